@@ -1,0 +1,26 @@
+"""caplet: prune, quantize and ship capsule networks with exact integers.
+
+The public functions live in :mod:`caplet.api` and are loaded on first use, so that ``import caplet`` stays light
+(no torch).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+try:
+    __version__ = version("caplet")
+except PackageNotFoundError:  # running from a source tree that was never installed
+    __version__ = "0+unknown"
+
+_API = ("load", "train", "calibrate", "search", "evaluate", "quantize", "save", "inspect")
+
+__all__ = ["__version__", *_API]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _API:
+        return getattr(import_module("caplet.api"), name)
+    raise AttributeError(f"module 'caplet' has no attribute {name!r}")

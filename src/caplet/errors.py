@@ -1,0 +1,38 @@
+"""Errors a user can cause. The command line prints them in one line and exits with ``exit_code``."""
+
+from __future__ import annotations
+
+
+class CapletError(Exception):
+    """Base of every error that is the input's fault, not the program's.
+
+    The message says what is wrong, where, the value found, the rule, and what to do.
+    """
+
+    exit_code = 3
+
+
+class DataError(CapletError):
+    """A dataset, image or split cannot be used."""
+
+
+class ModelError(CapletError):
+    """A model, checkpoint or architecture cannot be used."""
+
+
+class PlanError(CapletError):
+    """A quantization plan does not fit the model, or a width is out of range."""
+
+
+class ConfigError(CapletError):
+    """A setting is unknown or out of range."""
+
+
+class ArtefactError(CapletError):
+    """A file or folder of results cannot be read or written."""
+
+
+class TargetNotMet(CapletError):
+    """The search ended without meeting its target; the best result found was still written."""
+
+    exit_code = 5
