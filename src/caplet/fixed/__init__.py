@@ -1,0 +1,16 @@
+"""Fixed-point numbers and the integer functions of capsule networks; numpy only, torch tensors welcome."""
+
+from caplet.fixed.format import AnyFormat, FixedFormat, LogFormat, format_from_json
+from caplet.fixed.rounding import Rounding, fnv1a32, noise_keys, rounding_shift, stochastic_noise
+
+__all__ = [
+    "AnyFormat",
+    "FixedFormat",
+    "LogFormat",
+    "Rounding",
+    "fnv1a32",
+    "format_from_json",
+    "noise_keys",
+    "rounding_shift",
+    "stochastic_noise",
+]

@@ -1,0 +1,255 @@
+"""What a number is: fixed-point formats, and signed powers of two for weights.
+
+Every format turns real numbers into integer codes and back, on numpy arrays or torch tensors alike (array API).
+Both kinds also say what the device multiplies with: ``value = integers(codes) * 2**-frac_bits``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from array_api_compat import array_namespace, is_numpy_namespace
+
+from caplet.errors import ModelError, PlanError
+from caplet.fixed.rounding import Array, Rounding
+
+MAX_BITS = 16
+MAX_FRAC_BITS = 64
+MAX_LOG_BITS = 5
+
+
+def _as_real(x: Array) -> tuple[Array, Any]:
+    """``x`` as a float32/float64 array and its namespace; Python numbers become float64. Raises ModelError on NaN."""
+    if isinstance(x, int | float | list | tuple):
+        x = np.asarray(x, dtype=np.float64)
+    xp = array_namespace(x)
+    if x.dtype not in (xp.float32, xp.float64):
+        x = xp.astype(x, xp.float64 if is_numpy_namespace(xp) else xp.float32)
+    # max() propagates NaN, and reads the data once without a temporary.
+    if 0 not in x.shape and bool(xp.isnan(xp.max(x))):
+        raise ModelError(
+            f"cannot encode NaN: a tensor of shape {tuple(x.shape)} holds at least one; find where it arose"
+        )
+    return x, xp
+
+
+def _require_int(owner: str, name: str, value: object, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise PlanError(f"{owner}: {name} is {value!r}; the rule is an integer from {low} to {high}")
+
+
+@dataclass(frozen=True)
+class FixedFormat:
+    """Two's complement fixed point: ``value = code * 2**-frac_bits``.
+
+    bits: 1..16, the sign included; a signed format of 1 bit holds the codes -1 and 0.
+    frac_bits: -64..64; may be negative or exceed bits.
+    Raises PlanError when a field is out of range.
+
+    >>> FixedFormat(8, 5, True).encode([-9.0, 0.1, 0.109375, 9.0])
+    array([-128,    3,    4,  127], dtype=int32)
+    """
+
+    kind: ClassVar[str] = "fixed"
+
+    bits: int
+    frac_bits: int
+    signed: bool
+
+    def __post_init__(self) -> None:
+        _require_int("FixedFormat", "bits", self.bits, 1, MAX_BITS)
+        _require_int("FixedFormat", "frac_bits", self.frac_bits, -MAX_FRAC_BITS, MAX_FRAC_BITS)
+        if not isinstance(self.signed, bool):
+            raise PlanError(f"FixedFormat: signed is {self.signed!r}; the rule is true or false")
+
+    @property
+    def min_code(self) -> int:
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def max_code(self) -> int:
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+    @property
+    def step(self) -> float:
+        """The value of one code step."""
+        return 2.0**-self.frac_bits
+
+    @property
+    def min_value(self) -> float:
+        return self.min_code * self.step
+
+    @property
+    def max_value(self) -> float:
+        return self.max_code * self.step
+
+    def encode(self, x: Array, rounding: Rounding = Rounding.NEAREST, noise: Array = None) -> Array:
+        """Real numbers -> codes: int32, x's shape and kind; values outside the range saturate, infinities too.
+
+        Exact: the result is the rounded true value of each float, with no double rounding. noise: for stochastic
+        rounding, integers in [0, 2**32) that broadcast against x. Raises ModelError when x holds NaN.
+        """
+        codes, xp = self._rounded(x, rounding, noise)
+        return xp.astype(codes, xp.int32)
+
+    def quantize(self, x: Array, rounding: Rounding = Rounding.NEAREST, noise: Array = None) -> Array:
+        """The representable value that ``encode`` chooses, in x's own float dtype: ``decode(encode(x))``."""
+        codes, _ = self._rounded(x, rounding, noise)
+        return codes * self.step
+
+    def decode(self, codes: Array) -> Array:
+        """Codes -> values: float32 for torch tensors, float64 for numpy arrays. Exact for every code."""
+        xp = array_namespace(codes)
+        return xp.astype(codes, xp.float64 if is_numpy_namespace(xp) else xp.float32) * self.step
+
+    def integers(self, codes: Array) -> Array:
+        """The integers that the device multiplies with; ``value = integers(codes) * 2**-frac_bits``."""
+        return codes
+
+    def saturate(self, integers: Array) -> Array:
+        """Clip integers of any width to the range of codes; dtype kept."""
+        return array_namespace(integers).clip(integers, self.min_code, self.max_code)
+
+    def _rounded(self, x: Array, rounding: Rounding, noise: Array) -> tuple[Array, Any]:
+        x, xp = _as_real(x)
+        if rounding is Rounding.NEAREST:
+            # floor(y + 1/2) written as floor((floor(2y) + 1) / 2): y + 1/2 itself rounds up just below one half.
+            codes = xp.floor((xp.floor(x * 2.0 ** (self.frac_bits + 1)) + 1.0) * 0.5)
+        elif rounding is Rounding.TRUNCATE:
+            codes = xp.floor(x * 2.0**self.frac_bits)
+        else:
+            if noise is None:
+                raise PlanError("stochastic rounding: no noise was given; pass stochastic_noise(seed, key, count)")
+            # y + noise / 2**32 >= ceil boundary, compared without a rounded sum: frac(y) is exact in float64.
+            y = xp.astype(x, xp.float64) * 2.0**self.frac_bits
+            whole = xp.floor(y)
+            up = (y - whole) + xp.astype(noise, xp.float64) * 2.0**-32 >= 1.0
+            codes = xp.astype(xp.where(up, whole + 1.0, whole), x.dtype)
+        return xp.clip(codes, float(self.min_code), float(self.max_code)), xp
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "bits": self.bits, "frac_bits": self.frac_bits, "signed": self.signed}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> FixedFormat:
+        _require_keys(data, cls.kind, {"kind", "bits", "frac_bits", "signed"})
+        return cls(data["bits"], data["frac_bits"], data["signed"])
+
+
+@dataclass(frozen=True)
+class LogFormat:
+    """Signed powers of two ("log2" weights): code 0 is zero, codes +-m are ``+-2**(max_exponent - (m - 1))``.
+
+    bits: 2..5, the sign included, so m = 1 .. 2**(bits-1) - 1 and code 1 is the largest magnitude. Five bits already
+    span 15 octaves; more would not fit the 16-bit integers that the device multiplies with.
+    max_exponent: -64..64. Raises PlanError when a field is out of range.
+
+    >>> LogFormat(3, 0).encode([0.0, 1.0, -0.5, 0.25, 0.7, 0.12])
+    array([ 0,  1, -2,  3,  2,  0], dtype=int32)
+    """
+
+    kind: ClassVar[str] = "log2"
+    signed: ClassVar[bool] = True
+
+    bits: int
+    max_exponent: int
+
+    def __post_init__(self) -> None:
+        _require_int("LogFormat", "bits", self.bits, 2, MAX_LOG_BITS)
+        _require_int("LogFormat", "max_exponent", self.max_exponent, -MAX_FRAC_BITS, MAX_FRAC_BITS)
+
+    @property
+    def max_code(self) -> int:
+        return (1 << (self.bits - 1)) - 1
+
+    @property
+    def min_code(self) -> int:
+        return -self.max_code
+
+    @property
+    def frac_bits(self) -> int:
+        """Fraction bits of ``integers``: the smallest magnitude is ``2**-frac_bits``."""
+        return self.max_code - 1 - self.max_exponent
+
+    @property
+    def step(self) -> float:
+        """The smallest magnitude other than zero."""
+        return 2.0**-self.frac_bits
+
+    @property
+    def max_value(self) -> float:
+        return 2.0**self.max_exponent
+
+    @property
+    def min_value(self) -> float:
+        return -self.max_value
+
+    def encode(self, x: Array, rounding: Rounding = Rounding.NEAREST, noise: Array = None) -> Array:
+        """Real numbers -> codes, nearest in value, ties away from zero: int32, x's shape and kind; saturating.
+
+        Raises PlanError for a rounding other than nearest, ModelError when x holds NaN.
+        """
+        codes, xp = self._nearest(x, rounding)[:2]
+        return xp.astype(codes, xp.int32)
+
+    def quantize(self, x: Array, rounding: Rounding = Rounding.NEAREST, noise: Array = None) -> Array:
+        """The representable value that ``encode`` chooses, in x's own float dtype: ``decode(encode(x))``."""
+        codes, xp, x = self._nearest(x, rounding)
+        return xp.astype(self.decode(codes), x.dtype)
+
+    def decode(self, codes: Array) -> Array:
+        """Codes -> values: float32 for torch tensors, float64 for numpy arrays. Exact for every code."""
+        xp = array_namespace(codes)
+        real = xp.float64 if is_numpy_namespace(xp) else xp.float32
+        return xp.astype(self.integers(codes), real) * self.step
+
+    def integers(self, codes: Array) -> Array:
+        """``+-2**(max_code - m)`` for code +-m and 0 for code 0: integers of at most 16 bits, codes' dtype.
+
+        ``value = integers(codes) * 2**-frac_bits``, so a multiplication by a weight is a shift on the device.
+        """
+        xp = array_namespace(codes)
+        magnitude = xp.abs(codes)
+        power = xp.ones_like(codes) << (self.max_code - xp.clip(magnitude, 1, None))
+        return xp.sign(codes) * power
+
+    def _nearest(self, x: Array, rounding: Rounding) -> tuple[Array, Any, Array]:
+        if rounding is not Rounding.NEAREST:
+            raise PlanError(f"LogFormat: rounding {rounding!s} is not defined for powers of two; use nearest")
+        x, xp = _as_real(x)
+        count = self.max_code
+        low = self.max_exponent - count + 1
+        # Ascending midpoints between neighbouring magnitudes: 2**low / 2, then 0.75 * 2**e. Exact in float32.
+        midpoints = [2.0 ** (low - 1)] + [0.75 * 2.0**e for e in range(low + 1, self.max_exponent + 1)]
+        edges = xp.asarray(midpoints, dtype=x.dtype)
+        if hasattr(x, "device") and not is_numpy_namespace(xp):
+            edges = edges.to(x.device)
+        passed = xp.searchsorted(edges, xp.abs(x), side="right")
+        magnitude = xp.where(passed == 0, xp.zeros_like(passed), count + 1 - passed)
+        return xp.where(x < 0, -magnitude, magnitude), xp, x
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "bits": self.bits, "max_exponent": self.max_exponent}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> LogFormat:
+        _require_keys(data, cls.kind, {"kind", "bits", "max_exponent"})
+        return cls(data["bits"], data["max_exponent"])
+
+
+AnyFormat = FixedFormat | LogFormat
+_KINDS: dict[str, type[FixedFormat] | type[LogFormat]] = {FixedFormat.kind: FixedFormat, LogFormat.kind: LogFormat}
+
+
+def format_from_json(data: object) -> AnyFormat:
+    """Read what ``to_json`` of either format wrote; the field ``kind`` says which. Raises PlanError otherwise."""
+    if not isinstance(data, dict) or not isinstance(data.get("kind"), str) or data["kind"] not in _KINDS:
+        raise PlanError(f"format: found {data!r:.200}; the rule is an object whose kind is one of {sorted(_KINDS)}")
+    return _KINDS[data["kind"]].from_json(data)
+
+
+def _require_keys(data: dict[str, Any], kind: str, keys: set[str]) -> None:
+    if set(data) != keys or data["kind"] != kind:
+        raise PlanError(f"format: found {data!r:.200}; a {kind} format has exactly the fields {sorted(keys)}")
