@@ -17,7 +17,7 @@ except PackageNotFoundError:  # running from a source tree that was never instal
 
 _API = ("load", "train", "calibrate", "search", "evaluate", "quantize", "save", "inspect")
 
-__all__ = ["__version__", *_API]  # noqa: PLE0604
+__all__ = ["__version__", *_API]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,115 @@
+"""What every model is: a sequence of stages over a small state of tensors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt
+from torch import Tensor, nn
+
+from caplet.errors import ModelError
+from caplet.nn.layer import Layer
+from caplet.nn.points import PointHandler, PointSpec, handling
+
+State = tuple[Tensor, ...]
+
+
+class ModelConfig(BaseModel):
+    """Settings of a model: everything needed to build it again, JSON-able, immutable.
+
+    Attributes:
+        image: (channels, rows, columns) of the input.
+        classes: number of classes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 28, 28)
+    classes: PositiveInt = 10
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One block of a model: the unit of width groups and of re-evaluation in searches.
+
+    Attributes:
+        name: the block's name; its point keys start with it (the ``input`` stage holds ``input.image``).
+        run: state in, state out.
+        layers: the layers that ``run`` uses.
+        outputs: the point key that produced each tensor of the output state.
+    """
+
+    name: str
+    run: Callable[[State], State]
+    layers: tuple[Layer, ...]
+    outputs: tuple[str, ...]
+
+
+class CapsNet(nn.Module, ABC):
+    """A capsule network: images float (B, C, H, W) in [0, 1] -> class capsules float (B, classes, D).
+
+    The predicted class is the longest class capsule (the first one on a tie).
+
+    Attributes:
+        family: the name under which the registry knows the class.
+        config: the settings it was built from.
+    """
+
+    family: str
+    config: ModelConfig
+
+    @abstractmethod
+    def stages(self) -> tuple[Stage, ...]:
+        """The model's stages in order; the first is ``input``, the last gives the class capsules."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        state: State = (images,)
+        for stage in self.stages():
+            state = stage.run(state)
+        return state[0]
+
+    def layers(self) -> Iterator[Layer]:
+        """All layers in order of execution."""
+        for stage in self.stages():
+            yield from stage.layers
+
+    def points(self) -> dict[str, PointSpec]:
+        """Every declared point by key, in order of execution."""
+        return {key: spec for layer in self.layers() for key, spec in layer.points().items()}
+
+    def handle(self, handler: PointHandler) -> AbstractContextManager[None]:
+        """Context manager: attach ``handler`` to every layer of the model."""
+        return handling(list(self.layers()), handler)
+
+    def groups(self) -> tuple[str, ...]:
+        """Names of the width groups: every stage but the input."""
+        return tuple(stage.name for stage in self.stages()[1:])
+
+    def parameter_count(self) -> int:
+        """Number of trained parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise :class:`ModelError` unless ``images`` is (B, C, H, W) of the model's size."""
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.config.image:
+            expected = "x".join(map(str, self.config.image))
+            found = "x".join(map(str, images.shape[1:] if images.ndim == 4 else images.shape))
+            raise ModelError(
+                f"model {self.family}: it takes {expected} images (channels x rows x columns), got {found};"
+                " choose a matching dataset, or resize with --size / --channels"
+            )
+
+
+def check_finite(model: CapsNet, where: str) -> None:
+    """Raise :class:`ModelError` naming the first parameter or buffer with a NaN or infinity."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise ModelError(
+                f"{where}: {bad} of {tensor.numel()} values of {name} are not finite (NaN or infinity);"
+                " the training that made this file diverged"
+            )

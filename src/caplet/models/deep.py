@@ -1,0 +1,138 @@
+"""DeepCaps in the Q-CapsNets variant (Rajasegaran et al. 2019; Marchisio et al. 2020)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt
+from torch import Tensor, nn
+
+from caplet.errors import ModelError
+from caplet.models.base import CapsNet, ModelConfig, Stage, State
+from caplet.nn.caps import ConvCaps2d, DenseCaps, flatten_capsules
+from caplet.nn.conv import ConvReLU, InputLayer
+from caplet.nn.layer import Layer
+from caplet.nn.routed import ResidualAdd, RoutedConvCaps
+
+
+class Block(BaseModel):
+    """One block of conv capsules: its capsule types, their dimension, and the first layer's stride."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    types: PositiveInt = 32
+    dim: PositiveInt = 8
+    stride: PositiveInt = 2
+
+
+class DeepCapsConfig(ModelConfig):
+    """Settings of :class:`DeepCaps`; the defaults are the published network for 32x32 colour images.
+
+    Attributes:
+        channels: output channels of the first convolution.
+        blocks: the blocks in order; the last one's skip branch is routed.
+        class_dim: dimension of the class capsules.
+        skip_iterations, iterations: routing iterations of the routed skip and of the class capsules.
+    """
+
+    image: tuple[PositiveInt, PositiveInt, PositiveInt] = (3, 32, 32)
+    channels: PositiveInt = 128
+    blocks: tuple[Block, Block, Block, Block] = (Block(dim=4), Block(), Block(), Block())
+    class_dim: PositiveInt = 32
+    skip_iterations: PositiveInt = 3
+    iterations: PositiveInt = 3
+
+
+class CapsBlock(nn.Module):
+    """Three serial layers of conv capsules and a skip branch from the first to the sum.
+
+    ``l1`` (strided) feeds both ``l2`` -> ``l3`` and ``skip``; the block's output is ``l3 + skip``.
+    """
+
+    def __init__(self, name: str, in_shape: tuple[int, int, int], block: Block, skip_iterations: int | None) -> None:
+        super().__init__()
+
+        def conv(layer: str, shape: tuple[int, int, int], stride: int = 1) -> ConvCaps2d:
+            return ConvCaps2d(f"{name}.{layer}", shape, block.types, block.dim, 3, stride, 1)
+
+        self.l1 = conv("l1", in_shape, block.stride)
+        types, dim, rows, columns = self.out_shape = self.l1.out_shape
+        inner = (types * dim, rows, columns)
+        self.l2, self.l3 = conv("l2", inner), conv("l3", inner)
+        self.skip: ConvCaps2d | RoutedConvCaps
+        if skip_iterations is None:
+            self.skip = conv("skip", inner)
+        else:
+            self.skip = RoutedConvCaps(f"{name}.skip", self.out_shape, types, dim, 3, 1, 1, iterations=skip_iterations)
+        self.add = ResidualAdd(name, self.out_shape)
+
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers in order of execution."""
+        return (self.l1, self.skip, self.l2, self.l3, self.add)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.l1(x)
+        skip = self.skip(first if isinstance(self.skip, RoutedConvCaps) else first.flatten(1, 2))
+        second = self.l2(first.flatten(1, 2))
+        return self.add(self.l3(second.flatten(1, 2)), skip)
+
+
+class DeepCaps(CapsNet):
+    """Conv + ReLU + batch norm, four capsule blocks, class capsules over the last two blocks' capsules.
+
+    Differs from Rajasegaran et al. as the Q-CapsNets code does: batch norm follows the ReLU, the serial layers have no
+    batch norm, the class capsules have a bias.
+
+    Raises:
+        ModelError: the image is too small for a layer; the message names the layer.
+    """
+
+    family = "deep"
+
+    def __init__(self, config: DeepCapsConfig | None = None) -> None:
+        super().__init__()
+        config = config or DeepCapsConfig()
+        self.config: DeepCapsConfig = config
+        self.input = InputLayer("input", config.image)
+        self.conv1 = ConvReLU("conv1", config.image, config.channels, 3, 1, 1, batch_norm=True)
+        blocks: list[CapsBlock] = []
+        shape = self.conv1.out_shape
+        for index, block in enumerate(config.blocks, start=1):
+            last = index == len(config.blocks)
+            module = CapsBlock(f"block{index}", shape, block, config.skip_iterations if last else None)
+            types, dim, rows, columns = module.out_shape
+            shape = (types * dim, rows, columns)
+            blocks.append(module)
+        self.blocks = nn.ModuleList(blocks)
+        self._blocks = tuple(blocks)
+        third, fourth = config.blocks[-2], config.blocks[-1]
+        if third.dim != fourth.dim:
+            raise ModelError(
+                f"model deep: blocks 3 and 4 both feed the class capsules, but their capsules have {third.dim} and"
+                f" {fourth.dim} dimensions; give them the same"
+            )
+        capsules = sum(t * r * c for t, _, r, c in (blocks[i].out_shape for i in (-2, -1)))
+        self.digit = DenseCaps("digit", capsules, fourth.dim, config.classes, config.class_dim, config.iterations)
+        self.to(memory_format=torch.channels_last)
+
+    def stages(self) -> tuple[Stage, ...]:
+        def run_block(index: int) -> Stage:
+            block = self._blocks[index]
+            name, last = f"block{index + 1}", index == len(self._blocks) - 1
+
+            def run(state: State) -> State:
+                x = state[0]
+                out = block(x if x.ndim == 4 else x.flatten(1, 2))
+                return (x, out) if last else (out,)
+
+            outputs = (f"block{index}.sum", f"{name}.sum") if last else (f"{name}.sum",)
+            return Stage(name, run, block.layers(), outputs)
+
+        def classify(state: State) -> State:
+            return (self.digit(torch.cat([flatten_capsules(x) for x in state], 1)),)
+
+        return (
+            Stage("input", lambda s: (self.input(s[0]),), (self.input,), ("input.image",)),
+            Stage("conv1", lambda s: (self.conv1(s[0]),), (self.conv1,), ("conv1.activation",)),
+            *(run_block(i) for i in range(len(self._blocks))),
+            Stage("digit", classify, (self.digit,), ("digit.activation",)),
+        )

@@ -1,0 +1,121 @@
+"""The registry of model families and of named, ready-made configurations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+
+from caplet.errors import ModelError
+from caplet.models.base import CapsNet, ModelConfig
+from caplet.models.deep import DeepCaps, DeepCapsConfig
+from caplet.models.shallow import ShallowCaps, ShallowCapsConfig, StemConv
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model class and its settings class."""
+
+    model: type[CapsNet]
+    config: type[ModelConfig]
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A ready-made configuration with one line about it."""
+
+    family: str
+    config: ModelConfig
+    about: str
+
+
+FAMILIES: dict[str, Family] = {}
+NAMED: dict[str, NamedModel] = {}
+
+
+def register_family(name: str, model: type[CapsNet], config: type[ModelConfig]) -> None:
+    """Add a model family; a name that is taken raises ValueError."""
+    if name in FAMILIES:
+        raise ValueError(f"model family {name!r} is already registered")
+    FAMILIES[name] = Family(model, config)
+
+
+def register_model(name: str, family: str, config: ModelConfig, about: str) -> None:
+    """Add a ready-made configuration; a name that is taken raises ValueError."""
+    if name in NAMED:
+        raise ValueError(f"model {name!r} is already registered")
+    NAMED[name] = NamedModel(family, config, about)
+
+
+def build(family: str, config: ModelConfig | dict[str, Any]) -> CapsNet:
+    """Build a model of ``family`` from its settings (a settings object or a JSON-like dict).
+
+    Raises:
+        ModelError: unknown family, unknown or invalid setting, image too small.
+    """
+    entry = FAMILIES.get(family)
+    if entry is None:
+        raise ModelError(_unknown("model family", family, FAMILIES))
+    if isinstance(config, dict):
+        try:
+            config = entry.config.model_validate(config)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ModelError(f"model {family}: setting {where!r}: {first['msg']} (found {first['input']!r})") from None
+    return entry.model(config)
+
+
+def named_model(name: str) -> NamedModel:
+    """The ready-made configuration ``name``.
+
+    Raises:
+        ModelError: unknown name; the message suggests the nearest.
+    """
+    if name not in NAMED:
+        raise ModelError(_unknown("model", name, NAMED))
+    return NAMED[name]
+
+
+def _unknown(what: str, name: str, known: dict[str, Any]) -> str:
+    near = get_close_matches(name, known, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {name!r}{hint} (known: {', '.join(sorted(known))})"
+
+
+register_family("shallow", ShallowCaps, ShallowCapsConfig)
+register_family("deep", DeepCaps, DeepCapsConfig)
+
+register_model("shallow", "shallow", ShallowCapsConfig(), "ShallowCaps of Sabour et al. 2017, 1x28x28")
+register_model(
+    "shallow-digits",
+    "shallow",
+    ShallowCapsConfig(
+        image=(1, 8, 8),
+        stem=(StemConv(kernel=3, channels=32),),
+        primary_types=8,
+        primary_dim=8,
+        primary_kernel=3,
+        primary_stride=2,
+        class_dim=8,
+    ),
+    "small ShallowCaps for scikit-learn's 8x8 digits",
+)
+register_model(
+    "q7-mnist",
+    "shallow",
+    ShallowCapsConfig(
+        stem=(StemConv(kernel=7, channels=16),),
+        primary_types=16,
+        primary_dim=4,
+        primary_kernel=7,
+        class_dim=6,
+        class_bias=False,
+    ),
+    "the public Q7-CapsNets network for MNIST, 1x28x28",
+)
+register_model("deep", "deep", DeepCapsConfig(), "DeepCaps of the Q-CapsNets code, 3x32x32")
+register_model("deep-28", "deep", DeepCapsConfig(image=(1, 28, 28)), "DeepCaps for MNIST-like images, 1x28x28")
+register_model("deep-64", "deep", DeepCapsConfig(image=(3, 64, 64)), "DeepCaps for 64x64 colour images")

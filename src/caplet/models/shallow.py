@@ -1,0 +1,101 @@
+"""ShallowCaps: stem convolutions, primary capsules, class capsules (Sabour et al. 2017, section 4)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from caplet.models.base import CapsNet, ModelConfig, Stage
+from caplet.nn.caps import ConvCaps2d, DenseCaps, flatten_capsules
+from caplet.nn.conv import ConvReLU, InputLayer
+
+
+class StemConv(BaseModel):
+    """One stem convolution (no padding), followed by ReLU."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kernel: PositiveInt = 9
+    stride: PositiveInt = 1
+    channels: PositiveInt = 256
+
+
+class ShallowCapsConfig(ModelConfig):
+    """Settings of :class:`ShallowCaps`; the defaults are the network of Sabour et al. for 28x28 images.
+
+    Attributes:
+        stem: the convolutions before the capsules, in order.
+        primary_types, primary_dim: capsule types and capsule dimension of the primary capsules.
+        primary_kernel, primary_stride: their convolution (no padding).
+        class_dim: dimension of the class capsules.
+        iterations: routing iterations.
+        primary_bias, class_bias: whether those layers have a bias.
+    """
+
+    stem: tuple[StemConv, ...] = (StemConv(),)
+    primary_types: PositiveInt = 32
+    primary_dim: PositiveInt = 8
+    primary_kernel: PositiveInt = 9
+    primary_stride: PositiveInt = 2
+    class_dim: PositiveInt = 16
+    iterations: PositiveInt = 3
+    primary_bias: bool = True
+    class_bias: bool = True
+
+
+class ShallowCaps(CapsNet):
+    """Stem convolutions + ReLU, primary capsules, class capsules with dynamic routing.
+
+    Differs from Sabour et al. only by the optional bias of the class capsules, which the Q-CapsNets models have. The
+    public Q-CapsNets code scales the primary preactivation by 1 / types; ours does not (imported weights carry it).
+
+    Raises:
+        ModelError: the image is too small for a layer; the message names the layer.
+    """
+
+    family = "shallow"
+
+    def __init__(self, config: ShallowCapsConfig | None = None) -> None:
+        super().__init__()
+        config = config or ShallowCapsConfig()
+        self.config: ShallowCapsConfig = config
+        self.input = InputLayer("input", config.image)
+        stem: list[ConvReLU] = []
+        shape = config.image
+        for index, conv in enumerate(config.stem, start=1):
+            layer = ConvReLU(f"conv{index}", shape, conv.channels, conv.kernel, conv.stride)
+            shape = layer.out_shape
+            stem.append(layer)
+        self.stem = torch.nn.ModuleList(stem)
+        self._stem = tuple(stem)
+        self.primary = ConvCaps2d(
+            "primary",
+            shape,
+            config.primary_types,
+            config.primary_dim,
+            config.primary_kernel,
+            config.primary_stride,
+            bias=config.primary_bias,
+        )
+        types, dim, rows, columns = self.primary.out_shape
+        self.digit = DenseCaps(
+            "digit",
+            types * rows * columns,
+            dim,
+            config.classes,
+            config.class_dim,
+            config.iterations,
+            bias=config.class_bias,
+        )
+        self.to(memory_format=torch.channels_last)
+
+    def stages(self) -> tuple[Stage, ...]:
+        def convolve(layer: ConvReLU) -> Stage:
+            return Stage(layer.name, lambda s: (layer(s[0]),), (layer,), (f"{layer.name}.activation",))
+
+        return (
+            Stage("input", lambda s: (self.input(s[0]),), (self.input,), ("input.image",)),
+            *map(convolve, self._stem),
+            Stage("primary", lambda s: (self.primary(s[0]),), (self.primary,), ("primary.activation",)),
+            Stage("digit", lambda s: (self.digit(flatten_capsules(s[0])),), (self.digit,), ("digit.activation",)),
+        )

@@ -1,0 +1,1 @@
+"""Capsule layers in PyTorch, each written once; every tensor the device stores passes a named point."""

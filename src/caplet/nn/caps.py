@@ -1,0 +1,143 @@
+"""Capsule layers without convolutional votes: primary capsules, 2-D convolutional capsules, class capsules."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from caplet.nn.conv import OIHW
+from caplet.nn.functional import route
+from caplet.nn.layer import Layer, conv_size
+from caplet.nn.points import PointSpec, Role, flash, ram
+
+TDHW = ("type", "dim", "row", "column")
+UNIT = (-1.0, 1.0)
+
+
+def flatten_capsules(x: Tensor) -> Tensor:
+    """Capsule maps (B, T, D, H, W) -> list of capsules (B, T*H*W, D), type by type, row by row."""
+    return x.permute(0, 1, 3, 4, 2).flatten(1, 3)
+
+
+class ConvCaps2d(Layer):
+    """Convolutional capsules without routing: one convolution over all types together, then squash.
+
+    With an image-like input these are the primary capsules of ShallowCaps; with capsule input, DeepCaps' serial
+    layers (Rajasegaran et al. 2019, section 3.1).
+
+    Args:
+        in_shape: (channels, H, W), the channels being types x dimension of the input.
+        types, dim: capsule types and capsule dimension of the output.
+        bias: whether a bias per (type, dimension) is added.
+
+    Input float (B, channels, H, W) -> float (B, types, dim, H', W').
+    """
+
+    def __init__(
+        self,
+        name: str,
+        in_shape: tuple[int, int, int],
+        types: int,
+        dim: int,
+        kernel: int,
+        stride: int = 1,
+        padding: int = 0,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(name)
+        channels, height, width = in_shape
+        self.kernel, self.stride, self.padding = kernel, stride, padding
+        self.types, self.dim = types, dim
+        self.in_shape = in_shape
+        rows = conv_size(name, height, kernel, stride, padding)
+        columns = conv_size(name, width, kernel, stride, padding)
+        self.out_shape = (types, dim, rows, columns)
+        self.weight = nn.Parameter(torch.empty(types * dim, channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(types * dim)) if bias else None
+        nn.init.xavier_uniform_(self.weight)
+        self.declare(flash("weight", Role.WEIGHT, OIHW, tuple(self.weight.shape)))
+        if bias:
+            self.declare(flash("bias", Role.BIAS, ("out",), (types * dim,)))
+        self.declare(
+            ram("preactivation", Role.PREACTIVATION, TDHW, self.out_shape, signed=True),
+            ram("activation", Role.ACTIVATION, TDHW, self.out_shape, signed=True, bound=UNIT, output=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.tap("bias", self.bias)
+        x = F.conv2d(x, self.tap("weight", self.weight), bias, self.stride, self.padding)
+        x = x.unflatten(1, (self.types, self.dim))
+        return self.squash(self.tap("preactivation", x), 2)
+
+
+def routing_points(out_capsules: int, in_capsules: int, dim: int, iterations: int) -> tuple[PointSpec, ...]:
+    """Points of a routing from ``in_capsules`` to ``out_capsules`` of ``dim`` dimensions."""
+    routed = iterations > 1
+    pair, out = ("out", "in"), ("out", "dim")
+    coupling = ram(
+        "coupling", Role.COUPLING, pair, (out_capsules, in_capsules), signed=False, bound=(0.0, 1.0), routed=routed
+    )
+    logits = ram("logits", Role.LOGITS, pair, (out_capsules, in_capsules), signed=True, routed=True)
+    return (
+        ram("votes", Role.VOTES, ("out", "in", "dim"), (out_capsules, in_capsules, dim), signed=True, routed=routed),
+        coupling,
+        ram("preactivation", Role.PREACTIVATION, out, (out_capsules, dim), signed=True, routed=routed),
+        ram(
+            "activation",
+            Role.ACTIVATION,
+            out,
+            (out_capsules, dim),
+            signed=True,
+            bound=UNIT,
+            output=True,
+            routed=routed,
+        ),
+        *((logits,) if routed else ()),
+    )
+
+
+class DenseCaps(Layer):
+    """Fully connected capsules with dynamic routing: the class capsules.
+
+    Args:
+        in_capsules, in_dim: I input capsules of K dimensions.
+        out_capsules, dim: G output capsules of D dimensions.
+        iterations: routing iterations, at least 1.
+        bias: whether a bias per (output capsule, dimension) is added to the preactivation.
+
+    Parameters: ``weight`` float (I, K, G*D), ``bias`` float (G, D).
+    Input float (B, I, K) -> float (B, G, D).
+
+    Source: Sabour et al. 2017, equation 2.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        in_capsules: int,
+        in_dim: int,
+        out_capsules: int,
+        dim: int,
+        iterations: int,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(name)
+        self.in_capsules, self.in_dim = in_capsules, in_dim
+        self.out_capsules, self.dim, self.iterations = out_capsules, dim, iterations
+        self.out_shape = (out_capsules, dim)
+        self.weight = nn.Parameter(torch.empty(in_capsules, in_dim, out_capsules * dim))
+        self.bias = nn.Parameter(torch.zeros(out_capsules, dim)) if bias else None
+        nn.init.normal_(self.weight, std=0.1)
+        self.declare(flash("weight", Role.WEIGHT, ("in", "in_dim", "out_dim"), tuple(self.weight.shape)))
+        if bias:
+            self.declare(flash("bias", Role.BIAS, ("out", "dim"), (out_capsules, dim)))
+        self.declare(*routing_points(out_capsules, in_capsules, dim, iterations))
+
+    def forward(self, x: Tensor) -> Tensor:
+        votes = torch.bmm(x.transpose(0, 1), self.tap("weight", self.weight))  # I, B, G*D
+        votes = votes.unflatten(2, (self.out_capsules, self.dim)).permute(1, 2, 0, 3).contiguous()
+        bias = None if self.bias is None else self.tap("bias", self.bias)
+        return route(self, self.tap("votes", votes), bias, self.iterations)

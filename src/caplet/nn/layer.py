@@ -1,0 +1,70 @@
+"""The base of every layer: declared points and the tap through which their tensors pass."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from caplet.errors import ModelError
+from caplet.nn.functional import softmax, squash
+from caplet.nn.points import PointHandler, PointSpec
+
+
+class Layer(nn.Module):
+    """A layer with a name and declared points.
+
+    Subclasses set ``self.specs`` (in declaration order) at the end of their ``__init__`` and pass every declared
+    tensor through :meth:`tap` in ``forward``.
+
+    Args:
+        name: unique within the model, e.g. ``"block1.l1"``; point keys are ``"<name>.<point>"``.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.handler: PointHandler | None = None
+        self.specs: dict[str, PointSpec] = {}
+
+    def declare(self, *specs: PointSpec) -> None:
+        """Declare the layer's points; a second declaration of a name raises."""
+        for spec in specs:
+            if spec.name in self.specs:
+                raise ValueError(f"{self.name}: point {spec.name!r} declared twice")
+            self.specs[spec.name] = spec
+
+    def points(self) -> dict[str, PointSpec]:
+        """The declared points by full key, in declaration order."""
+        return {f"{self.name}.{spec.name}": spec for spec in self.specs.values()}
+
+    def tap(self, point: str, value: Tensor, iteration: int = 0) -> Tensor:
+        """Pass ``value`` through the point ``point``; returns it unchanged when no handler is attached."""
+        if self.handler is None:
+            return value
+        return self.handler.tap(f"{self.name}.{point}", self.specs[point], value, iteration)
+
+    def softmax(self, logits: Tensor, dim: int, iteration: int = 0) -> Tensor:
+        """Coupling coefficients along ``dim``, through the ``coupling`` point."""
+        if self.handler is None:
+            return softmax(logits, dim)
+        return self.tap("coupling", self.handler.softmax(f"{self.name}.coupling", logits, dim), iteration)
+
+    def squash(self, capsules: Tensor, dim: int, iteration: int = 0) -> Tensor:
+        """Squash along ``dim``, through the ``activation`` point."""
+        if self.handler is None:
+            return squash(capsules, dim)
+        return self.tap("activation", self.handler.squash(f"{self.name}.activation", capsules, dim), iteration)
+
+
+def conv_size(layer: str, size: int, kernel: int, stride: int, padding: int) -> int:
+    """Output rows (or columns) of a convolution; raises where the kernel does not fit.
+
+    Raises:
+        ModelError: the padded input is smaller than the kernel; the message names the layer and both sizes.
+    """
+    out = (size + 2 * padding - kernel) // stride + 1
+    if size + 2 * padding < kernel:
+        raise ModelError(
+            f"layer {layer}: its {kernel}x{kernel} kernel does not fit its {size}x{size} input"
+            f" (padding {padding}); use a larger image or a smaller kernel"
+        )
+    return out

@@ -1,0 +1,151 @@
+"""Points: the named places where a layer's tensors can be observed or quantized.
+
+A layer declares each tensor the device will store as a :class:`PointSpec` and passes that tensor through
+:meth:`caplet.nn.layer.Layer.tap`. With no handler attached a tap returns its argument unchanged. A
+:class:`PointHandler` (calibration, fake-quant, ...) sees every tensor with its key, ``"<layer>.<point>"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from math import prod
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from caplet.nn.layer import Layer
+
+
+class Role(StrEnum):
+    """What a tensor is for; searches and reports group points by it."""
+
+    IMAGE = "image"
+    WEIGHT = "weight"
+    BIAS = "bias"
+    SCALE = "scale"
+    OFFSET = "offset"
+    VOTES = "votes"
+    COUPLING = "coupling"
+    LOGITS = "logits"
+    PREACTIVATION = "preactivation"
+    ACTIVATION = "activation"
+
+
+class Storage(StrEnum):
+    """Where the device keeps a tensor: constants in flash, everything computed in RAM."""
+
+    FLASH = "flash"
+    RAM = "ram"
+
+
+class Lifetime(StrEnum):
+    """How long a tensor must be kept."""
+
+    CONSTANT = "constant"  # for ever (flash)
+    LAYER = "layer"  # from its layer's start to its layer's end
+    OUTPUT = "output"  # until every layer that reads it has run
+
+
+#: Roles whose widths the routing part of a search moves (Marchisio et al. 2020, section III, step 4A).
+ROUTING_ROLES = frozenset({Role.PREACTIVATION, Role.LOGITS})
+
+
+@dataclass(frozen=True)
+class PointSpec:
+    """Declaration of one tensor that the device stores.
+
+    Attributes:
+        name: name inside its layer, e.g. ``"votes"``.
+        role: what the tensor is for.
+        dims: a name for each axis, without the batch axis.
+        shape: size of each axis, without the batch axis.
+        signed: whether negative values occur.
+        storage: flash (constants) or RAM.
+        lifetime: how long the tensor lives.
+        bound: ``(low, high)`` where mathematics bounds the values; such a point is not calibrated.
+        routed: whether the tensor lives inside a routing of more than one iteration.
+    """
+
+    name: str
+    role: Role
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    signed: bool
+    storage: Storage
+    lifetime: Lifetime
+    bound: tuple[float, float] | None = None
+    routed: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.dims) != len(self.shape):
+            raise ValueError(f"point {self.name!r}: {len(self.dims)} axis names for {len(self.shape)} axes")
+
+    @property
+    def elements(self) -> int:
+        """Number of elements (per image for RAM points)."""
+        return prod(self.shape)
+
+    @property
+    def device_axes(self) -> tuple[int, ...]:
+        """Axes in the order in which the device lays the tensor out: rows, columns, then everything else.
+
+        >>> spec = ram("activation", Role.ACTIVATION, ("channel", "row", "column"), (16, 5, 5), signed=False)
+        >>> spec.device_axes
+        (1, 2, 0)
+        """
+        spatial = [i for i, d in enumerate(self.dims) if d in ("row", "column") and self.storage is Storage.RAM]
+        return (*spatial, *(i for i in range(len(self.dims)) if i not in spatial))
+
+
+def flash(name: str, role: Role, dims: tuple[str, ...], shape: tuple[int, ...]) -> PointSpec:
+    """Declare a constant (weight, bias, ...)."""
+    return PointSpec(name, role, dims, tuple(shape), True, Storage.FLASH, Lifetime.CONSTANT)
+
+
+def ram(
+    name: str,
+    role: Role,
+    dims: tuple[str, ...],
+    shape: tuple[int, ...],
+    *,
+    signed: bool,
+    bound: tuple[float, float] | None = None,
+    output: bool = False,
+    routed: bool = False,
+) -> PointSpec:
+    """Declare a computed tensor; ``output`` marks what later layers read."""
+    lifetime = Lifetime.OUTPUT if output else Lifetime.LAYER
+    return PointSpec(name, role, dims, tuple(shape), signed, Storage.RAM, lifetime, bound, routed)
+
+
+class PointHandler(Protocol):
+    """What watches or changes the tensors at points."""
+
+    def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
+        """Return the tensor to use in place of ``value`` (RAM tensors carry a leading batch axis)."""
+        ...
+
+    def softmax(self, key: str, logits: Tensor, dim: int) -> Tensor:
+        """Coupling coefficients of ``logits`` along ``dim``; ``key`` is the coupling's point."""
+        ...
+
+    def squash(self, key: str, capsules: Tensor, dim: int) -> Tensor:
+        """Squash of ``capsules`` along ``dim``; ``key`` is the activation's point."""
+        ...
+
+
+@contextmanager
+def handling(layers: Iterator[Layer] | list[Layer] | tuple[Layer, ...], handler: PointHandler) -> Iterator[None]:
+    """Attach ``handler`` to ``layers`` for the duration of a ``with`` block; restores what was there before."""
+    attached = [(layer, layer.handler) for layer in layers]
+    for layer, _ in attached:
+        layer.handler = handler
+    try:
+        yield
+    finally:
+        for layer, previous in attached:
+            layer.handler = previous
