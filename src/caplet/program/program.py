@@ -1,0 +1,64 @@
+"""A Program: what ships. Typed ops over named integer tensors, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from caplet.program.ops import ConvVotes, DenseVotes, Op, Routing
+from caplet.program.tensor import Constant, TensorSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A capsule network in integers.
+
+    name: of the model; used for C identifiers.
+    tensors: every tensor by its name, in order of writing.
+    ops: in order of execution.
+    input: the raw image, (H, W, C), format ``PIXEL_FORMAT``; written by the caller.
+    output: the class capsules, (classes, D).
+    lengths: their squared lengths, (classes,).
+    seed: of stochastic rounding, 32 bits.
+    labels: the names of the classes, or empty.
+    meta: free text about the Program's origin (never interpreted).
+
+    Nothing is checked on construction; ``caplet.program.verify.verify`` checks everything.
+    """
+
+    name: str
+    tensors: Mapping[str, TensorSpec]
+    ops: tuple[Op, ...]
+    input: str
+    output: str
+    lengths: str
+    seed: int = 0
+    labels: tuple[str, ...] = ()
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, rows, columns) of an image, the order in which caplet's datasets hold it."""
+        rows, columns, channels = self.tensors[self.input].shape
+        return channels, rows, columns
+
+    @property
+    def classes(self) -> int:
+        return self.tensors[self.output].shape[0]
+
+    def constants(self) -> Iterator[Constant]:
+        """Every constant, op by op."""
+        for op in self.ops:
+            yield from op.constants
+
+    def votes_op(self, routing: Routing) -> DenseVotes | ConvVotes:
+        """The op that writes the votes of ``routing``."""
+        for op in self.ops:
+            if isinstance(op, DenseVotes | ConvVotes) and op.output == routing.votes:
+                return op
+        raise KeyError(f"{routing.name}: no op writes the votes {routing.votes!r}")
+
+    @property
+    def flash_bytes(self) -> int:
+        """Bytes of the bit-packed constants."""
+        return sum(constant.packed_bytes for constant in self.constants())
