@@ -1,0 +1,92 @@
+"""Accuracy with its uncertainty, and the paired comparison of two models on the same images."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from caplet.errors import DataError
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A count of correct predictions with its 95 % Wilson interval.
+
+    Attributes:
+        correct, n: images classified correctly, and in all.
+        percent, low, high: accuracy and interval in percent.
+    """
+
+    correct: int
+    n: int
+    percent: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a JSON-able dict."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.percent:.2f} % [{self.low:.2f}, {self.high:.2f}] of {self.n:,}"
+
+
+def accuracy(correct: int, n: int) -> Accuracy:
+    """Accuracy of ``correct`` out of ``n`` images with the 95 % Wilson interval.
+
+    >>> str(accuracy(9_901, 10_000))
+    '99.01 % [98.80, 99.19] of 10,000'
+    """
+    if n < 1 or not 0 <= correct <= n:
+        raise DataError(f"accuracy of {correct} correct out of {n} images is not defined")
+    interval = binomtest(correct, n).proportion_ci(0.95, method="wilson")
+    return Accuracy(correct, n, 100 * correct / n, 100 * float(interval.low), 100 * float(interval.high))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two models on the same images.
+
+    Attributes:
+        n: images.
+        n10: images that only the first model classifies correctly.
+        n01: images that only the second one classifies correctly.
+        loss: accuracy of the first minus that of the second, in percentage points.
+        low, high: 95 % interval of ``loss`` (Wald interval of a paired difference).
+        p_value: exact two-sided McNemar test of equal accuracy.
+    """
+
+    n: int
+    n10: int
+    n01: int
+    loss: float
+    low: float
+    high: float
+    p_value: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a JSON-able dict."""
+        return asdict(self)
+
+
+def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
+    """Compare two models' correctness, bool (n,) each, image by image.
+
+    >>> import numpy as np
+    >>> pair = paired(np.array([True, True, False, True]), np.array([True, False, False, False]))
+    >>> (pair.n10, pair.n01, pair.loss, pair.p_value)
+    (2, 0, 50.0, 0.5)
+    """
+    if first.shape != second.shape or first.ndim != 1 or not len(first):
+        raise DataError(f"paired comparison needs the same images on both sides, got {first.shape} and {second.shape}")
+    n = len(first)
+    n10, n01 = int((first & ~second).sum()), int((~first & second).sum())
+    discordant = n10 + n01
+    p_value = float(binomtest(n10, discordant).pvalue) if discordant else 1.0
+    loss = (n10 - n01) / n
+    spread = 1.959964 * np.sqrt(max(discordant / n - loss**2, 0.0) / n)
+    return Paired(n, n10, n01, 100 * loss, 100 * (loss - spread), 100 * (loss + spread), p_value)
