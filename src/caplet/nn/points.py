@@ -91,14 +91,14 @@ class PointSpec:
 
     @property
     def device_axes(self) -> tuple[int, ...]:
-        """Axes in the order in which the device lays the tensor out: rows, columns, then everything else.
+        """Axes in the order in which the device lays a computed tensor out: rows, columns, input capsules, the rest.
 
         >>> spec = ram("activation", Role.ACTIVATION, ("channel", "row", "column"), (16, 5, 5), signed=False)
         >>> spec.device_axes
         (1, 2, 0)
         """
-        spatial = [i for i, d in enumerate(self.dims) if d in ("row", "column") and self.storage is Storage.RAM]
-        return (*spatial, *(i for i in range(len(self.dims)) if i not in spatial))
+        first = ("row", "column", "in") if self.storage is Storage.RAM else ()
+        return tuple(sorted(range(len(self.dims)), key=lambda axis: (self.dims[axis] not in first, axis)))
 
 
 def flash(name: str, role: Role, dims: tuple[str, ...], shape: tuple[int, ...]) -> PointSpec:

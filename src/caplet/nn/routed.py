@@ -24,6 +24,8 @@ class RoutedConvCaps(Layer):
         types, dim: J output types of D dimensions.
         iterations: routing iterations; the softmax runs over (types x rows x columns) jointly.
 
+    Output capsules are counted position by position, types fastest, inside the routing.
+
     Parameters: ``weight`` float (J*D, K, k, k), ``vote_bias`` float (J*D) added to every vote, ``bias`` float (J, D)
     added to every preactivation.
     Input float (B, I, K, H, W) -> float (B, J, D, H', W').
@@ -66,10 +68,10 @@ class RoutedConvCaps(Layer):
         weight, vote_bias = self.tap("weight", self.weight), self.tap("vote_bias", self.vote_bias)
         votes = F.conv2d(x.flatten(0, 1), weight, vote_bias, self.stride, self.padding)
         votes = votes.view(batch, in_types, types, dim, rows, columns)
-        votes = votes.permute(0, 2, 4, 5, 1, 3).reshape(batch, types * rows * columns, in_types, dim)
-        bias = self.tap("bias", self.bias).repeat_interleave(rows * columns, 0)
+        votes = votes.permute(0, 4, 5, 2, 1, 3).reshape(batch, rows * columns * types, in_types, dim)
+        bias = self.tap("bias", self.bias).repeat(rows * columns, 1)
         capsules = route(self, self.tap("votes", votes), bias, self.iterations)
-        return capsules.view(batch, types, rows, columns, dim).permute(0, 1, 4, 2, 3)
+        return capsules.view(batch, rows, columns, types, dim).permute(0, 3, 4, 1, 2)
 
 
 class ResidualAdd(Layer):
