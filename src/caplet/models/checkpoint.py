@@ -1,0 +1,161 @@
+"""Native float checkpoints: one safetensors file with the tensors, the settings that rebuild the model, and notes.
+
+The file holds every parameter and batch-norm buffer under the names of :func:`caplet.models.assemble.named_tensors`,
+and one metadata entry, ``caplet``: JSON with ``format``, ``version``, ``family``, ``config`` and the caller's
+``metadata``. Equal models and metadata give equal bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from caplet.errors import ArtefactError, ModelError
+from caplet.models.assemble import ImageSize, assemble, first_line, named_tensors
+from caplet.models.base import CapsNet
+from caplet.models.importers.files import read_head
+from caplet.models.importers.registry import import_model
+
+FORMAT, VERSION = "caplet-model", 1
+_KEY = "caplet"
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a native checkpoint says about itself: family, settings (JSON values) and the caller's metadata."""
+
+    family: str
+    config: dict[str, Any]
+    metadata: dict[str, Any]
+
+
+def save_model(model: CapsNet, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write a float checkpoint; the file is there whole or not at all, and an older one is replaced only at the end.
+
+    Args:
+        path: by convention ``*.safetensors``; its folder must exist.
+        metadata: JSON values to keep with the model (dataset, accuracy, seed, ...).
+
+    Raises:
+        ArtefactError: the folder is missing, no permission, disk full.
+        TypeError: ``metadata`` is not JSON-able (a mistake in the calling program).
+    """
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "family": model.family,
+        "config": model.config.model_dump(mode="json"),
+        "metadata": dict(metadata or {}),
+    }
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(model).items()}
+    _write_atomic(Path(path), save(tensors, {_KEY: text}))
+
+
+def load_model(path: str | Path, image_size: ImageSize | None = None) -> CapsNet:
+    """Read a float model: a native checkpoint, or any foreign format that :func:`import_model` knows, by content.
+
+    Args:
+        image_size: for foreign files that leave it open, see :func:`caplet.models.importers.import_model`; for a
+            native one it must be what the file says.
+
+    Returns:
+        The model, float32, in evaluation mode.
+
+    Raises:
+        ModelError: missing, truncated or unknown file, tensors that do not fit the settings, NaN weights, ...
+    """
+    path = Path(path)
+    if not _is_safetensors(read_head(path)):
+        return import_model(path, image_size)
+    info, tensors = _read(path, with_tensors=True)
+    model = assemble(info.family, info.config, tensors, str(path))
+    asked = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if asked is not None and asked != model.config.image[1:]:
+        rows, columns = model.config.image[1:]
+        raise ModelError(
+            f"{path}: the model is for {rows}x{columns} images, {asked[0]}x{asked[1]} was asked for; leave the size out"
+        )
+    return model
+
+
+def read_info(path: str | Path) -> CheckpointInfo:
+    """Family, settings and metadata of a native checkpoint, without reading its tensors.
+
+    Raises:
+        ModelError: not a native checkpoint, truncated, or written by a newer version.
+    """
+    path = Path(path)
+    if not _is_safetensors(read_head(path)):
+        raise ModelError(f"{path}: not a caplet checkpoint (.safetensors); only those carry settings and metadata")
+    return _read(path, with_tensors=False)[0]
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """Eight bytes of header length (the library's limit is 100 MB), then JSON."""
+    return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 27
+
+
+def _read(path: Path, with_tensors: bool) -> tuple[CheckpointInfo, dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            text = (file.metadata() or {}).get(_KEY)
+            info = _info(text, path)
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{path}: truncated or damaged safetensors file ({first_line(error)}); copy or save it again"
+        ) from None
+    return info, tensors
+
+
+def _info(text: str | None, path: Path) -> CheckpointInfo:
+    try:
+        header = json.loads(text or "null")
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ModelError(
+            f"{path}: a safetensors file, but not a caplet model (no {FORMAT} description in its metadata);"
+            " save it with caplet, or give a checkpoint of a known format"
+        )
+    if header.get("version") != VERSION:
+        raise ModelError(
+            f"{path}: model file version {header.get('version')!r}, this caplet reads version {VERSION}; update caplet"
+        )
+    family, config, metadata = header.get("family"), header.get("config"), header.get("metadata")
+    if not isinstance(family, str) or not isinstance(config, dict) or not isinstance(metadata, dict):
+        raise ModelError(f"{path}: its description lacks family, config or metadata; the file is damaged")
+    return CheckpointInfo(family, config, metadata)
+
+
+def _write_atomic(path: Path, content: bytes) -> None:
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are private; give this one the usual permissions
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        if not isinstance(error, OSError):
+            raise
+        reason = (error.strerror or str(error)).lower()
+        hint = "create its folder first" if isinstance(error, FileNotFoundError) else "nothing was changed there"
+        raise ArtefactError(f"cannot write {path}: {reason}; {hint}") from None

@@ -1,0 +1,77 @@
+"""The registry of foreign formats and the two functions that use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from caplet.errors import ModelError
+from caplet.models.assemble import ImageSize
+from caplet.models.base import CapsNet
+from caplet.models.importers import q7_keras, qcapsnets
+from caplet.models.importers.files import read_head
+
+
+@dataclass(frozen=True)
+class ForeignFormat:
+    """A checkpoint format of another project.
+
+    Attributes:
+        name: as shown to users.
+        about: one line on what such files hold.
+        recognises: whether a file's first 16 bytes are of this format.
+        read: path and image size (None: infer it) -> model; raises :class:`ModelError`.
+    """
+
+    name: str
+    about: str
+    recognises: Callable[[bytes], bool]
+    read: Callable[[Path, ImageSize | None], CapsNet]
+
+
+FORMATS: dict[str, ForeignFormat] = {}
+
+
+def register_format(foreign: ForeignFormat) -> None:
+    """Add a format; a name that is taken raises ValueError."""
+    if foreign.name in FORMATS:
+        raise ValueError(f"foreign format {foreign.name!r} is already registered")
+    FORMATS[foreign.name] = foreign
+
+
+def detect(path: str | Path) -> ForeignFormat:
+    """The format of a file, by its content (the file's name does not matter).
+
+    Raises:
+        ModelError: the file cannot be read, is empty, or is of no known format.
+    """
+    head = read_head(Path(path))
+    for foreign in FORMATS.values():
+        if foreign.recognises(head):
+            return foreign
+    known = "; ".join(f"{foreign.name}: {foreign.about}" for foreign in FORMATS.values())
+    raise ModelError(f"{path}: not a checkpoint of a known format (it starts with {head[:8]!r}); known: {known}")
+
+
+def import_model(path: str | Path, image_size: ImageSize | None = None) -> CapsNet:
+    """Read a checkpoint of another project.
+
+    Args:
+        path: the file.
+        image_size: the side of the square images, or (rows, columns), where the file leaves it open (convolutions
+            round, so that several sizes give the same weights); the default takes the first of 28, 32, 64 that fits,
+            else the smallest.
+
+    Returns:
+        The model, float32, in evaluation mode.
+
+    Raises:
+        ModelError: unreadable, truncated or unknown file; content that wants to run code; tensors of another network,
+            of wrong shape, or not finite; an image size that does not fit. One line, starting with the path.
+    """
+    return detect(path).read(Path(path), image_size)
+
+
+register_format(ForeignFormat("Q-CapsNets", qcapsnets.ABOUT, qcapsnets.recognises, qcapsnets.read))
+register_format(ForeignFormat("Q7-CapsNets", q7_keras.ABOUT, q7_keras.recognises, q7_keras.read))
