@@ -46,13 +46,15 @@ class Layer(nn.Module):
         """Coupling coefficients along ``dim``, through the ``coupling`` point."""
         if self.handler is None:
             return softmax(logits, dim)
-        return self.tap("coupling", self.handler.softmax(f"{self.name}.coupling", logits, dim), iteration)
+        value = self.handler.softmax(f"{self.name}.coupling", logits, dim, iteration)
+        return self.tap("coupling", value, iteration)
 
     def squash(self, capsules: Tensor, dim: int, iteration: int = 0) -> Tensor:
         """Squash along ``dim``, through the ``activation`` point."""
         if self.handler is None:
             return squash(capsules, dim)
-        return self.tap("activation", self.handler.squash(f"{self.name}.activation", capsules, dim), iteration)
+        value = self.handler.squash(f"{self.name}.activation", capsules, dim, iteration)
+        return self.tap("activation", value, iteration)
 
 
 def conv_size(layer: str, size: int, kernel: int, stride: int, padding: int) -> int:

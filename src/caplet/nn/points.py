@@ -129,11 +129,11 @@ class PointHandler(Protocol):
         """Return the tensor to use in place of ``value`` (RAM tensors carry a leading batch axis)."""
         ...
 
-    def softmax(self, key: str, logits: Tensor, dim: int) -> Tensor:
+    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
         """Coupling coefficients of ``logits`` along ``dim``; ``key`` is the coupling's point."""
         ...
 
-    def squash(self, key: str, capsules: Tensor, dim: int) -> Tensor:
+    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
         """Squash of ``capsules`` along ``dim``; ``key`` is the activation's point."""
         ...
 
