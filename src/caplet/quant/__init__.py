@@ -1,0 +1,1 @@
+"""Quantization in simulation: plans, calibration, fake quantization, memory accounting, evaluation, searches."""

@@ -1,0 +1,153 @@
+"""Calibration: what values every point takes on real images, and the formats that follow."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caplet.data.files import why, write_atomic
+from caplet.data.imageset import to_float
+from caplet.errors import ArtefactError, ConfigError, ModelError, PlanError
+from caplet.fixed import AnyFormat, Rounding
+from caplet.models.base import CapsNet
+from caplet.nn.functional import softmax, squash
+from caplet.nn.memory import keep_freed_memory
+from caplet.nn.points import PointSpec, Storage
+from caplet.quant.formats import FormatRule, choose_format
+from caplet.quant.histogram import HALF, Histogram
+
+DEFAULT_IMAGES = 1024
+"""Images that are plenty for calibration."""
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all)."""
+KIND, VERSION = "caplet-calibration", 1
+
+
+class Observer:
+    """A :class:`~caplet.nn.points.PointHandler` that counts the values at every point and changes nothing.
+
+    Constants are counted at their first pass only; every iteration of a routing counts at the same point.
+    """
+
+    def __init__(self) -> None:
+        self.histograms: dict[str, Histogram] = {}
+
+    def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
+        if spec.storage is Storage.RAM or key not in self.histograms:
+            try:
+                self.histograms.setdefault(key, Histogram()).add(value)
+            except ModelError as error:
+                raise ModelError(f"point {key}: {error}") from None
+        return value
+
+    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
+        return softmax(logits, dim)
+
+    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
+        return squash(capsules, dim)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Histograms of every point of a model, and the formats chosen from them.
+
+    Attributes:
+        specs: the model's points by key.
+        histograms: by key: of the parameters for flash points, of the calibration images for RAM points.
+        images: number of calibration images.
+    """
+
+    specs: Mapping[str, PointSpec]
+    histograms: Mapping[str, Histogram]
+    images: int
+    _formats: dict[tuple[str, int, FormatRule, Rounding], AnyFormat] = field(default_factory=dict, repr=False)
+
+    def format(
+        self, key: str, width: int, rule: FormatRule | None = None, rounding: Rounding = Rounding.NEAREST
+    ) -> AnyFormat:
+        """The format of a point at a width (see :func:`caplet.quant.formats.choose_format`); remembered.
+
+        Raises:
+            PlanError: unknown point, or a width outside 1..16.
+        """
+        if key not in self.specs:
+            raise PlanError(f"calibration: unknown point {key!r}; it was made for another model")
+        wanted = (key, width, rule or FormatRule(), rounding)
+        if wanted not in self._formats:
+            self._formats[wanted] = choose_format(self.specs[key], self.histograms[key], width, wanted[2], rounding)
+        return self._formats[wanted]
+
+    def save(self, path: str | Path) -> None:
+        """Write the histograms (.npz, whole or not at all). Raises ArtefactError when it cannot be written."""
+        points = {key: (h.exponent, h.zeros, h.low, h.high) for key, h in self.histograms.items()}
+        meta = {"kind": KIND, "version": VERSION, "images": self.images, "points": points}
+        counts = np.stack([histogram.counts for histogram in self.histograms.values()])
+        text = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+        try:
+            write_atomic(Path(path), lambda stream: np.savez_compressed(stream, counts=counts, meta=text))
+        except OSError as error:
+            raise ArtefactError(f"cannot write the calibration to {path}: {why(error)}") from error
+
+    @classmethod
+    def load(cls, path: str | Path, model: CapsNet) -> Calibration:
+        """Read what :meth:`save` wrote for ``model``.
+
+        Raises:
+            ArtefactError: unreadable, damaged, or not a calibration.
+            PlanError: made for a model with other points.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                counts, meta = archive["counts"], json.loads(archive["meta"].tobytes())
+            if meta["kind"] != KIND or meta["version"] != VERSION or counts.shape != (len(meta["points"]), 2 * HALF):
+                raise ValueError("unexpected kind, version or shape")
+            histograms = {
+                key: Histogram(row.astype(np.int64), exponent, zeros, low, high)
+                for row, (key, (exponent, zeros, low, high)) in zip(counts, meta["points"].items(), strict=True)
+            }
+            images = int(meta["images"])
+        except OSError as error:
+            raise ArtefactError(f"cannot read the calibration {path}: {why(error)}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+            raise ArtefactError(f"{path} is not a calibration of version {VERSION}: {error}") from error
+        specs = model.points()
+        if set(specs) != set(histograms):
+            raise PlanError(f"{path}: this calibration was made for a model with other points than {model.family}")
+        return cls(specs, histograms, images)
+
+
+def calibrate(model: CapsNet, images: Tensor, *, batch_size: int = 64, progress: Progress | None = None) -> Calibration:
+    """Observe a float model on calibration images.
+
+    Args:
+        model: left as it was; run in eval mode.
+        images: uint8 (N, C, H, W), e.g. the first :data:`DEFAULT_IMAGES` of the calibration split.
+
+    Raises:
+        ConfigError: no images. ModelError: images of another size; a NaN at a point (named).
+    """
+    if len(images) == 0:
+        raise ConfigError("calibration needs at least one image, got none")
+    model.check_images(images)
+    keep_freed_memory()
+    observer = Observer()
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), model.handle(observer):
+            for start in range(0, len(images), batch_size):
+                batch = images[start : start + batch_size]
+                model(to_float(batch))
+                if progress is not None:
+                    progress(start + len(batch), len(images))
+    finally:
+        model.train(training)
+    specs = model.points()
+    return Calibration(specs, {key: observer.histograms[key] for key in specs}, len(images))

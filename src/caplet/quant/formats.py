@@ -1,0 +1,118 @@
+"""How a width becomes a format: the rules by which a point's exponent is chosen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from caplet.errors import PlanError
+from caplet.fixed import AnyFormat, FixedFormat, LogFormat, Rounding
+from caplet.fixed.format import MAX_BITS, MAX_LOG_BITS
+from caplet.nn.points import PointSpec, Role
+from caplet.quant.histogram import Histogram, fixed_error, log_error
+
+MIN_FRAC_BITS, MAX_FRAC_BITS = -12, 30
+"""Exponents that are tried: what the integer squash accepts at any width and dimension."""
+_OCTAVES = 14
+
+
+class Exponents(StrEnum):
+    """How the exponent of a fixed-point format is chosen.
+
+    * ``bound``: by the declared bound where mathematics gives one, else by the smallest squared error.
+    * ``error``: by the smallest squared error everywhere.
+    * ``paper``: one integer bit everywhere (``frac_bits = bits - 1``), as Marchisio et al. 2020; on unsigned points
+      that is the range [0, 2).
+    """
+
+    BOUND = "bound"
+    ERROR = "error"
+    PAPER = "paper"
+
+
+@dataclass(frozen=True)
+class FormatRule:
+    """How widths become formats.
+
+    Attributes:
+        exponents: the rule for fixed-point formats.
+        log2_weights: weights are signed powers of two (2 to 5 bits; wider widths count as 5). Biases, batch-norm
+            constants and computed tensors stay fixed-point.
+    """
+
+    exponents: Exponents = Exponents.BOUND
+    log2_weights: bool = False
+
+
+def bits_of(spec: PointSpec, width: int, rule: FormatRule) -> int:
+    """The bits that a point really gets when its width is set to ``width``.
+
+    Signed computed tensors have at least 2 bits (1 bit would hold no positive value); powers of two have 2 to 5.
+
+    Raises:
+        PlanError: the width is outside 1..16.
+    """
+    if not 1 <= width <= MAX_BITS:
+        raise PlanError(f"point {spec.name}: a width of {width} bits; the rule is 1 to {MAX_BITS}")
+    if rule.log2_weights and spec.role is Role.WEIGHT:
+        return min(max(width, 2), MAX_LOG_BITS)
+    computed = spec.role not in (Role.WEIGHT, Role.BIAS, Role.SCALE, Role.OFFSET)
+    return max(width, 2) if computed and spec.signed else width
+
+
+def choose_format(spec: PointSpec, histogram: Histogram, width: int, rule: FormatRule, rounding: Rounding) -> AnyFormat:
+    """The format of ``width`` bits for a point, by ``rule``.
+
+    The exponent of least error may clip the largest values. Ties go to the wider range.
+    """
+    bits = bits_of(spec, width, rule)
+    if rule.log2_weights and spec.role is Role.WEIGHT:
+        return best_log_format(histogram, bits)
+    if rule.exponents is Exponents.PAPER:
+        return FixedFormat(bits, bits - 1, spec.signed)
+    if rule.exponents is Exponents.BOUND and spec.bound is not None:
+        return bound_format(spec, bits)
+    low, high = MIN_FRAC_BITS, MAX_FRAC_BITS
+    if spec.role is Role.COUPLING:
+        low, high = 0, 16  # what the integer softmax accepts
+    elif spec.role is Role.ACTIVATION:
+        low, high = 0 if "dim" in spec.dims else low, 24  # what the integer squash accepts
+    return best_fixed_format(histogram, bits, spec.signed, rounding, low, high)
+
+
+def bound_format(spec: PointSpec, bits: int) -> FixedFormat:
+    """The format whose range is the point's declared bound; the bound itself saturates.
+
+    >>> from caplet.nn.points import ram
+    >>> bound_format(ram("coupling", Role.COUPLING, ("out",), (10,), signed=False, bound=(0.0, 1.0)), 8)
+    FixedFormat(bits=8, frac_bits=8, signed=False)
+    """
+    assert spec.bound is not None
+    reach = math.ceil(math.log2(max(abs(edge) for edge in spec.bound)))
+    return FixedFormat(bits, bits - int(spec.signed) - reach, spec.signed)
+
+
+def best_fixed_format(
+    histogram: Histogram,
+    bits: int,
+    signed: bool,
+    rounding: Rounding,
+    low: int = MIN_FRAC_BITS,
+    high: int = MAX_FRAC_BITS,
+) -> FixedFormat:
+    """The fixed-point format of least expected squared error, clipping included; frac_bits within ``low .. high``."""
+    first = bits - int(signed)
+    if histogram.largest > 0:
+        first -= math.ceil(math.log2(histogram.largest)) + 1
+    tried = sorted({min(max(frac, low), high) for frac in range(first, first + _OCTAVES)})
+    formats = [FixedFormat(bits, frac, signed) for frac in tried]
+    return min(formats, key=lambda fmt: fixed_error(histogram, fmt, rounding))
+
+
+def best_log_format(histogram: Histogram, bits: int) -> LogFormat:
+    """The powers-of-two format of least squared error."""
+    top = math.ceil(math.log2(histogram.largest)) if histogram.largest > 0 else 0
+    top = min(max(top, MIN_FRAC_BITS), MAX_FRAC_BITS)
+    formats = [LogFormat(bits, exponent) for exponent in range(top, top - 6, -1)]
+    return min(formats, key=lambda fmt: log_error(histogram, fmt))

@@ -1,0 +1,1 @@
+"""Searches for a plan: each is a function of (evaluator, calibration, settings)."""
