@@ -1,0 +1,1 @@
+"""Training: margin and reconstruction loss, initialisation, recipes, and the seeded, resumable loop."""

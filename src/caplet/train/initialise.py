@@ -1,0 +1,114 @@
+"""Data-dependent initialisation: give the capsules of every layer a useful length before training starts.
+
+Squash maps a short capsule of length n to n^2, so signals vanish through a stack of capsule layers unless every layer's
+preactivations have a length near 1. Here each capsule layer's weights are rescaled in order of execution until the mean
+length of its preactivations over some training images is a target. In the spirit of Mishkin and Matas 2016 ("All you
+need is a good init"), with capsule lengths in place of variances.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from caplet.errors import ConfigError, ModelError
+from caplet.models.base import CapsNet, Stage, State
+from caplet.nn.functional import softmax, squash_reference
+from caplet.nn.layer import Layer
+from caplet.nn.points import PointSpec, handling
+
+#: Rescalings per layer; a layer without routing needs one, a routed one (whose coupling moves too) a few.
+ROUNDS = 12
+TOLERANCE = 0.01
+
+
+@dataclass
+class _NormProbe:
+    """Records the mean capsule length at ``preactivation``, of the last routing iteration."""
+
+    norm: float = 0.0
+
+    def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
+        if spec.name == "preactivation":
+            self.norm = float(torch.linalg.vector_norm(value.float(), dim=_dim_axis(spec)).mean())
+        return value
+
+    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
+        return softmax(logits, dim)
+
+    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
+        return squash_reference(capsules, dim)
+
+
+def _dim_axis(spec: PointSpec) -> int:
+    return 1 + spec.dims.index("dim")
+
+
+def capsule_layers(stage: Stage) -> list[Layer]:
+    """The stage's layers whose ``preactivation`` holds capsules, in order of execution."""
+    return [
+        layer for layer in stage.layers if "preactivation" in layer.specs and "dim" in layer.specs["preactivation"].dims
+    ]
+
+
+@torch.no_grad()
+def initialise(
+    model: CapsNet, images: Tensor, target: float = 1.0, targets: dict[str, float] | None = None
+) -> dict[str, float]:
+    """Rescale the weights of every capsule layer so that its mean preactivation length is the target.
+
+    Deterministic. Batch norm uses the images' own statistics meanwhile; its running statistics are reset after. The
+    model's training mode stays as it was.
+
+    Args:
+        model: changed in place; its biases should be zero, as they are in a new model.
+        images: float (B, C, H, W), some hundred training images.
+        target: mean length before squash.
+        targets: other targets by layer name.
+
+    Returns:
+        The mean preactivation length reached, by layer name.
+
+    Raises:
+        ConfigError: ``targets`` names a layer that has no capsules.
+        ModelError: a layer's preactivations are all zero or not finite, so that no scale reaches the target.
+    """
+    targets = targets or {}
+    names = [layer.name for stage in model.stages() for layer in capsule_layers(stage)]
+    unknown = sorted(set(targets) - set(names))
+    if unknown:
+        raise ConfigError(f"initial_norms: the model has no capsule layer {unknown[0]!r} (it has {', '.join(names)})")
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    was_training = model.training
+    model.train()
+    reached: dict[str, float] = {}
+    state: State = (images,)
+    try:
+        for stage in model.stages():
+            for layer in capsule_layers(stage):
+                reached[layer.name] = _rescale(layer, stage, state, targets.get(layer.name, target))
+            state = stage.run(state)
+    finally:
+        model.train(was_training)
+        for norm in norms:
+            norm.reset_running_stats()
+    return reached
+
+
+def _rescale(layer: Layer, stage: Stage, state: State, target: float) -> float:
+    weight = layer.get_parameter("weight")
+    probe = _NormProbe()
+    for _ in range(ROUNDS):
+        with handling([layer], probe):
+            stage.run(state)
+        if not 0.0 < probe.norm < float("inf"):
+            raise ModelError(
+                f"layer {layer.name}: the mean length of its capsules before squash is {probe.norm}, so no scale of its"
+                f" weights gives {target}; check the images and the layers before it, or turn initial_norm off"
+            )
+        if abs(probe.norm / target - 1) <= TOLERANCE:
+            break
+        weight.mul_(target / probe.norm)
+    return probe.norm

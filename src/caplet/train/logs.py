@@ -1,0 +1,155 @@
+"""What a run tells while it goes on: a CSV file, TensorBoard if asked, and a progress bar on stderr."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from caplet.data.files import why, write_atomic
+from caplet.errors import ArtefactError, ConfigError
+
+#: ``kind`` is ``step`` (values of that step's batch) or ``epoch`` (means over the epoch; calibration with the averaged
+#: weights). ``global_step`` counts finished steps; ``seconds`` is training time so far.
+COLUMNS = (
+    "kind",
+    "epoch",
+    "global_step",
+    "lr",
+    "loss",
+    "margin",
+    "reconstruction",
+    "accuracy",
+    "calibration_accuracy",
+    "calibration_loss",
+    "images_per_second",
+    "seconds",
+)
+
+
+class CsvLog:
+    """Appends rows to a CSV file; a resumed run first drops the rows written after its checkpoint.
+
+    Args:
+        path: the file.
+        keep_until: rows with a larger ``global_step`` are dropped (0 starts a new file).
+
+    Raises:
+        ArtefactError: the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path, keep_until: int) -> None:
+        self.path = path
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS, restval="")
+        writer.writeheader()
+        try:
+            if keep_until and path.exists():
+                with path.open(newline="", encoding="utf-8") as stream:
+                    writer.writerows(r for r in csv.DictReader(stream) if _kept(r, keep_until))
+            write_atomic(path, lambda stream: stream.write(text.getvalue().encode()))
+        except OSError as error:
+            raise ArtefactError(f"cannot write the training log {path}: {why(error)}") from error
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a row; columns it does not have stay empty.
+
+        Raises:
+            ArtefactError: the file cannot be written.
+        """
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, COLUMNS, restval="", extrasaction="ignore").writerow(row)
+        try:
+            with self.path.open("a", newline="", encoding="utf-8") as stream:
+                stream.write(text.getvalue())
+        except OSError as error:
+            raise ArtefactError(f"cannot write the training log {self.path}: {why(error)}") from error
+
+
+def _kept(row: dict[str, str], keep_until: int) -> bool:
+    """Whether a row is whole (a kill can cut the last one) and not after the checkpoint."""
+    return None not in row.values() and row["global_step"].isdigit() and int(row["global_step"]) <= keep_until
+
+
+class TensorBoardLog:
+    """The same rows as TensorBoard scalars, ``step/...`` and ``epoch/...``.
+
+    Raises:
+        ConfigError: TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError(
+                "TensorBoard logs need the package tensorboard: pip install 'caplet[tensorboard]'"
+            ) from error
+        self.writer = SummaryWriter(str(folder))
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add the row's numbers."""
+        for name, value in row.items():
+            if isinstance(value, float):
+                self.writer.add_scalar(f"{row['kind']}/{name}", value, row["global_step"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.writer.close()
+
+
+class Bar:
+    """Progress bar on stderr with loss, learning rate, speed, calibration accuracy and time left; a context manager.
+
+    Args:
+        total: steps of the whole run.
+        done: steps already done by an earlier part of it.
+        shown: draw it; each epoch's line is printed too, also where stderr is not a terminal.
+    """
+
+    def __init__(self, total: int, done: int, shown: bool) -> None:
+        console = Console(stderr=True, quiet=not shown)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            disable=not (shown and console.is_terminal),
+        )
+        self.task = self.progress.add_task("training", total=total, completed=done, status="")
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def step(self, row: dict[str, Any], best: float) -> None:
+        """Advance by one step."""
+        status = f"loss {row['loss']:.4f}  lr {row['lr']:.1e}  {row['images_per_second']:.0f} img/s"
+        status += f"  best {best:.2%}" if best >= 0 else ""
+        self.progress.update(self.task, advance=1, description=f"epoch {row['epoch']}", status=status)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Print an epoch's line."""
+        self.progress.console.print(
+            f"epoch {row['epoch']:3d}  loss {row['loss']:.4f}  train {row['accuracy']:.2%}"
+            f"  calibration {row['calibration_accuracy']:.2%}  {row['images_per_second']:.0f} img/s"
+            f"  {row['seconds']:.0f} s",
+            highlight=False,
+        )

@@ -1,0 +1,164 @@
+"""The training loop: plain, seeded, and resumable to exactly the result of an uninterrupted run."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from caplet.data.splits import Splits
+from caplet.errors import ArtefactError
+from caplet.models.base import CapsNet
+from caplet.train.backend import make_backend
+from caplet.train.logs import Bar, CsvLog, TensorBoardLog
+from caplet.train.settings import TrainSettings
+from caplet.train.state import fingerprint, load_state, save_state
+from caplet.train.trainer import Trainer
+
+CHECKPOINT, LOG = "train.ckpt", "train.csv"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run gives.
+
+    Attributes:
+        model: the averaged weights of the epoch that was kept, in evaluation mode, float32, on the CPU.
+        history: one record per epoch, the ``epoch`` rows of ``train.csv``.
+        calibration_accuracy: the model's, as a fraction, in float32.
+        epoch: the kept epoch, from 1.
+        seconds: training time of all parts of the run, evaluation included.
+        images_per_second: images trained on per second of it.
+    """
+
+    model: CapsNet
+    history: list[dict[str, Any]]
+    calibration_accuracy: float
+    epoch: int
+    seconds: float
+    images_per_second: float
+
+
+def train(
+    settings: TrainSettings,
+    splits: Splits,
+    out_dir: str | Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    accelerate: bool = False,
+    tensorboard: bool = False,
+    device: str | None = None,
+    checkpoint_minutes: float = 5.0,
+    log_steps: int = 50,
+) -> TrainResult:
+    """Train a model; only ``splits.train`` and ``splits.calibration`` are looked at.
+
+    ``out_dir`` gets ``train.ckpt`` (the training checkpoint, every epoch and every ``checkpoint_minutes``) and
+    ``train.csv``. A run that was interrupted or killed and is resumed gives, on the same machine with the same number
+    of threads, exactly the weights of an uninterrupted one.
+
+    Args:
+        resume: go on from ``train.ckpt``; without one, start anew.
+        progress: progress bar and one line per epoch on stderr.
+        on_epoch: called with each epoch's record.
+        accelerate: run through Hugging Face ``accelerate`` (several devices; its configuration picks them).
+        tensorboard: also write ``out_dir/tensorboard``.
+        device: ``cpu``, ``cuda``, ...; None for the GPU if there is one (ignored with ``accelerate``).
+        log_steps: a row in the log every so many steps.
+
+    Raises:
+        ModelError, ConfigError: settings that name an unknown model or block, or do not fit the data.
+        ConfigError: resuming with other settings or data than the checkpoint's; accelerate is not installed.
+        ArtefactError: the folder holds a run and ``resume`` is off; a file cannot be read or written.
+        CapletError: the loss is not finite.
+        KeyboardInterrupt: on SIGINT or SIGTERM, after the running step and a checkpoint.
+    """
+    out = Path(out_dir)
+    checkpoint = out / CHECKPOINT
+    if checkpoint.exists() and not resume:
+        raise ArtefactError(f"{checkpoint} exists: resume that run, or choose another folder")
+    made = fingerprint(settings, splits)
+    trainer = Trainer(settings, splits, make_backend(accelerate, device))
+    if checkpoint.exists():
+        trainer.restore(*load_state(checkpoint, made))
+    else:
+        trainer.initialise()
+    main, position = trainer.backend.main, trainer.position
+
+    def save() -> None:
+        if main:
+            save_state(checkpoint, position, made, trainer.state())
+
+    with ExitStack() as stack:
+        logs: list[CsvLog | TensorBoardLog] = [CsvLog(out / LOG, trainer.global_step)] if main else []
+        if tensorboard and main:
+            logs.append(stack.enter_context(TensorBoardLog(out / "tensorboard")))
+        bar = stack.enter_context(Bar(trainer.steps, trainer.global_step, progress and main))
+        stop = stack.enter_context(_catch_signals())
+        last_saved = time.monotonic()
+        while not trainer.finished:
+            for row in trainer.epoch_steps():
+                bar.step(row, position.best_accuracy)
+                if row["global_step"] % log_steps == 0:
+                    _write(logs, row)
+                if stop.is_set() or time.monotonic() - last_saved > 60 * checkpoint_minutes:
+                    save()
+                    last_saved = time.monotonic()
+                if stop.is_set():
+                    raise KeyboardInterrupt
+            row = trainer.end_epoch()
+            _write(logs, row)
+            bar.epoch(row)
+            save()
+            last_saved = time.monotonic()
+            if on_epoch is not None:
+                on_epoch(row)
+            if stop.is_set():
+                raise KeyboardInterrupt
+    model, accuracy = trainer.result()
+    return TrainResult(
+        model=model,
+        history=position.history,
+        calibration_accuracy=accuracy,
+        epoch=position.best_epoch + 1,
+        seconds=position.seconds,
+        images_per_second=position.images / position.seconds,
+    )
+
+
+def _write(logs: list[CsvLog | TensorBoardLog], row: dict[str, Any]) -> None:
+    for log in logs:
+        log.write(row)
+
+
+@contextmanager
+def _catch_signals() -> Iterator[threading.Event]:
+    """Gives an event that SIGINT and SIGTERM set; a second signal acts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        restore()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        restore()

@@ -1,0 +1,106 @@
+"""The optimiser, its parameter groups, the learning-rate schedule, and the averaged weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from caplet.errors import ConfigError
+from caplet.models.base import CapsNet
+from caplet.train.settings import TrainSettings
+
+#: A one-cycle schedule starts at the peak divided by this.
+START_DIVISOR = 25.0
+
+
+def learning_rate(settings: TrainSettings, step: int, steps: int) -> float:
+    """The learning rate of step ``step`` (from 0) of ``steps``, before the blocks' multipliers.
+
+    One-cycle: cosine from lr / 25 up to lr during the warm-up, then cosine down to lr * final_lr at the last step.
+    """
+    if settings.schedule == "constant":
+        return settings.lr
+    peak = settings.warmup * (steps - 1)
+    if step < peak:
+        low, high, part = settings.lr / START_DIVISOR, settings.lr, step / peak
+    else:
+        low, high = settings.lr, settings.lr * settings.final_lr
+        part = (step - peak) / max(steps - 1 - peak, 1.0)
+    return high + (low - high) * 0.5 * (1 + math.cos(math.pi * part))
+
+
+def make_optimizer(settings: TrainSettings, model: CapsNet, decoder: nn.Module | None) -> torch.optim.Optimizer:
+    """Adam or AdamW with one pair of groups per block (weights, and biases and batch norm without decay).
+
+    Each group carries ``block``, its name, and ``multiplier``, its factor on the learning rate.
+
+    Raises:
+        ConfigError: ``lr_multipliers`` names a block that the model does not have.
+    """
+    blocks: dict[str, list[nn.Parameter]] = {
+        stage.name: [p for layer in stage.layers for p in layer.parameters()] for stage in model.stages()[1:]
+    }
+    if decoder is not None:
+        blocks["decoder"] = list(decoder.parameters())
+    unknown = sorted(set(settings.lr_multipliers) - set(blocks) - {"decoder"})
+    if unknown:
+        raise ConfigError(f"lr_multipliers: the model has no block {unknown[0]!r} (it has {', '.join(blocks)})")
+    groups = []
+    for block, parameters in blocks.items():
+        multiplier = settings.lr_multipliers.get(block, 1.0)
+        for decay, chosen in (
+            (settings.weight_decay, [p for p in parameters if p.ndim > 2 or (p.ndim == 2 and block == "decoder")]),
+            (0.0, [p for p in parameters if not (p.ndim > 2 or (p.ndim == 2 and block == "decoder"))]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "weight_decay": decay, "block": block, "multiplier": multiplier})
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    fused = torch.__version__ >= "2.4"  # compared as versions; the fused CPU kernel came with 2.4
+    return kind(groups, lr=settings.lr, fused=fused)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group ``lr`` times its multiplier."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["multiplier"]
+
+
+class Average:
+    """Exponential moving average of a model's parameters and buffers, kept in a second model.
+
+    At update t (from 0) the decay is ``min(decay, (1 + t) / (10 + t))``, so that the average soon forgets the initial
+    weights. Integer buffers are copied.
+
+    Args:
+        average: a model of the same structure; its tensors are overwritten.
+        decay: 0 keeps a copy of the latest weights.
+    """
+
+    def __init__(self, average: CapsNet, decay: float) -> None:
+        self.model = average
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the model's weights after step ``step`` (from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        mine, theirs = _tensors(self.model), _tensors(model)
+        pairs = [(a, b) for a, b in zip(mine, theirs, strict=True) if a.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1.0 - decay)
+        for a, b in zip(mine, theirs, strict=True):
+            if not a.is_floating_point():
+                a.copy_(b)
+
+    @torch.no_grad()
+    def copy(self, model: nn.Module) -> None:
+        """Start from the model's weights as they are."""
+        for a, b in zip(_tensors(self.model), _tensors(model), strict=True):
+            a.copy_(b)
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    found: Iterable[Tensor] = (*model.parameters(), *model.buffers())
+    return [tensor.detach() for tensor in found]

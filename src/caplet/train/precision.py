@@ -1,0 +1,54 @@
+"""Mixed precision: bfloat16 where it is fast and harmless, float32 where capsules are routed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from caplet.nn.caps import DenseCaps
+from caplet.nn.routed import RoutedConvCaps
+
+ROUTED = (DenseCaps, RoutedConvCaps)
+
+
+@contextmanager
+def mixed(model: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
+    """Run what is inside in ``precision``: ``float32``, or ``bfloat16`` by autocast.
+
+    With ``bfloat16`` layers with routing still compute votes, logits and sums in float32.
+    """
+    if precision == "float32":
+        yield
+        return
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, ROUTED):
+                stack.enter_context(_in_float32(module, device))
+        stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+        yield
+
+
+@contextmanager
+def _in_float32(layer: nn.Module, device: torch.device) -> Iterator[None]:
+    """Turn autocast off inside ``layer.forward`` and give it float32 input."""
+    entered: list[Any] = []
+
+    def before(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        off = torch.autocast(device.type, enabled=False)
+        off.__enter__()
+        entered.append(off)
+        return tuple(x.float() for x in inputs)
+
+    def after(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        entered.pop().__exit__(None, None, None)
+
+    handles = (layer.register_forward_pre_hook(before), layer.register_forward_hook(after, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,142 @@
+"""The settings of a training run: everything that decides its result, and nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from caplet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from caplet.models.base import CapsNet
+    from caplet.nn.decoder import Decoder
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class TrainSettings(BaseModel):
+    """Settings of a training run, immutable and JSON-able; recipes are files of these.
+
+    Attributes:
+        model: name in the model registry (``caplet models``).
+        overrides: settings that differ from the named model's, e.g. ``image``, ``classes``.
+        dataset: name of the dataset or path of an image folder; read by the caller, not by the loop.
+        calibration_size: images cut from the training split for calibration; None for the data's default.
+        epochs, batch_size: passes over the training split, and images per step; a last batch that is not full is left
+            out (its images differ from epoch to epoch).
+        optimizer: ``adam`` (weight decay as L2) or ``adamw`` (decoupled).
+        lr: the peak learning rate.
+        lr_multipliers: factor on the learning rate by block name (``conv1``, ``primary``, ``block2``, ``digit``,
+            ``decoder``, ...).
+        weight_decay: for weights; biases and batch norm are not decayed.
+        schedule: ``one-cycle`` rises along a cosine from lr / 25 to the peak over the fraction ``warmup`` of all steps
+            and falls along a cosine to lr * ``final_lr``; ``constant`` stays at the peak.
+        warmup, final_lr: see ``schedule``.
+        clip_norm: largest norm of all gradients together; None for no clipping.
+        ema: decay of the averaged weights, which are what is evaluated and returned; 0 for no averaging. The decay is
+            at most (1 + t) / (10 + t) at step t, so that the average forgets the initial weights.
+        shift, flip: augmentation: largest random shift in pixels; random mirroring.
+        decoder: ``none``, ``dense`` (Sabour et al.) or ``conv`` (DeepCaps).
+        reconstruction_weight: weight of the mean squared error per pixel; 0.392 is Sabour et al.'s 0.0005 on the sum.
+        margin_positive, margin_negative, margin_down_weight: m+, m- and lambda of the margin loss.
+        initial_norm: mean length before squash that data-dependent initialisation gives every capsule layer; None for
+            the layers' own initialisation.
+        initial_norms: the same for single layers by name (``digit``, ``block1.l2``).
+        precision: ``bfloat16`` runs everything but routing in mixed precision.
+        patience: stop after so many epochs without a better calibration accuracy; None never stops early.
+        keep: which epoch's weights are returned: the ``best`` on the calibration split, or the ``last``.
+        seed: of initialisation, shuffling and augmentation.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    overrides: dict[str, Any] = {}
+    dataset: str
+    calibration_size: PositiveInt | None = None
+
+    epochs: PositiveInt
+    batch_size: PositiveInt = 64
+    optimizer: Literal["adam", "adamw"] = "adam"
+    lr: PositiveFloat = 1e-3
+    lr_multipliers: dict[str, PositiveFloat] = {}
+    weight_decay: NonNegativeFloat = 0.0
+    schedule: Literal["one-cycle", "constant"] = "one-cycle"
+    warmup: Fraction = 0.2
+    final_lr: Fraction = 0.0
+    clip_norm: PositiveFloat | None = None
+    ema: Fraction = 0.99
+
+    shift: NonNegativeInt = 0
+    flip: bool = False
+
+    decoder: Literal["none", "dense", "conv"] = "none"
+    reconstruction_weight: NonNegativeFloat = 0.392
+    margin_positive: Fraction = 0.9
+    margin_negative: Fraction = 0.1
+    margin_down_weight: PositiveFloat = 0.5
+
+    initial_norm: PositiveFloat | None = 1.0
+    initial_norms: dict[str, PositiveFloat] = {}
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    patience: PositiveInt | None = None
+    keep: Literal["best", "last"] = "best"
+    seed: NonNegativeInt = 0
+
+
+def make_settings(values: dict[str, Any], where: str = "training settings") -> TrainSettings:
+    """Settings from a JSON-like dict.
+
+    Raises:
+        ConfigError: a setting is unknown, missing or out of range; the message names it and ``where``.
+    """
+    try:
+        return TrainSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        found = "" if first["type"] == "missing" else f" (found {first['input']!r})"
+        raise ConfigError(f"{where}: {name}: {first['msg']}{found}{_nearest(name, first['type'])}") from None
+
+
+def _nearest(name: str, kind: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, TrainSettings.model_fields, 1) if kind == "extra_forbidden" else []
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def build_model(settings: TrainSettings) -> CapsNet:
+    """The untrained model that the settings name, initialised from torch's global generator.
+
+    Raises:
+        ModelError: unknown model, or an override that is unknown or invalid.
+    """
+    from caplet.models.registry import build, named_model
+
+    named = named_model(settings.model)
+    return build(named.family, {**named.config.model_dump(), **settings.overrides})
+
+
+def build_decoder(settings: TrainSettings, model: CapsNet) -> Decoder | None:
+    """The decoder that the settings name, for the model's class capsules; None if they name none."""
+    from caplet.nn.decoder import ConvDecoder, DenseDecoder
+
+    if settings.decoder == "none":
+        return None
+    last = list(model.layers())[-1]
+    classes, dim = last.specs["activation"].shape
+    if settings.decoder == "dense":
+        return DenseDecoder(classes, dim, model.config.image)
+    return ConvDecoder(dim, model.config.image)

@@ -1,0 +1,108 @@
+"""The training checkpoint: everything a run needs to go on exactly where it was."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from caplet.data.files import why, write_atomic
+from caplet.data.splits import Splits
+from caplet.errors import ArtefactError, ConfigError
+from caplet.train.settings import TrainSettings
+
+FORMAT, VERSION = "caplet-training", 1
+
+
+@dataclass
+class Position:
+    """Where a run is. Random draws depend on (seed, epoch, step) alone, so no generator state is needed beside this.
+
+    Attributes:
+        epoch, step: the next step to run: epoch from 0, step within it from 0.
+        sums: sums over the epoch's steps so far: ``loss``, ``margin``, ``reconstruction``, ``accuracy``
+            (each times the batch size), ``images``, ``seconds``.
+        history: one record per finished epoch.
+        best_accuracy, best_epoch: of the epoch whose weights are kept; -1 before the first.
+        waited: epochs since the calibration accuracy last rose.
+        stopped: the run ended early for lack of patience.
+        seconds, images: time spent training (all parts of a resumed run) and images trained on.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_accuracy: float = -1.0
+    best_epoch: int = -1
+    waited: int = 0
+    stopped: bool = False
+    seconds: float = 0.0
+    images: int = 0
+
+
+def fingerprint(settings: TrainSettings, splits: Splits) -> dict[str, str]:
+    """What must be equal for a run to be resumed, by name: every setting, and the data's hashes."""
+    made = {name: json.dumps(value, sort_keys=True) for name, value in settings.model_dump(mode="json").items()}
+    for split in (splits.train, splits.calibration):
+        made[f"data of split {split.name.rsplit('/', 1)[-1]!r}"] = split.sha256()
+    return made
+
+
+def save_state(path: Path, position: Position, made: dict[str, str], tensors: dict[str, Any]) -> None:
+    """Write the checkpoint: it is there whole or not at all, and an older one stays until then.
+
+    Args:
+        tensors: state dicts by name (``model``, ``average``, ``optimizer``, ...).
+
+    Raises:
+        ArtefactError: the file cannot be written.
+    """
+    record = {"format": FORMAT, "version": VERSION, "made": made, "position": vars(position), **tensors}
+    try:
+        write_atomic(path, lambda stream: torch.save(record, stream))
+    except (OSError, RuntimeError) as error:
+        reason = why(error) if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise ArtefactError(f"cannot write the training checkpoint {path}: {reason}") from error
+
+
+def load_state(path: Path, made: dict[str, str]) -> tuple[Position, dict[str, Any]]:
+    """Read a checkpoint and make sure that it belongs to this run. Nothing in the file can run code.
+
+    Returns:
+        The position, and the state dicts by name.
+
+    Raises:
+        ArtefactError: the file is unreadable, damaged or not a training checkpoint.
+        ConfigError: it was made with other settings or other data; the message names them.
+    """
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ArtefactError(f"cannot read the training checkpoint {path}: {why(error)}") from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise ArtefactError(f"{path} is damaged or not a training checkpoint; delete it to start anew") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
+        raise ArtefactError(f"{path} is not a training checkpoint of this version of caplet; delete it to start anew")
+    before: dict[str, str] = record["made"]
+    changed = [name for name in {**before, **made} if before.get(name) != made.get(name)]
+    if changed:
+        raise ConfigError(f"cannot resume {path}: {'; '.join(_change(n, before, made) for n in changed)}")
+    tensors = {key: value for key, value in record.items() if key not in ("format", "version", "made", "position")}
+    return Position(**record["position"]), tensors
+
+
+def _change(name: str, before: dict[str, str], now: dict[str, str]) -> str:
+    if name.startswith("data"):
+        return f"the {name} is not the same"
+    return f"setting {name!r} was {before.get(name, 'absent')}, now {now.get(name, 'absent')}"
+
+
+def copy_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict whose tensors are copies."""
+    return {key: value.detach().clone() for key, value in state.items()}

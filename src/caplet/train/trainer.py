@@ -1,0 +1,247 @@
+"""One training run in progress: what it holds, one step, one epoch's end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from caplet.data.augment import augment
+from caplet.data.imageset import to_float
+from caplet.data.splits import Splits
+from caplet.errors import CapletError, ConfigError, DataError, ModelError
+from caplet.models.base import CapsNet
+from caplet.nn.decoder import Decoder, longest
+from caplet.nn.functional import lengths
+from caplet.nn.memory import keep_freed_memory
+from caplet.train.backend import Backend
+from caplet.train.evaluate import evaluate
+from caplet.train.initialise import initialise
+from caplet.train.loss import margin_loss, reconstruction_loss
+from caplet.train.optimise import Average, learning_rate, make_optimizer, set_learning_rate
+from caplet.train.precision import mixed
+from caplet.train.settings import TrainSettings, build_decoder, build_model
+from caplet.train.state import Position, copy_state
+
+#: Training images that data-dependent initialisation looks at.
+INITIALISATION_IMAGES = 256
+#: What a random draw is for; part of its key.
+_SHUFFLE, _AUGMENT, _INITIALISE = range(3)
+_MEASURED = ("loss", "margin", "reconstruction", "accuracy")
+
+
+class Network(nn.Module):
+    """Model and decoder as one module: (images, labels) -> (class capsules, reconstruction or None)."""
+
+    def __init__(self, model: CapsNet, decoder: Decoder | None) -> None:
+        super().__init__()
+        self.model = model
+        self.decoder = decoder
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        capsules = self.model(images)
+        return capsules, None if self.decoder is None else self.decoder(capsules, labels)
+
+
+class Trainer:
+    """A run in progress: networks, optimiser, averaged weights and position.
+
+    Every random draw comes from a generator keyed by (seed, purpose, epoch, step), so the position is all that has to
+    be remembered about randomness.
+
+    Raises:
+        ModelError: the model does not fit the data.
+        DataError: there is no training or calibration image.
+        ConfigError: the batch cannot be shared equally among the processes.
+    """
+
+    def __init__(self, settings: TrainSettings, splits: Splits, backend: Backend) -> None:
+        keep_freed_memory()
+        self.settings, self.splits, self.backend = settings, splits, backend
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            model = build_model(settings)
+            decoder = build_decoder(settings, model)
+            average = build_model(settings)
+        _check_fit(model, splits)
+        self.batch_size = min(settings.batch_size, len(splits.train))
+        if self.batch_size % backend.processes:
+            raise ConfigError(
+                f"batch_size {self.batch_size} cannot be shared among {backend.processes} processes: choose a multiple"
+            )
+        self.steps_per_epoch = len(splits.train) // self.batch_size
+        self.steps = self.steps_per_epoch * settings.epochs
+        self.network = Network(model, decoder).to(backend.device).train()
+        self.average = Average(average.to(backend.device), settings.ema)
+        self.best: dict[str, Tensor] = {}
+        self.wrapped, self.optimizer = backend.prepare(self.network, make_optimizer(settings, model, decoder))
+        self.position = Position()
+
+    @property
+    def global_step(self) -> int:
+        """Finished steps of the whole run."""
+        return self.position.epoch * self.steps_per_epoch + self.position.step
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done or patience has run out."""
+        return self.position.epoch >= self.settings.epochs or self.position.stopped
+
+    def initialise(self) -> None:
+        """Start a new run: data-dependent initialisation if asked for, and the average from these weights."""
+        model, settings, images = self.network.model, self.settings, self.splits.train
+        if settings.initial_norm is not None:
+            chosen = torch.randperm(len(images), generator=_generator(settings.seed, _INITIALISE))
+            pixels = to_float(images.images[chosen[:INITIALISATION_IMAGES]]).to(self.backend.device)
+            initialise(model, pixels, settings.initial_norm, settings.initial_norms)
+        self.average.copy(model)
+
+    def restore(self, position: Position, tensors: dict[str, Any]) -> None:
+        """Go on from a checkpoint's position and state."""
+        self.position = position
+        self.network.load_state_dict(tensors["network"])
+        self.average.model.load_state_dict(tensors["average"])
+        self.optimizer.load_state_dict(tensors["optimizer"])
+        self.best = tensors["best"]
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`restore` takes, beside the position."""
+        return {
+            "network": self.network.state_dict(),
+            "average": self.average.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+        }
+
+    def epoch_steps(self) -> Iterator[dict[str, Any]]:
+        """Run what is left of the running epoch; yields each step's log row, with the position after it."""
+        draws = _generator(self.settings.seed, _SHUFFLE, self.position.epoch)
+        order = torch.randperm(len(self.splits.train), generator=draws)
+        while self.position.step < self.steps_per_epoch:
+            start = self.position.step * self.batch_size
+            yield self.step(order[start : start + self.batch_size])
+
+    def step(self, chosen: Tensor) -> dict[str, Any]:
+        """One optimiser step on the training images at the positions ``chosen``, int64 (B,); returns its log row.
+
+        Raises:
+            CapletError: the loss is not finite; the weights are as before the step.
+        """
+        started = time.monotonic()
+        settings, position, backend = self.settings, self.position, self.backend
+        global_step = self.global_step
+        images = to_float(self.splits.train.images[chosen])
+        draws = _generator(settings.seed, _AUGMENT, position.epoch, position.step)
+        images = augment(images, draws, shift=settings.shift, flip=settings.flip)
+        labels = self.splits.train.labels[chosen]
+        images, labels = backend.share(images), backend.share(labels)
+        lr = learning_rate(settings, global_step, self.steps)
+        set_learning_rate(self.optimizer, lr)
+        with mixed(self.network, backend.device, settings.precision):
+            capsules, reconstruction = self.wrapped(images, labels)
+        capsules = capsules.float()
+        margin = margin_loss(
+            lengths(capsules),
+            labels,
+            positive=settings.margin_positive,
+            negative=settings.margin_negative,
+            down_weight=settings.margin_down_weight,
+        )
+        error = None if reconstruction is None else reconstruction_loss(reconstruction, images)
+        loss = margin if error is None else margin + settings.reconstruction_weight * error
+        values = backend.mean(
+            torch.stack(
+                [
+                    loss.detach(),
+                    margin.detach(),
+                    torch.zeros_like(margin) if error is None else error.detach(),
+                    (longest(capsules.detach()) == labels).float().mean(),
+                ]
+            )
+        )
+        if not math.isfinite(values[0]):
+            raise CapletError(
+                f"training diverged: the loss of step {position.step} in epoch {position.epoch + 1} is {values[0]} at"
+                f" learning rate {lr:.3g}; lower lr, lengthen warmup, or set clip_norm"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        backend.backward(loss)
+        if settings.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm)
+        self.optimizer.step()
+        self.average.update(self.network.model, global_step)
+        count = len(chosen)
+        for name, value in zip(_MEASURED, values, strict=True):
+            position.sums[name] = position.sums.get(name, 0.0) + value * count
+        seconds = time.monotonic() - started
+        position.sums["images"] = position.sums.get("images", 0) + count
+        position.sums["seconds"] = position.sums.get("seconds", 0.0) + seconds
+        position.step += 1
+        position.images += count
+        position.seconds += seconds
+        return {
+            "kind": "step",
+            "epoch": position.epoch + 1,
+            "global_step": global_step + 1,
+            "lr": lr,
+            **dict(zip(_MEASURED, values, strict=True)),
+            "images_per_second": position.sums["images"] / position.sums["seconds"],
+            "seconds": position.seconds,
+        }
+
+    def end_epoch(self) -> dict[str, Any]:
+        """Evaluate the averaged weights on the calibration split, keep them if best; returns the epoch's log row."""
+        started = time.monotonic()
+        settings, position, sums = self.settings, self.position, self.position.sums
+        score = evaluate(self.average.model, self.splits.calibration, precision=settings.precision)
+        position.seconds += time.monotonic() - started
+        row: dict[str, Any] = {
+            "kind": "epoch",
+            "epoch": position.epoch + 1,
+            "global_step": self.global_step,
+            "lr": learning_rate(settings, self.global_step - 1, self.steps),
+            **{name: sums[name] / sums["images"] for name in _MEASURED},
+            "calibration_accuracy": score.accuracy,
+            "calibration_loss": score.loss,
+            "images_per_second": sums["images"] / sums["seconds"],
+            "seconds": position.seconds,
+        }
+        position.history.append(row)
+        position.waited = 0 if score.accuracy > position.best_accuracy else position.waited + 1
+        if settings.keep == "last" or score.accuracy >= position.best_accuracy:  # of equals, the longer trained
+            self.best, position.best_epoch = copy_state(self.average.model.state_dict()), position.epoch
+        position.best_accuracy = max(position.best_accuracy, score.accuracy)
+        position.stopped = settings.patience is not None and position.waited >= settings.patience
+        position.epoch, position.step, position.sums = position.epoch + 1, 0, {}
+        return row
+
+    def result(self) -> tuple[CapsNet, float]:
+        """The kept weights in a model of their own (CPU, evaluation mode), and its calibration accuracy in float32."""
+        self.average.model.load_state_dict(self.best)
+        model = self.average.model
+        accuracy = evaluate(model, self.splits.calibration).accuracy
+        return model.cpu().eval(), accuracy
+
+
+def _generator(*key: int) -> torch.Generator:
+    """A generator whose seed is a hash of ``key``."""
+    (seed,) = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+
+
+def _check_fit(model: CapsNet, splits: Splits) -> None:
+    for split in (splits.train, splits.calibration):
+        if not len(split):
+            raise DataError(f"{split.name}: there are no images to train on or to evaluate with")
+    model.check_images(splits.train.images)
+    classes = len(splits.train.classes)
+    if classes != model.config.classes:
+        raise ModelError(
+            f"model {model.family}: it has {model.config.classes} classes, the data {splits.train.name} {classes};"
+            " override classes"
+        )
