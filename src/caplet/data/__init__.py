@@ -1,0 +1,25 @@
+"""Datasets and their three splits: train, calibration (cut from train) and test.
+
+:func:`load_data` gives :class:`Splits` of :class:`ImageSet`; :data:`DATASETS` lists what it knows by name;
+:func:`augment` is the training augmentation. Pixels are uint8 until a batch is made: the networks see ``pixels / 255``.
+"""
+
+from __future__ import annotations
+
+from caplet.data.augment import augment
+from caplet.data.imageset import ImageSet, to_float
+from caplet.data.load import DATASETS, load_data, load_saved_splits
+from caplet.data.registry import Dataset, DatasetRegistry
+from caplet.data.splits import Splits
+
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "DatasetRegistry",
+    "ImageSet",
+    "Splits",
+    "augment",
+    "load_data",
+    "load_saved_splits",
+    "to_float",
+]

@@ -1,0 +1,151 @@
+"""CIFAR-10: the published Python batches, or the same images as an image folder or an archive of one."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from caplet.data.archive import is_archive, load_archive
+from caplet.data.download import data_root, fetch
+from caplet.data.files import file_hash, is_file, is_folder, read_bytes
+from caplet.data.folder import DecodedTree, decode_tree, scan_folder, to_source
+from caplet.data.imageset import ImageSet
+from caplet.data.source import Request, Source
+from caplet.errors import DataError
+
+NAME = "cifar10"
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+ARCHIVE = "cifar10-jpeg.tar.xz"
+LAYOUT = (
+    f"cifar-10-batches-py/{{data_batch_1..5,test_batch}}, {ARCHIVE}, or train/<class>/* and test/<class>/* "
+    "with the ten class names"
+)
+_TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
+_TEST = ("test_batch",)
+_PUBLISHED_COUNT = 10_000
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles dicts, lists, bytes and numpy arrays; anything else in the file is refused, so no code can run."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith(("numpy.core.", "numpy._core.")) and name in ("_reconstruct", "_frombuffer"):
+            return np.empty(0).__reduce__()[0] if name == "_reconstruct" else np.empty(0).__reduce_ex__(5)[0]
+        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
+            return getattr(np, name)
+        if (module, name) == ("_codecs", "encode"):
+            return _latin1
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which image data does not need")
+
+
+def _latin1(text: str, encoding: str = "latin1") -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """One of CIFAR-10's pickled batches, read so that nothing in the file can run.
+
+    A batch with the published number of images (10,000) must also have the published MD5.
+
+    Returns:
+        (images, labels): uint8 (N, 3, 32, 32), int64 (N,).
+
+    Raises:
+        DataError: the file is damaged, holds something else, or is not the published one.
+    """
+    try:
+        batch = _ArraysOnly(io.BytesIO(read_bytes(path)), encoding="bytes").load()
+        data, labels = (batch.get(key, batch.get(key.decode())) for key in (b"data", b"labels"))
+    except DataError:
+        raise
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise DataError(f"{path}: not a readable CIFAR-10 batch ({error}): fetch it again") from error
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * 32 * 32:
+        found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+        raise DataError(f"{path}: 'data' must be uint8 (N, 3072), found {found}: fetch it again")
+    if not isinstance(labels, list) or len(labels) != len(data) or any(not isinstance(v, int) for v in labels):
+        raise DataError(f"{path}: 'labels' must be a list of {len(data)} integers: fetch it again")
+    wrong = [(i, value) for i, value in enumerate(labels) if not 0 <= value < len(CLASSES)]
+    if wrong:
+        raise DataError(f"{path}: label {wrong[0][1]} of image {wrong[0][0]} is out of range 0..9: fetch it again")
+    if len(data) == _PUBLISHED_COUNT and (md5 := file_hash(path, "md5")) != _published_md5().get(path.name):
+        raise DataError(f"{path}: MD5 {md5} is not that of the published file: it is damaged, fetch it again")
+    return data.reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
+
+
+def _published_md5() -> dict[str, str]:
+    from torchvision.datasets import CIFAR10
+
+    return dict((*CIFAR10.train_list, *CIFAR10.test_list))
+
+
+def _batches_folder(root: Path) -> Path | None:
+    for folder in (root / "cifar-10-batches-py", root):
+        if all(is_file(folder / name) for name in (*_TRAIN, *_TEST)):
+            return folder
+    return None
+
+
+def _load_batches(folder: Path) -> Source:
+    def part(names: tuple[str, ...], split: str) -> ImageSet:
+        batches = [read_batch(folder / name) for name in names]
+        images = np.concatenate([images for images, _ in batches])
+        labels = np.concatenate([labels for _, labels in batches])
+        ids = torch.arange(len(images))
+        return ImageSet(torch.from_numpy(images), torch.from_numpy(labels), ids, CLASSES, f"{NAME}/{split}")
+
+    train, test = part(_TRAIN, "train"), part(_TEST, "test")
+    published = len(train) == 5 * _PUBLISHED_COUNT and len(test) == _PUBLISHED_COUNT
+    note = "CIFAR-10" if published else "files in CIFAR-10's format, not the published ones"
+    return Source(train, test, "Python batches", folder, note=note)
+
+
+def _from_tree(decoded: DecodedTree, source: str, root: Path) -> Source:
+    if decoded.classes != CLASSES:
+        found = ", ".join(decoded.classes[:12])
+        raise DataError(f"{root}: CIFAR-10 has the classes {', '.join(CLASSES)}; found {found}: use dataset 'folder'")
+    if not decoded.test_count:
+        raise DataError(f"{root}: CIFAR-10's test images (test/<class>/*) are missing: fetch them too")
+    jpeg = set(decoded.formats) & {".jpg", ".jpeg"}
+    return to_source(decoded, NAME, source=source, root=root, note="CIFAR-10 (JPEG)" if jpeg else "CIFAR-10")
+
+
+def load_cifar10(request: Request) -> Source:
+    """Read CIFAR-10, downloaded by torchvision if nothing is found.
+
+    Looked for, in this order: ``root`` itself as an archive; ``root/cifar-10-batches-py`` or the batches in ``root``;
+    ``root/train/<class>`` and ``root/test/<class>``; ``root/cifar10-jpeg.tar.xz``. JPEG images are not the published
+    pixels, which the source's note says.
+
+    Raises:
+        DataError: nothing is found and nothing can be fetched, or the files are damaged.
+    """
+    root = data_root(request)
+    native = Request(request.root, None, 3, request.download, request.progress)
+    for path in (root, root / ARCHIVE):
+        if is_archive(path) and (path == root or _batches_folder(root) is None):
+            return _from_tree(load_archive(path, native), "image archive", path)
+    if is_file(root):
+        raise DataError(f"{root} is a file, but not a tar archive: give a folder with {LAYOUT}")
+    if is_folder(root / "train" / CLASSES[0]) and _batches_folder(root) is None:
+        return _from_tree(decode_tree(scan_folder(root), native), "image folder", root)
+    folder = _batches_folder(root)
+    if folder is None:
+
+        def get(target: str) -> object:
+            from torchvision.datasets import CIFAR10
+
+            return CIFAR10(target, download=True)
+
+        fetch(NAME, LAYOUT, request, get)
+        folder = _batches_folder(root)
+        if folder is None:
+            raise DataError(f"{NAME}: the download did not bring {LAYOUT}: fetch the files by hand")
+    return _load_batches(folder)

@@ -1,0 +1,135 @@
+"""Decoding many image files into one uint8 array, in parallel."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from caplet.data.files import read_bytes
+from caplet.errors import DataError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+_GRAY_MODES = ("1", "L", "LA", "La")
+_WIDE_MODES = ("I", "F")
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image still to decode: the name that messages show, and its file or its bytes."""
+
+    name: str
+    data: Path | bytes
+
+
+@contextmanager
+def progress_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Gives ``advance(count)``; draws a bar on stderr if ``shown``, else nothing."""
+    if not shown:
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def decode_one(file: ImageFile, size: tuple[int, int] | None, channels: int | None) -> np.ndarray:
+    """One image as uint8 (H, W) if gray or (H, W, 3) if RGB.
+
+    The camera's orientation tag is obeyed; transparency is dropped; the first frame of an animation counts.
+
+    Args:
+        size: (height, width) to stretch to (Pillow's bilinear filter, antialiased); None keeps the image's own.
+        channels: 1 for gray, 3 for RGB; None for what the file holds.
+
+    Raises:
+        DataError: the file is not an image, is damaged, or has more than 8 bits per channel.
+    """
+    data = file.data if isinstance(file.data, bytes) else read_bytes(file.data)
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            image: Image.Image = ImageOps.exif_transpose(opened)
+            image.load()
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"unreadable image {file.name} ({len(data)} bytes): no known image format; replace or remove it"
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"unreadable image {file.name} ({len(data)} bytes): {reason}; replace or remove it") from error
+    if image.mode.split(";")[0] in _WIDE_MODES:
+        raise DataError(f"image {file.name} has mode {image.mode}, more than 8 bits per channel: convert it to 8 bits")
+    gray = channels == 1 or (channels is None and image.mode in _GRAY_MODES)
+    image = image.convert("L" if gray else "RGB")
+    if size is not None and image.size != (size[1], size[0]):
+        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def decode_all(
+    files: Sequence[ImageFile],
+    *,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    progress: bool = False,
+    title: str = "Decoding images",
+) -> np.ndarray:
+    """Decode images of one size, in order, on all cores.
+
+    Args:
+        size: (height, width) to stretch every image to; None asks that all have the same size.
+        channels: 1 for gray, 3 for RGB; None for RGB if any image has colour, else gray.
+
+    Returns:
+        uint8 (N, C, H, W), contiguous.
+
+    Raises:
+        DataError: there are no files, an image is unreadable, or sizes differ (first such file in order).
+    """
+    if not files:
+        raise DataError("no images to decode")
+    chunks = [files[i : i + _CHUNK] for i in range(0, len(files), _CHUNK)]
+
+    def decode_chunk(chunk: Sequence[ImageFile]) -> list[np.ndarray]:
+        return [decode_one(file, size, channels) for file in chunk]
+
+    pool = ThreadPoolExecutor(max_workers=os.cpu_count())
+    try:
+        with progress_bar(title, len(files), progress) as advance:
+            done = pool.map(decode_chunk, chunks)
+            first = next(done)
+            result = np.empty((len(files), 1, *first[0].shape[:2]), dtype=np.uint8)
+            place = 0
+            for decoded in chain([first], done):
+                for pixels in decoded:
+                    _check_size(files, place, pixels, result.shape[2:])
+                    if pixels.ndim == 3 and result.shape[1] == 1:  # the first colour image: all become RGB
+                        result = np.repeat(result, 3, axis=1)
+                    result[place] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
+                    place += 1
+                advance(len(decoded))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return result
+
+
+def _check_size(files: Sequence[ImageFile], place: int, pixels: np.ndarray, shape: tuple[int, ...]) -> None:
+    if pixels.shape[:2] != shape:
+        (height, width), (first_height, first_width) = pixels.shape[:2], shape
+        raise DataError(
+            f"images differ in size: {files[0].name} is {first_width} x {first_height} pixels, {files[place].name} is "
+            f"{width} x {height}; all must be equal: resize them, or give size= (--size) to have them resized"
+        )

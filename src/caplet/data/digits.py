@@ -1,0 +1,31 @@
+"""The embedded dataset: scikit-learn's 1,797 scans of handwritten digits, 8 x 8 pixels. No network, no files."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from caplet.data.imageset import ImageSet
+from caplet.data.source import Request, Source, cut_test
+
+NAME = "digits"
+
+
+def load_digits(request: Request) -> Source:
+    """Read scikit-learn's digits; ``request.root`` is not used.
+
+    Their values 0..16 become pixels by ``(value * 255 + 8) // 16``, that is value * 255 / 16 rounded half up. The data
+    has no test split of its own: 20 % (359) are cut off, stratified by class, by a fixed seed: always the same one.
+    Nothing keeps one writer's digits on one side of that cut, so results may be better than for new writers.
+    """
+    from sklearn.datasets import load_digits as load
+
+    bunch = load()
+    values = bunch.images.astype(np.int64)
+    pixels = ((values * 255 + 8) // 16).astype(np.uint8)[:, None]
+    labels = torch.from_numpy(bunch.target.astype(np.int64))
+    every = ImageSet(torch.from_numpy(pixels), labels, torch.arange(len(pixels)), tuple("0123456789"), f"{NAME}/all")
+    train, test, description = cut_test(every, NAME)
+    return Source(
+        train, test, "scikit-learn", test_split=description, note="scikit-learn digits, 8x8; test split made by caplet"
+    )

@@ -1,0 +1,132 @@
+"""MNIST and Fashion-MNIST from their IDX files."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from caplet.data.download import data_root, fetch
+from caplet.data.files import is_file, read_bytes
+from caplet.data.imageset import ImageSet
+from caplet.data.source import Request, Source
+from caplet.errors import DataError
+
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+@dataclass(frozen=True)
+class IdxSet:
+    """A dataset in MNIST's format: name, torchvision's name (of class and folder), classes."""
+
+    name: str
+    folder: str
+    classes: tuple[str, ...]
+
+    @property
+    def layout(self) -> str:
+        """The files looked for under the root."""
+        return f"{self.folder}/raw/{{{','.join(FILES)}}} (or .gz)"
+
+
+MNIST = IdxSet("mnist", "MNIST", tuple("0123456789"))
+FASHION_MNIST = IdxSet(
+    "fashion-mnist",
+    "FashionMNIST",
+    ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array in an IDX file of unsigned bytes, plain or gzipped.
+
+    Returns:
+        uint8, of the shape its header names.
+
+    Raises:
+        DataError: the file cannot be read, is not IDX, or is shorter or longer than its header says.
+    """
+    data = read_bytes(path)
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path}: damaged gzip file ({error}): fetch it again") from error
+    if len(data) < 4 or data[:3] != b"\x00\x00\x08" or not 1 <= data[3] <= 4:
+        raise DataError(
+            f"{path}: not an IDX file of bytes: it starts with {data[:4].hex()!r}, not 000008..: fetch it again"
+        )
+    offset = 4 + 4 * data[3]
+    if len(data) < offset:
+        raise DataError(f"{path}: truncated: its header has {len(data)} of {offset} bytes: fetch it again")
+    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", data[3], 4))
+    wanted = offset + int(np.prod(shape, dtype=object))
+    if len(data) != wanted:
+        kind = "truncated" if len(data) < wanted else "too long"
+        raise DataError(f"{path}: {kind}: {len(data)} bytes, its header {shape} asks for {wanted}: fetch it again")
+    return np.frombuffer(data, np.uint8, offset=offset).reshape(shape).copy()
+
+
+def _find(request: Request, dataset: IdxSet) -> list[Path] | None:
+    root = data_root(request)
+    for folder in (root / dataset.folder / "raw", root):
+        found = [path for name in FILES for path in (folder / name, folder / f"{name}.gz") if is_file(path)]
+        names = {path.name.removesuffix(".gz"): path for path in reversed(found)}
+        if len(names) == len(FILES):
+            return [names[name] for name in FILES]
+    return None
+
+
+def _read_split(images_path: Path, labels_path: Path, dataset: IdxSet, split: str) -> ImageSet:
+    images, labels = read_idx(images_path), read_idx(labels_path)
+    if images.ndim != 3 or labels.ndim != 1:
+        raise DataError(
+            f"{images_path}: images must have 3 dimensions and labels 1, found {images.ndim} and {labels.ndim}: "
+            "are files mixed up?"
+        )
+    if len(images) != len(labels) or not len(images):
+        raise DataError(
+            f"{images_path}: {len(images)} images, but {len(labels)} labels in {labels_path.name}: fetch both again"
+        )
+    if int(labels.max()) >= len(dataset.classes):
+        first = int(np.argmax(labels >= len(dataset.classes)))
+        raise DataError(
+            f"{labels_path}: label {labels[first]} of image {first} is out of range; {dataset.name} has labels "
+            f"0..{len(dataset.classes) - 1}: fetch it again"
+        )
+    return ImageSet(
+        torch.from_numpy(images)[:, None],
+        torch.from_numpy(labels.astype(np.int64)),
+        torch.arange(len(images)),
+        dataset.classes,
+        f"{dataset.name}/{split}",
+    )
+
+
+def load_idx(request: Request, dataset: IdxSet) -> Source:
+    """Read MNIST or Fashion-MNIST, downloaded by torchvision if the files are missing.
+
+    Files are looked for in ``root/MNIST/raw`` (``root/FashionMNIST/raw``), then in ``root`` itself.
+
+    Raises:
+        DataError: files are missing and not to be had, damaged, or do not belong together.
+    """
+    paths = _find(request, dataset)
+    if paths is None:
+
+        def get(folder: str) -> object:
+            import torchvision.datasets
+
+            return getattr(torchvision.datasets, dataset.folder)(folder, train=False, download=True)
+
+        fetch(dataset.name, dataset.layout, request, get)
+        paths = _find(request, dataset)
+        if paths is None:
+            raise DataError(f"{dataset.name}: the download did not bring {dataset.layout}: fetch the files by hand")
+    train = _read_split(paths[0], paths[1], dataset, "train")
+    test = _read_split(paths[2], paths[3], dataset, "test")
+    return Source(train, test, source="IDX files", root=paths[0].parent)

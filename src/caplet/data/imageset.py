@@ -1,0 +1,166 @@
+"""A set of labelled images held in memory: the one form in which caplet passes data around."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from caplet.errors import ConfigError, DataError
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Pixels as the networks take them: ``pixels / 255``.
+
+    Args:
+        images: uint8, NCHW.
+
+    Returns:
+        float32 in [0, 1], NCHW with channels_last strides, a new tensor.
+    """
+    return images.to(torch.float32, memory_format=torch.channels_last).div_(255.0)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images, labels and ids of one split. Treat the tensors as read-only: the hash is computed once.
+
+    Attributes:
+        images: uint8 (N, C, H, W), contiguous, on the CPU; pixels 0..255.
+        labels: int64 (N,), each in ``0 .. len(classes) - 1``.
+        ids: int64 (N,), the image's position in the original split (see ``Splits.info["test_split"]``); unique, and
+            kept by :meth:`subset`, so that a selection can be saved and rebuilt.
+        classes: class names, in label order.
+        name: what this is, for messages and reports, such as ``"mnist/train"``.
+
+    Raises:
+        DataError: a tensor has another dtype, shape or length, a label is out of range, or an id occurs twice.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+    classes: tuple[str, ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            found = f"{self.images.dtype} {tuple(self.images.shape)}"
+            raise DataError(f"{self.name}: images must be uint8 of shape (N, C, H, W), found {found}")
+        for what, values in (("labels", self.labels), ("ids", self.ids)):
+            if values.dtype != torch.int64 or tuple(values.shape) != (len(self.images),):
+                found = f"{values.dtype} {tuple(values.shape)}"
+                raise DataError(f"{self.name}: {what} must be int64 of shape ({len(self.images)},), found {found}")
+        outside = (self.labels < 0) | (self.labels >= len(self.classes))
+        if bool(outside.any()):
+            first = int(outside.nonzero()[0])
+            raise DataError(
+                f"{self.name}: label {int(self.labels[first])} of image {first} is out of range; "
+                f"{len(self.classes)} classes allow 0..{len(self.classes) - 1}: correct the labels"
+            )
+        if len(self.ids) != len(torch.unique(self.ids)):
+            raise DataError(f"{self.name}: an image occurs twice (ids must be unique)")
+        object.__setattr__(self, "images", self.images.contiguous())
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    @cached_property
+    def _digest(self) -> str:
+        header = repr((tuple(self.images.shape), self.classes)).encode()
+        digest = hashlib.sha256(header)
+        digest.update(self.images.numpy().data)
+        digest.update(self.labels.numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def sha256(self) -> str:
+        """Content hash (64 hex digits) of shape, pixels, labels and class names; not of ``ids`` and ``name``.
+
+        Computed on first use and remembered.
+        """
+        return self._digest
+
+    def class_counts(self) -> tuple[int, ...]:
+        """Number of images of each class, in label order."""
+        return tuple(torch.bincount(self.labels, minlength=len(self.classes)).tolist())
+
+    def subset(self, indices: Tensor | Sequence[int], *, name: str | None = None) -> ImageSet:
+        """The images at these positions of *this* set, in the given order, with their original ids.
+
+        Raises:
+            DataError: a position is negative or past the end.
+        """
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        if len(index) and (int(index.min()) < 0 or int(index.max()) >= len(self)):
+            raise DataError(
+                f"{self.name}: positions {int(index.min())}..{int(index.max())} asked for, but the set has "
+                f"0..{len(self) - 1}"
+            )
+        return replace(
+            self,
+            images=self.images[index],
+            labels=self.labels[index],
+            ids=self.ids[index],
+            name=self.name if name is None else name,
+        )
+
+    def with_ids(self, ids: Tensor | Sequence[int], *, name: str | None = None) -> ImageSet:
+        """The images with these original ids, in the given order.
+
+        Raises:
+            DataError: an id is not in this set.
+        """
+        wanted = torch.as_tensor(ids, dtype=torch.int64)
+        missing = ~torch.isin(wanted, self.ids)
+        if bool(missing.any()):
+            raise DataError(
+                f"{self.name}: no image with id {int(wanted[missing][0])} ({int(missing.sum())} of {len(wanted)} ids "
+                "are not in this set): were they saved for other data?"
+            )
+        order = torch.argsort(self.ids)
+        return self.subset(order[torch.searchsorted(self.ids[order], wanted)], name=name)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        drop_last: bool = False,
+        device: torch.device | str | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Go through the set once.
+
+        Args:
+            batch_size: images per batch; the last batch may be smaller.
+            generator: shuffle with this generator; None keeps the set's order.
+            drop_last: leave out a last batch that is not full.
+            device: where the batches go; None leaves them on the CPU.
+
+        Yields:
+            (images, labels): float32 (B, C, H, W) in [0, 1] = pixels / 255, channels_last; int64 (B,).
+
+        Raises:
+            ConfigError: ``batch_size`` is below 1.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch size must be at least 1, found {batch_size}")
+        order = None if generator is None else torch.randperm(len(self), generator=generator)
+        end = len(self) - len(self) % batch_size if drop_last else len(self)
+        for start in range(0, end, batch_size):
+            stop = min(start + batch_size, end)
+            chosen: Tensor | slice = slice(start, stop) if order is None else order[start:stop]
+            images, labels = self.images[chosen], self.labels[chosen]
+            if device is not None:
+                images, labels = images.to(device), labels.to(device)
+            yield to_float(images), labels

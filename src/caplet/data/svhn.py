@@ -1,0 +1,94 @@
+"""SVHN's cropped digits from their MATLAB files."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from caplet.data.download import data_root, fetch
+from caplet.data.files import file_hash, is_file, read_bytes
+from caplet.data.imageset import ImageSet
+from caplet.data.source import Request, Source
+from caplet.errors import DataError
+
+NAME = "svhn"
+CLASSES = tuple("0123456789")
+FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
+LAYOUT = " and ".join(FILES.values())
+_PUBLISHED_COUNTS = {"train": 73_257, "test": 26_032}
+
+
+def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """One ``.mat`` file in the cropped-digits format: ``X`` (32, 32, 3, N) and ``y`` (N, 1), where 10 means digit 0.
+
+    Returns:
+        (images, labels): uint8 (N, 3, 32, 32), int64 (N,) in 0..9.
+
+    Raises:
+        DataError: the file is damaged, or ``X`` or ``y`` is missing, of another shape or type, or out of range.
+    """
+    from scipy.io import loadmat
+
+    data = read_bytes(path)
+    try:
+        found = loadmat(io.BytesIO(data), variable_names=("X", "y"))
+    except Exception as error:  # a damaged .mat file can raise nearly anything
+        raise DataError(f"{path}: not a readable .mat file ({len(data)} bytes; {error}): fetch it again") from error
+    if "X" not in found or "y" not in found:
+        raise DataError(
+            f"{path}: variables X and y expected, found {sorted(k for k in found if k[0] != '_') or 'none of them'}"
+        )
+    pixels, digits = found["X"], found["y"].reshape(-1)
+    if pixels.ndim == 3:  # MATLAB drops a last dimension of 1
+        pixels = pixels[..., None]
+    if pixels.dtype != np.uint8 or pixels.shape[:3] != (32, 32, 3) or not pixels.shape[-1]:
+        raise DataError(f"{path}: X must be uint8 (32, 32, 3, N), found {pixels.dtype} {pixels.shape}: fetch it again")
+    if len(digits) != pixels.shape[3]:
+        raise DataError(f"{path}: {pixels.shape[3]} images in X, but {len(digits)} labels in y: fetch it again")
+    outside = ~np.isin(digits, np.arange(1, 11))
+    if outside.any():
+        first = int(np.argmax(outside))
+        raise DataError(f"{path}: label {digits[first]} of image {first} is out of range 1..10 (10 is digit 0)")
+    return np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)), digits.astype(np.int64) % 10
+
+
+def _read_split(path: Path, split: str) -> ImageSet:
+    images, labels = read_mat(path)
+    if len(images) == _PUBLISHED_COUNTS[split]:
+        from torchvision.datasets import SVHN
+
+        md5, published = file_hash(path, "md5"), SVHN.split_list[split][2]
+        if md5 != published:
+            raise DataError(
+                f"{path}: MD5 {md5} is not that of the published file ({published}): it is damaged, fetch it again"
+            )
+    ids = torch.arange(len(images))
+    return ImageSet(torch.from_numpy(images), torch.from_numpy(labels), ids, CLASSES, f"{NAME}/{split}")
+
+
+def load_svhn(request: Request) -> Source:
+    """Read SVHN's cropped digits, downloaded by torchvision if the files are missing.
+
+    A file with the published number of images must have the published MD5. One with another number is read as it is,
+    and the source's note says that it is not the published file.
+
+    Raises:
+        DataError: files are missing and not to be had, or damaged.
+    """
+    root = data_root(request)
+    paths = {split: root / file for split, file in FILES.items()}
+    if not all(is_file(path) for path in paths.values()):
+
+        def get(target: str) -> object:
+            from torchvision.datasets import SVHN
+
+            return [SVHN(target, split=split, download=True) for split in FILES]
+
+        fetch(NAME, LAYOUT, request, get)
+    train, test = (_read_split(path, split) for split, path in paths.items())
+    published = (len(train), len(test)) == (_PUBLISHED_COUNTS["train"], _PUBLISHED_COUNTS["test"])
+    note = "SVHN (cropped digits)" if published else "files in SVHN's format, not the published ones"
+    return Source(train, test, "MATLAB files", root, note=note)

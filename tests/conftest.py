@@ -1,0 +1,58 @@
+"""Fixtures for all tests.
+
+``shared``: the folder of real data and trained models that may lie beside the project; tests that use it carry
+``@pytest.mark.shared`` and are skipped where it is absent. ``isolated_cache``: no test touches the user's cache.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from caplet.data import Splits
+
+SHARED = Path(os.environ.get("CAPLET_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def _shared_is_here() -> bool:
+    return (SHARED / "data").is_dir() and (SHARED / "models").is_dir()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked ``shared`` where the folder is absent."""
+    if not _shared_is_here():
+        for item in items:
+            if item.get_closest_marker("shared"):
+                item.add_marker(pytest.mark.skip(reason="the folder 'shared' is not beside the project"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data (``data/``) and trained models (``models/``), or a skip."""
+    if not _shared_is_here():
+        pytest.skip("the folder 'shared' is not beside the project")
+    return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isolated_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Point CAPLET_CACHE at a folder of this test session (one for all its workers)."""
+    base = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        base = base.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CAPLET_CACHE", str(base / "caplet-cache"))
+        yield base / "caplet-cache"
+
+
+@pytest.fixture(scope="session")
+def digits() -> Splits:
+    """The embedded dataset, loaded once."""
+    from caplet.data import load_data
+
+    return load_data("digits")

@@ -1,0 +1,222 @@
+"""Image folders: layouts, order, channels, sizes, and every way they can be wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from data_files import pixels, write_folder, write_image
+from PIL import Image
+
+from caplet.data import load_data
+from caplet.data.convert import resize, to_gray
+from caplet.data.decode import ImageFile, decode_all
+from caplet.data.folder import scan_folder
+from caplet.errors import ConfigError, DataError
+
+
+def everything(splits) -> torch.Tensor:
+    """All images of a folder without test split, in the order of the files."""
+    parts = (splits.train, splits.calibration, splits.test)
+    ids = torch.cat([part.ids for part in parts])
+    return torch.cat([part.images for part in parts])[torch.argsort(ids)]
+
+
+def test_classes_and_files_in_sorted_order(tmp_path):
+    every = write_folder(tmp_path, ("ant", "bee", "cow"), 20)
+    write_image(tmp_path / ".hidden" / "x.png", every[0])
+    (tmp_path / "ant" / "notes.txt").write_text("not an image")
+    splits = load_data(str(tmp_path))
+    assert splits.info["name"] == "folder"
+    assert splits.train.classes == ("ant", "bee", "cow")
+    assert splits.train.image_shape == (3, 6, 5)
+    assert np.array_equal(everything(splits).numpy(), every.transpose(0, 3, 1, 2))
+    assert splits.info["sizes"] == {"train": 44, "calibration": 4, "test": 12}
+    assert splits.test.class_counts() == (4, 4, 4)
+    assert "cut by caplet: 20 %" in splits.info["test_split"]
+    again = load_data("folder", tmp_path)
+    assert again.info == splits.info
+
+
+def test_train_and_test_folders(tmp_path):
+    train = write_folder(tmp_path / "train", ("a", "b"), 10)
+    test = write_folder(tmp_path / "test", ("a", "b"), 3)
+    write_folder(tmp_path / "val", ("a", "b"), 1)
+    splits = load_data(tmp_path, calibration_size=4)
+    assert np.array_equal(splits.test.images.numpy(), test.transpose(0, 3, 1, 2))
+    assert splits.test.ids.tolist() == list(range(6))
+    assert splits.calibration.class_counts() == (2, 2)
+    kept = torch.cat([splits.train.images, splits.calibration.images])
+    order = torch.argsort(torch.cat([splits.train.ids, splits.calibration.ids]))
+    assert np.array_equal(kept[order].numpy(), train.transpose(0, 3, 1, 2))
+    assert splits.info["note"] == "not read: val"
+    assert splits.info["test_split"].startswith("published")
+
+
+def test_train_folder_alone_gets_a_test_split(tmp_path):
+    write_folder(tmp_path / "train", ("a", "b"), 10)
+    assert load_data(tmp_path).info["sizes"]["test"] == 4
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    write_folder(tmp_path, ("bus", "train"), 10)
+    assert scan_folder(tmp_path).classes == ("bus", "train")
+
+
+def test_gray_files_stay_gray_and_mixed_become_rgb(tmp_path):
+    gray = write_folder(tmp_path, ("a", "b"), 10, (6, 5))
+    assert np.array_equal(everything(load_data(tmp_path))[:, 0].numpy(), gray)
+    colour = pixels(1, (6, 5, 3), 9)[0]
+    write_image(tmp_path / "b" / "999.png", colour)
+    mixed = everything(load_data(tmp_path))
+    assert mixed.shape[1] == 3
+    assert np.array_equal(mixed[-1].numpy(), colour.transpose(2, 0, 1))
+    assert np.array_equal(mixed[3].numpy(), np.stack([gray[3]] * 3))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_asked_for(tmp_path, channels):
+    every = write_folder(tmp_path, ("a", "b"), 10)
+    made = everything(load_data(tmp_path, channels=channels))
+    assert made.shape[1] == channels
+    rgb = torch.from_numpy(every.transpose(0, 3, 1, 2).copy())
+    assert torch.equal(made, rgb if channels == 3 else to_gray(rgb))
+
+
+def test_size_asked_for_equals_resizing_afterwards(tmp_path):
+    every = write_folder(tmp_path, ("a", "b"), 10)
+    made = everything(load_data(tmp_path, size=(4, 9)))
+    assert torch.equal(made, resize(torch.from_numpy(every.transpose(0, 3, 1, 2).copy()), (4, 9)))
+    write_image(tmp_path / "a" / "zzz.png", pixels(1, (30, 20, 3))[0])
+    assert load_data(tmp_path, size=7).train.image_shape == (3, 7, 7)
+
+
+def test_gray_formula_is_pillows():
+    rgb = pixels(50, (8, 8, 3))
+    expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in rgb])
+    assert np.array_equal(to_gray(torch.from_numpy(rgb.transpose(0, 3, 1, 2).copy()))[:, 0].numpy(), expected)
+
+
+def test_camera_orientation_is_obeyed(tmp_path):
+    write_folder(tmp_path, ("a", "b"), 5)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the file is stored lying
+    turned = pixels(1, (5, 6, 3), 3)[0]
+    write_image(tmp_path / "a" / "zzz.png", turned, exif=exif)
+    made = everything(load_data(tmp_path))
+    assert np.array_equal(made[5].numpy(), np.rot90(turned, -1).transpose(2, 0, 1))
+
+
+def test_progress_bar_goes_to_stderr_only_when_asked(tmp_path, capfd):
+    write_folder(tmp_path, ("a", "b"), 10)
+    load_data(tmp_path)
+    assert capfd.readouterr() == ("", "")
+    load_data(tmp_path, progress=True)
+    assert capfd.readouterr().out == ""
+
+
+def test_many_chunks_keep_their_order():
+    every = pixels(1000, (3, 3))
+    files = []
+    for i, image in enumerate(every):
+        text = b"P5 3 3 255\n" + image.tobytes()
+        files.append(ImageFile(f"{i}.pgm", text))
+    assert np.array_equal(decode_all(files)[:, 0], every)
+
+
+def test_missing_empty_and_one_class(tmp_path):
+    with pytest.raises(DataError, match=r"no image folder .*nowhere: expected one with <class>/\*\.png"):
+        load_data(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no folder"):
+        load_data("folder", tmp_path / "nowhere")
+    with pytest.raises(DataError, match="dataset 'folder' needs the path of your images: give root="):
+        load_data("folder")
+    with pytest.raises(DataError, match="no class folders with images found"):
+        load_data(tmp_path)
+    write_folder(tmp_path, ("only",), 5)
+    with pytest.raises(DataError, match=r"only one class \('only'\) found"):
+        load_data(tmp_path)
+    (tmp_path / "void").mkdir()
+    with pytest.raises(DataError, match="class 'void' has no training images"):
+        load_data(tmp_path)
+
+
+def test_two_places(tmp_path):
+    write_folder(tmp_path, ("a", "b"), 5)
+    with pytest.raises(DataError, match="two places"):
+        load_data(tmp_path, tmp_path)
+
+
+def test_test_folder_with_another_class_or_nothing(tmp_path):
+    write_folder(tmp_path / "train", ("a", "b"), 5)
+    (tmp_path / "test").mkdir()
+    with pytest.raises(DataError, match="the test folder has no images"):
+        load_data(tmp_path)
+    write_folder(tmp_path / "test", ("z",), 5)
+    with pytest.raises(DataError, match="test has class 'z', train does not"):
+        load_data(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "png", "jpg"])
+def test_unreadable_image_is_named(tmp_path, kind):
+    write_folder(tmp_path, ("a", "b"), 5)
+    bad = tmp_path / "b" / f"007.{'jpg' if kind == 'jpg' else 'png'}"
+    write_image(bad, pixels(1, (6, 5, 3))[0])
+    content = bad.read_bytes()
+    bad.write_bytes({"text": b"hello", "empty": b""}.get(kind, content[: len(content) * 2 // 3]))
+    with pytest.raises(DataError, match=r"unreadable image .*b/007\.(png|jpg) \(\d+ bytes\).*replace or remove it"):
+        load_data(tmp_path)
+
+
+def test_sixteen_bit_image_is_refused(tmp_path):
+    write_folder(tmp_path, ("a", "b"), 5)
+    write_image(tmp_path / "a" / "zzz.png", np.full((6, 5), 40_000, dtype=np.uint16))
+    with pytest.raises(DataError, match=r"a/zzz\.png has mode I;16, more than 8 bits per channel"):
+        load_data(tmp_path)
+
+
+def test_different_sizes_name_two_files_and_the_way_out(tmp_path):
+    write_folder(tmp_path, ("a", "b"), 5)
+    write_image(tmp_path / "b" / "002.png", pixels(1, (9, 7, 3))[0])
+    message = r"images differ in size: .*a/000\.png is 5 x 6 pixels, .*b/002\.png is 7 x 9; .*size= \(--size\)"
+    with pytest.raises(DataError, match=message):
+        load_data(tmp_path)
+
+
+def test_no_permission(tmp_path, monkeypatch):
+    write_folder(tmp_path, ("a", "b"), 5)
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("caplet.data.files.os.scandir", refuse)
+        with pytest.raises(DataError, match=r"cannot read folder .*: permission denied"):
+            load_data(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.read_bytes", refuse)
+        with pytest.raises(DataError, match=r"cannot read .*a/000\.png: permission denied"):
+            load_data(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.is_dir", refuse)
+        with pytest.raises(DataError, match=r"cannot look at .*: permission denied"):
+            load_data(tmp_path)
+
+
+def test_too_few_images_for_three_splits(tmp_path):
+    write_folder(tmp_path, ("a", "b"), 2)
+    with pytest.raises(DataError, match=r"leaves none of class .*: add images or ask for fewer"):
+        load_data(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, -3, (4,), (4, 5000), (4.0, 4)])
+def test_bad_size(size):
+    with pytest.raises(ConfigError, match="image size must be a side or"):
+        load_data("digits", size=size)
+
+
+def test_bad_channels_and_limit():
+    with pytest.raises(ConfigError, match="channels must be 1"):
+        load_data("digits", channels=2)
+    with pytest.raises(ConfigError, match="limit must be at least 1"):
+        load_data("digits", limit=0)
