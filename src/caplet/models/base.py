@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -39,14 +39,16 @@ class Stage:
     Attributes:
         name: the block's name; its point keys start with it (the ``input`` stage holds ``input.image``).
         run: state in, state out.
-        layers: the layers that ``run`` uses.
+        layers: the layers that ``run`` uses, in order of execution.
         outputs: the point key that produced each tensor of the output state.
+        wiring: by layer name, the point keys whose tensors the layer reads, in order. Lowering follows it.
     """
 
     name: str
     run: Callable[[State], State]
     layers: tuple[Layer, ...]
     outputs: tuple[str, ...]
+    wiring: Mapping[str, tuple[str, ...]]
 
 
 class CapsNet(nn.Module, ABC):

@@ -124,15 +124,26 @@ class DeepCaps(CapsNet):
                 out = block(x if x.ndim == 4 else x.flatten(1, 2))
                 return (x, out) if last else (out,)
 
-            outputs = (f"block{index}.sum", f"{name}.sum") if last else (f"{name}.sum",)
-            return Stage(name, run, block.layers(), outputs)
+            source = f"block{index}.sum" if index else "conv1.activation"
+            outputs = (source, f"{name}.sum") if last else (f"{name}.sum",)
+            first, second = f"{name}.l1.activation", f"{name}.l2.activation"
+            wiring = {
+                f"{name}.l1": (source,),
+                f"{name}.skip": (first,),
+                f"{name}.l2": (first,),
+                f"{name}.l3": (second,),
+                name: (f"{name}.l3.activation", f"{name}.skip.activation"),
+            }
+            return Stage(name, run, block.layers(), outputs, wiring)
 
         def classify(state: State) -> State:
             return (self.digit(torch.cat([flatten_capsules(x) for x in state], 1)),)
 
+        blocks = [run_block(i) for i in range(len(self._blocks))]
+        conv_wiring = {"conv1": ("input.image",)}
         return (
-            Stage("input", lambda s: (self.input(s[0]),), (self.input,), ("input.image",)),
-            Stage("conv1", lambda s: (self.conv1(s[0]),), (self.conv1,), ("conv1.activation",)),
-            *(run_block(i) for i in range(len(self._blocks))),
-            Stage("digit", classify, (self.digit,), ("digit.activation",)),
+            Stage("input", lambda s: (self.input(s[0]),), (self.input,), ("input.image",), {"input": ()}),
+            Stage("conv1", lambda s: (self.conv1(s[0]),), (self.conv1,), ("conv1.activation",), conv_wiring),
+            *blocks,
+            Stage("digit", classify, (self.digit,), ("digit.activation",), {"digit": blocks[-1].outputs}),
         )

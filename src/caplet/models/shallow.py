@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-from caplet.models.base import CapsNet, ModelConfig, Stage
+from caplet.models.base import CapsNet, ModelConfig, Stage, State
 from caplet.nn.caps import ConvCaps2d, DenseCaps, flatten_capsules
 from caplet.nn.conv import ConvReLU, InputLayer
+from caplet.nn.layer import Layer
 
 
 class StemConv(BaseModel):
@@ -90,12 +91,15 @@ class ShallowCaps(CapsNet):
         self.to(memory_format=torch.channels_last)
 
     def stages(self) -> tuple[Stage, ...]:
-        def convolve(layer: ConvReLU) -> Stage:
-            return Stage(layer.name, lambda s: (layer(s[0]),), (layer,), (f"{layer.name}.activation",))
+        def stage(layer: Layer, source: str, output: str) -> Stage:
+            return Stage(layer.name, lambda s: (layer(s[0]),), (layer,), (output,), {layer.name: (source,)})
 
-        return (
-            Stage("input", lambda s: (self.input(s[0]),), (self.input,), ("input.image",)),
-            *map(convolve, self._stem),
-            Stage("primary", lambda s: (self.primary(s[0]),), (self.primary,), ("primary.activation",)),
-            Stage("digit", lambda s: (self.digit(flatten_capsules(s[0])),), (self.digit,), ("digit.activation",)),
-        )
+        stages = [Stage("input", lambda s: (self.input(s[0]),), (self.input,), ("input.image",), {"input": ()})]
+        for layer in (*self._stem, self.primary):
+            stages.append(stage(layer, stages[-1].outputs[0], f"{layer.name}.activation"))
+
+        def classify(state: State) -> State:
+            return (self.digit(flatten_capsules(state[0])),)
+
+        wiring = {"digit": ("primary.activation",)}
+        return (*stages, Stage("digit", classify, (self.digit,), ("digit.activation",), wiring))
