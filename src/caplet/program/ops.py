@@ -276,7 +276,8 @@ class ConvVotes(_Unary):
 
     input (H, W, I * K), weight (J * dim, KH, KW, K), bias (J * dim,) added to every vote -> output (I, G, dim) with
     G = H' * W' * J. For input type i this is the Conv2d of the channels i*K .. i*K + K - 1; its result
-    (H', W', J * dim) is row i of the votes as it lies in memory. product_frac = frac(input) + frac(weight) (+ channel_shifts[o]).
+    (H', W', J * dim) is row i of the votes as it lies in memory.
+    product_frac = frac(input) + frac(weight) (+ channel_shifts[o]).
     """
 
     kind: ClassVar[str] = "conv_votes"

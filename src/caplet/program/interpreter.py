@@ -1,0 +1,274 @@
+"""The reference interpreter: every op as its definition reads, in numpy integers, over a batch of images.
+
+Sums of products are made by BLAS in float64 where the proof of ``verify`` keeps every partial sum below 2**53: all
+products and sums are then integers that float64 holds exactly, in any order of summation, so the result is the
+integer one. Elsewhere, and with ``exact_floats=False``, they are made in int64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caplet.errors import DataError
+from caplet.fixed.format import FixedFormat
+from caplet.fixed.integer import squared_length
+from caplet.fixed.rounding import Rounding, rounding_shift, stochastic_noise
+from caplet.fixed.softmax import softmax
+from caplet.fixed.squash import squash
+from caplet.program.ops import (
+    Add,
+    ChannelAffine,
+    Conv2d,
+    ConvVotes,
+    DenseVotes,
+    InputQuantize,
+    Lengths,
+    Op,
+    Routing,
+    Shifts,
+    Squash,
+)
+from caplet.program.program import Program
+from caplet.program.tensor import Constant, TensorSpec
+from caplet.program.verify import Proof, verify
+
+Codes = NDArray[Any]
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Results of a batch of B images.
+
+    capsules: class capsules, codes of the output's format, int32 (B, classes, D).
+    lengths: squared lengths in codes, int64 (B, classes).
+    predictions: the class of the longest capsule, the first one on a tie, int64 (B,).
+    """
+
+    capsules: Codes
+    lengths: Codes
+    predictions: Codes
+
+
+def run(program: Program, images: NDArray[np.uint8], *, exact_floats: bool = True) -> Outcome:
+    """Run a Program on images.
+
+    images: uint8 (B, channels, rows, columns). exact_floats: allow exact float64 products; the integers are the same.
+    Raises PlanError when the Program does not verify, DataError when the images do not fit it.
+    """
+    machine = _Machine(program, verify(program), exact_floats)
+    parts = [machine.execute(chunk) for chunk in _chunks(program, images)]
+    capsules = np.concatenate([part[program.output] for part in parts]).astype(np.int32)
+    lengths = np.concatenate([part[program.lengths] for part in parts]).astype(np.int64)
+    return Outcome(capsules, lengths, lengths.argmax(axis=1))
+
+
+def trace(program: Program, images: NDArray[np.uint8], *, exact_floats: bool = True) -> dict[str, Codes]:
+    """As :func:`run`, but returns every tensor: name -> codes of shape (B, *shape of the tensor), int32 or int64.
+
+    A tensor inside a routing also appears once per iteration as ``"name[0]"``, ``"name[1]"``, ...; its plain name
+    holds the last one. Memory grows with the batch.
+    """
+    machine = _Machine(program, verify(program), exact_floats)
+    parts = [machine.execute(chunk, keep=True) for chunk in _chunks(program, images)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _chunks(program: Program, images: NDArray[np.uint8]) -> list[Codes]:
+    """The images in the device's layout (B, rows, columns, channels), in small batches."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != program.image_shape or not len(images):
+        raise DataError(
+            f"program {program.name}: images are {images.dtype} of shape {images.shape}; the rule is uint8 of shape "
+            f"(images, {', '.join(map(str, program.image_shape))}), at least one"
+        )
+    whole = images.transpose(0, 2, 3, 1)
+    return [whole[start : start + _BATCH] for start in range(0, len(whole), _BATCH)]
+
+
+class _Machine:
+    """What the ops share: specs, rounding with the right noise, and exact products."""
+
+    def __init__(self, program: Program, proof: Proof, exact_floats: bool) -> None:
+        self.program = program
+        self.tensors = program.tensors
+        self._products = {(b.op, b.what): b.products for b in proof.accumulators}
+        self._exact_floats = exact_floats
+        self._weights: dict[tuple[str, type], Codes] = {}
+
+    def execute(self, images: Codes, keep: bool = False) -> dict[str, Codes]:
+        """All tensors of one batch; without ``keep`` only those that a later op, or the caller, still reads."""
+        live: dict[str, Codes] = {self.program.input: images.astype(np.int32)}
+        last = {name: index for index, op in enumerate(self.program.ops) for name in op.inputs}
+        ends = (self.program.output, self.program.lengths)
+        for index, op in enumerate(self.program.ops):
+            live.update(execute(op, self, *(live[name] for name in op.inputs)))
+            if not keep:
+                live = {name: x for name, x in live.items() if last.get(name, -1) > index or name in ends}
+        return live
+
+    def fixed(self, name: str) -> FixedFormat:
+        fmt = self.tensors[name].format
+        assert isinstance(fmt, FixedFormat)
+        return fmt
+
+    def noise(self, spec: TensorSpec, iteration: int = 0) -> Codes | None:
+        if spec.rounding is not Rounding.STOCHASTIC:
+            return None
+        draw = stochastic_noise(self.program.seed, spec.name, spec.elements, iteration * spec.elements)
+        return draw.reshape(spec.shape)
+
+    def narrow(self, name: str, acc: Codes, bias: Constant | None, shifts: Shifts, iteration: int = 0) -> Codes:
+        """The common pattern: acc (B, ..., bias's shape) -> codes (B, *shape of the tensor)."""
+        acc = acc << shifts.acc
+        if bias is not None:
+            acc = acc + (bias.integers.astype(np.int64) << shifts.bias)
+        return self.rounded(name, acc, shifts.out, iteration)
+
+    def rounded(self, name: str, acc: Codes, shift: Any, iteration: int = 0, base: Codes | int = 0) -> Codes:
+        """``saturate(base + rounding_shift(acc, shift))`` in the tensor's shape."""
+        spec = self.tensors[name]
+        noise = self.noise(spec, iteration)
+        if noise is not None:
+            noise = noise.reshape(acc.shape[1:])
+        codes = self.fixed(name).saturate(base + rounding_shift(acc, shift, spec.rounding, noise))
+        return codes.astype(np.int32).reshape(len(acc), *spec.shape)
+
+    def operands(self, op: Op, what: str) -> type:
+        """The dtype in which the products of an accumulator are exact: float64 below 2**53, else int64."""
+        return np.float64 if self._exact_floats and self._products[op.name, what] < 1 << 53 else np.int64
+
+    def weights(self, weight: Constant, kind: type, arrange: Callable[[Codes], Codes]) -> Codes:
+        if (weight.key, kind) not in self._weights:
+            self._weights[weight.key, kind] = np.ascontiguousarray(arrange(weight.integers.astype(kind)))
+        return self._weights[weight.key, kind]
+
+    def convolve(self, op: Conv2d | ConvVotes, x: Codes) -> Codes:
+        """Sums of products of a convolution: x (B, H, W, I) -> int64 (B, H', W', O)."""
+        kind = self.operands(op, "acc")
+        out, rows, columns, _ = op.weight.shape
+        pad = (op.padding, op.padding)
+        padded: Codes = np.pad(x.astype(kind), ((0, 0), pad, pad, (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (rows, columns), axis=(1, 2))
+        windows = windows[:, :: op.stride, :: op.stride].transpose(0, 1, 2, 4, 5, 3)  # B, H', W', KH, KW, I
+        filters = self.weights(op.weight, kind, lambda w: w.reshape(out, -1).T)
+        product = windows.reshape(-1, len(filters)) @ filters  # one large product, not one per row
+        return product.astype(np.int64).reshape(*windows.shape[:3], out)
+
+
+@singledispatch
+def execute(op: Op, machine: _Machine, *inputs: Codes) -> dict[str, Codes]:
+    """The tensors that ``op`` writes, from those it reads (each with a leading batch axis)."""
+    raise TypeError(f"no interpretation of op {type(op).__name__}")
+
+
+@execute.register
+def _input_quantize(op: InputQuantize, machine: _Machine, x: Codes) -> dict[str, Codes]:
+    return {op.output: op.table.codes[np.arange(x.shape[-1]), x]}
+
+
+@execute.register
+def _conv2d(op: Conv2d, machine: _Machine, x: Codes) -> dict[str, Codes]:
+    codes = machine.narrow(op.output, machine.convolve(op, x), op.bias, op.shifts(machine.tensors))
+    return {op.output: np.maximum(codes, 0) if op.relu else codes}
+
+
+@execute.register
+def _channel_affine(op: ChannelAffine, machine: _Machine, x: Codes) -> dict[str, Codes]:
+    acc = x.astype(np.int64) * op.scale.integers
+    return {op.output: machine.narrow(op.output, acc, op.offset, op.shifts(machine.tensors))}
+
+
+@execute.register
+def _squash(op: Squash, machine: _Machine, x: Codes) -> dict[str, Codes]:
+    spec = machine.tensors[op.output]
+    capsules = x.reshape(len(x), -1, op.dim)
+    noise = machine.noise(spec)
+    noise = None if noise is None else noise.reshape(capsules.shape[1:])
+    codes = squash(capsules, machine.fixed(op.input), machine.fixed(op.output), spec.rounding, noise)
+    return {op.output: codes.reshape(x.shape)}
+
+
+@execute.register
+def _add(op: Add, machine: _Machine, a: Codes, b: Codes) -> dict[str, Codes]:
+    shifts = op.shifts(machine.tensors)
+    acc = (a.astype(np.int64) << shifts.acc) + (b.astype(np.int64) << shifts.bias)
+    return {op.output: machine.rounded(op.output, acc, shifts.out)}
+
+
+@execute.register
+def _dense_votes(op: DenseVotes, machine: _Machine, *sources: Codes) -> dict[str, Codes]:
+    _, dim, _ = op.weight.shape
+    spec = machine.tensors[op.output]
+    noise = machine.noise(spec)
+    parts: list[Codes] = []
+    start = 0
+    for name, x in zip(op.sources, sources, strict=True):
+        kind = machine.operands(op, f"acc:{name}")
+        if x.ndim == 4:  # a capsule map: type by type, row by row
+            x = x.reshape(*x.shape[:3], -1, dim).transpose(0, 3, 1, 2, 4)
+        capsules: Codes = x.reshape(len(x), -1, dim).astype(kind)
+        weight = machine.weights(op.weight, kind, lambda w: w)[start : start + capsules.shape[1]]
+        acc = (capsules.swapaxes(0, 1) @ weight).swapaxes(0, 1).astype(np.int64)  # B, I, G * D
+        shifts = op.shifts(machine.tensors, name)
+        draw = None if noise is None else noise[start : start + acc.shape[1]].reshape(acc.shape[1:])
+        parts.append(rounding_shift(acc, shifts.out, spec.rounding, draw))
+        start += acc.shape[1]
+    votes = machine.fixed(op.output).saturate(np.concatenate(parts, axis=1)).astype(np.int32)
+    return {op.output: votes.reshape(len(votes), *spec.shape)}
+
+
+@execute.register
+def _conv_votes(op: ConvVotes, machine: _Machine, x: Codes) -> dict[str, Codes]:
+    rows = [machine.convolve(op, x_i) for x_i in np.split(x, op.in_types, axis=-1)]
+    acc = np.stack(rows, axis=1)  # B, I, H', W', J * D
+    return {op.output: machine.narrow(op.output, acc, op.bias, op.shifts(machine.tensors))}
+
+
+@execute.register
+def _routing(op: Routing, machine: _Machine, votes: Codes) -> dict[str, Codes]:
+    tensors = machine.tensors
+    batch, inputs, outputs, dim = votes.shape
+    coupling_spec, activation_spec = tensors[op.coupling], tensors[op.activation]
+    logits_format = FixedFormat(1, 0, True) if op.logits is None else machine.fixed(op.logits)
+    logits = np.zeros((batch, inputs, outputs), dtype=np.int32)
+    shifts = op.shifts(tensors)
+    kind = machine.operands(op, "acc")
+    by_output: Codes = np.ascontiguousarray(votes.swapaxes(1, 2), dtype=kind)  # B, G, I, D
+    result: dict[str, Codes] = {}
+    for t in range(op.iterations):
+        noise = machine.noise(coupling_spec, t)
+        coupling = softmax(logits, logits_format, machine.fixed(op.coupling), -1, coupling_spec.rounding, noise)
+        weights = coupling.swapaxes(1, 2)[:, :, None].astype(kind)  # B, G, 1, I
+        acc = (weights @ by_output).astype(np.int64).reshape(batch, -1, op.types, dim)
+        preactivation = machine.narrow(op.preactivation, acc, op.bias, shifts, t)
+        noise = machine.noise(activation_spec, t)
+        activation = squash(
+            preactivation.reshape(batch, outputs, dim),
+            machine.fixed(op.preactivation),
+            machine.fixed(op.activation),
+            activation_spec.rounding,
+            None if noise is None else noise.reshape(outputs, dim),
+        )
+        step = {op.coupling: coupling, op.preactivation: preactivation}
+        step[op.activation] = activation.reshape(preactivation.shape)
+        if op.logits is not None and t < op.iterations - 1:
+            agreement_kind = machine.operands(op, "agreement")
+            agreement = by_output.astype(agreement_kind, copy=False) @ activation[..., None].astype(
+                agreement_kind
+            )  # B, G, I, 1
+            agreement = agreement[..., 0].swapaxes(1, 2).astype(np.int64)
+            logits = machine.rounded(op.logits, agreement, op.agreement_shift(tensors), t, base=logits)
+            step[op.logits] = logits
+        result |= step | {f"{name}[{t}]": codes for name, codes in step.items()}
+    return result
+
+
+@execute.register
+def _lengths(op: Lengths, machine: _Machine, x: Codes) -> dict[str, Codes]:
+    return {op.output: squared_length(x)}

@@ -1,0 +1,320 @@
+"""The checks that make a Program safe to run: names, graph, shapes, formats, shifts and accumulators."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+from caplet.errors import PlanError
+from caplet.fixed.format import FixedFormat, LogFormat
+from caplet.fixed.rounding import Rounding
+from caplet.fixed.softmax import MAX_OUTPUTS, check_coupling_formats
+from caplet.fixed.squash import check_squash_formats
+from caplet.program.bounds import AccumulatorBound, Range, bounds, code_range
+from caplet.program.ops import (
+    PIXEL_FORMAT,
+    Add,
+    ChannelAffine,
+    Conv2d,
+    ConvVotes,
+    DenseVotes,
+    InputQuantize,
+    Lengths,
+    Op,
+    Routing,
+    Squash,
+    Tensors,
+)
+from caplet.program.program import Program
+from caplet.program.tensor import Constant, IntArray, TensorSpec, WideFormat
+
+MAX_ELEMENTS = 1 << 26
+"""Elements of the largest tensor or constant."""
+MAX_ITERATIONS = 64
+MAX_CHANNEL_SHIFT = 32
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What :func:`verify` proved: the bound of every accumulator, in order of execution."""
+
+    accumulators: tuple[AccumulatorBound, ...]
+
+    def find(self, op: str, what: str) -> AccumulatorBound:
+        """The bound of one accumulator of the op named ``op``."""
+        for bound in self.accumulators:
+            if (bound.op, bound.what) == (op, what):
+                return bound
+        raise KeyError(f"no accumulator {what!r} in op {op!r}")
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [bound.to_json() for bound in self.accumulators]
+
+
+def verify(program: Program) -> Proof:
+    """Check everything that ``run``, the C emitter and the memory plan rely on.
+
+    Names; every tensor written exactly once and before it is read; shapes; formats; constants' shapes; shifts in
+    range; every accumulator within int32, or int64 where needed. Raises PlanError saying which op breaks which rule.
+    """
+    _check_head(program)
+    written: dict[str, Op | None] = {program.input: None}
+    ranges: dict[str, Range] = {program.input: (0, 255)}
+    proof: list[AccumulatorBound] = []
+    names: set[str] = set()
+    keys: set[str] = set()
+    for op in program.ops:
+        _check_name("op", op.name)
+        _require(op, op.name not in names, "has the name of another op", "names are unique")
+        names.add(op.name)
+        for constant in op.constants:
+            _check_name("constant", constant.key)
+            _require(op, constant.key not in keys, f"reuses the constant {constant.key!r}", "constant keys are unique")
+            keys.add(constant.key)
+        for name in op.inputs:
+            _require(op, name in written, f"reads {name!r}", "a tensor is read after an earlier op has written it")
+        for name in op.outputs:
+            _require(op, name in program.tensors, f"writes {name!r}", "a tensor that is written is declared")
+            _require(op, name not in written, f"writes {name!r} again", "each tensor is written once")
+            written[name] = op
+        check(op, program.tensors)
+        for name in op.outputs:
+            ranges[name] = code_range(op, program.tensors[name])
+        proof += bounds(op, program.tensors, ranges)
+    for name in program.tensors:
+        if name not in written:
+            raise PlanError(f"tensor {name}: no op writes it; the rule is that every declared tensor is written")
+    _check_votes(program, written)
+    _check_ends(program, written)
+    return Proof(tuple(proof))
+
+
+def _check_head(program: Program) -> None:
+    _check_name("program", program.name)
+    if not 0 <= program.seed < 1 << 32:
+        raise PlanError(f"program {program.name}: seed {program.seed}; the rule is 0 .. 2**32 - 1")
+    for name in (program.input, program.output, program.lengths):
+        if name not in program.tensors:
+            raise PlanError(f"program {program.name}: tensor {name!r} is not declared; declare input, output, lengths")
+    for key, spec in program.tensors.items():
+        _check_name("tensor", key)
+        if key != spec.name or not spec.shape or min(spec.shape) < 1 or spec.elements > MAX_ELEMENTS:
+            raise PlanError(
+                f"tensor {key}: named {spec.name!r} with shape {spec.shape}; the rule is its own key, at least one "
+                f"axis, extents of at least 1 and at most {MAX_ELEMENTS} elements"
+            )
+        if isinstance(spec.format, LogFormat):
+            raise PlanError(f"tensor {key}: format {spec.format}; the rule is that only weights are powers of two")
+    pixels = program.tensors[program.input]
+    if pixels.format != PIXEL_FORMAT or len(pixels.shape) != 3:
+        raise PlanError(
+            f"input {pixels.name}: {pixels.format} of shape {pixels.shape}; the rule is raw pixels (H, W, C)"
+        )
+
+
+def _check_name(what: str, name: str) -> None:
+    if len(name) > 100 or not _NAME.fullmatch(name):
+        raise PlanError(f"{what} {name!r:.120}: the rule is letters, digits, '_' and '.', a letter first, at most 100")
+
+
+def _check_votes(program: Program, written: dict[str, Op | None]) -> None:
+    """Votes may be recomputed on the device, so they come from a votes op and only one routing reads them."""
+    for op in program.ops:
+        for name in op.inputs:
+            votes = isinstance(written[name], DenseVotes | ConvVotes)
+            _require(
+                op, votes == isinstance(op, Routing), f"reads {name!r}", "votes are read by a routing and nothing else"
+            )
+    read = [op.votes for op in program.ops if isinstance(op, Routing)]
+    for op in program.ops:
+        if isinstance(op, DenseVotes | ConvVotes):
+            _require(op, read.count(op.output) == 1, f"writes {op.output!r}", "exactly one routing reads votes")
+
+
+def _check_ends(program: Program, written: dict[str, Op | None]) -> None:
+    last = written[program.lengths]
+    if not isinstance(last, Lengths) or last.input != program.output:
+        raise PlanError(f"lengths {program.lengths}: the rule is a Lengths op that reads the output {program.output!r}")
+    if program.labels and len(program.labels) != program.classes:
+        raise PlanError(f"labels: {len(program.labels)} for {program.classes} classes; give one per class, or none")
+
+
+def _require(op: Op, condition: bool, found: str, rule: str) -> None:
+    if not condition:
+        raise PlanError(f"{op.kind} {op.name}: {found}; the rule: {rule}")
+
+
+def _fixed(op: Op, spec: TensorSpec) -> FixedFormat:
+    _require(op, isinstance(spec.format, FixedFormat), f"{spec.name} has {spec.format}", "a FixedFormat of 1..16 bits")
+    assert isinstance(spec.format, FixedFormat)
+    return spec.format
+
+
+def _shape(op: Op, spec: TensorSpec, *expected: tuple[int, ...]) -> None:
+    _require(
+        op, spec.shape in expected, f"{spec.name} has shape {spec.shape}", f"shape {' or '.join(map(str, expected))}"
+    )
+    _fixed(op, spec)
+
+
+def _constant(op: Op, constant: Constant, shape: tuple[int, ...], log: bool = False) -> None:
+    found = f"{constant.key} has shape {constant.shape} and format {constant.format}"
+    kind = "a FixedFormat or LogFormat" if log else "a FixedFormat"
+    fits = constant.shape == shape and (log or isinstance(constant.format, FixedFormat))
+    _require(op, fits, found, f"shape {shape}, {kind}")
+
+
+def _map(op: Op, spec: TensorSpec) -> tuple[int, int, int]:
+    _require(op, len(spec.shape) == 3, f"{spec.name} has shape {spec.shape}", "a map (rows, columns, channels)")
+    _fixed(op, spec)
+    rows, columns, channels = spec.shape
+    return rows, columns, channels
+
+
+def _channel_shifts(op: Op, shifts: IntArray | None, channels: int) -> None:
+    if shifts is not None:
+        fits = shifts.shape == (channels,) and int(abs(shifts).max()) <= MAX_CHANNEL_SHIFT
+        rule = f"{channels} exponents of magnitude at most {MAX_CHANNEL_SHIFT}"
+        _require(op, fits, f"channel_shifts of shape {shifts.shape}", rule)
+
+
+def _windows(op: Conv2d | ConvVotes, rows: int, columns: int) -> tuple[int, int]:
+    kernel = op.weight.shape[1:3]
+    fits = 1 <= op.stride <= 64 and 0 <= op.padding < max(1, min(kernel))
+    _require(op, fits, f"stride {op.stride}, padding {op.padding}", "stride 1..64, padding less than the kernel")
+    out = [(size + 2 * op.padding - k) // op.stride + 1 for size, k in zip((rows, columns), kernel, strict=True)]
+    inside = all(size + 2 * op.padding >= k for size, k in zip((rows, columns), kernel, strict=True))
+    _require(op, inside, f"kernel {kernel} on {rows} x {columns}", "the kernel fits the padded input")
+    return out[0], out[1]
+
+
+@singledispatch
+def check(op: Op, tensors: Tensors) -> None:
+    """Check shapes and formats of one op. Raises PlanError."""
+    raise TypeError(f"no checks for op {type(op).__name__}")
+
+
+@check.register
+def _input_quantize(op: InputQuantize, tensors: Tensors) -> None:
+    source, out = tensors[op.input], tensors[op.output]
+    _require(op, source.format == PIXEL_FORMAT, f"reads {source.format}", "raw pixels")
+    _shape(op, out, source.shape)
+    _constant(op, op.table, (source.shape[-1], 256))
+    _require(op, op.table.format == out.format, f"the table has {op.table.format}", f"the output's {out.format}")
+    _require(
+        op, out.rounding is not Rounding.STOCHASTIC, "rounds stochastically", "a table rounds each pixel value once"
+    )
+
+
+@check.register
+def _conv2d(op: Conv2d, tensors: Tensors) -> None:
+    rows, columns, channels = _map(op, tensors[op.input])
+    _require(op, len(op.weight.shape) == 4 and min(op.weight.shape) > 0, f"weight {op.weight.shape}", "four axes")
+    out, kernel_rows, kernel_columns, _ = op.weight.shape
+    _constant(op, op.weight, (out, kernel_rows, kernel_columns, channels), log=True)
+    if op.bias is not None:
+        _constant(op, op.bias, (out,))
+    _channel_shifts(op, op.channel_shifts, out)
+    _shape(op, tensors[op.output], (*_windows(op, rows, columns), out))
+
+
+@check.register
+def _channel_affine(op: ChannelAffine, tensors: Tensors) -> None:
+    shape = _map(op, tensors[op.input])
+    _constant(op, op.scale, shape[2:], log=True)
+    _constant(op, op.offset, shape[2:])
+    _shape(op, tensors[op.output], shape)
+
+
+@check.register
+def _squash(op: Squash, tensors: Tensors) -> None:
+    source, out = tensors[op.input], tensors[op.output]
+    _shape(op, out, source.shape)
+    whole = op.dim >= 1 and source.shape[-1] % op.dim == 0
+    _require(op, whole, f"dim {op.dim} of {source.shape}", "the last axis is a whole number of capsules")
+    check_squash_formats(_fixed(op, source), _fixed(op, out), op.dim)
+
+
+@check.register
+def _add(op: Add, tensors: Tensors) -> None:
+    for name in (op.a, op.b, op.output):
+        _shape(op, tensors[name], tensors[op.a].shape)
+
+
+@check.register
+def _dense_votes(op: DenseVotes, tensors: Tensors) -> None:
+    _require(op, len(op.weight.shape) == 3 and min(op.weight.shape) > 0, f"weight {op.weight.shape}", "three axes")
+    capsules, dim, votes = op.weight.shape
+    _require(op, len(set(op.sources)) == len(op.sources) > 0, f"sources {op.sources}", "at least one, each once")
+    total = 0
+    for name in op.sources:
+        spec = tensors[name]
+        _fixed(op, spec)
+        lists = (len(spec.shape) == 2 and spec.shape[1] == dim) or (len(spec.shape) == 3 and spec.shape[2] % dim == 0)
+        _require(op, lists, f"{name} has shape {spec.shape}", f"capsules of {dim} dimensions: (N, K) or (H, W, T * K)")
+        total += spec.elements // dim
+    _require(op, total == capsules, f"{total} input capsules", f"the weight's {capsules}")
+    _constant(op, op.weight, (capsules, dim, votes), log=True)
+    _channel_shifts(op, op.channel_shifts, votes)
+    _require(op, op.dim >= 1 and votes % op.dim == 0, f"dim {op.dim} of {votes}", "whole output capsules")
+    _shape(op, tensors[op.output], (capsules, votes // op.dim, op.dim))
+
+
+@check.register
+def _conv_votes(op: ConvVotes, tensors: Tensors) -> None:
+    rows, columns, channels = _map(op, tensors[op.input])
+    _require(op, len(op.weight.shape) == 4 and min(op.weight.shape) > 0, f"weight {op.weight.shape}", "four axes")
+    out, kernel_rows, kernel_columns, in_dim = op.weight.shape
+    whole = op.in_types >= 1 and op.in_types * in_dim == channels
+    _require(op, whole, f"{op.in_types} types of {in_dim} dimensions", f"the input's {channels} channels")
+    _constant(op, op.weight, (out, kernel_rows, kernel_columns, in_dim), log=True)
+    if op.bias is not None:
+        _constant(op, op.bias, (out,))
+    _channel_shifts(op, op.channel_shifts, out)
+    _require(op, op.dim >= 1 and out % op.dim == 0, f"dim {op.dim} of {out}", "whole output capsules")
+    windows = _windows(op, rows, columns)
+    _shape(op, tensors[op.output], (op.in_types, windows[0] * windows[1] * out // op.dim, op.dim))
+
+
+@check.register
+def _routing(op: Routing, tensors: Tensors) -> None:
+    votes = tensors[op.votes]
+    _require(op, len(votes.shape) == 3, f"votes of shape {votes.shape}", "(I, G, D)")
+    inputs, outputs, dim = votes.shape
+    rule = f"1..{MAX_ITERATIONS} iterations, with logits exactly when there are several"
+    fits = 1 <= op.iterations <= MAX_ITERATIONS and (op.logits is None) == (op.iterations == 1)
+    _require(op, fits, f"{op.iterations} iterations, logits {op.logits!r}", rule)
+    _require(op, outputs <= MAX_OUTPUTS, f"{outputs} output capsules", f"at most {MAX_OUTPUTS}")
+    _require(op, op.types >= 1 and outputs % op.types == 0, f"types {op.types}", f"a divisor of {outputs}")
+    if op.bias is not None:
+        _constant(op, op.bias, (op.types, dim))
+    coupling, preactivation, activation = (tensors[k] for k in (op.coupling, op.preactivation, op.activation))
+    _shape(op, coupling, (inputs, outputs))
+    logits = coupling if op.logits is None else tensors[op.logits]
+    _shape(op, logits, (inputs, outputs))
+    check_coupling_formats(_fixed(op, logits), _fixed(op, coupling))
+    maps = len(preactivation.shape) == 3 and preactivation.shape[2] == op.types * dim
+    _shape(op, preactivation, (outputs, dim), *([preactivation.shape] if maps else []))
+    _require(op, preactivation.elements == outputs * dim, f"preactivation {preactivation.shape}", "G * D elements")
+    _shape(op, activation, preactivation.shape)
+    check_squash_formats(_fixed(op, preactivation), _fixed(op, activation), dim)
+
+
+@check.register
+def _lengths(op: Lengths, tensors: Tensors) -> None:
+    source, out = tensors[op.input], tensors[op.output]
+    fmt = _fixed(op, source)
+    capsules = len(source.shape) == 2 and source.shape[1] <= 64
+    _require(op, capsules, f"{source.name} has shape {source.shape}", "capsules (G, D), D <= 64")
+    expected = lengths_format(fmt, source.shape[-1])
+    fits = out.shape == source.shape[:1] and out.format == expected
+    _require(op, fits, f"{out.name} has {out.format} of shape {out.shape}", f"{expected} of shape {source.shape[:1]}")
+
+
+def lengths_format(fmt: FixedFormat, dim: int) -> WideFormat:
+    """The format of the squared lengths of capsules of ``dim`` codes: 32 bits where every sum of squares fits."""
+    largest = dim * max(fmt.min_code**2, fmt.max_code**2)
+    return WideFormat(32 if largest < 1 << 32 else 64, 2 * fmt.frac_bits)
