@@ -107,12 +107,15 @@ def test_camera_orientation_is_obeyed(tmp_path):
     assert np.array_equal(made[5].numpy(), np.rot90(turned, -1).transpose(2, 0, 1))
 
 
-def test_progress_bar_goes_to_stderr_only_when_asked(tmp_path, capfd):
+def test_progress_bar_goes_to_stderr_only_when_asked(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then draws as on a terminal
     write_folder(tmp_path, ("a", "b"), 10)
     load_data(tmp_path)
     assert capfd.readouterr() == ("", "")
     load_data(tmp_path, progress=True)
-    assert capfd.readouterr().out == ""
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert "Decoding images" in shown.err
 
 
 def test_many_chunks_keep_their_order():
