@@ -47,7 +47,7 @@ class Histogram:
     @property
     def largest(self) -> float:
         """Largest magnitude seen."""
-        return max(-self.low, self.high)
+        return max(abs(self.low), abs(self.high))
 
     def add(self, values: Tensor) -> None:
         """Count all elements of a float tensor of any shape. Raises ModelError on NaN or infinity."""

@@ -1,0 +1,189 @@
+"""Fake quantization: a float model whose every point holds only the values that the plan's formats can hold."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caplet.errors import PlanError
+from caplet.fixed import AnyFormat, FixedFormat, LogFormat, Rounding, stochastic_noise
+from caplet.fixed import softmax as integer_softmax
+from caplet.fixed import squash as integer_squash
+from caplet.models.base import CapsNet
+from caplet.nn.functional import softmax, squash
+from caplet.nn.points import PointSpec, Role, Storage
+from caplet.quant.plan import QuantPlan, sibling
+
+_BLOCK = 1 << 18  # elements rounded at a time: one block stays in the cache through all passes
+_KEPT_PER_WEIGHT = 2
+
+
+def point_noise(seed: int, key: str, spec: PointSpec, iteration: int = 0) -> Tensor:
+    """The noise of stochastic rounding at a point, the same for every image: int64 in [0, 2**32), shape ``spec.shape``.
+
+    Elements are numbered in the device's order (``spec.device_axes``), those of routing iteration t from
+    ``t * spec.elements`` on (see :func:`caplet.fixed.stochastic_noise`).
+    """
+    axes = spec.device_axes
+    draw = stochastic_noise(seed, key, spec.elements, iteration * spec.elements).astype(np.int64)
+    return torch.from_numpy(draw).view([spec.shape[axis] for axis in axes]).permute(*np.argsort(axes).tolist())
+
+
+def in_memory_order(value: Tensor, last: int | None = None) -> tuple[Tensor, list[int]]:
+    """``value`` with its axes permuted to the order in which they lie in memory, and that permutation.
+
+    Args:
+        last: an axis to put last whatever its place in memory.
+    """
+    strides = value.stride()
+    order = sorted(range(value.ndim), key=lambda axis: (axis == last, -strides[axis], axis))
+    return value.permute(order), order
+
+
+def quantize_in_place(value: Tensor, fmt: FixedFormat, rounding: Rounding) -> Tensor:
+    """``value.copy_(fmt.quantize(value, rounding))`` in cache-sized blocks; not for stochastic rounding.
+
+    value: float32, any shape and strides without overlap; holds no NaN. Returns ``value``.
+    """
+    ordered, _ = in_memory_order(value)
+    if not ordered.is_contiguous():
+        return value.copy_(fmt.quantize(value, rounding))
+    scale = 2.0**fmt.frac_bits
+    for block in ordered.view(-1).split(_BLOCK):
+        if rounding is Rounding.NEAREST:  # half up without a rounded sum, as FixedFormat does
+            block.mul_(2.0 * scale).floor_().add_(1.0).mul_(0.5).floor_()
+        else:
+            block.mul_(scale).floor_()
+        block.clamp_(fmt.min_code, fmt.max_code).mul_(fmt.step)
+    return value
+
+
+class WeightCache:
+    """Quantized constants by (point, format, rounding, seed); the last two versions of each point are kept.
+
+    An entry belongs to one tensor in one state: it is dropped when the tensor is another or was changed in place.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[str, OrderedDict[tuple[AnyFormat, Rounding, int], tuple[Tensor, int, Tensor]]] = {}
+
+    def get(self, key: str, plan: QuantPlan, spec: PointSpec, value: Tensor) -> Tensor:
+        """The quantized form of ``value`` under ``plan``; computed where it is not known."""
+        fmt, rounding = plan.points[key], plan.rounding_of(key)
+        seed = plan.seed if rounding is Rounding.STOCHASTIC else 0
+        versions = self._entries.setdefault(key, OrderedDict())
+        source, state, result = versions.get((fmt, rounding, seed), (None, 0, value))
+        if source is not value or state != value._version:
+            noise = point_noise(seed, key, spec) if rounding is Rounding.STOCHASTIC else None
+            result = fmt.quantize(value.detach(), rounding, noise)
+            versions[fmt, rounding, seed] = (value, value._version, result)
+        versions.move_to_end((fmt, rounding, seed))
+        while len(versions) > _KEPT_PER_WEIGHT:
+            versions.popitem(last=False)
+        return result
+
+
+class FakeQuant:
+    """A :class:`~caplet.nn.points.PointHandler` that rounds every tensor to the plan's format of its point.
+
+    Softmax and squash are the integer functions of :mod:`caplet.fixed` on codes, the same that the interpreter and
+    the C code run. Sums of products (convolutions, votes, agreement) are float32: they equal the integer sums as long
+    as these stay below 2**24, and beyond that may differ in the last place before rounding.
+
+    Args:
+        plan: must cover the points (see :meth:`QuantPlan.check`).
+        specs: the model's points by key.
+        integer: False computes softmax and squash in float and rounds the result, for comparison.
+        weights: quantized constants to share between several handlers of one model.
+
+    For inference (no gradients flow through rounding). Tensors may be rounded in place: outputs of layers are fresh.
+    """
+
+    def __init__(
+        self,
+        plan: QuantPlan,
+        specs: Mapping[str, PointSpec],
+        *,
+        integer: bool = True,
+        weights: WeightCache | None = None,
+    ) -> None:
+        self.plan = plan
+        self.specs = specs
+        self.integer = integer
+        self.weights = WeightCache() if weights is None else weights
+        self._exact: Tensor | None = None  # what softmax or squash just returned: already on the grid
+        self._noises: dict[tuple[str, int], Tensor] = {}
+
+    def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
+        if value is self._exact:
+            self._exact = None
+            return value
+        if spec.storage is Storage.FLASH:
+            return self.weights.get(key, self.plan, spec, value)
+        fmt, rounding = self.plan.points[key], self.plan.rounding_of(key)
+        noise = self._noise(key, iteration)
+        if isinstance(fmt, LogFormat):
+            raise PlanError(f"point {key}: format {fmt}; powers of two are for weights, this is a {spec.role}")
+        if spec.role is Role.IMAGE or torch.is_grad_enabled():
+            return fmt.quantize(value, rounding, noise)
+        if noise is None:
+            return quantize_in_place(value, fmt, rounding)
+        for part in value.split(max(1, _BLOCK // spec.elements)):
+            part.copy_(fmt.quantize(part, rounding, noise))
+        return value
+
+    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
+        fmt, out = self._format(sibling(key, "logits")), self._format(key)
+        if not self.integer:
+            return softmax(logits, dim)
+        codes = (logits * 2.0**fmt.frac_bits).to(torch.int32)
+        coupling = integer_softmax(codes, fmt, out, dim, self.plan.rounding, self._noise(key, iteration))
+        self._exact = out.decode(coupling)
+        return self._exact
+
+    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
+        fmt, out = self._format(sibling(key, "preactivation")), self._format(key)
+        if not self.integer:
+            return squash(capsules, dim)
+        ordered, order = in_memory_order(capsules, last=dim % capsules.ndim)
+        noise = self._noise(key, iteration)
+        if noise is not None:
+            noise = noise.permute(order)
+        codes = (ordered * 2.0**fmt.frac_bits).to(torch.int32)
+        activation = integer_squash(codes, fmt, out, self.plan.rounding, noise)
+        self._exact = out.decode(activation).permute(*np.argsort(order).tolist())
+        return self._exact
+
+    def _format(self, key: str) -> FixedFormat:
+        fmt = self.plan.points.get(key)
+        if not isinstance(fmt, FixedFormat):
+            raise PlanError(f"point {key}: format {fmt}; a computed tensor needs a fixed-point format")
+        return fmt
+
+    def _noise(self, key: str, iteration: int) -> Tensor | None:
+        """The point's noise with a leading batch axis of 1, or None where the plan draws none."""
+        if self.plan.rounding_of(key) is not Rounding.STOCHASTIC:
+            return None
+        if (key, iteration) not in self._noises:
+            noise = point_noise(self.plan.seed, key, self.specs[key], iteration)
+            self._noises[key, iteration] = noise.unsqueeze(0)
+        return self._noises[key, iteration]
+
+
+@contextmanager
+def fake_quantized(model: CapsNet, plan: QuantPlan, *, integer: bool = True) -> Iterator[CapsNet]:
+    """Within a ``with`` block, ``model`` computes with the plan's numbers; call it under ``torch.no_grad()``.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+
+    Example: ``with torch.no_grad(), fake_quantized(model, plan): capsules = model(images)``
+    """
+    plan.check(model)
+    with model.handle(FakeQuant(plan, model.points(), integer=integer)):
+        yield model

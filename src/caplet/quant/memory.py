@@ -1,0 +1,101 @@
+"""The papers' memory count: weights (W) and activations (A) as sums of elements x bits, against 32-bit float."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from caplet.models.base import CapsNet
+from caplet.nn.points import Storage
+from caplet.quant.plan import QuantPlan
+
+FLOAT_BITS = 32
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """The count of one group of layers (or of the whole model).
+
+    Attributes:
+        group: a name of ``model.groups()``, ``"input"``, or ``"total"``.
+        weights, activations: elements; weights are all flash points, activations all RAM points of one image.
+        weight_bits, activation_bits: bits under the plan (``elements * 32`` without one).
+    """
+
+    group: str
+    weights: int
+    activations: int
+    weight_bits: int
+    activation_bits: int
+
+    @property
+    def weight_reduction(self) -> float:
+        """How many times smaller than 32-bit float the weights are (1 where there are none)."""
+        return FLOAT_BITS * self.weights / self.weight_bits if self.weight_bits else 1.0
+
+    @property
+    def activation_reduction(self) -> float:
+        """How many times smaller than 32-bit float the activations are."""
+        return FLOAT_BITS * self.activations / self.activation_bits if self.activation_bits else 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields and both reductions."""
+        return {
+            **asdict(self),
+            "weight_reduction": self.weight_reduction,
+            "activation_reduction": self.activation_reduction,
+        }
+
+
+@dataclass(frozen=True)
+class MemoryCount:
+    """Counts by group, in order of execution; ``total`` is their sum."""
+
+    rows: tuple[MemoryRow, ...]
+
+    @property
+    def total(self) -> MemoryRow:
+        """The whole model."""
+        fields = ("weights", "activations", "weight_bits", "activation_bits")
+        return MemoryRow("total", *(sum(getattr(row, name) for row in self.rows) for name in fields))
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The rows and the total as plain data."""
+        return [row.to_json() for row in (*self.rows, self.total)]
+
+
+def count_memory(model: CapsNet, plan: QuantPlan | None = None) -> MemoryCount:
+    """Count a model's memory under a plan, or in 32-bit float.
+
+    Weights are weights, biases and batch-norm constants; activations are every tensor the device computes for one
+    image: the input image, activations, preactivations, votes, coupling and logits. A tensor that a routing updates
+    in each iteration is counted once.
+
+    Differs from the paper, which leaves out the input image and biases; and this counts whole tensors, not the real
+    peak RAM, in which tensors share memory.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+    """
+    if plan is not None:
+        plan.check(model)
+    bits = {key: FLOAT_BITS if plan is None else plan.points[key].bits for key in model.points()}
+    return count_bits(model, bits)
+
+
+def count_bits(model: CapsNet, bits: Mapping[str, int]) -> MemoryCount:
+    """As :func:`count_memory`, from the bits of every point by key."""
+    rows = []
+    for stage in model.stages():
+        elements, total = {Storage.FLASH: 0, Storage.RAM: 0}, {Storage.FLASH: 0, Storage.RAM: 0}
+        for layer in stage.layers:
+            for key, spec in layer.points().items():
+                elements[spec.storage] += spec.elements
+                total[spec.storage] += spec.elements * bits[key]
+        rows.append(
+            MemoryRow(
+                stage.name, elements[Storage.FLASH], elements[Storage.RAM], total[Storage.FLASH], total[Storage.RAM]
+            )
+        )
+    return MemoryCount(tuple(rows))
