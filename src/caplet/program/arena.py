@@ -1,0 +1,219 @@
+"""The static memory plan: which bytes of one arena every tensor and every scratch buffer occupies, and when.
+
+Lifetimes are counted in ops: a tensor lives from the op that writes it to the last op that reads it (the class capsules
+and their lengths to the end). The raw image lies outside the arena, as do all constants. Coupling is never stored
+whole (see ``caplet.program.workspace``). Squash, channel affine and add work in place where their input dies with them
+and an element keeps its size; so do preactivation and activation of a routing.
+
+Votes need not be stored whole. Of the votes of I input capsules the first ``stored[votes]`` are kept; the others are
+recomputed, one input capsule at a time, in every iteration. With all of them stored the votes op runs once, before the
+routing; otherwise it runs within the routing, and its sources stay alive until then. The integers are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from caplet.errors import PlanError
+from caplet.program.ops import Add, ChannelAffine, ConvVotes, DenseVotes, Routing, Squash
+from caplet.program.program import Program
+from caplet.program.verify import Proof, verify
+from caplet.program.workspace import workspace
+
+ALIGNMENT = 8
+"""Every buffer starts at a multiple of this many bytes."""
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Bytes ``offset .. offset + bytes - 1`` of the arena, in use from op ``first`` to op ``last`` inclusive.
+
+    name: a tensor's name, ``"<op>/<purpose>"`` for scratch, ``"<op>/vote_row"`` for one recomputed input capsule.
+    """
+
+    name: str
+    bytes: int
+    first: int
+    last: int
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class MemoryMap:
+    """The memory plan of a Program.
+
+    buffers: every buffer with its place, in order of first use. shared: tensors that lie in another tensor's buffer ->
+    that buffer's name. bytes: the size of the arena. peak_op: the op during which most bytes are in use, and ``peak``
+    the buffers then, largest first. stored: votes tensor -> input capsules whose votes are stored.
+    """
+
+    buffers: tuple[Buffer, ...]
+    shared: Mapping[str, str]
+    bytes: int
+    peak_op: str
+    peak: tuple[tuple[str, int], ...]
+    stored: Mapping[str, int]
+
+    def offset(self, name: str) -> int:
+        """Where a tensor or scratch buffer starts."""
+        name = self.shared.get(name, name)
+        for buffer in self.buffers:
+            if buffer.name == name:
+                return buffer.offset
+        raise KeyError(f"no buffer {name!r} in the arena")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "bytes": self.bytes,
+            "peak_op": self.peak_op,
+            "peak": [{"name": name, "bytes": size} for name, size in self.peak],
+            "stored_votes": dict(self.stored),
+            "shared": dict(self.shared),
+            "buffers": [vars(buffer).copy() for buffer in self.buffers],
+        }
+
+
+def plan_memory(
+    program: Program, ram: str | int = "fast", *, proof: Proof | None = None, in_place: bool = True
+) -> MemoryMap:
+    """Place every buffer of a Program.
+
+    ram: ``"fast"`` stores all votes, ``"small"`` none; a number of bytes stores as many votes as fit in it.
+    proof: of ``verify(program)``, made here if None. in_place: False keeps every tensor in a buffer of its own, for
+    debugging. Raises PlanError when the Program does not verify, or does not fit the given number of bytes.
+    """
+    proof = proof or verify(program)
+    votes = {op.votes: program.tensors[op.votes].shape[0] for op in program.ops if isinstance(op, Routing)}
+    if ram == "fast":
+        return _place(program, proof, votes, in_place)
+    small = _place(program, proof, dict.fromkeys(votes, 0), in_place)
+    if ram == "small":
+        return small
+    if not isinstance(ram, int):
+        raise PlanError(f"memory plan: ram is {ram!r}; the rule is 'fast', 'small' or a number of bytes")
+    if small.bytes > ram:
+        largest = ", ".join(f"{name} {size}" for name, size in small.peak[:3])
+        raise PlanError(
+            f"memory plan: {ram} bytes of RAM asked for, but without stored votes {program.name} needs {small.bytes}, "
+            f"during {small.peak_op} ({largest} bytes); use fewer bits there, prune, or give more RAM"
+        )
+    best = small
+    for name in sorted(votes, key=lambda key: program.tensors[key].bytes):
+        best = _store_most(program, proof, best, name, votes[name], ram, in_place)
+    return best
+
+
+def _store_most(
+    program: Program, proof: Proof, best: MemoryMap, name: str, inputs: int, ram: int, in_place: bool
+) -> MemoryMap:
+    """Store the votes of as many input capsules of ``name`` as fit, by bisection; all of them if those fit."""
+    low, high = 0, inputs
+    while low < high:
+        middle = high if low == 0 and high == inputs else (low + high + 1) // 2
+        trial = _place(program, proof, {**best.stored, name: middle}, in_place)
+        if trial.bytes <= ram:
+            best, low = trial, middle
+        else:
+            high = middle - 1
+    return best
+
+
+def _place(program: Program, proof: Proof, stored: Mapping[str, int], in_place: bool) -> MemoryMap:
+    requests, shared = _requests(program, proof, stored, in_place)
+    placed: list[Buffer] = []
+    for request in sorted(requests, key=lambda b: (-b.bytes, b.first, b.name)):
+        offset = 0
+        clashes = [b for b in placed if b.first <= request.last and request.first <= b.last]
+        for other in sorted(clashes, key=lambda b: b.offset):
+            if offset + request.bytes <= other.offset:
+                break
+            offset = max(offset, _aligned(other.offset + other.bytes))
+        placed.append(Buffer(request.name, request.bytes, request.first, request.last, offset))
+    live = [[b for b in placed if b.first <= index <= b.last] for index in range(len(program.ops))]
+    busiest = max(range(len(live)), key=lambda index: sum(b.bytes for b in live[index]))
+    peak = sorted(((b.name, b.bytes) for b in live[busiest]), key=lambda item: (-item[1], item[0]))
+    size = _aligned(max(b.offset + b.bytes for b in placed))
+    placed.sort(key=lambda b: (b.first, b.offset))
+    return MemoryMap(tuple(placed), shared, size, program.ops[busiest].name, tuple(peak), dict(stored))
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _requests(
+    program: Program, proof: Proof, stored: Mapping[str, int], in_place: bool
+) -> tuple[list[Buffer], dict[str, str]]:
+    """Buffers without offsets, and the tensors that share another's buffer."""
+    tensors, ops = program.tensors, program.ops
+    last = _last_reads(program, stored)
+    buffers: dict[str, Buffer] = {}
+    shared: dict[str, str] = {}
+
+    def add(name: str, size: int, first: int, end: int) -> None:
+        buffers[name] = Buffer(name, size, first, end)
+
+    def join(name: str, host: str) -> None:
+        root = shared.get(host, host)
+        buffer = buffers[root]
+        buffers[root] = Buffer(root, buffer.bytes, buffer.first, max(buffer.last, last[name]))
+        shared[name] = root
+
+    for index, op in enumerate(ops):
+        scratch = workspace(op, tensors, proof)
+        if isinstance(op, DenseVotes | ConvVotes):
+            inputs, outputs, dim = tensors[op.output].shape
+            kept = stored[op.output]
+            element = tensors[op.output].element_bytes
+            end = last[op.output]
+            first = index if kept == inputs else end
+            if kept:
+                add(op.output, kept * outputs * dim * element, first, end)
+            if kept < inputs:
+                add(f"{op.name}/vote_row", outputs * dim * element, end, end)
+            for what, size in scratch.items():
+                add(f"{op.name}/{what}", size, first, first)
+            continue
+        for what, size in scratch.items():
+            add(f"{op.name}/{what}", size, index, index)
+        skip = (op.coupling,) if isinstance(op, Routing) else ()
+        for name in op.outputs:
+            host = _host(program, index, name, last) if in_place and name not in shared else None
+            if host is not None and host != program.input:
+                join(name, host)
+            elif name not in skip:
+                add(name, tensors[name].bytes, index, last[name])
+    return list(buffers.values()), shared
+
+
+def _host(program: Program, index: int, name: str, last: Mapping[str, int]) -> str | None:
+    """The tensor in whose buffer op ``index`` can write ``name``, if there is one."""
+    op, tensors = program.ops[index], program.tensors
+    candidates: tuple[str, ...] = ()
+    if isinstance(op, Squash | ChannelAffine | Add):
+        candidates = op.inputs
+    elif isinstance(op, Routing) and name == op.activation:
+        candidates = (op.preactivation,)
+    for host in candidates:
+        if last[host] == index and tensors[host].bytes == tensors[name].bytes:
+            return host
+    return None
+
+
+def _last_reads(program: Program, stored: Mapping[str, int]) -> dict[str, int]:
+    """Tensor -> the last op that needs it (the op that writes it, if none reads it)."""
+    last: dict[str, int] = {}
+    routings = {op.votes: index for index, op in enumerate(program.ops) if isinstance(op, Routing)}
+    for index, op in enumerate(program.ops):
+        for name in op.outputs:
+            last[name] = index
+        for name in op.inputs:
+            last[name] = index
+    for index, op in enumerate(program.ops):
+        if isinstance(op, DenseVotes | ConvVotes) and stored[op.output] < program.tensors[op.output].shape[0]:
+            for name in op.inputs:
+                last[name] = max(last[name], routings[op.output], index)
+    last[program.output] = last[program.lengths] = len(program.ops) - 1
+    return last

@@ -1,0 +1,46 @@
+"""Scratch memory that the ops need on a device, beyond the tensors they read and write."""
+
+from __future__ import annotations
+
+from caplet.fixed.format import FixedFormat
+from caplet.program.ops import Conv2d, ConvVotes, DenseVotes, Op, Routing, Tensors
+from caplet.program.tensor import Constant
+from caplet.program.verify import Proof
+
+
+def unpacked_bytes(weight: Constant) -> int:
+    """Bytes of one weight after unpacking: 1 where every integer fits int8, else 2."""
+    if isinstance(weight.format, FixedFormat):
+        return 1 if weight.format.bits + (not weight.format.signed) <= 8 else 2
+    return 1 if 1 << (weight.format.max_code - 1) <= 127 else 2
+
+
+def needs_unpacking(weight: Constant) -> bool:
+    """Whether packed codes must be unpacked before use: not where they lie in flash as int8 or int16 already."""
+    fmt = weight.format
+    return not (isinstance(fmt, FixedFormat) and fmt.signed and fmt.bits in (8, 16))
+
+
+def workspace(op: Op, tensors: Tensors, proof: Proof) -> dict[str, int]:
+    """Scratch of one op: purpose -> bytes.
+
+    * ``filter`` (convolutions): one output channel's filter, unpacked.
+    * ``acc`` and ``row`` (dense votes): the accumulators of one input capsule's votes, and one unpacked row of
+      G * D weights (one input component).
+    * ``acc``, ``coupling``, ``exponentials`` (routing): the accumulators of the weighted sum over all G * D, and one
+      input capsule's G coupling codes and G uint32 exponentials (several iterations only).
+    """
+    if isinstance(op, Conv2d | ConvVotes):
+        size = op.weight.codes[0].size * unpacked_bytes(op.weight)
+        return {"filter": size} if needs_unpacking(op.weight) else {}
+    if isinstance(op, DenseVotes):
+        votes = op.weight.shape[2]
+        widest = max(proof.find(op.name, f"acc:{source}").bytes for source in op.sources)
+        row = {"row": votes * unpacked_bytes(op.weight)} if needs_unpacking(op.weight) else {}
+        return {"acc": votes * widest, **row}
+    if isinstance(op, Routing):
+        _, outputs, dim = tensors[op.votes].shape
+        several = {"exponentials": 4 * outputs} if op.iterations > 1 else {}
+        acc = outputs * dim * proof.find(op.name, "acc").bytes
+        return {"acc": acc, "coupling": outputs * tensors[op.coupling].element_bytes, **several}
+    return {}
