@@ -1,0 +1,5 @@
+"""From a float model and a plan to the integer Program that ships."""
+
+from caplet.lower.lower import lower
+
+__all__ = ["lower"]

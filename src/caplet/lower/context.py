@@ -1,0 +1,57 @@
+"""What the handlers of layers share: the plan, the Program under construction, and constants from parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from caplet.fixed import AnyFormat, FixedFormat, Rounding, stochastic_noise
+from caplet.nn.points import PointSpec
+from caplet.program import Constant, Op, TensorSpec
+from caplet.quant.plan import QuantPlan
+
+
+@dataclass
+class Lowering:
+    """A Program under construction.
+
+    Attributes:
+        plan: formats by point key.
+        specs: the model's declared points.
+        tensors, ops: the Program's, so far.
+    """
+
+    plan: QuantPlan
+    specs: dict[str, PointSpec]
+    tensors: dict[str, TensorSpec] = field(default_factory=dict)
+    ops: list[Op] = field(default_factory=list)
+
+    def format(self, key: str) -> FixedFormat:
+        """The fixed-point format of a computed tensor."""
+        fmt = self.plan.points[key]
+        assert isinstance(fmt, FixedFormat), f"{key}: {fmt}"  # QuantPlan.check allows powers of two for weights only
+        return fmt
+
+    def tensor(self, key: str, shape: tuple[int, ...]) -> str:
+        """Declare the tensor of point ``key`` with the device's ``shape``; returns the key."""
+        self.tensors[key] = TensorSpec(key, shape, self.format(key), self.plan.rounding_of(key))
+        return key
+
+    def constant(self, key: str, value: Tensor, axes: tuple[int, ...] | None = None) -> Constant:
+        """The codes of a parameter, rounded in the parameter's own order, then transposed to the device's ``axes``."""
+        fmt = self.plan.points[key]
+        codes = encode_parameter(key, value, fmt, self.plan)
+        return Constant(key, codes if axes is None else np.transpose(codes, axes), fmt)
+
+
+def encode_parameter(key: str, value: Tensor, fmt: AnyFormat, plan: QuantPlan) -> NDArray[np.int32]:
+    """Codes of a parameter, int32 of its shape; element e of the noise belongs to element e of the parameter."""
+    array = value.detach().cpu().numpy().astype(np.float32)
+    rounding = plan.rounding_of(key)
+    if rounding is not Rounding.STOCHASTIC:
+        return np.asarray(fmt.encode(array, rounding), dtype=np.int32)
+    noise = np.asarray(stochastic_noise(plan.seed, key, array.size)).reshape(array.shape)
+    return np.asarray(fmt.encode(array, rounding, noise), dtype=np.int32)

@@ -1,0 +1,156 @@
+"""One handler per layer type: the ops that compute what the layer computes, in the device's layout.
+
+Point tensors of the PyTorch side map to the device's as ``PointSpec.device_axes`` says: images and capsule maps become
+(rows, columns, channels) with the capsule's dimension fastest, votes (I, G, D), coupling and logits (I, G).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from caplet.errors import ModelError
+from caplet.lower.context import Lowering
+from caplet.nn.caps import ConvCaps2d, DenseCaps
+from caplet.nn.conv import ConvReLU, InputLayer
+from caplet.nn.layer import Layer
+from caplet.nn.routed import ResidualAdd, RoutedConvCaps
+from caplet.program import (
+    PIXEL_FORMAT,
+    Add,
+    ChannelAffine,
+    Conv2d,
+    ConvVotes,
+    DenseVotes,
+    InputQuantize,
+    Routing,
+    Squash,
+    TensorSpec,
+    pixel_table,
+)
+
+PIXELS = "input.pixels"
+OHWI = (0, 2, 3, 1)
+
+L = TypeVar("L", bound=Layer)
+Handler = Callable[[Lowering, L, tuple[str, ...]], None]
+HANDLERS: dict[type[Layer], Handler] = {}
+
+
+def handles(layer: type[L]) -> Callable[[Handler[L]], Handler[L]]:
+    """Register the handler of a layer type; a second one for the same type raises ValueError."""
+
+    def register(handler: Handler[L]) -> Handler[L]:
+        if layer in HANDLERS:
+            raise ValueError(f"layer type {layer.__name__} already has a handler")
+        HANDLERS[layer] = handler
+        return handler
+
+    return register
+
+
+def lower_layer(low: Lowering, layer: Layer, sources: tuple[str, ...]) -> None:
+    """Append the ops of ``layer``, which reads the tensors ``sources``.
+
+    Raises:
+        ModelError: no handler knows the layer's type; the message names the layer and the supported types.
+    """
+    handler = HANDLERS.get(type(layer))
+    if handler is None:
+        known = ", ".join(sorted(kind.__name__ for kind in HANDLERS))
+        raise ModelError(
+            f"layer {layer.name}: type {type(layer).__name__} cannot become integers; supported types: {known}"
+        )
+    handler(low, layer, sources)
+
+
+@handles(InputLayer)
+def _input(low: Lowering, layer: InputLayer, sources: tuple[str, ...]) -> None:
+    channels, rows, columns = layer.specs["image"].shape
+    low.tensors[PIXELS] = TensorSpec(PIXELS, (rows, columns, channels), PIXEL_FORMAT)
+    image = low.tensor(f"{layer.name}.image", (rows, columns, channels))
+    zeros, ones = (0.0,) * channels, (1.0,) * channels
+    low.ops.append(InputQuantize(layer.name, PIXELS, image, pixel_table("input.table", low.format(image), zeros, ones)))
+
+
+@handles(ConvReLU)
+def _conv_relu(low: Lowering, layer: ConvReLU, sources: tuple[str, ...]) -> None:
+    name = layer.name
+    channels, rows, columns = layer.out_shape
+    shape = (rows, columns, channels)
+    output = low.tensor(f"{name}.activation" if layer.batch_norm is None else f"{name}.preactivation", shape)
+    weight = low.constant(f"{name}.weight", layer.weight, OHWI)
+    bias = low.constant(f"{name}.bias", layer.bias)
+    low.ops.append(Conv2d(name, sources[0], output, weight, bias, layer.stride, layer.padding, relu=True))
+    if layer.batch_norm is not None:
+        scale, offset = layer.affine()
+        scales, offsets = low.constant(f"{name}.scale", scale), low.constant(f"{name}.offset", offset)
+        activation = low.tensor(f"{name}.activation", shape)
+        low.ops.append(ChannelAffine(f"{name}.affine", output, activation, scales, offsets))
+
+
+@handles(ConvCaps2d)
+def _conv_caps(low: Lowering, layer: ConvCaps2d, sources: tuple[str, ...]) -> None:
+    name = layer.name
+    types, dim, rows, columns = layer.out_shape
+    shape = (rows, columns, types * dim)
+    preactivation = low.tensor(f"{name}.preactivation", shape)
+    weight = low.constant(f"{name}.weight", layer.weight, OHWI)
+    bias = None if layer.bias is None else low.constant(f"{name}.bias", layer.bias)
+    low.ops.append(Conv2d(name, sources[0], preactivation, weight, bias, layer.stride, layer.padding))
+    activation = low.tensor(f"{name}.activation", shape)
+    low.ops.append(Squash(f"{name}.squash", preactivation, activation, dim))
+
+
+@handles(RoutedConvCaps)
+def _routed_conv_caps(low: Lowering, layer: RoutedConvCaps, sources: tuple[str, ...]) -> None:
+    name = layer.name
+    types, dim, rows, columns = layer.out_shape
+    in_types = layer.in_shape[0]
+    votes = low.tensor(f"{name}.votes", (in_types, rows * columns * types, dim))
+    weight = low.constant(f"{name}.weight", layer.weight, OHWI)
+    vote_bias = low.constant(f"{name}.vote_bias", layer.vote_bias)
+    low.ops.append(
+        ConvVotes(f"{name}.vote", sources[0], votes, weight, vote_bias, in_types, dim, layer.stride, layer.padding)
+    )
+    _route(low, layer, types, (rows, columns, types * dim))
+
+
+@handles(DenseCaps)
+def _dense_caps(low: Lowering, layer: DenseCaps, sources: tuple[str, ...]) -> None:
+    name = layer.name
+    votes = low.tensor(f"{name}.votes", (layer.in_capsules, layer.out_capsules, layer.dim))
+    weight = low.constant(f"{name}.weight", layer.weight)
+    low.ops.append(DenseVotes(f"{name}.vote", sources, votes, weight, layer.dim))
+    _route(low, layer, layer.out_capsules, layer.out_shape)
+
+
+@handles(ResidualAdd)
+def _residual_add(low: Lowering, layer: ResidualAdd, sources: tuple[str, ...]) -> None:
+    types, dim, rows, columns = layer.specs["sum"].shape
+    output = low.tensor(f"{layer.name}.sum", (rows, columns, types * dim))
+    low.ops.append(Add(layer.name, sources[0], sources[1], output))
+
+
+def _route(low: Lowering, layer: DenseCaps | RoutedConvCaps, types: int, shape: tuple[int, ...]) -> None:
+    """The routing of a layer's votes into ``shape``; ``types`` rows of bias repeat over the output capsules."""
+    name = layer.name
+    out_capsules, in_capsules = layer.specs["coupling"].shape
+    pair = (in_capsules, out_capsules)
+    coupling = low.tensor(f"{name}.coupling", pair)
+    logits = low.tensor(f"{name}.logits", pair) if layer.iterations > 1 else None
+    preactivation, activation = low.tensor(f"{name}.preactivation", shape), low.tensor(f"{name}.activation", shape)
+    bias = None if layer.bias is None else low.constant(f"{name}.bias", layer.bias)
+    low.ops.append(
+        Routing(
+            f"{name}.route",
+            f"{name}.votes",
+            coupling,
+            logits,
+            preactivation,
+            activation,
+            bias,
+            types,
+            layer.iterations,
+        )
+    )
