@@ -1,5 +1,9 @@
 """What ships: a Program of integer ops; its verifier, memory plan, interpreter and file format. No torch."""
 
+from caplet.program.arena import MemoryMap, plan_memory
+from caplet.program.bounds import AccumulatorBound
+from caplet.program.file import dumps, load_program, loads, save_program
+from caplet.program.interpreter import Outcome, run, trace
 from caplet.program.ops import (
     OPS,
     PIXEL_FORMAT,
@@ -19,10 +23,12 @@ from caplet.program.ops import (
 )
 from caplet.program.program import Program
 from caplet.program.tensor import Constant, TensorSpec, WideFormat
+from caplet.program.verify import Proof, lengths_format, verify
 
 __all__ = [
     "OPS",
     "PIXEL_FORMAT",
+    "AccumulatorBound",
     "Add",
     "ChannelAffine",
     "Constant",
@@ -31,13 +37,25 @@ __all__ = [
     "DenseVotes",
     "InputQuantize",
     "Lengths",
+    "MemoryMap",
     "Op",
+    "Outcome",
     "Program",
+    "Proof",
     "Routing",
     "Shifts",
     "Squash",
     "TensorSpec",
     "WideFormat",
     "conv_weight",
+    "dumps",
+    "lengths_format",
+    "load_program",
+    "loads",
     "pixel_table",
+    "plan_memory",
+    "run",
+    "save_program",
+    "trace",
+    "verify",
 ]

@@ -176,9 +176,9 @@ def _lengths(op: Lengths, tensors: Tensors, ranges: Ranges) -> list[AccumulatorB
 
 def _products(weight: IntArray, axis: int, codes: Range) -> tuple[Wide, Wide]:
     """Lowest and highest sums of products over ``axis`` (0 included), int64: below 2**31 terms of 2**32 cannot wrap."""
-    wide = weight.astype(np.int64)
-    positive = np.maximum(wide, 0).sum(axis=axis)
-    negative = np.maximum(-wide, 0).sum(axis=axis)
+    total = weight.sum(axis=axis, dtype=np.int64)
+    norm = np.abs(weight).sum(axis=axis, dtype=np.int64)
+    positive, negative = (norm + total) // 2, (norm - total) // 2
     return positive * codes[0] - negative * codes[1], positive * codes[1] - negative * codes[0]
 
 

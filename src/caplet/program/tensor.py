@@ -77,7 +77,9 @@ class Constant:
     format: AnyFormat
 
     def __post_init__(self) -> None:
-        codes = np.array(self.codes, dtype=np.int32, order="C")
+        codes = np.ascontiguousarray(self.codes, dtype=np.int32)
+        if codes is self.codes and codes.flags.writeable:
+            codes = codes.copy()
         if codes.size and (codes.min() < self.format.min_code or codes.max() > self.format.max_code):
             raise PlanError(
                 f"constant {self.key}: codes span {codes.min()}..{codes.max()}, outside the range "

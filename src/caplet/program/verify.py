@@ -32,6 +32,7 @@ from caplet.program.tensor import Constant, IntArray, TensorSpec, WideFormat
 
 MAX_ELEMENTS = 1 << 26
 """Elements of the largest tensor or constant."""
+MAX_OPS = 4096
 MAX_ITERATIONS = 64
 MAX_CHANNEL_SHIFT = 32
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
@@ -96,6 +97,8 @@ def _check_head(program: Program) -> None:
     _check_name("program", program.name)
     if not 0 <= program.seed < 1 << 32:
         raise PlanError(f"program {program.name}: seed {program.seed}; the rule is 0 .. 2**32 - 1")
+    if not 1 <= len(program.ops) <= MAX_OPS:
+        raise PlanError(f"program {program.name}: {len(program.ops)} ops; the rule is 1..{MAX_OPS}")
     for name in (program.input, program.output, program.lengths):
         if name not in program.tensors:
             raise PlanError(f"program {program.name}: tensor {name!r} is not declared; declare input, output, lengths")

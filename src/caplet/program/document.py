@@ -1,0 +1,227 @@
+"""A Program as JSON, without the codes of its constants: the readable part of a ``.caplet`` file.
+
+Every field of every op is written under its own name; what a field holds follows from its declared type, so a new op
+needs nothing here. Reading accepts exactly what writing produces, and raises ArtefactError for anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from caplet.errors import ArtefactError, PlanError
+from caplet.fixed.format import format_from_json
+from caplet.fixed.rounding import Rounding
+from caplet.program.ops import OPS, Op
+from caplet.program.program import Program
+from caplet.program.tensor import Constant, IntArray, TensorSpec, WideFormat
+
+MAX_TEXT = 4096
+MAX_ITEMS = 1 << 16
+_BY_KIND: dict[str, type[Op]] = {op.kind: op for op in OPS}
+
+CodesOf = Callable[[str, tuple[int, ...], int, bool], IntArray]
+"""Key, shape, bits, signed -> the codes of a constant, from the file's packed bytes; raises ArtefactError."""
+
+
+def write_program(program: Program) -> dict[str, Any]:
+    """The Program as a JSON object; constants are named by key, with shape and format."""
+    return {
+        "name": program.name,
+        "input": program.input,
+        "output": program.output,
+        "lengths": program.lengths,
+        "seed": program.seed,
+        "labels": list(program.labels),
+        "meta": dict(program.meta),
+        "tensors": [_write_tensor(spec) for spec in program.tensors.values()],
+        "ops": [_write_op(op) for op in program.ops],
+    }
+
+
+def read_program(data: object, codes_of: CodesOf) -> Program:
+    """Undo :func:`write_program`. Raises ArtefactError; does not verify."""
+    read = _Reader("program", data, {"name", "input", "output", "lengths", "seed", "labels", "meta", "tensors", "ops"})
+    tensors: dict[str, TensorSpec] = {}
+    for index, item in enumerate(read.items("tensors")):
+        spec = _read_tensor(f"tensor {index}", item)
+        if spec.name in tensors:
+            raise ArtefactError(f"tensor {index}: the name {spec.name!r} is taken; names are unique")
+        tensors[spec.name] = spec
+    ops = tuple(_read_op(f"op {index}", item, codes_of) for index, item in enumerate(read.items("ops")))
+    meta = read.value("meta")
+    if not isinstance(meta, dict) or len(meta) > MAX_ITEMS:
+        raise ArtefactError(f"program: meta is {meta!r:.100}; the rule is an object of texts")
+    return Program(
+        name=read.text("name"),
+        tensors=tensors,
+        ops=ops,
+        input=read.text("input"),
+        output=read.text("output"),
+        lengths=read.text("lengths"),
+        seed=read.integer("seed"),
+        labels=tuple(_text("program: label", item) for item in read.items("labels")),
+        meta={_text("program: meta", key): _text("program: meta", value) for key, value in meta.items()},
+    )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Typed access to a JSON object that has exactly the given keys."""
+
+    where: str
+    data: Any
+    keys: set[str]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, dict) or set(self.data) != self.keys:
+            found = sorted(self.data)[:20] if isinstance(self.data, dict) else type(self.data).__name__
+            raise ArtefactError(
+                f"{self.where}: found {found!r:.300}; the rule is exactly the fields {sorted(self.keys)}"
+            )
+
+    def value(self, key: str) -> Any:
+        return self.data[key]
+
+    def text(self, key: str) -> str:
+        return _text(f"{self.where}: {key}", self.data[key])
+
+    def integer(self, key: str) -> int:
+        return _integer(f"{self.where}: {key}", self.data[key])
+
+    def items(self, key: str) -> list[Any]:
+        return _items(f"{self.where}: {key}", self.data[key])
+
+
+def _text(where: str, value: Any) -> str:
+    if not isinstance(value, str) or len(value) > MAX_TEXT or any("\ud800" <= c <= "\udfff" for c in value):
+        raise ArtefactError(f"{where}: found {value!r:.100}; the rule is a text of at most {MAX_TEXT} characters")
+    return value
+
+
+def _integer(where: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 1 << 40:
+        raise ArtefactError(f"{where}: found {value!r:.100}; the rule is an integer below 2**40")
+    return value
+
+
+def _boolean(where: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ArtefactError(f"{where}: found {value!r:.100}; the rule is true or false")
+    return value
+
+
+def _items(where: str, value: Any) -> list[Any]:
+    if not isinstance(value, list) or len(value) > MAX_ITEMS:
+        raise ArtefactError(f"{where}: found {value!r:.100}; the rule is a list of at most {MAX_ITEMS}")
+    return value
+
+
+def _shape(where: str, value: Any) -> tuple[int, ...]:
+    shape = tuple(_integer(where, item) for item in _items(where, value))
+    if not 1 <= len(shape) <= 4 or min(shape) < 1:
+        raise ArtefactError(f"{where}: found {value!r:.100}; the rule is one to four extents of at least 1")
+    return shape
+
+
+def _write_tensor(spec: TensorSpec) -> dict[str, Any]:
+    if isinstance(spec.format, WideFormat):
+        fmt = {"kind": "wide", "bits": spec.format.bits, "frac_bits": spec.format.frac_bits}
+    else:
+        fmt = spec.format.to_json()
+    return {"name": spec.name, "shape": list(spec.shape), "format": fmt, "rounding": str(spec.rounding)}
+
+
+def _read_tensor(where: str, data: object) -> TensorSpec:
+    read = _Reader(where, data, {"name", "shape", "format", "rounding"})
+    fmt = read.value("format")
+    try:
+        if isinstance(fmt, dict) and fmt.get("kind") == "wide":
+            wide = _Reader(f"{where}: format", fmt, {"kind", "bits", "frac_bits"})
+            parsed: Any = WideFormat(wide.integer("bits"), wide.integer("frac_bits"))
+        else:
+            parsed = format_from_json(fmt)
+    except PlanError as error:
+        raise ArtefactError(f"{where}: {error}") from None
+    rounding = read.value("rounding")
+    if rounding not in list(Rounding):
+        raise ArtefactError(f"{where}: rounding is {rounding!r:.100}; the rule is one of {[str(r) for r in Rounding]}")
+    return TensorSpec(read.text("name"), _shape(f"{where}: shape", read.value("shape")), parsed, Rounding(rounding))
+
+
+def _write_constant(constant: Constant) -> dict[str, Any]:
+    return {"key": constant.key, "shape": list(constant.shape), "format": constant.format.to_json()}
+
+
+def _read_constant(where: str, data: object, codes_of: CodesOf) -> Constant:
+    read = _Reader(where, data, {"key", "shape", "format"})
+    shape = _shape(f"{where}: shape", read.value("shape"))
+    try:
+        fmt = format_from_json(read.value("format"))
+        return Constant(read.text("key"), codes_of(read.text("key"), shape, fmt.bits, fmt.signed), fmt)
+    except PlanError as error:
+        raise ArtefactError(f"{where}: {error}") from None
+
+
+def _read_exponents(where: str, value: Any) -> IntArray:
+    exponents = [_integer(where, item) for item in _items(where, value)]
+    if not exponents or max(map(abs, exponents)) > 64:
+        raise ArtefactError(f"{where}: the rule is at least one exponent, of magnitude at most 64")
+    return np.array(exponents, dtype=np.int32)
+
+
+def _plain(value: Any) -> Any:
+    return value
+
+
+_WRITE: dict[str, Callable[[Any], Any]] = {
+    "str": _plain,
+    "int": _plain,
+    "bool": _plain,
+    "tuple[str, ...]": list,
+    "Constant": _write_constant,
+    "IntArray": lambda array: array.tolist(),
+}
+_READ: dict[str, Callable[[str, Any, CodesOf], Any]] = {
+    "str": lambda where, value, _: _text(where, value),
+    "int": lambda where, value, _: _integer(where, value),
+    "bool": lambda where, value, _: _boolean(where, value),
+    "tuple[str, ...]": lambda where, value, _: tuple(_text(where, item) for item in _items(where, value)),
+    "Constant": _read_constant,
+    "IntArray": lambda where, value, _: _read_exponents(where, value),
+}
+
+
+def _op_fields(op: type[Op]) -> Iterator[tuple[str, str, bool]]:
+    """Name, declared type without ``| None``, and whether None is allowed, for every field of an op."""
+    for item in fields(op):  # type: ignore[arg-type]
+        declared = str(item.type)
+        yield item.name, declared.removesuffix(" | None"), declared.endswith(" | None")
+
+
+def _write_op(op: Op) -> dict[str, Any]:
+    data: dict[str, Any] = {"kind": op.kind}
+    for name, declared, _ in _op_fields(type(op)):
+        value = getattr(op, name)
+        data[name] = None if value is None else _WRITE[declared](value)
+    return data
+
+
+def _read_op(where: str, data: object, codes_of: CodesOf) -> Op:
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if not isinstance(kind, str) or kind not in _BY_KIND:
+        raise ArtefactError(f"{where}: kind is {kind!r:.100}; the rule is one of {sorted(_BY_KIND)}")
+    op = _BY_KIND[kind]
+    layout = list(_op_fields(op))
+    read = _Reader(f"{where} ({kind})", data, {"kind", *(name for name, _, _ in layout)})
+    values: dict[str, Any] = {}
+    for name, declared, optional in layout:
+        value = read.value(name)
+        if value is None and optional:
+            values[name] = None
+        else:
+            values[name] = _READ[declared](f"{read.where}: {name}", value, codes_of)
+    return op(**values)

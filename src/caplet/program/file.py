@@ -1,0 +1,188 @@
+"""The ``.caplet`` file: a whole Program, with constants packed to their bits.
+
+The file is a safetensors file (8 bytes little-endian header length, a JSON header, data). Each constant is a tensor of
+type U8, one axis, holding ``caplet.fixed.pack_bits`` of its codes, named by its key. The header's ``__metadata__`` has
+the one key ``caplet``: a JSON text with ``format`` (the version, 1), ``program`` (see ``caplet.program.document``) and
+``sha256``, the digest of the canonical JSON of ``program`` followed by the packed bytes of all constants, op by op.
+The same Program gives the same bytes.
+
+Reading trusts nothing: lengths, ranges, the digest, and finally the whole Program by ``verify``. It can raise
+ArtefactError and nothing else. What it allocates is proportional to the file: at most 32 bits per code, and a code
+takes at least one bit of the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from caplet.errors import ArtefactError, PlanError
+from caplet.fixed.packing import pack_bits, packed_size, unpack_bits
+from caplet.program.document import read_program, write_program
+from caplet.program.program import Program
+from caplet.program.tensor import IntArray
+from caplet.program.verify import verify
+
+FORMAT_VERSION = 1
+MAX_HEADER = 1 << 26
+"""Bytes of the longest header that is read."""
+
+Packed = NDArray[np.uint8]
+
+
+def dumps(program: Program) -> bytes:
+    """The bytes of the ``.caplet`` file of a Program. Raises PlanError when it does not verify."""
+    verify(program)
+    document = write_program(program)
+    packed = {c.key: pack_bits(c.codes, c.format.bits, c.format.signed) for c in program.constants()}
+    head = {"format": FORMAT_VERSION, "program": document, "sha256": _digest(document, packed)}
+    return bytes(save(packed, metadata={"caplet": _canonical(head)}))
+
+
+def loads(data: bytes, where: str = "program") -> Program:
+    """Read what :func:`dumps` wrote, and verify it. where: names the file in messages. Raises ArtefactError."""
+    try:
+        return _loads(memoryview(data))
+    except (ArtefactError, PlanError) as error:
+        raise ArtefactError(f"{where}: {error}") from None
+
+
+def save_program(program: Program, path: Path) -> None:
+    """Write a ``.caplet`` file, whole or not at all. Raises PlanError, or ArtefactError when it cannot be written."""
+    data = dumps(program)
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        raise ArtefactError(f"{path}: cannot write the program: {error.strerror}; choose a writable folder") from None
+
+
+def load_program(path: Path) -> Program:
+    """Read and verify a ``.caplet`` file. Raises ArtefactError."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtefactError(f"{path}: cannot read the program: {error.strerror}") from None
+    return loads(data, str(path))
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def _digest(document: object, packed: Mapping[str, Packed]) -> str:
+    """packed: in the order of ``Program.constants``."""
+    digest = hashlib.sha256(_canonical(document).encode("ascii"))
+    for codes in packed.values():
+        digest.update(codes.tobytes())
+    return digest.hexdigest()
+
+
+def _parse(text: bytes | str, what: str) -> Any:
+    def refuse(token: str) -> None:
+        raise ValueError(f"the number {token} is not allowed")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("a key occurs twice")
+        return result
+
+    try:
+        return json.loads(text, parse_float=refuse, parse_constant=refuse, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise ArtefactError(f"{what} is not the JSON that was written ({error}); the file is damaged") from None
+
+
+def _loads(data: memoryview) -> Program:
+    if len(data) < 8:
+        raise ArtefactError(f"{len(data)} bytes; a .caplet file starts with an 8-byte length")
+    size = int.from_bytes(data[:8], "little")
+    if size > min(len(data) - 8, MAX_HEADER):
+        raise ArtefactError(
+            f"offset 0: a header of {size} bytes, but {len(data) - 8} follow; the file is cut or no .caplet"
+        )
+    header = _parse(bytes(data[8 : 8 + size]), "offset 8: the header")
+    body = data[8 + size :]
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__"), dict):
+        raise ArtefactError("offset 8: the header has no __metadata__; this is no .caplet file")
+    text = header.pop("__metadata__").get("caplet")
+    if not isinstance(text, str):
+        raise ArtefactError("the metadata has no text 'caplet'; this is no .caplet file")
+    head = _parse(text, "the metadata 'caplet'")
+    if not isinstance(head, dict) or head.get("format") != FORMAT_VERSION:
+        found = head.get("format") if isinstance(head, dict) else None
+        raise ArtefactError(
+            f"format version {found!r:.50}; this caplet reads {FORMAT_VERSION}: use the one that wrote it"
+        )
+    if set(head) != {"format", "program", "sha256"}:
+        raise ArtefactError(f"the metadata has the fields {sorted(head)!r:.200}; the rule is format, program, sha256")
+    stored = _stored(header, body)
+    used: dict[str, Packed] = {}
+
+    def codes_of(key: str, shape: tuple[int, ...], bits: int, signed: bool) -> IntArray:
+        if key not in stored or key in used:
+            raise ArtefactError(f"constant {key!r:.120}: {'used twice' if key in used else 'no data of that name'}")
+        count, found = prod(shape), stored[key].size
+        if found != packed_size(count, bits):
+            rule = f"{count} codes of {bits} bits take {packed_size(count, bits)}"
+            raise ArtefactError(f"constant {key}: {found} bytes; {rule}")
+        used[key] = stored[key]
+        codes = unpack_bits(stored[key], count, bits, signed).reshape(shape)
+        codes.setflags(write=False)
+        return codes
+
+    program = read_program(head["program"], codes_of)
+    if len(used) != len(stored):
+        raise ArtefactError(f"data that no op uses: {sorted(set(stored) - set(used))!r:.200}")
+    if _digest(head["program"], used) != head["sha256"]:
+        raise ArtefactError("the checksum does not match; the file is damaged: copy or export it again")
+    verify(program)
+    return program
+
+
+def _stored(header: dict[str, Any], body: memoryview) -> dict[str, Packed]:
+    """The packed constants by key: they must be U8 vectors that tile the body without gap or overlap."""
+    spans: list[tuple[int, int, str]] = []
+    for key, entry in header.items():
+        where = f"data of {key!r:.120}"
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"} or entry["dtype"] != "U8":
+            raise ArtefactError(f"{where}: found {entry!r:.100}; the rule is dtype U8, shape, data_offsets")
+        shape, offsets = entry["shape"], entry["data_offsets"]
+        if not all(isinstance(v, list) and all(type(i) is int for i in v) for v in (shape, offsets)):
+            raise ArtefactError(
+                f"{where}: shape {shape!r:.100}, offsets {offsets!r:.100}; the rule is lists of integers"
+            )
+        if len(shape) != 1 or len(offsets) != 2 or not 0 <= offsets[0] <= offsets[1] == offsets[0] + shape[0]:
+            raise ArtefactError(f"{where}: shape {shape!r:.100} and offsets {offsets!r:.100} do not agree")
+        spans.append((offsets[0], offsets[1], key))
+    end = 0
+    stored: dict[str, Packed] = {}
+    for start, stop, key in sorted(spans):
+        if start != end or stop > len(body):
+            raise ArtefactError(f"data of {key!r:.120}: bytes {start}..{stop}; the rule is to follow on byte {end}")
+        stored[key] = np.frombuffer(body[start:stop], dtype=np.uint8)
+        end = stop
+    if end != len(body):
+        raise ArtefactError(f"{len(body) - end} bytes follow the data; the file is damaged")
+    return stored
