@@ -40,6 +40,10 @@ class Backend:
         """Values float (n,) averaged over the processes."""
         return values.tolist()
 
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set in any process."""
+        return flag
+
 
 class AccelerateBackend(Backend):
     """All processes that ``accelerate launch`` started (without it, one).
@@ -71,6 +75,9 @@ class AccelerateBackend(Backend):
 
     def mean(self, values: Tensor) -> list[float]:
         return self.accelerator.reduce(values, reduction="mean").tolist()
+
+    def any(self, flag: bool) -> bool:
+        return self.processes > 1 and self.mean(torch.tensor([float(flag)], device=self.device))[0] > 0 or flag
 
 
 def make_backend(accelerate: bool, device: str | None) -> Backend:

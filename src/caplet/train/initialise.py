@@ -8,6 +8,7 @@ need is a good init"), with capsule lengths in place of variances.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +20,9 @@ from caplet.nn.functional import softmax, squash_reference
 from caplet.nn.layer import Layer
 from caplet.nn.points import PointSpec, handling
 
-#: Rescalings per layer; a layer without routing needs one, a routed one (whose coupling moves too) a few.
-ROUNDS = 12
+#: Trials per layer; one without routing needs two, a routed one (whose coupling moves with the votes) several.
+ROUNDS = 20
+#: Relative deviation from the target that is good enough.
 TOLERANCE = 0.01
 
 
@@ -98,9 +100,17 @@ def initialise(
 
 
 def _rescale(layer: Layer, stage: Stage, state: State, target: float) -> float:
+    """Scale one layer's weights to ``target``: by the ratio, and by bisection once the target lies between two trials.
+
+    Longer votes agree more, which makes routing give them more coupling: the length can rise steeply with the scale, and
+    the ratio alone would swing from side to side.
+    """
     weight = layer.get_parameter("weight")
+    start = weight.clone()
     probe = _NormProbe()
+    scale, low, high = 1.0, 0.0, math.inf  # low and high: the nearest scales known to give too little and too much
     for _ in range(ROUNDS):
+        weight.copy_(start * scale)
         with handling([layer], probe):
             stage.run(state)
         if not 0.0 < probe.norm < float("inf"):
@@ -110,5 +120,11 @@ def _rescale(layer: Layer, stage: Stage, state: State, target: float) -> float:
             )
         if abs(probe.norm / target - 1) <= TOLERANCE:
             break
-        weight.mul_(target / probe.norm)
+        if probe.norm < target:
+            low = max(low, scale)
+        else:
+            high = min(high, scale)
+        scale *= target / probe.norm
+        if not low < scale < high:
+            scale = math.sqrt(low * high)
     return probe.norm

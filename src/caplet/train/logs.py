@@ -37,21 +37,21 @@ class CsvLog:
 
     Args:
         path: the file.
-        keep_until: rows with a larger ``global_step`` are dropped (0 starts a new file).
+        epochs, steps: finished epochs and steps of the whole run; rows of later ones are dropped (0, 0 starts anew).
 
     Raises:
         ArtefactError: the file cannot be read or written.
     """
 
-    def __init__(self, path: Path, keep_until: int) -> None:
+    def __init__(self, path: Path, epochs: int, steps: int) -> None:
         self.path = path
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, COLUMNS, restval="")
         writer.writeheader()
         try:
-            if keep_until and path.exists():
+            if steps and path.exists():
                 with path.open(newline="", encoding="utf-8") as stream:
-                    writer.writerows(r for r in csv.DictReader(stream) if _kept(r, keep_until))
+                    writer.writerows(r for r in csv.DictReader(stream) if _kept(r, epochs, steps))
             write_atomic(path, lambda stream: stream.write(text.getvalue().encode()))
         except OSError as error:
             raise ArtefactError(f"cannot write the training log {path}: {why(error)}") from error
@@ -71,26 +71,32 @@ class CsvLog:
             raise ArtefactError(f"cannot write the training log {self.path}: {why(error)}") from error
 
 
-def _kept(row: dict[str, str], keep_until: int) -> bool:
+def _kept(row: dict[str, str], epochs: int, steps: int) -> bool:
     """Whether a row is whole (a kill can cut the last one) and not after the checkpoint."""
-    return None not in row.values() and row["global_step"].isdigit() and int(row["global_step"]) <= keep_until
+    if None in row.values() or not row["epoch"].isdigit() or not row["global_step"].isdigit():
+        return False
+    return int(row["epoch"]) <= epochs if row["kind"] == "epoch" else int(row["global_step"]) <= steps
 
 
 class TensorBoardLog:
-    """The same rows as TensorBoard scalars, ``step/...`` and ``epoch/...``.
+    """The same rows as TensorBoard scalars, ``step/...`` and ``epoch/...``; a context manager.
+
+    Args:
+        folder: where the event files go.
+        steps: finished steps of the whole run; TensorBoard hides what an interrupted run wrote after them.
 
     Raises:
         ConfigError: TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, steps: int) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ConfigError(
                 "TensorBoard logs need the package tensorboard: pip install 'caplet[tensorboard]'"
             ) from error
-        self.writer = SummaryWriter(str(folder))
+        self.writer = SummaryWriter(str(folder), purge_step=steps + 1 if steps else None)
 
     def write(self, row: dict[str, Any]) -> None:
         """Add the row's numbers."""

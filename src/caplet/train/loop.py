@@ -32,7 +32,7 @@ class TrainResult:
         model: the averaged weights of the epoch that was kept, in evaluation mode, float32, on the CPU.
         history: one record per epoch, the ``epoch`` rows of ``train.csv``.
         calibration_accuracy: the model's, as a fraction, in float32.
-        epoch: the kept epoch, from 1.
+        epoch: the kept epoch, from 1 (chosen by the accuracy in the settings' precision).
         seconds: training time of all parts of the run, evaluation included.
         images_per_second: images trained on per second of it.
     """
@@ -72,6 +72,7 @@ def train(
         accelerate: run through Hugging Face ``accelerate`` (several devices; its configuration picks them).
         tensorboard: also write ``out_dir/tensorboard``.
         device: ``cpu``, ``cuda``, ...; None for the GPU if there is one (ignored with ``accelerate``).
+        checkpoint_minutes: time between checkpoints within an epoch.
         log_steps: a row in the log every so many steps.
 
     Raises:
@@ -98,9 +99,9 @@ def train(
             save_state(checkpoint, position, made, trainer.state())
 
     with ExitStack() as stack:
-        logs: list[CsvLog | TensorBoardLog] = [CsvLog(out / LOG, trainer.global_step)] if main else []
+        logs: list[CsvLog | TensorBoardLog] = [CsvLog(out / LOG, position.epoch, trainer.global_step)] if main else []
         if tensorboard and main:
-            logs.append(stack.enter_context(TensorBoardLog(out / "tensorboard")))
+            logs.append(stack.enter_context(TensorBoardLog(out / "tensorboard", trainer.global_step)))
         bar = stack.enter_context(Bar(trainer.steps, trainer.global_step, progress and main))
         stop = stack.enter_context(_catch_signals())
         last_saved = time.monotonic()
@@ -109,10 +110,11 @@ def train(
                 bar.step(row, position.best_accuracy)
                 if row["global_step"] % log_steps == 0:
                     _write(logs, row)
-                if stop.is_set() or time.monotonic() - last_saved > 60 * checkpoint_minutes:
+                stopping = trainer.backend.any(stop.is_set())
+                if stopping or time.monotonic() - last_saved > 60 * checkpoint_minutes:
                     save()
                     last_saved = time.monotonic()
-                if stop.is_set():
+                if stopping:
                     raise KeyboardInterrupt
             row = trainer.end_epoch()
             _write(logs, row)
@@ -121,7 +123,7 @@ def train(
             last_saved = time.monotonic()
             if on_epoch is not None:
                 on_epoch(row)
-            if stop.is_set():
+            if trainer.backend.any(stop.is_set()):
                 raise KeyboardInterrupt
     model, accuracy = trainer.result()
     return TrainResult(
