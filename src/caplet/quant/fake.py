@@ -66,7 +66,8 @@ def quantize_in_place(value: Tensor, fmt: FixedFormat, rounding: Rounding) -> Te
 class WeightCache:
     """Quantized constants by (point, format, rounding, seed); the last two versions of each point are kept.
 
-    An entry belongs to one tensor in one state: it is dropped when the tensor is another or was changed in place.
+    An entry belongs to one parameter in one state: it is dropped when the parameter is another or was changed in
+    place. Constants derived from parameters (batch norm) are small and computed anew.
     """
 
     def __init__(self) -> None:
@@ -76,16 +77,23 @@ class WeightCache:
         """The quantized form of ``value`` under ``plan``; computed where it is not known."""
         fmt, rounding = plan.points[key], plan.rounding_of(key)
         seed = plan.seed if rounding is Rounding.STOCHASTIC else 0
+        if not isinstance(value, torch.nn.Parameter):
+            return self._quantized(key, plan, spec, value)
         versions = self._entries.setdefault(key, OrderedDict())
         source, state, result = versions.get((fmt, rounding, seed), (None, 0, value))
         if source is not value or state != value._version:
-            noise = point_noise(seed, key, spec) if rounding is Rounding.STOCHASTIC else None
-            result = fmt.quantize(value.detach(), rounding, noise)
+            result = self._quantized(key, plan, spec, value.detach())
             versions[fmt, rounding, seed] = (value, value._version, result)
         versions.move_to_end((fmt, rounding, seed))
         while len(versions) > _KEPT_PER_WEIGHT:
             versions.popitem(last=False)
         return result
+
+    @staticmethod
+    def _quantized(key: str, plan: QuantPlan, spec: PointSpec, value: Tensor) -> Tensor:
+        rounding = plan.rounding_of(key)
+        noise = point_noise(plan.seed, key, spec) if rounding is Rounding.STOCHASTIC else None
+        return plan.points[key].quantize(value, rounding, noise)
 
 
 class FakeQuant:
