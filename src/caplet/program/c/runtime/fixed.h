@@ -1,0 +1,178 @@
+/*
+ * Fixed-point helpers that the ops share. Internal to the runtime.
+ */
+#ifndef CAPLET_FIXED_H
+#define CAPLET_FIXED_H
+
+#include <stddef.h>
+
+#include "caplet.h"
+
+/* Bytes of one element. type: CAPLET_INT8 .. CAPLET_UINT16. */
+static inline uint32_t caplet_element_bytes(uint8_t type)
+{
+    return type <= CAPLET_UINT8 ? 1u : 2u;
+}
+
+/* Address of element `index`. */
+static inline const void *caplet_at(const void *x, uint8_t type, uint32_t index)
+{
+    return (const uint8_t *)x + (size_t)index * caplet_element_bytes(type);
+}
+
+static inline void *caplet_at_writable(void *x, uint8_t type, uint32_t index)
+{
+    return (uint8_t *)x + (size_t)index * caplet_element_bytes(type);
+}
+
+/* Element `index`: -32768..65535. */
+static inline int32_t caplet_load(const void *x, uint8_t type, uint32_t index)
+{
+    switch (type) {
+    case CAPLET_INT8:
+        return ((const int8_t *)x)[index];
+    case CAPLET_UINT8:
+        return ((const uint8_t *)x)[index];
+    case CAPLET_INT16:
+        return ((const int16_t *)x)[index];
+    default:
+        return ((const uint16_t *)x)[index];
+    }
+}
+
+/* code: within the range of `type`. */
+static inline void caplet_store(void *x, uint8_t type, uint32_t index, int32_t code)
+{
+    switch (type) {
+    case CAPLET_INT8:
+        ((int8_t *)x)[index] = (int8_t)code;
+        break;
+    case CAPLET_UINT8:
+        ((uint8_t *)x)[index] = (uint8_t)code;
+        break;
+    case CAPLET_INT16:
+        ((int16_t *)x)[index] = (int16_t)code;
+        break;
+    default:
+        ((uint16_t *)x)[index] = (uint16_t)code;
+        break;
+    }
+}
+
+/* x * 2^left for 0 <= left <= 31 (62): C99 leaves the shift of negative integers undefined, so it is done unsigned. */
+static inline int32_t caplet_left32(int32_t x, uint32_t left)
+{
+    return (int32_t)((uint32_t)x << left);
+}
+
+static inline int64_t caplet_left64(int64_t x, uint32_t left)
+{
+    return (int64_t)((uint64_t)x << left);
+}
+
+static inline int32_t caplet_clip32(int32_t x, int32_t low, int32_t high)
+{
+    return x < low ? low : x > high ? high : x;
+}
+
+static inline int32_t caplet_clip64(int64_t x, int32_t low, int32_t high)
+{
+    return x < low ? low : x > high ? high : (int32_t)x;
+}
+
+/* The 32 random bits of an element: two rounds of the finalizer of MurmurHash3, a bijection of uint32_t. */
+static inline uint32_t caplet_mix32(uint32_t x)
+{
+    x ^= x >> 16;
+    x *= 0x85EBCA6Bu;
+    x ^= x >> 13;
+    x *= 0xC2B2AE35u;
+    return x ^ (x >> 16);
+}
+
+static inline uint32_t caplet_noise(const caplet_format *format, uint32_t element)
+{
+    return caplet_mix32(caplet_mix32(element + format->noise_a) ^ format->noise_b);
+}
+
+/* What a rounding shift by `right` (0..62) adds before shifting: half, nothing, or the top bits of the noise. */
+static inline int64_t caplet_rounding_term(const caplet_format *format, uint32_t right, uint32_t element)
+{
+    if (right == 0 || format->rounding == CAPLET_TRUNCATE) {
+        return 0;
+    }
+    if (format->rounding == CAPLET_NEAREST) {
+        return (int64_t)1 << (right - 1);
+    }
+    if (right <= 32) {
+        return (int64_t)(caplet_noise(format, element) >> (32 - right));
+    }
+    return (int64_t)((uint64_t)caplet_noise(format, element) << (right - 32));
+}
+
+/* One channel of an accumulator: code = saturate(((acc << left) + add + rounding term) >> right). */
+typedef struct {
+    int64_t add;
+    uint32_t left;
+    uint32_t right;
+} caplet_scale;
+
+/* The scale of one channel. The left shift of a negative rounding shift is folded into left and add. */
+caplet_scale caplet_scale_of(const caplet_accumulator *acc, const caplet_format *out, uint32_t channel, uint32_t bias);
+
+/* The code of a sum of products: int32_t, or int64_t where the accumulator is wide. */
+static inline int32_t caplet_narrow32(int32_t acc, const caplet_scale *scale, const caplet_format *out, uint32_t element)
+{
+    int32_t sum = caplet_left32(acc, scale->left) + (int32_t)scale->add;
+    sum += (int32_t)caplet_rounding_term(out, scale->right, element);
+    return caplet_clip32(sum >> scale->right, out->low, out->high);
+}
+
+static inline int32_t caplet_narrow64(int64_t acc, const caplet_scale *scale, const caplet_format *out, uint32_t element)
+{
+    int64_t sum = caplet_left64(acc, scale->left) + scale->add;
+    sum += caplet_rounding_term(out, scale->right, element);
+    return caplet_clip64(sum >> scale->right, out->low, out->high);
+}
+
+/*
+ * A row of accumulators of channels 0..count - 1, without bias -> codes.
+ * sums: int32_t, or int64_t where acc->wide. element: noise index of the first one.
+ */
+void caplet_narrow_row(const caplet_accumulator *acc, const caplet_format *out, const void *sums, uint32_t count,
+                       void *y, uint32_t element);
+
+/* Bits of n: 0 for 0, else the position of the highest set bit plus one. */
+uint32_t caplet_bit_length(uint64_t n);
+
+/* Floor of the square root. n: below 2^62. */
+uint32_t caplet_isqrt(uint64_t n);
+
+/* Code `index` of a constant as the integer to multiply with: -32768..65535. */
+int32_t caplet_code(const caplet_constant *constant, uint32_t index);
+
+/* Element type after unpacking: CAPLET_INT8 where every integer fits, else CAPLET_INT16 (UINT16 for 16 unsigned bits). */
+uint8_t caplet_constant_type(const caplet_constant *constant);
+
+/* `count` integers from code `first` on: in flash where they lie there unpacked, else unpacked into scratch. */
+const void *caplet_row(const caplet_constant *constant, uint32_t first, uint32_t count, void *scratch);
+
+/* Sum of x[k] * w[k], k < n; the caller knows that no partial sum overflows. */
+int32_t caplet_dot32(const void *x, uint8_t x_type, const void *w, uint8_t w_type, uint32_t n);
+int64_t caplet_dot64(const void *x, uint8_t x_type, const void *w, uint8_t w_type, uint32_t n);
+
+/* acc[j] += x * w[j], j < n. */
+void caplet_axpy32(int32_t *acc, int32_t x, const void *w, uint8_t w_type, uint32_t n);
+void caplet_axpy64(int64_t *acc, int32_t x, const void *w, uint8_t w_type, uint32_t n);
+
+/* Squared length of a capsule of dim <= 64 elements. */
+uint64_t caplet_squared_length(const void *x, uint8_t type, uint32_t dim);
+
+/*
+ * Coupling codes of one row of `count` logits (frac fraction bits), or of equal logits where logits is NULL.
+ * exponentials: scratch (count), may be NULL where logits is. out: element `element` on of the noise stream.
+ */
+void caplet_softmax(const void *logits, uint8_t type, int16_t frac, uint32_t count, uint8_t scale_bits,
+                    uint32_t *exponentials, const caplet_format *out, void *coupling, uint32_t element);
+
+#endif

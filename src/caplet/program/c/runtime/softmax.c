@@ -1,0 +1,86 @@
+/* Coupling coefficients: a softmax with base-2 exponentials from a table and one division per row. */
+#include "fixed.h"
+
+/* round(2^24 * 2^(-i/128)), i = 0..128. */
+static const uint32_t exp2_table[129] = {
+    16777216u, 16686609u, 16596492u, 16506861u, 16417715u, 16329050u, 16240863u, 16153153u, 16065917u, 15979152u,
+    15892855u, 15807025u, 15721658u, 15636752u, 15552304u, 15468313u, 15384775u, 15301688u, 15219050u, 15136859u,
+    15055111u, 14973805u, 14892937u, 14812507u, 14732511u, 14652947u, 14573813u, 14495106u, 14416824u, 14338964u,
+    14261526u, 14184505u, 14107901u, 14031710u, 13955931u, 13880561u, 13805598u, 13731039u, 13656884u, 13583129u,
+    13509772u, 13436812u, 13364245u, 13292070u, 13220286u, 13148888u, 13077877u, 13007249u, 12937002u, 12867135u,
+    12797645u, 12728530u, 12659789u, 12591419u, 12523418u, 12455784u, 12388516u, 12321610u, 12255067u, 12188882u,
+    12123055u, 12057584u, 11992466u, 11927700u, 11863283u, 11799215u, 11735492u, 11672114u, 11609078u, 11546382u,
+    11484025u, 11422004u, 11360319u, 11298967u, 11237946u, 11177254u, 11116891u, 11056853u, 10997140u, 10937749u,
+    10878679u, 10819928u, 10761494u, 10703375u, 10645571u, 10588079u, 10530897u, 10474024u, 10417458u, 10361198u,
+    10305242u, 10249587u, 10194234u, 10139179u, 10084422u, 10029960u, 9975792u, 9921917u, 9868333u, 9815039u,
+    9762032u, 9709311u, 9656875u, 9604722u, 9552851u, 9501261u, 9449948u, 9398913u, 9348154u, 9297668u,
+    9247455u, 9197514u, 9147842u, 9098438u, 9049301u, 9000430u, 8951823u, 8903477u, 8855394u, 8807569u,
+    8760003u, 8712694u, 8665641u, 8618841u, 8572295u, 8525999u, 8479954u, 8434157u, 8388608u,
+};
+
+/* exp(-distance * 2^-frac) with scale_bits (19..24) fraction bits. distance: below 2^16. Result: at most 2^24. */
+static uint32_t negative_exponential(uint32_t distance, int16_t frac, uint8_t scale_bits)
+{
+    const uint32_t limit = (uint32_t)1 << 25;
+    const uint32_t p = distance * 47274u; /* log2(e) with 15 fraction bits; below 2^32 */
+    uint32_t t;
+    uint32_t i;
+    uint32_t y;
+    uint32_t shift;
+    if (frac >= 5) {
+        const uint32_t right = frac - 5 < 31 ? (uint32_t)(frac - 5) : 31u;
+        t = p >> right;
+        t = t < limit ? t : limit;
+    } else {
+        const uint32_t left = 5 - frac < 25 ? (uint32_t)(5 - frac) : 25u;
+        t = (p < (limit >> left) ? p : limit >> left) << left;
+    }
+    /* t: the exponent with 20 fraction bits, at most 32. */
+    i = (t >> 13) & 127u;
+    y = exp2_table[i] - (((exp2_table[i] - exp2_table[i + 1]) * (t & 8191u) + 4096u) >> 13);
+    shift = (t >> 20) + 24u - scale_bits;
+    if (shift == 0) {
+        return y;
+    }
+    /* y <= 2^24, so shifts of 26 and more leave nothing. */
+    return shift > 25u ? 0u : (y + ((uint32_t)1 << (shift - 1))) >> shift;
+}
+
+static void store_coupling(uint64_t product, uint32_t right, const caplet_format *out, void *coupling, uint32_t index,
+                           uint32_t element)
+{
+    const uint64_t sum = product + (uint64_t)caplet_rounding_term(out, right, element + index);
+    caplet_store(coupling, out->type, index, caplet_clip64((int64_t)(sum >> right), out->low, out->high));
+}
+
+void caplet_softmax(const void *logits, uint8_t type, int16_t frac, uint32_t count, uint8_t scale_bits,
+                    uint32_t *exponentials, const caplet_format *out, void *coupling, uint32_t element)
+{
+    const uint32_t one = (uint32_t)1 << scale_bits;
+    const uint32_t right = (uint32_t)(scale_bits + 31 - out->frac); /* 34..55 */
+    uint32_t sum = 0;
+    uint64_t reciprocal;
+    uint32_t g;
+    int32_t largest;
+    if (logits == NULL) {
+        reciprocal = ((uint64_t)1 << (scale_bits + 31)) / (count * one);
+        for (g = 0; g < count; g++) {
+            store_coupling(one * reciprocal, right, out, coupling, g, element);
+        }
+        return;
+    }
+    largest = caplet_load(logits, type, 0);
+    for (g = 1; g < count; g++) {
+        const int32_t logit = caplet_load(logits, type, g);
+        largest = logit > largest ? logit : largest;
+    }
+    for (g = 0; g < count; g++) {
+        const uint32_t distance = (uint32_t)(largest - caplet_load(logits, type, g));
+        exponentials[g] = negative_exponential(distance, frac, scale_bits);
+        sum += exponentials[g]; /* 2^scale_bits .. 2^31 */
+    }
+    reciprocal = ((uint64_t)1 << (scale_bits + 31)) / sum; /* at most 2^31 */
+    for (g = 0; g < count; g++) {
+        store_coupling(exponentials[g] * reciprocal, right, out, coupling, g, element);
+    }
+}

@@ -1,0 +1,183 @@
+import json
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from caplet.errors import PlanError
+from caplet.fixed import Rounding
+from caplet.program import (
+    ConvVotes,
+    DenseVotes,
+    MemoryMap,
+    Program,
+    Routing,
+    plan_memory,
+    trace,
+    verify,
+)
+from caplet.program.sample import SampleSettings, sample_deep, sample_shallow
+from caplet.program.workspace import workspace
+
+PROGRAMS = [
+    sample_shallow(),
+    sample_shallow(1, SampleSettings(weight_bits=3, activation_bits=4, iterations=1)),
+    sample_deep(),
+    sample_deep(1, SampleSettings(weight_bits=4, activation_bits=12, log_weights=True)),
+    sample_deep(2, SampleSettings(weight_bits=16, activation_bits=16, rounding=Rounding.STOCHASTIC)),
+]
+RAM: list[str | int] = ["fast", "small", 1500, 2500, 6000]
+
+
+def _plan(program: Program, ram: str | int, in_place: bool = True) -> MemoryMap:
+    if isinstance(ram, int):
+        ram = max(ram, plan_memory(program, "small", in_place=in_place).bytes)
+    return plan_memory(program, ram, in_place=in_place)
+
+
+class Device:
+    """Executes a memory plan with the interpreter's tensors: writes every tensor's bytes where the plan says, spoils
+    every scratch buffer, and checks that what an op reads is still what was written."""
+
+    def __init__(self, program: Program, plan: MemoryMap) -> None:
+        self.program, self.plan = program, plan
+        self.memory = np.zeros(plan.bytes, dtype=np.uint8)
+        self.rng = np.random.default_rng(0)
+        image = self.rng.integers(0, 256, size=(1, *program.image_shape), dtype=np.uint8)
+        self.expected = {
+            name: self.raw(name, codes[0]) for name, codes in trace(program, image).items() if "[" not in name
+        }
+
+    def raw(self, name: str, codes: np.ndarray) -> np.ndarray:
+        spec = self.program.tensors[name]
+        kind = "i" if spec.format.signed else "u"
+        return np.ascontiguousarray(codes.astype(f"<{kind}{spec.element_bytes}")).reshape(-1).view(np.uint8)
+
+    def part(self, name: str, raw: np.ndarray) -> np.ndarray:
+        """Of votes, the input capsules that are stored; of any other tensor, everything."""
+        if name not in self.plan.stored:
+            return raw
+        return raw[: raw.size * self.plan.stored[name] // self.program.tensors[name].shape[0]]
+
+    def write(self, name: str, raw: np.ndarray) -> None:
+        offset = self.plan.offset(name)
+        self.memory[offset : offset + raw.size] = raw
+
+    def check(self, name: str) -> None:
+        if name == self.program.input or not self.part(name, self.expected[name]).size:
+            return
+        raw = self.part(name, self.expected[name])
+        offset = self.plan.offset(name)
+        np.testing.assert_array_equal(self.memory[offset : offset + raw.size], raw, err_msg=name)
+
+    def spoil(self, name: str, size: int) -> None:
+        self.write(name, self.rng.integers(0, 256, size=size, dtype=np.uint8))
+
+    def run(self) -> None:
+        program = self.program
+        proof = verify(program)
+        for op in program.ops:
+            scratch = {f"{op.name}/{what}": size for what, size in workspace(op, program.tensors, proof).items()}
+            if (
+                isinstance(op, DenseVotes | ConvVotes)
+                and self.plan.stored[op.output] < program.tensors[op.output].shape[0]
+            ):
+                continue  # runs within its routing
+            if isinstance(op, Routing):
+                votes = program.votes_op(op)
+                spec = program.tensors[op.votes]
+                if self.plan.stored[op.votes] < spec.shape[0]:
+                    inner = workspace(votes, program.tensors, proof)
+                    scratch |= {f"{votes.name}/{what}": size for what, size in inner.items()}
+                    scratch[f"{votes.name}/vote_row"] = spec.bytes // spec.shape[0]
+                    self.write_if_stored(op.votes)
+                    for name in scratch:
+                        self.spoil(name, scratch[name])
+                    for name in votes.inputs:
+                        self.check(name)
+            for name in op.inputs:
+                self.check(name)
+            for name, size in scratch.items():
+                self.spoil(name, size)
+            for name in op.inputs:
+                self.check(name)
+            skip = (op.coupling,) if isinstance(op, Routing) else ()
+            written = [name for name in op.outputs if name not in skip]
+            for name in written:
+                self.write(name, self.part(name, self.expected[name]))
+            final = self.plan.offset(written[-1])
+            for name in written:  # the activation of a routing may have taken the place of its preactivation
+                if name == written[-1] or self.plan.offset(name) != final:
+                    self.check(name)
+        self.check(program.output)
+        self.check(program.lengths)
+
+    def write_if_stored(self, name: str) -> None:
+        raw = self.part(name, self.expected[name])
+        if raw.size:
+            self.write(name, raw)
+
+
+@pytest.mark.parametrize("ram", RAM)
+@pytest.mark.parametrize("in_place", [True, False])
+def test_no_live_tensor_is_overwritten(ram: str | int, in_place: bool) -> None:
+    for program in PROGRAMS:
+        Device(program, _plan(program, ram, in_place)).run()
+
+
+@pytest.mark.parametrize("ram", RAM)
+def test_buffers_that_are_live_together_do_not_overlap(ram: str | int) -> None:
+    for program in PROGRAMS:
+        plan = _plan(program, ram)
+        assert all(b.offset % 8 == 0 and b.offset + b.bytes <= plan.bytes for b in plan.buffers)
+        for a, b in combinations(plan.buffers, 2):
+            together = a.first <= b.last and b.first <= a.last
+            apart = a.offset + a.bytes <= b.offset or b.offset + b.bytes <= a.offset
+            assert apart or not together, (a, b)
+        used = sum(size for _, size in plan.peak)
+        assert used <= plan.bytes
+        assert plan.peak == tuple(sorted(plan.peak, key=lambda item: (-item[1], item[0])))
+
+
+def test_a_budget_stores_as_many_votes_as_fit() -> None:
+    program = sample_shallow(image=(1, 16, 16))
+    small, fast = plan_memory(program, "small"), plan_memory(program, "fast")
+    inputs = program.tensors["digit.votes"].shape[0]
+    assert (small.stored["digit.votes"], fast.stored["digit.votes"]) == (0, inputs)
+    assert small.bytes < fast.bytes
+    stored = []
+    for ram in range(small.bytes, fast.bytes + 64, 64):
+        plan = plan_memory(program, ram)
+        assert plan.bytes <= ram
+        stored.append(plan.stored["digit.votes"])
+    assert stored == sorted(stored)
+    assert stored[-1] == inputs
+    assert len(set(stored)) > 10
+
+
+def test_too_small_a_budget_is_refused_with_the_cause() -> None:
+    program = sample_shallow()
+    need = plan_memory(program, "small").bytes
+    with pytest.raises(PlanError, match=rf"needs {need}, during (conv1|primary|digit) \(\w+"):
+        plan_memory(program, need - 1)
+    with pytest.raises(PlanError, match="'fast', 'small' or a number"):
+        plan_memory(program, "tiny")
+
+
+def test_q7_sized_network_in_small_ram() -> None:
+    """The public Q7-CapsNets MNIST network: its authors' code keeps 105 KiB of buffers."""
+    settings = SampleSettings(bias=False)
+    program = sample_shallow(0, settings, (1, 28, 28), stem=(16, 7), primary=(16, 4, 7), classes=(10, 6))
+    plan = plan_memory(program, "small")
+    assert plan.bytes == 15000
+    assert (plan.peak_op, plan.peak[0]) == ("digit", ("digit.logits", 10240))
+
+
+def test_in_place_saves_memory_and_the_map_is_json() -> None:
+    program = sample_deep()
+    shared, separate = plan_memory(program, "small"), plan_memory(program, "small", in_place=False)
+    assert shared.bytes <= separate.bytes
+    assert not separate.shared
+    data = json.loads(json.dumps(shared.to_json()))
+    assert data["bytes"] == shared.bytes
+    assert data["peak_op"] == shared.peak_op
