@@ -77,7 +77,9 @@ class AccelerateBackend(Backend):
         return self.accelerator.reduce(values, reduction="mean").tolist()
 
     def any(self, flag: bool) -> bool:
-        return self.processes > 1 and self.mean(torch.tensor([float(flag)], device=self.device))[0] > 0 or flag
+        if self.processes == 1:
+            return flag
+        return self.mean(torch.tensor([float(flag)], device=self.device))[0] > 0
 
 
 def make_backend(accelerate: bool, device: str | None) -> Backend:

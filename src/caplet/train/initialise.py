@@ -102,8 +102,8 @@ def initialise(
 def _rescale(layer: Layer, stage: Stage, state: State, target: float) -> float:
     """Scale one layer's weights to ``target``: by the ratio, and by bisection once the target lies between two trials.
 
-    Longer votes agree more, which makes routing give them more coupling: the length can rise steeply with the scale, and
-    the ratio alone would swing from side to side.
+    Longer votes agree more, which makes routing give them more coupling: the length can rise steeply with the scale,
+    and the ratio alone would swing from side to side.
     """
     weight = layer.get_parameter("weight")
     start = weight.clone()
@@ -124,7 +124,5 @@ def _rescale(layer: Layer, stage: Stage, state: State, target: float) -> float:
             low = max(low, scale)
         else:
             high = min(high, scale)
-        scale *= target / probe.norm
-        if not low < scale < high:
-            scale = math.sqrt(low * high)
+        scale = math.sqrt(low * high) if low and math.isfinite(high) else scale * target / probe.norm
     return probe.norm
