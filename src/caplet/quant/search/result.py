@@ -1,0 +1,120 @@
+"""What a search by target and budget returns: candidates, the steps that led there, and why it stopped."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from caplet.fixed import Rounding
+from caplet.quant.memory import MemoryRow
+from caplet.quant.plan import QuantPlan
+from caplet.quant.probes import Probe
+from caplet.quant.widths import Widths
+
+
+@dataclass(frozen=True)
+class Step:
+    """One probe of a search and what was decided.
+
+    Attributes:
+        step: the part of the algorithm, e.g. ``"3A"``.
+        about: what was tried, e.g. ``"activations from primary on"``.
+        widths: the widths that were tried.
+        correct, needed: images classified correctly, and how many the decision asked for.
+        accepted: whether the widths were kept.
+        cost: of the probe in full passes, 0 where the answer was known.
+    """
+
+    step: str
+    about: str
+    widths: Widths
+    correct: int
+    needed: int
+    accepted: bool
+    cost: float
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan that a search proposes.
+
+    Attributes:
+        widths: of the groups, from which the plan was made.
+        probe: its result on the evaluator's images.
+        memory: the papers' count for the whole model under the plan.
+    """
+
+    widths: Widths
+    plan: QuantPlan
+    probe: Probe
+    memory: MemoryRow
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; the plan by its digest."""
+        return {
+            "widths": asdict(self.widths),
+            "plan": self.plan.digest(),
+            "correct": self.probe.correct,
+            "n": self.probe.n,
+            "memory": self.memory.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class QCapsNetsResult:
+    """The outcome of a Q-CapsNets search with one rounding scheme.
+
+    Attributes:
+        met: whether a plan within the budget keeps the accuracy target on the evaluator's images.
+        satisfied: that plan (the papers' model_satisfied), None where ``met`` is false.
+        memory: the plan of step 2, within the budget (model_memory); the target may be missed.
+        accuracy: the plan of step 3B, which ignores the budget (model_accuracy), None in branch A. It may miss the
+            target only where step 1 found no width that keeps it.
+        reference: the float model's result.
+        needed: images that must be classified correctly to keep the target.
+        steps: every decision, in order.
+        reason: one sentence on the outcome.
+        others: results with the other rounding schemes, where several were tried.
+    """
+
+    rounding: Rounding
+    met: bool
+    satisfied: Candidate | None
+    memory: Candidate
+    accuracy: Candidate | None
+    reference: Probe
+    needed: int
+    steps: tuple[Step, ...]
+    reason: str
+    others: tuple[QCapsNetsResult, ...] = ()
+
+    @property
+    def best(self) -> Candidate:
+        """The plan to use: the satisfied one, else the one that keeps the accuracy."""
+        found = self.satisfied or self.accuracy
+        return self.memory if found is None else found
+
+    @property
+    def cost(self) -> float:
+        """Cost of all probes of this scheme, in full passes."""
+        return sum(step.cost for step in self.steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a run's record."""
+        return {
+            "rounding": str(self.rounding),
+            "met": self.met,
+            "reason": self.reason,
+            "satisfied": self.satisfied and self.satisfied.to_json(),
+            "memory": self.memory.to_json(),
+            "accuracy": self.accuracy and self.accuracy.to_json(),
+            "reference": {"correct": self.reference.correct, "n": self.reference.n},
+            "needed": self.needed,
+            "cost": self.cost,
+            "steps": [step.to_json() for step in self.steps],
+            "others": [other.to_json() for other in self.others],
+        }
