@@ -97,7 +97,8 @@ class FixedFormat:
     def quantize(self, x: Array, rounding: Rounding = Rounding.NEAREST, noise: Array = None) -> Array:
         """The representable value that ``encode`` chooses, in x's own float dtype: ``decode(encode(x))``."""
         codes, _ = self._rounded(x, rounding, noise)
-        return codes * self.step
+        codes *= self.step
+        return codes
 
     def decode(self, codes: Array) -> Array:
         """Codes -> values: float32 for torch tensors, float64 for numpy arrays. Exact for every code."""
@@ -116,7 +117,10 @@ class FixedFormat:
         x, xp = _as_real(x)
         if rounding is Rounding.NEAREST:
             # floor(y + 1/2) written as floor((floor(2y) + 1) / 2): y + 1/2 itself rounds up just below one half.
-            codes = xp.floor((xp.floor(x * 2.0 ** (self.frac_bits + 1)) + 1.0) * 0.5)
+            codes = xp.floor(x * 2.0 ** (self.frac_bits + 1))
+            codes += 1.0  # in place: large tensors are limited by memory traffic
+            codes *= 0.5
+            codes = xp.floor(codes)
         elif rounding is Rounding.TRUNCATE:
             codes = xp.floor(x * 2.0**self.frac_bits)
         else:
