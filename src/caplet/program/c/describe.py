@@ -1,0 +1,343 @@
+"""Every op of a Program as the descriptor that the C runtime takes: one function per op.
+
+The same descriptors become C text in an exported model and memory in the host runtime.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import singledispatch
+
+import numpy as np
+
+from caplet.errors import PlanError
+from caplet.fixed.format import FixedFormat, LogFormat
+from caplet.fixed.packing import pack_bits
+from caplet.fixed.rounding import Rounding, noise_keys
+from caplet.fixed.softmax import sum_bits
+from caplet.program.bounds import AccumulatorBound
+from caplet.program.c.identifiers import Identifiers
+from caplet.program.c.structure import Array, Ref, Struct, StructArray
+from caplet.program.ops import (
+    Add,
+    ChannelAffine,
+    Conv2d,
+    ConvVotes,
+    DenseVotes,
+    InputQuantize,
+    Lengths,
+    Op,
+    Routing,
+    Squash,
+)
+from caplet.program.program import Program
+from caplet.program.tensor import Constant, IntArray, TensorSpec, WideFormat
+from caplet.program.verify import Proof
+
+INT8, UINT8, INT16, UINT16 = range(4)
+SIGNED, UNSIGNED, POWERS = range(3)
+_ROUNDING = {Rounding.NEAREST: 0, Rounding.TRUNCATE: 1, Rounding.STOCHASTIC: 2}
+
+
+@dataclass
+class Descriptions:
+    """Descriptors of the ops of one Program, and the arrays that they refer to.
+
+    unpacked: constants are arrays of int8 or int16 instead of bit-packed; for the host, which has memory for them.
+    """
+
+    program: Program
+    proof: Proof
+    unpacked: bool = False
+    arrays: dict[str, Array] = field(default_factory=dict)
+    structs: dict[str, StructArray] = field(default_factory=dict)
+    names: Identifiers = field(default_factory=Identifiers)
+
+    def of(self, op: Op) -> Struct:
+        """The descriptor of ``op``; its constants are added to ``arrays``. Raises PlanError where C has no type."""
+        return describe(op, self)
+
+    def array(self, key: str, values: np.ndarray) -> Ref:
+        name = self.names.of(key)
+        self.arrays[name] = Array(name, np.ascontiguousarray(values).reshape(-1))
+        return Ref(name)
+
+    def constant(self, constant: Constant | None) -> Struct:
+        if constant is None:
+            return Struct("caplet_constant", {"data": Ref(), "bits": 0, "kind": SIGNED})
+        values, bits, kind = _unpacked(constant) if self.unpacked else _packed(constant)
+        return Struct("caplet_constant", {"data": self.array(constant.key, values), "bits": bits, "kind": kind})
+
+    def format(self, name: str, relu: bool = False) -> Struct:
+        """How tensor ``name`` is written."""
+        spec = self.program.tensors[name]
+        fmt = fixed(spec)
+        keys = noise_keys(self.program.seed, name) if spec.rounding is Rounding.STOCHASTIC else (0, 0)
+        return Struct(
+            "caplet_format",
+            {
+                "low": max(fmt.min_code, 0) if relu else fmt.min_code,
+                "high": fmt.max_code,
+                "noise_a": keys[0],
+                "noise_b": keys[1],
+                "type": element_type(spec),
+                "rounding": _ROUNDING[spec.rounding],
+                "frac": fmt.frac_bits,
+            },
+        )
+
+    def accumulator(
+        self,
+        op: Op,
+        bound: AccumulatorBound,
+        product_frac: int,
+        bias: Constant | None,
+        channel_shifts: IntArray | None = None,
+    ) -> Struct:
+        shifts = Ref()
+        if channel_shifts is not None:
+            shifts = self.array(f"{op.name}/channel_shifts", channel_shifts.astype(np.int8))
+        return Struct(
+            "caplet_accumulator",
+            {
+                "channel_shifts": shifts,
+                "bias": self.constant(bias),
+                "product_frac": product_frac,
+                "bias_frac": 0 if bias is None else bias.format.frac_bits,
+                "wide": int(bound.bytes == 8),
+                "wide_products": int(bound.products >= 1 << 31),
+            },
+        )
+
+    def spec(self, name: str) -> TensorSpec:
+        return self.program.tensors[name]
+
+
+def fixed(spec: TensorSpec) -> FixedFormat:
+    """The format of a tensor of codes."""
+    if isinstance(spec.format, WideFormat):
+        raise PlanError(f"tensor {spec.name}: {spec.format}; the rule is that ops read codes of at most 16 bits")
+    return spec.format
+
+
+def element_type(spec: TensorSpec) -> int:
+    """CAPLET_INT8 .. CAPLET_UINT16 of a tensor of codes."""
+    signed = fixed(spec).signed
+    return (INT8 if signed else UINT8) if spec.element_bytes == 1 else (INT16 if signed else UINT16)
+
+
+def _kind(constant: Constant) -> int:
+    if isinstance(constant.format, LogFormat):
+        return POWERS
+    return SIGNED if constant.format.signed else UNSIGNED
+
+
+def _packed(constant: Constant) -> tuple[np.ndarray, int, int]:
+    bits, kind = constant.format.bits, _kind(constant)
+    if bits == 16 and kind == SIGNED:
+        return constant.codes.astype(np.int16), bits, kind
+    return pack_bits(constant.codes, bits, constant.format.signed), bits, kind
+
+
+def _unpacked(constant: Constant) -> tuple[np.ndarray, int, int]:
+    low, high = _extent(constant)
+    if low >= -128 and high <= 127:
+        return constant.integers.astype(np.int8), 8, SIGNED
+    if high <= 32767:
+        return constant.integers.astype(np.int16), 16, SIGNED
+    return _packed(constant)
+
+
+def _extent(constant: Constant) -> tuple[int, int]:
+    """The range of the integers that the constant's format allows."""
+    if isinstance(constant.format, LogFormat):
+        largest = 1 << (constant.format.max_code - 1)
+        return -largest, largest
+    return constant.format.min_code, constant.format.max_code
+
+
+@singledispatch
+def describe(op: Op, to: Descriptions) -> Struct:
+    """The descriptor of one op."""
+    raise TypeError(f"no C descriptor for op {type(op).__name__}")
+
+
+@describe.register
+def _input_quantize(op: InputQuantize, to: Descriptions) -> Struct:
+    rows, columns, channels = to.spec(op.input).shape
+    return Struct(
+        "caplet_input_quantize_op",
+        {
+            "table": to.constant(op.table),
+            "out": to.format(op.output),
+            "pixels": rows * columns,
+            "channels": channels,
+        },
+    )
+
+
+def _conv(op: Conv2d | ConvVotes, to: Descriptions, outputs: tuple[int, int], types: int, relu: bool) -> Struct:
+    rows, columns, channels = to.spec(op.input).shape
+    out, kernel_rows, kernel_columns, depth = op.weight.shape
+    product = to.spec(op.input).format.frac_bits + op.weight.format.frac_bits
+    return Struct(
+        "caplet_conv_op",
+        {
+            "weight": to.constant(op.weight),
+            "acc": to.accumulator(op, to.proof.find(op.name, "acc"), product, op.bias, op.channel_shifts),
+            "out": to.format(op.output, relu),
+            "in_rows": rows,
+            "in_columns": columns,
+            "in_channels": channels,
+            "out_rows": outputs[0],
+            "out_columns": outputs[1],
+            "out_channels": out,
+            "kernel_rows": kernel_rows,
+            "kernel_columns": kernel_columns,
+            "depth": depth,
+            "types": types,
+            "stride": op.stride,
+            "padding": op.padding,
+            "in_type": element_type(to.spec(op.input)),
+        },
+    )
+
+
+@describe.register
+def _conv2d(op: Conv2d, to: Descriptions) -> Struct:
+    rows, columns, _ = to.spec(op.output).shape
+    return _conv(op, to, (rows, columns), 1, op.relu)
+
+
+@describe.register
+def _conv_votes(op: ConvVotes, to: Descriptions) -> Struct:
+    rows, columns = (
+        (size + 2 * op.padding - kernel) // op.stride + 1
+        for size, kernel in zip(to.spec(op.input).shape[:2], op.weight.shape[1:3], strict=True)
+    )
+    return _conv(op, to, (rows, columns), op.in_types, False)
+
+
+@describe.register
+def _channel_affine(op: ChannelAffine, to: Descriptions) -> Struct:
+    source = to.spec(op.input)
+    rows, columns, channels = source.shape
+    product = source.format.frac_bits + op.scale.format.frac_bits
+    return Struct(
+        "caplet_channel_affine_op",
+        {
+            "scale": to.constant(op.scale),
+            "acc": to.accumulator(op, to.proof.find(op.name, "acc"), product, op.offset),
+            "out": to.format(op.output),
+            "pixels": rows * columns,
+            "channels": channels,
+            "in_type": element_type(source),
+        },
+    )
+
+
+@describe.register
+def _squash(op: Squash, to: Descriptions) -> Struct:
+    source = to.spec(op.input)
+    return Struct(
+        "caplet_squash_op",
+        {
+            "out": to.format(op.output),
+            "count": source.elements // op.dim,
+            "dim": op.dim,
+            "in_frac": source.format.frac_bits,
+            "in_type": element_type(source),
+        },
+    )
+
+
+@describe.register
+def _add(op: Add, to: Descriptions) -> Struct:
+    shifts = op.shifts(to.program.tensors)
+    return Struct(
+        "caplet_add_op",
+        {
+            "out": to.format(op.output),
+            "count": to.spec(op.output).elements,
+            "a_type": element_type(to.spec(op.a)),
+            "b_type": element_type(to.spec(op.b)),
+            "a_left": int(shifts.acc),
+            "b_left": int(shifts.bias),
+            "right": int(shifts.out),
+            "wide": int(to.proof.find(op.name, "acc").bytes == 8),
+        },
+    )
+
+
+@describe.register
+def _dense_votes(op: DenseVotes, to: Descriptions) -> Struct:
+    _, in_dim, votes = op.weight.shape
+    sources = []
+    for name in op.sources:
+        spec = to.spec(name)
+        shape = (spec.shape[0], 1, 1) if len(spec.shape) == 2 else (*spec.shape[:2], spec.shape[2] // in_dim)
+        bound = to.proof.find(op.name, f"acc:{name}")
+        product = spec.format.frac_bits + op.weight.format.frac_bits
+        fields = {
+            "acc": to.accumulator(op, bound, product, None, op.channel_shifts),
+            "rows": shape[0],
+            "columns": shape[1],
+            "types": shape[2],
+            "type": element_type(spec),
+        }
+        sources.append(Struct("caplet_source", fields))
+    name = to.names.of(f"{op.name}/sources")
+    to.structs[name] = StructArray(name, tuple(sources))
+    return Struct(
+        "caplet_dense_votes_op",
+        {
+            "sources": Ref(name),
+            "weight": to.constant(op.weight),
+            "out": to.format(op.output),
+            "source_count": len(sources),
+            "in_dim": in_dim,
+            "votes": votes,
+        },
+    )
+
+
+@describe.register
+def _routing(op: Routing, to: Descriptions) -> Struct:
+    votes = to.spec(op.votes)
+    inputs, outputs, dim = votes.shape
+    product = to.spec(op.coupling).format.frac_bits + votes.format.frac_bits
+    routed = op.logits is not None
+    return Struct(
+        "caplet_routing_op",
+        {
+            "acc": to.accumulator(op, to.proof.find(op.name, "acc"), product, op.bias),
+            "coupling": to.format(op.coupling),
+            # With one iteration there are no logits, and the runtime does not look at their format.
+            "logits": to.format(op.logits or op.coupling),
+            "preactivation": to.format(op.preactivation),
+            "activation": to.format(op.activation),
+            "inputs": inputs,
+            "outputs": outputs,
+            "dim": dim,
+            "types": op.types,
+            "iterations": op.iterations,
+            "agreement_shift": op.agreement_shift(to.program.tensors) if routed else 0,
+            "agreement_wide": int(routed and to.proof.find(op.name, "agreement").bytes == 8),
+            "votes_type": element_type(votes),
+            "scale_bits": sum_bits(outputs),
+        },
+    )
+
+
+@describe.register
+def _lengths(op: Lengths, to: Descriptions) -> Struct:
+    source, out = to.spec(op.input), to.spec(op.output)
+    return Struct(
+        "caplet_lengths_op",
+        {
+            "count": source.shape[0],
+            "dim": source.shape[1],
+            "in_type": element_type(source),
+            "wide": int(out.format.bits == 64),
+        },
+    )

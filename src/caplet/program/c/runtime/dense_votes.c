@@ -1,0 +1,53 @@
+/* Votes of a fully connected capsule layer. */
+#include "fixed.h"
+
+void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, uint32_t input, void *row, void *acc,
+                        void *weights)
+{
+    const uint8_t weight_type = caplet_constant_type(&op->weight);
+    const caplet_source *source = op->sources;
+    uint32_t local = input;
+    uint32_t count = source->types * source->rows * source->columns;
+    uint32_t first;
+    uint32_t j;
+    uint32_t k;
+    while (local >= count) {
+        local -= count;
+        source++;
+        x++;
+        count = source->types * source->rows * source->columns;
+    }
+    /* Capsule (type * rows + row) * columns + column of a map (rows, columns, types * in_dim). */
+    first = local % (source->rows * source->columns) * source->types + local / (source->rows * source->columns);
+    first *= op->in_dim;
+    for (j = 0; j < op->votes; j++) {
+        if (source->acc.wide) {
+            ((int64_t *)acc)[j] = 0;
+        } else {
+            ((int32_t *)acc)[j] = 0;
+        }
+    }
+    for (k = 0; k < op->in_dim; k++) {
+        const int32_t code = caplet_load(*x, source->type, first + k);
+        const void *from = caplet_row(&op->weight, (input * op->in_dim + k) * op->votes, op->votes, weights);
+        if (source->acc.wide) {
+            caplet_axpy64((int64_t *)acc, code, from, weight_type, op->votes);
+        } else {
+            caplet_axpy32((int32_t *)acc, code, from, weight_type, op->votes);
+        }
+    }
+    caplet_narrow_row(&source->acc, &op->out, acc, op->votes, row, input * op->votes);
+}
+
+void caplet_make_dense_votes(const caplet_votes *votes, uint32_t input, void *row)
+{
+    caplet_dense_votes((const caplet_dense_votes_op *)votes->op, votes->x, input, row, votes->acc, votes->weights);
+}
+
+void caplet_store_votes(const caplet_votes *votes, uint32_t first, uint32_t count, void *stored, uint32_t row_bytes)
+{
+    uint32_t i;
+    for (i = 0; i < count; i++) {
+        votes->make(votes, first + i, (uint8_t *)stored + (size_t)i * row_bytes);
+    }
+}

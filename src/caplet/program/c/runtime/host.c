@@ -1,0 +1,123 @@
+/* A batch of images through a Program whose steps are described at run time. */
+#include "host.h"
+
+#include <string.h>
+
+#include "fixed.h"
+
+static void *place(void *arena, uint64_t offset)
+{
+    return offset == CAPLET_NOWHERE ? NULL : (uint8_t *)arena + offset;
+}
+
+static void run_routing(const caplet_host_step *step, void *arena)
+{
+    caplet_votes votes;
+    caplet_routing_memory memory;
+    memset(&votes, 0, sizeof votes);
+    votes.stored = place(arena, step->inputs[0]);
+    votes.kept = step->count;
+    memory.logits = place(arena, step->memory[0]);
+    memory.preactivation = place(arena, step->memory[1]);
+    memory.coupling = place(arena, step->memory[2]);
+    memory.acc = place(arena, step->memory[3]);
+    memory.exponentials = (uint32_t *)place(arena, step->memory[4]);
+    memory.activation = place(arena, step->output);
+    caplet_routing((const caplet_routing_op *)step->op, &votes, &memory);
+}
+
+static void run_dense_votes(const caplet_host_step *step, void *arena)
+{
+    const caplet_dense_votes_op *op = (const caplet_dense_votes_op *)step->op;
+    const void **sources = (const void **)place(arena, step->memory[2]);
+    uint8_t *row = (uint8_t *)place(arena, step->output);
+    uint32_t i;
+    for (i = 0; i < step->input_count; i++) {
+        sources[i] = place(arena, step->inputs[i]);
+    }
+    for (i = 0; i < step->count; i++) {
+        caplet_dense_votes(op, sources, i, row, place(arena, step->memory[0]), place(arena, step->memory[1]));
+        row += step->row_bytes;
+    }
+}
+
+static void run_conv(const caplet_host_step *step, void *arena)
+{
+    const caplet_host_conv *op = (const caplet_host_conv *)step->op;
+    const uint32_t elements = op->conv.out_rows * op->conv.out_columns * op->conv.out_channels;
+    uint8_t *row = (uint8_t *)place(arena, step->output);
+    uint32_t i;
+    for (i = 0; i < op->conv.types; i++) {
+        caplet_host_convolve(op, place(arena, step->inputs[0]), i * op->conv.depth, row, i * elements,
+                             place(arena, step->memory[0]), place(arena, step->memory[1]));
+        row += step->row_bytes;
+    }
+}
+
+static void run_step(const caplet_host_step *step, void *arena)
+{
+    const void *x = place(arena, step->inputs[0]);
+    void *y = place(arena, step->output);
+    switch (step->kind) {
+    case CAPLET_STEP_INPUT_QUANTIZE:
+        caplet_input_quantize((const caplet_input_quantize_op *)step->op, (const uint8_t *)x, y);
+        break;
+    case CAPLET_STEP_CONV2D:
+    case CAPLET_STEP_CONV_VOTES:
+        run_conv(step, arena);
+        break;
+    case CAPLET_STEP_CHANNEL_AFFINE:
+        caplet_channel_affine((const caplet_channel_affine_op *)step->op, x, y);
+        break;
+    case CAPLET_STEP_SQUASH:
+        caplet_squash((const caplet_squash_op *)step->op, x, y, 0);
+        break;
+    case CAPLET_STEP_ADD:
+        caplet_add((const caplet_add_op *)step->op, x, place(arena, step->inputs[1]), y);
+        break;
+    case CAPLET_STEP_DENSE_VOTES:
+        run_dense_votes(step, arena);
+        break;
+    case CAPLET_STEP_ROUTING:
+        run_routing(step, arena);
+        break;
+    default:
+        caplet_lengths((const caplet_lengths_op *)step->op, x, y);
+        break;
+    }
+}
+
+void caplet_host_run(const caplet_host_step *steps, uint32_t count, void *arena, const uint8_t *images,
+                     uint64_t image_count, uint64_t image_bytes, uint64_t input, uint64_t output,
+                     uint64_t capsule_bytes, void *capsules, uint64_t lengths, uint64_t length_bytes, void *squared)
+{
+    uint64_t image;
+    uint32_t i;
+    for (image = 0; image < image_count; image++) {
+        memcpy(place(arena, input), images + image * image_bytes, image_bytes);
+        for (i = 0; i < count; i++) {
+            run_step(&steps[i], arena);
+        }
+        memcpy((uint8_t *)capsules + image * capsule_bytes, place(arena, output), capsule_bytes);
+        memcpy((uint8_t *)squared + image * length_bytes, place(arena, lengths), length_bytes);
+    }
+}
+
+uint32_t caplet_host_sizes(uint32_t *sizes, uint32_t capacity)
+{
+    const uint32_t all[] = {
+        (uint32_t)sizeof(caplet_constant),       (uint32_t)sizeof(caplet_format),
+        (uint32_t)sizeof(caplet_accumulator),    (uint32_t)sizeof(caplet_input_quantize_op),
+        (uint32_t)sizeof(caplet_conv_op),        (uint32_t)sizeof(caplet_channel_affine_op),
+        (uint32_t)sizeof(caplet_squash_op),      (uint32_t)sizeof(caplet_add_op),
+        (uint32_t)sizeof(caplet_source),         (uint32_t)sizeof(caplet_dense_votes_op),
+        (uint32_t)sizeof(caplet_routing_op),     (uint32_t)sizeof(caplet_lengths_op),
+        (uint32_t)sizeof(caplet_host_conv),      (uint32_t)sizeof(caplet_host_step),
+    };
+    const uint32_t count = (uint32_t)(sizeof all / sizeof all[0]);
+    uint32_t i;
+    for (i = 0; i < count && i < capacity; i++) {
+        sizes[i] = all[i];
+    }
+    return count;
+}

@@ -1,0 +1,156 @@
+"""Finding a C compiler, and the shared library of the host runtime, built once per machine and source."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import platformdirs
+
+from caplet.errors import ArtefactError, ToolMissing
+from caplet.program.c.sources import runtime_files
+
+_FLAGS = ("-std=c99", "-O3", "-fPIC", "-shared", "-fno-strict-aliasing")
+_NATIVE = ("-march=native",)
+_SUFFIX = ".dll" if sys.platform == "win32" else ".dylib" if sys.platform == "darwin" else ".so"
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C compiler: the words of its command line, and what it says its version is."""
+
+    command: tuple[str, ...]
+    version: str
+
+    def run(self, arguments: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*self.command, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+
+    def build(self, arguments: list[str], what: str, cwd: Path | None = None) -> None:
+        """Run the compiler. Raises ArtefactError with its first messages when it fails."""
+        done = self.run(arguments, cwd)
+        if done.returncode:
+            raise ArtefactError(
+                f"{what}: {' '.join(self.command)} failed with exit code {done.returncode}: {done.stderr.strip()[:2000]}"
+            )
+
+
+def compilers() -> list[Compiler]:
+    """Every usable C compiler for this machine: ``$CC``, cc, gcc, clang, then the one in the ziglang package."""
+    candidates = [tuple(os.environ["CC"].split())] if os.environ.get("CC") else []
+    candidates += [(name,) for name in ("cc", "gcc", "clang")]
+    if importlib.util.find_spec("ziglang") is not None:
+        candidates.append((sys.executable, "-m", "ziglang", "cc"))
+    return [compiler for command in dict.fromkeys(candidates) if (compiler := _probe(command)) is not None]
+
+
+def find_compiler() -> Compiler:
+    """The first usable C compiler. Raises ToolMissing when there is none."""
+    found = compilers()
+    if not found:
+        raise ToolMissing(
+            "no C compiler: looked for $CC, cc, gcc, clang and the Python package ziglang; install one, for example "
+            "with 'apt install gcc' or 'pip install ziglang', or use the interpreter engine"
+        )
+    return found[0]
+
+
+@cache
+def _probe(command: tuple[str, ...]) -> Compiler | None:
+    if shutil.which(command[0]) is None:
+        return None
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    return Compiler(command, done.stdout.strip()) if done.returncode == 0 else None
+
+
+def cache_folder() -> Path:
+    """Where compiled libraries are kept: ``$CAPLET_CACHE``, else the user's cache folder."""
+    chosen = os.environ.get("CAPLET_CACHE")
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("caplet"))
+
+
+def build_library(compiler: Compiler | None = None, folder: Path | None = None, flags: tuple[str, ...] = ()) -> Path:
+    """The path of the host runtime's shared library, compiled first where it is not in the cache.
+
+    compiler: the first one found if None. folder: of the cache. flags: added to the compiler's.
+    Safe for processes that build at once: each writes a file of its own and renames it into place. Raises ToolMissing
+    without a compiler, ArtefactError when the compilation fails or the cache cannot be written.
+    """
+    compiler = compiler or find_compiler()
+    folder = folder or cache_folder()
+    files = runtime_files(host=True)
+    digest = hashlib.sha256()
+    for text in (*compiler.command, compiler.version, *_FLAGS, *flags, _machine()):
+        digest.update(text.encode() + b"\0")
+    for name, source in files.items():
+        digest.update(name.encode() + b"\0" + source.encode() + b"\0")
+    library = folder / f"host-{digest.hexdigest()[:24]}{_SUFFIX}"
+    if library.exists():
+        return library
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as build:
+            made = _compile(compiler, files, Path(build), flags)
+            os.replace(made, library)
+    except OSError as error:
+        raise ArtefactError(
+            f"compiled runtime: cannot write {folder}: {error}; set CAPLET_CACHE to a folder that can be written"
+        ) from error
+    return library
+
+
+def _compile(compiler: Compiler, files: dict[str, str], folder: Path, flags: tuple[str, ...]) -> Path:
+    for name, source in files.items():
+        (folder / name).write_text(source)
+    # One translation unit lets the compiler inline across files.
+    sources = [name for name in files if name.endswith(".c")]
+    (folder / "all.c").write_text("".join(f'#include "{name}"\n' for name in sources))
+    arguments = [*_FLAGS, *flags, "all.c", "-o", f"host{_SUFFIX}"]
+    if compiler.run([*_NATIVE, *arguments], folder).returncode:
+        compiler.build(arguments, "compiled runtime", folder)
+    return folder / f"host{_SUFFIX}"
+
+
+def _machine() -> str:
+    """What -march=native depends on: the processor's features, where the system tells them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        import platform
+
+        return platform.machine() + platform.processor()
+    keep = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(keep)}))
+
+
+@cache
+def load_library(path: Path) -> ctypes.CDLL:
+    """The shared library at ``path``, its functions declared. Raises ArtefactError when it does not fit this package."""
+    from caplet.runtime.mirror import STRUCTURES
+
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise ArtefactError(f"compiled runtime {path}: cannot be loaded: {error}; delete the file and retry") from error
+    u32, u64, pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
+    library.caplet_host_run.argtypes = [
+        *(pointer, u32, pointer, pointer),
+        *(u64, u64, u64, u64, u64, pointer, u64, u64, pointer),
+    ]
+    library.caplet_host_run.restype = None
+    library.caplet_host_sizes.argtypes = [pointer, u32]
+    library.caplet_host_sizes.restype = u32
+    sizes = (u32 * 64)()
+    count = library.caplet_host_sizes(sizes, 64)
+    expected = [ctypes.sizeof(structure) for structure in STRUCTURES.values()]
+    if sizes[:count] != expected:
+        raise ArtefactError(f"compiled runtime {path}: structure sizes {sizes[:count]}, expected {expected}")
+    return library

@@ -1,0 +1,102 @@
+"""Programs at full speed on this machine: the C runtime, compiled, on all cores."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caplet.errors import DataError
+from caplet.program.program import Program
+from caplet.runtime.compiler import build_library, load_library
+from caplet.runtime.steps import make_steps
+
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class NativeResult:
+    """Results of a batch of N images, the same integers as ``caplet.program.interpreter.run`` gives.
+
+    capsules: class capsules, codes of the output's format, int32 (N, classes, D).
+    lengths: squared lengths in codes, int64 (N, classes).
+    predictions: the class of the longest capsule, the first one on a tie, int64 (N,).
+    """
+
+    capsules: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+    predictions: NDArray[np.int64]
+
+
+class NativeModel:
+    """A Program, ready to run on batches of images.
+
+    threads: at most this many at once; all processors if None. library: a shared library of the host runtime that
+    :func:`caplet.runtime.compiler.build_library` made; found in the cache or compiled if None.
+    Raises PlanError when the Program does not verify, ToolMissing when a C compiler is needed and absent.
+    """
+
+    def __init__(self, program: Program, threads: int | None = None, library: Path | None = None) -> None:
+        self.program = program
+        self._threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self._library = load_library(library or build_library())
+        self._steps = make_steps(program)
+
+    def run(self, images: NDArray[np.uint8]) -> NativeResult:
+        """Run the Program on images, uint8 (N, channels, rows, columns), N >= 1. Raises DataError when they do not fit."""
+        program = self.program
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != program.image_shape or not len(images):
+            raise DataError(
+                f"program {program.name}: images are {images.dtype} of shape {images.shape}; the rule is uint8 of "
+                f"shape (images, {', '.join(map(str, program.image_shape))}), at least one"
+            )
+        out, squared = program.tensors[program.output], program.tensors[program.lengths]
+        capsules = np.empty((len(images), *out.shape), dtype=out.c_type.removesuffix("_t"))
+        lengths = np.empty((len(images), *squared.shape), dtype=squared.c_type.removesuffix("_t"))
+        starts = range(0, len(images), _CHUNK)
+        workers = min(self._threads or 1, len(starts))
+        free = [self._arena() for _ in range(workers)]
+
+        def chunk(start: int) -> None:
+            arena = free.pop()
+            part = slice(start, start + _CHUNK)
+            self._run(arena, images[part], capsules[part], lengths[part])
+            free.append(arena)
+
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(chunk, starts))
+        wide = lengths.astype(np.int64)
+        return NativeResult(capsules.astype(np.int32), wide, wide.argmax(axis=1))
+
+    def _arena(self) -> NDArray[np.uint8]:
+        """Memory of one thread, from a cache line on."""
+        raw = np.zeros(self._steps.arena_bytes + 64, dtype=np.uint8)
+        first = -raw.ctypes.data % 64
+        return raw[first : first + self._steps.arena_bytes]
+
+    def _run(
+        self, arena: NDArray[np.uint8], images: NDArray[np.uint8], capsules: NDArray[Any], lengths: NDArray[Any]
+    ) -> None:
+        steps, places, program = self._steps, self._steps.places, self.program
+        pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+        self._library.caplet_host_run(
+            ctypes.addressof(steps.table),
+            len(steps.table),
+            arena.ctypes.data,
+            pixels.ctypes.data,
+            len(pixels),
+            pixels[0].nbytes,
+            steps.input,
+            places[program.output],
+            capsules[0].nbytes,
+            capsules.ctypes.data,
+            places[program.lengths],
+            lengths[0].nbytes,
+            lengths.ctypes.data,
+        )

@@ -1,0 +1,180 @@
+"""A Program as the steps of the host runtime: descriptors in memory, and the offsets of every buffer."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from caplet.program.arena import MemoryMap, plan_memory
+from caplet.program.c.describe import INT8, INT16, UINT8, Descriptions
+from caplet.program.c.structure import Ref, Struct
+from caplet.program.ops import (
+    Add,
+    ChannelAffine,
+    Conv2d,
+    ConvVotes,
+    DenseVotes,
+    InputQuantize,
+    Lengths,
+    Op,
+    Routing,
+    Squash,
+)
+from caplet.program.program import Program
+from caplet.program.verify import verify
+from caplet.runtime.mirror import HostStep, Memory
+
+KINDS: tuple[type[Op], ...] = (
+    InputQuantize,
+    Conv2d,
+    ChannelAffine,
+    Squash,
+    Add,
+    DenseVotes,
+    ConvVotes,
+    Routing,
+    Lengths,
+)
+"""Position = CAPLET_STEP_... of ``host.h``."""
+
+_NOWHERE = (1 << 64) - 1
+_PORTABLE, _BYTES, _FLIPPED, _WORDS = range(4)
+_PATCH_BYTES = 1 << 20
+"""Gathered patches may take this much: about a processor's second-level cache."""
+_CACHE_LINE = 64
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What ``caplet_host_run`` needs. ``memory`` keeps alive what ``table`` points to.
+
+    arena_bytes: of one thread's arena. input: offset of the image. places: offsets of all tensors.
+    """
+
+    table: Any
+    arena_bytes: int
+    input: int
+    places: dict[str, int]
+    memory: Memory
+
+
+def make_steps(program: Program) -> Steps:
+    """Describe a Program to the host runtime. Raises PlanError when it does not verify.
+
+    Every tensor but the votes' scratch keeps a buffer of its own, so nothing is computed in place.
+    """
+    proof = verify(program)
+    return _Builder(program, Descriptions(program, proof, unpacked=True), plan_memory(program, proof=proof)).steps()
+
+
+class _Builder:
+    def __init__(self, program: Program, descriptions: Descriptions, plan: MemoryMap) -> None:
+        self.program = program
+        self.tensors = program.tensors
+        self.descriptions = descriptions
+        self.plan = plan
+        self.memory = Memory(descriptions)
+        self.names = {buffer.name for buffer in plan.buffers} | set(plan.shared)
+        pixels = self.tensors[program.input].bytes
+        self.input = _up(plan.bytes)
+        self.scratch = _up(self.input + pixels)
+        self.scratch_bytes = 0
+
+    def steps(self) -> Steps:
+        table = (HostStep * len(self.program.ops))()
+        for step, op in zip(table, self.program.ops, strict=True):
+            self._step(step, op)
+        self.memory.hold(table)
+        places = {name: self.place(name) for name in (*self.tensors,) if name in self.names}
+        return Steps(table, _up(self.scratch + self.scratch_bytes), self.input, places, self.memory)
+
+    def place(self, name: str) -> int:
+        if name == self.program.input:
+            return self.input
+        return self.plan.offset(name) if name in self.names else _NOWHERE
+
+    def _step(self, step: Any, op: Op) -> None:
+        struct = self.descriptions.of(op)
+        if isinstance(op, Conv2d | ConvVotes):
+            struct = self._convolution(op, struct)
+        step.op = ctypes.addressof(self.memory.structure(struct))
+        inputs = [self.place(name) for name in op.inputs]
+        step.inputs = self.memory.address(np.array(inputs, dtype=np.uint64))
+        step.input_count = len(inputs)
+        step.kind = KINDS.index(type(op))
+        step.output = self.place(op.activation if isinstance(op, Routing) else op.outputs[0])
+        memory: list[int] = []
+        if isinstance(op, DenseVotes):
+            memory = [self.place(f"{op.name}/acc"), self.place(f"{op.name}/row"), self._shared(8 * len(inputs))]
+        elif isinstance(op, Conv2d | ConvVotes):
+            memory = [self.place(f"{op.name}/filter"), self.scratch]
+        elif isinstance(op, Routing):
+            logits = _NOWHERE if op.logits is None else self.place(op.logits)
+            scratch = [self.place(f"{op.name}/{what}") for what in ("coupling", "acc", "exponentials")]
+            memory = [logits, self.place(op.preactivation), *scratch]
+        for index, offset in enumerate(memory):
+            step.memory[index] = offset
+        votes = {DenseVotes: "output", ConvVotes: "output", Routing: "votes"}.get(type(op))
+        if votes is not None:
+            spec = self.tensors[getattr(op, votes)]
+            step.count, outputs, dim = spec.shape
+            step.row_bytes = outputs * dim * spec.element_bytes
+
+    def _shared(self, size: int) -> int:
+        """Scratch that is used within one step only."""
+        self.scratch_bytes = max(self.scratch_bytes, size)
+        return self.scratch
+
+    def _convolution(self, op: Conv2d | ConvVotes, conv: Struct) -> Struct:
+        """Descriptor of ``caplet_host_convolve``: the filters as rows of a padded matrix, where they fit its tiles."""
+        filters = op.weight.integers.reshape(op.weight.shape[0], -1)
+        method = _method(conv, filters)
+        outputs, size = filters.shape
+        patch = -(-size // 64) * 64
+        matrix = np.zeros((-(-outputs // 4) * 4, patch), dtype=np.int16 if method == _WORDS else np.int8)
+        start = np.zeros(-(-outputs // 16) * 16, dtype=np.int32)
+        positions = 0
+        if method != _PORTABLE:
+            matrix[:outputs, :size] = filters
+            if method == _FLIPPED:
+                start[:outputs] = -128 * filters.sum(axis=1)
+            cells = int(conv.fields["out_rows"]) * int(conv.fields["out_columns"])  # type: ignore[arg-type]
+            fit = max(4, _PATCH_BYTES // (patch * matrix.itemsize) // 4 * 4)
+            positions = min(-(-cells // 4) * 4, fit)
+            self._shared(positions * (patch * matrix.itemsize + 16 * 4))
+        fields = {"conv": conv, "patch": patch, "positions": positions, "method": method}
+        return Struct("caplet_host_conv", {**fields, "weights": self._array(matrix), "start": self._array(start)})
+
+    def _array(self, values: np.ndarray) -> Ref:
+        """An array that starts at a cache line."""
+        raw = np.zeros(values.nbytes + _CACHE_LINE, dtype=np.uint8)
+        first = -raw.ctypes.data % _CACHE_LINE
+        aligned = raw[first : first + values.nbytes].view(values.dtype).reshape(values.shape)
+        aligned[...] = values
+        name = f"host/{len(self.descriptions.arrays)}"
+        # Not through Descriptions.array: a copy would lose the alignment.
+        from caplet.program.c.structure import Array
+
+        self.descriptions.arrays[name] = Array(name, aligned.reshape(-1))
+        return Ref(name)
+
+
+def _method(conv: Struct, filters: np.ndarray) -> int:
+    acc = conv.fields["acc"]
+    assert isinstance(acc, Struct)
+    source = conv.fields["in_type"]
+    weights_fit_bytes = filters.min() >= -128 and filters.max() <= 127
+    if acc.fields["wide_products"] or source not in (INT8, UINT8, INT16) or filters.max() > 32767:
+        return _PORTABLE
+    if source == UINT8 and weights_fit_bytes:
+        return _BYTES
+    if source == INT8 and weights_fit_bytes and 255 * int(np.abs(filters).sum(axis=1).max()) < 1 << 31:
+        return _FLIPPED
+    return _WORDS
+
+
+def _up(size: int) -> int:
+    return -(-size // _CACHE_LINE) * _CACHE_LINE
