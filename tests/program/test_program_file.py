@@ -1,5 +1,6 @@
 import json
 import os
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,31 @@ def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
             yield from _paths(item, (*path, key))
+
+
+def _peak_bytes(data: bytes) -> int:
+    tracemalloc.start()
+    try:
+        loads(data)
+    except ArtefactError:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return peak
+
+
+def test_memory_follows_the_size_of_the_file() -> None:
+    huge = [1 << 20, 1 << 20]
+    document = _head()["program"]
+    shapes = [path for path in PATHS if path and path[-1] == "shape"]
+    assert len(shapes) > 20
+    for path in shapes:
+        assert _peak_bytes(_sealed(_replaced(document, path, huge))) < 40 * len(SMALL), path
+    one_bit = dumps(sample_shallow(0, SampleSettings(weight_bits=1), stem=(64, 3), primary=(16, 8, 5)))
+    assert len(one_bit) > 30_000
+    # 1-bit codes become 32-bit integers; verification makes one more copy of a constant at a time.
+    assert _peak_bytes(one_bit) < 100 * len(one_bit)
 
 
 PATHS = sorted(_paths(_head()["program"]), key=str)

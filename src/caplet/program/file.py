@@ -13,11 +13,10 @@ takes at least one bit of the file.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -61,19 +60,17 @@ def loads(data: bytes, where: str = "program") -> Program:
 def save_program(program: Program, path: Path) -> None:
     """Write a ``.caplet`` file, whole or not at all. Raises PlanError, or ArtefactError when it cannot be written."""
     data = dumps(program)
-    temporary: str | None = None
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        try:
+            with open(temporary, "xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
         raise ArtefactError(f"{path}: cannot write the program: {error.strerror}; choose a writable folder") from None
 
 
