@@ -40,6 +40,7 @@ from caplet.program.verify import Proof, verify
 
 Codes = NDArray[Any]
 _BATCH = 8
+_WINDOW_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,11 @@ class _Machine:
         windows = np.lib.stride_tricks.sliding_window_view(padded, (rows, columns), axis=(1, 2))
         windows = windows[:, :: op.stride, :: op.stride].transpose(0, 1, 2, 4, 5, 3)  # B, H', W', KH, KW, I
         filters = self.weights(op.weight, kind, lambda w: w.reshape(out, -1).T)
-        product = windows.reshape(-1, len(filters)) @ filters  # one large product, not one per row
-        return product.astype(np.int64).reshape(*windows.shape[:3], out)
+        # Few large products (not one per row), each with at most _WINDOW_BYTES of windows.
+        step = max(1, _WINDOW_BYTES // windows[0].nbytes)
+        starts = range(0, len(windows), step)
+        products = [windows[start : start + step].reshape(-1, len(filters)) @ filters for start in starts]
+        return np.concatenate(products).astype(np.int64).reshape(*windows.shape[:3], out)
 
 
 @singledispatch
