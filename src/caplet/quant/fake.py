@@ -137,7 +137,9 @@ class FakeQuant:
         noise = self._noise(key, iteration)
         if isinstance(fmt, LogFormat):
             raise PlanError(f"point {key}: format {fmt}; powers of two are for weights, this is a {spec.role}")
-        if spec.role is Role.IMAGE or torch.is_grad_enabled():
+        if spec.role is Role.IMAGE:  # the caller's tensor; the device reads its codes from a table, always nearest
+            return fmt.quantize(value)
+        if torch.is_grad_enabled():
             return fmt.quantize(value, rounding, noise)
         if noise is None:
             return quantize_in_place(value, fmt, rounding)
