@@ -175,7 +175,7 @@ def sample_shallow(
     """A ShallowCaps: stem (channels, kernel), primary (types, dim, kernel; stride 2), classes (classes, dim).
 
     >>> sample_shallow(image=(1, 28, 28), stem=(256, 9), primary=(32, 8, 9), classes=(10, 16)).flash_bytes
-    6804992
+    6804640
     """
     build = _Builder(settings or SampleSettings(), np.random.default_rng(seed))
     x = build.conv("conv1", build.start(image), stem[0], (stem[1], 1, 0), True, "activation")
