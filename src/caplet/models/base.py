@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -104,6 +104,29 @@ class CapsNet(nn.Module, ABC):
                 f"model {self.family}: it takes {expected} images (channels x rows x columns), got {found};"
                 " choose a matching dataset, or resize with --size / --channels"
             )
+
+
+def check_image_size(family: str, image: tuple[int, int, int], convs: Sequence[tuple[str, int, int]]) -> None:
+    """Raise :class:`ModelError` where an unpadded chain of convolutions runs out of pixels.
+
+    The message names the first layer that does not fit and the smallest square image that every layer fits.
+
+    Args:
+        image: (channels, rows, columns).
+        convs: (layer, kernel, stride) in order.
+    """
+    rows, columns = image[1:]
+    for name, kernel, stride in convs:
+        if min(rows, columns) < kernel:
+            smallest = 1
+            for _, k, s in reversed(convs):
+                smallest = (smallest - 1) * s + k
+            raise ModelError(
+                f"model {family}: layer {name}: its {kernel}x{kernel} kernel does not fit its {rows}x{columns} input"
+                f" (images of {image[1]}x{image[2]}); the smallest image this network works for is"
+                f" {smallest}x{smallest}: resize with --size, or choose smaller kernels or strides"
+            )
+        rows, columns = (rows - kernel) // stride + 1, (columns - kernel) // stride + 1
 
 
 def check_finite(model: CapsNet, where: str) -> None:

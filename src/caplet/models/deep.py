@@ -83,7 +83,7 @@ class DeepCaps(CapsNet):
     batch norm, the class capsules have a bias.
 
     Raises:
-        ModelError: the image is too small for a layer; the message names the layer.
+        ModelError: blocks 3 and 4 differ in capsule dimension. Every image size works: all convolutions are padded.
     """
 
     family = "deep"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-from caplet.models.base import CapsNet, ModelConfig, Stage, State
+from caplet.models.base import CapsNet, ModelConfig, Stage, State, check_image_size
 from caplet.nn.caps import ConvCaps2d, DenseCaps, flatten_capsules
 from caplet.nn.conv import ConvReLU, InputLayer
 from caplet.nn.layer import Layer
@@ -51,7 +51,7 @@ class ShallowCaps(CapsNet):
     public Q-CapsNets code scales the primary preactivation by 1 / types; ours does not (imported weights carry it).
 
     Raises:
-        ModelError: the image is too small for a layer; the message names the layer.
+        ModelError: the image is too small for a layer; the message names the layer and the smallest size that works.
     """
 
     family = "shallow"
@@ -60,6 +60,9 @@ class ShallowCaps(CapsNet):
         super().__init__()
         config = config or ShallowCapsConfig()
         self.config: ShallowCapsConfig = config
+        convs = [(f"conv{i}", conv.kernel, conv.stride) for i, conv in enumerate(config.stem, start=1)]
+        convs.append(("primary", config.primary_kernel, config.primary_stride))
+        check_image_size(self.family, config.image, convs)
         self.input = InputLayer("input", config.image)
         stem: list[ConvReLU] = []
         shape = config.image

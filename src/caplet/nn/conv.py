@@ -74,7 +74,7 @@ class ConvReLU(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.tap("weight", self.weight), self.tap("bias", self.bias)
-        x = F.relu(F.conv2d(x, weight, bias, self.stride, self.padding))
+        x = F.relu_(F.conv2d(x, weight, bias, self.stride, self.padding))
         if self.batch_norm is not None:
             x = self._normalise(self.tap("preactivation", x), self.batch_norm)
         return self.tap("activation", x)

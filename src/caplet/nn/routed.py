@@ -68,7 +68,7 @@ class RoutedConvCaps(Layer):
         weight, vote_bias = self.tap("weight", self.weight), self.tap("vote_bias", self.vote_bias)
         votes = F.conv2d(x.flatten(0, 1), weight, vote_bias, self.stride, self.padding)
         votes = votes.view(batch, in_types, types, dim, rows, columns)
-        votes = votes.permute(0, 4, 5, 2, 1, 3).reshape(batch, rows * columns * types, in_types, dim)
+        votes = votes.permute(0, 4, 5, 2, 1, 3).contiguous().view(batch, rows * columns * types, in_types, dim)
         bias = self.tap("bias", self.bias).repeat(rows * columns, 1)
         capsules = route(self, self.tap("votes", votes), bias, self.iterations)
         return capsules.view(batch, rows, columns, types, dim).permute(0, 3, 4, 1, 2)

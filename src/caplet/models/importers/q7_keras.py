@@ -145,7 +145,8 @@ def _convolution(
         found = ", ".join([*layer.others, *(() if layer.kernel.ndim == 4 else ("kernel",))])
         raise ModelError(
             f"{where}: layer {layer.name} is no plain convolution (its {found}, kernel"
-            f" {shape_text(layer.kernel.shape)}); Q7-CapsNets networks have convolutions, then primary and class capsules"
+            f" {shape_text(layer.kernel.shape)}); Q7-CapsNets networks have convolutions, then primary"
+            " and class capsules"
         )
     kernel = layer.kernel.permute(3, 2, 0, 1)  # HWIO -> OIHW
     if kernel.shape[2] != kernel.shape[3]:
