@@ -15,7 +15,24 @@ try:
 except PackageNotFoundError:  # running from a source tree that was never installed
     __version__ = "0+unknown"
 
-_API = ("load", "train", "calibrate", "search", "evaluate", "quantize", "save", "inspect")
+_API = (
+    "QuantizeSettings",
+    "build",
+    "calibrate",
+    "evaluate",
+    "inspect",
+    "load",
+    "load_data",
+    "lower",
+    "models",
+    "quantize",
+    "recipes",
+    "run",
+    "save_model",
+    "save_program",
+    "search",
+    "train",
+)
 
 __all__ = ["__version__", *_API]
 

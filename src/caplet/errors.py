@@ -36,3 +36,9 @@ class TargetNotMet(CapletError):
     """The search ended without meeting its target; the best result found was still written."""
 
     exit_code = 5
+
+
+class ToolMissing(CapletError):
+    """A program that is not part of caplet (a compiler, an emulator) is needed and was not found."""
+
+    exit_code = 7

@@ -1,0 +1,105 @@
+"""The public functions: load, load_data, train, evaluate, calibrate, search, lower, run, quantize, inspect.
+
+Example: from a float checkpoint to bit-packed integers. ::
+
+    import caplet
+
+    model = caplet.load("shallow_fmnist.pt")
+    data = caplet.load_data("fashion-mnist", root="~/data")
+    result = caplet.quantize(model, data, "runs/fmnist", caplet.QuantizeSettings(tolerance=0.2, budget=5_000_000))
+    print(result.models[0].test, result.models[0].path)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from caplet.data import load_data
+from caplet.errors import ModelError
+from caplet.jobs.evaluate import Evaluation, evaluate
+from caplet.jobs.inspect import inspect_model
+from caplet.jobs.quantize import QuantizeResult, QuantizeSettings, quantize
+from caplet.jobs.train import TrainRun
+from caplet.jobs.train import train_by_recipe as train
+from caplet.lower import lower
+from caplet.models.base import CapsNet
+from caplet.models.checkpoint import load_model, save_model
+from caplet.models.registry import FAMILIES, NAMED, build, named_model
+from caplet.program import Program
+from caplet.program.file import load_program, save_program
+from caplet.program.interpreter import run
+from caplet.quant.calibrate import calibrate
+from caplet.quant.search.qcapsnets import search_qcapsnets as search
+from caplet.train.recipe import recipe_names as recipes
+
+__all__ = [
+    "CapsNet",
+    "Evaluation",
+    "Program",
+    "QuantizeResult",
+    "QuantizeSettings",
+    "TrainRun",
+    "build",
+    "calibrate",
+    "evaluate",
+    "inspect",
+    "load",
+    "load_data",
+    "load_float",
+    "lower",
+    "models",
+    "quantize",
+    "recipes",
+    "run",
+    "save_model",
+    "save_program",
+    "search",
+    "train",
+]
+
+
+def load(path: str | Path, image_size: int | None = None) -> CapsNet | Program:
+    """Load any model file: a ``.caplet`` Program, a native checkpoint, or a foreign checkpoint to import.
+
+    Args:
+        image_size: side of the images of an imported model, where its file leaves it open.
+
+    Raises:
+        ModelError, ArtefactError: missing, damaged, or of no known kind.
+    """
+    path = Path(path)
+    return load_program(path) if path.suffix == ".caplet" else load_model(path, image_size)
+
+
+def load_float(path: str | Path, image_size: int | None = None) -> CapsNet:
+    """As :func:`load`, for what needs a float model. Raises ModelError for a ``.caplet`` file."""
+    model = load(path, image_size)
+    if isinstance(model, Program):
+        raise ModelError(f"{path} holds integers already; give the float model that it was made from")
+    return model
+
+
+def inspect(model: str | Path | CapsNet | Program, image_size: int | None = None) -> dict[str, Any]:
+    """Describe a model, a model file, or a ready-made model by name; see :func:`caplet.jobs.inspect.inspect_model`."""
+    if isinstance(model, CapsNet | Program):
+        return inspect_model(model)
+    if str(model) in NAMED and not Path(model).exists():
+        named = named_model(str(model))
+        return inspect_model(build(named.family, named.config))
+    return inspect_model(load(model, image_size), Path(model))
+
+
+def models() -> list[dict[str, Any]]:
+    """The ready-made models: name, family, image, classes, parameters, about."""
+    return [
+        {
+            "name": name,
+            "family": entry.family,
+            "image": list(entry.config.image),
+            "classes": entry.config.classes,
+            "parameters": FAMILIES[entry.family].model(entry.config).parameter_count(),
+            "about": entry.about,
+        }
+        for name, entry in NAMED.items()
+    ]

@@ -1,0 +1,62 @@
+"""The entry point: sub-commands, and how errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import caplet
+from caplet.cli import demo, evaluate, inspect, models, quantize, train
+from caplet.cli.output import fail
+from caplet.errors import CapletError
+
+HELP = """Prune, quantize and ship capsule networks: the integers you see here are the integers on the device.
+
+Start with [bold]caplet demo[/bold] (needs no data), then [bold]caplet train --help[/bold] and
+[bold]caplet quantize --help[/bold].
+
+Exit codes: 0 done; 2 wrong usage; 3 a model, dataset, setting or file cannot be used; 5 the target was not met (the
+best result is still written); 7 a tool such as a compiler is missing; 130 interrupted (the same command with --resume
+goes on).
+"""
+
+app = typer.Typer(
+    name="caplet", help=HELP, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"caplet {caplet.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options before the sub-command."""
+
+
+app.command("demo")(demo.command)
+app.command("train")(train.command)
+app.command("eval")(evaluate.command)
+app.command("quantize")(quantize.command)
+app.command("inspect")(inspect.command)
+app.command("models")(models.command)
+
+
+def main() -> None:
+    """Run the command line; user errors become one line on stderr and an exit code, never a traceback."""
+    try:
+        app()
+    except CapletError as error:
+        sys.exit(fail(str(error), error.exit_code))
+    except KeyboardInterrupt:
+        sys.exit(fail("interrupted; the same command with --resume goes on where it stopped", 130))
+    except OSError as error:
+        sys.exit(fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 3))

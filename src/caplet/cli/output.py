@@ -1,0 +1,86 @@
+"""What the sub-commands share: where text goes, JSON output, units, common options."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from caplet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of tables.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="Dataset name (mnist, fashion-mnist, cifar10, svhn, digits) or the path of an image folder.",
+        show_default=True,
+    ),
+]
+Root = Annotated[
+    Path | None,
+    typer.Option("--root", help="Folder (or archive) where the dataset's files already are; otherwise downloaded."),
+]
+Size = Annotated[int | None, typer.Option("--size", help="Resize images to this many rows and columns.")]
+Channels = Annotated[int | None, typer.Option("--channels", help="1 for gray, 3 for RGB.")]
+CalibrationSize = Annotated[
+    int | None,
+    typer.Option("--calibration-size", help="Images cut from the training split for calibration and search."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of ``"5MB"``, ``"300 KiB"``, ``"1.5mb"`` or a plain number of bytes.
+
+    >>> parse_bytes("5MB"), parse_bytes("1 KiB"), parse_bytes("1.5kb")
+    (5000000, 1024, 1500)
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*)\s*", text.lower())
+    if match is None or match[2] not in _UNITS:
+        raise ConfigError(f"size {text!r}: the rule is a number and a unit, such as 5MB, 300KiB or 4096")
+    return round(float(match[1]) * _UNITS[match[2]])
+
+
+def console() -> Console:
+    """Console for tables: stdout."""
+    from rich.console import Console
+
+    return Console()
+
+
+def print_json(data: Any) -> None:
+    """The one machine-readable object of a command."""
+    print(json.dumps(data, indent=1, sort_keys=True))
+
+
+def note(text: str) -> None:
+    """A line for the user on stderr."""
+    print(text, file=sys.stderr)
+
+
+def fail(text: str, code: int) -> int:
+    """Print one line about an error; returns the exit code."""
+    line = " ".join(text.split())
+    print(f"caplet: {'' if code == 130 else 'error: '}{line}", file=sys.stderr)
+    return code
+
+
+def kilobytes(count: float) -> str:
+    """Bytes for people: ``27.22 MB``, ``3.1 KB``.
+
+    >>> kilobytes(27220801), kilobytes(3100), kilobytes(12)
+    ('27.22 MB', '3.1 KB', '12 B')
+    """
+    if count >= 1e6:
+        return f"{count / 1e6:.2f} MB"
+    return f"{count / 1e3:.1f} KB" if count >= 1e3 else f"{count:.0f} B"

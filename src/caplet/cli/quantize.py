@@ -1,0 +1,111 @@
+"""``caplet quantize``: search widths, write the bit-packed model, measure its integers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from caplet.cli.output import (
+    CalibrationSize,
+    Channels,
+    Data,
+    Json,
+    Quiet,
+    Root,
+    Size,
+    note,
+    parse_bytes,
+    print_json,
+)
+
+
+def command(
+    model: Annotated[Path, typer.Argument(help="A trained float model: .safetensors, or a .pt / .h5 to import.")],
+    data: Data = "digits",
+    root: Root = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/MODEL-METHOD.")] = None,
+    method: Annotated[Literal["qcapsnets"], typer.Option("--method", help="The search.")] = "qcapsnets",
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="Accepted loss of accuracy, in percentage points.")
+    ] = 0.2,
+    relative: Annotated[
+        bool, typer.Option("--relative", help="The tolerance is in percent of the float accuracy, as in the paper.")
+    ] = False,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="Memory for the weights, e.g. 5MB. Default: a fifth of float.")
+    ] = None,
+    rounding: Annotated[
+        Literal["nearest", "truncate", "stochastic", "all"],
+        typer.Option("--rounding", help="How values between two codes are resolved; all tries each scheme."),
+    ] = "nearest",
+    log2_weights: Annotated[
+        bool, typer.Option("--log2-weights", help="Weights are signed powers of two (at most 5 bits).")
+    ] = False,
+    paper_formats: Annotated[
+        bool, typer.Option("--paper-formats", help="One integer bit everywhere instead of calibrated exponents.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of stochastic rounding.")] = 0,
+    engine: Annotated[
+        Literal["auto", "native", "interpreter"],
+        typer.Option("--engine", help="What runs the integers: compiled C, or the reference interpreter."),
+    ] = "auto",
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", help="Image side of an imported model, where its file leaves it open.")
+    ] = None,
+    size: Size = None,
+    channels: Channels = None,
+    calibration_size: CalibrationSize = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the run folder.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Give every tensor of a trained model its own fixed-point width, within an accuracy tolerance and a budget.
+
+    The search sees the calibration split, cut from the training images; the test split is opened once, at the end, and
+    measured on the integers of the written .caplet file. Exit code 5 means that no model met target and budget; the
+    best ones found (model_memory, model_accuracy) are written all the same.
+
+    Example: caplet quantize model.pt --data fashion-mnist --root ~/data --tolerance 0.2 --budget 5MB
+    """
+    from caplet.api import QuantizeSettings, load_data, load_float, quantize
+    from caplet.cli.verdict import show_quantized
+    from caplet.errors import TargetNotMet
+    from caplet.jobs.engine import Engine
+
+    loaded = load_float(model, image_size=image_size)
+    settings = QuantizeSettings(
+        method=method,
+        tolerance=tolerance,
+        relative=relative,
+        budget=None if budget is None else parse_bytes(budget),
+        rounding=rounding,
+        log2_weights=log2_weights,
+        paper_formats=paper_formats,
+        seed=seed,
+    )
+    splits = load_data(data, root, calibration_size=calibration_size, size=size, channels=channels, progress=not quiet)
+    folder = out or Path("runs") / f"{model.stem}-{method}"
+    from caplet.cli.progress import bar
+
+    with bar(not quiet) as (step, measured):
+        result = quantize(
+            loaded,
+            splits,
+            folder,
+            settings,
+            resume=resume,
+            force=force,
+            engine=Engine(engine),
+            note=step,
+            progress=measured,
+        )
+    if json:
+        print_json(result.metrics)
+    else:
+        show_quantized(result)
+    if not result.met:
+        raise TargetNotMet(f"{result.search.reason}; the best models found are in {result.folder}")
+    note(f"model: {result.models[0].path}")

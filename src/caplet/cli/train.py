@@ -1,0 +1,72 @@
+"""``caplet train``: train a capsule network by a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caplet.cli.output import Channels, Json, Quiet, Root, Size, console, note, print_json
+
+
+def command(
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Name of a recipe, or path of a TOML file of settings.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/RECIPE.")] = None,
+    root: Root = None,
+    data: Annotated[str | None, typer.Option("--data", help="Another dataset than the recipe's.")] = None,
+    size: Size = None,
+    channels: Channels = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change one setting, e.g. --set epochs=3 --set lr=1e-3. May be repeated."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Use only so many images of each split.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the run folder.")] = False,
+    accelerate: Annotated[
+        bool, typer.Option("--accelerate", help="Several devices through Hugging Face accelerate.")
+    ] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard logs.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the recipes and exit.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Train a capsule network; the model kept is the best on the calibration split, never on the test split.
+
+    The run folder gets model.safetensors, metrics.json (test accuracy with interval), train.csv and a checkpoint
+    that --resume goes on from, to the result of an uninterrupted run.
+
+    Example: caplet train --recipe shallow-fashion-mnist --root ~/data
+    """
+    from caplet.api import recipes, train
+
+    if list_:
+        names = recipes()
+        print_json({"recipes": names}) if json else console().print("\n".join(names))
+        return
+    if recipe is None:
+        raise typer.BadParameter(f"name one of: {', '.join(recipes())}", param_hint="--recipe")
+    folder = out or Path("runs") / Path(recipe).stem
+    run = train(
+        recipe,
+        folder,
+        root=root,
+        data=data,
+        size=size,
+        channels=channels,
+        changes=set_ or [],
+        limit=limit,
+        resume=resume,
+        force=force,
+        accelerate=accelerate,
+        tensorboard=tensorboard,
+        progress=not quiet,
+    )
+    if json:
+        print_json(run.metrics)
+        return
+    console().print(f"test accuracy [bold]{run.test}[/bold] (float)")
+    note(f"model: {run.model_path}")

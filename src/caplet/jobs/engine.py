@@ -1,0 +1,44 @@
+"""Running a Program on many images, by the compiled C or by the reference interpreter: the same integers either way."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caplet.errors import ToolMissing
+from caplet.program import Program
+from caplet.program.interpreter import run
+
+
+class Engine(StrEnum):
+    """What runs a Program."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    INTERPRETER = "interpreter"
+
+
+def predictions(
+    program: Program, images: NDArray[np.uint8], engine: Engine = Engine.AUTO
+) -> tuple[NDArray[np.int64], Engine]:
+    """Predicted classes, int64 (N,), of images uint8 (N, C, H, W), and the engine that computed them.
+
+    ``auto`` is the native runtime where a C compiler is found, else the interpreter.
+
+    Raises:
+        ToolMissing: ``native`` without a C compiler.
+        DataError: images of another shape or type.
+    """
+    if engine is not Engine.INTERPRETER:
+        from caplet.runtime import NativeModel
+
+        try:
+            native = NativeModel(program)
+        except ToolMissing:
+            if engine is Engine.NATIVE:
+                raise
+        else:
+            return native.run(images).predictions, Engine.NATIVE
+    return run(program, images).predictions, Engine.INTERPRETER

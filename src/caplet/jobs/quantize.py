@@ -1,0 +1,329 @@
+"""Quantize a trained model: calibrate, search, lower, accept and measure the integers, write the run folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, PositiveInt
+from torch import Tensor
+
+from caplet.data import Splits
+from caplet.data.imageset import ImageSet
+from caplet.errors import ConfigError
+from caplet.fixed import Rounding
+from caplet.jobs.engine import Engine, predictions
+from caplet.jobs.evaluate import float_predictions
+from caplet.lower import lower
+from caplet.metrics import Accuracy, Paired, accuracy, paired
+from caplet.models.base import CapsNet, check_finite
+from caplet.program import Program
+from caplet.program.file import save_program
+from caplet.quant.calibrate import Calibration, calibrate
+from caplet.quant.evaluator import Evaluator
+from caplet.quant.formats import Exponents, FormatRule
+from caplet.quant.memory import count_memory
+from caplet.quant.search.qcapsnets import QCapsNetsSettings, search_qcapsnets
+from caplet.quant.search.result import Candidate, QCapsNetsResult, Step
+from caplet.quant.widths import make_plan, width_memory
+from caplet.runs import METRICS, SPLITS, RunFolder, open_run
+
+CALIBRATION_IMAGES = 1024
+"""Images whose activations choose the exponents."""
+PROBES, SEARCH = "probes.jsonl", "search.json"
+DEFAULT_BUDGET = 5.0
+"""Without a budget: this many times fewer weight bits than 32-bit float."""
+
+Note = Callable[[str], None]
+Progress = Callable[[int, int], None]
+Scheme = Literal["nearest", "truncate", "stochastic", "all"]
+
+
+class QuantizeSettings(BaseModel):
+    """Settings of a quantization run, immutable and JSON-able.
+
+    Attributes:
+        method: the search.
+        tolerance: accepted loss of accuracy in percentage points; with ``relative`` in percent of the float accuracy.
+        budget: bytes for all weights; None for a fifth of their size in 32-bit float.
+        rounding: one scheme, or ``all``: try each, keep the smallest result that meets the target.
+        log2_weights: weights are signed powers of two.
+        paper_formats: one integer bit everywhere, as in the paper, instead of calibrated exponents.
+        seed: of stochastic rounding.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["qcapsnets"] = "qcapsnets"
+    tolerance: float = 0.2
+    relative: bool = False
+    budget: PositiveInt | None = None
+    rounding: Scheme = "nearest"
+    log2_weights: bool = False
+    paper_formats: bool = False
+    seed: int = 0
+
+    def search_settings(self, weights: int) -> QCapsNetsSettings:
+        """The search's own settings for a model of ``weights`` weights. Raises ConfigError for values out of range."""
+        bits = 8 * self.budget if self.budget is not None else 32 * weights / DEFAULT_BUDGET
+        schemes = tuple(Rounding) if self.rounding == "all" else (Rounding(self.rounding),)
+        rule = FormatRule(Exponents.PAPER if self.paper_formats else Exponents.BOUND, self.log2_weights)
+        return QCapsNetsSettings(self.tolerance, bits, self.relative, schemes, rule, self.seed)
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """One quantized model of a run: what was written and how well its integers do.
+
+    Attributes:
+        role: ``satisfied``, ``memory`` or ``accuracy`` (the papers' model_satisfied, model_memory, model_accuracy).
+        program: the integer Program.
+        path: its ``.caplet`` file.
+        calibration: accuracy of the Program on the calibration split.
+        test: accuracy of the Program on the test split.
+        against_float: the float model and the Program on the test images, paired.
+        record: everything above and the memory counts as JSON values.
+    """
+
+    role: str
+    program: Program
+    path: Path
+    calibration: Accuracy
+    test: Accuracy
+    against_float: Paired
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """The outcome of a quantization run.
+
+    Attributes:
+        met: whether a model within the budget keeps the target on the calibration split, as integers.
+        models: the shipped models, the one to use first.
+        float_test: the float model on the test split.
+        search: the search's result.
+        folder: the run folder.
+        metrics: what ``metrics.json`` holds.
+    """
+
+    met: bool
+    models: tuple[Shipped, ...]
+    float_test: Accuracy
+    search: QCapsNetsResult
+    folder: Path
+    metrics: dict[str, Any]
+
+
+def quantize(
+    model: CapsNet,
+    splits: Splits,
+    out: str | Path,
+    settings: QuantizeSettings | None = None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    engine: Engine = Engine.AUTO,
+    note: Note = lambda text: None,
+    progress: Progress | None = None,
+) -> QuantizeResult:
+    """Find a plan for ``model``, ship it as a ``.caplet`` file, and measure the shipped integers.
+
+    The search, the calibration and the final accept see ``splits.calibration`` only. ``splits.test`` is opened once,
+    at the end.
+
+    Args:
+        out: the run folder. See :func:`caplet.runs.open_run` for ``resume`` and ``force``.
+        engine: what runs the Program for the final accept and the report.
+        note: called with one line of text at every decision.
+        progress: called with (images done, images in all) during every measurement.
+
+    Raises:
+        ModelError: NaN weights, images of another size, a layer without an integer form.
+        ConfigError: settings out of range, a budget below 1 bit per weight.
+        ArtefactError: the run folder cannot be used.
+    """
+    settings = settings or QuantizeSettings()
+    check_finite(model, f"model {model.family}")
+    model.check_images(splits.calibration.images)
+    _check_classes(model, splits)
+    weights = count_memory(model).total.weights
+    search_settings = settings.search_settings(weights)
+    resolved = {
+        **settings.model_dump(mode="json"),
+        "family": model.family,
+        "config": model.config.model_dump(mode="json"),
+        "data": splits.info["name"],
+        "data_hashes": splits.info["hashes"],
+    }
+    with open_run(out, resolved, resume=resume, force=force) as run:
+        splits.save_ids(run / SPLITS)
+        began = time.perf_counter()
+        note(f"calibrating on {min(CALIBRATION_IMAGES, len(splits.calibration)):,} images")
+        calibration = calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES))
+        evaluator = Evaluator(
+            model, splits.calibration.images, splits.calibration.labels, log_path=run / PROBES, progress=progress
+        )
+        found = search_qcapsnets(evaluator, calibration, search_settings, lambda step: note(describe_step(step)))
+        search = _Search(evaluator, calibration, search_settings, time.perf_counter() - began)
+        run.write_json(SEARCH, found.to_json())
+        return _finish(_Shipper(run, model, splits, engine), settings, found, search, note)
+
+
+def describe_step(step: Step) -> str:
+    """One line about a search step."""
+    verdict = "kept" if step.accepted else "rejected"
+    return f"step {step.step}: {step.about}: {step.correct:,} correct, {step.needed:,} needed: {verdict}"
+
+
+def _check_classes(model: CapsNet, splits: Splits) -> None:
+    classes = len(splits.test.classes)
+    if classes != model.config.classes:
+        raise ConfigError(
+            f"model {model.family}: it has {model.config.classes} classes, the dataset {splits.info['name']} has"
+            f" {classes}; choose the dataset that the model was trained on"
+        )
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What the search used, and how long it took with calibration."""
+
+    evaluator: Evaluator
+    calibration: Calibration
+    settings: QCapsNetsSettings
+    seconds: float
+
+    def candidates(self, found: QCapsNetsResult) -> Iterator[Candidate]:
+        """The satisfied candidate, then those the search had accepted before it, the smallest first.
+
+        Fake-quant and integers may differ in single images; where the integers miss the target by one of them, the
+        next larger plan is the answer.
+        """
+        assert found.satisfied is not None
+        yield found.satisfied
+        model, rule = self.evaluator.model, self.settings.rule
+        for step in reversed([step for step in found.steps if step.accepted and step.widths != found.satisfied.widths]):
+            total = width_memory(model, step.widths, rule).total
+            if total.weight_bits <= self.settings.budget_bits and step.correct >= found.needed:
+                plan = make_plan(model, self.calibration, step.widths, rule, found.rounding, self.settings.seed)
+                yield Candidate(step.widths, plan, self.evaluator.evaluate(plan), total)
+
+
+@dataclass(frozen=True)
+class _Shipper:
+    """Lowers candidates and measures their integers."""
+
+    run: RunFolder
+    model: CapsNet
+    splits: Splits
+    engine: Engine
+
+    def program(self, candidate: Candidate) -> Program:
+        meta = {
+            "family": self.model.family,
+            "config": json.dumps(self.model.config.model_dump(mode="json"), sort_keys=True),
+            "plan": json.dumps(candidate.plan.to_json(), sort_keys=True),
+        }
+        return lower(self.model, candidate.plan, labels=self.splits.test.classes, meta=meta)
+
+    def hits(self, program: Program, images: ImageSet) -> NDArray[np.bool_]:
+        predicted, _ = predictions(program, images.images.numpy(), self.engine)
+        return predicted == images.labels.numpy()
+
+    def ship(self, role: str, candidate: Candidate, kept: NDArray[np.bool_], float_hits: NDArray[np.bool_]) -> Shipped:
+        """Write the ``.caplet`` file and the plan, and measure the test split."""
+        program = self.program(candidate)
+        path = self.run / f"model_{role}.caplet"
+        save_program(program, path)
+        candidate.plan.save(self.run / f"plan_{role}.json")
+        hits = self.hits(program, self.splits.test)
+        calibration, test = (accuracy(int(h.sum()), len(h)) for h in (kept, hits))
+        against = paired(float_hits, hits)
+        record = {
+            "role": role,
+            "file": path.name,
+            "file_bytes": path.stat().st_size,
+            "flash_bytes": program.flash_bytes,
+            "widths": {
+                name: {"weights": w, "activations": a, "routing": r}
+                for name, w, a, r in zip(
+                    self.model.groups(),
+                    candidate.widths.weights,
+                    candidate.widths.activations,
+                    candidate.widths.routing,
+                    strict=True,
+                )
+            },
+            "memory": count_memory(self.model, candidate.plan).to_json(),
+            "weight_reduction": candidate.memory.weight_reduction,
+            "activation_reduction": candidate.memory.activation_reduction,
+            "plan_digest": candidate.plan.digest(),
+            "calibration": calibration.to_json(),
+            "test": test.to_json(),
+            "paired": against.to_json(),
+        }
+        return Shipped(role, program, path, calibration, test, against, record)
+
+
+def _finish(
+    shipper: _Shipper, settings: QuantizeSettings, found: QCapsNetsResult, search: _Search, note: Note
+) -> QuantizeResult:
+    """Accept by the integers on the calibration split, then open the test split and write everything."""
+    splits = shipper.splits
+    chosen: list[tuple[str, Candidate, NDArray[np.bool_]]] = []
+    met = False
+    if found.satisfied is not None:
+        for candidate in search.candidates(found):
+            kept = shipper.hits(shipper.program(candidate), splits.calibration)
+            met = int(kept.sum()) >= found.needed
+            note(
+                f"integers on the calibration split: {int(kept.sum()):,} correct, {found.needed:,} needed:"
+                f" {'accepted' if met else 'rejected'}"
+            )
+            if met:
+                chosen.append(("satisfied", candidate, kept))
+                break
+    if not met:
+        for role, other in (("accuracy", found.accuracy), ("memory", found.memory)):
+            if other is not None:
+                chosen.append((role, other, shipper.hits(shipper.program(other), splits.calibration)))
+    note(f"measuring the test split once, {len(splits.test):,} images")
+    float_hits = float_predictions(shipper.model, splits.test) == splits.test.labels.numpy()
+    float_test = accuracy(int(float_hits.sum()), len(float_hits))
+    models = tuple(shipper.ship(*item, float_hits) for item in chosen)
+    weights = count_memory(shipper.model).total.weights
+    metrics = {
+        "met": met,
+        "reason": found.reason,
+        "tolerance": settings.tolerance,
+        "relative": settings.relative,
+        "budget_bytes": search.settings.budget_bits / 8,
+        "rounding": str(found.rounding),
+        "float": {
+            "test": float_test.to_json(),
+            "calibration": accuracy(found.reference.correct, found.reference.n).to_json(),
+            "weight_bytes": 4 * weights,
+        },
+        "models": [model.record for model in models],
+        "search": {
+            "seconds": round(search.seconds, 1),
+            "probes": len(search.evaluator.probes),
+            "full_passes": search.evaluator.spent,
+            "calibration_images": len(splits.calibration),
+        },
+    }
+    shipper.run.write_json(METRICS, metrics)
+    return QuantizeResult(met, models, float_test, found, shipper.run.path, metrics)
+
+
+def spread(images: ImageSet, count: int) -> Tensor:
+    """At most ``count`` images at even distances through the set, uint8 (N, C, H, W)."""
+    step = max(1, len(images) // count)
+    return images.images[::step][:count]

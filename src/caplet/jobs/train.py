@@ -1,0 +1,155 @@
+"""Train by a recipe: from its name to a run folder with the model and its test accuracy."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from caplet.data import Splits, load_data
+from caplet.errors import ConfigError
+from caplet.jobs.evaluate import float_predictions
+from caplet.metrics import Accuracy, accuracy
+from caplet.models.base import CapsNet
+from caplet.models.checkpoint import save_model
+from caplet.runs import METRICS, SPLITS, open_run
+from caplet.train.loop import train as run_training
+from caplet.train.recipe import load_recipe
+from caplet.train.settings import TrainSettings, make_settings
+
+MODEL = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """A finished training run.
+
+    Attributes:
+        model: the kept weights, evaluation mode.
+        model_path: its checkpoint.
+        test: accuracy on the test split, opened once.
+        metrics: what ``metrics.json`` holds.
+    """
+
+    model: CapsNet
+    model_path: Path
+    test: Accuracy
+    metrics: dict[str, Any]
+
+
+def parse_changes(changes: list[str]) -> dict[str, Any]:
+    """``["epochs=3", "initial_norms.digit=0.5"]`` as settings; values are TOML, bare words are strings.
+
+    >>> parse_changes(["epochs=3", "precision=bfloat16", "overrides.classes=5"])
+    {'epochs': 3, 'precision': 'bfloat16', 'overrides': {'classes': 5}}
+    """
+    settings: dict[str, Any] = {}
+    for change in changes:
+        name, sign, text = change.partition("=")
+        if not sign or not name:
+            raise ConfigError(f"--set {change!r}: the rule is NAME=VALUE, e.g. epochs=3")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        place = settings
+        *parents, last = name.strip().split(".")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return settings
+
+
+def resolve_recipe(recipe: str, changes: dict[str, Any]) -> TrainSettings:
+    """Settings from a recipe's name, or from a TOML file's path, with some of them changed.
+
+    Raises:
+        ConfigError: no such recipe or file, or a setting is unknown or out of range.
+    """
+    path = Path(recipe)
+    if path.suffix != ".toml":
+        return load_recipe(recipe, changes)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the settings file {path}: {(error.strerror or str(error)).lower()}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}") from None
+    return make_settings({**values, **changes}, str(path))
+
+
+def train_by_recipe(
+    recipe: str,
+    out: str | Path,
+    *,
+    root: str | Path | None = None,
+    data: str | None = None,
+    size: int | None = None,
+    channels: int | None = None,
+    changes: list[str] | dict[str, Any] | None = None,
+    limit: int | None = None,
+    resume: bool = False,
+    force: bool = False,
+    accelerate: bool = False,
+    tensorboard: bool = False,
+    progress: bool = True,
+) -> TrainRun:
+    """Train a model by a recipe (or a TOML settings file) and write its run folder.
+
+    The image shape and the number of classes follow the data. Training sees the train and calibration splits; the test
+    split is opened once, at the end, for ``metrics.json``.
+
+    Args:
+        recipe: a name of ``recipes()``, or the path of a TOML file of :class:`TrainSettings`.
+        data: another dataset than the recipe's; ``root``, ``size``, ``channels``, ``limit`` as :func:`load_data`.
+        changes: settings to change, as a dict or as ``NAME=VALUE`` texts.
+        resume, force: see :func:`caplet.runs.open_run`.
+
+    Raises:
+        ConfigError, DataError, ModelError, ArtefactError: see their messages.
+        KeyboardInterrupt: interrupted; ``resume`` goes on.
+    """
+    changed = parse_changes(changes) if isinstance(changes, list) else dict(changes or {})
+    if data is not None:
+        changed["dataset"] = data
+    settings = resolve_recipe(recipe, changed)
+    splits = load_data(
+        settings.dataset,
+        root,
+        calibration_size=settings.calibration_size,
+        size=size,
+        channels=channels,
+        limit=limit,
+        progress=progress,
+    )
+    settings = fit_to_data(settings, splits)
+    with open_run(out, settings.model_dump(mode="json"), resume=resume, force=force) as run:
+        splits.save_ids(run / SPLITS)
+        result = run_training(
+            settings, splits, run.path, resume=resume, progress=progress, accelerate=accelerate, tensorboard=tensorboard
+        )
+        correct = int((float_predictions(result.model, splits.test) == splits.test.labels.numpy()).sum())
+        test = accuracy(correct, len(splits.test))
+        metrics = {
+            "recipe": recipe,
+            "test": test.to_json(),
+            "calibration_accuracy": result.calibration_accuracy,
+            "epoch": result.epoch,
+            "epochs": len(result.history),
+            "seconds": round(result.seconds, 1),
+            "images_per_second": round(result.images_per_second, 1),
+            "parameters": result.model.parameter_count(),
+            "data": splits.info["name"],
+            "data_note": splits.info["note"],
+            "history": result.history,
+        }
+        save_model(result.model, run / MODEL, {key: metrics[key] for key in ("recipe", "test", "epoch", "data")})
+        run.write_json(METRICS, metrics)
+        return TrainRun(result.model, run / MODEL, test, metrics)
+
+
+def fit_to_data(settings: TrainSettings, splits: Splits) -> TrainSettings:
+    """The settings with the model's image shape and number of classes taken from the data."""
+    shape = {"image": list(splits.train.image_shape), "classes": len(splits.train.classes)}
+    return settings.model_copy(update={"overrides": {**settings.overrides, **shape}})

@@ -1,0 +1,149 @@
+"""Run folders: everything a run leaves behind, each file written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from caplet.data.files import why, write_atomic
+from caplet.errors import ArtefactError, ConfigError
+
+SETTINGS, ENVIRONMENT, SPLITS, METRICS = "settings.json", "environment.json", "splits.json", "metrics.json"
+_LOCK = ".lock"
+_PACKAGES = ("caplet", "numpy", "torch", "torchvision", "safetensors", "scipy", "scikit-learn")
+
+
+class RunFolder:
+    """One run's folder.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def write_json(self, name: str, data: Any) -> None:
+        """Write ``data`` as indented JSON. Raises ArtefactError when it cannot be written."""
+        self.write_text(name, json.dumps(data, indent=1, sort_keys=True) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file. Raises ArtefactError when it cannot be written."""
+        try:
+            write_atomic(self.path / name, lambda stream: stream.write(text.encode()))
+        except OSError as error:
+            raise ArtefactError(f"cannot write {self.path / name}: {why(error)}") from error
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of the folder. Raises ArtefactError when it is missing or not JSON."""
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ArtefactError(f"cannot read {self.path / name}: {why(error)}") from error
+        except ValueError as error:
+            raise ArtefactError(
+                f"{self.path / name} is not valid JSON ({error}); delete the folder or use --force"
+            ) from None
+
+
+@contextmanager
+def open_run(
+    path: str | Path, settings: dict[str, Any], *, resume: bool = False, force: bool = False
+) -> Iterator[RunFolder]:
+    """Open a run folder for writing and keep other processes out of it for the duration of the ``with`` block.
+
+    Args:
+        path: created with its parents.
+        settings: the resolved settings, JSON values; written to ``settings.json``.
+        resume: the folder may hold an earlier part of the same run; its settings must be equal.
+        force: the folder may hold anything; files of the new run replace files of the same name.
+
+    Raises:
+        ArtefactError: the folder is not empty (and neither ``resume`` nor ``force``), is in use, or cannot be written.
+        ConfigError: ``resume`` with other settings; the message names the first that differs.
+    """
+    run = RunFolder(Path(path))
+    settings = json.loads(json.dumps(settings))
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        occupied = sorted(name for name in os.listdir(run.path) if name != _LOCK)
+        lock = os.open(run.path / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        raise ArtefactError(f"cannot write to the folder {run.path}: {why(error)}; choose another --out") from error
+    try:
+        _acquire(lock, run.path)
+        started = SETTINGS in occupied
+        if resume and started:
+            _check_same(run, settings)
+        elif occupied and not force and not (resume and not started):
+            raise ArtefactError(
+                f"the folder {run.path} is not empty ({occupied[0]}, ...); use --resume to go on with the run in it,"
+                " --force to overwrite it, or choose another --out"
+            )
+        if force and not resume:
+            _forget(run)
+        run.write_json(SETTINGS, settings)
+        run.write_json(ENVIRONMENT, environment())
+        yield run
+    finally:
+        os.close(lock)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine of this process, JSON values; nothing that names the user or a path."""
+    versions: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "command": " ".join(["caplet", *sys.argv[1:]]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "packages": versions,
+    }
+
+
+def _acquire(lock: int, path: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: no advisory locks to take
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ArtefactError(
+            f"the folder {path} is in use by another caplet process; wait for it or choose another --out"
+        ) from None
+
+
+def _check_same(run: RunFolder, settings: dict[str, Any]) -> None:
+    before = run.read_json(SETTINGS)
+    for key in sorted({*before, *settings}):
+        if before.get(key) != settings.get(key):
+            raise ConfigError(
+                f"cannot resume {run.path}: setting {key!r} was {before.get(key)!r} and is now {settings.get(key)!r};"
+                " use the same settings, or --force to start again"
+            )
+
+
+def _forget(run: RunFolder) -> None:
+    """Remove what an earlier run would make a new one resume from."""
+    for name in os.listdir(run.path):
+        if name.endswith((".jsonl", ".ckpt")):
+            (run.path / name).unlink()
