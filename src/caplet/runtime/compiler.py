@@ -39,7 +39,8 @@ class Compiler:
         done = self.run(arguments, cwd)
         if done.returncode:
             raise ArtefactError(
-                f"{what}: {' '.join(self.command)} failed with exit code {done.returncode}: {done.stderr.strip()[:2000]}"
+                f"{what}: {' '.join(self.command)} failed with exit code {done.returncode}: "
+                f"{done.stderr.strip()[:2000]}"
             )
 
 
@@ -133,7 +134,7 @@ def _machine() -> str:
 
 @cache
 def load_library(path: Path) -> ctypes.CDLL:
-    """The shared library at ``path``, its functions declared. Raises ArtefactError when it does not fit this package."""
+    """The shared library at ``path``, its functions declared. Raises ArtefactError when it does not fit."""
     from caplet.runtime.mirror import STRUCTURES
 
     try:

@@ -13,11 +13,11 @@ from caplet.program.c.structure import Ref, Struct
 
 
 class Constant(Structure):
-    _fields_ = [("data", c_void_p), ("bits", c_uint8), ("kind", c_uint8)]  # noqa: RUF012
+    _fields_ = [("data", c_void_p), ("bits", c_uint8), ("kind", c_uint8)]
 
 
 class Format(Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("low", c_int32),
         ("high", c_int32),
         ("noise_a", c_uint32),
@@ -29,7 +29,7 @@ class Format(Structure):
 
 
 class Accumulator(Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("channel_shifts", c_void_p),
         ("bias", Constant),
         ("product_frac", c_int16),
@@ -65,9 +65,7 @@ ChannelAffineOp = _structure(
     *_sizes("pixels", "channels"),
     ("in_type", c_uint8),
 )
-SquashOp = _structure(
-    "SquashOp", ("out", Format), *_sizes("count", "dim"), ("in_frac", c_int16), ("in_type", c_uint8)
-)
+SquashOp = _structure("SquashOp", ("out", Format), *_sizes("count", "dim"), ("in_frac", c_int16), ("in_type", c_uint8))
 AddOp = _structure(
     "AddOp",
     ("out", Format),
@@ -96,7 +94,7 @@ LengthsOp = _structure("LengthsOp", *_sizes("count", "dim"), ("in_type", c_uint8
 
 
 class HostConv(Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("conv", ConvOp),
         ("weights", c_void_p),
         ("start", c_void_p),
@@ -107,7 +105,7 @@ class HostConv(Structure):
 
 
 class HostStep(Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("op", c_void_p),
         ("inputs", c_void_p),
         ("memory", c_uint64 * 5),

@@ -49,7 +49,7 @@ class NativeModel:
         self._steps = make_steps(program)
 
     def run(self, images: NDArray[np.uint8]) -> NativeResult:
-        """Run the Program on images, uint8 (N, channels, rows, columns), N >= 1. Raises DataError when they do not fit."""
+        """Run the Program on images: uint8 (N, channels, rows, columns), N >= 1. Raises DataError for others."""
         program = self.program
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != program.image_shape or not len(images):
             raise DataError(

@@ -10,7 +10,7 @@ import numpy as np
 
 from caplet.program.arena import MemoryMap, plan_memory
 from caplet.program.c.describe import INT8, INT16, UINT8, Descriptions
-from caplet.program.c.structure import Ref, Struct
+from caplet.program.c.structure import Array, Ref, Struct
 from caplet.program.ops import (
     Add,
     ChannelAffine,
@@ -145,7 +145,7 @@ class _Builder:
             fit = max(4, _PATCH_BYTES // (patch * matrix.itemsize) // 4 * 4)
             positions = min(-(-cells // 4) * 4, fit)
             self._shared(positions * (patch * matrix.itemsize + 16 * 4))
-        fields = {"conv": conv, "patch": patch, "positions": positions, "method": method}
+        fields: dict[str, int | Ref | Struct] = {"conv": conv, "patch": patch, "positions": positions, "method": method}
         return Struct("caplet_host_conv", {**fields, "weights": self._array(matrix), "start": self._array(start)})
 
     def _array(self, values: np.ndarray) -> Ref:
@@ -156,8 +156,6 @@ class _Builder:
         aligned[...] = values
         name = f"host/{len(self.descriptions.arrays)}"
         # Not through Descriptions.array: a copy would lose the alignment.
-        from caplet.program.c.structure import Array
-
         self.descriptions.arrays[name] = Array(name, aligned.reshape(-1))
         return Ref(name)
 

@@ -58,7 +58,7 @@ class Descriptions:
         return describe(op, self)
 
     def array(self, key: str, values: np.ndarray) -> Ref:
-        name = self.names.of(key)
+        name = self.names.of(f"table {key}")
         self.arrays[name] = Array(name, np.ascontiguousarray(values).reshape(-1))
         return Ref(name)
 
@@ -278,7 +278,7 @@ def _dense_votes(op: DenseVotes, to: Descriptions) -> Struct:
         shape = (spec.shape[0], 1, 1) if len(spec.shape) == 2 else (*spec.shape[:2], spec.shape[2] // in_dim)
         bound = to.proof.find(op.name, f"acc:{name}")
         product = spec.format.frac_bits + op.weight.format.frac_bits
-        fields = {
+        fields: dict[str, int | Ref | Struct] = {
             "acc": to.accumulator(op, bound, product, None, op.channel_shifts),
             "rows": shape[0],
             "columns": shape[1],
@@ -286,7 +286,7 @@ def _dense_votes(op: DenseVotes, to: Descriptions) -> Struct:
             "type": element_type(spec),
         }
         sources.append(Struct("caplet_source", fields))
-    name = to.names.of(f"{op.name}/sources")
+    name = to.names.of(f"table {op.name}/sources")
     to.structs[name] = StructArray(name, tuple(sources))
     return Struct(
         "caplet_dense_votes_op",

@@ -1,0 +1,132 @@
+"""The statements of a model's run function: one op call each, with its buffers' places in the arena."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from caplet.program.arena import MemoryMap
+from caplet.program.ops import (
+    Add,
+    Conv2d,
+    ConvVotes,
+    DenseVotes,
+    InputQuantize,
+    Op,
+    Routing,
+)
+from caplet.program.program import Program
+
+
+@dataclass(frozen=True)
+class Call:
+    """The C statements of one op.
+
+    lines: statements, to be indented. written: tensors that are complete in the arena afterwards.
+    """
+
+    op: Op
+    lines: tuple[str, ...]
+    written: tuple[str, ...]
+
+
+class CallWriter:
+    """Writes the calls of one Program.
+
+    symbols: op name -> the C name of its descriptor.
+    """
+
+    def __init__(self, program: Program, plan: MemoryMap, symbols: dict[str, str]) -> None:
+        self._program = program
+        self._plan = plan
+        self._symbols = symbols
+        self._buffers = {buffer.name for buffer in plan.buffers} | set(plan.shared)
+
+    def calls(self) -> list[Call]:
+        """Every call, in order; none for a votes op that runs within its routing."""
+        return [call for op in self._program.ops if (call := self._call(op)) is not None]
+
+    def place(self, name: str) -> str:
+        """The C expression of a buffer's address, NULL where the op needs none."""
+        if name == self._program.input:
+            return "image"
+        return f"memory + {self._plan.offset(name)}" if name in self._buffers else "NULL"
+
+    def _call(self, op: Op) -> Call | None:
+        descriptor = f"&{self._symbols[op.name]}"
+        if isinstance(op, DenseVotes | ConvVotes):
+            if not self._all_kept(op):
+                return None
+            lines = [*self._provider(op), self._store(op)]
+            return Call(op, _block(lines), op.outputs)
+        if isinstance(op, Routing):
+            return self._routing(op, descriptor)
+        arguments = [self.place(name) for name in op.inputs] + [self.place(op.outputs[0])]
+        if isinstance(op, Conv2d):
+            arguments.append(self.place(f"{op.name}/filter"))
+        function = "caplet_squash" if op.kind == "squash" else f"caplet_{op.kind}"
+        if op.kind == "squash":
+            arguments.append("0")
+        assert isinstance(op, InputQuantize | Conv2d | Add) or len(op.inputs) == 1
+        return Call(op, (f"{function}({', '.join([descriptor, *arguments])});",), op.outputs)
+
+    def _routing(self, op: Routing, descriptor: str) -> Call:
+        maker = self._program.votes_op(op)
+        kept = self._plan.stored[op.votes]
+        written: tuple[str, ...] = () if op.logits is None else (op.logits,)
+        if self._all_kept(maker):
+            lines = [
+                f"const caplet_votes votes = {{{self.place(op.votes)}, NULL, NULL, NULL, NULL, NULL, NULL, {kept}}};"
+            ]
+        else:
+            lines = self._provider(maker)
+            if kept:
+                lines.append(self._store(maker))
+        lines.append(
+            "const caplet_routing_memory buffers = {"
+            + ", ".join(
+                [
+                    "NULL" if op.logits is None else self.place(op.logits),
+                    self.place(op.preactivation),
+                    self.place(op.activation),
+                    self.place(f"{op.name}/acc"),
+                    self.place(f"{op.name}/coupling"),
+                    f"(uint32_t *)(void *)({self.place(f'{op.name}/exponentials')})" if op.iterations > 1 else "NULL",
+                ]
+            )
+            + "};"
+        )
+        # Declarations come first, as older compilers like them.
+        lines.sort(key=lambda line: not line.startswith("const "))
+        lines.append(f"caplet_routing({descriptor}, &votes, &buffers);")
+        if op.preactivation not in self._plan.shared and op.activation not in self._plan.shared:
+            written += (op.preactivation,)
+        return Call(op, _block(lines), (*written, op.activation))
+
+    def _all_kept(self, op: DenseVotes | ConvVotes) -> bool:
+        return self._plan.stored[op.output] == self._program.tensors[op.output].shape[0]
+
+    def _provider(self, op: DenseVotes | ConvVotes) -> list[str]:
+        """Declarations of ``votes``, which makes rows of votes with ``op``."""
+        dense = isinstance(op, DenseVotes)
+        kept = self._plan.stored[op.output]
+        fields = [
+            self.place(op.output) if kept else "NULL",
+            self.place(f"{op.name}/vote_row"),
+            "caplet_make_dense_votes" if dense else "caplet_make_conv_votes",
+            f"&{self._symbols[op.name]}",
+            "sources",
+            self.place(f"{op.name}/acc"),
+            self.place(f"{op.name}/{'row' if dense else 'filter'}"),
+            f"{kept}",
+        ]
+        sources = ", ".join(self.place(name) for name in op.inputs)
+        return [f"const void *const sources[] = {{{sources}}};", f"const caplet_votes votes = {{{', '.join(fields)}}};"]
+
+    def _store(self, op: DenseVotes | ConvVotes) -> str:
+        spec = self._program.tensors[op.output]
+        row = spec.bytes // spec.shape[0]
+        return f"caplet_store_votes(&votes, 0, {self._plan.stored[op.output]}, {self.place(op.output)}, {row});"
+
+
+def _block(lines: list[str]) -> tuple[str, ...]:
+    return ("{", *(f"    {line}" for line in lines), "}")

@@ -1,0 +1,232 @@
+"""An exported model: a folder of C99 that computes, to the last integer, what the Program says."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+from caplet.errors import ArtefactError, DataError, PlanError
+from caplet.program import interpreter
+from caplet.program.arena import ALIGNMENT, MemoryMap, plan_memory
+from caplet.program.c.calls import CallWriter
+from caplet.program.c.describe import Descriptions
+from caplet.program.c.identifiers import Identifiers, identifier
+from caplet.program.c.sources import runtime_files
+from caplet.program.ops import InputQuantize
+from caplet.program.program import Program
+from caplet.program.tensor import TensorSpec
+from caplet.program.verify import Proof, verify
+
+RUNTIME_FOLDER = "caplet"
+"""The runtime's files lie in a sub-folder of this name, so that several exported models can share one copy."""
+
+
+@dataclass(frozen=True)
+class EmitSettings:
+    """How to export.
+
+    prefix: of every C name; the Program's name if None. ram: as for :func:`caplet.program.arena.plan_memory`.
+    in_place: False keeps every tensor in a buffer of its own, for debugging. vectors: images of the self-test.
+    preprocessing: sentences for the README on how images were prepared; that of the Program's ``meta`` if empty.
+    """
+
+    prefix: str | None = None
+    ram: str | int = "fast"
+    in_place: bool = True
+    vectors: int = 3
+    preprocessing: str = ""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written: the folder, the C prefix, the memory plan and the overflow proof."""
+
+    folder: Path
+    prefix: str
+    plan: MemoryMap
+    proof: Proof
+    files: tuple[str, ...] = field(default=())
+
+
+def emit(
+    program: Program,
+    folder: Path,
+    settings: EmitSettings | None = None,
+    images: NDArray[np.uint8] | None = None,
+) -> Export:
+    """Write a Program as C99 into ``folder``, which must be empty or absent.
+
+    images: uint8 (N, channels, rows, columns) from which the self-test's vectors are taken; noise if None.
+    Raises PlanError when the Program does not verify, does not fit the RAM asked for, or has class capsules that int16
+    cannot hold; DataError when the images do not fit; ArtefactError when the folder cannot be written.
+    """
+    settings = settings or EmitSettings()
+    proof = verify(program)
+    plan = plan_memory(program, settings.ram, proof=proof, in_place=settings.in_place)
+    files = render(program, proof, plan, settings, images)
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ArtefactError(f"export: {folder} exists and is not an empty folder; choose another, or remove it")
+        for name, text in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    except OSError as error:
+        raise ArtefactError(f"export: cannot write {folder}: {error}") from error
+    return Export(folder, _prefix(program, settings), plan, proof, tuple(files))
+
+
+def render(
+    program: Program,
+    proof: Proof,
+    plan: MemoryMap,
+    settings: EmitSettings,
+    images: NDArray[np.uint8] | None = None,
+) -> dict[str, str]:
+    """The files of an export: path -> text. See :func:`emit`."""
+    output = program.tensors[program.output]
+    if output.format.max_code > 32767:  # type: ignore[union-attr]
+        raise PlanError(
+            f"output {output.name}: format {output.format}; the rule is that class capsules fit int16 in C: use at "
+            "most 15 unsigned bits"
+        )
+    prefix = _prefix(program, settings)
+    context = _context(program, proof, plan, settings, prefix)
+    context |= _vectors(program, settings, images)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("caplet.program.c", "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    files = {f"{RUNTIME_FOLDER}/{name}": text for name, text in runtime_files().items()}
+    for template, name in TEMPLATES.items():
+        files[name.format(prefix=prefix)] = environment.get_template(template).render(context)
+    return files
+
+
+TEMPLATES = {
+    "model.h.j2": "{prefix}.h",
+    "model.c.j2": "{prefix}.c",
+    "selftest.c.j2": "{prefix}_selftest.c",
+    "selftest.h.j2": "{prefix}_selftest.h",
+    "main_host.c.j2": "main_host.c",
+    "main_cortex_m.c.j2": "cortex_m/main_cortex_m.c",
+    "startup_cortex_m.c.j2": "cortex_m/startup.c",
+    "semihosting.h.j2": "cortex_m/semihosting.h",
+    "semihosting.c.j2": "cortex_m/semihosting.c",
+    "mps2_an386.ld.j2": "cortex_m/mps2_an386.ld",
+    "CMakeLists.txt.j2": "CMakeLists.txt",
+    "Makefile.j2": "Makefile",
+    "README.md.j2": "README.md",
+}
+"""Template -> file of the export."""
+
+
+def remove_export(export: Export) -> None:
+    """Delete an exported folder again."""
+    shutil.rmtree(export.folder)
+
+
+def _prefix(program: Program, settings: EmitSettings) -> str:
+    """The prefix of every public C name; never one of the runtime's or of the file's own tables."""
+    word = identifier(settings.prefix or program.name)
+    return f"m_{word}" if word in ("op", "table") or word.lower().startswith("caplet") else word
+
+
+def _context(
+    program: Program, proof: Proof, plan: MemoryMap, settings: EmitSettings, prefix: str
+) -> dict[str, Any]:
+    names = Identifiers()
+    descriptions = Descriptions(program, proof, names=names)
+    symbols = {op.name: names.of(f"op {op.name}") for op in program.ops}
+    structs = {op.name: descriptions.of(op) for op in program.ops}
+    calls = CallWriter(program, plan, symbols)
+    rows, columns, channels = program.tensors[program.input].shape
+    output, lengths = program.tensors[program.output], program.tensors[program.lengths]
+    return {
+        "program": program,
+        "prefix": prefix,
+        "upper": prefix.upper(),
+        "runtime": RUNTIME_FOLDER,
+        "runtime_sources": [name for name in runtime_files() if name.endswith(".c")],
+        "arrays": [(array, _comment(program, array.name, names)) for array in descriptions.arrays.values()],
+        "struct_arrays": list(descriptions.structs.values()),
+        "ops": [
+            {"op": op, "symbol": symbols[op.name], "struct": structs[op.name], "proof": _bounds(proof, op.name)}
+            for op in program.ops
+        ],
+        "calls": calls.calls(),
+        "tensors": program.tensors,
+        "place": calls.place,
+        "bytes_in_arena": lambda name: _stored_bytes(plan, program.tensors[name]),
+        "plan": plan,
+        "alignment": ALIGNMENT,
+        "rows": rows,
+        "columns": columns,
+        "channels": channels,
+        "classes": program.classes,
+        "dim": output.shape[1],
+        "output": output,
+        "output_direct": output.c_type == "int16_t",
+        "lengths_type": lengths.c_type,
+        "lengths_frac": lengths.format.frac_bits,
+        "lengths_symbol": next(symbols[op.name] for op in program.ops if op.outputs == (program.lengths,)),
+        "lengths_wide": int(lengths.format.bits == 64),
+        "flash_bytes": program.flash_bytes,
+        "preprocessing": settings.preprocessing or program.meta.get("preprocessing", ""),
+        "pixel_table": next(
+            (op for op in program.ops if isinstance(op, InputQuantize) and op.input == program.input), None
+        ),
+        "ram": settings.ram,
+    }
+
+
+def _comment(program: Program, name: str, names: Identifiers) -> str:
+    """A comment on an array: the constant that it holds."""
+    for constant in program.constants():
+        if names.of(f"table {constant.key}") == name:
+            shape = " x ".join(map(str, constant.shape))
+            return f"{constant.key}: {shape}, {constant.format}"
+    return "exponents of the output channels"
+
+
+def _bounds(proof: Proof, op: str) -> list[Any]:
+    return [bound for bound in proof.accumulators if bound.op == op]
+
+
+def _stored_bytes(plan: MemoryMap, spec: TensorSpec) -> int:
+    kept = plan.stored.get(spec.name)
+    return spec.bytes if kept is None else spec.bytes // spec.shape[0] * kept
+
+
+def _vectors(program: Program, settings: EmitSettings, images: NDArray[np.uint8] | None) -> dict[str, Any]:
+    """Images in the device's layout, and the codes and classes that the interpreter finds for them."""
+    if settings.vectors < 1:
+        raise PlanError(f"export: {settings.vectors} self-test vectors; the rule is at least one")
+    if images is None:
+        shape = (settings.vectors, *program.image_shape)
+        images = np.random.default_rng(0).integers(0, 256, size=shape, dtype=np.uint8)
+    elif images.ndim != 4 or len(images) < 1:
+        raise DataError(f"export: images of shape {images.shape}; the rule is (images, channels, rows, columns)")
+    images = images[: settings.vectors]
+    outcome = interpreter.run(program, images)
+    return {
+        "vector_images": [_rows(image) for image in images.transpose(0, 2, 3, 1).reshape(len(images), -1)],
+        "vector_capsules": [_rows(capsules) for capsules in outcome.capsules.reshape(len(images), -1)],
+        "vector_classes": outcome.predictions.tolist(),
+        "vector_count": len(images),
+    }
+
+
+def _rows(values: NDArray[Any]) -> str:
+    words = [str(value) for value in values.tolist()]
+    return ",\n        ".join(", ".join(words[start : start + 24]) for start in range(0, len(words), 24))
