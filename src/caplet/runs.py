@@ -40,8 +40,12 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file. Raises ArtefactError when it cannot be written."""
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file. Raises ArtefactError when it cannot be written."""
         try:
-            write_atomic(self.path / name, lambda stream: stream.write(text.encode()))
+            write_atomic(self.path / name, lambda stream: stream.write(data))
         except OSError as error:
             raise ArtefactError(f"cannot write {self.path / name}: {why(error)}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -226,12 +225,7 @@ class _Shipper:
     engine: Engine
 
     def program(self, candidate: Candidate) -> Program:
-        meta = {
-            "family": self.model.family,
-            "config": json.dumps(self.model.config.model_dump(mode="json"), sort_keys=True),
-            "plan": json.dumps(candidate.plan.to_json(), sort_keys=True),
-        }
-        return lower(self.model, candidate.plan, labels=self.splits.test.classes, meta=meta)
+        return lower(self.model, candidate.plan, labels=self.splits.test.classes, meta={"family": self.model.family})
 
     def hits(self, program: Program, images: ImageSet) -> NDArray[np.bool_]:
         predicted, _ = predictions(program, images.images.numpy(), self.engine)

@@ -13,12 +13,13 @@ from caplet.jobs.evaluate import float_predictions
 from caplet.metrics import Accuracy, accuracy
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import save_model
+from caplet.report.curves import learning_curves
 from caplet.runs import METRICS, SPLITS, open_run
 from caplet.train.loop import train as run_training
 from caplet.train.recipe import load_recipe
 from caplet.train.settings import TrainSettings, make_settings
 
-MODEL = "model.safetensors"
+MODEL, CURVES = "model.safetensors", "curves.png"
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ def train_by_recipe(
             "history": result.history,
         }
         save_model(result.model, run / MODEL, {key: metrics[key] for key in ("recipe", "test", "epoch", "data")})
+        run.write_bytes(CURVES, learning_curves(result.history, f"{recipe} on {splits.info['name']}"))
         run.write_json(METRICS, metrics)
         return TrainRun(result.model, run / MODEL, test, metrics)
 
