@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,23 +45,19 @@ class NativeModel:
 
     def __init__(self, program: Program, threads: int | None = None, library: Path | None = None) -> None:
         self.program = program
-        self._threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self._threads = threads or _processors()
         self._library = load_library(library or build_library())
         self._steps = make_steps(program)
 
     def run(self, images: NDArray[np.uint8]) -> NativeResult:
         """Run the Program on images: uint8 (N, channels, rows, columns), N >= 1. Raises DataError for others."""
+        self._check(images)
         program = self.program
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != program.image_shape or not len(images):
-            raise DataError(
-                f"program {program.name}: images are {images.dtype} of shape {images.shape}; the rule is uint8 of "
-                f"shape (images, {', '.join(map(str, program.image_shape))}), at least one"
-            )
         out, squared = program.tensors[program.output], program.tensors[program.lengths]
         capsules = np.empty((len(images), *out.shape), dtype=out.c_type.removesuffix("_t"))
         lengths = np.empty((len(images), *squared.shape), dtype=squared.c_type.removesuffix("_t"))
         starts = range(0, len(images), _CHUNK)
-        workers = min(self._threads or 1, len(starts))
+        workers = min(self._threads, len(starts))
         free = [self._arena() for _ in range(workers)]
 
         def chunk(start: int) -> None:
@@ -74,20 +71,59 @@ class NativeModel:
         wide = lengths.astype(np.int64)
         return NativeResult(capsules.astype(np.int32), wide, wide.argmax(axis=1))
 
+    def trace(self, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Every tensor but coupling, which is never stored: name -> codes (N, *shape), int64. Memory grows with N."""
+        self._check(images)
+        arena = self._arena()
+        parts: dict[str, list[NDArray[Any]]] = {}
+        for image in images:
+            for index, op in enumerate(self.program.ops):
+                self._step(arena, index, image)
+                for name in op.outputs:
+                    if name in self._steps.places:
+                        parts.setdefault(name, []).append(self._tensor(arena, name))
+        return {name: np.stack(codes) for name, codes in parts.items()}
+
+    def _check(self, images: NDArray[np.uint8]) -> None:
+        program = self.program
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != program.image_shape or not len(images):
+            raise DataError(
+                f"program {program.name}: images are {images.dtype} of shape {images.shape}; the rule is uint8 of "
+                f"shape (images, {', '.join(map(str, program.image_shape))}), at least one"
+            )
+
     def _arena(self) -> NDArray[np.uint8]:
         """Memory of one thread, from a cache line on."""
         raw = np.zeros(self._steps.arena_bytes + 64, dtype=np.uint8)
         first = -raw.ctypes.data % 64
         return raw[first : first + self._steps.arena_bytes]
 
+    def _tensor(self, arena: NDArray[np.uint8], name: str) -> NDArray[Any]:
+        spec, start = self.program.tensors[name], self._steps.places[name]
+        codes = arena[start : start + spec.bytes].view(spec.c_type.removesuffix("_t"))
+        return codes.reshape(spec.shape).astype(np.int64)
+
+    def _step(self, arena: NDArray[np.uint8], index: int, image: NDArray[np.uint8]) -> None:
+        """One op on what the arena holds."""
+        spec = self.program.tensors
+        capsules = np.empty(spec[self.program.output].bytes, dtype=np.uint8)
+        lengths = np.empty(spec[self.program.lengths].bytes, dtype=np.uint8)
+        self._run(arena, image[None], capsules[None], lengths[None], index, 1)
+
     def _run(
-        self, arena: NDArray[np.uint8], images: NDArray[np.uint8], capsules: NDArray[Any], lengths: NDArray[Any]
+        self,
+        arena: NDArray[np.uint8],
+        images: NDArray[np.uint8],
+        capsules: NDArray[Any],
+        lengths: NDArray[Any],
+        first: int = 0,
+        count: int | None = None,
     ) -> None:
         steps, places, program = self._steps, self._steps.places, self.program
         pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
         self._library.caplet_host_run(
-            ctypes.addressof(steps.table),
-            len(steps.table),
+            ctypes.addressof(steps.table[first]),
+            len(steps.table) if count is None else count,
             arena.ctypes.data,
             pixels.ctypes.data,
             len(pixels),
@@ -100,3 +136,10 @@ class NativeModel:
             lengths[0].nbytes,
             lengths.ctypes.data,
         )
+
+
+def _processors() -> int:
+    """Processors that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -64,10 +64,11 @@ class Steps:
 def make_steps(program: Program) -> Steps:
     """Describe a Program to the host runtime. Raises PlanError when it does not verify.
 
-    Every tensor but the votes' scratch keeps a buffer of its own, so nothing is computed in place.
+    Nothing is computed in place, so every tensor can be looked at after the step that writes it.
     """
     proof = verify(program)
-    return _Builder(program, Descriptions(program, proof, unpacked=True), plan_memory(program, proof=proof)).steps()
+    plan = plan_memory(program, proof=proof, in_place=False)
+    return _Builder(program, Descriptions(program, proof, unpacked=True), plan).steps()
 
 
 class _Builder:

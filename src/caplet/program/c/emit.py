@@ -142,9 +142,7 @@ def _prefix(program: Program, settings: EmitSettings) -> str:
     return f"m_{word}" if word in ("op", "table") or word.lower().startswith("caplet") else word
 
 
-def _context(
-    program: Program, proof: Proof, plan: MemoryMap, settings: EmitSettings, prefix: str
-) -> dict[str, Any]:
+def _context(program: Program, proof: Proof, plan: MemoryMap, settings: EmitSettings, prefix: str) -> dict[str, Any]:
     names = Identifiers()
     descriptions = Descriptions(program, proof, names=names)
     symbols = {op.name: names.of(f"op {op.name}") for op in program.ops}

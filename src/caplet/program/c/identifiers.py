@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 
-_KEYWORDS = frozenset(
-    """auto break case char const continue default do double else enum extern float for goto if inline int long register
-    restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
+_RESERVED = """auto break case char const continue default do double else enum extern float for goto if inline int
+    long register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
     bool true false nullptr alignas alignof typeof asm class namespace template this new delete private public
-    protected virtual operator friend try catch throw using main""".split()
-)
+    protected virtual operator friend try catch throw using main"""
+_KEYWORDS = frozenset(_RESERVED.split())
 
 
 def identifier(text: str) -> str:
