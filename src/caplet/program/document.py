@@ -6,6 +6,7 @@ needs nothing here. Reading accepts exactly what writing produces, and raises Ar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from caplet.errors import ArtefactError, PlanError
-from caplet.fixed.format import format_from_json
+from caplet.fixed.format import AnyFormat, FixedFormat, LogFormat
 from caplet.fixed.rounding import Rounding
 from caplet.program.ops import OPS, Op
 from caplet.program.program import Program
@@ -127,41 +128,60 @@ def _shape(where: str, value: Any) -> tuple[int, ...]:
     return shape
 
 
-def _write_tensor(spec: TensorSpec) -> dict[str, Any]:
-    if isinstance(spec.format, WideFormat):
-        fmt = {"kind": "wide", "bits": spec.format.bits, "frac_bits": spec.format.frac_bits}
-    else:
-        fmt = spec.format.to_json()
-    return {"name": spec.name, "shape": list(spec.shape), "format": fmt, "rounding": str(spec.rounding)}
+def _write_format(fmt: AnyFormat | WideFormat) -> str:
+    """``s8.5``: signed, 8 bits, 5 of them after the point; ``u`` unsigned, ``w`` wide, ``p`` powers of two.
+
+    >>> _write_format(FixedFormat(8, 5, True)), _write_format(FixedFormat(4, -2, False)), _write_format(LogFormat(3, 0))
+    ('s8.5', 'u4.-2', 'p3.0')
+    """
+    if isinstance(fmt, LogFormat):
+        return f"p{fmt.bits}.{fmt.max_exponent}"
+    kind = "w" if isinstance(fmt, WideFormat) else "s" if fmt.signed else "u"
+    return f"{kind}{fmt.bits}.{fmt.frac_bits}"
+
+
+def _read_format(where: str, value: Any, kinds: str) -> Any:
+    match = re.fullmatch(r"([suwp])([0-9]{1,2})\.(-?[0-9]{1,3})", value, re.ASCII) if isinstance(value, str) else None
+    if match is None or match[1] not in kinds:
+        raise ArtefactError(f"{where}: format {value!r:.100}; the rule is a letter of {kinds!r}, bits, '.', exponent")
+    kind, bits, exponent = match[1], int(match[2]), int(match[3])
+    try:
+        if kind == "w":
+            return WideFormat(bits, exponent)
+        return LogFormat(bits, exponent) if kind == "p" else FixedFormat(bits, exponent, kind == "s")
+    except PlanError as error:
+        raise ArtefactError(f"{where}: {error}") from None
+
+
+def _record(where: str, value: Any, names: tuple[str, ...]) -> list[Any]:
+    """A list with one item for each of ``names``."""
+    items = _items(where, value)
+    if len(items) != len(names):
+        raise ArtefactError(f"{where}: found {value!r:.100}; the rule is the list [{', '.join(names)}]")
+    return items
+
+
+def _write_tensor(spec: TensorSpec) -> list[Any]:
+    return [spec.name, list(spec.shape), _write_format(spec.format), str(spec.rounding)]
 
 
 def _read_tensor(where: str, data: object) -> TensorSpec:
-    read = _Reader(where, data, {"name", "shape", "format", "rounding"})
-    fmt = read.value("format")
-    try:
-        if isinstance(fmt, dict) and fmt.get("kind") == "wide":
-            wide = _Reader(f"{where}: format", fmt, {"kind", "bits", "frac_bits"})
-            parsed: Any = WideFormat(wide.integer("bits"), wide.integer("frac_bits"))
-        else:
-            parsed = format_from_json(fmt)
-    except PlanError as error:
-        raise ArtefactError(f"{where}: {error}") from None
-    rounding = read.value("rounding")
+    name, shape, fmt, rounding = _record(where, data, ("name", "shape", "format", "rounding"))
     if rounding not in list(Rounding):
         raise ArtefactError(f"{where}: rounding is {rounding!r:.100}; the rule is one of {[str(r) for r in Rounding]}")
-    return TensorSpec(read.text("name"), _shape(f"{where}: shape", read.value("shape")), parsed, Rounding(rounding))
+    parsed = _read_format(where, fmt, "suw")
+    return TensorSpec(_text(f"{where}: name", name), _shape(f"{where}: shape", shape), parsed, Rounding(rounding))
 
 
-def _write_constant(constant: Constant) -> dict[str, Any]:
-    return {"key": constant.key, "shape": list(constant.shape), "format": constant.format.to_json()}
+def _write_constant(constant: Constant) -> list[Any]:
+    return [constant.key, list(constant.shape), _write_format(constant.format)]
 
 
 def _read_constant(where: str, data: object, codes_of: CodesOf) -> Constant:
-    read = _Reader(where, data, {"key", "shape", "format"})
-    shape = _shape(f"{where}: shape", read.value("shape"))
+    key, shape, fmt = _record(where, data, ("key", "shape", "format"))
+    key, shape, fmt = _text(f"{where}: key", key), _shape(f"{where}: shape", shape), _read_format(where, fmt, "sup")
     try:
-        fmt = format_from_json(read.value("format"))
-        return Constant(read.text("key"), codes_of(read.text("key"), shape, fmt.bits, fmt.signed), fmt)
+        return Constant(key, codes_of(key, shape, fmt.bits, fmt.signed), fmt)
     except PlanError as error:
         raise ArtefactError(f"{where}: {error}") from None
 
