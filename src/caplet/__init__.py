@@ -20,6 +20,7 @@ _API = (
     "build",
     "calibrate",
     "evaluate",
+    "export_c",
     "inspect",
     "load",
     "load_data",
@@ -32,6 +33,7 @@ _API = (
     "save_program",
     "search",
     "train",
+    "verify_engines",
 )
 
 __all__ = ["__version__", *_API]

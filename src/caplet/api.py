@@ -20,6 +20,7 @@ from caplet.errors import ModelError
 from caplet.jobs.evaluate import Evaluation, evaluate
 from caplet.jobs.inspect import inspect_model
 from caplet.jobs.quantize import QuantizeResult, QuantizeSettings, quantize
+from caplet.jobs.ship import Verified, export_c, find_program, parse_targets, verify_engines
 from caplet.jobs.train import TrainRun
 from caplet.jobs.train import train_by_recipe as train
 from caplet.lower import lower
@@ -27,6 +28,7 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.models.registry import FAMILIES, NAMED, build, named_model
 from caplet.program import Program
+from caplet.program.c.emit import EmitSettings, Export
 from caplet.program.file import load_program, save_program
 from caplet.program.interpreter import run
 from caplet.quant.calibrate import calibrate
@@ -35,20 +37,27 @@ from caplet.train.recipe import recipe_names as recipes
 
 __all__ = [
     "CapsNet",
+    "EmitSettings",
     "Evaluation",
+    "Export",
     "Program",
     "QuantizeResult",
     "QuantizeSettings",
     "TrainRun",
+    "Verified",
     "build",
     "calibrate",
     "evaluate",
+    "export_c",
+    "find_program",
     "inspect",
     "load",
     "load_data",
     "load_float",
+    "load_program",
     "lower",
     "models",
+    "parse_targets",
     "quantize",
     "recipes",
     "run",
@@ -56,6 +65,7 @@ __all__ = [
     "save_program",
     "search",
     "train",
+    "verify_engines",
 ]
 
 

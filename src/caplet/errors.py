@@ -42,3 +42,9 @@ class ToolMissing(CapletError):
     """A program that is not part of caplet (a compiler, an emulator) is needed and was not found."""
 
     exit_code = 7
+
+
+class NotExact(CapletError):
+    """Two engines computed different integers from the same Program and image."""
+
+    exit_code = 6

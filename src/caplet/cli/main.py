@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import caplet
-from caplet.cli import demo, evaluate, inspect, models, quantize, train
+from caplet.cli import demo, evaluate, export, inspect, models, quantize, train, verify
 from caplet.cli.output import fail
 from caplet.errors import CapletError
 
@@ -18,8 +18,8 @@ Start with [bold]caplet demo[/bold] (needs no data), then [bold]caplet train --h
 [bold]caplet quantize --help[/bold].
 
 Exit codes: 0 done; 2 wrong usage; 3 a model, dataset, setting or file cannot be used; 5 the target was not met (the
-best result is still written); 7 a tool such as a compiler is missing; 130 interrupted (the same command with --resume
-goes on).
+best result is still written); 6 two engines differ; 7 a tool such as a compiler is missing; 130 interrupted (the same
+command with --resume goes on).
 """
 
 app = typer.Typer(
@@ -46,6 +46,8 @@ app.command("demo")(demo.command)
 app.command("train")(train.command)
 app.command("eval")(evaluate.command)
 app.command("quantize")(quantize.command)
+app.command("export")(export.command)
+app.command("verify")(verify.command)
 app.command("inspect")(inspect.command)
 app.command("models")(models.command)
 

@@ -51,6 +51,11 @@ def parse_bytes(text: str) -> int:
     return round(float(match[1]) * _UNITS[match[2]])
 
 
+def parse_ram(text: str) -> str | int:
+    """``fast``, ``small``, or bytes as :func:`parse_bytes`."""
+    return text if text in ("fast", "small") else parse_bytes(text)
+
+
 def console() -> Console:
     """Console for tables: stdout."""
     from rich.console import Console

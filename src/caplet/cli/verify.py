@@ -1,0 +1,64 @@
+"""``caplet verify``: the same integers on every engine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caplet.cli.output import Channels, Json, Quiet, Root, Size, console, note, parse_ram, print_json
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="A .caplet file, or the run folder of `caplet quantize`.")],
+    on: Annotated[
+        str, typer.Option("--on", help="Engines, separated by commas: interpreter, native, cortex-m4.")
+    ] = "interpreter,native",
+    images: Annotated[int, typer.Option("--images", help="How many images.", min=1)] = 50,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Dataset whose test images are run. Default: random images.")
+    ] = None,
+    root: Root = None,
+    size: Size = None,
+    channels: Channels = None,
+    ram: Annotated[str, typer.Option("--ram", help="Memory plan of the firmware: fast, small, or a limit.")] = "small",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Run images on every engine and compare every output code with the reference; exit code 6 if one differs.
+
+    cortex-m4 builds firmware (arm-none-eabi-gcc or the ziglang package) and runs it in QEMU; instructions are those the
+    emulator counts, not clock cycles of a device.
+
+    Example: caplet verify runs/q7 --on interpreter,native,cortex-m4 --images 50 --data mnist --root ~/data
+    """
+    import numpy as np
+
+    from caplet.api import find_program, load_program, parse_targets, verify_engines
+    from caplet.errors import NotExact
+
+    targets = parse_targets(on)
+    program = load_program(find_program(run))
+    if data is None:
+        pixels = np.random.default_rng(0).integers(0, 256, (images, *program.image_shape), dtype=np.uint8)
+    else:
+        from caplet.api import load_data
+
+        test = load_data(data, root, size=size, channels=channels, progress=not quiet).test
+        pixels = test.images[:: max(1, len(test) // images)][:images].numpy()
+    results = verify_engines(program, pixels, targets, ram=parse_ram(ram), note=(lambda text: None) if quiet else note)
+    if json:
+        print_json({"engines": [asdict(result) for result in results]})
+    else:
+        for result in results:
+            verdict = "identical" if not result.differing else f"{result.differing:,} differ"
+            console().print(f"{result.target}: {result.codes:,} codes of {result.images:,} images: {verdict}")
+            for name, value in (result.device or {}).items():
+                console().print(
+                    f"  {name.replace('_', ' ')}: {value:,}" if isinstance(value, int) else f"  {name}: {value}"
+                )
+    for result in results:
+        if result.differing:
+            raise NotExact(f"{result.target}: {result.differing:,} of {result.codes:,} codes differ; {result.first}")
