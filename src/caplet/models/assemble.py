@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from caplet.errors import ModelError
 from caplet.models.base import CapsNet, ModelConfig, check_finite
@@ -44,7 +45,7 @@ def assemble(family: str, config: ModelConfig | dict[str, Any], tensors: Mapping
     Raises:
         ModelError: invalid settings, a missing or unexpected tensor, a wrong shape or type, a NaN or infinity.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInitialisation():
         model = _build(family, config, where)
     expected = named_tensors(model)
     given = dict(tensors)
@@ -66,12 +67,22 @@ def assemble(family: str, config: ModelConfig | dict[str, Any], tensors: Mapping
     return model.eval()
 
 
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves random initial values out: pointless without data, and PyTorch would load its compiler for them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def _build(family: str, config: ModelConfig | dict[str, Any], where: str) -> CapsNet:
     try:
         return build(family, config)
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from None
-    except (RuntimeError, OverflowError) as error:  # torch refuses sizes beyond 64 bits
+    except (RuntimeError, OverflowError, TypeError) as error:  # what torch raises for sizes beyond 64 bits
         raise ModelError(
             f"{where}: its settings describe a network too large for any machine ({first_line(error)})"
         ) from None

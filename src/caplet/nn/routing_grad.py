@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from caplet.nn.squash import squash_backward, squash_reference
+from caplet.nn.squash import no_autocast, squash_backward, squash_reference
 
 
 def weighted_sum(coupling: Tensor, votes: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class RouteFunction(torch.autograd.Function):
         preactivations: list[Tensor] = []
         activations: list[Tensor] = []
         logits: Tensor | None = None
-        with torch.autocast(votes.device.type, enabled=False):
+        with no_autocast(votes):
             for iteration in range(iterations):
                 if logits is None:
                     coupling = votes.new_full((1, *votes.shape[1:3]), 1.0 / votes.shape[1])

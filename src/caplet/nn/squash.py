@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ class _SquashMaps(torch.autograd.Function):
     def forward(ctx: Any, capsules: Tensor) -> Tensor:
         _, types, dim, _, _ = capsules.shape
         rows, gather, spread = _as_rows(capsules), *_membership(types, dim, capsules)
-        with torch.autocast(capsules.device.type, enabled=False):
+        with no_autocast(capsules):
             squared = _wide((rows * rows) @ gather)
             factor = _factor(squared).to(rows.dtype) @ spread
         ctx.save_for_backward(rows, squared, factor)
@@ -108,6 +109,11 @@ class _SquashMaps(torch.autograd.Function):
         grad = _as_rows(grad)
         along = _wide((grad * rows) @ gather) * _slope(squared)
         return _as_maps((grad * factor).addcmul_(rows, along.to(rows.dtype) @ spread), ctx.shape)
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Turn autocast off on the device of ``x``; tensors without data (``meta``) have none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def _wide(x: Tensor) -> Tensor:

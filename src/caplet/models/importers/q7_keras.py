@@ -3,8 +3,9 @@
 Only float datasets and, where present, the ``model_config`` attribute (JSON text, read as data) are looked at.
 
 A full model file says strides, routing iterations and image size in ``model_config``. A file of weights alone does
-not: then iterations are 3 and strides are 1 in the stem and 2 in the primary capsules, or, if these do not lead from a
-usual image (28, 32, 64) to the capsule count, the fewest and latest strides of 2 that do.
+not: then iterations are 3, and strides are 1 in the stem and 2 in the primary capsules if these lead from a usual image
+(28, 32, 64) to the capsule count, else the fewest and latest strides of 2 in the stem that do. Where several patterns
+fit, only the full model file can tell.
 
 Differences in layout that the import removes: kernels are HWIO; primary capsules are listed position by position and
 within a position type by type; class-capsule weights are (out, in, out_dim, in_dim). Class capsules have no bias.
@@ -32,7 +33,10 @@ ABOUT = "Keras .h5 model or weights: convolutions, primary capsules, class capsu
 
 recognises = is_hdf5_file
 
+#: Routing iterations where the file does not say.
 ITERATIONS = 3
+#: The longest chain of convolutions whose strides are inferred.
+MOST_INFERRED = 10
 
 
 @dataclass(frozen=True)
@@ -180,11 +184,11 @@ def _capsule_weights(layer: LayerWeights, where: str) -> Tensor:
 
 
 def _strides(convs: int) -> Iterator[tuple[int, ...]]:
-    """Stride patterns from the likeliest: 1 but 2 at the end; then more strides of 2, the later ones first."""
-    yield (*(1,) * (convs - 1), 2)
-    for strided in range(convs + 1):
-        for places in combinations(reversed(range(convs)), strided):
-            yield tuple(2 if place in places else 1 for place in range(convs))
+    """Stride patterns, likeliest first: 2 in the primary capsules, then 1; in the stem the fewest and latest 2."""
+    for primary in (2, 1):
+        for strided in range(convs):
+            for places in combinations(reversed(range(convs - 1)), strided):
+                yield (*(2 if place in places else 1 for place in range(convs - 1)), primary)
 
 
 def _infer_strides(parts: _Parts, types: int, channels: int, image_size: ImageSize | None, where: str) -> Sequence[int]:
@@ -193,15 +197,19 @@ def _infer_strides(parts: _Parts, types: int, channels: int, image_size: ImageSi
         sizes = [(side, side) for side in preferred(channels)]
     else:
         sizes = [(image_size, image_size) if isinstance(image_size, int) else image_size]
-    patterns = list(_strides(min(len(parts.kernels), 12)))
-    if len(parts.kernels) > 12:
-        raise ModelError(f"{where}: {len(parts.kernels)} convolutions; strides of at most 12 can be inferred")
-    for strides in patterns:
-        chain = [Conv(kernel, stride) for kernel, stride in zip(parts.kernels, strides, strict=True)]
-        if any(types * chain_size(r, chain) * chain_size(c, chain) == count for r, c in sizes):
-            return strides
+    if len(parts.kernels) > MOST_INFERRED:
+        raise ModelError(
+            f"{where}: strides of {len(parts.kernels)} convolutions cannot be inferred (at most {MOST_INFERRED}); give"
+            " a file with the model's description (model.save, not save_weights)"
+        )
+    patterns = list(_strides(len(parts.kernels)))
+    usual, others = patterns[:1], patterns[1:]
+    for choice, size in [(p, s) for s in sizes for p in usual] + [(p, s) for s in sizes for p in others]:
+        chain = [Conv(kernel, stride) for kernel, stride in zip(parts.kernels, choice, strict=True)]
+        if types * chain_size(size[0], chain) * chain_size(size[1], chain) == count:
+            return choice
     if image_size is None and (count % types or square_side(count // types) is None):
         raise ModelError(
             f"{where}: {count} capsules of {types} types do not form a square map; give the images' size (image_size)"
         )
-    return patterns[0]
+    return usual[0]

@@ -37,7 +37,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if stream.read(len(ZIP)) == ZIP:
             _check_archive(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as stream:  # a stream, as torch.load also goes by the ending of a name
+            content = torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = _GLOBAL.search(str(error))
         if wanted or "Unsupported" in str(error) or "not allowed" in str(error):
