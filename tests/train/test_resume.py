@@ -151,6 +151,18 @@ def test_other_settings_or_data_are_refused_and_named(tiny: Make, few_digits: Sp
         train(tiny(epochs=1), other, tmp_path, resume=True, progress=False)
 
 
+def test_a_setting_that_is_newer_than_the_checkpoint_counts_as_its_default(
+    tiny: Make, few_digits: Splits, tmp_path: Path
+) -> None:
+    train(tiny(epochs=1), few_digits, tmp_path, progress=False)
+    record = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    del record["made"]["clip_norm"]
+    torch.save(record, tmp_path / CHECKPOINT)
+    train(tiny(epochs=1), few_digits, tmp_path, resume=True, progress=False)
+    with pytest.raises(ConfigError, match=r"setting 'clip_norm' was null, now 2\.0"):
+        train(tiny(epochs=1, clip_norm=2.0), few_digits, tmp_path, resume=True, progress=False)
+
+
 @pytest.mark.parametrize("size", [0, 10, 5000])
 def test_a_damaged_checkpoint_is_a_clear_error(size: int, tiny: Make, few_digits: Splits, tmp_path: Path) -> None:
     train(tiny(epochs=1), few_digits, tmp_path, progress=False)

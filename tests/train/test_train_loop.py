@@ -141,6 +141,15 @@ def test_signal_handlers_are_given_back(tiny: Make, few_digits: Splits, tmp_path
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+def test_threads_are_set_and_given_back(tiny: Make, few_digits: Splits, tmp_path: Path) -> None:
+    seen: list[int] = []
+    train(
+        tiny(threads=3), few_digits, tmp_path, progress=False, on_epoch=lambda _: seen.append(torch.get_num_threads())
+    )
+    assert seen == [3, 3]
+    assert torch.get_num_threads() == 1
+
+
 def test_accelerate_gives_the_same_on_one_device(tiny: Make, few_digits: Splits, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     plain = train(tiny(epochs=1), few_digits, tmp_path / "a", progress=False, device="cpu")

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+
 from caplet.data.splits import Splits
 from caplet.errors import ArtefactError
 from caplet.models.base import CapsNet
@@ -87,23 +89,25 @@ def train(
     if checkpoint.exists() and not resume:
         raise ArtefactError(f"{checkpoint} exists: resume that run, or choose another folder")
     made = fingerprint(settings, splits)
-    trainer = Trainer(settings, splits, make_backend(accelerate, device))
-    if checkpoint.exists():
-        trainer.restore(*load_state(checkpoint, made))
-    else:
-        trainer.initialise()
-    main, position = trainer.backend.main, trainer.position
-
-    def save() -> None:
-        if main:
-            save_state(checkpoint, position, made, trainer.state())
-
+    saved = load_state(checkpoint, made) if checkpoint.exists() else None
     with ExitStack() as stack:
+        stop = stack.enter_context(_catch_signals())
+        stack.enter_context(_cpu_threads(settings.threads))
+        trainer = Trainer(settings, splits, make_backend(accelerate, device))
+        if saved is None:
+            trainer.initialise()
+        else:
+            trainer.restore(*saved)
+        main, position = trainer.backend.main, trainer.position
+
+        def save() -> None:
+            if main:
+                save_state(checkpoint, position, made, trainer.state())
+
         logs: list[CsvLog | TensorBoardLog] = [CsvLog(out / LOG, position.epoch, trainer.global_step)] if main else []
         if tensorboard and main:
             logs.append(stack.enter_context(TensorBoardLog(out / "tensorboard", trainer.global_step)))
         bar = stack.enter_context(Bar(trainer.steps, trainer.global_step, progress and main))
-        stop = stack.enter_context(_catch_signals())
         last_saved = time.monotonic()
         while not trainer.finished:
             for row in trainer.epoch_steps():
@@ -125,7 +129,7 @@ def train(
                 on_epoch(row)
             if trainer.backend.any(stop.is_set()):
                 raise KeyboardInterrupt
-    model, accuracy = trainer.result()
+        model, accuracy = trainer.result()
     return TrainResult(
         model=model,
         history=position.history,
@@ -139,6 +143,17 @@ def train(
 def _write(logs: list[CsvLog | TensorBoardLog], row: dict[str, Any]) -> None:
     for log in logs:
         log.write(row)
+
+
+@contextmanager
+def _cpu_threads(count: int | None) -> Iterator[None]:
+    """Compute with ``count`` CPU threads inside; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -56,6 +56,8 @@ class TrainSettings(BaseModel):
         patience: stop after so many epochs without a better calibration accuracy; None never stops early.
         keep: which epoch's weights are returned: the ``best`` on the calibration split, or the ``last``.
         seed: of initialisation, shuffling and augmentation.
+        threads: CPU threads to compute with; None for torch's choice. Small networks are faster with 1, much faster on
+            a machine that is busy with other work.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,6 +95,7 @@ class TrainSettings(BaseModel):
     patience: PositiveInt | None = None
     keep: Literal["best", "last"] = "best"
     seed: NonNegativeInt = 0
+    threads: PositiveInt | None = None
 
 
 def make_settings(values: dict[str, Any], where: str = "training settings") -> TrainSettings:

@@ -54,6 +54,11 @@ def fingerprint(settings: TrainSettings, splits: Splits) -> dict[str, str]:
     return made
 
 
+def _defaults() -> dict[str, str]:
+    fields = TrainSettings.model_fields.items()
+    return {name: json.dumps(field.default) for name, field in fields if not field.is_required()}
+
+
 def save_state(path: Path, position: Position, made: dict[str, str], tensors: dict[str, Any]) -> None:
     """Write the checkpoint: it is there whole or not at all, and an older one stays until then.
 
@@ -89,8 +94,8 @@ def load_state(path: Path, made: dict[str, str]) -> tuple[Position, dict[str, An
         raise ArtefactError(f"{path} is damaged or not a training checkpoint; delete it to start anew") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
         raise ArtefactError(f"{path} is not a training checkpoint of this version of caplet; delete it to start anew")
-    before: dict[str, str] = record["made"]
-    changed = [name for name in {**before, **made} if before.get(name) != made.get(name)]
+    before = _defaults() | record["made"]  # a setting that did not exist yet had the effect of its default
+    changed = [name for name in {**made, **before} if before.get(name) != made.get(name)]
     if changed:
         raise ConfigError(f"cannot resume {path}: {'; '.join(_change(n, before, made) for n in changed)}")
     tensors = {key: value for key, value in record.items() if key not in ("format", "version", "made", "position")}
