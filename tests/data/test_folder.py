@@ -11,7 +11,7 @@ from PIL import Image
 from caplet.data import load_data
 from caplet.data.convert import resize, to_gray
 from caplet.data.decode import ImageFile, decode_all
-from caplet.data.folder import scan_folder
+from caplet.data.tree import scan_folder
 from caplet.errors import ConfigError, DataError
 
 

@@ -14,8 +14,8 @@ import PIL
 from caplet.data.cache import load_arrays, store_arrays
 from caplet.data.decode import EXTENSIONS, ImageFile
 from caplet.data.files import file_hash, is_file, why
-from caplet.data.folder import ByClass, DecodedTree, ImageTree, decode_tree
 from caplet.data.source import Request
+from caplet.data.tree import ByClass, DecodedTree, ImageTree, decode_tree
 from caplet.errors import DataError
 
 _SUFFIXES = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz")
@@ -85,7 +85,7 @@ def load_archive(path: Path, request: Request) -> DecodedTree:
     decoder's version, so that a changed archive is never mistaken for an old one.
 
     Raises:
-        DataError: as :func:`scan_archive` and :func:`caplet.data.folder.decode_tree`.
+        DataError: as :func:`scan_archive` and :func:`caplet.data.tree.decode_tree`.
     """
     key = _cache_key(path, request)
     stored = load_arrays(key, _ARRAYS)

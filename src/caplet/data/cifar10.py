@@ -13,9 +13,9 @@ import torch
 from caplet.data.archive import is_archive, load_archive
 from caplet.data.download import data_root, fetch
 from caplet.data.files import file_hash, is_file, is_folder, read_bytes
-from caplet.data.folder import DecodedTree, decode_tree, scan_folder, to_source
 from caplet.data.imageset import ImageSet
 from caplet.data.source import Request, Source
+from caplet.data.tree import DecodedTree, decode_tree, scan_folder, to_source
 from caplet.errors import DataError
 
 NAME = "cifar10"

@@ -16,6 +16,7 @@ from caplet.data.registry import Dataset, DatasetRegistry
 from caplet.data.source import Request, Source
 from caplet.data.splits import SPLITS, Splits, cut_calibration, read_saved_ids
 from caplet.data.stratify import stratified_choice
+from caplet.data.tree import LAYOUT
 from caplet.errors import ConfigError, DataError
 
 MAX_SIZE = 4096
@@ -37,7 +38,7 @@ def builtin_datasets() -> DatasetRegistry:
         ),
         Dataset(cifar10.NAME, "60,000 objects and animals, 32x32 RGB", cifar10.LAYOUT, cifar10.load_cifar10),
         Dataset(svhn.NAME, "99,289 house-number digits, 32x32 RGB", svhn.LAYOUT, svhn.load_svhn),
-        Dataset("folder", "your own images, one folder per class", folder.LAYOUT, folder.load_folder),
+        Dataset("folder", "your own images, one folder per class", LAYOUT, folder.load_folder),
     ):
         registry.register(dataset)
     return registry
@@ -142,7 +143,7 @@ def _resolve(name: str | Path, root: str | Path | None) -> tuple[Dataset, Path |
             raise DataError(f"two places for the images: {path} and root {place}: give one")
         return DATASETS.get("folder"), path
     if isinstance(name, Path) or os.sep in name:
-        raise DataError(f"no image folder {path}: expected one with {folder.LAYOUT}")
+        raise DataError(f"no image folder {path}: expected one with {LAYOUT}")
     return DATASETS.get(name), place
 
 
