@@ -19,7 +19,7 @@ import platformdirs
 from caplet.errors import ArtefactError, ToolMissing
 from caplet.program.c.sources import runtime_files
 
-_FLAGS = ("-std=c99", "-O3", "-fPIC", "-shared", "-fno-strict-aliasing")
+_FLAGS = ("-std=c99", "-O3", "-funroll-loops", "-fPIC", "-shared", "-fno-strict-aliasing")
 _NATIVE = ("-march=native",)
 _SUFFIX = ".dll" if sys.platform == "win32" else ".dylib" if sys.platform == "darwin" else ".so"
 

@@ -27,9 +27,9 @@ _EMULATOR = "qemu-system-arm"
 _SHIFT = 6  # every instruction takes 2**6 ns of the emulated clock
 _TICK = 40  # ns of the board's timer
 _COMMON = ("-std=c99", "-Os", "-ffreestanding", "-fno-strict-aliasing", "-ffunction-sections", "-fdata-sections")
-_GCC = ("-mcpu=cortex-m4", "-mthumb")
+_GCC = ("-mcpu=cortex-m4", "-mthumb", "-nostdlib")
 _ZIG = ("-target", "thumb-freestanding-eabi", "-mcpu=cortex_m4", "-fno-sanitize=all")
-_LINK = ("-nostdlib", "-T", "cortex_m/mps2_an386.ld", "-Wl,--gc-sections")
+_LINK = ("-nostartfiles", "-T", "cortex_m/mps2_an386.ld", "-Wl,--gc-sections")
 _INSTALL = (
     "install them, on Debian with 'apt install qemu-system-arm gcc-arm-none-eabi'; 'pip install ziglang' serves as the "
     "compiler too"
@@ -65,7 +65,7 @@ def find_cross_compiler() -> tuple[Compiler, tuple[str, ...]]:
     """A compiler for Cortex-M4 and its flags: arm-none-eabi-gcc, else ziglang. Raises ToolMissing without either."""
     if shutil.which("arm-none-eabi-gcc"):
         version = subprocess.run(["arm-none-eabi-gcc", "--version"], capture_output=True, text=True, check=True).stdout
-        return Compiler(("arm-none-eabi-gcc",), version), (*_GCC, "-nostartfiles")
+        return Compiler(("arm-none-eabi-gcc",), version), _GCC
     if importlib.util.find_spec("ziglang") is not None:
         return zig_cross_compiler()
     raise ToolMissing(
@@ -137,7 +137,10 @@ def build_firmware(
 ) -> Path:
     """Compile an export for the emulated board; returns the ELF file. Raises ArtefactError when that fails."""
     sources = [f"{export.prefix}.c", "cortex_m/main_cortex_m.c", "cortex_m/startup.c", "cortex_m/semihosting.c"]
-    sources += sorted(f"{RUNTIME_FOLDER}/{path.name}" for path in (export.folder / RUNTIME_FOLDER).glob("*.c"))
+    # The runtime as one translation unit: one start of the compiler instead of one per op.
+    runtime = sorted(path.name for path in (export.folder / RUNTIME_FOLDER).glob("*.c"))
+    (export.folder / "runtime_all.c").write_text("".join(f'#include "{RUNTIME_FOLDER}/{name}"\n' for name in runtime))
+    sources.append("runtime_all.c")
     flags = [*compiler[1], *_COMMON, *_LINK, *(f"-D{name}" for name in defines)]
     libraries = ["-lgcc"] if "gcc" in compiler[0].command[0] else []
     arguments = [*flags, "-o", "firmware.elf", *sources, *libraries]

@@ -68,18 +68,24 @@ def make_steps(program: Program) -> Steps:
     """
     proof = verify(program)
     plan = plan_memory(program, proof=proof, in_place=False)
-    return _Builder(program, Descriptions(program, proof, unpacked=True), plan).steps()
+    return StepBuilder(program, Descriptions(program, proof, unpacked=True), plan).steps()
 
 
-class _Builder:
-    def __init__(self, program: Program, descriptions: Descriptions, plan: MemoryMap) -> None:
+class StepBuilder:
+    """Builds the steps of a Program, or of a single op, in the buffers of a memory plan.
+
+    portable: compute convolutions as a device does.
+    """
+
+    def __init__(self, program: Program, descriptions: Descriptions, plan: MemoryMap, portable: bool = False) -> None:
         self.program = program
         self.tensors = program.tensors
         self.descriptions = descriptions
         self.plan = plan
+        self.portable = portable
         self.memory = Memory(descriptions)
         self.names = {buffer.name for buffer in plan.buffers} | set(plan.shared)
-        pixels = self.tensors[program.input].bytes
+        pixels = self.tensors[program.input].bytes if program.input else 0
         self.input = _up(plan.bytes)
         self.scratch = _up(self.input + pixels)
         self.scratch_bytes = 0
@@ -132,7 +138,7 @@ class _Builder:
     def _convolution(self, op: Conv2d | ConvVotes, conv: Struct) -> Struct:
         """Descriptor of ``caplet_host_convolve``: the filters as rows of a padded matrix, where they fit its tiles."""
         filters = op.weight.integers.reshape(op.weight.shape[0], -1)
-        method = _method(conv, filters)
+        method = _PORTABLE if self.portable else _method(conv, filters)
         outputs, size = filters.shape
         patch = -(-size // 64) * 64
         matrix = np.zeros((-(-outputs // 4) * 4, patch), dtype=np.int16 if method == _WORDS else np.int8)

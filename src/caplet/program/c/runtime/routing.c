@@ -5,6 +5,39 @@
  */
 #include "fixed.h"
 
+/* Codes of one byte in capsules of whole eights are the common case; a fixed inner count lets compilers vectorise it. */
+enum { LANES = 8 };
+
+/* sums[d] += share * v[d]. */
+static void weigh_bytes(int32_t *restrict sums, int32_t share, const int8_t *restrict v, uint32_t dim)
+{
+    uint32_t d;
+    uint32_t lane;
+    for (d = 0; d < dim; d += LANES) {
+        for (lane = 0; lane < LANES; lane++) {
+            sums[d + lane] += share * v[d + lane];
+        }
+    }
+}
+
+/* sum over d of a[d] * v[d]. */
+static int32_t dot_bytes(const int8_t *restrict a, const int8_t *restrict v, uint32_t dim)
+{
+    int32_t sums[LANES] = {0};
+    int32_t sum = 0;
+    uint32_t d;
+    uint32_t lane;
+    for (d = 0; d < dim; d += LANES) {
+        for (lane = 0; lane < LANES; lane++) {
+            sums[lane] += a[d + lane] * v[d + lane];
+        }
+    }
+    for (lane = 0; lane < LANES; lane++) {
+        sum += sums[lane];
+    }
+    return sum;
+}
+
 /* acc[g, d] += coupling[g] * votes[g, d]. */
 #define WEIGH(T, ACC)                                                                  \
     do {                                                                               \
@@ -43,7 +76,12 @@ static void weigh(const caplet_routing_op *op, const void *votes, const void *co
     const uint32_t dim = op->dim;
     uint32_t g;
     uint32_t d;
-    if (op->acc.wide) {
+    if (!op->acc.wide && op->votes_type == CAPLET_INT8 && dim % LANES == 0) {
+        for (g = 0; g < op->outputs; g++) {
+            const int32_t share = caplet_load(coupling, op->coupling.type, g);
+            weigh_bytes((int32_t *)acc + g * dim, share, (const int8_t *)votes + g * dim, dim);
+        }
+    } else if (op->acc.wide) {
         WEIGH_BY_TYPE(int64_t);
     } else {
         WEIGH_BY_TYPE(int32_t);
@@ -57,6 +95,9 @@ static int64_t agreement_of(const caplet_routing_op *op, const void *activation,
     int64_t wide = 0;
     int32_t sum = 0;
     uint32_t d;
+    if (op->activation.type == CAPLET_INT8 && op->votes_type == CAPLET_INT8 && op->dim % LANES == 0) {
+        return dot_bytes((const int8_t *)activation + first, (const int8_t *)votes + first, op->dim); /* below 2^21 */
+    }
     if (op->agreement_wide) {
         for (d = 0; d < op->dim; d++) {
             wide += (int64_t)caplet_load(activation, op->activation.type, first + d) *

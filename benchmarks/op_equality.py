@@ -1,0 +1,90 @@
+"""Random single ops: the C code against the interpreter, every code of every output.
+
+A case is one input through one op; ops are drawn at random over shapes, formats (1 to 16 bits), roundings, weights and
+extremes, and each takes `--batch` inputs. About half of the ops run on the device's path (bit-packed constants), the
+others on the host's. Every op runs on the library compiled with -O3 for this machine, every fifth one also on -O0.
+
+    python benchmarks/op_equality.py                     # 1,000,000 cases, writes benchmarks/records/<name>.json
+    python benchmarks/op_equality.py --cases 20000 --no-record
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from caplet.program.ops import OPS
+from caplet.runtime.compiler import build_library, find_compiler, load_library
+from caplet.runtime.random_ops import RandomOps
+
+RECORDS = Path(__file__).parent / "records"
+
+
+def compare(cases: int, batch: int, seed: int) -> dict[str, object]:
+    """Run the cases; returns counts per kind of op, and what differs first, if anything does."""
+    fast, plain = load_library(build_library()), load_library(build_library(flags=("-O0",)))
+    draw = RandomOps(seed)
+    counts = {op.kind: {"ops": 0, "cases": 0, "codes": 0, "differing_codes": 0} for op in OPS}
+    first = None
+    for number in range(-(-cases // batch)):
+        kind = OPS[number % len(OPS)].kind
+        single = draw.draw(kind)
+        inputs = draw.inputs(single, batch)
+        expected = single.interpret(inputs)
+        libraries = [fast, plain] if number % 5 == 0 else [fast]
+        for library in libraries:
+            found = single.run(library, inputs)
+            for name, codes in expected.items():
+                unequal = codes != found[name]
+                counts[kind]["differing_codes"] += int(unequal.sum())
+                if unequal.any() and first is None:
+                    first = f"op {number}: {single.op}, output {name}, first at {np.argwhere(unequal)[0].tolist()}"
+        counts[kind]["ops"] += 1
+        counts[kind]["cases"] += batch
+        counts[kind]["codes"] += sum(codes.size for codes in expected.values())
+    return {"kinds": counts, "first_difference": first}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=int, default=1_000_000)
+    parser.add_argument("--batch", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--no-record", action="store_true")
+    settings = parser.parse_args()
+    start = time.time()
+    result = compare(settings.cases, settings.batch, settings.seed)
+    kinds = result["kinds"]
+    assert isinstance(kinds, dict)
+    total = {key: sum(entry[key] for entry in kinds.values()) for key in ("ops", "cases", "codes", "differing_codes")}
+    now = datetime.datetime.now(datetime.UTC)
+    record = {
+        "command": "python " + shlex.join(["benchmarks/op_equality.py", *sys.argv[1:]]),
+        "date": now.isoformat(timespec="seconds"),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "compiler": find_compiler().version.splitlines()[0],
+        "settings": vars(settings),
+        "seconds": round(time.time() - start, 1),
+        "total": total,
+        **result,
+    }
+    print(json.dumps({key: record[key] for key in ("command", "seconds", "total", "first_difference")}, indent=2))
+    if not settings.no_record:
+        RECORDS.mkdir(exist_ok=True)
+        path = RECORDS / f"op_equality-{now:%Y-%m-%d}.json"
+        path.write_text(json.dumps(record, indent=2) + "\n")
+        print(f"wrote {path}")
+    return 1 if total["differing_codes"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

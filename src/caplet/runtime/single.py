@@ -1,0 +1,98 @@
+"""Single ops, natively and in the interpreter: what the cross-checks of the C code compare."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caplet.program import interpreter
+from caplet.program.arena import ALIGNMENT, Buffer, MemoryMap
+from caplet.program.bounds import bounds, code_range
+from caplet.program.c.describe import Descriptions
+from caplet.program.ops import InputQuantize, Op, Routing
+from caplet.program.program import Program
+from caplet.program.tensor import TensorSpec
+from caplet.program.verify import Proof, check
+from caplet.program.workspace import workspace
+from caplet.runtime.steps import StepBuilder
+
+
+class SingleOp:
+    """One op with its tensors, outside any Program.
+
+    portable: as on a device: bit-packed constants, and convolutions one window at a time; else as the host does.
+    seed: of stochastic rounding. Raises PlanError when the op does not verify.
+    """
+
+    def __init__(self, op: Op, tensors: dict[str, TensorSpec], seed: int = 0, portable: bool = False) -> None:
+        check(op, tensors)
+        ranges = {name: (0, 255) if isinstance(op, InputQuantize) else _codes(tensors[name]) for name in op.inputs}
+        ranges |= {name: code_range(op, tensors[name]) for name in op.outputs}
+        proof = Proof(tuple(bounds(op, tensors, ranges)))
+        self.op = op
+        self.outputs = tuple(name for name in op.outputs if not (isinstance(op, Routing) and name == op.coupling))
+        program = Program("single", tensors, (op,), "", "", "", seed)
+        self._tensors = tensors
+        self._machine = interpreter._Machine(program, proof, exact_floats=True)
+        self._plan = _sequential(op, tensors, proof, self.outputs)
+        descriptions = Descriptions(program, proof, unpacked=not portable)
+        self._steps = StepBuilder(program, descriptions, self._plan, portable).steps()
+
+    def interpret(self, inputs: dict[str, NDArray[np.int32]]) -> dict[str, NDArray[np.int64]]:
+        """The outputs by the interpreter: name -> int64 (B, *shape). inputs: name -> codes (B, *shape)."""
+        result = interpreter.execute(self.op, self._machine, *(inputs[name] for name in self.op.inputs))
+        return {name: np.asarray(result[name], dtype=np.int64) for name in self.outputs}
+
+    def run(self, library: ctypes.CDLL, inputs: dict[str, NDArray[np.int32]]) -> dict[str, NDArray[np.int64]]:
+        """The outputs by the C code in ``library``, as :meth:`interpret` gives them."""
+        batch = len(inputs[self.op.inputs[0]])
+        start, end = self._extent(self.op.inputs)
+        images = np.zeros((batch, end - start), dtype=np.uint8)
+        for name in self.op.inputs:
+            self._view(images, start, name)[...] = inputs[name]
+        first, last = self._extent(self.outputs)
+        results = np.empty((batch, last - first), dtype=np.uint8)
+        raw = np.zeros(self._steps.arena_bytes + 64, dtype=np.uint8)
+        arena = raw.ctypes.data + -raw.ctypes.data % 64
+        library.caplet_host_run(
+            *(ctypes.addressof(self._steps.table), 1, arena),
+            *(images.ctypes.data, batch, images.shape[1], start),
+            *(first, results.shape[1], results.ctypes.data),
+            *(first, 0, results.ctypes.data),
+        )
+        return {name: self._view(results, first, name).astype(np.int64) for name in self.outputs}
+
+    def _extent(self, names: tuple[str, ...]) -> tuple[int, int]:
+        """The bytes of the arena, from the first tensor's start to the last one's end."""
+        return self._plan.offset(names[0]), self._plan.offset(names[-1]) + self._tensors[names[-1]].bytes
+
+    def _view(self, block: NDArray[np.uint8], start: int, name: str) -> NDArray[Any]:
+        spec = self._tensors[name]
+        at = self._plan.offset(name) - start
+        codes = np.ndarray(
+            (len(block), spec.elements),
+            dtype=spec.c_type.removesuffix("_t"),
+            buffer=block,
+            offset=at,
+            strides=(block.strides[0], spec.element_bytes),
+        )
+        return codes.reshape(len(block), *spec.shape)
+
+
+def _codes(spec: TensorSpec) -> tuple[int, int]:
+    return spec.format.min_code, spec.format.max_code  # type: ignore[union-attr]
+
+
+def _sequential(op: Op, tensors: dict[str, TensorSpec], proof: Proof, outputs: tuple[str, ...]) -> MemoryMap:
+    """Inputs, outputs and scratch one after the other."""
+    sizes = {name: tensors[name].bytes for name in (*op.inputs, *outputs)}
+    sizes |= {f"{op.name}/{what}": size for what, size in workspace(op, tensors, proof).items()}
+    buffers = []
+    offset = 0
+    for name, size in sizes.items():
+        buffers.append(Buffer(name, size, 0, 0, offset))
+        offset += -(-size // ALIGNMENT) * ALIGNMENT
+    return MemoryMap(tuple(buffers), {}, offset, op.name, (), {})
