@@ -24,7 +24,8 @@ class Histogram:
     """Counts of a tensor's values in ``2 * HALF`` bins of width ``2**exponent`` around zero, exact zeros apart.
 
     Bin i covers ``[(i - HALF) * width, (i - HALF + 1) * width)``. A value beyond the last bin makes the bins merge
-    pairwise until it fits, so no value is ever lost and the result does not depend on the order of the batches.
+    pairwise until it fits, so no value is ever lost. A value within a float32 rounding error (of the whole range) of a
+    bin's edge may be counted on its other side.
 
     Attributes:
         counts: int64 (2 * HALF,), without the zeros.
@@ -113,7 +114,8 @@ def fixed_error(histogram: Histogram, fmt: FixedFormat, rounding: Rounding) -> f
         exact = (part * (1 - part) - (width / step) ** 2 / 12) * step**2
         inside = exact if step >= width else np.full_like(centres, step**2 / 6)
     clipped = np.clip(centres, fmt.min_value, fmt.max_value)
-    outside = (codes < fmt.min_code) | (codes > fmt.max_code)
+    top = fmt.max_code - (rounding is Rounding.STOCHASTIC)  # from the last code up, rounding up saturates
+    outside = (codes < fmt.min_code) | (codes > top)
     error = np.where(outside, (centres - clipped) ** 2 + width**2 / 12, inside)
     return float(error @ counts)
 

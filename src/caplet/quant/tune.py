@@ -1,0 +1,140 @@
+"""Exponents by their effect: the format of a point that disturbs the class capsules least.
+
+The squared error of a tensor weighs all its elements alike. In a sum of many votes rounding errors average out while
+clipped votes, which point the same way, do not; and what a squash saturates anyway may be clipped. So the exponents
+around the one of least squared error are tried on a few images, one point at a time, all others in float, and the one
+with the least change of the class-capsule lengths is taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from caplet.data.imageset import to_float
+from caplet.errors import ConfigError
+from caplet.fixed import AnyFormat, FixedFormat, Rounding
+from caplet.models.base import CapsNet, Stage, State
+from caplet.nn.functional import lengths, softmax, squash
+from caplet.nn.points import PointSpec, Storage
+from caplet.quant.calibrate import Calibration
+from caplet.quant.fake import point_noise
+from caplet.quant.formats import Exponents, FormatRule
+
+DEFAULT_IMAGES = 64
+WIDEST = 10
+"""Wider formats are taken by squared error: there the exponent hardly matters."""
+_FARTHEST = 3
+
+
+class FormatSource(Protocol):
+    """What turns the width of a point into a format: a calibration, or a tuner on top of one."""
+
+    def format(
+        self, key: str, width: int, rule: FormatRule | None = None, rounding: Rounding = Rounding.NEAREST
+    ) -> AnyFormat:
+        """The format of point ``key`` at ``width`` bits."""
+        ...
+
+
+class OnePoint:
+    """A :class:`~caplet.nn.points.PointHandler` that rounds a single point and leaves everything else in float."""
+
+    def __init__(self, key: str, fmt: AnyFormat, rounding: Rounding, seed: int = 0) -> None:
+        self.key, self.fmt, self.rounding, self.seed = key, fmt, rounding, seed
+
+    def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
+        if key != self.key:
+            return value
+        noise = None
+        if self.rounding is Rounding.STOCHASTIC:
+            noise = point_noise(self.seed, key, spec, iteration)
+            noise = noise if spec.storage is Storage.FLASH else noise.unsqueeze(0)
+        return self.fmt.quantize(value, self.rounding, noise)
+
+    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
+        return softmax(logits, dim)
+
+    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
+        return squash(capsules, dim)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """The float model on the tuning images: the state before every stage, and the class-capsule lengths."""
+
+    stages: tuple[Stage, ...]
+    states: tuple[State, ...]
+    lengths: Tensor
+    stage_of: dict[str, int] = field(repr=False)
+
+
+class Tuner:
+    """A :class:`FormatSource` on top of a calibration; each answer is computed when first asked for and remembered.
+
+    Points with a declared bound, powers of two, the paper's formats and widths above :data:`WIDEST` are the
+    calibration's.
+
+    Args:
+        images: uint8 (N, C, H, W), a few dozen calibration images.
+
+    Raises:
+        ConfigError: no images. ModelError: images of another size.
+    """
+
+    def __init__(self, model: CapsNet, calibration: Calibration, images: Tensor) -> None:
+        if len(images) == 0:
+            raise ConfigError("tuning needs at least one image, got none")
+        model.check_images(images)
+        self.model, self.calibration = model.eval(), calibration
+        self._known: dict[tuple[str, int, FormatRule, Rounding], AnyFormat] = {}
+        self._reference = self._run_float(to_float(images))
+
+    def format(
+        self, key: str, width: int, rule: FormatRule | None = None, rounding: Rounding = Rounding.NEAREST
+    ) -> AnyFormat:
+        """The format of point ``key`` at ``width`` bits that changes the class-capsule lengths least."""
+        used = rule or FormatRule()
+        start = self.calibration.format(key, width, used, rounding)
+        bounded = self.calibration.specs[key].bound is not None and used.exponents is Exponents.BOUND
+        if bounded or used.exponents is Exponents.PAPER or start.bits > WIDEST or not isinstance(start, FixedFormat):
+            return start
+        if (key, width, used, rounding) not in self._known:
+            self._known[key, width, used, rounding] = self._climb(key, start, rounding)
+        return self._known[key, width, used, rounding]
+
+    def _climb(self, key: str, start: FixedFormat, rounding: Rounding) -> FixedFormat:
+        """The best neighbour, step by step in the direction that helps."""
+        best, error = start, self.error(key, start, rounding)
+        for direction in (-1, 1):
+            for distance in range(1, _FARTHEST + 1):
+                tried = replace(start, frac_bits=start.frac_bits + direction * distance)
+                found = self.error(key, tried, rounding)
+                if found >= error:
+                    break
+                best, error = tried, found
+            if best != start:
+                break
+        return best
+
+    def error(self, key: str, fmt: AnyFormat, rounding: Rounding = Rounding.NEAREST) -> float:
+        """Mean squared change of the class-capsule lengths when only point ``key`` is rounded, to ``fmt``."""
+        reference = self._reference
+        first = reference.stage_of[key]
+        state = reference.states[first]
+        with torch.inference_mode(), self.model.handle(OnePoint(key, fmt, rounding)):
+            for stage in reference.stages[first:]:
+                state = stage.run(state)
+        return float(((lengths(state[0]) - reference.lengths) ** 2).mean())
+
+    def _run_float(self, images: Tensor) -> _Reference:
+        stages = self.model.stages()
+        states: list[State] = [(images,)]
+        with torch.inference_mode():
+            for stage in stages:
+                states.append(stage.run(states[-1]))
+        stage_of = {key: i for i, stage in enumerate(stages) for layer in stage.layers for key in layer.points()}
+        return _Reference(stages, tuple(states[:-1]), lengths(states[-1][0]), stage_of)
