@@ -242,17 +242,19 @@ class _Search:
 
 
 def lowered(widths: Widths, kind: Kind, first: int) -> Widths:
-    """One bit less of one kind from group ``first`` on, but at least 1; routing widths follow activation widths.
+    """One bit less of one kind from group ``first`` on; routing widths follow activation widths.
+
+    At least 1 bit stays, and 2 for routing widths, whose tensors are all signed.
 
     >>> lowered(Widths(weights=(8, 8, 1), activations=(8, 8, 8), routing=(8, 8, 8)), "weights", 1)
     Widths(weights=(8, 7, 1), activations=(8, 8, 8), routing=(8, 8, 8))
     """
 
-    def less(bits: tuple[int, ...]) -> tuple[int, ...]:
-        return (*bits[:first], *(max(1, width - 1) for width in bits[first:]))
+    def less(bits: tuple[int, ...], least: int = 1) -> tuple[int, ...]:
+        return (*bits[:first], *(max(min(least, width), width - 1) for width in bits[first:]))
 
     if kind == "weights":
         return replace(widths, weights=less(widths.weights))
     if kind == "activations":
         return widths.with_activations(less(widths.activations))
-    return replace(widths, routing=less(widths.routing))
+    return replace(widths, routing=less(widths.routing, 2))

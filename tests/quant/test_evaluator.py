@@ -1,0 +1,223 @@
+"""The evaluator: suffix-only answers equal full ones, limits hold, and a log replaces computing."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from caplet.errors import ArtefactError, ConfigError, ModelError, PlanError
+from caplet.fixed import FixedFormat, Rounding
+from caplet.models.registry import build
+from caplet.quant.cost import stage_macs
+from caplet.quant.evaluator import Evaluator, predict
+from caplet.quant.plan import QuantPlan
+from caplet.quant.probes import Probe
+from caplet.quant.states import StateCache, Stored, decode_state, encode_state
+from caplet.quant.widths import Widths, make_plan
+
+
+def evaluator(case: Any, **settings: Any) -> Evaluator:
+    return Evaluator(case.model, case.images, case.labels, **{"batch_size": 64, **settings})
+
+
+def uniform(case: Any, width: int, **more: Any) -> QuantPlan:
+    return make_plan(case.model, case.calibration, Widths.uniform(len(case.model.groups()), width), **more)
+
+
+def random_plans(case: Any, count: int, seed: int) -> list[QuantPlan]:
+    """A walk: each plan changes some widths of the one before, in random groups."""
+    draw = random.Random(seed)
+    groups = len(case.model.groups())
+    widths, rounding = Widths.uniform(groups, 8), Rounding.NEAREST
+    plans = []
+    for _ in range(count):
+        rounding = draw.choice(list(Rounding)) if draw.random() < 0.2 else rounding
+        kind = draw.choice(["weights", "activations", "routing"])
+        changed = list(getattr(widths, kind))
+        changed[draw.randrange(groups)] = draw.randint(3, 12)
+        widths = replace(widths, **{kind: tuple(changed)})
+        plans.append(make_plan(case.model, case.calibration, widths, rounding=rounding, seed=1))
+    return plans
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 300_000, 1 << 30])
+def test_any_sequence_of_plans_gives_the_full_evaluation_s_answers(case: Any, cache_bytes: int) -> None:
+    shared = evaluator(case, cache_bytes=cache_bytes)
+    plans = random_plans(case, 12, seed=4)
+    for plan in plans:
+        full = evaluator(case, cache_bytes=0).evaluate(plan)
+        found = shared.evaluate(plan)
+        assert np.array_equal(found.hits, full.hits)
+        assert full.cost == 1.0
+        assert 0 < found.cost <= 1.0
+        assert shared._states.bytes <= cache_bytes
+    assert len(shared.probes) == len(set(plans))
+    assert shared.spent <= len(set(plans))
+    assert (shared.spent < len(set(plans))) == (cache_bytes == 1 << 30) or cache_bytes == 300_000
+
+
+def test_only_stages_after_a_change_are_computed(digits: Any) -> None:
+    shared = evaluator(digits)
+    macs = stage_macs(digits.model)
+    first = shared.evaluate(uniform(digits, 8))
+    assert first.cost == 1.0
+    points = uniform(digits, 8).points
+    last = shared.evaluate(uniform(digits, 8).with_formats({"digit.votes": FixedFormat(5, 4, True)}))
+    assert last.cost == pytest.approx(macs[3] / sum(macs))
+    middle = uniform(digits, 8).with_formats({"primary.weight": replace(points["primary.weight"], bits=7)})
+    assert shared.evaluate(middle).cost == pytest.approx((macs[2] + macs[3]) / sum(macs))
+    assert shared.evaluate(uniform(digits, 8)).cached
+    assert shared.spent == pytest.approx(1.0 + last.cost + (macs[2] + macs[3]) / sum(macs))
+
+
+def test_macs_of_shallowcaps_by_hand() -> None:
+    input_, conv, primary, digit = stage_macs(build("shallow", {}))
+    assert (input_, conv, primary) == (0, 400 * 256 * 81, 36 * 256 * 256 * 81)
+    votes, sums, agreements = 1152 * 8 * 160, 3 * 1152 * 160, 2 * 1152 * 160
+    assert digit == votes + sums + agreements
+
+
+def test_float_result_and_accuracy(digits: Any) -> None:
+    with torch.no_grad():
+        expected = predict(digits.model(digits.images.float() / 255)) == digits.labels
+    probe = evaluator(digits).float_result()
+    assert np.array_equal(probe.hits, expected.numpy())
+    assert (probe.n, probe.correct) == (300, int(expected.sum()))
+    assert probe.accuracy == probe.correct / 300 > 0.9
+
+
+def test_ties_go_to_the_first_class() -> None:
+    assert predict(torch.tensor([[[0.5, 0.5], [0.5, 0.5], [0.1, 0.0]]])).tolist() == [0]
+    near = torch.tensor([[[0.50000001], [0.5]], [[0.25], [-0.5]]])
+    assert predict(near).tolist() == [0, 1]
+
+
+def test_a_log_answers_without_computing(digits: Any, tmp_path: Path) -> None:
+    path = tmp_path / "probes.jsonl"
+    plans = random_plans(digits, 4, seed=1)
+    first = evaluator(digits, log_path=path)
+    answers = [first.float_result(), *map(first.evaluate, plans)]
+    again = evaluator(digits, log_path=path)
+    replayed = [again.float_result(), *map(again.evaluate, plans)]
+    assert again.spent == 0.0
+    for one, other in zip(answers, replayed, strict=True):
+        assert other.cached
+        assert np.array_equal(one.hits, other.hits)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[0]["n"] == 300
+    assert [line["digest"] for line in lines[1:]] == ["float", *(plan.digest() for plan in plans)]
+    assert QuantPlan.from_json(lines[2]["plan"]) == plans[0]
+    assert set(lines[2]["widths"]) == {"conv1", "primary", "digit"}
+    assert lines[2]["correct"] == answers[1].correct
+
+
+def test_a_cut_off_line_is_measured_again(digits: Any, tmp_path: Path) -> None:
+    path = tmp_path / "probes.jsonl"
+    first = evaluator(digits, log_path=path)
+    first.evaluate(uniform(digits, 8))
+    first.evaluate(uniform(digits, 7))
+    path.write_bytes(path.read_bytes()[:-20])
+    again = evaluator(digits, log_path=path)
+    assert again.evaluate(uniform(digits, 8)).cached
+    assert not again.evaluate(uniform(digits, 7)).cached
+    assert evaluator(digits, log_path=path).evaluate(uniform(digits, 7)).cached
+
+
+def test_a_log_of_something_else_is_refused(digits: Any, deep: Any, tmp_path: Path) -> None:
+    path = tmp_path / "probes.jsonl"
+    evaluator(digits, log_path=path)
+    with pytest.raises(ArtefactError, match="another images"):
+        Evaluator(digits.model, digits.images[:-1], digits.labels[:-1], log_path=path)
+    with pytest.raises(ArtefactError, match="another family"):
+        evaluator(deep, log_path=path)
+    with pytest.raises(ArtefactError, match="another integer"):
+        evaluator(digits, log_path=path, integer=False)
+    path.write_text(path.read_text() + '{"digest": "x"}\n')
+    with pytest.raises(ArtefactError, match="line 2: not a probe"):
+        evaluator(digits, log_path=path)
+    path.write_text("garbage\n")
+    with pytest.raises(ArtefactError, match="line 1: not JSON"):
+        evaluator(digits, log_path=path)
+    with pytest.raises(ArtefactError, match="cannot write"):
+        evaluator(digits, log_path=path / "below" / "a-file")
+
+
+def test_an_interruption_leaves_everything_usable(digits: Any, tmp_path: Path) -> None:
+    class Stop(KeyboardInterrupt):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        if done > 100:
+            raise Stop
+
+    path = tmp_path / "probes.jsonl"
+    interrupted = evaluator(digits, log_path=path, progress=stop)
+    with pytest.raises(Stop):
+        interrupted.evaluate(uniform(digits, 8))
+    assert all(layer.handler is None for layer in digits.model.layers())
+    interrupted._progress = None
+    found = interrupted.evaluate(uniform(digits, 8))
+    assert not found.cached
+    assert np.array_equal(found.hits, evaluator(digits).evaluate(uniform(digits, 8)).hits)
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_bad_settings(digits: Any, deep: Any) -> None:
+    with pytest.raises(ConfigError, match="0 images"):
+        Evaluator(digits.model, digits.images[:0], digits.labels[:0])
+    with pytest.raises(ConfigError, match="299 labels"):
+        Evaluator(digits.model, digits.images, digits.labels[1:])
+    with pytest.raises(ConfigError, match="batch size 0"):
+        evaluator(digits, batch_size=0)
+    with pytest.raises(ModelError, match="1x8x8"):
+        Evaluator(digits.model, deep.images, deep.labels)
+    with pytest.raises(PlanError, match="misses"):
+        evaluator(digits).evaluate(QuantPlan({}))
+
+
+@pytest.mark.parametrize("fmt", [FixedFormat(b, 5, s) for b in (1, 7, 8, 9, 16) for s in (True, False)])
+def test_states_come_back_bit_for_bit_in_their_layout(fmt: FixedFormat) -> None:
+    codes = torch.linspace(fmt.min_code, fmt.max_code, 240).round().to(torch.int32).reshape(2, 3, 4, 10)
+    value = fmt.decode(codes).contiguous(memory_format=torch.channels_last)
+    stored = encode_state((value,), (fmt,))
+    assert stored[0].element_size() == (1 if fmt.bits <= 8 else 2)
+    (back,) = decode_state(stored, (fmt,))
+    assert torch.equal(back, value)
+    assert back.stride() == value.stride()
+
+
+def test_the_cache_drops_the_least_recently_used() -> None:
+    def stored(size: int) -> Stored:
+        return Stored((FixedFormat(8, 0, True),), ((torch.zeros(size, dtype=torch.int8),),))
+
+    cache = StateCache(100)
+    for key in "abc":
+        assert cache.make_room(30, None)
+        cache.put(key, stored(30))
+    assert cache.get("a") is not None
+    assert not cache.make_room(80, "a")
+    assert all(key in cache for key in "abc")
+    assert cache.make_room(30, "b")
+    assert [key in cache for key in "abc"] == [True, True, False]
+    assert cache.make_room(60, "b")
+    assert [key in cache for key in "abc"] == [False, True, False]
+    cache.put("d", stored(200))
+    assert "d" not in cache
+    assert cache.get("d") is None
+
+
+def test_probe_json_is_checked() -> None:
+    probe = Probe("x", np.array([True, False, True] * 5), 1.5, 0.25)
+    back = Probe.from_json(json.loads(json.dumps(probe.to_json())))
+    assert np.array_equal(back.hits, probe.hits)
+    assert (back.seconds, back.cost) == (1.5, 0.25)
+    for change in ({"correct": 3}, {"n": 99}, {"hits": "?"}):
+        with pytest.raises(ValueError, match=r"hits|[Bb]ase64|alphabet"):
+            Probe.from_json({**probe.to_json(), **change})

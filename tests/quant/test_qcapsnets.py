@@ -1,0 +1,215 @@
+"""The Q-CapsNets search: its arithmetic, both branches, resuming, and its errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from caplet.errors import ConfigError
+from caplet.fixed import FixedFormat, Rounding
+from caplet.quant.evaluator import Evaluator
+from caplet.quant.formats import Exponents, FormatRule
+from caplet.quant.memory import count_memory
+from caplet.quant.plan import QuantPlan
+from caplet.quant.probes import Probe
+from caplet.quant.search.qcapsnets import QCapsNetsSettings, search_qcapsnets, weight_profile
+from caplet.quant.search.result import Step
+from caplet.quant.widths import Widths, make_plan, width_memory
+
+BITS = 8 * 1000
+
+
+def evaluator(case: Any, **more: Any) -> Evaluator:
+    return Evaluator(case.model, case.images, case.labels, batch_size=100, **more)
+
+
+def budget(case: Any, *weights: int) -> int:
+    """The bits that these weight widths take."""
+    groups = len(weights)
+    return width_memory(case.model, Widths(weights, (8,) * groups, (8,) * groups)).total.weight_bits
+
+
+class Scripted(Evaluator):
+    """Answers from a rule on the widths instead of computing: images correct out of 1,000."""
+
+    def __init__(self, case: Any, rule: Any) -> None:
+        super().__init__(case.model, case.images, case.labels)
+        self.rule, self.asked = rule, 0
+
+    def float_result(self) -> Probe:
+        return Probe("float", np.arange(1000) < 900, 0.0, 1.0)
+
+    def evaluate(self, plan: QuantPlan) -> Probe:
+        self.asked += 1
+        bits = {key: fmt.bits for key, fmt in plan.points.items()}
+        return Probe(plan.digest(), np.arange(1000) < self.rule(bits), 0.0, 1.0)
+
+
+def test_the_search_meets_its_target_within_the_budget(digits: Any) -> None:
+    measured = evaluator(digits)
+    settings = QCapsNetsSettings(tolerance=1.0, budget_bits=budget(digits, 8, 7, 6))
+    seen: list[Step] = []
+    result = search_qcapsnets(measured, digits.calibration, settings, seen.append)
+    assert result.met
+    assert result.satisfied is not None
+    assert result.accuracy is None
+    assert tuple(seen) == result.steps
+    best = result.best
+    assert best.probe.correct >= result.needed == result.reference.correct - 3
+    assert best.memory.weight_bits <= settings.budget_bits
+    assert best.memory == count_memory(digits.model, best.plan).total
+    assert best.memory.activation_bits < result.memory.memory.activation_bits
+    assert np.array_equal(evaluator(digits, cache_bytes=0).evaluate(best.plan).hits, best.probe.hits)
+    assert [step.step for step in result.steps] == sorted(step.step for step in result.steps)
+    assert result.cost == pytest.approx(measured.spent - 1.0)
+
+
+def test_a_search_is_deterministic_and_resumes_without_computing(digits: Any, tmp_path: Path) -> None:
+    path = tmp_path / "probes.jsonl"
+    settings = QCapsNetsSettings(1.0, budget(digits, 8, 7, 6), roundings=tuple(Rounding))
+    one = search_qcapsnets(evaluator(digits, log_path=path), digits.calibration, settings)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[: len(lines) // 2]))  # as if killed half way
+    search_qcapsnets(evaluator(digits, log_path=path), digits.calibration, settings)
+    assert [line.split('"seconds"')[0] for line in path.read_text().splitlines(keepends=True)] == [
+        line.split('"seconds"')[0] for line in lines
+    ]
+    replay = evaluator(digits, log_path=path)
+    again = search_qcapsnets(replay, digits.calibration, settings)
+    assert replay.spent == 0.0
+    assert again.best.plan == one.best.plan
+    assert len(one.others) == 2
+    smaller = [(r.best.memory.weight_bits, r.best.memory.activation_bits) for r in (one, *one.others) if r.met]
+    assert smaller[0] == min(smaller)
+
+
+def test_branch_a_step_by_step(digits: Any) -> None:
+    def rule(bits: dict[str, int]) -> int:
+        lost = (
+            10 * (bits["conv1.weight"] < 6) + 20 * (bits["primary.activation"] < 5) + 4 * (bits["conv1.activation"] < 7)
+        )
+        return 900 - lost - 20 * (bits["digit.votes"] < 4) - 6 * (bits["digit.logits"] < 3)
+
+    settings = QCapsNetsSettings(tolerance=1.0, budget_bits=budget(digits, 6, 5, 4))
+    result = search_qcapsnets(Scripted(digits, rule), digits.calibration, settings)
+    assert result.met
+    assert result.needed == 890
+    first = [step.about for step in result.steps if step.step == "1" and step.accepted]
+    assert first[-1] == "7 bits everywhere"  # 6 bits lose 4 images, step 1 may lose none
+    assert result.memory.widths == Widths((6, 5, 4), (7, 7, 7), (7, 7, 7))
+    # Step 3A may spend 5 of the 10 images: conv1 goes down to where its group would break the next, and so on.
+    assert result.best.widths.activations == (5, 5, 4)
+    # Step 4A may spend all: 4 for conv1's activations, 6 for the logits.
+    assert result.best.widths.routing == (5, 5, 2)
+    assert result.best.probe.correct == 890
+
+
+def test_branch_b_returns_two_plans(digits: Any) -> None:
+    def rule(bits: dict[str, int]) -> int:
+        return 900 - 50 * (bits["primary.weight"] < 6) - 50 * (bits["conv1.weight"] < 4)
+
+    settings = QCapsNetsSettings(tolerance=1.0, budget_bits=budget(digits, 4, 3, 2))
+    result = search_qcapsnets(Scripted(digits, rule), digits.calibration, settings)
+    assert not result.met
+    assert result.satisfied is None
+    assert "branch B" in result.reason
+    assert result.memory.widths.weights == (4, 3, 2)
+    assert result.memory.probe.correct < result.needed
+    assert result.accuracy is not None
+    assert result.accuracy.widths == Widths((6, 6, 1), (6, 6, 6), (6, 6, 6))
+    assert result.best is result.accuracy
+    assert result.to_json()["satisfied"] is None
+
+
+def test_branch_b_that_fits_the_budget_counts_as_met(digits: Any) -> None:
+    def rule(bits: dict[str, int]) -> int:
+        return 900 - 50 * (bits["digit.weight"] < 6) - 50 * (bits["conv1.weight"] < 2)
+
+    settings = QCapsNetsSettings(tolerance=1.0, budget_bits=budget(digits, 6, 6, 6))
+    result = search_qcapsnets(Scripted(digits, rule), digits.calibration, settings)
+    assert result.met
+    assert result.satisfied is result.accuracy
+    assert result.best.widths.weights == (6, 6, 6)
+
+
+def test_an_impossible_target_is_reported_not_raised(digits: Any) -> None:
+    result = search_qcapsnets(
+        Scripted(digits, lambda bits: 500), digits.calibration, QCapsNetsSettings(0.1, budget(digits, 8, 8, 8))
+    )
+    assert not result.met
+    assert "not even 16 bits" in result.reason
+    assert result.best.widths == Widths.uniform(3, 16)
+
+
+def test_the_simplest_of_equal_schemes_wins(digits: Any) -> None:
+    settings = QCapsNetsSettings(
+        0.0, budget(digits, 4, 4, 4), roundings=(Rounding.STOCHASTIC, Rounding.NEAREST, Rounding.TRUNCATE)
+    )
+    result = search_qcapsnets(Scripted(digits, lambda bits: 900), digits.calibration, settings)
+    assert result.rounding is Rounding.TRUNCATE
+    assert [other.rounding for other in result.others] == [Rounding.NEAREST, Rounding.STOCHASTIC]
+    assert min(result.best.widths.activations) == 1
+    assert min(fmt.bits for key, fmt in result.best.plan.points.items() if key == "digit.votes") == 2
+
+
+def test_tolerances_count_whole_images(digits: Any) -> None:
+    measured = Scripted(digits, lambda bits: 900)
+    for tolerance, relative, lost in ((0.0, False, 0), (0.3, False, 3), (0.29, False, 2), (1.0, True, 9)):
+        settings = QCapsNetsSettings(tolerance, budget(digits, 8, 8, 8), relative=relative)
+        assert search_qcapsnets(measured, digits.calibration, settings).needed == 900 - lost
+
+
+@pytest.mark.parametrize(
+    ("groups", "bits", "expected"),
+    [
+        (3, 48, (16, 15, 14)),
+        (3, 20, (7, 6, 5)),
+        (6, 21, (5, 4, 3, 2, 1, 1)),
+        (6, 12, (4, 3, 2, 1, 1, 1)),
+        (6, 6, (1, 1, 1, 1, 1, 1)),
+        (6, 5, None),
+        (1, 9, (9,)),
+    ],
+)
+def test_weight_profiles(groups: int, bits: int, expected: tuple[int, ...] | None) -> None:
+    assert weight_profile(groups, lambda widths: sum(widths) <= bits) == expected
+
+
+def test_too_small_a_budget_names_the_smallest(digits: Any) -> None:
+    weights = count_memory(digits.model).total.weights
+    with pytest.raises(ConfigError, match=f"{weights:,} bits"):
+        search_qcapsnets(evaluator(digits), digits.calibration, QCapsNetsSettings(1.0, weights - 1))
+    rule = FormatRule(log2_weights=True)
+    with pytest.raises(ConfigError, match="smallest possible"):
+        search_qcapsnets(evaluator(digits), digits.calibration, QCapsNetsSettings(1.0, 1.5 * weights, rule=rule))
+    smallest = QCapsNetsSettings(1.0, weights)
+    assert search_qcapsnets(Scripted(digits, lambda b: 900), digits.calibration, smallest).met
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, float("nan"), float("inf")])
+def test_bad_tolerances(tolerance: float) -> None:
+    with pytest.raises(ConfigError, match="tolerance"):
+        QCapsNetsSettings(tolerance, BITS)
+
+
+@pytest.mark.parametrize("bits", [0, -1, float("nan"), float("inf")])
+def test_bad_budgets(bits: float) -> None:
+    with pytest.raises(ConfigError, match="budget"):
+        QCapsNetsSettings(0.2, bits)
+
+
+@pytest.mark.parametrize("roundings", [(), (Rounding.NEAREST, Rounding.NEAREST)])
+def test_bad_roundings(roundings: tuple[Rounding, ...]) -> None:
+    with pytest.raises(ConfigError, match="scheme"):
+        QCapsNetsSettings(0.2, BITS, roundings=roundings)
+
+
+def test_paper_formats_reach_the_plan(digits: Any) -> None:
+    settings = QCapsNetsSettings(100.0, budget(digits, 8, 8, 8), rule=FormatRule(Exponents.PAPER))
+    result = search_qcapsnets(Scripted(digits, lambda bits: 900), digits.calibration, settings)
+    assert all(isinstance(f, FixedFormat) and f.frac_bits == f.bits - 1 for f in result.best.plan.points.values())
+    expected = make_plan(digits.model, digits.calibration, result.best.widths, settings.rule)
+    assert result.best.plan == expected
