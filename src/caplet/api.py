@@ -12,11 +12,13 @@ Example: from a float checkpoint to bit-packed integers. ::
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from caplet.data import load_data
 from caplet.errors import ModelError
+from caplet.jobs.engine import Engine
 from caplet.jobs.evaluate import Evaluation, evaluate
 from caplet.jobs.inspect import inspect_model
 from caplet.jobs.quantize import QuantizeResult, QuantizeSettings, quantize
@@ -38,6 +40,7 @@ from caplet.train.recipe import recipe_names as recipes
 __all__ = [
     "CapsNet",
     "EmitSettings",
+    "Engine",
     "Evaluation",
     "Export",
     "Program",
@@ -94,10 +97,15 @@ def inspect(model: str | Path | CapsNet | Program, image_size: int | None = None
     """Describe a model, a model file, or a ready-made model by name; see :func:`caplet.jobs.inspect.inspect_model`."""
     if isinstance(model, CapsNet | Program):
         return inspect_model(model)
-    if str(model) in NAMED and not Path(model).exists():
-        named = named_model(str(model))
-        return inspect_model(build(named.family, named.config))
-    return inspect_model(load(model, image_size), Path(model))
+    path = Path(model)
+    if not path.exists():
+        if str(model) in NAMED:
+            named = named_model(str(model))
+            return inspect_model(build(named.family, named.config))
+        near = get_close_matches(str(model), NAMED, 1)
+        if near:
+            raise ModelError(f"{model}: neither a file nor a ready-made model; did you mean {near[0]!r}?")
+    return inspect_model(load(path, image_size), path)
 
 
 def models() -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from caplet.data.files import why, write_atomic
 from caplet.errors import ArtefactError, ConfigError
 
 SETTINGS, ENVIRONMENT, SPLITS, METRICS = "settings.json", "environment.json", "splits.json", "metrics.json"
-_LOCK = ".lock"
+_LOCK, _UNFINISHED = ".lock", ".part"
 _PACKAGES = ("caplet", "numpy", "torch", "torchvision", "safetensors", "scipy", "scikit-learn")
 
 
@@ -49,6 +49,13 @@ class RunFolder:
         except OSError as error:
             raise ArtefactError(f"cannot write {self.path / name}: {why(error)}") from error
 
+    def remove(self, name: str) -> None:
+        """Remove a file that an earlier run left, if it is there. Raises ArtefactError when it cannot be removed."""
+        try:
+            (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise ArtefactError(f"cannot remove {self.path / name}: {why(error)}") from error
+
     def read_json(self, name: str) -> Any:
         """Read a JSON file of the folder. Raises ArtefactError when it is missing or not JSON."""
         try:
@@ -67,41 +74,42 @@ def open_run(
 ) -> Iterator[RunFolder]:
     """Open a run folder for writing and keep other processes out of it for the duration of the ``with`` block.
 
+    What can be checked without the folder is checked before it is opened: a mistake in the settings must not cost the
+    results of an earlier run, nor leave a folder behind.
+
     Args:
         path: created with its parents.
         settings: the resolved settings, JSON values; written to ``settings.json``.
         resume: the folder may hold an earlier part of the same run; its settings must be equal.
-        force: the folder may hold anything; files of the new run replace files of the same name.
+        force: the folder may hold anything; files of the new run replace files of the same name, one by one.
 
     Raises:
-        ArtefactError: the folder is not empty (and neither ``resume`` nor ``force``), is in use, or cannot be written.
-        ConfigError: ``resume`` with other settings; the message names the first that differs.
+        ArtefactError: the folder is not empty (and neither ``resume`` nor ``force``), is in use, or cannot be written;
+            ``resume`` in a folder that holds something else than a run.
+        ConfigError: ``resume`` with other settings (the message names the first that differs), or with ``force``.
     """
     run = RunFolder(Path(path))
+    if resume and force:
+        raise ConfigError("--resume goes on with a run and --force overwrites it; give one of them")
     settings = json.loads(json.dumps(settings))
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        occupied = sorted(name for name in os.listdir(run.path) if name != _LOCK)
-        lock = os.open(run.path / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
-    except OSError as error:
-        raise ArtefactError(f"cannot write to the folder {run.path}: {why(error)}; choose another --out") from error
-    try:
-        _acquire(lock, run.path)
-        started = SETTINGS in occupied
-        if resume and started:
+    with _locked(run.path):
+        occupied = sorted(name for name in os.listdir(run.path) if name != _LOCK and not _unfinished(name))
+        if resume and SETTINGS in occupied:
             _check_same(run, settings)
-        elif occupied and not force and not (resume and not started):
+        elif resume and occupied:
+            raise ArtefactError(
+                f"the folder {run.path} holds no run to resume (it has {occupied[0]}, but no {SETTINGS});"
+                " choose the --out of the interrupted run"
+            )
+        elif occupied and not force:
             raise ArtefactError(
                 f"the folder {run.path} is not empty ({occupied[0]}, ...); use --resume to go on with the run in it,"
                 " --force to overwrite it, or choose another --out"
             )
-        if force and not resume:
-            _forget(run)
         run.write_json(SETTINGS, settings)
         run.write_json(ENVIRONMENT, environment())
+        _clean(run, everything=force)
         yield run
-    finally:
-        os.close(lock)
 
 
 def environment() -> dict[str, Any]:
@@ -121,6 +129,22 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "packages": versions,
     }
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Create the folder ``path`` and hold its lock."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        reason = "it is a file" if path.is_file() else why(error)
+        raise ArtefactError(f"cannot write to the folder {path}: {reason}; choose another --out") from error
+    try:
+        _acquire(lock, path)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _acquire(lock: int, path: Path) -> None:
@@ -146,8 +170,13 @@ def _check_same(run: RunFolder, settings: dict[str, Any]) -> None:
             )
 
 
-def _forget(run: RunFolder) -> None:
-    """Remove what an earlier run would make a new one resume from."""
+def _unfinished(name: str) -> bool:
+    """Whether a file is what a killed process had not finished writing."""
+    return name.startswith(".") and name.endswith(_UNFINISHED)
+
+
+def _clean(run: RunFolder, everything: bool) -> None:
+    """Remove unfinished files; with ``everything`` also what a new run would resume from."""
     for name in os.listdir(run.path):
-        if name.endswith((".jsonl", ".ckpt")):
-            (run.path / name).unlink()
+        if _unfinished(name) or (everything and name.endswith((".jsonl", ".ckpt"))):
+            run.remove(name)

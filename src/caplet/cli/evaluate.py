@@ -45,4 +45,4 @@ def command(
             {"model": str(model), "split": split, "accuracy": result.accuracy.to_json(), "engine": result.engine}
         )
         return
-    console().print(f"{split} accuracy [bold]{result.accuracy}[/bold] ({result.engine}, {result.seconds:.1f} s)")
+    console().print(f"{split} accuracy {result.accuracy} ({result.engine}, {result.seconds:.1f} s)")

@@ -59,6 +59,6 @@ def main() -> None:
     except CapletError as error:
         sys.exit(fail(str(error), error.exit_code))
     except KeyboardInterrupt:
-        sys.exit(fail("interrupted; the same command with --resume goes on where it stopped", 130))
+        sys.exit(fail("interrupted; train and quantize go on where they stopped when called with --resume", 130))
     except OSError as error:
         sys.exit(fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 3))

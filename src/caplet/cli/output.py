@@ -45,7 +45,7 @@ def parse_bytes(text: str) -> int:
     >>> parse_bytes("5MB"), parse_bytes("1 KiB"), parse_bytes("1.5kb")
     (5000000, 1024, 1500)
     """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*)\s*", text.lower())
+    match = re.fullmatch(r"\s*([0-9]{0,15}\.?[0-9]{1,15})\s*([a-z]*)\s*", text.lower())
     if match is None or match[2] not in _UNITS:
         raise ConfigError(f"size {text!r}: the rule is a number and a unit, such as 5MB, 300KiB or 4096")
     return round(float(match[1]) * _UNITS[match[2]])
@@ -57,10 +57,10 @@ def parse_ram(text: str) -> str | int:
 
 
 def console() -> Console:
-    """Console for tables: stdout."""
+    """Console for tables: stdout. Text is printed as it is: paths and class names are no markup, lines do not wrap."""
     from rich.console import Console
 
-    return Console()
+    return Console(markup=False, highlight=False, soft_wrap=True)
 
 
 def print_json(data: Any) -> None:

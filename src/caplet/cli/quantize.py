@@ -73,7 +73,6 @@ def command(
     from caplet.api import QuantizeSettings, load_data, load_float, quantize
     from caplet.cli.verdict import show_quantized
     from caplet.errors import TargetNotMet
-    from caplet.jobs.engine import Engine
 
     loaded = load_float(model, image_size=image_size)
     settings = QuantizeSettings(
@@ -98,12 +97,12 @@ def command(
             settings,
             resume=resume,
             force=force,
-            engine=Engine(engine),
+            engine=engine,
             note=step,
             progress=measured,
         )
     if json:
-        print_json(result.metrics)
+        print_json({**result.metrics, "folder": str(result.folder)})
     else:
         show_quantized(result)
     if not result.met:

@@ -66,7 +66,7 @@ def command(
         progress=not quiet,
     )
     if json:
-        print_json(run.metrics)
+        print_json({**run.metrics, "model": str(run.model_path)})
         return
-    console().print(f"test accuracy [bold]{run.test}[/bold] (float)")
+    console().print(f"test accuracy {run.test} (float)")
     note(f"model: {run.model_path}")

@@ -7,7 +7,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet.errors import ToolMissing
+from caplet.errors import ConfigError, ToolMissing
 from caplet.program import Program
 from caplet.program.interpreter import run
 
@@ -19,18 +19,24 @@ class Engine(StrEnum):
     NATIVE = "native"
     INTERPRETER = "interpreter"
 
+    @classmethod
+    def _missing_(cls, value: object) -> Engine:
+        raise ConfigError(f"unknown engine {value!r}; the engines are {', '.join(cls)}")
+
 
 def predictions(
-    program: Program, images: NDArray[np.uint8], engine: Engine = Engine.AUTO
+    program: Program, images: NDArray[np.uint8], engine: Engine | str = Engine.AUTO
 ) -> tuple[NDArray[np.int64], Engine]:
     """Predicted classes, int64 (N,), of images uint8 (N, C, H, W), and the engine that computed them.
 
     ``auto`` is the native runtime where a C compiler is found, else the interpreter.
 
     Raises:
+        ConfigError: unknown engine.
         ToolMissing: ``native`` without a C compiler.
         DataError: images of another shape or type.
     """
+    engine = Engine(engine)
     if engine is not Engine.INTERPRETER:
         from caplet.runtime import NativeModel
 

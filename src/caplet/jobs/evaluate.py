@@ -36,22 +36,37 @@ class Evaluation:
     seconds: float
 
 
-def evaluate(model: CapsNet | Program, images: ImageSet, *, engine: str = "auto") -> Evaluation:
-    """Accuracy of ``model`` on ``images``; a Program is run in integers.
-
-    Raises:
-        ModelError: images of another size, or another number of classes.
-        ToolMissing: ``engine="native"`` without a C compiler.
-    """
+def check_data(model: CapsNet | Program, images: ImageSet) -> None:
+    """Raise ModelError where ``images`` have another size, or another number of classes, than ``model``."""
+    if isinstance(model, CapsNet):
+        model.check_images(images.images)
+    elif images.image_shape != model.image_shape:
+        expected, found = ("x".join(map(str, shape)) for shape in (model.image_shape, images.image_shape))
+        raise ModelError(
+            f"program {model.name}: it takes {expected} images (channels x rows x columns), got {found};"
+            " choose a matching dataset, or resize with --size / --channels"
+        )
     classes = model.classes if isinstance(model, Program) else model.config.classes
     if classes != len(images.classes):
         raise ModelError(
             f"the model has {classes} classes, the data {images.name} {len(images.classes)};"
             " choose the dataset that the model was trained on"
         )
+
+
+def evaluate(model: CapsNet | Program, images: ImageSet, *, engine: Engine | str = Engine.AUTO) -> Evaluation:
+    """Accuracy of ``model`` on ``images``; a Program is run in integers.
+
+    Raises:
+        ConfigError: unknown engine.
+        ModelError: images of another size, or another number of classes.
+        ToolMissing: ``engine="native"`` without a C compiler.
+    """
+    engine = Engine(engine)
+    check_data(model, images)
     began = time.perf_counter()
     if isinstance(model, Program):
-        predicted, used = predictions(model, images.images.numpy(), Engine(engine))
+        predicted, used = predictions(model, images.images.numpy(), engine)
         name = str(used)
     else:
         predicted, name = float_predictions(model, images), "torch"

@@ -6,11 +6,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 from torch import Tensor
 
 from caplet.data import Splits
@@ -18,7 +26,7 @@ from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.jobs.engine import Engine, predictions
-from caplet.jobs.evaluate import float_predictions
+from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.base import CapsNet, check_finite
@@ -28,7 +36,7 @@ from caplet.quant.calibrate import Calibration, calibrate
 from caplet.quant.evaluator import Evaluator
 from caplet.quant.formats import Exponents, FormatRule
 from caplet.quant.memory import count_memory
-from caplet.quant.search.qcapsnets import QCapsNetsSettings, search_qcapsnets
+from caplet.quant.search.qcapsnets import QCapsNetsSettings, check_budget, search_qcapsnets
 from caplet.quant.search.result import Candidate, QCapsNetsResult, Step
 from caplet.quant.widths import make_plan, width_memory
 from caplet.runs import METRICS, SPLITS, RunFolder, open_run
@@ -36,6 +44,7 @@ from caplet.runs import METRICS, SPLITS, RunFolder, open_run
 CALIBRATION_IMAGES = 1024
 """Images whose activations choose the exponents."""
 PROBES, SEARCH = "probes.jsonl", "search.json"
+ROLES = ("satisfied", "memory", "accuracy")
 DEFAULT_BUDGET = 5.0
 """Without a budget: this many times fewer weight bits than 32-bit float."""
 
@@ -54,7 +63,10 @@ class QuantizeSettings(BaseModel):
         rounding: one scheme, or ``all``: try each, keep the smallest result that meets the target.
         log2_weights: weights are signed powers of two.
         paper_formats: one integer bit everywhere, as in the paper, instead of calibrated exponents.
-        seed: of stochastic rounding.
+        seed: of stochastic rounding, 0 .. 2**32 - 1.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,7 +78,17 @@ class QuantizeSettings(BaseModel):
     rounding: Scheme = "nearest"
     log2_weights: bool = False
     paper_formats: bool = False
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_one_line(cls, values: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return build(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise ConfigError(f"quantize: {name}: {first['msg']} (found {first['input']!r:.100})") from None
 
     def search_settings(self, weights: int) -> QCapsNetsSettings:
         """The search's own settings for a model of ``weights`` weights. Raises ConfigError for values out of range."""
@@ -128,7 +150,7 @@ def quantize(
     *,
     resume: bool = False,
     force: bool = False,
-    engine: Engine = Engine.AUTO,
+    engine: Engine | str = Engine.AUTO,
     note: Note = lambda text: None,
     progress: Progress | None = None,
 ) -> QuantizeResult:
@@ -148,12 +170,11 @@ def quantize(
         ConfigError: settings out of range, a budget below 1 bit per weight.
         ArtefactError: the run folder cannot be used.
     """
-    settings = settings or QuantizeSettings()
+    settings, engine = settings or QuantizeSettings(), Engine(engine)
     check_finite(model, f"model {model.family}")
-    model.check_images(splits.calibration.images)
-    _check_classes(model, splits)
-    weights = count_memory(model).total.weights
-    search_settings = settings.search_settings(weights)
+    check_data(model, splits.calibration)
+    search_settings = settings.search_settings(count_memory(model).total.weights)
+    check_budget(model, search_settings)
     resolved = {
         **settings.model_dump(mode="json"),
         "family": model.family,
@@ -169,10 +190,20 @@ def quantize(
         evaluator = Evaluator(
             model, splits.calibration.images, splits.calibration.labels, log_path=run / PROBES, progress=progress
         )
+        earlier = sum(probe.seconds for probe in evaluator.probes.values())  # of the interrupted part, when resumed
         found = search_qcapsnets(evaluator, calibration, search_settings, lambda step: note(describe_step(step)))
-        search = _Search(evaluator, calibration, search_settings, time.perf_counter() - began)
+        search = _Search(evaluator, calibration, search_settings, earlier + time.perf_counter() - began)
         run.write_json(SEARCH, found.to_json())
         return _finish(_Shipper(run, model, splits, engine), settings, found, search, note)
+
+
+def artefacts(role: str) -> tuple[str, str]:
+    """Names of the files of one shipped model: the Program and its plan.
+
+    >>> artefacts("satisfied")
+    ('model_satisfied.caplet', 'plan_satisfied.json')
+    """
+    return f"model_{role}.caplet", f"plan_{role}.json"
 
 
 def describe_step(step: Step) -> str:
@@ -181,18 +212,9 @@ def describe_step(step: Step) -> str:
     return f"step {step.step}: {step.about}: {step.correct:,} correct, {step.needed:,} needed: {verdict}"
 
 
-def _check_classes(model: CapsNet, splits: Splits) -> None:
-    classes = len(splits.test.classes)
-    if classes != model.config.classes:
-        raise ConfigError(
-            f"model {model.family}: it has {model.config.classes} classes, the dataset {splits.info['name']} has"
-            f" {classes}; choose the dataset that the model was trained on"
-        )
-
-
 @dataclass(frozen=True)
 class _Search:
-    """What the search used, and how long it took with calibration."""
+    """What the search used, and how long it took with calibration, all parts of a resumed run together."""
 
     evaluator: Evaluator
     calibration: Calibration
@@ -234,9 +256,10 @@ class _Shipper:
     def ship(self, role: str, candidate: Candidate, kept: NDArray[np.bool_], float_hits: NDArray[np.bool_]) -> Shipped:
         """Write the ``.caplet`` file and the plan, and measure the test split."""
         program = self.program(candidate)
-        path = self.run / f"model_{role}.caplet"
+        model_file, plan_file = artefacts(role)
+        path = self.run / model_file
         save_program(program, path)
-        candidate.plan.save(self.run / f"plan_{role}.json")
+        candidate.plan.save(self.run / plan_file)
         hits = self.hits(program, self.splits.test)
         calibration, test = (accuracy(int(h.sum()), len(h)) for h in (kept, hits))
         against = paired(float_hits, hits)
@@ -309,10 +332,13 @@ def _finish(
         "search": {
             "seconds": round(search.seconds, 1),
             "probes": len(search.evaluator.probes),
-            "full_passes": search.evaluator.spent,
+            "full_passes": sum(probe.cost for probe in search.evaluator.probes.values()),
             "calibration_images": len(splits.calibration),
         },
     }
+    for role in sorted(set(ROLES) - {model.role for model in models}):  # of an earlier run, overwritten by this one
+        for name in artefacts(role):
+            shipper.run.remove(name)
     shipper.run.write_json(METRICS, metrics)
     return QuantizeResult(met, models, float_test, found, shipper.run.path, metrics)
 

@@ -28,10 +28,12 @@ def find_program(path: str | Path) -> Path:
     """The ``.caplet`` file that ``path`` means: itself, or the best one of a run folder.
 
     Raises:
-        ArtefactError: a folder without any; the message lists what is looked for.
+        ArtefactError: a folder without any (the message lists what is looked for), or a file of another kind.
     """
     path = Path(path)
     if not path.is_dir():
+        if path.suffix != ".caplet":
+            raise ArtefactError(f"{path}: not a .caplet file; `caplet quantize` makes one from a float model")
         return path
     for name in PREFERRED:
         if (path / name).exists():

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from caplet.data import Splits, load_data
 from caplet.errors import ConfigError
 from caplet.jobs.evaluate import float_predictions
@@ -15,9 +17,11 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import save_model
 from caplet.report.curves import learning_curves
 from caplet.runs import METRICS, SPLITS, open_run
+from caplet.train.initialise import check_targets
 from caplet.train.loop import train as run_training
+from caplet.train.optimise import make_optimizer
 from caplet.train.recipe import load_recipe
-from caplet.train.settings import TrainSettings, make_settings
+from caplet.train.settings import TrainSettings, build_decoder, build_model, make_settings
 
 MODEL, CURVES = "model.safetensors", "curves.png"
 
@@ -58,6 +62,8 @@ def parse_changes(changes: list[str]) -> dict[str, Any]:
         *parents, last = name.strip().split(".")
         for parent in parents:
             place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"--set {change!r}: {parent} was set to {place!r} before; give it once, in one form")
         place[last] = value
     return settings
 
@@ -125,7 +131,10 @@ def train_by_recipe(
         progress=progress,
     )
     settings = fit_to_data(settings, splits)
-    with open_run(out, settings.model_dump(mode="json"), resume=resume, force=force) as run:
+    check_settings(settings)
+    taken = {key: splits.info[key] for key in ("size", "channels", "limit", "hashes")}
+    resolved = {**settings.model_dump(mode="json"), "recipe": recipe, "data": taken}
+    with open_run(out, resolved, resume=resume, force=force) as run:
         splits.save_ids(run / SPLITS)
         result = run_training(
             settings, splits, run.path, resume=resume, progress=progress, accelerate=accelerate, tensorboard=tensorboard
@@ -149,6 +158,14 @@ def train_by_recipe(
         run.write_bytes(CURVES, learning_curves(result.history, f"{recipe} on {splits.info['name']}"))
         run.write_json(METRICS, metrics)
         return TrainRun(result.model, run / MODEL, test, metrics)
+
+
+def check_settings(settings: TrainSettings) -> None:
+    """Raise ModelError or ConfigError now for what training would stumble over: model, decoder, names of blocks."""
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(settings)
+        make_optimizer(settings, model, build_decoder(settings, model))
+    check_targets(model, settings.initial_norms)
 
 
 def fit_to_data(settings: TrainSettings, splits: Splits) -> TrainSettings:

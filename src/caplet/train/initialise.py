@@ -55,6 +55,14 @@ def capsule_layers(stage: Stage) -> list[Layer]:
     ]
 
 
+def check_targets(model: CapsNet, targets: dict[str, float]) -> None:
+    """Raise ConfigError where ``targets`` names a layer that has no capsules."""
+    names = [layer.name for stage in model.stages() for layer in capsule_layers(stage)]
+    unknown = sorted(set(targets) - set(names))
+    if unknown:
+        raise ConfigError(f"initial_norms: the model has no capsule layer {unknown[0]!r} (it has {', '.join(names)})")
+
+
 @torch.no_grad()
 def initialise(
     model: CapsNet, images: Tensor, target: float = 1.0, targets: dict[str, float] | None = None
@@ -78,10 +86,7 @@ def initialise(
         ModelError: a layer's preactivations are all zero or not finite, so that no scale reaches the target.
     """
     targets = targets or {}
-    names = [layer.name for stage in model.stages() for layer in capsule_layers(stage)]
-    unknown = sorted(set(targets) - set(names))
-    if unknown:
-        raise ConfigError(f"initial_norms: the model has no capsule layer {unknown[0]!r} (it has {', '.join(names)})")
+    check_targets(model, targets)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     was_training = model.training
     model.train()

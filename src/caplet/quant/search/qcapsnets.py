@@ -20,6 +20,7 @@ from typing import Literal
 from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.fixed.format import MAX_BITS
+from caplet.models.base import CapsNet
 from caplet.quant.calibrate import Calibration
 from caplet.quant.evaluator import Evaluator
 from caplet.quant.formats import FormatRule
@@ -70,6 +71,16 @@ class QCapsNetsSettings:
             raise ConfigError(f"rounding schemes {[*map(str, self.roundings)]}; give at least one, each once")
 
 
+def check_budget(model: CapsNet, settings: QCapsNetsSettings) -> None:
+    """Raise ConfigError, saying the smallest possible budget, where the budget is below 1 bit per weight."""
+    smallest = width_memory(model, Widths.uniform(len(model.groups()), 1), settings.rule).total.weight_bits
+    if settings.budget_bits < smallest:
+        raise ConfigError(
+            f"the weight budget of {settings.budget_bits / 8:,.0f} bytes is below the smallest possible one for this"
+            f" model, {math.ceil(smallest / 8):,} bytes ({smallest:,} bits); raise the budget"
+        )
+
+
 def search_qcapsnets(
     evaluator: Evaluator,
     calibration: Calibration,
@@ -87,13 +98,7 @@ def search_qcapsnets(
     Raises:
         ConfigError: the budget is below the smallest possible one, 1 bit per weight; the message says how much that is.
     """
-    groups = len(evaluator.model.groups())
-    smallest = width_memory(evaluator.model, Widths.uniform(groups, 1), settings.rule).total.weight_bits
-    if settings.budget_bits < smallest:
-        raise ConfigError(
-            f"the weight budget of {settings.budget_bits / 8:,.0f} bytes is below the smallest possible one for this"
-            f" model, {math.ceil(smallest / 8):,} bytes ({smallest:,} bits); raise the budget"
-        )
+    check_budget(evaluator.model, settings)
     results = [_Search(evaluator, calibration, settings, scheme, on_step).run() for scheme in settings.roundings]
     results.sort(key=_preference)
     return replace(results[0], others=tuple(results[1:]))
