@@ -37,6 +37,8 @@ from caplet.quant.memory import count_memory
 from caplet.quant.plan import QuantPlan
 from caplet.quant.search.qcapsnets import SIMPLEST_FIRST, QCapsNetsSettings, search_qcapsnets
 from caplet.quant.search.result import Candidate, Step
+from caplet.quant.tune import DEFAULT_IMAGES as TUNING_IMAGES
+from caplet.quant.tune import Tuner
 
 RECORDS = Path(__file__).parent / "records"
 
@@ -54,6 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=5000, help="calibration images for the search")
     parser.add_argument("--rounding", choices=[*Rounding, "all"], default="nearest")
     parser.add_argument("--exponents", choices=list(Exponents), default="bound")
+    parser.add_argument("--tune", action="store_true", help="exponents by their effect on the class capsules")
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--cache-mb", type=float, default=1600)
     parser.add_argument("--log", type=Path, help="probe log, to resume a killed run")
@@ -99,7 +102,8 @@ def main() -> None:
     calibrated = time.perf_counter()
     cache = int(args.cache_mb * 1e6)
     evaluator = Evaluator(model, images, labels, batch_size=args.batch_size, cache_bytes=cache, log_path=args.log)
-    result = search_qcapsnets(evaluator, calibration, settings, show)
+    source = Tuner(model, calibration, images[:TUNING_IMAGES]) if args.tune else calibration
+    result = search_qcapsnets(evaluator, source, settings, show)
     searched = time.perf_counter()
     best: Candidate = result.best
     print(f"{result.reason}\n  {best.memory}\n  searched in {searched - calibrated:.0f} s, {result.cost:.2f} passes")
@@ -114,6 +118,7 @@ def main() -> None:
             "budget_bits": budget,
             "rounding": args.rounding,
             "exponents": args.exponents,
+            "tuned": args.tune,
             "calibration_images": len(images),
         },
         "seconds": {"calibration": round(calibrated - began, 1), "search": round(searched - calibrated, 1)},

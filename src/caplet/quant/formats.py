@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 from caplet.errors import PlanError
 from caplet.fixed import AnyFormat, FixedFormat, LogFormat, Rounding
@@ -43,6 +44,16 @@ class FormatRule:
 
     exponents: Exponents = Exponents.BOUND
     log2_weights: bool = False
+
+
+class FormatSource(Protocol):
+    """What turns the width of a point into a format: a calibration, or a tuner on top of one."""
+
+    def format(
+        self, key: str, width: int, rule: FormatRule | None = None, rounding: Rounding = Rounding.NEAREST
+    ) -> AnyFormat:
+        """The format of point ``key`` at ``width`` bits."""
+        ...
 
 
 def bits_of(spec: PointSpec, width: int, rule: FormatRule) -> int:

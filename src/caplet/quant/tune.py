@@ -9,7 +9,6 @@ with the least change of the class-capsule lengths is taken.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,16 +27,6 @@ DEFAULT_IMAGES = 64
 WIDEST = 10
 """Wider formats are taken by squared error: there the exponent hardly matters."""
 _FARTHEST = 3
-
-
-class FormatSource(Protocol):
-    """What turns the width of a point into a format: a calibration, or a tuner on top of one."""
-
-    def format(
-        self, key: str, width: int, rule: FormatRule | None = None, rounding: Rounding = Rounding.NEAREST
-    ) -> AnyFormat:
-        """The format of point ``key`` at ``width`` bits."""
-        ...
 
 
 class OnePoint:
@@ -73,7 +62,7 @@ class _Reference:
 
 
 class Tuner:
-    """A :class:`FormatSource` on top of a calibration; each answer is computed when first asked for and remembered.
+    """Chooses formats on top of a calibration; each answer is computed when first asked for, and remembered.
 
     Points with a declared bound, powers of two, the paper's formats and widths above :data:`WIDEST` are the
     calibration's.

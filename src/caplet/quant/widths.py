@@ -9,8 +9,7 @@ from caplet.errors import PlanError
 from caplet.fixed import Rounding
 from caplet.models.base import CapsNet
 from caplet.nn.points import ROUTING_ROLES, PointSpec, Storage
-from caplet.quant.calibrate import Calibration
-from caplet.quant.formats import FormatRule, bits_of
+from caplet.quant.formats import FormatRule, FormatSource, bits_of
 from caplet.quant.memory import MemoryCount, count_bits
 from caplet.quant.plan import QuantPlan
 
@@ -74,15 +73,19 @@ def point_widths(model: CapsNet, widths: Widths) -> dict[str, int]:
 
 def make_plan(
     model: CapsNet,
-    calibration: Calibration,
+    source: FormatSource,
     widths: Widths,
     rule: FormatRule | None = None,
     rounding: Rounding = Rounding.NEAREST,
     seed: int = 0,
 ) -> QuantPlan:
-    """The plan in which every point has its group's width and a format chosen from the calibration."""
+    """The plan in which every point has its group's width and the format that ``source`` chooses for that.
+
+    Args:
+        source: a :class:`~caplet.quant.calibrate.Calibration`, or a :class:`~caplet.quant.tune.Tuner` on top of one.
+    """
     chosen = point_widths(model, widths)
-    return QuantPlan({key: calibration.format(key, w, rule, rounding) for key, w in chosen.items()}, rounding, seed)
+    return QuantPlan({key: source.format(key, w, rule, rounding) for key, w in chosen.items()}, rounding, seed)
 
 
 def width_memory(model: CapsNet, widths: Widths, rule: FormatRule | None = None) -> MemoryCount:

@@ -21,9 +21,8 @@ from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.fixed.format import MAX_BITS
 from caplet.models.base import CapsNet
-from caplet.quant.calibrate import Calibration
 from caplet.quant.evaluator import Evaluator
-from caplet.quant.formats import FormatRule
+from caplet.quant.formats import FormatRule, FormatSource
 from caplet.quant.plan import QuantPlan
 from caplet.quant.search.result import Candidate, QCapsNetsResult, Step
 from caplet.quant.widths import Widths, group_points, is_routing, make_plan, width_memory
@@ -83,13 +82,14 @@ def check_budget(model: CapsNet, settings: QCapsNetsSettings) -> None:
 
 def search_qcapsnets(
     evaluator: Evaluator,
-    calibration: Calibration,
+    source: FormatSource,
     settings: QCapsNetsSettings,
     on_step: Callable[[Step], None] | None = None,
 ) -> QCapsNetsResult:
     """Run the search; deterministic, and resumed for free where the evaluator's log already holds the answers.
 
     Args:
+        source: chooses the formats: a calibration, or a tuner on top of one.
         on_step: called after every decision.
 
     Returns:
@@ -99,7 +99,7 @@ def search_qcapsnets(
         ConfigError: the budget is below the smallest possible one, 1 bit per weight; the message says how much that is.
     """
     check_budget(evaluator.model, settings)
-    results = [_Search(evaluator, calibration, settings, scheme, on_step).run() for scheme in settings.roundings]
+    results = [_Search(evaluator, source, settings, scheme, on_step).run() for scheme in settings.roundings]
     results.sort(key=_preference)
     return replace(results[0], others=tuple(results[1:]))
 
@@ -136,12 +136,12 @@ class _Search:
     def __init__(
         self,
         evaluator: Evaluator,
-        calibration: Calibration,
+        source: FormatSource,
         settings: QCapsNetsSettings,
         rounding: Rounding,
         on_step: Callable[[Step], None] | None,
     ) -> None:
-        self.evaluator, self.calibration, self.settings, self.rounding = evaluator, calibration, settings, rounding
+        self.evaluator, self.source, self.settings, self.rounding = evaluator, source, settings, rounding
         self.on_step = on_step
         self.model = evaluator.model
         self.names = self.model.groups()
@@ -223,7 +223,7 @@ class _Search:
 
     def _plan(self, widths: Widths) -> QuantPlan:
         settings = self.settings
-        return make_plan(self.model, self.calibration, widths, settings.rule, self.rounding, settings.seed)
+        return make_plan(self.model, self.source, widths, settings.rule, self.rounding, settings.seed)
 
     def _candidate(self, widths: Widths) -> Candidate:
         plan = self._plan(widths)
