@@ -1,0 +1,39 @@
+"""C identifiers: always legal, never two for one table, never one of the runtime's."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caplet.program.c.emit import EmitSettings, emit
+from caplet.program.c.identifiers import Identifiers, identifier
+from caplet.program.sample import sample_shallow
+
+
+@given(st.text())
+def test_identifiers_are_legal(text: str) -> None:
+    assert re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", identifier(text))
+    assert "__" not in identifier(text)
+
+
+@given(st.lists(st.text(alphabet="ab._ 2", max_size=5), unique=True))
+def test_identifiers_are_unique(texts: list[str]) -> None:
+    names = Identifiers()
+    given_names = [names.of(text) for text in texts]
+    assert len(set(given_names)) == len(texts)
+    assert [names.of(text) for text in texts] == given_names
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [("net", "net"), ("my-net v2", "my_net_v2"), ("int", "m_int"), ("caplet", "m_caplet"), ("table", "m_table")],
+)
+def test_prefix(name: str, prefix: str, tmp_path: Path) -> None:
+    program = replace(sample_shallow(0))
+    assert emit(program, tmp_path / "x", EmitSettings(prefix=name)).prefix == prefix
+    assert f"int {prefix}_run(" in (tmp_path / "x" / f"{prefix}.h").read_text()

@@ -1,0 +1,119 @@
+"""The emulated Cortex-M4: every code, sizes from the ELF file, and what is said when tools are missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from caplet.errors import ArtefactError, ToolMissing
+from caplet.program import interpreter
+from caplet.program.arena import plan_memory
+from caplet.program.c.emit import EmitSettings
+from caplet.program.sample import SampleSettings, sample_deep, sample_shallow
+from caplet.runtime import emulator
+from caplet.runtime.elf import read_sizes
+from caplet.runtime.emulator import find_cross_compiler, run_on_cortex_m4, zig_cross_compiler
+from caplet.runtime.traces import read_traces
+
+QEMU = shutil.which("qemu-system-arm")
+GCC = shutil.which("arm-none-eabi-gcc")
+ZIG = importlib.util.find_spec("ziglang")
+needs_device = pytest.mark.skipif(
+    QEMU is None or (GCC is None and ZIG is None), reason="qemu-system-arm or a compiler for Cortex-M is not installed"
+)
+
+
+def images_for(shape: tuple[int, ...], count: int) -> np.ndarray:
+    return np.random.default_rng(5).integers(0, 256, size=(count, *shape), dtype=np.uint8)
+
+
+@needs_device
+def test_every_code_equals_the_interpreters() -> None:
+    program = sample_shallow(0, SampleSettings(5, 8))
+    images = images_for(program.image_shape, 3)
+    run = run_on_cortex_m4(program, images)
+    assert np.array_equal(run.capsules, interpreter.run(program, images).capsules)
+    assert (run.differing, run.first) == (0, None)
+    assert run.arena_bytes == plan_memory(program).bytes
+    assert program.flash_bytes < run.flash_bytes < program.flash_bytes + 16 * 1024
+    assert 100 < run.stack_bytes < 2048
+    assert run.ram_bytes == run.arena_bytes + run.stack_bytes
+    # More than one instruction, and fewer than a hundred, per multiplication (about 60,000 in this Program).
+    assert (run.instructions > 60_000).all()
+    assert (run.instructions < 6_000_000).all()
+
+
+@needs_device
+def test_recomputed_votes_of_a_deep_program() -> None:
+    program = sample_deep(1, SampleSettings(7, 12))
+    run = run_on_cortex_m4(program, images_for(program.image_shape, 2), EmitSettings(ram="small"))
+    assert run.differing == 0
+    assert run.arena_bytes == plan_memory(program, "small").bytes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(QEMU is None or ZIG is None, reason="qemu-system-arm or ziglang is not installed")
+def test_zig_builds_firmware_too() -> None:
+    program = sample_shallow(2)
+    run = run_on_cortex_m4(program, images_for(program.image_shape, 2), compiler=zig_cross_compiler())
+    assert run.differing == 0
+    assert run.toolchain.startswith("zig ")
+
+
+@needs_device
+def test_the_first_difference_is_located(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A firmware with another bias than the interpreter's: the tensor that the bias enters is named."""
+    program = sample_shallow(0)
+    conv = next(op for op in program.ops if op.name == "conv1")
+    codes = conv.bias.codes.copy()  # type: ignore[attr-defined]
+    codes[3] = -codes[3] + 40 - 80 * (codes[3] < -40)
+    bias = replace(conv.bias, codes=codes)  # type: ignore[attr-defined]
+    changed = tuple(replace(op, bias=bias) if op is conv else op for op in program.ops)  # type: ignore[call-arg]
+    real = emulator.emit
+    monkeypatch.setattr(emulator, "emit", lambda _, *rest: real(replace(program, ops=changed), *rest))
+    run = run_on_cortex_m4(program, images_for(program.image_shape, 1), EmitSettings(in_place=False))
+    assert run.differing > 0
+    assert run.first is not None
+    assert run.first.tensor == "conv1.activation"
+    assert run.first.index[3] == 3
+    assert "tensor conv1.activation[" in str(run.first)
+
+
+def test_no_emulator_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    program = sample_shallow(0)
+    with pytest.raises(ToolMissing, match="apt install qemu-system-arm gcc-arm-none-eabi") as caught:
+        run_on_cortex_m4(program, images_for(program.image_shape, 1))
+    assert caught.value.exit_code == 7
+
+
+def test_no_cross_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ToolMissing, match="pip install ziglang"):
+        find_cross_compiler()
+
+
+def test_a_file_that_is_no_elf_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "firmware.elf"
+    path.write_bytes(b"\x7fELF\x02\x01" + bytes(100))
+    with pytest.raises(ArtefactError, match="not a 32-bit"):
+        read_sizes(path)
+    path.write_bytes(b"\x7fELF\x01\x01" + bytes(26) + b"\xff\xff\xff\x7f" + bytes(10) + b"\x28\x00\x09\x00\x00\x00")
+    with pytest.raises(ArtefactError, match="outside the file"):
+        read_sizes(path)
+
+
+def test_a_cut_trace_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trace.bin"
+    path.write_bytes(b"\x04\x00\x00\x00abc")
+    with pytest.raises(ArtefactError, match="cut short"):
+        read_traces(sample_shallow(0), path)
+    path.write_bytes(b"\x03\x00\x00\x00abc\x00\x00\x00\x00")
+    with pytest.raises(ArtefactError, match="'abc'"):
+        read_traces(sample_shallow(0), path)

@@ -1,0 +1,161 @@
+"""The host runtime: the integers of the interpreter, on every Program, compiler flag and number of threads."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from caplet.errors import ArtefactError, DataError, ToolMissing
+from caplet.fixed.rounding import Rounding
+from caplet.program import interpreter
+from caplet.program.ops import OPS
+from caplet.program.program import Program
+from caplet.program.sample import SampleSettings, sample_deep, sample_shallow
+from caplet.runtime import NativeModel, build_library, compiler, compilers
+from caplet.runtime.compiler import load_library
+from caplet.runtime.difference import first_difference
+from caplet.runtime.random_ops import RandomOps
+
+needs_compiler = pytest.mark.skipif(
+    not compilers(), reason="no C compiler: neither cc, gcc, clang nor ziglang is installed"
+)
+
+
+def images_for(program: Program, count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, size=(count, *program.image_shape), dtype=np.uint8)
+
+
+@needs_compiler
+@pytest.mark.parametrize("level", ["-O3", "-O0"])
+@pytest.mark.parametrize("kind", [op.kind for op in OPS])
+def test_random_ops_equal_the_interpreter(kind: str, level: str) -> None:
+    library = load_library(build_library(flags=(level,)))
+    draw = RandomOps(11)
+    for _ in range(25):
+        single = draw.draw(kind)
+        inputs = draw.inputs(single, 8)
+        found = single.run(library, inputs)
+        for name, expected in single.interpret(inputs).items():
+            assert np.array_equal(found[name], expected), (single.op, name)
+
+
+@needs_compiler
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    seed=st.integers(0, 1000),
+    deep=st.booleans(),
+    weight_bits=st.integers(1, 16),
+    activation_bits=st.integers(2, 16),
+    rounding=st.sampled_from(Rounding),
+    shifts=st.booleans(),
+    iterations=st.integers(1, 4),
+    bias=st.booleans(),
+)
+def test_random_programs_equal_the_interpreter(
+    seed: int,
+    deep: bool,
+    weight_bits: int,
+    activation_bits: int,
+    rounding: Rounding,
+    shifts: bool,
+    iterations: int,
+    bias: bool,
+) -> None:
+    sample = SampleSettings(weight_bits, activation_bits, rounding, False, shifts, iterations, bias)
+    program = sample_deep(seed, sample) if deep else sample_shallow(seed, sample)
+    images = images_for(program, 3, seed)
+    expected, found = interpreter.run(program, images), NativeModel(program).run(images)
+    assert np.array_equal(found.capsules, expected.capsules)
+    assert np.array_equal(found.lengths, expected.lengths)
+    assert np.array_equal(found.predictions, expected.predictions)
+
+
+@needs_compiler
+@pytest.mark.parametrize("make", [sample_shallow, sample_deep])
+def test_trace_equals_the_interpreters(make: object) -> None:
+    program = make(8, SampleSettings(6, 8))  # type: ignore[operator]
+    images = images_for(program, 2)
+    found = NativeModel(program).trace(images)
+    stored = {name for name in program.tensors if not name.endswith(".coupling")} - {program.input}
+    assert set(found) == stored
+    assert first_difference(program, interpreter.trace(program, images), found) is None
+
+
+@needs_compiler
+def test_results_do_not_depend_on_threads_or_batches() -> None:
+    program = sample_shallow(3, SampleSettings(rounding=Rounding.STOCHASTIC))
+    images = images_for(program, 200)
+    whole = NativeModel(program, threads=1).run(images)
+    threaded = NativeModel(program, threads=4).run(images)
+    single = NativeModel(program).run(images[77:78])
+    assert np.array_equal(whole.capsules, threaded.capsules)
+    assert np.array_equal(whole.capsules[77:78], single.capsules)
+    assert whole.capsules.dtype == np.int32
+    assert whole.lengths.dtype == whole.predictions.dtype == np.int64
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((1, 1, 12, 11), dtype=np.uint8),
+        np.zeros((1, 1, 12, 12), dtype=np.float32),
+        np.zeros((12, 12), dtype=np.uint8),
+        np.zeros((0, 1, 12, 12), dtype=np.uint8),
+    ],
+    ids=["shape", "dtype", "axes", "none"],
+)
+def test_other_images_are_refused(images: np.ndarray) -> None:
+    with pytest.raises(DataError, match=r"uint8 of shape \(images, 1, 12, 12\), at least one"):
+        NativeModel(sample_shallow()).run(images)
+
+
+def test_no_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(compiler, "compilers", list)
+    with pytest.raises(ToolMissing, match=r"apt install gcc.*pip install ziglang") as caught:
+        build_library(folder=tmp_path)
+    assert caught.value.exit_code == 7
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    with pytest.raises(ArtefactError, match="set CAPLET_CACHE"):
+        build_library(folder=blocker / "cache")
+
+
+@needs_compiler
+def test_the_library_is_built_once(tmp_path: Path) -> None:
+    first = build_library(folder=tmp_path, flags=("-O0",))
+    stamp = first.stat().st_mtime_ns
+    assert build_library(folder=tmp_path, flags=("-O0",)) == first
+    assert first.stat().st_mtime_ns == stamp
+    assert build_library(folder=tmp_path, flags=("-O1",)) != first
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def _build(folder: str) -> str:
+    return str(build_library(folder=Path(folder), flags=("-O0",)))
+
+
+@needs_compiler
+def test_processes_that_build_at_once_share_one_library(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        paths = pool.map(_build, [str(tmp_path)] * 3)
+    assert len(set(paths)) == 1
+    assert os.listdir(tmp_path) == [Path(paths[0]).name]
+
+
+@needs_compiler
+def test_a_damaged_library_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "host-damaged.so"
+    path.write_bytes(b"not a library")
+    with pytest.raises(ArtefactError, match="delete the file"):
+        load_library(path)
