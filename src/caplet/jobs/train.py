@@ -15,6 +15,7 @@ from caplet.jobs.evaluate import float_predictions
 from caplet.metrics import Accuracy, accuracy
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import save_model
+from caplet.models.registry import named_model
 from caplet.report.curves import learning_curves
 from caplet.runs import METRICS, SPLITS, open_run
 from caplet.train.initialise import check_targets
@@ -169,6 +170,13 @@ def check_settings(settings: TrainSettings) -> None:
 
 
 def fit_to_data(settings: TrainSettings, splits: Splits) -> TrainSettings:
-    """The settings with the model's image shape and number of classes taken from the data."""
-    shape = {"image": list(splits.train.image_shape), "classes": len(splits.train.classes)}
-    return settings.model_copy(update={"overrides": {**settings.overrides, **shape}})
+    """The settings with the model's image shape and number of classes overridden where the data have others."""
+    config = named_model(settings.model).config
+    found = {"image": tuple(splits.train.image_shape), "classes": len(splits.train.classes)}
+    named = {"image": config.image, "classes": config.classes, **settings.overrides}
+    differing = {key: value for key, value in found.items() if _plain(named[key]) != _plain(value)}
+    return settings.model_copy(update={"overrides": {**settings.overrides, **differing}})
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
