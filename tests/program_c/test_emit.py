@@ -138,9 +138,8 @@ int main(void)
 {
     uint8_t *bytes = (uint8_t *)arena;
     size_t i;
-    cases = [
-        pytest.param(name, ["-O2", "-funsigned-char"], id=f"{name}-unsigned-char") for name in COMPILERS if name != "cc"
-    ]
+    if (digits_run(NULL, image, caps) != 1 || digits_run(arena, NULL, caps) != 1) return 1;
+    if (digits_run(arena, image, NULL) != 1) return 1;
     if (digits_run(bytes + 4, image, caps) != 2 || digits_run(bytes + 1, image, caps) != 2) return 2;
     if (digits_run_sized(arena, DIGITS_ARENA_BYTES - 1, image, caps) != 3) return 3;
     if (digits_lengths(NULL, NULL) != 1 || digits_predict(NULL) != -1) return 4;
@@ -205,6 +204,13 @@ def test_proof_and_arena_are_in_the_source(tmp_path: Path) -> None:
     for bound in export.proof.accumulators:
         assert f"{bound.what}: {bound.c_type}, products at most {bound.products}" in source
     assert f"SAMPLE_SHALLOW_ARENA_BYTES {export.plan.bytes}u" in (tmp_path / "sample_shallow.h").read_text()
+
+
+def test_free_text_cannot_leave_its_comment(tmp_path: Path) -> None:
+    text = "pixels / 255 */ int evil; /*\nsecond line"
+    emit(sample_shallow(0), tmp_path, EmitSettings(preprocessing=text))
+    header = (tmp_path / "sample_shallow.h").read_text()
+    assert " * Preprocessing: pixels / 255 * / int evil; / * second line\n" in header
 
 
 def test_the_runtime_keeps_its_promises() -> None:

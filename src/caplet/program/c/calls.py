@@ -5,15 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from caplet.program.arena import MemoryMap
-from caplet.program.ops import (
-    Add,
-    Conv2d,
-    ConvVotes,
-    DenseVotes,
-    InputQuantize,
-    Op,
-    Routing,
-)
+from caplet.program.ops import Conv2d, ConvVotes, DenseVotes, Op, Routing, Squash
 from caplet.program.program import Program
 
 
@@ -63,11 +55,9 @@ class CallWriter:
         arguments = [self.place(name) for name in op.inputs] + [self.place(op.outputs[0])]
         if isinstance(op, Conv2d):
             arguments.append(self.place(f"{op.name}/filter"))
-        function = "caplet_squash" if op.kind == "squash" else f"caplet_{op.kind}"
-        if op.kind == "squash":
+        if isinstance(op, Squash):
             arguments.append("0")
-        assert isinstance(op, InputQuantize | Conv2d | Add) or len(op.inputs) == 1
-        return Call(op, (f"{function}({', '.join([descriptor, *arguments])});",), op.outputs)
+        return Call(op, (f"caplet_{op.kind}({', '.join([descriptor, *arguments])});",), op.outputs)
 
     def _routing(self, op: Routing, descriptor: str) -> Call:
         maker = self._program.votes_op(op)

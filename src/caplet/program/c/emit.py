@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,7 @@ def emit(
         for name, text in files.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ArtefactError(f"export: cannot write {folder}: {error}") from error
     return Export(folder, _prefix(program, settings), plan, proof, tuple(files))
@@ -131,11 +130,6 @@ TEMPLATES = {
 """Template -> file of the export."""
 
 
-def remove_export(export: Export) -> None:
-    """Delete an exported folder again."""
-    shutil.rmtree(export.folder)
-
-
 def _prefix(program: Program, settings: EmitSettings) -> str:
     """The prefix of every public C name; never one of the runtime's or of the file's own tables."""
     word = identifier(settings.prefix or program.name)
@@ -180,7 +174,7 @@ def _context(program: Program, proof: Proof, plan: MemoryMap, settings: EmitSett
         "lengths_symbol": next(symbols[op.name] for op in program.ops if op.outputs == (program.lengths,)),
         "lengths_wide": int(lengths.format.bits == 64),
         "flash_bytes": program.flash_bytes,
-        "preprocessing": settings.preprocessing or program.meta.get("preprocessing", ""),
+        "preprocessing": _sentence(settings.preprocessing or program.meta.get("preprocessing", "")),
         "pixel_table": next(
             (op for op in program.ops if isinstance(op, InputQuantize) and op.input == program.input), None
         ),
@@ -195,6 +189,11 @@ def _comment(program: Program, name: str, names: Identifiers) -> str:
             shape = " x ".join(map(str, constant.shape))
             return f"{constant.key}: {shape}, {constant.format}"
     return "exponents of the output channels"
+
+
+def _sentence(text: str) -> str:
+    """Free text on one line that cannot end the C comment in which it stands."""
+    return " ".join(text.split()).replace("*/", "* /").replace("/*", "/ *")
 
 
 def _bounds(proof: Proof, op: str) -> list[Any]:
