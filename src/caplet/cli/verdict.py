@@ -17,7 +17,12 @@ def show_quantized(result: QuantizeResult) -> None:
 
     metrics, out = result.metrics, console()
     first = result.float_test
-    table = Table(title=f"Float against integers: {first.n:,} test images, 95 % intervals", box=SIMPLE_HEAD)
+    table = Table(
+        title=f"Float against integers: {first.n:,} test images, 95 % intervals",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for heading in ("model", "accuracy (%)", "loss (pp)", "bytes", "W", "A"):
         table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
     interval = f"{first.percent:.2f} [{first.low:.2f}, {first.high:.2f}]"

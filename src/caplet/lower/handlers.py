@@ -68,7 +68,8 @@ def lower_layer(low: Lowering, layer: Layer, sources: tuple[str, ...]) -> None:
 def _input(low: Lowering, layer: InputLayer, sources: tuple[str, ...]) -> None:
     channels, rows, columns = layer.specs["image"].shape
     low.tensors[PIXELS] = TensorSpec(PIXELS, (rows, columns, channels), PIXEL_FORMAT)
-    image = low.tensor(f"{layer.name}.image", (rows, columns, channels))
+    image = f"{layer.name}.image"
+    low.tensors[image] = TensorSpec(image, (rows, columns, channels), low.format(image))  # a table: always nearest
     zeros, ones = (0.0,) * channels, (1.0,) * channels
     low.ops.append(InputQuantize(layer.name, PIXELS, image, pixel_table("input.table", low.format(image), zeros, ones)))
 

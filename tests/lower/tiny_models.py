@@ -1,0 +1,133 @@
+"""Tiny networks of odd sizes with living signals, their calibration, and plans of mixed widths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from caplet.data.imageset import to_float
+from caplet.fixed import Rounding
+from caplet.models.base import CapsNet, ModelConfig
+from caplet.models.deep import Block, DeepCapsConfig
+from caplet.models.registry import FAMILIES
+from caplet.models.shallow import ShallowCapsConfig, StemConv
+from caplet.nn.points import Role, Storage
+from caplet.quant.calibrate import Calibration, calibrate
+from caplet.quant.formats import FormatRule
+from caplet.quant.plan import QuantPlan
+from caplet.train.initialise import initialise
+
+CONFIGS: dict[str, ModelConfig] = {
+    "shallow": ShallowCapsConfig(
+        image=(1, 11, 9),
+        classes=4,
+        stem=(StemConv(kernel=3, channels=5),),
+        primary_types=3,
+        primary_dim=5,
+        primary_kernel=3,
+        class_dim=3,
+        iterations=2,
+    ),
+    "shallow-two-stems": ShallowCapsConfig(
+        image=(3, 13, 14),
+        classes=3,
+        stem=(StemConv(kernel=3, stride=2, channels=6), StemConv(kernel=2, channels=7)),
+        primary_types=2,
+        primary_dim=7,
+        primary_kernel=3,
+        primary_stride=1,
+        class_dim=6,
+        iterations=1,
+        primary_bias=False,
+        class_bias=False,
+    ),
+    "shallow-no-stem": ShallowCapsConfig(
+        image=(2, 9, 10),
+        classes=5,
+        stem=(),
+        primary_types=4,
+        primary_dim=2,
+        primary_kernel=4,
+        primary_stride=3,
+        class_dim=4,
+        class_bias=False,
+    ),
+    "deep": DeepCapsConfig(
+        image=(1, 9, 7),
+        classes=3,
+        channels=5,
+        blocks=(Block(types=2, dim=3), Block(types=3, dim=2), Block(types=2, dim=4), Block(types=3, dim=4, stride=1)),
+        class_dim=5,
+        skip_iterations=2,
+    ),
+    "deep-one-iteration": DeepCapsConfig(
+        image=(3, 8, 8),
+        classes=4,
+        channels=4,
+        blocks=(
+            Block(types=2, dim=2, stride=1),
+            Block(types=2, dim=4),
+            Block(types=3, dim=3),
+            Block(types=2, dim=3),
+        ),
+        class_dim=3,
+        skip_iterations=1,
+        iterations=2,
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Tiny:
+    """A tiny model in evaluation mode, 24 uint8 images, and its calibration on them."""
+
+    model: CapsNet
+    images: Tensor
+    calibration: Calibration
+
+
+@cache
+def tiny(name: str) -> Tiny:
+    """The model of ``CONFIGS[name]``: capsules of useful length in every layer, biases and batch norm that matter."""
+    config = CONFIGS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = FAMILIES[name.split("-")[0]].model(config)
+        images = torch.randint(0, 256, (24, *config.image), dtype=torch.uint8)
+        initialise(model, to_float(images))
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                if "bias" in key:
+                    parameter.add_(0.05 * torch.randn_like(parameter))
+            for module in model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.weight.uniform_(0.7, 1.4)
+                    module.running_mean.uniform_(-0.2, 0.4)
+                    module.running_var.uniform_(0.5, 2.0)
+    model.eval()
+    return Tiny(model, images, calibrate(model, images))
+
+
+def mixed_plan(
+    name: str,
+    low: int,
+    high: int,
+    rounding: Rounding = Rounding.NEAREST,
+    *,
+    log2_weights: bool = False,
+    seed: int = 0,
+) -> QuantPlan:
+    """A plan in which every point has a width of its own from ``low`` to ``high`` (biases and votes at least 4)."""
+    made = tiny(name)
+    rng = np.random.default_rng(seed)
+    rule = FormatRule(log2_weights=log2_weights)
+    points = {}
+    for key, spec in made.model.points().items():
+        least = low if spec.storage is Storage.FLASH and spec.role is Role.WEIGHT else max(low, 4)
+        width = int(rng.integers(least, high + 1))
+        points[key] = made.calibration.format(key, width, rule, rounding)
+    return QuantPlan(points, rounding, seed=seed)
