@@ -56,3 +56,29 @@ def digits() -> Splits:
     from caplet.data import load_data
 
     return load_data("digits")
+
+
+TINY = {"epochs": 3, "calibration_size": 120}
+"""Settings that make training on digits short."""
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a small, briefly trained capsule network for digits: model.safetensors, metrics.json, ..."""
+    from caplet.jobs.train import train_by_recipe
+
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train_by_recipe("digits", folder, changes=TINY, limit=240, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def quantized(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of its quantization: model_satisfied.caplet, plan_satisfied.json, metrics.json, ..."""
+    from caplet.api import QuantizeSettings, load_data, load_float, quantize
+
+    folder = tmp_path_factory.mktemp("quantized") / "run"
+    model, splits = load_float(trained / "model.safetensors"), load_data("digits", calibration_size=120)
+    result = quantize(model, splits, folder, QuantizeSettings(tolerance=5.0))
+    assert result.met
+    return folder

@@ -195,3 +195,8 @@ def test_every_op_has_a_c_function_and_a_file() -> None:
         assert f"{op.kind}.c" in sources, f"the C runtime has no {op.kind}.c"
         assert f"caplet_{op.kind}" in sources[f"{op.kind}.c"]
         assert f"caplet_{op.kind}" in sources["caplet.h"]
+
+
+def test_no_public_name_is_a_sub_package() -> None:
+    """``import caplet.train.loop`` sets ``caplet.train``; a function of that name would be gone."""
+    assert not set(caplet.__all__) & {_room(module) for module in MODULES}

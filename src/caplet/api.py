@@ -1,4 +1,6 @@
-"""The public functions: load, load_data, train, evaluate, calibrate, search, lower, run, quantize, inspect.
+"""The public functions: load, load_data, train_model, evaluate, calibrate, search, lower_model, run, quantize, inspect.
+
+None is named like a sub-package (``train``, ``lower``, ``models``): importing a sub-package would take its place.
 
 Example: from a float checkpoint to bit-packed integers. ::
 
@@ -24,8 +26,8 @@ from caplet.jobs.inspect import inspect_model
 from caplet.jobs.quantize import QuantizeResult, QuantizeSettings, quantize
 from caplet.jobs.ship import Verified, export_c, find_program, parse_targets, verify_engines
 from caplet.jobs.train import TrainRun
-from caplet.jobs.train import train_by_recipe as train
-from caplet.lower import lower
+from caplet.jobs.train import train_by_recipe as train_model
+from caplet.lower import lower as lower_model
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.models.registry import FAMILIES, NAMED, build, named_model
@@ -54,12 +56,12 @@ __all__ = [
     "export_c",
     "find_program",
     "inspect",
+    "list_models",
     "load",
     "load_data",
     "load_float",
     "load_program",
-    "lower",
-    "models",
+    "lower_model",
     "parse_targets",
     "quantize",
     "recipes",
@@ -67,7 +69,7 @@ __all__ = [
     "save_model",
     "save_program",
     "search",
-    "train",
+    "train_model",
     "verify_engines",
 ]
 
@@ -108,7 +110,7 @@ def inspect(model: str | Path | CapsNet | Program, image_size: int | None = None
     return inspect_model(load(path, image_size), path)
 
 
-def models() -> list[dict[str, Any]]:
+def list_models() -> list[dict[str, Any]]:
     """The ready-made models: name, family, image, classes, parameters, about."""
     return [
         {

@@ -17,12 +17,12 @@ def command(
     json: Json = False,
 ) -> None:
     """Train a small capsule net on 8x8 digits, quantize it, and compare. Needs no data and about a minute."""
-    from caplet.api import QuantizeSettings, load_data, quantize, train
+    from caplet.api import QuantizeSettings, load_data, quantize, train_model
     from caplet.cli.progress import bar
     from caplet.cli.verdict import show_quantized
 
     note("1/2 training a small capsule network on scikit-learn's digits")
-    trained = train("digits", out / "train", force=force, progress=not quiet)
+    trained = train_model("digits", out / "train", force=force, progress=not quiet)
     note(f"float test accuracy {trained.test}")
     note("2/2 quantizing it by the Q-CapsNets method: at most 0.7 percentage points of loss")
     with bar(not quiet) as (step, measured):

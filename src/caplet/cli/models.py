@@ -7,9 +7,9 @@ from caplet.cli.output import Json, console, print_json
 
 def command(json: Json = False) -> None:
     """List the ready-made models with image size, groups and parameter counts."""
-    from caplet.api import models
+    from caplet.api import list_models
 
-    rows = models()
+    rows = list_models()
     if json:
         print_json({"models": rows})
         return

@@ -41,7 +41,7 @@ def command(
 
     Example: caplet train --recipe shallow-fashion-mnist --root ~/data
     """
-    from caplet.api import recipes, train
+    from caplet.api import recipes, train_model
 
     if list_:
         names = recipes()
@@ -50,7 +50,7 @@ def command(
     if recipe is None:
         raise typer.BadParameter(f"name one of: {', '.join(recipes())}", param_hint="--recipe")
     folder = out or Path("runs") / Path(recipe).stem
-    run = train(
+    run = train_model(
         recipe,
         folder,
         root=root,

@@ -1,0 +1,279 @@
+"""The main job through the command line: train, quantize, eval, inspect; exit codes; interruption and resumption."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Caplet
+
+TRAIN = (
+    *("train", "--recipe", "digits", "--limit", "240"),
+    *("--set", "epochs=3", "--set", "calibration_size=120"),
+)
+EFFORT = ("seconds", "full_passes", "images_per_second", "cost")
+"""What depends on the machine, or on where a run was interrupted."""
+
+
+def settled(value: Any) -> Any:
+    """A record without what measures time and effort."""
+    if isinstance(value, dict):
+        return {key: settled(item) for key, item in value.items() if key not in EFFORT}
+    return [settled(item) for item in value] if isinstance(value, list) else value
+
+
+def record(folder: Path, name: str) -> Any:
+    return settled(json.loads((folder / name).read_text()))
+
+
+def quantize(model: Path, out: Path, *more: object) -> tuple[object, ...]:
+    return ("quantize", model / "model.safetensors", "--calibration-size", 120, "--tolerance", 5, "--out", out, *more)
+
+
+def check_equal_quantization(first: Path, second: Path) -> None:
+    names = {name for name in os.listdir(first) if name.startswith(("model", "plan", "splits", "settings"))}
+    assert {"model_satisfied.caplet", "plan_satisfied.json", "splits.json", "settings.json"} <= names
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    for name in ("metrics.json", "search.json"):
+        assert record(first, name) == record(second, name)
+
+
+def check_equal_training(first: Path, second: Path) -> None:
+    for name in ("model.safetensors", "splits.json", "settings.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    assert record(first, "metrics.json") == record(second, "metrics.json")
+
+
+def test_train_prints_one_object_and_leaves_a_run(caplet: Caplet, trained: Path, tmp_path: Path) -> None:
+    done = caplet(*TRAIN, "--out", tmp_path / "run", "--json")
+    assert done.code == 0
+    found = done.json()
+    assert found["model"] == str(tmp_path / "run" / "model.safetensors")
+    assert found["test"]["n"] == 240
+    assert found["test"]["low"] < found["test"]["percent"] < found["test"]["high"]
+    assert len(re.findall(r"^epoch +\d", done.err, re.MULTILINE)) == 3, "progress goes to stderr"
+    written = {*os.listdir(tmp_path / "run")} - {".lock"}
+    assert written == {
+        *("settings.json", "environment.json", "splits.json", "metrics.json"),
+        *("model.safetensors", "train.csv", "train.ckpt", "curves.png"),
+    }
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert (settings["recipe"], settings["data"]["limit"], settings["seed"]) == ("digits", 240, 0)
+    check_equal_training(trained, tmp_path / "run")
+
+
+def test_quantize_prints_one_object_and_leaves_a_run(
+    caplet: Caplet, trained: Path, quantized: Path, tmp_path: Path
+) -> None:
+    done = caplet(*quantize(trained, tmp_path / "run", "--json"))
+    assert done.code == 0
+    found = done.json()
+    assert found["folder"] == str(tmp_path / "run")
+    assert found["met"] is True
+    assert [model["role"] for model in found["models"]] == ["satisfied"]
+    assert "step 1:" in done.err
+    shipped = found["models"][0]
+    assert shipped["file_bytes"] == (tmp_path / "run" / "model_satisfied.caplet").stat().st_size
+    assert shipped["test"]["n"] == shipped["paired"]["n"] == 359
+    assert shipped["weight_reduction"] > 5
+    check_equal_quantization(quantized, tmp_path / "run")
+
+
+def test_without_json_there_is_a_table(caplet: Caplet, trained: Path, tmp_path: Path) -> None:
+    done = caplet(*quantize(trained, tmp_path / "a [b] ü", "--quiet"))
+    assert done.code == 0
+    assert str(tmp_path / "a [b] ü" / "model_satisfied.caplet") in done.out.splitlines()[-3]
+    assert "…" not in done.out
+    assert done.err == f"model: {tmp_path / 'a [b] ü' / 'model_satisfied.caplet'}\n"
+
+
+@pytest.mark.parametrize("engine", ["auto", "interpreter"])
+def test_eval_measures_what_quantize_reported(caplet: Caplet, quantized: Path, engine: str) -> None:
+    done = caplet("eval", quantized / "model_satisfied.caplet", "--engine", engine, "--json")
+    assert done.code == 0
+    assert done.json()["accuracy"] == record(quantized, "metrics.json")["models"][0]["test"]
+
+
+def test_eval_of_a_float_model(caplet: Caplet, trained: Path, quantized: Path) -> None:
+    found = caplet("eval", trained / "model.safetensors", "--json").json()
+    assert found["engine"] == "torch"
+    assert found["accuracy"] == record(quantized, "metrics.json")["float"]["test"]
+    text = caplet("eval", trained / "model.safetensors", "--split", "calibration", "--limit", 50)
+    assert "of 50 (torch" in text.out
+
+
+def test_inspect_counts_what_the_run_recorded(caplet: Caplet, quantized: Path) -> None:
+    path = quantized / "model_satisfied.caplet"
+    found = caplet("inspect", path, "--json").json()
+    total = found["groups"][-1]
+    counted = record(quantized, "metrics.json")["models"][0]["memory"][-1]
+    assert (total["group"], counted["group"]) == ("total", "total")
+    assert total["activation_bits"] == counted["activation_bits"]
+    assert total["weight_bits"] == counted["weight_bits"]
+    assert found["file_bytes"] == path.stat().st_size
+    for arguments in ([path], [path, "--points"], ["shallow-digits"]):
+        done = caplet("inspect", *arguments)
+        assert done.code == 0
+        assert "digit" in done.out
+
+
+def test_models_and_recipes_are_listed(caplet: Caplet) -> None:
+    rows = caplet("models", "--json").json()["models"]
+    assert {"shallow", "shallow-digits", "q7-mnist", "deep"} <= {row["name"] for row in rows}
+    assert "digits" in caplet("train", "--list", "--json").json()["recipes"]
+    assert "digits" in caplet("train", "--list").out.splitlines()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["train"],
+        ["models", "more"],
+        ["quantize"],
+        ["quantize", "m.pt", "--tolerance", "much"],
+        ["quantize", "m.pt", "--method", "magic"],
+        ["eval", "m.pt", "--engine", "warp"],
+        ["eval", "m.pt", "--split", "all"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(caplet: Caplet, arguments: list[str]) -> None:
+    done = caplet(*arguments)
+    assert done.code == 2
+    assert "Usage: caplet" in done.err
+    assert done.out == ""
+
+
+def test_a_missed_target_is_exit_code_5_with_the_best_results(caplet: Caplet, trained: Path, tmp_path: Path) -> None:
+    done = caplet(*quantize(trained, tmp_path, "--tolerance", 0, "--budget", "5100", "--json"))
+    assert done.code == 5
+    assert done.err.splitlines()[-1].startswith("caplet: error: no plan found keeps both")
+    found = done.json()
+    assert found["met"] is False
+    assert {model["role"] for model in found["models"]} == {"memory", "accuracy"}
+    for model in found["models"]:
+        assert (tmp_path / model["file"]).stat().st_size == model["file_bytes"]
+
+
+def test_force_replaces_every_result_of_the_earlier_run(caplet: Caplet, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert caplet(*quantize(trained, tmp_path, "--force", "--json")).code == 0
+    done = caplet(*quantize(trained, tmp_path, "--tolerance", 0, "--budget", "5100", "--force", "--json"))
+    assert done.code == 5
+    models = {name for name in os.listdir(tmp_path) if name.endswith(".caplet")}
+    assert models == {model["file"] for model in done.json()["models"]}
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_an_interrupted_quantization_is_exit_code_130_and_resumes(
+    caplet: Caplet, trained: Path, quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from caplet.quant.probes import ProbeLog
+
+    add, left = ProbeLog.add, iter(range(4))
+
+    def interrupted(self: ProbeLog, *arguments: Any) -> None:
+        add(self, *arguments)
+        if next(left) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProbeLog, "add", interrupted)
+        done = caplet(*quantize(trained, tmp_path, "--json"))
+    assert done.code == 130
+    assert done.out == ""
+    assert "--resume" in done.err.splitlines()[-1]
+    assert not (tmp_path / "metrics.json").exists()
+    assert len((tmp_path / "probes.jsonl").read_text().splitlines()) == 5
+    assert caplet(*quantize(trained, tmp_path, "--resume", "--json")).code == 0
+    check_equal_quantization(quantized, tmp_path)
+
+
+def killed(arguments: tuple[object, ...], patch: str) -> None:
+    """Run a command in a process of its own, which ``patch`` makes kill itself (SIGKILL) somewhere."""
+    code = f"""
+import os, signal, sys
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+{patch}
+from caplet.cli import main
+sys.argv = ["caplet", *{[*map(str, arguments)]!r}]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
+def test_a_killed_quantization_resumes_to_the_same_bytes(
+    caplet: Caplet, trained: Path, quantized: Path, tmp_path: Path
+) -> None:
+    patch = """
+from caplet.quant.probes import ProbeLog
+write = ProbeLog._write
+def cut(self, line, mode, count=[0]):
+    count[0] += 1
+    if count[0] == 5:
+        with open(self.path, "a") as stream:
+            stream.write(line[:100])
+        die()
+    write(self, line, mode)
+ProbeLog._write = cut
+"""
+    killed(quantize(trained, tmp_path), patch)
+    assert (tmp_path / "probes.jsonl").read_text()[-1] != "\n"
+    assert caplet(*quantize(trained, tmp_path, "--resume", "--json")).code == 0
+    check_equal_quantization(quantized, tmp_path)
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
+def test_a_killed_training_resumes_to_the_same_bytes(caplet: Caplet, trained: Path, tmp_path: Path) -> None:
+    patch = """
+replace, count = os.replace, [0]
+def cut(source, target):
+    if str(target).endswith("train.ckpt"):
+        count[0] += 1
+        if count[0] == 2:
+            die()
+    replace(source, target)
+os.replace = cut
+"""
+    killed((*TRAIN, "--out", tmp_path, "--quiet"), patch)
+    assert [name for name in os.listdir(tmp_path) if name.endswith(".part")]
+    assert caplet(*TRAIN, "--out", tmp_path, "--resume", "--quiet", "--json").code == 0
+    check_equal_training(trained, tmp_path)
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
+
+
+def test_a_full_disk_keeps_the_model_that_was_there(
+    caplet: Caplet, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    assert caplet(*quantize(trained, tmp_path, "--json")).code == 0
+    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    replace = os.replace
+
+    def full(source: Any, target: Any) -> None:
+        if str(target).endswith(".caplet"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        message = caplet(*quantize(trained, tmp_path, "--force", "--quiet", "--json")).error()
+    assert "model_satisfied.caplet" in message
+    assert "no space left" in message.lower()
+    for name in ("model_satisfied.caplet", "plan_satisfied.json", "metrics.json"):
+        assert (tmp_path / name).read_bytes() == before[name]
+    assert {*os.listdir(tmp_path)} == set(before)

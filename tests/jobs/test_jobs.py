@@ -1,0 +1,160 @@
+"""The jobs as Python functions: settings, data checks, engines, inspection, shipped files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from caplet import api
+from caplet.data import Splits
+from caplet.errors import ArtefactError, ConfigError, ModelError, ToolMissing
+from caplet.jobs.engine import Engine, predictions
+from caplet.jobs.evaluate import check_data, evaluate
+from caplet.jobs.inspect import inspect_model
+from caplet.jobs.quantize import QuantizeSettings, quantize, spread
+from caplet.jobs.ship import find_program, parse_targets, verify_engines
+from caplet.jobs.train import parse_changes, resolve_recipe, train_by_recipe
+from caplet.program import load_program
+from caplet.quant.memory import count_memory
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings"),
+    [
+        (["epochs=3", "lr=1e-3"], {"epochs": 3, "lr": 1e-3}),
+        (["precision=bfloat16", "flip=true"], {"precision": "bfloat16", "flip": True}),
+        (["initial_norms.digit=0.5", "initial_norms.primary=1.0"], {"initial_norms": {"digit": 0.5, "primary": 1.0}}),
+        (["dataset=/a=b"], {"dataset": "/a=b"}),
+        (["epochs=3", "epochs=4"], {"epochs": 4}),
+    ],
+)
+def test_changes_of_settings(changes: list[str], settings: dict[str, Any]) -> None:
+    assert parse_changes(changes) == settings
+
+
+@pytest.mark.parametrize("changes", [["epochs"], ["=3"], ["a=1", "a.b=2"]])
+def test_malformed_changes(changes: list[str]) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        parse_changes(changes)
+
+
+def test_a_recipe_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('model = "shallow-digits"\ndataset = "digits"\nepochs = 2\n')
+    assert resolve_recipe(str(path), {"epochs": 5}).epochs == 5
+    path.write_text("model = ")
+    with pytest.raises(ConfigError, match="not a TOML file"):
+        resolve_recipe(str(path), {})
+
+
+def test_the_network_follows_the_data(tmp_path: Path) -> None:
+    """Another image size and three channels, from the same recipe."""
+    changes = {"epochs": 1, "batch_size": 50}
+    run = train_by_recipe("digits", tmp_path, size=12, channels=3, changes=changes, limit=50, progress=False)
+    assert run.model.config.image == (3, 12, 12)
+    assert run.test.n == 50
+
+
+@pytest.mark.parametrize("settings", [{"budget": 0}, {"seed": -1}, {"rounding": "up"}, {"tolernce": 1.0}])
+def test_quantize_settings_speak_in_one_line(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"quantize: {next(iter(settings))}") as error:
+        QuantizeSettings(**settings)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "truncate"])
+def test_every_rounding_ships(trained: Path, digits: Splits, tmp_path: Path, rounding: Any) -> None:
+    model = api.load_float(trained / "model.safetensors")
+    settings = QuantizeSettings(tolerance=20.0, rounding=rounding, seed=3, log2_weights=rounding == "truncate")
+    result = quantize(model, digits, tmp_path, settings)
+    assert result.models
+    for shipped in result.models:
+        assert load_program(shipped.path).seed == 3
+        again = evaluate(load_program(shipped.path), digits.test, engine="interpreter")
+        assert again.accuracy == shipped.test
+
+
+def test_a_mistake_leaves_no_folder(trained: Path, digits: Splits, tmp_path: Path) -> None:
+    model = api.load_float(trained / "model.safetensors")
+    for settings in ({"tolerance": -1.0}, {"budget": 10}):
+        with pytest.raises(ConfigError):
+            quantize(model, digits, tmp_path / "run", QuantizeSettings(**settings))
+    with pytest.raises(ConfigError, match="unknown engine 'warp'; the engines are auto, native, interpreter"):
+        quantize(model, digits, tmp_path / "run", engine="warp")
+    assert not (tmp_path / "run").exists()
+
+
+def test_engines_give_the_same_integers(quantized: Path, digits: Splits) -> None:
+    program = load_program(find_program(quantized))
+    images = digits.test.images.numpy()[:64]
+    slow, used = predictions(program, images, "interpreter")
+    assert used is Engine.INTERPRETER
+    fast, _ = predictions(program, images)
+    np.testing.assert_array_equal(fast, slow)
+
+
+def test_without_a_compiler_auto_interprets(quantized: Path, digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    import caplet.runtime
+
+    def missing(program: object) -> None:
+        raise ToolMissing("no C compiler")
+
+    monkeypatch.setattr(caplet.runtime, "NativeModel", missing)
+    program = load_program(find_program(quantized))
+    assert evaluate(program, digits.test.subset(range(20))).engine == "interpreter"
+    with pytest.raises(ToolMissing):
+        evaluate(program, digits.test.subset(range(20)), engine="native")
+
+
+def test_data_that_do_not_fit_are_refused_alike(trained: Path, quantized: Path) -> None:
+    large = api.load_data("digits", size=9, limit=20)
+    for model in (api.load(trained / "model.safetensors"), api.load(quantized / "model_satisfied.caplet")):
+        with pytest.raises(ModelError, match=r"takes 1x8x8 images .* got 1x9x9.*--size"):
+            check_data(model, large.test)
+
+
+def test_spread_takes_images_from_all_over(digits: Splits) -> None:
+    images = digits.train
+    taken = spread(images, 100)
+    assert len(taken) == 100
+    step = len(images) // 100
+    assert bool((taken[99] == images.images[99 * step]).all())
+    assert len(spread(images, 10**6)) == len(images)
+
+
+def test_inspection_counts_what_the_papers_count(trained: Path) -> None:
+    model = api.load_float(trained / "model.safetensors")
+    found = inspect_model(model)
+    counted = count_memory(model).total
+    total = found["groups"][-1]
+    assert (total["weights"], total["activations"]) == (counted.weights, counted.activations)
+    assert (total["weight_bits"], total["activation_bits"]) == (counted.weight_bits, counted.activation_bits)
+    assert [row["point"] for row in found["points"]] == list(model.points())
+
+
+def test_a_run_folder_means_its_best_model(quantized: Path, tmp_path: Path) -> None:
+    assert find_program(quantized) == quantized / "model_satisfied.caplet"
+    with pytest.raises(ArtefactError, match=r"no \.caplet file in this folder"):
+        find_program(tmp_path)
+
+
+def test_verification_of_the_interpreter(quantized: Path, digits: Splits) -> None:
+    program = load_program(find_program(quantized))
+    (result,) = verify_engines(program, digits.test.images.numpy()[:4], parse_targets("interpreter"))
+    assert (result.images, result.differing, result.first) == (4, 0, None)
+    assert result.codes > 4 * 1000
+    with pytest.raises(ConfigError, match="no image"):
+        verify_engines(program, digits.test.images.numpy()[:0])
+
+
+def test_the_public_names_load_on_first_use() -> None:
+    import caplet
+
+    for name in caplet._API:
+        assert getattr(caplet, name) is getattr(api, name)
+        assert name in api.__all__
+    with pytest.raises(AttributeError, match="no attribute 'quantise'"):
+        caplet.quantise  # noqa: B018

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from caplet.errors import DataError
+from caplet.metrics import accuracy, paired
+
+
+def test_the_interval_is_wilsons() -> None:
+    """Against the closed form, at z = 1.959964."""
+    correct, n, z = 920, 2000, 1.959964
+    share = correct / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    found = accuracy(correct, n)
+    assert (found.correct, found.n, found.percent) == (920, 2000, 46.0)
+    assert found.low == pytest.approx(100 * (centre - half), abs=1e-4)
+    assert found.high == pytest.approx(100 * (centre + half), abs=1e-4)
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_holds_the_accuracy(counts: tuple[int, int]) -> None:
+    found = accuracy(*counts)
+    assert -1e-9 <= found.low <= found.percent + 1e-9
+    assert found.percent - 1e-9 <= found.high <= 100 + 1e-9
+    assert found.low < found.high
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 0), (-1, 5), (6, 5)])
+def test_impossible_counts_are_refused(correct: int, n: int) -> None:
+    with pytest.raises(DataError, match=f"{correct} correct out of {n}"):
+        accuracy(correct, n)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_a_paired_comparison_counts_discordant_images(pairs: list[tuple[bool, bool]]) -> None:
+    first, second = np.array(pairs).T
+    found = paired(first, second)
+    assert found.n10 == sum(a and not b for a, b in pairs)
+    assert found.n01 == sum(b and not a for a, b in pairs)
+    assert found.loss == pytest.approx(100 * (first.mean() - second.mean()))
+    assert found.low <= found.loss <= found.high
+    swapped = paired(second, first)
+    assert (swapped.loss, swapped.p_value) == (pytest.approx(-found.loss), pytest.approx(found.p_value))
+
+
+def test_mcnemars_exact_p_value() -> None:
+    """2 * P(X <= 3) of 10 fair coins, from the binomial distribution's own sum."""
+    first, second = np.zeros(100, dtype=bool), np.zeros(100, dtype=bool)
+    first[:3], second[3:10] = True, True
+    found = paired(first, second)
+    assert (found.n10, found.n01) == (3, 7)
+    assert found.p_value == pytest.approx(2 * binom.cdf(3, 10, 0.5))
+
+
+def test_equal_models_do_not_differ() -> None:
+    hits = np.array([True, False, True])
+    found = paired(hits, hits)
+    assert (found.loss, found.low, found.high, found.p_value) == (0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(("first", "second"), [((3,), (4,)), ((0,), (0,)), ((2, 2), (2, 2))])
+def test_only_the_same_images_are_compared(first: tuple[int, ...], second: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match="the same images"):
+        paired(np.ones(first, dtype=bool), np.ones(second, dtype=bool))
