@@ -17,6 +17,7 @@ except PackageNotFoundError:  # running from a source tree that was never instal
 
 _API = (
     "QuantizeSettings",
+    "SensitivitySettings",
     "build",
     "calibrate",
     "evaluate",
@@ -32,6 +33,7 @@ _API = (
     "save_model",
     "save_program",
     "search",
+    "sensitivity",
     "train_model",
     "verify_engines",
 )

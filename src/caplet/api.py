@@ -20,10 +20,12 @@ from typing import Any
 
 from caplet.data import load_data
 from caplet.errors import ModelError
+from caplet.fixed import Rounding
 from caplet.jobs.engine import Engine
 from caplet.jobs.evaluate import Evaluation, evaluate
 from caplet.jobs.inspect import inspect_model
 from caplet.jobs.quantize import QuantizeResult, QuantizeSettings, quantize
+from caplet.jobs.sensitivity import SensitivityResult, sensitivity
 from caplet.jobs.ship import Verified, export_c, find_program, parse_targets, verify_engines
 from caplet.jobs.train import TrainRun
 from caplet.jobs.train import train_by_recipe as train_model
@@ -37,6 +39,7 @@ from caplet.program.file import load_program, save_program
 from caplet.program.interpreter import run
 from caplet.quant.calibrate import calibrate
 from caplet.quant.search.qcapsnets import search_qcapsnets as search
+from caplet.quant.sensitivity import SensitivitySettings
 from caplet.train.recipe import recipe_names as recipes
 
 __all__ = [
@@ -48,6 +51,9 @@ __all__ = [
     "Program",
     "QuantizeResult",
     "QuantizeSettings",
+    "Rounding",
+    "SensitivityResult",
+    "SensitivitySettings",
     "TrainRun",
     "Verified",
     "build",
@@ -69,6 +75,7 @@ __all__ = [
     "save_model",
     "save_program",
     "search",
+    "sensitivity",
     "train_model",
     "verify_engines",
 ]

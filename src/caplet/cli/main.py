@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import caplet
-from caplet.cli import demo, evaluate, export, inspect, models, quantize, train, verify
+from caplet.cli import demo, evaluate, export, inspect, models, quantize, sensitivity, train, verify
 from caplet.cli.output import fail
 from caplet.errors import CapletError
 
@@ -46,6 +46,7 @@ app.command("demo")(demo.command)
 app.command("train")(train.command)
 app.command("eval")(evaluate.command)
 app.command("quantize")(quantize.command)
+app.command("sensitivity")(sensitivity.command)
 app.command("export")(export.command)
 app.command("verify")(verify.command)
 app.command("inspect")(inspect.command)

@@ -51,6 +51,18 @@ def parse_bytes(text: str) -> int:
     return round(float(match[1]) * _UNITS[match[2]])
 
 
+def parse_widths(text: str) -> tuple[int, ...]:
+    """Widths of ``"2-8"`` or ``"2,4,8"``; ranges include their ends.
+
+    >>> parse_widths("2-4,8")
+    (2, 3, 4, 8)
+    """
+    if re.fullmatch(r"\d{1,3}(-\d{1,3})?(,\d{1,3}(-\d{1,3})?)*", text.replace(" ", "")) is None:
+        raise ConfigError(f"widths {text!r}: the rule is a list of numbers and ranges, such as 2-8 or 2,4,8")
+    ends = [part.split("-") for part in text.replace(" ", "").split(",")]
+    return tuple(width for end in ends for width in range(int(end[0]), int(end[-1]) + 1))
+
+
 def parse_ram(text: str) -> str | int:
     """``fast``, ``small``, or bytes as :func:`parse_bytes`."""
     return text if text in ("fast", "small") else parse_bytes(text)

@@ -1,0 +1,91 @@
+"""Error analysis of a trained model: measure, summarise, draw, write the run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from caplet.data import Splits
+from caplet.models.base import CapsNet, check_finite
+from caplet.quant.sensitivity import SensitivitySettings, Summary, draw_indices, measure_sensitivity, summarise
+from caplet.report.sensitivity import sensitivity_plot
+from caplet.runs import METRICS, SPLITS, open_run
+from caplet.train.loss import margin_loss
+
+ROWS, PICTURE = "sensitivity.jsonl", "sensitivity.png"
+DEFAULT_IMAGES = 128
+
+
+@dataclass(frozen=True)
+class SensitivityResult:
+    """The outcome of an error analysis.
+
+    Attributes:
+        summaries: one per point and width.
+        folder: the run folder; it holds ``sensitivity.jsonl`` (a row per point, width and draw), ``sensitivity.png``
+            and ``metrics.json``.
+        metrics: what ``metrics.json`` holds: settings, seconds, and under ``points`` one record per summary.
+    """
+
+    summaries: tuple[Summary, ...]
+    folder: Path
+    metrics: dict[str, Any]
+
+
+def sensitivity(
+    model: CapsNet,
+    splits: Splits,
+    out: str | Path,
+    settings: SensitivitySettings | None = None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> SensitivityResult:
+    """Measure, on calibration images, what rounding each point of ``model`` alone does at each width.
+
+    Args:
+        out: the run folder. See :func:`caplet.runs.open_run` for ``resume`` and ``force``.
+        settings: by default :data:`DEFAULT_IMAGES` images per draw, or fewer where the calibration split is small.
+        progress: called with (rows done, rows in all).
+
+    Raises:
+        ConfigError: settings out of range, too few calibration images.
+        ModelError: NaN weights, images of another size. ArtefactError: the run folder cannot be used.
+    """
+    if settings is None:
+        draws = SensitivitySettings().draws
+        settings = SensitivitySettings(images=max(1, min(DEFAULT_IMAGES, len(splits.calibration) // draws)))
+    check_finite(model, f"model {model.family}")
+    chosen = splits.calibration
+    model.check_images(chosen.images)
+    draw_indices(len(chosen), settings)
+    resolved = {
+        **settings.to_json(),
+        "family": model.family,
+        "config": model.config.model_dump(mode="json"),
+        "data": splits.info["name"],
+        "data_hashes": splits.info["hashes"],
+    }
+    with open_run(out, resolved, resume=resume, force=force) as run:
+        splits.save_ids(run / SPLITS)
+        began = time.perf_counter()
+        rows = measure_sensitivity(
+            model,
+            chosen.images,
+            chosen.labels,
+            settings,
+            loss=margin_loss,
+            log_path=run / ROWS,
+            progress=progress,
+        )
+        summaries = summarise(rows)
+        records = [summary.to_json() for summary in summaries]
+        title = f"{model.family}, one point at a time: {settings.draws} draws of {settings.images} calibration images"
+        run.write_bytes(PICTURE, sensitivity_plot(records, title))
+        metrics = {"settings": settings.to_json(), "seconds": round(time.perf_counter() - began, 1), "points": records}
+        run.write_json(METRICS, metrics)
+        return SensitivityResult(tuple(summaries), run.path, metrics)

@@ -1,0 +1,244 @@
+"""What rounding some points of a model does to it, everything else in float."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from caplet.data.imageset import to_float
+from caplet.errors import ConfigError
+from caplet.fixed import AnyFormat, FixedFormat, LogFormat, Rounding
+from caplet.models.base import CapsNet, State
+from caplet.nn.functional import lengths, softmax, squash
+from caplet.nn.points import PointSpec, Storage
+from caplet.quant.cost import stage_macs
+from caplet.quant.evaluator import predict
+from caplet.quant.fake import point_noise
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(lengths float (B, classes), labels int64 (B,)) -> the mean loss per image, a float scalar."""
+
+
+class RoundPoints:
+    """A :class:`~caplet.nn.points.PointHandler` that rounds some points, counts what that does, and leaves the others.
+
+    Attributes:
+        signal, noise: sums of squares of the values at the rounded points, and of what rounding changed.
+        saturated, count: values beyond the format's range by more than a rounding, and values in all.
+    """
+
+    def __init__(self, formats: Mapping[str, AnyFormat], rounding: Rounding, seed: int = 0) -> None:
+        self.formats, self.rounding, self.seed = formats, rounding, seed
+        self.signal = self.noise = 0.0
+        self.saturated = self.count = 0
+
+    def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
+        fmt = self.formats.get(key)
+        if fmt is None:
+            return value
+        rounding = Rounding.NEAREST if isinstance(fmt, LogFormat) else self.rounding
+        noise = None
+        if rounding is Rounding.STOCHASTIC:
+            noise = point_noise(self.seed, key, spec, iteration)
+            noise = noise if spec.storage is Storage.FLASH else noise.unsqueeze(0)
+        rounded: Tensor = fmt.quantize(value, rounding, noise)
+        self.signal += _energy(value)
+        self.noise += _energy(rounded - value)
+        self.saturated += _saturated(value, fmt)
+        self.count += value.numel()
+        return rounded
+
+    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
+        return softmax(logits, dim)
+
+    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
+        return squash(capsules, dim)
+
+
+def _energy(value: Tensor) -> float:
+    return float(torch.linalg.vector_norm(value, dtype=torch.float64)) ** 2
+
+
+def _saturated(value: Tensor, fmt: AnyFormat) -> int:
+    margin = fmt.step / 2 if isinstance(fmt, FixedFormat) else fmt.max_value / 2
+    return int(((value > fmt.max_value + margin) | (value < fmt.min_value - margin)).sum())
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Signal-to-noise ratio in dB of two powers; infinite without noise, minus infinite without a signal.
+
+    >>> decibels(100.0, 1.0), decibels(1.0, 0.0)
+    (20.0, inf)
+    """
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The effect of rounding some points, measured on n images; sums, so that effects of disjoint images add up.
+
+    Attributes:
+        n: images.
+        signal, noise: sums of squares at the rounded points: of the float values, of what rounding changed.
+        saturated, count: values there that saturated, and values in all (every routing iteration, every image).
+        output_signal, output_noise: sums of squares of the class capsules, and of their change.
+        length_noise: sum of squares of the change of the class capsules' lengths.
+        loss: change of the loss, summed over images (positive is worse); 0 where no loss was asked for.
+        n10, n01: images that only the float model, only the rounded model classifies correctly.
+    """
+
+    n: int = 0
+    signal: float = 0.0
+    noise: float = 0.0
+    saturated: int = 0
+    count: int = 0
+    output_signal: float = 0.0
+    output_noise: float = 0.0
+    length_noise: float = 0.0
+    loss: float = 0.0
+    n10: int = 0
+    n01: int = 0
+
+    def __add__(self, other: Effect) -> Effect:
+        return Effect(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+    @property
+    def sqnr(self) -> float:
+        """Signal-to-quantization-noise ratio at the points, dB."""
+        return decibels(self.signal, self.noise)
+
+    @property
+    def output_sqnr(self) -> float:
+        """Signal-to-quantization-noise ratio at the class capsules, dB."""
+        return decibels(self.output_signal, self.output_noise)
+
+    @property
+    def saturation(self) -> float:
+        """Fraction of the points' values that saturated."""
+        return self.saturated / self.count if self.count else 0.0
+
+    @property
+    def loss_change(self) -> float:
+        """Change of the loss per image; positive is worse."""
+        return self.loss / self.n
+
+    @property
+    def accuracy_change(self) -> float:
+        """Change of the accuracy, percentage points; negative is worse."""
+        return 100 * (self.n01 - self.n10) / self.n
+
+    def to_json(self) -> dict[str, Any]:
+        """The sums as plain data."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Effect:
+        """Read :meth:`to_json`. Raises KeyError or TypeError when the data are not such an object."""
+        return cls(**{field.name: data[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The float model on one batch: the state before every stage and what comes out."""
+
+    states: tuple[State, ...]
+    capsules: Tensor
+    lengths: Tensor
+    labels: Tensor
+    hits: NDArray[np.bool_]
+
+
+class Perturber:
+    """The float model on some images, ready to be asked what rounding some of its points does.
+
+    Outputs of all stages are kept in float32, so an answer takes only the stages from the first rounded point on. Use
+    a few hundred images.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,).
+        loss: for :attr:`Effect.loss`; None leaves it 0.
+        batch_size: images per forward pass.
+
+    Attributes:
+        spent: cost of everything computed, in passes of one image through the whole model (multiply-accumulates).
+
+    Raises:
+        ConfigError: no images, or another number of labels. ModelError: images of another size.
+    """
+
+    def __init__(
+        self, model: CapsNet, images: Tensor, labels: Tensor, *, loss: Loss | None = None, batch_size: int = 64
+    ) -> None:
+        if len(images) == 0 or len(images) != len(labels):
+            raise ConfigError(f"sensitivity: {len(images)} images and {len(labels)} labels; give as many, 1 or more")
+        model.check_images(images)
+        self.model, self.n = model.eval(), len(images)
+        self._loss = loss
+        self._stages = model.stages()
+        macs = np.array(stage_macs(model), dtype=np.float64)
+        self._tail = np.cumsum(macs[::-1])[::-1] / macs.sum()  # cost of stage k and all later ones
+        self._stage_of = {
+            key: i for i, stage in enumerate(self._stages) for layer in stage.layers for key in layer.points()
+        }
+        self._batches = [
+            self._reference(to_float(images[start : start + batch_size]), labels[start : start + batch_size])
+            for start in range(0, len(images), batch_size)
+        ]
+        self.spent = float(self.n)
+
+    def effect(self, formats: Mapping[str, AnyFormat], rounding: Rounding = Rounding.NEAREST, seed: int = 0) -> Effect:
+        """What rounding the points of ``formats``, all others in float, does. Raises KeyError for an unknown point."""
+        first = min((self._stage_of[key] for key in formats), default=len(self._stages))
+        if first == len(self._stages):
+            return Effect(self.n)
+        total = sum((self._one(batch, first, formats, rounding, seed) for batch in self._batches), Effect())
+        self.spent += self.n * float(self._tail[first])
+        return total
+
+    def _one(
+        self, batch: _Batch, first: int, formats: Mapping[str, AnyFormat], rounding: Rounding, seed: int
+    ) -> Effect:
+        handler = RoundPoints(formats, rounding, seed)
+        state = batch.states[first]
+        with torch.inference_mode(), self.model.handle(handler):
+            for stage in self._stages[first:]:
+                state = stage.run(state)
+            capsules = state[0]
+            size = lengths(capsules)
+            hits = predict(capsules).numpy() == batch.labels.numpy()
+            loss = 0.0
+            if self._loss is not None:
+                change = self._loss(size, batch.labels) - self._loss(batch.lengths, batch.labels)
+                loss = float(change) * len(hits)
+            return Effect(
+                len(hits),
+                handler.signal,
+                handler.noise,
+                handler.saturated,
+                handler.count,
+                _energy(batch.capsules),
+                _energy(capsules - batch.capsules),
+                _energy(size - batch.lengths),
+                loss,
+                int((batch.hits & ~hits).sum()),
+                int((~batch.hits & hits).sum()),
+            )
+
+    def _reference(self, images: Tensor, labels: Tensor) -> _Batch:
+        states: list[State] = [(images,)]
+        with torch.inference_mode():
+            for stage in self._stages:
+                states.append(stage.run(states[-1]))
+            capsules = states.pop()[0]
+            hits = predict(capsules).numpy() == labels.numpy()
+            return _Batch(tuple(states), capsules, lengths(capsules), labels, hits)

@@ -1,0 +1,277 @@
+"""Error analysis: what every point does to the model at every width, one point at a time, on several draws of images.
+
+A draw is a set of calibration images; no two draws share one. The exponents are chosen on the draw itself, then the
+point is rounded on it with everything else in float. How far the draws disagree is how far the figures can be trusted.
+
+Source: the one-at-a-time analysis is common ground of all bitwidth searches, e.g. Raji et al. 2025 for capsule
+networks. Differs from a search's probes: softmax and squash are computed in float, and errors do not add up exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import caplet
+from caplet.errors import ArtefactError, ConfigError
+from caplet.fixed import AnyFormat, Rounding, format_from_json
+from caplet.fixed.format import MAX_BITS
+from caplet.models.base import CapsNet
+from caplet.nn.points import PointSpec
+from caplet.quant.calibrate import calibrate
+from caplet.quant.formats import FormatRule, bits_of
+from caplet.quant.lines import JsonLines
+from caplet.quant.perturb import Effect, Loss, Perturber
+
+DEFAULT_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point at one width on one draw.
+
+    Attributes:
+        key: of the point.
+        bits: what the point got (see :func:`caplet.quant.formats.bits_of`).
+        draw: 0, 1, ...
+        format: chosen on the draw.
+        effect: measured on the draw.
+    """
+
+    key: str
+    bits: int
+    draw: int
+    format: AnyFormat
+    effect: Effect
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "point": self.key,
+            "bits": self.bits,
+            "draw": self.draw,
+            "format": self.format.to_json(),
+            "effect": self.effect.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Row:
+        """Read :meth:`to_json`. Raises KeyError, TypeError or PlanError when the data are not such an object."""
+        effect = Effect.from_json(data["effect"])
+        return cls(data["point"], data["bits"], data["draw"], format_from_json(data["format"]), effect)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One figure over the draws: mean, smallest, largest."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of one or more values, infinite ones included.
+
+        >>> Spread.of([1.0, 2.0, 6.0])
+        Spread(mean=3.0, low=1.0, high=6.0)
+        """
+        mean = statistics.fmean(values) if all(map(math.isfinite, values)) else statistics.median(values)
+        return cls(mean, min(values), max(values))
+
+    def to_json(self) -> dict[str, float | None]:
+        """Plain data; None stands for infinity (no noise at all)."""
+        return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One point at one width over all draws.
+
+    Attributes:
+        n10, n01: images over all draws that only the float model, only the rounded model classifies correctly.
+        n: images over all draws.
+        sqnr, output_sqnr: dB at the point, at the class capsules.
+        loss_change: of the loss per image.
+        accuracy_change: percentage points; negative is worse.
+        saturation: fraction of values.
+    """
+
+    key: str
+    bits: int
+    n: int
+    n10: int
+    n01: int
+    sqnr: Spread
+    output_sqnr: Spread
+    loss_change: Spread
+    accuracy_change: Spread
+    saturation: Spread
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        head = {"point": self.key, "bits": self.bits, "n": self.n, "n10": self.n10, "n01": self.n01}
+        return head | {name: value.to_json() for name, value in vars(self).items() if isinstance(value, Spread)}
+
+
+def summarise(rows: Sequence[Row]) -> list[Summary]:
+    """One summary per point and width, in the order in which they first appear."""
+    groups: dict[tuple[str, int], list[Effect]] = {}
+    for row in rows:
+        groups.setdefault((row.key, row.bits), []).append(row.effect)
+    return [_summary(key, bits, effects) for (key, bits), effects in groups.items()]
+
+
+def _summary(key: str, bits: int, effects: list[Effect]) -> Summary:
+    total = sum(effects, Effect())
+    figures = ("sqnr", "output_sqnr", "loss_change", "accuracy_change", "saturation")
+    spreads = {name: Spread.of([getattr(effect, name) for effect in effects]) for name in figures}
+    return Summary(key, bits, total.n, total.n10, total.n01, **spreads)
+
+
+@dataclass(frozen=True)
+class SensitivitySettings:
+    """What to measure.
+
+    Attributes:
+        widths: to try, 1..16, each once.
+        draws: how many.
+        images: per draw.
+        rounding: of all points.
+        rule: how widths become formats.
+        seed: of the draws and of stochastic rounding.
+
+    Raises:
+        ConfigError: no widths, one twice or out of range; fewer than 1 draw or image; a negative seed.
+    """
+
+    widths: tuple[int, ...] = DEFAULT_WIDTHS
+    draws: int = 3
+    images: int = 128
+    rounding: Rounding = Rounding.NEAREST
+    rule: FormatRule = field(default_factory=FormatRule)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.widths or len(set(self.widths)) < len(self.widths):
+            raise ConfigError(f"sensitivity: widths {[*self.widths]}; give at least one, each once")
+        if not all(1 <= width <= MAX_BITS for width in self.widths):
+            raise ConfigError(f"sensitivity: widths {[*self.widths]}; the rule is 1 to {MAX_BITS} each")
+        if self.draws < 1 or self.images < 1 or self.seed < 0:
+            raise ConfigError(
+                f"sensitivity: {self.draws} draws of {self.images} images with seed {self.seed};"
+                " the rule is at least 1, at least 1, at least 0"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "widths": list(self.widths),
+            "draws": self.draws,
+            "images": self.images,
+            "rounding": str(self.rounding),
+            "exponents": str(self.rule.exponents),
+            "log2_weights": self.rule.log2_weights,
+            "seed": self.seed,
+        }
+
+
+def draw_indices(n: int, settings: SensitivitySettings) -> list[Tensor]:
+    """Positions of every draw's images among n, int64 (images,) each; no image is in two draws.
+
+    Raises:
+        ConfigError: n images are too few.
+    """
+    wanted = settings.draws * settings.images
+    if wanted > n:
+        raise ConfigError(
+            f"sensitivity: {settings.draws} draws of {settings.images} images need {wanted:,} calibration images, there"
+            f" are {n:,}; ask for at most {n // settings.draws} per draw, or for fewer draws"
+        )
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(settings.seed))
+    return list(order[:wanted].split(settings.images))
+
+
+def measure_sensitivity(
+    model: CapsNet,
+    images: Tensor,
+    labels: Tensor,
+    settings: SensitivitySettings | None = None,
+    *,
+    loss: Loss | None = None,
+    log_path: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Row]:
+    """Measure every point at every width on every draw.
+
+    Args:
+        images: uint8 (N, C, H, W), the calibration images; labels: int64 (N,).
+        loss: see :class:`caplet.quant.perturb.Perturber`.
+        log_path: JSON-lines file; rows that it holds already are not measured again.
+        progress: called with (rows done, rows in all).
+
+    Returns:
+        Rows by draw, then point in order of execution, then descending bits. Widths that come to the same bits at a
+        point are measured once.
+
+    Raises:
+        ConfigError: too few images. ModelError: images of another size, NaN at a point.
+        ArtefactError: the log cannot be used, or is of another model, other images or other settings.
+    """
+    settings = settings or SensitivitySettings()
+    draws = draw_indices(len(images), settings)
+    log = JsonLines(log_path, "sensitivity log", _identity(model, images, labels, settings))
+    known = {(row.key, row.bits, row.draw): row for row in _read(log)}
+    tasks = list(_tasks(model.points(), settings))
+    rows: list[Row] = []
+    for draw, index in enumerate(draws):
+        missing = [task for task in tasks if (*task, draw) not in known]
+        if missing:
+            calibration = calibrate(model, images[index])
+            perturber = Perturber(model, images[index], labels[index], loss=loss)
+        for key, bits in tasks:
+            row = known.get((key, bits, draw))
+            if row is None:
+                fmt = calibration.format(key, bits, settings.rule, settings.rounding)
+                row = Row(key, bits, draw, fmt, perturber.effect({key: fmt}, settings.rounding, settings.seed))
+                log.add(row.to_json())
+            rows.append(row)
+            if progress is not None:
+                progress(len(rows), len(tasks) * len(draws))
+    return rows
+
+
+def _tasks(specs: Mapping[str, PointSpec], settings: SensitivitySettings) -> Iterator[tuple[str, int]]:
+    for key, spec in specs.items():
+        bits = {bits_of(spec, width, settings.rule) for width in settings.widths}
+        yield from ((key, width) for width in sorted(bits, reverse=True))
+
+
+def _read(log: JsonLines) -> Iterator[Row]:
+    for number, data in enumerate(log.rows, start=2):
+        try:
+            yield Row.from_json(data)
+        except (KeyError, TypeError) as error:
+            raise ArtefactError(f"{log.path}, line {number}: not a row ({error}); move the file away") from None
+
+
+def _identity(model: CapsNet, images: Tensor, labels: Tensor, settings: SensitivitySettings) -> dict[str, Any]:
+    weights = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        weights.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
+    return {
+        "caplet": caplet.__version__,
+        "family": model.family,
+        "config": model.config.model_dump(mode="json"),
+        "weights": weights.hexdigest(),
+        "images": hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest(),
+        "settings": settings.to_json(),
+    }
