@@ -111,7 +111,7 @@ def test_nan_weights_are_named(caplet: Caplet, files: Path, trained: Path) -> No
         line = caplet(command, files / "nan.safetensors").error()
         assert "1 of" in line
         assert "not finite" in line
-        assert name in line
+        assert name.rpartition(".")[2] in line
 
 
 SETTINGS: list[tuple[list[object], str]] = [

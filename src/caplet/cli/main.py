@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import caplet
 from caplet.cli import demo, evaluate, export, inspect, models, quantize, sensitivity, train, verify
@@ -22,8 +23,26 @@ best result is still written); 6 two engines differ; 7 a tool such as a compiler
 command with --resume goes on).
 """
 
+INTERRUPTED = "interrupted; train and quantize go on where they stopped when called with --resume"
+
+
+class _Commands(TyperGroup):
+    """The sub-commands; says how to go on after Ctrl-C, which typer would leave without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(fail(INTERRUPTED, 130))
+
+
 app = typer.Typer(
-    name="caplet", help=HELP, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
+    name="caplet",
+    cls=_Commands,
+    help=HELP,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
 )
 
 
@@ -56,10 +75,10 @@ app.command("models")(models.command)
 def main() -> None:
     """Run the command line; user errors become one line on stderr and an exit code, never a traceback."""
     try:
-        app()
+        app(prog_name="caplet")
     except CapletError as error:
         sys.exit(fail(str(error), error.exit_code))
     except KeyboardInterrupt:
-        sys.exit(fail("interrupted; train and quantize go on where they stopped when called with --resume", 130))
+        sys.exit(fail(INTERRUPTED, 130))
     except OSError as error:
         sys.exit(fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 3))

@@ -11,18 +11,22 @@ from caplet.models.base import CapsNet
 from caplet.program import Program
 
 FLOAT_BITS = 32
+TABLE = "table"
+"""Role of a constant that is no trained weight."""
 
 
 def inspect_model(model: CapsNet | Program, path: Path | None = None) -> dict[str, Any]:
     """A description as JSON values: ``title``, ``groups``, ``points``, ``file_bytes``, ``notes``.
 
     Groups are layer groups; a point is one tensor that the device stores. ``bytes`` of a point is its count in bits
-    over 8 (as packed); widths are 32 bits for a float model.
+    over 8 (as packed); widths are 32 bits for a float model. Groups count what the papers count: not the input's table.
     """
     program = isinstance(model, Program)
     points = list(_program_points(model) if isinstance(model, Program) else _model_points(model))
     groups: dict[str, dict[str, Any]] = {}
     for row in points:
+        if row["role"] == TABLE:
+            continue
         group = groups.setdefault(
             row["point"].split(".")[0],
             {"weights": 0, "activations": 0, "weight_bits": 0, "activation_bits": 0, "_w": set(), "_a": set()},
