@@ -78,7 +78,7 @@ def image_folder(root: Path, classes: int = 2, count: int = 8, side: int = 8) ->
         ("text.pt", "not a checkpoint of a known format"),
         ("cut-model.safetensors", "truncated or damaged"),
         ("short-model.safetensors", "not a checkpoint"),
-        ("cut-model.caplet", "cut-model.caplet"),
+        ("cut-model.caplet", "the file is cut"),
         ("short-model.caplet", "5 bytes"),
         ("cut.pt", "cut.pt"),
         ("code.pt", "code.pt"),
@@ -231,8 +231,9 @@ def test_images_of_another_size_or_other_classes(caplet: Caplet, files: Path) ->
         assert "takes 1x8x8 images (channels x rows x columns), got 1x7x7" in line
         line = caplet("eval", files / name, "--data", files / "two").error()
         assert "the model has 10 classes" in line
-    line = caplet("quantize", files / "model.safetensors", "--data", files / "two", "--out", files / "new").error()
-    assert "the model has 10 classes" in line
+    for command in ("quantize", "sensitivity"):
+        line = caplet(command, files / "model.safetensors", "--data", files / "two", "--out", files / "new").error()
+        assert "the model has 10 classes" in line
     assert snapshot(files) == before
 
 

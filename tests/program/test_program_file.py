@@ -128,7 +128,7 @@ def test_the_attackers_seal_is_accepted_for_an_unchanged_document() -> None:
         (SMALL[:100], "cut or no .caplet"),
         (b"\xff" * 64, "cut or no .caplet"),
         (SMALL + b"\0", "bytes follow"),
-        (SMALL[:-1], "follow on byte"),
+        (SMALL[:-1], "the file is cut"),
         (SMALL[:-1] + bytes([SMALL[-1] ^ 1]), "checksum|unused bits"),
         (_join({}, b""), "no __metadata__"),
         (_join({"__metadata__": {}}, b""), "no text 'caplet'"),

@@ -23,7 +23,7 @@ best result is still written); 6 two engines differ; 7 a tool such as a compiler
 command with --resume goes on).
 """
 
-INTERRUPTED = "interrupted; train and quantize go on where they stopped when called with --resume"
+INTERRUPTED = "interrupted; a command that has --resume goes on with it where it stopped"
 
 
 class _Commands(TyperGroup):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caplet.data import Splits
+from caplet.jobs.evaluate import check_data
 from caplet.models.base import CapsNet, check_finite
 from caplet.quant.sensitivity import SensitivitySettings, Summary, draw_indices, measure_sensitivity, summarise
 from caplet.report.sensitivity import sensitivity_plot
@@ -61,7 +62,7 @@ def sensitivity(
         settings = SensitivitySettings(images=max(1, min(DEFAULT_IMAGES, len(splits.calibration) // draws)))
     check_finite(model, f"model {model.family}")
     chosen = splits.calibration
-    model.check_images(chosen.images)
+    check_data(model, chosen)
     draw_indices(len(chosen), settings)
     resolved = {
         **settings.to_json(),

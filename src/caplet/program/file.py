@@ -60,7 +60,7 @@ def loads(data: bytes, where: str = "program") -> Program:
 def save_program(program: Program, path: Path) -> None:
     """Write a ``.caplet`` file, whole or not at all. Raises PlanError, or ArtefactError when it cannot be written."""
     data = dumps(program)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         try:
             with open(temporary, "xb") as stream:
@@ -176,7 +176,11 @@ def _stored(header: dict[str, Any], body: memoryview) -> dict[str, Packed]:
     end = 0
     stored: dict[str, Packed] = {}
     for start, stop, key in sorted(spans):
-        if start != end or stop > len(body):
+        if stop > len(body):
+            raise ArtefactError(
+                f"data of {key!r:.120}: bytes {start}..{stop} of {len(body)}; the file is cut: copy it again"
+            )
+        if start != end:
             raise ArtefactError(f"data of {key!r:.120}: bytes {start}..{stop}; the rule is to follow on byte {end}")
         stored[key] = np.frombuffer(body[start:stop], dtype=np.uint8)
         end = stop
