@@ -1,10 +1,10 @@
 """Integers on whole test sets: interpreter against compiled C, integers against fake-quant and float, and speed.
 
 For each trained model every tensor gets 8 bits (or ``--bits``); the exponents come from 1,024 images cut from the
-training split. Then, on the test split: how many class-capsule codes differ between the interpreter and the compiled
-C; how many predictions differ between fake-quant and the integers; accuracy of float and integers, paired; and images
-per second of the compiled C, of the float model (PyTorch, channels-last) and of the same network in plain broadcast
-form, measured in turns in one run.
+training split, tuned on 64 of them. Then, on the test split: how many class-capsule codes differ between the
+interpreter and the compiled C; how many predictions differ between fake-quant and the integers; accuracy of float and
+integers, paired; and images per second of the compiled C, of the float model (PyTorch, channels-last) and of the same
+network in plain broadcast form, measured in turns in one run.
 
     python benchmarks/integer_runs.py --shared ../shared                     # all models; an hour on one core
     python benchmarks/integer_runs.py --shared ../shared --models q7 --no-record
@@ -42,6 +42,7 @@ from caplet.program import interpreter
 from caplet.quant.calibrate import calibrate
 from caplet.quant.evaluator import predict
 from caplet.quant.fake import fake_quantized
+from caplet.quant.tune import DEFAULT_IMAGES, Tuner
 from caplet.quant.widths import Widths, make_plan
 from caplet.runtime import NativeModel
 
@@ -71,7 +72,8 @@ def measure(case: Case, shared: Path, bits: int, batches: int) -> dict[str, Any]
     model = load_model(shared / case.file)
     splits = load_data(case.data, shared / case.root)
     calibration = calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES))
-    plan = make_plan(model, calibration, Widths.uniform(len(model.groups()), bits))
+    tuner = Tuner(model, calibration, spread(splits.calibration, DEFAULT_IMAGES))
+    plan = make_plan(model, tuner, Widths.uniform(len(model.groups()), bits))
     program = lower(model, plan, labels=splits.test.classes)
     test = splits.test
     step = len(test) // case.images

@@ -46,6 +46,13 @@ def command(
     paper_formats: Annotated[
         bool, typer.Option("--paper-formats", help="One integer bit everywhere instead of calibrated exponents.")
     ] = False,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune/--no-tune",
+            help="Choose exponents by their effect on the class capsules, not by each tensor's squared error alone.",
+        ),
+    ] = True,
     seed: Annotated[int, typer.Option("--seed", help="Of stochastic rounding.")] = 0,
     engine: Annotated[
         Literal["auto", "native", "interpreter"],
@@ -83,6 +90,7 @@ def command(
         rounding=rounding,
         log2_weights=log2_weights,
         paper_formats=paper_formats,
+        tune=tune,
         seed=seed,
     )
     splits = load_data(data, root, calibration_size=calibration_size, size=size, channels=channels, progress=not quiet)

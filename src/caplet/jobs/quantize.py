@@ -32,12 +32,14 @@ from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.base import CapsNet, check_finite
 from caplet.program import Program
 from caplet.program.file import save_program
-from caplet.quant.calibrate import Calibration, calibrate
+from caplet.quant.calibrate import calibrate
 from caplet.quant.evaluator import Evaluator
-from caplet.quant.formats import Exponents, FormatRule
+from caplet.quant.formats import Exponents, FormatRule, FormatSource
 from caplet.quant.memory import count_memory
 from caplet.quant.search.qcapsnets import QCapsNetsSettings, check_budget, search_qcapsnets
 from caplet.quant.search.result import Candidate, QCapsNetsResult, Step
+from caplet.quant.tune import DEFAULT_IMAGES as TUNING_IMAGES
+from caplet.quant.tune import Tuner
 from caplet.quant.widths import make_plan, width_memory
 from caplet.runs import METRICS, SPLITS, RunFolder, open_run
 
@@ -63,6 +65,8 @@ class QuantizeSettings(BaseModel):
         rounding: one scheme, or ``all``: try each, keep the smallest result that meets the target.
         log2_weights: weights are signed powers of two.
         paper_formats: one integer bit everywhere, as in the paper, instead of calibrated exponents.
+        tune: choose exponents by their effect on the lengths of the class capsules (see :mod:`caplet.quant.tune`),
+            instead of by the squared error of the tensor alone.
         seed: of stochastic rounding, 0 .. 2**32 - 1.
 
     Raises:
@@ -78,6 +82,7 @@ class QuantizeSettings(BaseModel):
     rounding: Scheme = "nearest"
     log2_weights: bool = False
     paper_formats: bool = False
+    tune: bool = True
     seed: int = Field(default=0, ge=0, lt=1 << 32)
 
     @model_validator(mode="wrap")
@@ -187,12 +192,15 @@ def quantize(
         began = time.perf_counter()
         note(f"calibrating on {min(CALIBRATION_IMAGES, len(splits.calibration)):,} images")
         calibration = calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES))
+        source: FormatSource = calibration
+        if settings.tune and not settings.paper_formats:
+            source = Tuner(model, calibration, spread(splits.calibration, TUNING_IMAGES))
         evaluator = Evaluator(
             model, splits.calibration.images, splits.calibration.labels, log_path=run / PROBES, progress=progress
         )
         earlier = sum(probe.seconds for probe in evaluator.probes.values())  # of the interrupted part, when resumed
-        found = search_qcapsnets(evaluator, calibration, search_settings, lambda step: note(describe_step(step)))
-        search = _Search(evaluator, calibration, search_settings, earlier + time.perf_counter() - began)
+        found = search_qcapsnets(evaluator, source, search_settings, lambda step: note(describe_step(step)))
+        search = _Search(evaluator, source, search_settings, earlier + time.perf_counter() - began)
         run.write_json(SEARCH, found.to_json())
         return _finish(_Shipper(run, model, splits, engine), settings, found, search, note)
 
@@ -217,7 +225,7 @@ class _Search:
     """What the search used, and how long it took with calibration, all parts of a resumed run together."""
 
     evaluator: Evaluator
-    calibration: Calibration
+    source: FormatSource
     settings: QCapsNetsSettings
     seconds: float
 
@@ -233,7 +241,7 @@ class _Search:
         for step in reversed([step for step in found.steps if step.accepted and step.widths != found.satisfied.widths]):
             total = width_memory(model, step.widths, rule).total
             if total.weight_bits <= self.settings.budget_bits and step.correct >= found.needed:
-                plan = make_plan(model, self.calibration, step.widths, rule, found.rounding, self.settings.seed)
+                plan = make_plan(model, self.source, step.widths, rule, found.rounding, self.settings.seed)
                 yield Candidate(step.widths, plan, self.evaluator.evaluate(plan), total)
 
 
