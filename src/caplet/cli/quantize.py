@@ -25,7 +25,7 @@ def command(
     model: Annotated[Path, typer.Argument(help="A trained float model: .safetensors, or a .pt / .h5 to import.")],
     data: Data = "digits",
     root: Root = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/MODEL-METHOD.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/NAME-METHOD.")] = None,
     method: Annotated[Literal["qcapsnets"], typer.Option("--method", help="The search.")] = "qcapsnets",
     tolerance: Annotated[
         float, typer.Option("--tolerance", help="Accepted loss of accuracy, in percentage points.")
@@ -94,7 +94,8 @@ def command(
         seed=seed,
     )
     splits = load_data(data, root, calibration_size=calibration_size, size=size, channels=channels, progress=not quiet)
-    folder = out or Path("runs") / f"{model.stem}-{method}"
+    name = model.resolve().parent.name if model.stem == "model" else model.stem  # runs/NAME/model.safetensors -> NAME
+    folder = out or Path("runs") / f"{name}-{method}"
     from caplet.cli.progress import bar
 
     with bar(not quiet) as (step, measured):
