@@ -20,6 +20,7 @@ def command(
     from caplet.api import QuantizeSettings, load_data, quantize, train_model
     from caplet.cli.progress import bar
     from caplet.cli.verdict import show_quantized
+    from caplet.errors import TargetNotMet
 
     note("1/2 training a small capsule network on scikit-learn's digits")
     trained = train_model("digits", out / "train", force=force, progress=not quiet)
@@ -39,3 +40,5 @@ def command(
         print_json({"train": trained.metrics, "quantize": result.metrics})
     else:
         show_quantized(result)
+    if not result.met:
+        raise TargetNotMet(f"{result.search.reason}; the best models found are in {result.folder}")
