@@ -13,8 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from caplet.data.files import why, write_atomic
 from caplet.errors import ArtefactError, ConfigError
+from caplet.files import why, write_atomic
 
 SETTINGS, ENVIRONMENT, SPLITS, METRICS = "settings.json", "environment.json", "splits.json", "metrics.json"
 _LOCK, _UNFINISHED = ".lock", ".part"

@@ -123,10 +123,10 @@ def test_interruption_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_missing_folder_and_no_permission(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match="no such file or directory; create its folder first"):
-        save_model(make("shallow"), tmp_path / "none" / "a")
+    save_model(make("shallow"), tmp_path / "none" / "a")
+    assert [p.name for p in (tmp_path / "none").iterdir()] == ["a"]
     (tmp_path / "file").touch()
-    with pytest.raises(ArtefactError, match="not a directory"):
+    with pytest.raises(ArtefactError, match=r"not a directory|file exists"):
         save_model(make("shallow"), tmp_path / "file" / "a")
     (tmp_path / "folder").mkdir()
     with pytest.raises(ArtefactError, match="is a directory"):

@@ -72,8 +72,10 @@ def test_a_program_that_does_not_verify_is_not_written(tmp_path: Path) -> None:
 
 
 def test_unwritable_and_missing_paths_are_reported(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(ArtefactError, match="cannot write"):
-        save_program(sample_shallow(), tmp_path / "missing" / "x.caplet")
+        save_program(sample_shallow(), tmp_path / "file" / "x.caplet")
+    (tmp_path / "file").unlink()
     (tmp_path / "folder").mkdir()
     with pytest.raises(ArtefactError, match="cannot write"):
         save_program(sample_shallow(), tmp_path / "folder")

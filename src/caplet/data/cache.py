@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 
-from caplet.data.files import why, write_atomic
+from caplet.files import why, write_atomic
 
 _log = logging.getLogger(__name__)
 

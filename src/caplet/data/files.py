@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 from caplet.errors import DataError
-
-
-def why(error: OSError) -> str:
-    """The reason of an OSError without errno and path, such as ``permission denied``."""
-    return (error.strerror or str(error)).lower()
+from caplet.files import why
 
 
 def is_folder(path: Path) -> bool:
@@ -88,26 +81,3 @@ def file_hash(path: Path, algorithm: str = "sha256") -> str:
             return digest.hexdigest()
     except OSError as error:
         raise DataError(f"cannot read {path}: {why(error)}; check the path and its permissions") from error
-
-
-def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that it is there whole or not at all: into a neighbour first, then renamed over ``path``.
-
-    Raises:
-        OSError: as raised by the file system; nothing is left behind and an older file stays as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes the file private; give it the usual permissions
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise

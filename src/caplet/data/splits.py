@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from caplet.data.files import why, write_atomic
 from caplet.data.imageset import ImageSet
 from caplet.data.stratify import cut
 from caplet.errors import ArtefactError, DataError
+from caplet.files import why, write_atomic
 
 FORMAT, VERSION = "caplet-splits", 1
 SPLITS = ("train", "calibration", "test")

@@ -7,10 +7,7 @@ and one metadata entry, ``caplet``: JSON with ``format``, ``version``, ``family`
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from caplet.errors import ArtefactError, ModelError
+from caplet.files import why, write_atomic
 from caplet.models.assemble import ImageSize, assemble, first_line, named_tensors
 from caplet.models.base import CapsNet
 from caplet.models.importers.files import read_head
@@ -42,11 +40,11 @@ def save_model(model: CapsNet, path: str | Path, metadata: Mapping[str, Any] | N
     """Write a float checkpoint; the file is there whole or not at all, and an older one is replaced only at the end.
 
     Args:
-        path: by convention ``*.safetensors``; its folder must exist.
+        path: by convention ``*.safetensors``; a missing folder is created.
         metadata: JSON values to keep with the model (dataset, accuracy, seed, ...).
 
     Raises:
-        ArtefactError: the folder is missing, no permission, disk full.
+        ArtefactError: no permission, disk full, a file in the place of its folder.
         TypeError: ``metadata`` is not JSON-able (a mistake in the calling program).
     """
     header = {
@@ -58,7 +56,11 @@ def save_model(model: CapsNet, path: str | Path, metadata: Mapping[str, Any] | N
     }
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(model).items()}
-    _write_atomic(Path(path), save(tensors, {_KEY: text}))
+    content = save(tensors, {_KEY: text})
+    try:
+        write_atomic(Path(path), lambda stream: stream.write(content))
+    except OSError as error:
+        raise ArtefactError(f"cannot write {path}: {why(error)}; nothing was changed there") from None
 
 
 def load_model(path: str | Path, image_size: ImageSize | None = None) -> CapsNet:
@@ -136,26 +138,3 @@ def _info(text: str | None, path: Path) -> CheckpointInfo:
     if not isinstance(family, str) or not isinstance(config, dict) or not isinstance(metadata, dict):
         raise ModelError(f"{path}: its description lacks family, config or metadata; the file is damaged")
     return CheckpointInfo(family, config, metadata)
-
-
-def _write_atomic(path: Path, content: bytes) -> None:
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are private; give this one the usual permissions
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        if not isinstance(error, OSError):
-            raise
-        reason = (error.strerror or str(error)).lower()
-        hint = "create its folder first" if isinstance(error, FileNotFoundError) else "nothing was changed there"
-        raise ArtefactError(f"cannot write {path}: {reason}; {hint}") from None

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -27,6 +25,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from caplet.errors import ArtefactError, PlanError
+from caplet.files import why, write_atomic
 from caplet.fixed.packing import pack_bits, packed_size, unpack_bits
 from caplet.program.document import read_program, write_program
 from caplet.program.program import Program
@@ -60,18 +59,10 @@ def loads(data: bytes, where: str = "program") -> Program:
 def save_program(program: Program, path: Path) -> None:
     """Write a ``.caplet`` file, whole or not at all. Raises PlanError, or ArtefactError when it cannot be written."""
     data = dumps(program)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
-        try:
-            with open(temporary, "xb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomic(path, lambda stream: stream.write(data))
     except OSError as error:
-        raise ArtefactError(f"{path}: cannot write the program: {error.strerror}; choose a writable folder") from None
+        raise ArtefactError(f"{path}: cannot write the program: {why(error)}; choose a writable folder") from None
 
 
 def load_program(path: Path) -> Program:

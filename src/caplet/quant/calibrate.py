@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caplet.data.files import why, write_atomic
 from caplet.data.imageset import to_float
 from caplet.errors import ArtefactError, ConfigError, ModelError, PlanError
+from caplet.files import why, write_atomic
 from caplet.fixed import AnyFormat, Rounding
 from caplet.models.base import CapsNet
 from caplet.nn.functional import softmax, squash

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from caplet.data.files import why, write_atomic
 from caplet.errors import ArtefactError, PlanError
+from caplet.files import why, write_atomic
 from caplet.fixed import AnyFormat, FixedFormat, LogFormat, Rounding, format_from_json
 from caplet.fixed.softmax import check_coupling_formats
 from caplet.fixed.squash import check_squash_formats

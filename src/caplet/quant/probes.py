@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet.data.files import why
 from caplet.errors import ArtefactError
+from caplet.files import why
 
 KIND, VERSION = "caplet-probes", 1
 FLOAT = "float"

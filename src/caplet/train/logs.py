@@ -11,8 +11,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from caplet.data.files import why, write_atomic
 from caplet.errors import ArtefactError, ConfigError
+from caplet.files import why, write_atomic
 
 #: ``kind`` is ``step`` (values of that step's batch) or ``epoch`` (means over the epoch; calibration with the averaged
 #: weights). ``global_step`` counts finished steps; ``seconds`` is training time so far.

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caplet.data.files import why, write_atomic
 from caplet.data.splits import Splits
 from caplet.errors import ArtefactError, ConfigError
+from caplet.files import why, write_atomic
 from caplet.train.settings import TrainSettings
 
 FORMAT, VERSION = "caplet-training", 1
