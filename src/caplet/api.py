@@ -38,8 +38,10 @@ from caplet.program.c.emit import EmitSettings, Export
 from caplet.program.file import load_program, save_program
 from caplet.program.interpreter import run
 from caplet.quant.calibrate import calibrate
+from caplet.quant.search.methods import Method
 from caplet.quant.search.qcapsnets import search_qcapsnets as search
 from caplet.quant.sensitivity import SensitivitySettings
+from caplet.quant.units import Granularity
 from caplet.train.recipe import recipe_names as recipes
 
 __all__ = [
@@ -48,6 +50,8 @@ __all__ = [
     "Engine",
     "Evaluation",
     "Export",
+    "Granularity",
+    "Method",
     "Program",
     "QuantizeResult",
     "QuantizeSettings",

@@ -26,7 +26,10 @@ def command(
     data: Data = "digits",
     root: Root = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/NAME-METHOD.")] = None,
-    method: Annotated[Literal["qcapsnets"], typer.Option("--method", help="The search.")] = "qcapsnets",
+    method: Annotated[
+        Literal["qcapsnets", "progressive", "ilp"],
+        typer.Option("--method", help="The search: docs/qcapsnets.md, docs/progressive.md, docs/ilp.md."),
+    ] = "qcapsnets",
     tolerance: Annotated[
         float, typer.Option("--tolerance", help="Accepted loss of accuracy, in percentage points.")
     ] = 0.2,
@@ -34,8 +37,26 @@ def command(
         bool, typer.Option("--relative", help="The tolerance is in percent of the float accuracy, as in the paper.")
     ] = False,
     budget: Annotated[
-        str | None, typer.Option("--budget", help="Memory for the weights, e.g. 5MB. Default: a fifth of float.")
+        str | None,
+        typer.Option(
+            "--budget", help="Memory for the weights, e.g. 5MB. Default: a fifth of float for qcapsnets, else no limit."
+        ),
     ] = None,
+    activation_budget: Annotated[
+        str | None, typer.Option("--activation-budget", help="Memory for all computed tensors (progressive, ilp).")
+    ] = None,
+    ram: Annotated[
+        str | None,
+        typer.Option("--ram", help="RAM of the device with all votes stored, e.g. 64KiB (progressive, ilp)."),
+    ] = None,
+    granularity: Annotated[
+        Literal["network", "block", "layer", "tensor"],
+        typer.Option("--granularity", help="Which tensors share a width (progressive, ilp)."),
+    ] = "layer",
+    hardware: Annotated[
+        str,
+        typer.Option("--hardware", help="What plans must run on: portable, mcu32, int8, or a .json file."),
+    ] = "portable",
     rounding: Annotated[
         Literal["nearest", "truncate", "stochastic", "all"],
         typer.Option("--rounding", help="How values between two codes are resolved; all tries each scheme."),
@@ -77,16 +98,20 @@ def command(
 
     Example: caplet quantize model.pt --data fashion-mnist --root ~/data --tolerance 0.2 --budget 5MB
     """
-    from caplet.api import QuantizeSettings, load_data, load_float, quantize
+    from caplet.api import Granularity, Method, QuantizeSettings, load_data, load_float, quantize
     from caplet.cli.verdict import show_quantized
     from caplet.errors import TargetNotMet
 
     loaded = load_float(model, image_size=image_size)
     settings = QuantizeSettings(
-        method=method,
+        method=Method(method),
         tolerance=tolerance,
         relative=relative,
         budget=None if budget is None else parse_bytes(budget),
+        activation_budget=None if activation_budget is None else parse_bytes(activation_budget),
+        ram=None if ram is None else parse_bytes(ram),
+        granularity=Granularity(granularity),
+        hardware=hardware,
         rounding=rounding,
         log2_weights=log2_weights,
         paper_formats=paper_formats,
@@ -115,5 +140,5 @@ def command(
     else:
         show_quantized(result)
     if not result.met:
-        raise TargetNotMet(f"{result.search.reason}; the best models found are in {result.folder}")
+        raise TargetNotMet(f"{result.metrics['reason']}; the best models found are in {result.folder}")
     note(f"model: {result.models[0].path}")

@@ -40,12 +40,13 @@ def show_quantized(result: QuantizeResult) -> None:
     out.print(table)
     for shipped in result.models:
         widths = ", ".join(
-            f"{name} {w['weights']}/{w['activations']}/{w['routing']}" for name, w in shipped.record["widths"].items()
+            f"{name} {'/'.join(str(w.get(kind, '-')) for kind in ('weights', 'activations', 'routing'))}"
+            for name, w in shipped.record["widths"].items()
         )
         out.print(f"{shipped.role}: {shipped.path}")
         out.print(f"  bits of weights/activations/routing: {widths}")
     search = metrics["search"]
     out.print(
-        f"{result.search.reason}; {search['probes']} probes, {search['full_passes']:.1f} full passes of"
+        f"{metrics['reason']}; {search['probes']} probes, {search['full_passes']:.1f} full passes of"
         f" {search['calibration_images']:,} calibration images, {search['seconds']:.0f} s"
     )

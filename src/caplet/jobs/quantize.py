@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -27,6 +28,7 @@ from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.jobs.engine import Engine, predictions
 from caplet.jobs.evaluate import check_data, float_predictions
+from caplet.jobs.footprint import footprint
 from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.base import CapsNet, check_finite
@@ -35,20 +37,20 @@ from caplet.program.file import save_program
 from caplet.quant.calibrate import calibrate
 from caplet.quant.evaluator import Evaluator
 from caplet.quant.formats import Exponents, FormatRule, FormatSource
-from caplet.quant.memory import count_memory
-from caplet.quant.search.qcapsnets import QCapsNetsSettings, check_budget, search_qcapsnets
-from caplet.quant.search.result import Candidate, QCapsNetsResult, Step
+from caplet.quant.memory import FLOAT_BITS, count_memory
+from caplet.quant.search.methods import DEFAULT_COMPRESSION, Method, find_method
+from caplet.quant.search.request import Request, SearchResult, Workbench
+from caplet.quant.search.result import Candidate, Step, width_table
+from caplet.quant.target import find_hardware
 from caplet.quant.tune import DEFAULT_IMAGES as TUNING_IMAGES
 from caplet.quant.tune import Tuner
-from caplet.quant.widths import make_plan, width_memory
+from caplet.quant.units import Granularity
 from caplet.runs import METRICS, SPLITS, RunFolder, open_run
 
 CALIBRATION_IMAGES = 1024
 """Images whose activations choose the exponents."""
 PROBES, SEARCH = "probes.jsonl", "search.json"
 ROLES = ("satisfied", "memory", "accuracy")
-DEFAULT_BUDGET = 5.0
-"""Without a budget: this many times fewer weight bits than 32-bit float."""
 
 Note = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -61,7 +63,12 @@ class QuantizeSettings(BaseModel):
     Attributes:
         method: the search.
         tolerance: accepted loss of accuracy in percentage points; with ``relative`` in percent of the float accuracy.
-        budget: bytes for all weights; None for a fifth of their size in 32-bit float.
+        budget: bytes for all weights; None for a fifth of their size in 32-bit float with the method qcapsnets, and for
+            no limit with the others.
+        activation_budget: bytes for all computed tensors of one image (elements x bits); None for no limit.
+        ram: bytes for the arena with all votes stored; None for no limit.
+        granularity: which tensors share a width, with the methods progressive and ilp.
+        hardware: what the plan must run on: a name of :data:`caplet.quant.target.HARDWARE` or a .json file.
         rounding: one scheme, or ``all``: try each, keep the smallest result that meets the target.
         log2_weights: weights are signed powers of two.
         paper_formats: one integer bit everywhere, as in the paper, instead of calibrated exponents.
@@ -75,10 +82,14 @@ class QuantizeSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["qcapsnets"] = "qcapsnets"
+    method: Method = Method.QCAPSNETS
     tolerance: float = 0.2
     relative: bool = False
     budget: PositiveInt | None = None
+    activation_budget: PositiveInt | None = None
+    ram: PositiveInt | None = None
+    granularity: Granularity = Granularity.LAYER
+    hardware: str = "portable"
     rounding: Scheme = "nearest"
     log2_weights: bool = False
     paper_formats: bool = False
@@ -95,12 +106,21 @@ class QuantizeSettings(BaseModel):
             name = ".".join(map(str, first["loc"]))
             raise ConfigError(f"quantize: {name}: {first['msg']} (found {first['input']!r:.100})") from None
 
-    def search_settings(self, weights: int) -> QCapsNetsSettings:
-        """The search's own settings for a model of ``weights`` weights. Raises ConfigError for values out of range."""
-        bits = 8 * self.budget if self.budget is not None else 32 * weights / DEFAULT_BUDGET
+    def request(self) -> Request:
+        """What the search is asked for. Raises ConfigError for values out of range, or unknown hardware."""
         schemes = tuple(Rounding) if self.rounding == "all" else (Rounding(self.rounding),)
-        rule = FormatRule(Exponents.PAPER if self.paper_formats else Exponents.BOUND, self.log2_weights)
-        return QCapsNetsSettings(self.tolerance, bits, self.relative, schemes, rule, self.seed)
+        return Request(
+            self.tolerance,
+            None if self.budget is None else 8 * self.budget,
+            None if self.activation_budget is None else 8 * self.activation_budget,
+            self.ram,
+            self.relative,
+            schemes,
+            FormatRule(Exponents.PAPER if self.paper_formats else Exponents.BOUND, self.log2_weights),
+            self.seed,
+            self.granularity,
+            find_hardware(self.hardware),
+        )
 
 
 @dataclass(frozen=True)
@@ -142,7 +162,7 @@ class QuantizeResult:
     met: bool
     models: tuple[Shipped, ...]
     float_test: Accuracy
-    search: QCapsNetsResult
+    search: SearchResult
     folder: Path
     metrics: dict[str, Any]
 
@@ -178,10 +198,11 @@ def quantize(
     settings, engine = settings or QuantizeSettings(), Engine(engine)
     check_finite(model, f"model {model.family}")
     check_data(model, splits.calibration)
-    search_settings = settings.search_settings(count_memory(model).total.weights)
-    check_budget(model, search_settings)
+    request, method = settings.request(), find_method(settings.method)
+    method.check(model, request)
     resolved = {
         **settings.model_dump(mode="json"),
+        "hardware": request.hardware.to_json(),
         "family": model.family,
         "config": model.config.model_dump(mode="json"),
         "data": splits.info["name"],
@@ -199,10 +220,14 @@ def quantize(
             model, splits.calibration.images, splits.calibration.labels, log_path=run / PROBES, progress=progress
         )
         earlier = sum(probe.seconds for probe in evaluator.probes.values())  # of the interrupted part, when resumed
-        found = search_qcapsnets(evaluator, source, search_settings, lambda step: note(describe_step(step)))
-        search = _Search(evaluator, source, search_settings, earlier + time.perf_counter() - began)
-        run.write_json(SEARCH, found.to_json())
-        return _finish(_Shipper(run, model, splits, engine), settings, found, search, note)
+        warn_about(splits, request, evaluator, note)
+        bench = Workbench(
+            evaluator, source, lambda plan: footprint(model, plan), lambda step: note(describe_step(step))
+        )
+        found = method.run(bench, request)
+        seconds = earlier + time.perf_counter() - began  # with calibration, all parts of a resumed run together
+        run.write_json(SEARCH, found.record)
+        return _finish(_Shipper(run, model, splits, engine), settings, found, evaluator, seconds, note)
 
 
 def artefacts(role: str) -> tuple[str, str]:
@@ -214,35 +239,25 @@ def artefacts(role: str) -> tuple[str, str]:
     return f"model_{role}.caplet", f"plan_{role}.json"
 
 
-def describe_step(step: Step) -> str:
+def warn_about(splits: Splits, request: Request, evaluator: Evaluator, note: Note) -> None:
+    """Say so where the calibration images cannot resolve the tolerance, or miss a class."""
+    allowed = request.allowed(evaluator.float_result())
+    if 0 < allowed < 1:
+        enough = math.ceil(len(evaluator) / allowed)
+        note(
+            f"warning: {len(evaluator):,} calibration images cannot resolve a tolerance of {request.tolerance:g}: not"
+            f" one image may be lost; {enough:,} images would allow one (--calibration-size)"
+        )
+    counts = splits.calibration.class_counts()
+    missing = [name for name, count in zip(splits.calibration.classes, counts, strict=True) if count == 0]
+    if missing:
+        note(f"warning: no calibration image is of class {', '.join(missing)}; the search cannot see what it loses")
+
+
+def describe_step(step: Step[Any]) -> str:
     """One line about a search step."""
     verdict = "kept" if step.accepted else "rejected"
     return f"step {step.step}: {step.about}: {step.correct:,} correct, {step.needed:,} needed: {verdict}"
-
-
-@dataclass(frozen=True)
-class _Search:
-    """What the search used, and how long it took with calibration, all parts of a resumed run together."""
-
-    evaluator: Evaluator
-    source: FormatSource
-    settings: QCapsNetsSettings
-    seconds: float
-
-    def candidates(self, found: QCapsNetsResult) -> Iterator[Candidate]:
-        """The satisfied candidate, then those the search had accepted before it, the smallest first.
-
-        Fake-quant and integers may differ in single images; where the integers miss the target by one of them, the
-        next larger plan is the answer.
-        """
-        assert found.satisfied is not None
-        yield found.satisfied
-        model, rule = self.evaluator.model, self.settings.rule
-        for step in reversed([step for step in found.steps if step.accepted and step.widths != found.satisfied.widths]):
-            total = width_memory(model, step.widths, rule).total
-            if total.weight_bits <= self.settings.budget_bits and step.correct >= found.needed:
-                plan = make_plan(model, self.source, step.widths, rule, found.rounding, self.settings.seed)
-                yield Candidate(step.widths, plan, self.evaluator.evaluate(plan), total)
 
 
 @dataclass(frozen=True)
@@ -254,14 +269,16 @@ class _Shipper:
     splits: Splits
     engine: Engine
 
-    def program(self, candidate: Candidate) -> Program:
+    def program(self, candidate: Candidate[Any]) -> Program:
         return lower(self.model, candidate.plan, labels=self.splits.test.classes, meta={"family": self.model.family})
 
     def hits(self, program: Program, images: ImageSet) -> NDArray[np.bool_]:
         predicted, _ = predictions(program, images.images.numpy(), self.engine)
         return predicted == images.labels.numpy()
 
-    def ship(self, role: str, candidate: Candidate, kept: NDArray[np.bool_], float_hits: NDArray[np.bool_]) -> Shipped:
+    def ship(
+        self, role: str, candidate: Candidate[Any], kept: NDArray[np.bool_], float_hits: NDArray[np.bool_]
+    ) -> Shipped:
         """Write the ``.caplet`` file and the plan, and measure the test split."""
         program = self.program(candidate)
         model_file, plan_file = artefacts(role)
@@ -276,16 +293,7 @@ class _Shipper:
             "file": path.name,
             "file_bytes": path.stat().st_size,
             "flash_bytes": program.flash_bytes,
-            "widths": {
-                name: {"weights": w, "activations": a, "routing": r}
-                for name, w, a, r in zip(
-                    self.model.groups(),
-                    candidate.widths.weights,
-                    candidate.widths.activations,
-                    candidate.widths.routing,
-                    strict=True,
-                )
-            },
+            "widths": width_table(self.model, candidate),
             "memory": count_memory(self.model, candidate.plan).to_json(),
             "weight_reduction": candidate.memory.weight_reduction,
             "activation_reduction": candidate.memory.activation_reduction,
@@ -298,38 +306,53 @@ class _Shipper:
 
 
 def _finish(
-    shipper: _Shipper, settings: QuantizeSettings, found: QCapsNetsResult, search: _Search, note: Note
+    shipper: _Shipper,
+    settings: QuantizeSettings,
+    found: SearchResult,
+    evaluator: Evaluator,
+    seconds: float,
+    note: Note,
 ) -> QuantizeResult:
-    """Accept by the integers on the calibration split, then open the test split and write everything."""
+    """Accept by the integers on the calibration split, then open the test split and write everything.
+
+    Fake-quant and integers may differ in single images; where the integers miss the target by one of them, the next
+    larger plan that the search had accepted is the answer.
+    """
     splits = shipper.splits
-    chosen: list[tuple[str, Candidate, NDArray[np.bool_]]] = []
+    chosen: list[tuple[str, Candidate[Any], NDArray[np.bool_]]] = []
     met = False
-    if found.satisfied is not None:
-        for candidate in search.candidates(found):
-            kept = shipper.hits(shipper.program(candidate), splits.calibration)
-            met = int(kept.sum()) >= found.needed
-            note(
-                f"integers on the calibration split: {int(kept.sum()):,} correct, {found.needed:,} needed:"
-                f" {'accepted' if met else 'rejected'}"
-            )
-            if met:
-                chosen.append(("satisfied", candidate, kept))
-                break
+    for candidate in () if found.satisfied is None else (found.satisfied, *found.fallbacks):
+        kept = shipper.hits(shipper.program(candidate), splits.calibration)
+        met = int(kept.sum()) >= found.needed
+        note(
+            f"integers on the calibration split: {int(kept.sum()):,} correct, {found.needed:,} needed:"
+            f" {'accepted' if met else 'rejected'}"
+        )
+        if met:
+            chosen.append(("satisfied", candidate, kept))
+            break
     if not met:
-        for role, other in (("accuracy", found.accuracy), ("memory", found.memory)):
-            if other is not None:
-                chosen.append((role, other, shipper.hits(shipper.program(other), splits.calibration)))
+        chosen += [
+            (role, other, shipper.hits(shipper.program(other), splits.calibration)) for role, other in found.others
+        ]
+    if not chosen:  # the integers of every accepted plan miss the target: the first one is as near as it gets
+        chosen.append(("accuracy", found.best, shipper.hits(shipper.program(found.best), splits.calibration)))
     note(f"measuring the test split once, {len(splits.test):,} images")
     float_hits = float_predictions(shipper.model, splits.test) == splits.test.labels.numpy()
     float_test = accuracy(int(float_hits.sum()), len(float_hits))
     models = tuple(shipper.ship(*item, float_hits) for item in chosen)
     weights = count_memory(shipper.model).total.weights
+    budget: float | None = settings.budget
+    if budget is None and settings.method is Method.QCAPSNETS:
+        budget = FLOAT_BITS * weights / DEFAULT_COMPRESSION / 8
+    reason = found.reason if met == found.met else "the integers of every plan that the search accepted miss the target"
     metrics = {
+        "method": str(settings.method),
         "met": met,
-        "reason": found.reason,
+        "reason": reason,
         "tolerance": settings.tolerance,
         "relative": settings.relative,
-        "budget_bytes": search.settings.budget_bits / 8,
+        "budget_bytes": budget,
         "rounding": str(found.rounding),
         "float": {
             "test": float_test.to_json(),
@@ -338,9 +361,9 @@ def _finish(
         },
         "models": [model.record for model in models],
         "search": {
-            "seconds": round(search.seconds, 1),
-            "probes": len(search.evaluator.probes),
-            "full_passes": sum(probe.cost for probe in search.evaluator.probes.values()),
+            "seconds": round(seconds, 1),
+            "probes": len(evaluator.probes),
+            "full_passes": sum(probe.cost for probe in evaluator.probes.values()) + found.cost,
             "calibration_images": len(splits.calibration),
         },
     }

@@ -26,7 +26,7 @@ from caplet.quant.formats import Exponents, FormatRule
 DEFAULT_IMAGES = 64
 WIDEST = 10
 """Wider formats are taken by squared error: there the exponent hardly matters."""
-_FARTHEST = 3
+_FARTHEST = 2
 
 
 class OnePoint:

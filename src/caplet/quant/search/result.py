@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from caplet.fixed import Rounding
+from caplet.models.base import CapsNet
 from caplet.quant.memory import MemoryRow
 from caplet.quant.plan import QuantPlan
 from caplet.quant.probes import Probe
-from caplet.quant.widths import Widths
+from caplet.quant.units import UnitWidths
+from caplet.quant.widths import Widths, describe
+
+W = TypeVar("W", bound=Widths | UnitWidths)
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Generic[W]):
     """One probe of a search and what was decided.
 
     Attributes:
@@ -27,7 +31,7 @@ class Step:
 
     step: str
     about: str
-    widths: Widths
+    widths: W
     correct: int
     needed: int
     accepted: bool
@@ -39,16 +43,16 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Candidate(Generic[W]):
     """A plan that a search proposes.
 
     Attributes:
-        widths: of the groups, from which the plan was made.
+        widths: of the groups or units, from which the plan was made.
         probe: its result on the evaluator's images.
         memory: the papers' count for the whole model under the plan.
     """
 
-    widths: Widths
+    widths: W
     plan: QuantPlan
     probe: Probe
     memory: MemoryRow
@@ -62,6 +66,21 @@ class Candidate:
             "n": self.probe.n,
             "memory": self.memory.to_json(),
         }
+
+
+def width_table(model: CapsNet, candidate: Candidate[Any]) -> dict[str, dict[str, int | str]]:
+    """A candidate's widths for tables: layer group -> weights, activations, routing; a range where they differ.
+
+    Of group widths the widths themselves, of unit widths the bits in use; a group without routing has none then.
+    """
+    if isinstance(candidate.widths, Widths):
+        widths = candidate.widths
+        rows = zip(model.groups(), widths.weights, widths.activations, widths.routing, strict=True)
+        return {name: {"weights": w, "activations": a, "routing": r} for name, w, a, r in rows}
+    return {
+        group: {kind: bits[0] if len(bits) == 1 else f"{bits[0]}-{bits[-1]}" for kind, bits in kinds.items()}
+        for group, kinds in describe(model, candidate.plan).items()
+    }
 
 
 @dataclass(frozen=True)
@@ -83,17 +102,17 @@ class QCapsNetsResult:
 
     rounding: Rounding
     met: bool
-    satisfied: Candidate | None
-    memory: Candidate
-    accuracy: Candidate | None
+    satisfied: Candidate[Widths] | None
+    memory: Candidate[Widths]
+    accuracy: Candidate[Widths] | None
     reference: Probe
     needed: int
-    steps: tuple[Step, ...]
+    steps: tuple[Step[Widths], ...]
     reason: str
     others: tuple[QCapsNetsResult, ...] = ()
 
     @property
-    def best(self) -> Candidate:
+    def best(self) -> Candidate[Widths]:
         """The plan to use: the satisfied one, else the one that keeps the accuracy."""
         found = self.satisfied or self.accuracy
         return self.memory if found is None else found

@@ -1,0 +1,307 @@
+"""Allocation as an integer program: additive sensitivities choose all widths at once, real probes have the last word.
+
+The noise that a unit alone makes at the class capsules is measured for every width. Noises of independent errors add
+up, so the widths with the least memory for a total noise, or the least noise for a memory, are a 0/1 program. What
+noise the accuracy target bears is found by probes: bisection over the total noise, for several trade-offs between
+weights and activations, then a repair of each boundary plan. All probed plans make up the Pareto front.
+
+Source: the formulation is common in mixed-precision search (e.g. HAWQ-V3, Yao et al. 2021); its use for the routing
+tensors of capsule networks, the noise measure and the repair are caplet's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from caplet.errors import ConfigError
+from caplet.fixed import Rounding
+from caplet.fixed.format import MAX_BITS
+from caplet.nn.points import Storage
+from caplet.quant.search.allocate import Choice, Limit, Measure, allocate
+from caplet.quant.search.front import Front, FrontPoint
+from caplet.quant.search.progressive import longest_run, pick_result
+from caplet.quant.search.request import SENSITIVITY_IMAGES, Request, SearchResult, Workbench
+from caplet.quant.search.susceptibility import Susceptibility
+from caplet.quant.search.trials import Trials, fitting_units
+from caplet.quant.units import UnitWidths, make_units, unit_bits
+
+METHOD = "ilp"
+MEASURED_WIDTH = 8
+"""Wider widths are not measured: their noise is a quarter per bit, as of a uniform error."""
+_RATIO = 2.0  # of neighbouring noise levels
+_CUTS = 60
+
+
+@dataclass(frozen=True)
+class IlpSettings:
+    """How the integer-program search goes about it.
+
+    Attributes:
+        trade_offs: how much the weights' share of the memory counts against the activations', each 0..1.
+        repairs: probes at most to mend one boundary plan.
+        images: for the sensitivities.
+    """
+
+    trade_offs: tuple[float, ...] = (0.5, 0.9, 0.1)
+    repairs: int = 3
+    images: int = SENSITIVITY_IMAGES
+
+
+def search_ilp(bench: Workbench, request: Request, settings: IlpSettings | None = None) -> SearchResult:
+    """Run the search with every rounding scheme asked for; deterministic, resumed for free from the evaluator's log.
+
+    Returns:
+        The best scheme's result; ``record["front"]`` is the Pareto front of all probed plans, with the plans.
+
+    Raises:
+        ConfigError: a budget below what the narrowest widths take; the message says how much that is.
+    """
+    results = [_Search(bench, request, settings or IlpSettings(), each).run() for each in request.roundings]
+    return pick_result(results)
+
+
+class _Search:
+    """One search with one rounding scheme."""
+
+    def __init__(self, bench: Workbench, request: Request, settings: IlpSettings, rounding: Rounding) -> None:
+        self.bench, self.request, self.settings = bench, request, settings
+        self.model = bench.evaluator.model
+        units = make_units(self.model, request.granularity, request.hardware, request.rule)
+        self.units = fitting_units(bench, request, rounding, units)
+        self.trials = Trials(bench, request, rounding, self.units)
+        self.susceptibility = Susceptibility(
+            bench.evaluator,
+            bench.source,
+            self.units,
+            images=settings.images,
+            rule=request.rule,
+            rounding=rounding,
+            seed=request.seed,
+        )
+        self.menu = [self._choices(index) for index in range(len(self.units))]
+        self.weights = sum(unit.elements for unit in self.units if unit.storage is Storage.FLASH)
+        self.activations = sum(unit.elements for unit in self.units if unit.storage is Storage.RAM)
+        self.budgets = self._budgets()
+        self.cuts: list[Limit] = []
+        self.front = Front()
+        self.probed: dict[UnitWidths, bool] = {}
+
+    def run(self) -> SearchResult:
+        quietest = self._solve(lambda choice: choice.noise, [])
+        if quietest is None:
+            raise ConfigError(f"the budgets contradict each other: {self._limits_in_words()}; raise one of them")
+        widths = self._widths(quietest)
+        if not self._probe("quietest", "least noise within the budgets", widths):
+            lost = self.trials.reference.correct - self.trials.steps[-1].correct
+            reason = f"even the plan of least noise within the budgets loses {lost:,} images"
+            return self._result(reason)
+        for trade_off in self.settings.trade_offs:
+            self._explore(trade_off, _noise(quietest))
+        return self._result("the smallest probed plan, weights and activations counted alike, within all limits")
+
+    def _choices(self, index: int) -> list[Choice]:
+        """The unit's widths; noise falls with the width, also where 128 images happen to say otherwise."""
+        unit, specs = self.units[index], self.model.points()
+        choices: list[Choice] = []
+        noise = math.inf
+        for width in unit.widths:
+            measured = min(width, unit.at_most(max(MEASURED_WIDTH, unit.widths[0])))
+            found = self.susceptibility.noise(index, measured) / 4.0 ** (width - measured)
+            noise = min(noise, found)
+            bits = unit_bits(specs, unit, width, self.request.rule)
+            flash = unit.storage is Storage.FLASH
+            choices.append(Choice(index, width, noise, bits if flash else 0, 0 if flash else bits))
+        return choices
+
+    def _budgets(self) -> list[Limit]:
+        """The request's limits on bits. Raises ConfigError where the narrowest widths exceed one."""
+        limits = []
+        measures: tuple[tuple[str, Measure, float | None], ...] = (
+            ("weight", _weight_bits, self.request.weight_bits),
+            ("activation", _activation_bits, self.request.activation_bits),
+        )
+        for name, measure, budget in measures:
+            if budget is None:
+                continue
+            smallest = sum(min(map(measure, unit)) for unit in self.menu)
+            if smallest > budget:
+                raise ConfigError(
+                    f"the {name} budget of {budget / 8:,.0f} bytes is below the smallest possible one for this model,"
+                    f" {math.ceil(smallest / 8):,} bytes; raise the budget"
+                )
+            limits.append(Limit(measure, budget))
+        return limits
+
+    def _limits_in_words(self) -> str:
+        request = self.request
+        return (
+            f"weights {request.weight_bits or math.inf:,.0f} bits, activations"
+            f" {request.activation_bits or math.inf:,.0f} bits, RAM {request.ram_bytes or math.inf:,} bytes"
+        )
+
+    def _explore(self, trade_off: float, least: float) -> None:
+        """Find the noise that the target bears at one trade-off, and repair the first plan beyond it."""
+        goal = self._goal(trade_off)
+        most = sum(max(choice.noise for choice in unit) for unit in self.menu)
+        levels = [least * (1 + 1e-6)]
+        while levels[-1] < most:
+            levels.append(levels[-1] * _RATIO)
+        plans: dict[int, UnitWidths | None] = {}
+
+        def plan(count: int) -> UnitWidths | None:
+            if count not in plans:
+                chosen = self._solve(goal, [Limit(lambda choice: choice.noise, levels[count - 1])])
+                plans[count] = None if chosen is None else self._widths(chosen)
+            return plans[count]
+
+        def holds(count: int) -> bool:
+            widths = plan(count)
+            about = f"total noise at most {levels[count - 1]:.1e}"
+            return widths is None or self._probe(f"trade-off {trade_off:g}", about, widths)
+
+        count = longest_run(len(levels), holds)
+        beyond = plan(count + 1) if count < len(levels) else None
+        if beyond is not None:
+            self._repair(trade_off, beyond)
+
+    def _repair(self, trade_off: float, widths: UnitWidths) -> None:
+        """Widen a plan that misses the target, where that takes most noise away for its memory, until it keeps it."""
+        goal = self._goal(trade_off)
+        for _ in range(self.settings.repairs):
+            options = []
+            for index, choices in enumerate(self.menu):
+                at = next(i for i, choice in enumerate(choices) if choice.width == widths.bits[index])
+                if at + 1 < len(choices):
+                    more = goal(choices[at + 1]) - goal(choices[at])
+                    relief = choices[at].noise - choices[at + 1].noise
+                    options.append((relief / more if more > 0 else math.inf, index, choices[at + 1].width))
+            if not options:
+                return
+            _, index, width = max(options)
+            widths = widths.with_width(index, width)
+            if self.trials.excess(widths) is not None:
+                return
+            if self._probe(f"repair {trade_off:g}", f"{self.units[index].name} to {width} bits", widths):
+                return
+
+    def _goal(self, trade_off: float) -> Measure:
+        """The memory to keep small: shares of the 32-bit float size, weighed."""
+        weights, activations = trade_off / self.weights, (1 - trade_off) / self.activations
+        return lambda choice: weights * choice.weight_bits + activations * choice.activation_bits
+
+    def predicted(self, widths: UnitWidths) -> float:
+        """The additive model's noise of all units."""
+        by_width = [{choice.width: choice.noise for choice in choices} for choices in self.menu]
+        return math.fsum(noises[width] for noises, width in zip(by_width, widths.bits, strict=True))
+
+    def _solve(self, goal: Measure, limits: Sequence[Limit]) -> tuple[Choice, ...] | None:
+        """The program's solution that also fits the arena: each misfit adds a linear cut on the buffers of its peak.
+
+        A cut may exclude a plan that would fit, where the arena has gaps or a cap on widths is needed.
+        """
+        for _ in range(_CUTS):
+            chosen = allocate(self.menu, goal, [*limits, *self.budgets, *self.cuts])
+            if chosen is None or self.request.ram_bytes is None:
+                return chosen
+            found = self.trials.footprint(self._widths(chosen))
+            if found.ram_bytes <= self.request.ram_bytes:
+                return chosen
+            self.cuts.append(self._cut(chosen, dict(found.peak), found.ram_bytes))
+        return None
+
+    def _cut(self, chosen: Sequence[Choice], peak: dict[str, int], ram_bytes: int) -> Limit:
+        """A limit that ``chosen``, whose arena is too large, breaks.
+
+        The tensors in use at the peak must shrink by what the arena is too large, or as far as their containers allow.
+        Where they are in their smallest containers already, the accumulators beside them are what is too wide: then no
+        width may be as large as the largest one now.
+        """
+        assert self.request.ram_bytes is not None
+        specs, hardware = self.model.points(), self.request.hardware
+
+        def measure(choice: Choice) -> float:
+            keys = [key for key in self.units[choice.unit].points if key in peak]
+            return sum(specs[key].elements * hardware.container(specs[key], max(choice.width, 2)) / 8 for key in keys)
+
+        now = math.fsum(map(measure, chosen))
+        least = math.fsum(min(map(measure, choices)) for choices in self.menu)
+        if least < now:
+            return Limit(measure, max(least, now - max(1.0, float(ram_bytes - self.request.ram_bytes))))
+        widest = max(choice.width for choice in chosen)
+        return Limit(lambda choice: float(choice.width >= widest), 0.0)
+
+    def _widest(self) -> UnitWidths:
+        return UnitWidths.uniform(self.units, MAX_BITS)
+
+    def _widths(self, chosen: Sequence[Choice]) -> UnitWidths:
+        return UnitWidths(tuple(unit.name for unit in self.units), tuple(choice.width for choice in chosen))
+
+    def _probe(self, step: str, about: str, widths: UnitWidths) -> bool:
+        """Measure widths, once, and put them on the front; whether they keep the target."""
+        if widths in self.probed:
+            return self.probed[widths]
+        kept = self.probed[widths] = self.trials.attempt(step, about, widths)
+        if self.trials.misfit(widths) is None:
+            predicted = self.predicted(widths)
+            self.front.add(
+                FrontPoint(self.trials.candidate(widths), self.trials.footprint(widths).ram_bytes, predicted)
+            )
+        return kept
+
+    def _result(self, reason: str) -> SearchResult:
+        trials = self.trials
+        balanced = self._goal(0.5)
+        size = {
+            candidate.widths: math.fsum(
+                balanced(choice)
+                for choices, width in zip(self.menu, candidate.widths.bits, strict=True)
+                for choice in choices
+                if choice.width == width
+            )
+            for candidate in trials.kept
+        }
+        kept = sorted(trials.kept, key=lambda candidate: size[candidate.widths])
+        cost = self.susceptibility.cost
+        nearest = self.front.most_accurate() if self.front.points else trials.candidate(self._widest())
+        record = {
+            "method": METHOD,
+            "rounding": str(trials.rounding),
+            "granularity": str(self.request.granularity),
+            "hardware": self.request.hardware.to_json(),
+            "met": bool(kept),
+            "reason": reason,
+            "needed": trials.needed,
+            "reference": {"correct": trials.reference.correct, "n": trials.reference.n},
+            "result": kept[0].to_json() if kept else None,
+            "cost": sum(step.cost for step in trials.steps) + cost,
+            "susceptibility_cost": cost,
+            "steps": [step.to_json() for step in trials.steps],
+            "front": self.front.to_json(trials.reference.correct),
+        }
+        return SearchResult(
+            METHOD,
+            bool(kept),
+            kept[0] if kept else None,
+            tuple(kept[1:]),
+            () if kept else (("accuracy", nearest),),
+            trials.reference,
+            trials.needed,
+            trials.rounding,
+            reason,
+            cost,
+            record,
+        )
+
+
+def _noise(chosen: Sequence[Choice]) -> float:
+    return math.fsum(choice.noise for choice in chosen)
+
+
+def _weight_bits(choice: Choice) -> float:
+    return choice.weight_bits
+
+
+def _activation_bits(choice: Choice) -> float:
+    return choice.activation_bits

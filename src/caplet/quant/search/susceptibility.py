@@ -1,0 +1,73 @@
+"""How much each unit, alone at a width, disturbs the class capsules: what orders the progressive search's steps and
+makes up the integer program's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from caplet.fixed import Rounding
+from caplet.quant.evaluator import Evaluator
+from caplet.quant.formats import FormatRule, FormatSource
+from caplet.quant.perturb import Effect, Perturber
+from caplet.quant.units import Unit, UnitWidths, unit_point_widths
+
+
+class Susceptibility:
+    """Measured noise at the class capsules, by unit and width; each figure is measured when first asked for.
+
+    The noise is the mean squared change of the class capsules' lengths, dimensionless, when one unit is rounded and
+    everything else is float. Independent errors add up in it, which counts of changed predictions on a few hundred
+    images do not: they are mostly zero. Formats are the source's own; exponents that a restricted shift moves
+    (:func:`caplet.quant.target.fit_shifts`) are not followed here.
+
+    Args:
+        images: how many of the evaluator's images to use, at even distances.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        source: FormatSource,
+        units: Sequence[Unit],
+        *,
+        images: int,
+        rule: FormatRule,
+        rounding: Rounding,
+        seed: int = 0,
+    ) -> None:
+        self.units, self.source = tuple(units), source
+        self._rule, self._rounding, self._seed = rule, rounding, seed
+        count = min(images, len(evaluator))
+        chosen = torch.arange(count) * len(evaluator) // count
+        labels = torch.from_numpy(evaluator.labels)[chosen]
+        self._perturber = Perturber(evaluator.model, evaluator.images[chosen], labels)
+        self._classes = evaluator.model.config.classes
+        self._all = len(evaluator)
+        self._known: dict[tuple[int, int], float] = {}
+
+    @property
+    def cost(self) -> float:
+        """What was computed, in full passes of all the evaluator's images."""
+        return self._perturber.spent / self._all
+
+    def noise(self, index: int, width: int) -> float:
+        """The noise of unit ``index`` at ``width`` bits."""
+        if (index, width) not in self._known:
+            keys = self.units[index].points
+            self._known[index, width] = self._measure(dict.fromkeys(keys, width))
+        return self._known[index, width]
+
+    def predicted(self, widths: UnitWidths) -> float:
+        """The noise of all units together, as the sum of the single ones."""
+        return sum(self.noise(index, width) for index, width in enumerate(widths.bits))
+
+    def together(self, widths: UnitWidths) -> float:
+        """The noise of all units together, measured."""
+        return self._measure(unit_point_widths(self.units, widths))
+
+    def _measure(self, widths: dict[str, int]) -> float:
+        formats = {key: self.source.format(key, width, self._rule, self._rounding) for key, width in widths.items()}
+        effect: Effect = self._perturber.effect(formats, self._rounding, self._seed)
+        return effect.length_noise / effect.n / self._classes

@@ -1,0 +1,208 @@
+"""The hardware a plan is for: containers, shifts and accumulators, and what fits them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from caplet.data.files import why
+from caplet.errors import ArtefactError, ConfigError, PlanError
+from caplet.fixed import FixedFormat
+from caplet.fixed.format import MAX_BITS
+from caplet.nn.points import PointSpec, Storage
+from caplet.quant.plan import QuantPlan
+
+_ACCUMULATORS = (16, 32, 64)
+_LONGEST_SHIFT = 62
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a device can hold and compute.
+
+    Attributes:
+        name: for messages.
+        weight_containers: widths (bits) in which constants can be stored, ascending; a constant takes the smallest
+            that holds it. Flash that is bit-packed has every width.
+        activation_containers: the same for computed tensors.
+        only_containers: whether widths between two containers are left out. They save no byte of memory there, but
+            they count in the papers' memory count, and a narrower tensor packs smaller in a file.
+        shift: smallest and largest right shift from an accumulator to its output; a negative one is a left shift.
+        accumulator_bits: width of the widest accumulator: 16, 32 or 64.
+
+    Raises:
+        ConfigError: containers that are not ascending widths from 1 to 16 (an activation container of at least 2),
+            shifts outside -62..62 or in the wrong order, another accumulator width.
+    """
+
+    name: str
+    weight_containers: tuple[int, ...] = tuple(range(1, MAX_BITS + 1))
+    activation_containers: tuple[int, ...] = (8, 16)
+    only_containers: bool = False
+    shift: tuple[int, int] = (-_LONGEST_SHIFT, _LONGEST_SHIFT)
+    accumulator_bits: int = 64
+
+    def __post_init__(self) -> None:
+        for what, widths, least in (
+            ("weight_containers", self.weight_containers, 1),
+            ("activation_containers", self.activation_containers, 2),
+        ):
+            valid = bool(widths) and all(_is_int(width) and 1 <= width <= MAX_BITS for width in widths)
+            if not valid or list(widths) != sorted(set(widths)) or widths[-1] < least:
+                raise ConfigError(
+                    f"hardware {self.name}: {what} is {[*widths]}; the rule is ascending widths from 1 to {MAX_BITS}"
+                    f" bits, the last at least {least}"
+                )
+        if len(self.shift) != 2 or not all(_is_int(s) and abs(s) <= _LONGEST_SHIFT for s in self.shift):
+            raise ConfigError(f"hardware {self.name}: shift is {[*self.shift]}; the rule is two integers in -62..62")
+        if not self.shift[0] <= 0 <= self.shift[1]:
+            raise ConfigError(f"hardware {self.name}: shift is {[*self.shift]}; the rule is low <= 0 <= high")
+        if not isinstance(self.only_containers, bool):
+            raise ConfigError(f"hardware {self.name}: only_containers is {self.only_containers!r}; give true or false")
+        if self.accumulator_bits not in _ACCUMULATORS:
+            raise ConfigError(
+                f"hardware {self.name}: accumulator_bits is {self.accumulator_bits!r}; the rule is 16, 32 or 64"
+            )
+
+    @property
+    def is_free(self) -> bool:
+        """Whether shifts and accumulators restrict nothing."""
+        return self.shift == (-_LONGEST_SHIFT, _LONGEST_SHIFT) and self.accumulator_bits == 64
+
+    def containers(self, spec: PointSpec) -> tuple[int, ...]:
+        """The containers for a point, ascending, bits."""
+        return self.weight_containers if spec.storage is Storage.FLASH else self.activation_containers
+
+    def container(self, spec: PointSpec, bits: int) -> int:
+        """The smallest container that holds ``bits`` bits of a point.
+
+        >>> from caplet.nn.points import ram, Role
+        >>> HARDWARE["portable"].container(ram("votes", Role.VOTES, ("in",), (3,), signed=True), 5)
+        8
+
+        Raises:
+            PlanError: no container is as wide.
+        """
+        for width in self.containers(spec):
+            if bits <= width:
+                return width
+        raise PlanError(f"hardware {self.name}: no container of {bits} bits for a {spec.role} ({spec.storage})")
+
+    def widest(self, spec: PointSpec) -> int:
+        """The largest width of a point."""
+        return self.containers(spec)[-1]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls, data: object) -> Hardware:
+        """Read :meth:`to_json`; fields left out have their defaults. Raises ConfigError when it is no such object."""
+        names = [field.name for field in fields(cls)]
+        if not isinstance(data, dict) or "name" not in data or not set(data) <= set(names):
+            raise ConfigError(f"hardware: found {data!r:.200}; the rule is an object of {', '.join(names)}")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        tuples = ("weight_containers", "activation_containers", "shift")
+        if any(not isinstance(value, tuple) for key, value in values.items() if key in tuples):
+            raise ConfigError(f"hardware: found {data!r:.200}; the rule is that containers and shift are lists")
+        return cls(**values)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+HARDWARE: Mapping[str, Hardware] = {
+    hardware.name: hardware
+    for hardware in (
+        Hardware("portable"),
+        Hardware("mcu32", shift=(-31, 31), accumulator_bits=32),
+        Hardware("int8", (8,), (8,), shift=(0, 31), accumulator_bits=32),
+    )
+}
+"""Ready-made descriptions. ``portable``: all that caplet's C runtime can do. ``mcu32``: 32-bit accumulators only, such
+as a Cortex-M runs without long multiplications. ``int8``: nothing wider than a byte and right shifts only, as integer
+inference libraries have them."""
+
+
+def find_hardware(name: str) -> Hardware:
+    """A ready-made description by name, or one from a JSON file.
+
+    Raises:
+        ConfigError: neither a name nor a file, or the file is not a description. ArtefactError: it cannot be read.
+    """
+    if name in HARDWARE:
+        return HARDWARE[name]
+    path = Path(name)
+    if path.suffix != ".json":
+        near = get_close_matches(name, HARDWARE, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"unknown hardware {name!r}{hint}; the rule is one of {', '.join(HARDWARE)}, or a .json file")
+    try:
+        return Hardware.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ArtefactError(f"cannot read the hardware description {path}: {why(error)}") from error
+    except ValueError as error:
+        raise ArtefactError(f"{path} is not a hardware description: it is not valid JSON ({error})") from error
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a plan takes on a device, from its integer Program.
+
+    Attributes:
+        ram_bytes: size of the arena, all votes stored.
+        peak: buffers in use when most bytes are: (name, bytes); a tensor's name is its point's key.
+        accumulator_bits: of the widest accumulator that the overflow proof asks for.
+        shifts: by the key of the tensor written, the smallest and largest right shift that leads to it.
+    """
+
+    ram_bytes: int
+    peak: tuple[tuple[str, int], ...]
+    accumulator_bits: int
+    shifts: Mapping[str, tuple[int, int]]
+
+    def problem(self, hardware: Hardware) -> str | None:
+        """Why the plan does not run on ``hardware``, or None where it does."""
+        if self.accumulator_bits > hardware.accumulator_bits:
+            return f"an accumulator needs {self.accumulator_bits} bits, {hardware.name} has {hardware.accumulator_bits}"
+        low, high = hardware.shift
+        for key, (smallest, largest) in self.shifts.items():
+            if smallest < low or largest > high:
+                wrong = smallest if smallest < low else largest
+                return f"{key} needs a shift by {wrong} bits, {hardware.name} has {low}..{high}"
+        return None
+
+
+FootprintOf = Callable[[QuantPlan], Footprint]
+"""Lowers a plan and looks; raises PlanError where the plan has no integer form."""
+
+
+def fit_shifts(plan: QuantPlan, hardware: Hardware, footprint_of: FootprintOf) -> QuantPlan:
+    """``plan`` with exponents moved until every shift is in the hardware's range.
+
+    A tensor whose right shift is too small gets fewer fraction bits, one whose shift is too large more, by the least
+    that helps. That changes the shifts of the tensors computed from it, so tensors are mended in order of execution;
+    what cannot be mended (an exponent that another rule fixes) stays, and :meth:`Footprint.problem` names it.
+
+    Raises:
+        PlanError: the plan has no integer form.
+    """
+    if hardware.is_free:
+        return plan
+    low, high = hardware.shift
+    for _ in range(len(plan.points)):
+        for key, (smallest, largest) in footprint_of(plan).shifts.items():
+            move = min(smallest - low, 0) + max(largest - high, 0)
+            fmt = plan.points[key]
+            if move and isinstance(fmt, FixedFormat):
+                plan = plan.with_formats({key: FixedFormat(fmt.bits, fmt.frac_bits + move, fmt.signed)})
+                break
+        else:
+            return plan
+    return plan

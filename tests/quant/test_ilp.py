@@ -1,0 +1,237 @@
+"""The integer program against brute force, and the search built on it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caplet.errors import ConfigError
+from caplet.jobs.footprint import footprint
+from caplet.quant.evaluator import Evaluator
+from caplet.quant.memory import count_memory
+from caplet.quant.plan import QuantPlan
+from caplet.quant.probes import Probe
+from caplet.quant.search.allocate import Choice, Limit, allocate
+from caplet.quant.search.front import Front, FrontPoint
+from caplet.quant.search.ilp import IlpSettings, search_ilp
+from caplet.quant.search.methods import METHODS, Method, find_method
+from caplet.quant.search.request import Request, Workbench
+from caplet.quant.search.result import Candidate
+from caplet.quant.target import HARDWARE
+from caplet.quant.units import Granularity, UnitWidths
+
+FEW = IlpSettings(images=32)
+
+
+class Scripted(Evaluator):
+    """Answers from a rule on the bits instead of computing: images correct out of 1,000."""
+
+    def __init__(self, case: Any, rule: Any) -> None:
+        super().__init__(case.model, case.images, case.labels)
+        self.rule = rule
+
+    def float_result(self) -> Probe:
+        return Probe("float", np.arange(1000) < 900, 0.0, 1.0)
+
+    def evaluate(self, plan: QuantPlan) -> Probe:
+        bits = {key: fmt.bits for key, fmt in plan.points.items()}
+        return Probe(plan.digest(), np.arange(1000) < self.rule(bits), 0.0, 1.0)
+
+
+def bench(case: Any, evaluator: Evaluator) -> Workbench:
+    return Workbench(evaluator, case.calibration, lambda plan: footprint(case.model, plan))
+
+
+def real(case: Any, **more: Any) -> Evaluator:
+    return Evaluator(case.model, case.images, case.labels, batch_size=100, **more)
+
+
+noises = st.floats(-12, 0).map(lambda exponent: 10.0**exponent)
+menus = st.lists(
+    st.lists(st.tuples(noises, st.integers(0, 10**6)), min_size=1, max_size=4), min_size=1, max_size=4
+).map(
+    lambda units: [
+        [Choice(i, w, noise, bits if i % 2 else 0, 0 if i % 2 else bits) for w, (noise, bits) in enumerate(unit)]
+        for i, unit in enumerate(units)
+    ]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(menus, st.floats(0, 1), st.floats(0, 1))
+def test_the_program_finds_what_brute_force_finds(menu: list[list[Choice]], noise: float, memory: float) -> None:
+    most = sum(max(choice.noise for choice in unit) for unit in menu)
+    largest = sum(max(choice.weight_bits for choice in unit) for unit in menu)
+    limits = [
+        Limit(lambda choice: choice.noise, most * 10.0 ** (-6 * noise)),
+        Limit(lambda choice: choice.weight_bits, math.floor(memory * largest)),
+    ]
+
+    def goal(choice: Choice) -> float:
+        return choice.weight_bits + 3 * choice.activation_bits
+
+    def value(chosen: Any) -> float:
+        return sum(map(goal, chosen))
+
+    allowed = [chosen for chosen in itertools.product(*menu) if all(limit.holds(chosen) for limit in limits)]
+    found = allocate(menu, goal, limits)
+    tight = [chosen for chosen in allowed if sum(map(limits[0].measure, chosen)) <= limits[0].at_most * (1 - 1e-5)]
+    if found is None:
+        assert not tight
+        return
+    assert [choice.unit for choice in found] == list(range(len(menu)))
+    assert all(limit.holds(found) for limit in limits)
+    biggest = max(goal(choice) for unit in menu for choice in unit)
+    assert value(found) >= min(map(value, allowed)) - 1e-9
+    if tight:
+        assert value(found) <= min(map(value, tight)) + 1e-5 * biggest
+
+
+def test_an_exact_budget_can_be_used_up() -> None:
+    menu = [[Choice(i, w, 4.0**-w, w * 1000, 0) for w in (2, 4, 8)] for i in range(3)]
+    found = allocate(menu, lambda choice: choice.noise, [Limit(lambda choice: choice.weight_bits, 16000)])
+    assert found is not None
+    assert sum(choice.weight_bits for choice in found) == 16000
+    assert allocate(menu, lambda choice: choice.noise, [Limit(lambda choice: choice.weight_bits, 5999)]) is None
+
+
+def test_the_search_returns_a_front(digits: Any, tmp_path: Path) -> None:
+    path = tmp_path / "probes.jsonl"
+    request = Request(tolerance=1.0, granularity=Granularity.LAYER)
+    evaluator = real(digits, log_path=path)
+    result = search_ilp(bench(digits, evaluator), request, FEW)
+    assert result.met
+    assert result.best.probe.correct >= result.needed
+    assert result.best.memory == count_memory(digits.model, result.best.plan).total
+    assert result.best.memory.weight_reduction > 4
+    front = result.record["front"]
+    assert len(front) >= 3
+    costs = [(row["weight_bytes"], row["activation_bytes"], row["ram_bytes"], row["loss"]) for row in front]
+    for mine, theirs in itertools.permutations(costs, 2):
+        assert not all(a <= b for a, b in zip(mine, theirs, strict=True))
+    for row in front:
+        plan = QuantPlan.from_json(row["plan"])
+        assert evaluator.evaluate(plan).cached
+        assert footprint(digits.model, plan).ram_bytes == row["ram_bytes"]
+    for fallback in result.fallbacks:
+        assert fallback.probe.correct >= result.needed
+    replay = real(digits, log_path=path)
+    again = search_ilp(bench(digits, replay), request, FEW)
+    assert replay.spent == 0
+    assert again.best.plan == result.best.plan
+
+
+def test_budgets_hold(digits: Any) -> None:
+    total = count_memory(digits.model).total
+    free = search_ilp(bench(digits, real(digits)), Request(tolerance=3.0), FEW)
+    ram = footprint(digits.model, free.best.plan).ram_bytes
+    limited = Request(
+        tolerance=100.0,
+        weight_bits=4 * total.weights,
+        activation_bits=5.5 * total.activations,
+        ram_bytes=ram,
+        granularity=Granularity.TENSOR,
+    )
+    result = search_ilp(bench(digits, real(digits)), limited, FEW)
+    assert result.met
+    for candidate in (result.best, *result.fallbacks):
+        assert candidate.memory.weight_bits <= 4 * total.weights
+        assert candidate.memory.activation_bits <= 5.5 * total.activations
+        assert footprint(digits.model, candidate.plan).ram_bytes <= ram
+
+
+def test_a_ram_budget_narrows_the_tensors_of_the_peak(digits: Any) -> None:
+    wide = footprint(digits.model, QuantPlan({k: digits.calibration.format(k, 16) for k in digits.model.points()}))
+    narrow = footprint(digits.model, QuantPlan({k: digits.calibration.format(k, 8) for k in digits.model.points()}))
+    middle = (wide.ram_bytes + narrow.ram_bytes) // 2
+    result = search_ilp(bench(digits, real(digits)), Request(tolerance=0.0, ram_bytes=middle), FEW)
+    assert all(row["ram_bytes"] <= middle for row in result.record["front"])
+    quietest = result.record["steps"][0]["widths"]
+    assert max(quietest["bits"]) == 16  # what is not at the peak stays wide
+    with pytest.raises(ConfigError, match="contradict"):
+        search_ilp(bench(digits, real(digits)), Request(tolerance=1.0, ram_bytes=16), FEW)
+
+
+def test_a_budget_that_the_target_forbids(digits: Any) -> None:
+    total = count_memory(digits.model).total
+    request = Request(tolerance=0.1, weight_bits=1.2 * total.weights)
+    result = search_ilp(
+        bench(digits, Scripted(digits, lambda bits: 900 - 50 * (bits["primary.weight"] < 4))), request, FEW
+    )
+    assert not result.met
+    assert "least noise within the budgets loses 50 images" in result.reason
+    assert [role for role, _ in result.others] == ["accuracy"]
+    assert result.best.memory.weight_bits <= request.weight_bits
+
+
+def test_probes_repair_what_the_additive_model_missed(digits: Any) -> None:
+    """The true limit lies on one unit that the model thinks robust: the repair widens until it holds."""
+    result = search_ilp(
+        bench(digits, Scripted(digits, lambda bits: 900 - 9 * max(0, 5 - bits["digit.votes"]))),
+        Request(tolerance=0.0, granularity=Granularity.TENSOR),
+        IlpSettings(images=32, repairs=8),
+    )
+    assert result.met
+    assert any(step["step"].startswith("repair") for step in result.record["steps"])
+    assert {fmt.bits for key, fmt in result.best.plan.points.items() if key == "digit.votes"} >= {5}
+
+
+def test_restricted_hardware(digits: Any) -> None:
+    hardware = HARDWARE["int8"]
+    result = search_ilp(bench(digits, real(digits)), Request(tolerance=3.0, hardware=hardware), FEW)
+    assert result.met
+    assert footprint(digits.model, result.best.plan).problem(hardware) is None
+    assert max(result.best.widths.bits) <= 8
+
+
+def test_dominated_points_leave_the_front(digits: Any) -> None:
+    plan = QuantPlan({k: digits.calibration.format(k, 8) for k in digits.model.points()})
+    memory = count_memory(digits.model, plan).total
+    front = Front()
+    for number, (correct, ram) in enumerate([(90, 100), (90, 90), (80, 90), (95, 120), (90, 90)]):
+        probe = Probe("x", np.arange(100) < correct, 0.0, 1.0)
+        front.add(FrontPoint(Candidate(UnitWidths((str(number),), (number,)), plan, probe, memory), ram, 0.0))
+    assert [(point.ram_bytes, point.candidate.probe.correct) for point in front.best()] == [
+        (90, 90),
+        (90, 90),
+        (120, 95),
+    ]
+    assert front.most_accurate().probe.correct == 95
+
+
+def test_the_registry() -> None:
+    assert set(METHODS) == set(Method)
+    assert find_method("ilp") is METHODS[Method.ILP]
+    with pytest.raises(ConfigError, match="did you mean progressive"):
+        find_method("progresive")
+
+
+@pytest.mark.parametrize("method", list(Method))
+def test_every_method_answers_in_one_shape(digits: Any, method: Method) -> None:
+    evaluator = Scripted(digits, lambda bits: 900 - (bits["primary.weight"] < 4))
+    request = Request(tolerance=0.0)
+    chosen = METHODS[method]
+    chosen.check(digits.model, request)
+    result = chosen.run(bench(digits, evaluator), request)
+    assert result.method == method
+    assert result.met
+    assert result.satisfied is result.best
+    assert result.needed == 900
+    sizes = [fallback.memory.weight_bits for fallback in result.fallbacks]
+    assert all(fallback.probe.correct >= 900 for fallback in result.fallbacks)
+    assert sizes
+    with pytest.raises(ConfigError, match="smallest possible"):
+        chosen.check(digits.model, Request(tolerance=0.0, weight_bits=8))
+
+
+def test_qcapsnets_refuses_limits_that_it_does_not_know(digits: Any) -> None:
+    for change in ({"activation_bits": 1e9}, {"ram_bytes": 10**6}, {"hardware": HARDWARE["mcu32"]}):
+        with pytest.raises(ConfigError, match="use progressive or ilp"):
+            METHODS[Method.QCAPSNETS].check(digits.model, Request(tolerance=1.0, **change))
