@@ -67,8 +67,8 @@ CASES = {
 }
 
 
-def measure(case: Case, shared: Path, bits: int, batches: int) -> dict[str, Any]:
-    """Everything about one model."""
+def measure(case: Case, shared: Path, bits: int, batches: int, speed_only: bool) -> dict[str, Any]:
+    """Everything about one model, or only its speed; all sides have torch's number of threads."""
     model = load_model(shared / case.file)
     splits = load_data(case.data, shared / case.root)
     calibration = calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES))
@@ -80,7 +80,9 @@ def measure(case: Case, shared: Path, bits: int, batches: int) -> dict[str, Any]
     chosen = test.subset(range(0, step * case.images, step))
     images, labels = chosen.images.numpy(), chosen.labels.numpy()
 
-    native = NativeModel(program)
+    native = NativeModel(program, threads=torch.get_num_threads())
+    if speed_only:
+        return {"file": case.file, "bits": bits, "speed": speeds(model, case, native, images, batches)}
     began = time.perf_counter()
     compiled = native.run(images)
     native_seconds = time.perf_counter() - began
@@ -157,13 +159,14 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--bits", type=int, default=8)
     parser.add_argument("--turns", type=int, default=5, help="of every side in the speed measurement")
+    parser.add_argument("--speed-only", action="store_true", help="measure speed, compare nothing")
     parser.add_argument("--no-record", action="store_true")
     options = parser.parse_args()
     keep_freed_memory()
     today = datetime.now(UTC).date().isoformat()
     for name in options.models:
         print(name, flush=True)
-        result = measure(CASES[name], options.shared, options.bits, options.turns)
+        result = measure(CASES[name], options.shared, options.bits, options.turns, options.speed_only)
         print(json.dumps(result, indent=1), flush=True)
         if not options.no_record:
             record = {
@@ -174,7 +177,8 @@ def main() -> None:
                 **result,
             }
             RECORDS.mkdir(exist_ok=True)
-            path = RECORDS / f"{today}-integers-{name}-{options.bits}.json"
+            about = "speed" if options.speed_only else "integers"
+            path = RECORDS / f"{today}-{about}-{name}-{options.bits}.json"
             path.write_text(json.dumps(record, indent=1) + "\n")
 
 
