@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,42 @@ def test_every_rounding_ships(trained: Path, digits: Splits, tmp_path: Path, rou
         assert again.accuracy == shipped.test
 
 
+@pytest.mark.parametrize("method", ["progressive", "ilp"])
+def test_every_method_ships(trained: Path, digits: Splits, tmp_path: Path, method: Any) -> None:
+    model = api.load_float(trained / "model.safetensors")
+    settings = QuantizeSettings(method=method, tolerance=15.0, granularity="tensor", hardware="mcu32", tune=False)
+    notes: list[str] = []
+    result = quantize(model, digits, tmp_path, settings, note=notes.append)
+    assert result.met
+    (shipped,) = result.models
+    assert shipped.role == "satisfied"
+    assert shipped.calibration.correct >= result.search.needed
+    assert set(shipped.record["widths"]) == set(model.groups())
+    assert shipped.record["weight_reduction"] > 4
+    record = json.loads((tmp_path / "search.json").read_text())
+    assert record["method"] == method
+    assert ("front" in record) == (method == "ilp")
+    again = quantize(model, digits, tmp_path, settings, resume=True)
+    assert again.models[0].record["plan_digest"] == shipped.record["plan_digest"]
+
+
+def test_a_tolerance_that_the_images_cannot_resolve_is_warned_of(trained: Path, digits: Splits, tmp_path: Path) -> None:
+    model = api.load_float(trained / "model.safetensors")
+    notes: list[str] = []
+    quantize(model, digits, tmp_path, QuantizeSettings(tolerance=0.1), note=notes.append)
+    assert any("1,000 images would allow one" in note for note in notes)
+
+
 def test_a_mistake_leaves_no_folder(trained: Path, digits: Splits, tmp_path: Path) -> None:
     model = api.load_float(trained / "model.safetensors")
-    for settings in ({"tolerance": -1.0}, {"budget": 10}):
+    mistakes = (
+        {"tolerance": -1.0},
+        {"budget": 10},
+        {"ram": 1000},
+        {"method": "ilp", "activation_budget": 1},
+        {"method": "progressive", "hardware": "mcu64"},
+    )
+    for settings in mistakes:
         with pytest.raises(ConfigError):
             quantize(model, digits, tmp_path / "run", QuantizeSettings(**settings))
     with pytest.raises(ConfigError, match="unknown engine 'warp'; the engines are auto, native, interpreter"):

@@ -265,25 +265,13 @@ class _Search:
         kept = sorted(trials.kept, key=lambda candidate: size[candidate.widths])
         cost = self.susceptibility.cost
         nearest = self.front.most_accurate() if self.front.points else trials.candidate(self._widest())
-        record = {
-            "method": METHOD,
-            "rounding": str(trials.rounding),
-            "granularity": str(self.request.granularity),
-            "hardware": self.request.hardware.to_json(),
-            "met": bool(kept),
-            "reason": reason,
-            "needed": trials.needed,
-            "reference": {"correct": trials.reference.correct, "n": trials.reference.n},
-            "result": kept[0].to_json() if kept else None,
-            "cost": sum(step.cost for step in trials.steps) + cost,
-            "susceptibility_cost": cost,
-            "steps": [step.to_json() for step in trials.steps],
-            "front": self.front.to_json(trials.reference.correct),
-        }
+        best = kept[0] if kept else None
+        record = trials.record(METHOD, best, reason, cost)
+        record |= {"met": bool(kept), "front": self.front.to_json(trials.reference.correct)}
         return SearchResult(
             METHOD,
             bool(kept),
-            kept[0] if kept else None,
+            best,
             tuple(kept[1:]),
             () if kept else (("accuracy", nearest),),
             trials.reference,

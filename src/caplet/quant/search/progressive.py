@@ -204,21 +204,8 @@ class _Search:
         candidate = trials.candidate(final)
         met = any(kept.widths == final for kept in trials.kept)
         fallbacks = tuple(kept for kept in reversed(trials.kept) if kept.widths != final) if met else ()
-        record = {
-            "method": METHOD,
-            "rounding": str(trials.rounding),
-            "granularity": str(self.request.granularity),
-            "order": str(self.settings.order),
-            "hardware": self.request.hardware.to_json(),
-            "met": met,
-            "reason": reason,
-            "needed": trials.needed,
-            "reference": {"correct": trials.reference.correct, "n": trials.reference.n},
-            "result": candidate.to_json(),
-            "cost": sum(step.cost for step in trials.steps) + self.susceptibility.cost,
-            "susceptibility_cost": self.susceptibility.cost,
-            "steps": [step.to_json() for step in trials.steps],
-        }
+        record = trials.record(METHOD, candidate, reason, self.susceptibility.cost)
+        record |= {"met": met, "order": str(self.settings.order)}
         return SearchResult(
             METHOD,
             met,

@@ -11,7 +11,7 @@ from caplet.fixed import Rounding
 from caplet.quant.evaluator import Evaluator
 from caplet.quant.formats import FormatRule, FormatSource
 from caplet.quant.perturb import Effect, Perturber
-from caplet.quant.units import Unit, UnitWidths, unit_point_widths
+from caplet.quant.units import Unit
 
 
 class Susceptibility:
@@ -58,14 +58,6 @@ class Susceptibility:
             keys = self.units[index].points
             self._known[index, width] = self._measure(dict.fromkeys(keys, width))
         return self._known[index, width]
-
-    def predicted(self, widths: UnitWidths) -> float:
-        """The noise of all units together, as the sum of the single ones."""
-        return sum(self.noise(index, width) for index, width in enumerate(widths.bits))
-
-    def together(self, widths: UnitWidths) -> float:
-        """The noise of all units together, measured."""
-        return self._measure(unit_point_widths(self.units, widths))
 
     def _measure(self, widths: dict[str, int]) -> float:
         formats = {key: self.source.format(key, width, self._rule, self._rounding) for key, width in widths.items()}

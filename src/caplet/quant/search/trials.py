@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from caplet.errors import ConfigError, PlanError
 from caplet.fixed import Rounding
@@ -99,6 +100,22 @@ class Trials:
         """These widths as a proposal, with their measured result."""
         plan = self.plan(widths)
         return Candidate(widths, plan, self.bench.evaluator.evaluate(plan), self.memory(widths))
+
+    def record(self, method: str, result: Candidate[UnitWidths] | None, reason: str, cost: float) -> dict[str, Any]:
+        """The search's story as JSON values; ``cost`` is what was spent on susceptibilities, in full passes."""
+        return {
+            "method": method,
+            "rounding": str(self.rounding),
+            "granularity": str(self.request.granularity),
+            "hardware": self.request.hardware.to_json(),
+            "reason": reason,
+            "needed": self.needed,
+            "reference": {"correct": self.reference.correct, "n": self.reference.n},
+            "result": result and result.to_json(),
+            "cost": sum(step.cost for step in self.steps) + cost,
+            "susceptibility_cost": cost,
+            "steps": [step.to_json() for step in self.steps],
+        }
 
     def _decide(self, step: Step[UnitWidths]) -> None:
         self.steps.append(step)
