@@ -11,7 +11,7 @@ import torch
 
 from caplet.errors import ArtefactError, ConfigError, ModelError, PlanError
 from caplet.fixed import FixedFormat, LogFormat, Rounding, stochastic_noise
-from caplet.nn.points import Role, ram
+from caplet.nn.points import Role, flash, ram
 from caplet.quant.calibrate import Calibration, calibrate
 from caplet.quant.formats import Exponents, FormatRule, best_fixed_format, best_log_format, bits_of, choose_format
 from caplet.quant.histogram import HALF, Histogram, fixed_error
@@ -116,6 +116,10 @@ def test_paper_formats_have_one_integer_bit(case: Any) -> None:
 def test_widths_that_a_point_cannot_have() -> None:
     votes = ram("votes", Role.VOTES, ("out",), (3,), signed=True)
     assert bits_of(votes, 1, FormatRule()) == 2
+    bias = flash("bias", Role.BIAS, ("out",), (3,))
+    assert (bits_of(bias, 3, FormatRule()), bits_of(bias, 11, FormatRule())) == (8, 11)
+    assert bits_of(bias, 3, FormatRule(Exponents.PAPER)) == 3
+    assert bits_of(flash("weight", Role.WEIGHT, ("out",), (3,)), 3, FormatRule()) == 3
     with pytest.raises(PlanError, match="17 bits"):
         choose_format(votes, Histogram(), 17, FormatRule(), Rounding.NEAREST)
 
