@@ -10,12 +10,15 @@ from typing import Protocol
 from caplet.errors import PlanError
 from caplet.fixed import AnyFormat, FixedFormat, LogFormat, Rounding
 from caplet.fixed.format import MAX_BITS, MAX_LOG_BITS
-from caplet.nn.points import PointSpec, Role
+from caplet.nn.points import PointSpec, Role, Storage
 from caplet.quant.histogram import Histogram, fixed_error, log_error
 
 MIN_FRAC_BITS, MAX_FRAC_BITS = -12, 30
 """Exponents that are tried: what the integer squash accepts at any width and dimension."""
 _OCTAVES = 14
+CONSTANT_BITS = 8
+"""Least bits of biases and batch-norm constants: they are few (about one in ten thousand of ShallowCaps' parameters),
+but each of them shifts a whole output channel, so that narrow ones cost more accuracy than memory."""
 
 
 class Exponents(StrEnum):
@@ -60,6 +63,7 @@ def bits_of(spec: PointSpec, width: int, rule: FormatRule) -> int:
     """The bits that a point really gets when its width is set to ``width``.
 
     Signed computed tensors have at least 2 bits (1 bit would hold no positive value); powers of two have 2 to 5.
+    Biases and batch-norm constants have at least :data:`CONSTANT_BITS`, but with the paper's formats the width itself.
 
     Raises:
         PlanError: the width is outside 1..16.
@@ -68,8 +72,9 @@ def bits_of(spec: PointSpec, width: int, rule: FormatRule) -> int:
         raise PlanError(f"point {spec.name}: a width of {width} bits; the rule is 1 to {MAX_BITS}")
     if rule.log2_weights and spec.role is Role.WEIGHT:
         return min(max(width, 2), MAX_LOG_BITS)
-    computed = spec.role not in (Role.WEIGHT, Role.BIAS, Role.SCALE, Role.OFFSET)
-    return max(width, 2) if computed and spec.signed else width
+    if spec.role in (Role.BIAS, Role.SCALE, Role.OFFSET):
+        return width if rule.exponents is Exponents.PAPER else max(width, CONSTANT_BITS)
+    return max(width, 2) if spec.storage is Storage.RAM and spec.signed else width
 
 
 def choose_format(spec: PointSpec, histogram: Histogram, width: int, rule: FormatRule, rounding: Rounding) -> AnyFormat:

@@ -6,8 +6,8 @@ and its public code where the paper is silent (a step's later groups move togeth
 Differs from the paper and its code: the search sees the evaluator's images (a calibration split), not the test set; the
 input image, residual sums, biases and batch norm are quantized too; rounding to nearest is exact (half up) and all
 formats saturate; softmax and squash are integer functions; widths stay within 1..16 (a signed computed tensor has at
-least 2); exponents are chosen per tensor unless ``Exponents.PAPER``; the tolerance is in percentage points unless
-``relative``; where the plan of step 3B happens to fit the budget, it counts as satisfied.
+least 2); exponents are chosen per tensor and biases keep at least 8 bits, unless ``Exponents.PAPER``; the tolerance is
+in percentage points unless ``relative``; where the plan of step 3B happens to fit the budget, it counts as satisfied.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def search_qcapsnets(
         The result of the winning rounding scheme; ``met`` says whether target and budget are both kept.
 
     Raises:
-        ConfigError: the budget is below the smallest possible one, 1 bit per weight; the message says how much that is.
+        ConfigError: the budget is below the smallest possible one, 1 bit per weight (and 8 per bias); the message says
+            how much that is.
     """
     check_budget(evaluator.model, settings)
     results = [_Search(evaluator, source, settings, scheme, on_step).run() for scheme in settings.roundings]
