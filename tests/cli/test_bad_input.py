@@ -119,7 +119,7 @@ SETTINGS: list[tuple[list[object], str]] = [
     (["--tolerance", "nan"], "tolerance is nan"),
     (["--tolerance", "inf"], "tolerance is inf"),
     (["--budget", 0], "budget: Input should be greater than 0"),
-    (["--budget", 100], "below the smallest possible one for this model, 4,922 bytes (39,376 bits)"),
+    (["--budget", 100], "below the smallest possible one for this model, 5,076 bytes (40,608 bits)"),
     (["--budget", 100, "--log2-weights"], "below the smallest possible one"),
     (["--budget", "5XB"], "size '5XB'"),
     (["--budget", "-5MB"], "size '-5MB'"),

@@ -132,7 +132,7 @@ def check_visited(watch: Follow, name: str) -> None:
 @names
 @pytest.mark.parametrize("rounding", list(Rounding))
 def test_every_point_is_equal_where_float_sums_are_exact(name: str, rounding: Rounding) -> None:
-    plan = mixed_plan(name, 3, 6, rounding, seed=3)
+    plan = mixed_plan(name, 3, 6, rounding, seed=2)
     watch, program = follow(name, plan)
     assert not inexact_ops(program)
     check_visited(watch, name)
@@ -143,7 +143,7 @@ def test_every_point_is_equal_where_float_sums_are_exact(name: str, rounding: Ro
 
 @names
 def test_every_point_is_equal_with_weights_in_powers_of_two(name: str) -> None:
-    plan = mixed_plan(name, 4, 7, log2_weights=True, seed=1)
+    plan = mixed_plan(name, 4, 7, log2_weights=True, seed=2)
     assert any(isinstance(fmt, LogFormat) for fmt in plan.points.values())
     watch, _ = follow(name, plan)
     check_visited(watch, name)

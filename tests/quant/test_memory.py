@@ -62,8 +62,8 @@ def test_describe_lists_the_widths_in_use(digits: Any) -> None:
     plan = make_plan(digits.model, digits.calibration, Widths((8, 7, 6), (5, 4, 3), (5, 4, 2)))
     assert describe(digits.model, plan) == {
         "conv1": {"weights": [8], "activations": [5]},
-        "primary": {"weights": [7], "activations": [4]},
-        "digit": {"weights": [6], "activations": [3], "routing": [2]},
+        "primary": {"weights": [7, 8], "activations": [4]},  # biases keep 8 bits
+        "digit": {"weights": [6, 8], "activations": [3], "routing": [2]},
     }
 
 

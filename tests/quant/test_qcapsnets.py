@@ -10,6 +10,7 @@ import pytest
 
 from caplet.errors import ConfigError
 from caplet.fixed import FixedFormat, Rounding
+from caplet.nn.points import Role
 from caplet.quant.evaluator import Evaluator
 from caplet.quant.formats import Exponents, FormatRule
 from caplet.quant.memory import count_memory
@@ -179,13 +180,16 @@ def test_weight_profiles(groups: int, bits: int, expected: tuple[int, ...] | Non
 
 
 def test_too_small_a_budget_names_the_smallest(digits: Any) -> None:
-    weights = count_memory(digits.model).total.weights
-    with pytest.raises(ConfigError, match=f"{weights:,} bits"):
-        search_qcapsnets(evaluator(digits), digits.calibration, QCapsNetsSettings(1.0, weights - 1))
+    specs = digits.model.points().values()
+    biases = sum(spec.elements for spec in specs if spec.role is Role.BIAS)
+    weights = sum(spec.elements for spec in specs if spec.role is Role.WEIGHT)
+    least = weights + 8 * biases
+    with pytest.raises(ConfigError, match=f"{least:,} bits"):
+        search_qcapsnets(evaluator(digits), digits.calibration, QCapsNetsSettings(1.0, least - 1))
     rule = FormatRule(log2_weights=True)
     with pytest.raises(ConfigError, match="smallest possible"):
         search_qcapsnets(evaluator(digits), digits.calibration, QCapsNetsSettings(1.0, 1.5 * weights, rule=rule))
-    smallest = QCapsNetsSettings(1.0, weights)
+    smallest = QCapsNetsSettings(1.0, least)
     assert search_qcapsnets(Scripted(digits, lambda b: 900), digits.calibration, smallest).met
 
 
