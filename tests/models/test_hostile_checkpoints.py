@@ -159,7 +159,7 @@ def test_wrong_deep_caps(tmp_path: Path) -> None:
     torch.save({name: value for name, value in state.items() if "block3" not in name}, path)
     refused(path, "missing block3.l1.conv.weight, block3.l1.conv.bias, block3.l2.conv.weight and 5 more")
     torch.save({**state, "conv1.batchnorm.running_var": torch.full((6,), float("inf"))}, path)
-    refused(path, "6 of 6 values of conv1.batch_norm.running_var are not finite")
+    refused(path, "6 of 6 values of conv1.batchnorm.running_var are not finite")
 
 
 def test_another_network_and_other_contents(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ KERAS_CHANGES: dict[str, tuple[Change, str]] = {
         lambda n: [n.weights.pop(f"conv2d/conv2d/{part}:0") for part in ("kernel", "bias")],
         "describes 2 convolutions before the class capsules, but 1 have weights",
     ),
-    "nan": (lambda n: n.weights["capsule/capsule/weights:0"].fill(np.nan), "of digit.weight are not finite"),
+    "nan": (lambda n: n.weights["capsule/capsule/weights:0"].fill(np.nan), "of capsule/capsule/weights:0 are not"),
     "text": (lambda n: n.weights.update({"conv2d/note": np.array([b"text"])}), "of type .*, not numbers"),
     "more tensors": (
         lambda n: n.weights.update({"conv2d/gamma:0": np.zeros(3, np.float32)}),

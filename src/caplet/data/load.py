@@ -137,6 +137,10 @@ def _resolve(name: str | Path, root: str | Path | None) -> tuple[Dataset, Path |
     place = None if root is None else Path(root).expanduser()
     if isinstance(name, str) and name in DATASETS:
         return DATASETS.get(name), place
+    if not str(name).strip():
+        raise DataError(
+            f"no dataset given (found {str(name)!r}): give {', '.join(DATASETS.names())} or an image folder"
+        )
     path = Path(name).expanduser()
     if is_folder(path) or is_archive(path):
         if place is not None:

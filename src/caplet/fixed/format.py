@@ -230,7 +230,10 @@ class LogFormat:
         edges = xp.asarray(midpoints, dtype=x.dtype)
         if hasattr(x, "device") and not is_numpy_namespace(xp):
             edges = edges.to(x.device)
-        passed = xp.searchsorted(edges, xp.abs(x), side="right")
+        magnitude = xp.abs(x)
+        if not is_numpy_namespace(xp):
+            magnitude = magnitude.contiguous()  # torch's search copies, and warns, otherwise
+        passed = xp.searchsorted(edges, magnitude, side="right")
         magnitude = xp.where(passed == 0, xp.zeros_like(passed), count + 1 - passed)
         return xp.where(x < 0, -magnitude, magnitude), xp, x
 

@@ -31,6 +31,7 @@ from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.jobs.footprint import footprint
 from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired, accuracy, paired
+from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
 from caplet.program import Program
 from caplet.program.file import save_program
@@ -196,7 +197,7 @@ def quantize(
         ArtefactError: the run folder cannot be used.
     """
     settings, engine = settings or QuantizeSettings(), Engine(engine)
-    check_finite(model, f"model {model.family}")
+    check_finite(named_tensors(model), f"model {model.family}")
     check_data(model, splits.calibration)
     request, method = settings.request(), find_method(settings.method)
     method.check(model, request)

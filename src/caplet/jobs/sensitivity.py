@@ -10,6 +10,7 @@ from typing import Any
 
 from caplet.data import Splits
 from caplet.jobs.evaluate import check_data
+from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
 from caplet.quant.sensitivity import SensitivitySettings, Summary, draw_indices, measure_sensitivity, summarise
 from caplet.report.sensitivity import sensitivity_plot
@@ -60,7 +61,7 @@ def sensitivity(
     if settings is None:
         draws = SensitivitySettings().draws
         settings = SensitivitySettings(images=max(1, min(DEFAULT_IMAGES, len(splits.calibration) // draws)))
-    check_finite(model, f"model {model.family}")
+    check_finite(named_tensors(model), f"model {model.family}")
     chosen = splits.calibration
     check_data(model, chosen)
     draw_indices(len(chosen), settings)

@@ -63,7 +63,7 @@ def assemble(family: str, config: ModelConfig | dict[str, Any], tensors: Mapping
     model.load_state_dict(state, assign=True)
     model.requires_grad_(True)
     model.to(memory_format=torch.channels_last)
-    check_finite(model, where)
+    check_finite(named_tensors(model), where)
     return model.eval()
 
 

@@ -129,12 +129,17 @@ def check_image_size(family: str, image: tuple[int, int, int], convs: Sequence[t
         rows, columns = (rows - kernel) // stride + 1, (columns - kernel) // stride + 1
 
 
-def check_finite(model: CapsNet, where: str) -> None:
-    """Raise :class:`ModelError` naming the first parameter or buffer with a NaN or infinity."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise :class:`ModelError` naming the first tensor with a NaN or infinity.
+
+    Args:
+        tensors: by the name to show: the stored name of a model's tensor, or its name in the file that is read.
+        where: what the error starts with.
+    """
+    for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             raise ModelError(
                 f"{where}: {bad} of {tensor.numel()} values of {name} are not finite (NaN or infinity);"
-                " the training that made this file diverged"
+                " the training that made them diverged"
             )

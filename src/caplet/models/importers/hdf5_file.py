@@ -30,6 +30,11 @@ class LayerWeights:
     bias: Tensor | None = None
     others: dict[str, Tensor] = field(default_factory=dict)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by name."""
+        named = {"kernel": self.kernel, "bias": self.bias, **self.others}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
 
 @dataclass(frozen=True)
 class KerasFile:

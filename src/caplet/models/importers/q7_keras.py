@@ -23,7 +23,7 @@ from torch import Tensor
 
 from caplet.errors import ModelError
 from caplet.models.assemble import ImageSize, assemble, shape_text
-from caplet.models.base import CapsNet
+from caplet.models.base import CapsNet, check_finite
 from caplet.models.importers.hdf5_file import KerasFile, LayerWeights, is_hdf5_file, read_keras
 from caplet.models.importers.keras_config import Described, describe
 from caplet.models.importers.sizes import Conv, chain_size, pick_image, preferred, square_side
@@ -55,6 +55,8 @@ def read(path: Path, image_size: ImageSize | None = None) -> CapsNet:
     """Read a Q7-CapsNets file; see :func:`caplet.models.importers.registry.import_model`."""
     where = str(path)
     content = read_keras(path)
+    for layer in content.layers:
+        check_finite({f"{layer.name}/{name}": tensor for name, tensor in layer.tensors().items()}, where)
     described = None if content.config is None else describe(content.config, where)
     parts = _parts(content, described, where)
     classes, count, class_dim, dim = parts.capsules.shape

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from caplet.errors import ModelError
 from caplet.models.assemble import ImageSize, assemble, check_names, check_shape, listed, shape_text
-from caplet.models.base import CapsNet
+from caplet.models.base import CapsNet, check_finite
 from caplet.models.deep import Block, DeepCapsConfig
 from caplet.models.importers.sizes import Conv, chain_size, pick_image
 from caplet.models.importers.torch_file import is_torch_file, read_state_dict
@@ -56,8 +56,10 @@ def read(path: Path, image_size: ImageSize | None = None) -> CapsNet:
         )
     if shallow / len(_SHALLOW) >= deep / len(_DEEP):
         check_names(state, _SHALLOW, where, "Q-CapsNets' ShallowCapsNet")
+        check_finite(state, where)
         return _read_shallow(state, image_size, where)
     check_names([name for name in state if name != _COUNTER], _DEEP, where, "Q-CapsNets' DeepCaps")
+    check_finite(state, where)
     return _read_deep(state, image_size, where)
 
 
