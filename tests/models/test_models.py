@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from caplet.errors import ModelError
+from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, Stage, check_finite
 from caplet.models.deep import DeepCaps, DeepCapsConfig
 from caplet.models.registry import FAMILIES, NAMED, build, named_model, register_family, register_model
@@ -190,7 +191,7 @@ def test_non_finite_values_are_named() -> None:
     model = shallow("odd image")
     model.get_parameter("digit.weight").data[0, 0, :2] = float("nan")
     with pytest.raises(ModelError, match=r"here: 2 of \d+ values of digit.weight are not finite"):
-        check_finite(model, "here")
+        check_finite(named_tensors(model), "here")
 
 
 def test_registry_errors() -> None:
