@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from caplet.errors import ArtefactError, ConfigError
-from caplet.runs import environment, open_run
+from caplet.runs import RUNNING, environment, open_run
 
 SETTINGS = {"a": 1, "b": [1, 2], "c": {"d": None}}
 
@@ -162,3 +162,11 @@ def test_a_full_disk_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ArtefactError, match=r"cannot write .*settings.json: no space left on device"):
         _run(tmp_path, force=True)
     assert {name: (tmp_path / name).read_bytes() for name in _names(tmp_path)} == before
+
+
+def test_a_run_that_stopped_is_marked(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), open_run(tmp_path, SETTINGS):
+        raise RuntimeError("stop")
+    assert RUNNING in _names(tmp_path)
+    _run(tmp_path, resume=True)
+    assert RUNNING not in _names(tmp_path)

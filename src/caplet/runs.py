@@ -18,6 +18,8 @@ from caplet.files import why, write_atomic
 
 SETTINGS, ENVIRONMENT, SPLITS, METRICS = "settings.json", "environment.json", "splits.json", "metrics.json"
 _LOCK, _UNFINISHED = ".lock", ".part"
+RUNNING = f".run{_UNFINISHED}"
+"""In the folder from a run's start to its end: where it is left, the run stopped, and other files may be older."""
 _PACKAGES = ("caplet", "numpy", "torch", "torchvision", "safetensors", "scipy", "scikit-learn")
 
 
@@ -109,7 +111,9 @@ def open_run(
         run.write_json(SETTINGS, settings)
         run.write_json(ENVIRONMENT, environment())
         _clean(run, everything=force)
+        run.write_bytes(RUNNING, b"")
         yield run
+        run.remove(RUNNING)
 
 
 def environment() -> dict[str, Any]:
@@ -176,7 +180,7 @@ def _unfinished(name: str) -> bool:
 
 
 def _clean(run: RunFolder, everything: bool) -> None:
-    """Remove unfinished files; with ``everything`` also what a new run would resume from."""
+    """Remove unfinished files and the mark of a run that stopped; with ``everything`` also what is resumed from."""
     for name in os.listdir(run.path):
         if _unfinished(name) or (everything and name.endswith((".jsonl", ".ckpt"))):
             run.remove(name)

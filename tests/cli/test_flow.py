@@ -39,7 +39,8 @@ def quantize(model: Path, out: Path, *more: object) -> tuple[object, ...]:
 
 
 def check_equal_quantization(first: Path, second: Path) -> None:
-    names = {name for name in os.listdir(first) if name.startswith(("model", "plan", "splits", "settings"))}
+    names = {name for name in os.listdir(first) if name.startswith(("model_", "plan", "splits", "settings"))}
+    names |= {"predictions.json", "flips.json", "details.json"}
     assert {"model_satisfied.caplet", "plan_satisfied.json", "splits.json", "settings.json"} <= names
     for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
@@ -64,7 +65,7 @@ def test_train_prints_one_object_and_leaves_a_run(caplet: Caplet, trained: Path,
     written = {*os.listdir(tmp_path / "run")} - {".lock"}
     assert written == {
         *("settings.json", "environment.json", "splits.json", "metrics.json"),
-        *("model.safetensors", "train.csv", "train.ckpt", "curves.png"),
+        *("model.safetensors", "train.csv", "train.ckpt", "curves.png", "predictions.json"),
     }
     settings = json.loads((tmp_path / "run" / "settings.json").read_text())
     assert (settings["recipe"], settings["data"]["limit"], settings["seed"]) == ("digits", 240, 0)
@@ -249,7 +250,7 @@ def cut(source, target):
 os.replace = cut
 """
     killed((*TRAIN, "--out", tmp_path, "--quiet"), patch)
-    assert [name for name in os.listdir(tmp_path) if name.endswith(".part")]
+    assert len([name for name in os.listdir(tmp_path) if name.endswith(".part")]) == 2, "a checkpoint, the run's mark"
     assert caplet(*TRAIN, "--out", tmp_path, "--resume", "--quiet", "--json").code == 0
     check_equal_training(trained, tmp_path)
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
@@ -276,4 +277,4 @@ def test_a_full_disk_keeps_the_model_that_was_there(
     assert "no space left" in message.lower()
     for name in ("model_satisfied.caplet", "plan_satisfied.json", "metrics.json"):
         assert (tmp_path / name).read_bytes() == before[name]
-    assert {*os.listdir(tmp_path)} == set(before)
+    assert {*os.listdir(tmp_path)} == {*before, ".run.part"}, "nothing new but the mark of a run that stopped"

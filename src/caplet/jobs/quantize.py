@@ -29,6 +29,7 @@ from caplet.fixed import Rounding
 from caplet.jobs.engine import Engine, predictions
 from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.jobs.footprint import footprint
+from caplet.jobs.records import record_details, record_flips, record_predictions
 from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.assemble import named_tensors
@@ -135,7 +136,8 @@ class Shipped:
         calibration: accuracy of the Program on the calibration split.
         test: accuracy of the Program on the test split.
         against_float: the float model and the Program on the test images, paired.
-        record: everything above and the memory counts as JSON values.
+        predictions: classes that the Program predicts for the test images, int64 (n,).
+        record: accuracies, pairing, file and the memory counts as JSON values.
     """
 
     role: str
@@ -144,6 +146,7 @@ class Shipped:
     calibration: Accuracy
     test: Accuracy
     against_float: Paired
+    predictions: NDArray[np.int64]
     record: dict[str, Any]
 
 
@@ -273,9 +276,11 @@ class _Shipper:
     def program(self, candidate: Candidate[Any]) -> Program:
         return lower(self.model, candidate.plan, labels=self.splits.test.classes, meta={"family": self.model.family})
 
+    def predict(self, program: Program, images: ImageSet) -> NDArray[np.int64]:
+        return predictions(program, images.images.numpy(), self.engine)[0]
+
     def hits(self, program: Program, images: ImageSet) -> NDArray[np.bool_]:
-        predicted, _ = predictions(program, images.images.numpy(), self.engine)
-        return predicted == images.labels.numpy()
+        return self.predict(program, images) == images.labels.numpy()
 
     def ship(
         self, role: str, candidate: Candidate[Any], kept: NDArray[np.bool_], float_hits: NDArray[np.bool_]
@@ -286,7 +291,8 @@ class _Shipper:
         path = self.run / model_file
         save_program(program, path)
         candidate.plan.save(self.run / plan_file)
-        hits = self.hits(program, self.splits.test)
+        predicted = self.predict(program, self.splits.test)
+        hits = predicted == self.splits.test.labels.numpy()
         calibration, test = (accuracy(int(h.sum()), len(h)) for h in (kept, hits))
         against = paired(float_hits, hits)
         record = {
@@ -303,7 +309,7 @@ class _Shipper:
             "test": test.to_json(),
             "paired": against.to_json(),
         }
-        return Shipped(role, program, path, calibration, test, against, record)
+        return Shipped(role, program, path, calibration, test, against, predicted, record)
 
 
 def _finish(
@@ -339,7 +345,8 @@ def _finish(
     if not chosen:  # the integers of every accepted plan miss the target: the first one is as near as it gets
         chosen.append(("accuracy", found.best, shipper.hits(shipper.program(found.best), splits.calibration)))
     note(f"measuring the test split once, {len(splits.test):,} images")
-    float_hits = float_predictions(shipper.model, splits.test) == splits.test.labels.numpy()
+    float_predicted = float_predictions(shipper.model, splits.test)
+    float_hits = float_predicted == splits.test.labels.numpy()
     float_test = accuracy(int(float_hits.sum()), len(float_hits))
     models = tuple(shipper.ship(*item, float_hits) for item in chosen)
     weights = count_memory(shipper.model).total.weights
@@ -371,6 +378,9 @@ def _finish(
     for role in sorted(set(ROLES) - {model.role for model in models}):  # of an earlier run, overwritten by this one
         for name in artefacts(role):
             shipper.run.remove(name)
+    record_predictions(shipper.run, splits.test, float_predicted, {model.role: model.predictions for model in models})
+    record_flips(shipper.run, splits.test, models[0].role, float_predicted, models[0].predictions)
+    record_details(shipper.run, {model.role: model.program for model in models})
     shipper.run.write_json(METRICS, metrics)
     return QuantizeResult(met, models, float_test, found, shipper.run.path, metrics)
 

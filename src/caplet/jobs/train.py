@@ -12,6 +12,7 @@ import torch
 from caplet.data import Splits, load_data
 from caplet.errors import ConfigError
 from caplet.jobs.evaluate import float_predictions
+from caplet.jobs.records import record_predictions
 from caplet.metrics import Accuracy, accuracy
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import save_model
@@ -140,8 +141,9 @@ def train_by_recipe(
         result = run_training(
             settings, splits, run.path, resume=resume, progress=progress, accelerate=accelerate, tensorboard=tensorboard
         )
-        correct = int((float_predictions(result.model, splits.test) == splits.test.labels.numpy()).sum())
-        test = accuracy(correct, len(splits.test))
+        predicted = float_predictions(result.model, splits.test)
+        test = accuracy(int((predicted == splits.test.labels.numpy()).sum()), len(splits.test))
+        record_predictions(run, splits.test, predicted, {})
         metrics = {
             "recipe": recipe,
             "test": test.to_json(),

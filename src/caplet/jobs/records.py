@@ -1,0 +1,111 @@
+"""What a run keeps for its report and for comparisons: answers per image, flipped images, tensors and memory plans."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from caplet.data.imageset import ImageSet
+from caplet.data.splits import pack_ids
+from caplet.jobs.inspect import inspect_model
+from caplet.program import Program
+from caplet.program.arena import plan_memory
+from caplet.program.file import dumps
+from caplet.program.verify import verify
+from caplet.runs import RunFolder
+
+PREDICTIONS, FLIPS, DETAILS = "predictions.json", "flips.json", "details.json"
+MOST_FLIPS = 60
+"""Flipped images whose pixels are kept."""
+LARGEST_SIDE = 96
+"""Pixels; larger images are kept smaller."""
+
+Classes = NDArray[np.int64]
+
+
+def record_predictions(run: RunFolder, images: ImageSet, float_: Classes, models: Mapping[str, Classes]) -> None:
+    """Write ``predictions.json``: the answers of the float model and of every shipped Program on the test split.
+
+    Args:
+        images: the test split.
+        float_: classes that the float model predicts, (N,).
+        models: role -> classes that the Program predicts, (N,).
+    """
+    record = {
+        "split": "test",
+        "data": images.name,
+        "sha256": images.sha256(),
+        "classes": list(images.classes),
+        "ids": pack_ids(images.ids),
+        "labels": images.labels.tolist(),
+        "float": float_.tolist(),
+        "models": {role: predicted.tolist() for role, predicted in models.items()},
+    }
+    run.write_text(PREDICTIONS, json.dumps(record, separators=(",", ":")) + "\n")
+
+
+def record_flips(run: RunFolder, images: ImageSet, role: str, float_: Classes, integers: Classes) -> None:
+    """Write ``flips.json``: how many answers differ between the float model and one Program, and some of the images.
+
+    Images that only the float model had right come first, then those that only the Program had right, then the rest;
+    of all of them the first :data:`MOST_FLIPS` are kept, as PNG files in base64.
+    """
+    labels = images.labels.numpy()
+    kinds = {
+        "lost": (float_ == labels) & (integers != labels),
+        "won": (float_ != labels) & (integers == labels),
+        "other": (float_ != labels) & (integers != labels) & (float_ != integers),
+    }
+    chosen = [(kind, int(at)) for kind, mask in kinds.items() for at in np.flatnonzero(mask)][:MOST_FLIPS]
+    shown = [
+        {
+            "id": int(images.ids[at]),
+            "kind": kind,
+            "label": int(labels[at]),
+            "float": int(float_[at]),
+            "integers": int(integers[at]),
+            "png": base64.b64encode(png(images.images[at].numpy())).decode(),
+        }
+        for kind, at in chosen
+    ]
+    counts = {kind: int(mask.sum()) for kind, mask in kinds.items()}
+    run.write_json(FLIPS, {"role": role, "n": len(images), "counts": counts, "shown": shown})
+
+
+def record_details(run: RunFolder, programs: Mapping[str, Program]) -> None:
+    """Write ``details.json``: by role, every stored tensor, and the memory plans with all and with no votes stored."""
+    models: dict[str, Any] = {}
+    for role, program in programs.items():
+        proof = verify(program)
+        models[role] = {
+            "sha256": program_digest(program),
+            "tensors": inspect_model(program)["points"],
+            "ops": [op.name for op in program.ops],
+            "memory": {ram: plan_memory(program, ram, proof=proof).to_json() for ram in ("fast", "small")},
+        }
+    run.write_json(DETAILS, {"models": models})
+
+
+def program_digest(program: Program) -> str:
+    """SHA-256 of the Program's ``.caplet`` file, which is equal for equal Programs."""
+    return hashlib.sha256(dumps(program)).hexdigest()
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """A PNG file of one image, uint8 (C, H, W): grey or RGB, other channels averaged; at most 96 pixels a side."""
+    if len(pixels) == 3:
+        picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    else:
+        picture = Image.fromarray(pixels.mean(axis=0).round().astype(np.uint8))
+    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG", optimize=True)
+    return stream.getvalue()
