@@ -24,6 +24,7 @@ COLUMNS = (
     "loss",
     "margin",
     "reconstruction",
+    "distillation",
     "accuracy",
     "calibration_accuracy",
     "calibration_loss",

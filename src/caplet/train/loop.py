@@ -21,6 +21,7 @@ from caplet.train.backend import make_backend
 from caplet.train.logs import Bar, CsvLog, TensorBoardLog
 from caplet.train.settings import TrainSettings
 from caplet.train.state import fingerprint, load_state, save_state
+from caplet.train.task import RecipeTask, Task
 from caplet.train.trainer import Trainer
 
 CHECKPOINT, LOG = "train.ckpt", "train.csv"
@@ -84,18 +85,48 @@ def train(
         CapletError: the loss is not finite.
         KeyboardInterrupt: on SIGINT or SIGTERM, after the running step and a checkpoint.
     """
-    out = Path(out_dir)
+    return run(
+        RecipeTask(settings),
+        splits,
+        out_dir,
+        resume=resume,
+        progress=progress,
+        on_epoch=on_epoch,
+        accelerate=accelerate,
+        tensorboard=tensorboard,
+        device=device,
+        checkpoint_minutes=checkpoint_minutes,
+        log_steps=log_steps,
+    )
+
+
+def run(
+    task: Task[Any],
+    splits: Splits,
+    out_dir: str | Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    accelerate: bool = False,
+    tensorboard: bool = False,
+    device: str | None = None,
+    checkpoint_minutes: float = 5.0,
+    log_steps: int = 50,
+) -> TrainResult:
+    """Train what ``task`` says; arguments, result and errors as those of :func:`train`."""
+    settings, out = task.settings, Path(out_dir)
     checkpoint = out / CHECKPOINT
     if checkpoint.exists() and not resume:
         raise ArtefactError(f"{checkpoint} exists: resume that run, or choose another folder")
-    made = fingerprint(settings, splits)
-    saved = load_state(checkpoint, made) if checkpoint.exists() else None
+    made = {**fingerprint(settings, splits), **task.identity()}
+    saved = load_state(checkpoint, made, settings) if checkpoint.exists() else None
     with ExitStack() as stack:
         stop = stack.enter_context(_catch_signals())
         stack.enter_context(_cpu_threads(settings.threads))
-        trainer = Trainer(settings, splits, make_backend(accelerate, device))
+        trainer = Trainer(task, splits, make_backend(accelerate, device))
         if saved is None:
-            trainer.initialise()
+            trainer.start()
         else:
             trainer.restore(*saved)
         main, position = trainer.backend.main, trainer.position

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from caplet.errors import ConfigError
 from caplet.models.base import CapsNet
-from caplet.train.settings import TrainSettings
+from caplet.train.settings import LoopSettings
 
 #: A one-cycle schedule starts at the peak divided by this.
 START_DIVISOR = 25.0
 
 
-def learning_rate(settings: TrainSettings, step: int, steps: int) -> float:
+def learning_rate(settings: LoopSettings, step: int, steps: int) -> float:
     """The learning rate of step ``step`` (from 0) of ``steps``, before the blocks' multipliers.
 
     One-cycle: cosine from lr / 25 up to lr during the warm-up, then cosine down to lr * final_lr at the last step.
@@ -32,7 +32,7 @@ def learning_rate(settings: TrainSettings, step: int, steps: int) -> float:
     return high + (low - high) * 0.5 * (1 + math.cos(math.pi * part))
 
 
-def make_optimizer(settings: TrainSettings, model: CapsNet, decoder: nn.Module | None) -> torch.optim.Optimizer:
+def make_optimizer(settings: LoopSettings, model: CapsNet, decoder: nn.Module | None) -> torch.optim.Optimizer:
     """Adam or AdamW with one pair of groups per block (weights, and biases and batch norm without decay).
 
     Each group carries ``block``, its name, and ``multiplier``, its factor on the learning rate.

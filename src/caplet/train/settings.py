@@ -1,8 +1,9 @@
-"""The settings of a training run: everything that decides its result, and nothing else."""
+"""The settings of training and fine-tuning runs: everything that decides their result, and nothing else."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -24,14 +25,10 @@ if TYPE_CHECKING:
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
-class TrainSettings(BaseModel):
-    """Settings of a training run, immutable and JSON-able; recipes are files of these.
+class LoopSettings(BaseModel):
+    """Settings of the training loop itself, whatever is trained; immutable and JSON-able.
 
     Attributes:
-        model: name in the model registry (``caplet models``).
-        overrides: settings that differ from the named model's, e.g. ``image``, ``classes``.
-        dataset: name of the dataset or path of an image folder; read by the caller, not by the loop.
-        calibration_size: images cut from the training split for calibration; None for the data's default.
         epochs, batch_size: passes over the training split, and images per step; a last batch that is not full is left
             out (its images differ from epoch to epoch).
         optimizer: ``adam`` (weight decay as L2) or ``adamw`` (decoupled).
@@ -46,12 +43,7 @@ class TrainSettings(BaseModel):
         ema: decay of the averaged weights, which are what is evaluated and returned; 0 for no averaging. The decay is
             at most (1 + t) / (10 + t) at step t, so that the average forgets the initial weights.
         shift, flip: augmentation: largest random shift in pixels; random mirroring.
-        decoder: ``none``, ``dense`` (Sabour et al.) or ``conv`` (DeepCaps).
-        reconstruction_weight: weight of the mean squared error per pixel; 0.392 is Sabour et al.'s 0.0005 on the sum.
         margin_positive, margin_negative, margin_down_weight: m+, m- and lambda of the margin loss.
-        initial_norm: mean length before squash that data-dependent initialisation gives every capsule layer; None for
-            the layers' own initialisation.
-        initial_norms: the same for single layers by name (``digit``, ``block1.l2``).
         precision: ``bfloat16`` runs everything but routing in mixed precision.
         patience: stop after so many epochs without a better calibration accuracy; None never stops early.
         keep: which epoch's weights are returned: the ``best`` on the calibration split, or the ``last``.
@@ -61,11 +53,6 @@ class TrainSettings(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str
-    overrides: dict[str, Any] = {}
-    dataset: str
-    calibration_size: PositiveInt | None = None
 
     epochs: PositiveInt
     batch_size: PositiveInt = 64
@@ -82,14 +69,9 @@ class TrainSettings(BaseModel):
     shift: NonNegativeInt = 0
     flip: bool = False
 
-    decoder: Literal["none", "dense", "conv"] = "none"
-    reconstruction_weight: NonNegativeFloat = 0.392
     margin_positive: Fraction = 0.9
     margin_negative: Fraction = 0.1
     margin_down_weight: PositiveFloat = 0.5
-
-    initial_norm: PositiveFloat | None = 1.0
-    initial_norms: dict[str, PositiveFloat] = {}
 
     precision: Literal["float32", "bfloat16"] = "float32"
     patience: PositiveInt | None = None
@@ -98,26 +80,79 @@ class TrainSettings(BaseModel):
     threads: PositiveInt | None = None
 
 
+class TrainSettings(LoopSettings):
+    """Settings of a training run from the beginning; recipes are files of these.
+
+    Attributes:
+        model: name in the model registry (``caplet models``).
+        overrides: settings that differ from the named model's, e.g. ``image``, ``classes``.
+        dataset: name of the dataset or path of an image folder; read by the caller, not by the loop.
+        calibration_size: images cut from the training split for calibration; None for the data's default.
+        decoder: ``none``, ``dense`` (Sabour et al.) or ``conv`` (DeepCaps).
+        reconstruction_weight: weight of the mean squared error per pixel; 0.392 is Sabour et al.'s 0.0005 on the sum.
+        initial_norm: mean length before squash that data-dependent initialisation gives every capsule layer; None for
+            the layers' own initialisation.
+        initial_norms: the same for single layers by name (``digit``, ``block1.l2``).
+    """
+
+    model: str
+    overrides: dict[str, Any] = {}
+    dataset: str
+    calibration_size: PositiveInt | None = None
+
+    decoder: Literal["none", "dense", "conv"] = "none"
+    reconstruction_weight: NonNegativeFloat = 0.392
+
+    initial_norm: PositiveFloat | None = 1.0
+    initial_norms: dict[str, PositiveFloat] = {}
+
+
+class FinetuneSettings(LoopSettings):
+    """Settings of a fine-tuning run, which starts from a trained model and may follow a teacher.
+
+    The loss is ``margin_weight`` times the margin loss, plus, with a teacher, ``distill_lengths`` times the squared
+    difference of the class capsules' lengths (summed over classes) and ``distill_poses`` times that of their components
+    (summed over classes and dimensions), averaged over the batch.
+
+    Attributes:
+        steps: end after so many steps, also within an epoch; None for all ``epochs``.
+        margin_weight: of the margin loss, which needs the labels; 0 trains on the teacher alone.
+        distill_lengths, distill_poses: of the distances to the teacher.
+    """
+
+    epochs: PositiveInt = 1
+    lr: PositiveFloat = 2e-4
+    warmup: Fraction = 0.1
+
+    steps: PositiveInt | None = None
+    margin_weight: NonNegativeFloat = 1.0
+    distill_lengths: NonNegativeFloat = 0.5
+    distill_poses: NonNegativeFloat = 0.0
+
+
+Settings = TypeVar("Settings", bound=LoopSettings)
+
+
 def make_settings(values: dict[str, Any], where: str = "training settings") -> TrainSettings:
-    """Settings from a JSON-like dict.
+    """Training settings from a JSON-like dict; see :func:`make`."""
+    return make(TrainSettings, values, where)
+
+
+def make(kind: type[Settings], values: dict[str, Any], where: str) -> Settings:
+    """Settings of ``kind`` from a JSON-like dict.
 
     Raises:
         ConfigError: a setting is unknown, missing or out of range; the message names it and ``where``.
     """
     try:
-        return TrainSettings.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         found = "" if first["type"] == "missing" else f" (found {first['input']!r})"
-        raise ConfigError(f"{where}: {name}: {first['msg']}{found}{_nearest(name, first['type'])}") from None
-
-
-def _nearest(name: str, kind: str) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, TrainSettings.model_fields, 1) if kind == "extra_forbidden" else []
-    return f"; did you mean {near[0]!r}?" if near else ""
+        near = get_close_matches(name, kind.model_fields, 1) if first["type"] == "extra_forbidden" else []
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{where}: {name}: {first['msg']}{found}{hint}") from None
 
 
 def build_model(settings: TrainSettings) -> CapsNet:

@@ -14,7 +14,7 @@ from torch import Tensor
 from caplet.data.splits import Splits
 from caplet.errors import ArtefactError, ConfigError
 from caplet.files import why, write_atomic
-from caplet.train.settings import TrainSettings
+from caplet.train.settings import LoopSettings
 
 FORMAT, VERSION = "caplet-training", 1
 
@@ -26,7 +26,7 @@ class Position:
     Attributes:
         epoch, step: the next step to run: epoch from 0, step within it from 0.
         sums: sums over the epoch's steps so far: ``loss``, ``margin``, ``reconstruction``, ``accuracy``
-            (each times the batch size), ``images``, ``seconds``.
+            (each times the batch size), ``images``, ``seconds``; ``distillation`` likewise.
         history: one record per finished epoch.
         best_accuracy, best_epoch: of the epoch whose weights are kept; -1 before the first.
         waited: epochs since the calibration accuracy last rose.
@@ -46,7 +46,7 @@ class Position:
     images: int = 0
 
 
-def fingerprint(settings: TrainSettings, splits: Splits) -> dict[str, str]:
+def fingerprint(settings: LoopSettings, splits: Splits) -> dict[str, str]:
     """What must be equal for a run to be resumed, by name: every setting, and the data's hashes."""
     made = {name: json.dumps(value, sort_keys=True) for name, value in settings.model_dump(mode="json").items()}
     for split in (splits.train, splits.calibration):
@@ -54,8 +54,8 @@ def fingerprint(settings: TrainSettings, splits: Splits) -> dict[str, str]:
     return made
 
 
-def _defaults() -> dict[str, str]:
-    fields = TrainSettings.model_fields.items()
+def _defaults(settings: LoopSettings) -> dict[str, str]:
+    fields = type(settings).model_fields.items()
     return {name: json.dumps(field.default) for name, field in fields if not field.is_required()}
 
 
@@ -76,8 +76,11 @@ def save_state(path: Path, position: Position, made: dict[str, str], tensors: di
         raise ArtefactError(f"cannot write the training checkpoint {path}: {reason}") from error
 
 
-def load_state(path: Path, made: dict[str, str]) -> tuple[Position, dict[str, Any]]:
+def load_state(path: Path, made: dict[str, str], settings: LoopSettings) -> tuple[Position, dict[str, Any]]:
     """Read a checkpoint and make sure that it belongs to this run. Nothing in the file can run code.
+
+    Args:
+        made: what must be equal; settings that the file does not know yet had their defaults' effect.
 
     Returns:
         The position, and the state dicts by name.
@@ -94,7 +97,7 @@ def load_state(path: Path, made: dict[str, str]) -> tuple[Position, dict[str, An
         raise ArtefactError(f"{path} is damaged or not a training checkpoint; delete it to start anew") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
         raise ArtefactError(f"{path} is not a training checkpoint of this version of caplet; delete it to start anew")
-    before = _defaults() | record["made"]  # a setting that did not exist yet had the effect of its default
+    before = _defaults(settings) | record["made"]  # a setting that did not exist yet had the effect of its default
     changed = [name for name in {**made, **before} if before.get(name) != made.get(name)]
     if changed:
         raise ConfigError(f"cannot resume {path}: {'; '.join(_change(n, before, made) for n in changed)}")

@@ -7,45 +7,22 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from caplet.data.augment import augment
 from caplet.data.imageset import to_float
 from caplet.data.splits import Splits
 from caplet.errors import CapletError, ConfigError, DataError, ModelError
 from caplet.models.base import CapsNet
-from caplet.nn.decoder import Decoder, longest
-from caplet.nn.functional import lengths
 from caplet.nn.memory import keep_freed_memory
 from caplet.train.backend import Backend
-from caplet.train.evaluate import evaluate
-from caplet.train.initialise import initialise
-from caplet.train.loss import margin_loss, reconstruction_loss
-from caplet.train.optimise import Average, learning_rate, make_optimizer, set_learning_rate
-from caplet.train.precision import mixed
-from caplet.train.settings import TrainSettings, build_decoder, build_model
+from caplet.train.optimise import Average, learning_rate, set_learning_rate
+from caplet.train.settings import LoopSettings
 from caplet.train.state import Position, copy_state
+from caplet.train.task import AUGMENT, SHUFFLE, Task, generator
 
-#: Training images that data-dependent initialisation looks at.
-INITIALISATION_IMAGES = 256
-#: What a random draw is for; part of its key.
-_SHUFFLE, _AUGMENT, _INITIALISE = range(3)
-_MEASURED = ("loss", "margin", "reconstruction", "accuracy")
-
-
-class Network(nn.Module):
-    """Model and decoder as one module: (images, labels) -> (class capsules, reconstruction or None)."""
-
-    def __init__(self, model: CapsNet, decoder: Decoder | None) -> None:
-        super().__init__()
-        self.model = model
-        self.decoder = decoder
-
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        capsules = self.model(images)
-        return capsules, None if self.decoder is None else self.decoder(capsules, labels)
+_MEASURED = ("loss", "margin", "reconstruction", "distillation", "accuracy")
 
 
 class Trainer:
@@ -60,26 +37,25 @@ class Trainer:
         ConfigError: the batch cannot be shared equally among the processes.
     """
 
-    def __init__(self, settings: TrainSettings, splits: Splits, backend: Backend) -> None:
+    def __init__(self, task: Task[Any], splits: Splits, backend: Backend) -> None:
         keep_freed_memory()
-        self.settings, self.splits, self.backend = settings, splits, backend
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            model = build_model(settings)
-            decoder = build_decoder(settings, model)
-            average = build_model(settings)
-        _check_fit(model, splits)
-        self.batch_size = min(settings.batch_size, len(splits.train))
+        self.task, self.splits, self.backend = task, splits, backend
+        self.settings: LoopSettings = task.settings
+        _check_fit(task.model, splits)
+        self.batch_size = min(self.settings.batch_size, len(splits.train))
         if self.batch_size % backend.processes:
             raise ConfigError(
                 f"batch_size {self.batch_size} cannot be shared among {backend.processes} processes: choose a multiple"
             )
         self.steps_per_epoch = len(splits.train) // self.batch_size
-        self.steps = self.steps_per_epoch * settings.epochs
-        self.network = Network(model, decoder).to(backend.device).train()
-        self.average = Average(average.to(backend.device), settings.ema)
+        self.steps = self.steps_per_epoch * self.settings.epochs
+        if task.limit is not None:
+            self.steps = min(self.steps, task.limit)
+        task.to(backend.device)
+        self.average = Average(task.average, self.settings.ema)
         self.best: dict[str, Tensor] = {}
-        self.wrapped, self.optimizer = backend.prepare(self.network, make_optimizer(settings, model, decoder))
+        self.best_task: dict[str, Any] = {}
+        self.wrapped, self.optimizer = backend.prepare(task.network, task.optimizer())
         self.position = Position()
 
     @property
@@ -89,40 +65,39 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done or patience has run out."""
-        return self.position.epoch >= self.settings.epochs or self.position.stopped
+        """Whether all steps are done or patience has run out."""
+        return self.global_step >= self.steps or self.position.stopped
 
-    def initialise(self) -> None:
-        """Start a new run: data-dependent initialisation if asked for, and the average from these weights."""
-        model, settings, images = self.network.model, self.settings, self.splits.train
-        if settings.initial_norm is not None:
-            chosen = torch.randperm(len(images), generator=_generator(settings.seed, _INITIALISE))
-            pixels = to_float(images.images[chosen[:INITIALISATION_IMAGES]]).to(self.backend.device)
-            initialise(model, pixels, settings.initial_norm, settings.initial_norms)
-        self.average.copy(model)
+    def start(self) -> None:
+        """Start a new run: what its task begins with, and the average from these weights."""
+        self.task.start(self.splits.train)
+        self.average.copy(self.task.model)
 
     def restore(self, position: Position, tensors: dict[str, Any]) -> None:
         """Go on from a checkpoint's position and state."""
         self.position = position
-        self.network.load_state_dict(tensors["network"])
+        self.task.network.load_state_dict(tensors["network"])
         self.average.model.load_state_dict(tensors["average"])
         self.optimizer.load_state_dict(tensors["optimizer"])
-        self.best = tensors["best"]
+        self.best, self.best_task = tensors["best"], tensors.get("best_task", {})
+        self.task.restore(tensors.get("task", {}))  # checkpoints of before there were tasks have none
 
     def state(self) -> dict[str, Any]:
         """What :meth:`restore` takes, beside the position."""
         return {
-            "network": self.network.state_dict(),
+            "network": self.task.network.state_dict(),
             "average": self.average.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
+            "task": self.task.state(),
+            "best_task": self.best_task,
         }
 
     def epoch_steps(self) -> Iterator[dict[str, Any]]:
         """Run what is left of the running epoch; yields each step's log row, with the position after it."""
-        draws = _generator(self.settings.seed, _SHUFFLE, self.position.epoch)
+        draws = generator(self.settings.seed, SHUFFLE, self.position.epoch)
         order = torch.randperm(len(self.splits.train), generator=draws)
-        while self.position.step < self.steps_per_epoch:
+        while self.position.step < self.steps_per_epoch and self.global_step < self.steps:
             start = self.position.step * self.batch_size
             yield self.step(order[start : start + self.batch_size])
 
@@ -136,34 +111,16 @@ class Trainer:
         settings, position, backend = self.settings, self.position, self.backend
         global_step = self.global_step
         images = to_float(self.splits.train.images[chosen])
-        draws = _generator(settings.seed, _AUGMENT, position.epoch, position.step)
+        draws = generator(settings.seed, AUGMENT, position.epoch, position.step)
         images = augment(images, draws, shift=settings.shift, flip=settings.flip)
         labels = self.splits.train.labels[chosen]
         images, labels = backend.share(images), backend.share(labels)
         lr = learning_rate(settings, global_step, self.steps)
         set_learning_rate(self.optimizer, lr)
-        with mixed(self.network, backend.device, settings.precision):
-            capsules, reconstruction = self.wrapped(images, labels)
-        capsules = capsules.float()
-        margin = margin_loss(
-            lengths(capsules),
-            labels,
-            positive=settings.margin_positive,
-            negative=settings.margin_negative,
-            down_weight=settings.margin_down_weight,
-        )
-        error = None if reconstruction is None else reconstruction_loss(reconstruction, images)
-        loss = margin if error is None else margin + settings.reconstruction_weight * error
-        values = backend.mean(
-            torch.stack(
-                [
-                    loss.detach(),
-                    margin.detach(),
-                    torch.zeros_like(margin) if error is None else error.detach(),
-                    (longest(capsules.detach()) == labels).float().mean(),
-                ]
-            )
-        )
+        parts = self.task.losses(self.wrapped, images, labels)
+        loss = parts["loss"]
+        zero = torch.zeros_like(loss)
+        values = backend.mean(torch.stack([parts.get(name, zero).detach() for name in _MEASURED]))
         if not math.isfinite(values[0]):
             raise CapletError(
                 f"training diverged: the loss of step {position.step} in epoch {position.epoch + 1} is {values[0]} at"
@@ -172,9 +129,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         backend.backward(loss)
         if settings.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm)
+            torch.nn.utils.clip_grad_norm_(self.task.network.parameters(), settings.clip_norm)
         self.optimizer.step()
-        self.average.update(self.network.model, global_step)
+        self.average.update(self.task.model, global_step)
+        self.task.stepped(global_step + 1)
         count = len(chosen)
         for name, value in zip(_MEASURED, values, strict=True):
             position.sums[name] = position.sums.get(name, 0.0) + value * count
@@ -198,7 +156,7 @@ class Trainer:
         """Evaluate the averaged weights on the calibration split, keep them if best; returns the epoch's log row."""
         started = time.monotonic()
         settings, position, sums = self.settings, self.position, self.position.sums
-        score = evaluate(self.average.model, self.splits.calibration, precision=settings.precision)
+        score = self.task.evaluate(self.splits.calibration)
         position.seconds += time.monotonic() - started
         row: dict[str, Any] = {
             "kind": "epoch",
@@ -215,23 +173,21 @@ class Trainer:
         position.waited = 0 if score.accuracy > position.best_accuracy else position.waited + 1
         if settings.keep == "last" or score.accuracy >= position.best_accuracy:  # of equals, the longer trained
             self.best, position.best_epoch = copy_state(self.average.model.state_dict()), position.epoch
+            self.best_task = self.task.state()
         position.best_accuracy = max(position.best_accuracy, score.accuracy)
         position.stopped = settings.patience is not None and position.waited >= settings.patience
         position.epoch, position.step, position.sums = position.epoch + 1, 0, {}
         return row
 
     def result(self) -> tuple[CapsNet, float]:
-        """The kept weights in a model of their own (CPU, evaluation mode), and its calibration accuracy in float32."""
+        """The kept weights in a model of their own (CPU, evaluation mode), and its calibration accuracy in float32.
+
+        The task is put back to where it was at the kept epoch.
+        """
         self.average.model.load_state_dict(self.best)
-        model = self.average.model
-        accuracy = evaluate(model, self.splits.calibration).accuracy
-        return model.cpu().eval(), accuracy
-
-
-def _generator(*key: int) -> torch.Generator:
-    """A generator whose seed is a hash of ``key``."""
-    (seed,) = np.random.SeedSequence(key).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+        self.task.restore(self.best_task)
+        accuracy = self.task.final(self.splits.calibration)
+        return self.average.model.cpu().eval(), accuracy
 
 
 def _check_fit(model: CapsNet, splits: Splits) -> None:

@@ -1,0 +1,141 @@
+"""Fine-tuning: go on training a model, with or without a teacher whose class capsules it follows (distillation).
+
+Source of distillation: Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network". Capsules have no
+logits to soften; the distances are those of the class capsules' lengths and of the capsules themselves.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from caplet.data.splits import Splits
+from caplet.errors import ConfigError, ModelError
+from caplet.models.assemble import named_tensors
+from caplet.models.base import CapsNet
+from caplet.nn.functional import lengths
+from caplet.train.loop import TrainResult, run
+from caplet.train.precision import mixed
+from caplet.train.settings import FinetuneSettings
+from caplet.train.task import Call, Network, Task, batch_accuracy, batch_margin
+
+
+def distillation_loss(capsules: Tensor, teacher: Tensor, settings: FinetuneSettings) -> Tensor:
+    """Weighted squared distance of class capsules float (B, classes, D) to the teacher's, averaged over the batch.
+
+    Capsules of different dimension can be compared by length only.
+    """
+    loss = capsules.new_zeros(())
+    if settings.distill_lengths:
+        distance = (lengths(capsules) - lengths(teacher)).square().sum(1).mean()
+        loss = loss + settings.distill_lengths * distance
+    if settings.distill_poses:
+        loss = loss + settings.distill_poses * (capsules - teacher).square().sum((1, 2)).mean()
+    return loss
+
+
+class FinetuneTask(Task[FinetuneSettings]):
+    """Margin loss on the labels and distances to a teacher.
+
+    Args:
+        model: where to start; a copy of it is trained.
+        teacher: a float model of as many classes, e.g. the one that ``model`` was pruned from; None for no teacher.
+
+    Raises:
+        ModelError: the teacher takes other images or has other classes.
+        ConfigError: no part of the loss has a weight; poses of another dimension are to be followed.
+    """
+
+    def __init__(self, settings: FinetuneSettings, model: CapsNet, teacher: CapsNet | None) -> None:
+        super().__init__(settings, Network(copy.deepcopy(model)), copy.deepcopy(model))
+        self.limit = settings.steps
+        self.teacher = None if teacher is None else copy.deepcopy(teacher).eval().requires_grad_(False)
+        followed = settings.distill_lengths + settings.distill_poses if teacher is not None else 0.0
+        if settings.margin_weight + followed == 0:
+            raise ConfigError("fine-tuning: margin_weight and all weights of distances to a teacher are 0; set one")
+        if teacher is not None:
+            _check_teacher(settings, model, teacher)
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        if self.teacher is not None:
+            self.teacher.to(device)
+
+    def identity(self) -> dict[str, str]:
+        teacher = "none" if self.teacher is None else weights_digest(self.teacher)
+        return {"data of the model": weights_digest(self.model), "data of the teacher": teacher}
+
+    def losses(self, call: Call, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        settings = self.settings
+        with mixed(self.network, images.device, settings.precision):
+            capsules = call(images, labels)[0].float()
+        margin = batch_margin(settings, capsules, labels)
+        parts = {"margin": margin, "accuracy": batch_accuracy(capsules, labels)}
+        if self.teacher is None:
+            return {"loss": settings.margin_weight * margin, **parts}
+        with torch.no_grad(), mixed(self.teacher, images.device, settings.precision):
+            target = self.teacher(images).float()
+        distance = distillation_loss(capsules, target, settings)
+        return {"loss": settings.margin_weight * margin + distance, "distillation": distance, **parts}
+
+
+def finetune(
+    model: CapsNet,
+    splits: Splits,
+    out_dir: str | Path,
+    settings: FinetuneSettings | None = None,
+    *,
+    teacher: CapsNet | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    device: str | None = None,
+    checkpoint_minutes: float = 5.0,
+    log_steps: int = 50,
+) -> TrainResult:
+    """Fine-tune a copy of ``model`` in float; only ``splits.train`` and ``splits.calibration`` are looked at.
+
+    Batch norms go on learning their statistics. For the folder, the other arguments and what is raised see
+    :func:`caplet.train.loop.train`; a run can be resumed with the same model, teacher, settings and data.
+
+    Example: after pruning, ``finetune(pruned, splits, "runs/tuned", teacher=original).model``
+    """
+    return run(
+        FinetuneTask(settings or FinetuneSettings(), model, teacher),
+        splits,
+        out_dir,
+        resume=resume,
+        progress=progress,
+        on_epoch=on_epoch,
+        device=device,
+        checkpoint_minutes=checkpoint_minutes,
+        log_steps=log_steps,
+    )
+
+
+def weights_digest(model: CapsNet) -> str:
+    """SHA-256 (hex) of a model's parameters and buffers with their names."""
+    digest = hashlib.sha256()
+    for name, tensor in named_tensors(model).items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_teacher(settings: FinetuneSettings, model: CapsNet, teacher: CapsNet) -> None:
+    mine, its = (m.config.image for m in (model, teacher)), (m.config.classes for m in (model, teacher))
+    for what, (student, other) in (("images", tuple(mine)), ("classes", tuple(its))):
+        if student != other:
+            raise ModelError(f"the teacher's {what} are {other}, the model's {student}; choose a teacher with the same")
+    dims = [list(m.layers())[-1].specs["activation"].shape[-1] for m in (model, teacher)]
+    if settings.distill_poses and dims[0] != dims[1]:
+        raise ConfigError(
+            f"distill_poses: the teacher's class capsules have {dims[1]} dimensions, the model's {dims[0]};"
+            " follow the lengths only (distill_poses = 0)"
+        )

@@ -1,0 +1,165 @@
+"""What a run trains: the networks, how a batch becomes a loss, and how the averaged weights are judged."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from caplet.data.imageset import ImageSet, to_float
+from caplet.models.base import CapsNet
+from caplet.nn.decoder import Decoder, longest
+from caplet.nn.functional import lengths
+from caplet.train.evaluate import Score, evaluate
+from caplet.train.initialise import initialise
+from caplet.train.loss import margin_loss, reconstruction_loss
+from caplet.train.optimise import make_optimizer
+from caplet.train.precision import mixed
+from caplet.train.settings import LoopSettings, TrainSettings, build_decoder, build_model
+
+#: Training images that data-dependent initialisation looks at.
+INITIALISATION_IMAGES = 256
+#: What a random draw is for; part of its key.
+SHUFFLE, AUGMENT, INITIALISE = range(3)
+
+Call = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+Settings = TypeVar("Settings", bound=LoopSettings)
+
+
+class Network(nn.Module):
+    """Model and decoder as one module: (images, labels) -> (class capsules, reconstruction or None)."""
+
+    def __init__(self, model: CapsNet, decoder: Decoder | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.decoder = decoder
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        capsules = self.model(images)
+        return capsules, None if self.decoder is None else self.decoder(capsules, labels)
+
+
+class Task(ABC, Generic[Settings]):
+    """What the training loop asks of a run.
+
+    Attributes:
+        settings: of the loop.
+        network: what is trained; its state is in the checkpoint.
+        average: a second model of the same structure, for the averaged weights.
+        limit: steps after which the run ends although epochs are left; None for no limit.
+    """
+
+    limit: int | None = None
+
+    def __init__(self, settings: Settings, network: Network, average: CapsNet) -> None:
+        self.settings = settings
+        self.network = network
+        self.average = average
+
+    @property
+    def model(self) -> CapsNet:
+        """The model that is trained."""
+        return self.network.model
+
+    def to(self, device: torch.device) -> None:
+        """Move everything to ``device``."""
+        self.network.to(device).train()
+        self.average.to(device)
+
+    def identity(self) -> dict[str, str]:
+        """What beside settings and data must be equal for a run to be resumed, by name."""
+        return {}
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """A new optimiser of everything that is trained; each group has its ``multiplier`` on the learning rate."""
+        return make_optimizer(self.settings, self.model, self.network.decoder)
+
+    def start(self, images: ImageSet) -> None:
+        """Before the first step of a new run; ``images`` is the training split."""
+
+    @abstractmethod
+    def losses(self, call: Call, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Scalars of one batch: ``loss``, which carries the gradient, and the measured parts.
+
+        Args:
+            call: the network, or what the backend wrapped it into.
+            images: float (B, C, H, W). labels: int64 (B,).
+
+        Returns:
+            ``loss`` and any of ``margin``, ``reconstruction``, ``distillation``, ``accuracy``.
+        """
+
+    def stepped(self, global_step: int) -> None:
+        """After the optimiser's step number ``global_step`` (from 1)."""
+
+    def evaluate(self, images: ImageSet) -> Score:
+        """The averaged weights on ``images``, in the settings' precision."""
+        return evaluate(self.average, images, precision=self.settings.precision)
+
+    def final(self, images: ImageSet) -> float:
+        """Accuracy of the averaged weights on ``images``, in float32."""
+        return evaluate(self.average, images).accuracy
+
+    def state(self) -> dict[str, Any]:
+        """What beside weights and optimiser has to be remembered: plain values, for a checkpoint."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state` gave."""
+
+
+class RecipeTask(Task[TrainSettings]):
+    """Training from the beginning: margin loss, and reconstruction where the settings name a decoder."""
+
+    def __init__(self, settings: TrainSettings) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            model = build_model(settings)
+            decoder = build_decoder(settings, model)
+            average = build_model(settings)
+        super().__init__(settings, Network(model, decoder), average)
+
+    def start(self, images: ImageSet) -> None:
+        """Data-dependent initialisation, if asked for."""
+        settings = self.settings
+        if settings.initial_norm is not None:
+            chosen = torch.randperm(len(images), generator=generator(settings.seed, INITIALISE))
+            pixels = to_float(images.images[chosen[:INITIALISATION_IMAGES]])
+            device = next(self.model.parameters()).device
+            initialise(self.model, pixels.to(device), settings.initial_norm, settings.initial_norms)
+
+    def losses(self, call: Call, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        with mixed(self.network, images.device, self.settings.precision):
+            capsules, reconstruction = call(images, labels)
+        capsules = capsules.float()
+        parts = {"margin": batch_margin(self.settings, capsules, labels), "accuracy": batch_accuracy(capsules, labels)}
+        if reconstruction is None:
+            return {"loss": parts["margin"], **parts}
+        error = reconstruction_loss(reconstruction, images)
+        return {"loss": parts["margin"] + self.settings.reconstruction_weight * error, "reconstruction": error, **parts}
+
+
+def batch_margin(settings: LoopSettings, capsules: Tensor, labels: Tensor) -> Tensor:
+    """The margin loss, with the settings' margins, of class capsules float32 (B, classes, D)."""
+    return margin_loss(
+        lengths(capsules),
+        labels,
+        positive=settings.margin_positive,
+        negative=settings.margin_negative,
+        down_weight=settings.margin_down_weight,
+    )
+
+
+def batch_accuracy(capsules: Tensor, labels: Tensor) -> Tensor:
+    """The fraction of a batch that is classified correctly."""
+    return (longest(capsules.detach()) == labels).float().mean()
+
+
+def generator(*key: int) -> torch.Generator:
+    """A generator whose seed is a hash of ``key``."""
+    (seed,) = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
