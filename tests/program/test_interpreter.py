@@ -1,5 +1,6 @@
 """The interpreter against every op written out in Python integers, straight from its definition."""
 
+from collections.abc import Callable
 from itertools import product
 from math import isqrt
 
@@ -16,8 +17,10 @@ from caplet.program import (
     Conv2d,
     ConvVotes,
     DenseVotes,
+    GroupedConv2d,
     InputQuantize,
     Lengths,
+    MaxPool2d,
     Op,
     Program,
     Routing,
@@ -27,7 +30,7 @@ from caplet.program import (
     trace,
 )
 from caplet.program.interpreter import execute
-from caplet.program.sample import SampleSettings, sample_deep, sample_shallow
+from caplet.program.sample import SampleSettings, sample_backbone, sample_deep, sample_shallow
 
 Flat = dict[str, list[int]]
 
@@ -85,7 +88,7 @@ class Naive:
         channels = self.shape(op.input)[-1]
         self.t[op.output] = [int(op.table.codes[i % channels, p]) for i, p in enumerate(self.t[op.input])]
 
-    def window(self, op: Conv2d | ConvVotes, y: int, x: int, o: int, first: int) -> int:
+    def window(self, op: Conv2d | ConvVotes | GroupedConv2d, y: int, x: int, o: int, first: int) -> int:
         rows, columns, _ = self.shape(op.input)
         _, kernel_rows, kernel_columns, depth = op.weight.shape
         total = 0
@@ -97,7 +100,7 @@ class Naive:
 
     def pattern(self, op: Op, name: str, element: int, acc: int, channel: int) -> int:
         """Fraction bits spelled out, rather than ``op.shifts``."""
-        assert isinstance(op, Conv2d | ConvVotes)
+        assert isinstance(op, Conv2d | ConvVotes | GroupedConv2d)
         tensors = self.program.tensors
         frac = tensors[op.input].format.frac_bits + op.weight.format.frac_bits
         if op.channel_shifts is not None:
@@ -114,6 +117,28 @@ class Naive:
         for element, (y, x, o) in enumerate(product(range(rows), range(columns), range(channels))):
             code = self.pattern(op, op.output, element, self.window(op, y, x, o, 0), o)
             out.append(max(code, 0) if op.relu else code)
+        self.t[op.output] = out
+
+    def grouped_conv2d(self, op: GroupedConv2d) -> None:
+        rows, columns, channels = self.shape(op.output)
+        depth = op.weight.shape[3]
+        out = []
+        for element, (y, x, o) in enumerate(product(range(rows), range(columns), range(channels))):
+            first = o * op.groups // channels * depth
+            code = self.pattern(op, op.output, element, self.window(op, y, x, o, first), o)
+            code = max(code, 0) if op.relu else code
+            out.append(code if op.high is None else min(code, op.high))
+        self.t[op.output] = out
+
+    def max_pool2d(self, op: MaxPool2d) -> None:
+        in_rows, in_columns, _ = self.shape(op.input)
+        shift = self.program.tensors[op.input].format.frac_bits - self.program.tensors[op.output].format.frac_bits
+        out: list[int] = []
+        for y, x, c in product(*map(range, self.shape(op.output))):
+            rows = (y * op.stride + k - op.padding for k in range(op.kernel))
+            columns = [x * op.stride + k - op.padding for k in range(op.kernel)]
+            inside = [(i, j) for i in rows for j in columns if 0 <= i < in_rows and 0 <= j < in_columns]
+            out.append(self.round(op.output, len(out), max(self.at(op.input, i, j, c) for i, j in inside), shift))
         self.t[op.output] = out
 
     def conv_votes(self, op: ConvVotes) -> None:
@@ -253,6 +278,7 @@ def _samples(settings: SampleSettings, seed: int) -> list[Program]:
     return [
         sample_shallow(seed, settings, image=(2, 7, 8), stem=(3, 3), primary=(2, 3, 2), classes=(3, 4)),
         sample_deep(seed, settings, image=(2, 5, 4), types=2, dim=3, classes=(3, 4)),
+        sample_backbone(seed, settings, image=(2, 12, 11), channels=3, classes=(3, 4)),
     ]
 
 
@@ -271,7 +297,7 @@ def test_every_tensor_equals_the_definition(settings: SampleSettings, seed: int)
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_float64_products_equal_int64_products(settings: SampleSettings) -> None:
-    for program in (sample_shallow(3, settings), sample_deep(3, settings)):
+    for program in (sample_shallow(3, settings), sample_deep(3, settings), sample_backbone(3, settings)):
         images = np.random.default_rng(3).integers(0, 256, size=(11, *program.image_shape), dtype=np.uint8)
         fast, slow = trace(program, images), trace(program, images, exact_floats=False)
         assert fast.keys() == slow.keys()
@@ -279,8 +305,9 @@ def test_float64_products_equal_int64_products(settings: SampleSettings) -> None
             np.testing.assert_array_equal(codes, slow[name], err_msg=name)
 
 
-def test_samples_exercise_rounding_and_saturation() -> None:
-    program = sample_deep(0)
+@pytest.mark.parametrize("make", [sample_deep, sample_backbone])
+def test_samples_exercise_rounding_and_saturation(make: Callable[[int], Program]) -> None:
+    program = make(0)
     images = np.random.default_rng(0).integers(0, 256, size=(8, *program.image_shape), dtype=np.uint8)
     for name, codes in trace(program, images).items():
         if not name.endswith("coupling[0]"):

@@ -16,7 +16,7 @@ from caplet.fixed import Rounding
 from caplet.program import OPS, Program, dumps, load_program, loads, run, save_program, trace
 from caplet.program.document import _READ, _WRITE, _op_fields
 from caplet.program.file import _canonical, _digest
-from caplet.program.sample import SampleSettings, sample_deep, sample_shallow
+from caplet.program.sample import SampleSettings, sample_backbone, sample_deep, sample_shallow
 
 SETTINGS = [
     SampleSettings(),
@@ -37,7 +37,7 @@ def _same(a: Program, b: Program) -> None:
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_round_trip(setting: SampleSettings, tmp_path: Path) -> None:
-    for program in (sample_shallow(4, setting), sample_deep(4, setting)):
+    for program in (sample_shallow(4, setting), sample_deep(4, setting), sample_backbone(4, setting)):
         path = tmp_path / "model.caplet"
         save_program(program, path)
         loaded = load_program(path)

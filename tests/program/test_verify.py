@@ -28,7 +28,7 @@ from caplet.program import (
 )
 from caplet.program.bounds import bounds
 from caplet.program.interpreter import _Machine
-from caplet.program.sample import SampleSettings, sample_deep, sample_shallow
+from caplet.program.sample import SampleSettings, sample_backbone, sample_deep, sample_shallow
 from caplet.program.verify import check
 
 S8 = FixedFormat(8, 4, True)
@@ -203,5 +203,5 @@ def test_every_op_is_checked_and_bounded() -> None:
     for op in OPS:
         assert check.dispatch(op) is not check.dispatch(object), op.kind
         assert bounds.dispatch(op) is not bounds.dispatch(object), op.kind
-    kinds = {op.kind for program in (sample_shallow(), sample_deep()) for op in program.ops}
+    kinds = {op.kind for program in (sample_shallow(), sample_deep(), sample_backbone()) for op in program.ops}
     assert kinds == {op.kind for op in OPS}

@@ -16,7 +16,7 @@ from caplet.fixed.rounding import Rounding
 from caplet.program import interpreter
 from caplet.program.c.emit import RUNTIME_FOLDER, EmitSettings, Export, emit
 from caplet.program.program import Program
-from caplet.program.sample import SampleSettings, sample_deep, sample_shallow
+from caplet.program.sample import SampleSettings, sample_backbone, sample_deep, sample_shallow
 from caplet.program.tensor import TensorSpec
 from caplet.runtime.compiler import Compiler, compilers
 from caplet.runtime.difference import first_difference
@@ -42,6 +42,8 @@ CASES = {
         SampleSettings(3, 5, Rounding.STOCHASTIC, channel_shifts=True),
         "small",
     ),
+    "backbone-6-8": (sample_backbone, SampleSettings(6, 8, channel_shifts=True), "fast"),
+    "backbone-stochastic": (sample_backbone, SampleSettings(4, 9, Rounding.STOCHASTIC, log_weights=True), "small"),
     "deep-one-iteration": (sample_deep, SampleSettings(9, 8, Rounding.TRUNCATE, iterations=1, bias=False), "fast"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from caplet.fixed.rounding import Rounding
 from caplet.program import interpreter
 from caplet.program.ops import OPS
 from caplet.program.program import Program
-from caplet.program.sample import SampleSettings, sample_deep, sample_shallow
+from caplet.program.sample import SampleSettings, sample_backbone, sample_deep, sample_shallow
 from caplet.runtime import NativeModel, build_library, compiler, compilers
 from caplet.runtime.compiler import load_library
 from caplet.runtime.difference import first_difference
@@ -49,7 +50,7 @@ def test_random_ops_equal_the_interpreter(kind: str, level: str) -> None:
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     seed=st.integers(0, 1000),
-    deep=st.booleans(),
+    make=st.sampled_from([sample_shallow, sample_deep, sample_backbone]),
     weight_bits=st.integers(1, 16),
     activation_bits=st.integers(2, 16),
     rounding=st.sampled_from(Rounding),
@@ -59,7 +60,7 @@ def test_random_ops_equal_the_interpreter(kind: str, level: str) -> None:
 )
 def test_random_programs_equal_the_interpreter(
     seed: int,
-    deep: bool,
+    make: Callable[..., Program],
     weight_bits: int,
     activation_bits: int,
     rounding: Rounding,
@@ -68,7 +69,7 @@ def test_random_programs_equal_the_interpreter(
     bias: bool,
 ) -> None:
     sample = SampleSettings(weight_bits, activation_bits, rounding, False, shifts, iterations, bias)
-    program = sample_deep(seed, sample) if deep else sample_shallow(seed, sample)
+    program = make(seed, sample)
     images = images_for(program, 3, seed)
     expected, found = interpreter.run(program, images), NativeModel(program).run(images)
     assert np.array_equal(found.capsules, expected.capsules)
@@ -77,7 +78,7 @@ def test_random_programs_equal_the_interpreter(
 
 
 @needs_compiler
-@pytest.mark.parametrize("make", [sample_shallow, sample_deep])
+@pytest.mark.parametrize("make", [sample_shallow, sample_deep, sample_backbone])
 def test_trace_equals_the_interpreters(make: object) -> None:
     program = make(8, SampleSettings(6, 8))  # type: ignore[operator]
     images = images_for(program, 2)

@@ -23,8 +23,10 @@ from caplet.program.ops import (
     Conv2d,
     ConvVotes,
     DenseVotes,
+    GroupedConv2d,
     InputQuantize,
     Lengths,
+    MaxPool2d,
     Op,
     Routing,
     Shifts,
@@ -78,7 +80,9 @@ def code_range(op: Op, spec: TensorSpec) -> Range:
     low, high = spec.format.min_code, spec.format.max_code
     if isinstance(op, InputQuantize):
         return min(0, int(op.table.codes.min())), max(0, int(op.table.codes.max()))
-    if isinstance(op, Conv2d) and op.relu:
+    if isinstance(op, GroupedConv2d) and op.high is not None:
+        high = min(high, op.high)
+    if isinstance(op, Conv2d | GroupedConv2d) and op.relu:
         return 0, high
     if isinstance(op, Squash) or (isinstance(op, Routing) and spec.name in (op.coupling, op.activation)):
         one = 1 << max(spec.format.frac_bits, 0)  # squash and softmax stay within [-1, 1]
@@ -107,7 +111,18 @@ def _conv_votes(op: ConvVotes, tensors: Tensors, ranges: Ranges) -> list[Accumul
     return [_convolution(op, tensors, ranges)]
 
 
-def _convolution(op: Conv2d | ConvVotes, tensors: Tensors, ranges: Ranges) -> AccumulatorBound:
+@bounds.register
+def _grouped_conv2d(op: GroupedConv2d, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
+    return [_convolution(op, tensors, ranges)]
+
+
+@bounds.register
+def _max_pool2d(op: MaxPool2d, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
+    low, high = (np.array([end], dtype=np.int64) for end in ranges[op.input])
+    return [_through(op, "acc", low, high, None, op.shifts(tensors), tensors[op.output].rounding)]
+
+
+def _convolution(op: Conv2d | ConvVotes | GroupedConv2d, tensors: Tensors, ranges: Ranges) -> AccumulatorBound:
     weight = op.weight.integers.reshape(op.weight.shape[0], -1)
     low, high = _products(weight, 1, ranges[op.input])
     return _through(op, "acc", low, high, op.bias, op.shifts(tensors), tensors[op.output].rounding)

@@ -27,8 +27,10 @@ from caplet.program.ops import (
     Conv2d,
     ConvVotes,
     DenseVotes,
+    GroupedConv2d,
     InputQuantize,
     Lengths,
+    MaxPool2d,
     Op,
     Routing,
     Shifts,
@@ -153,16 +155,35 @@ class _Machine:
         """Sums of products of a convolution: x (B, H, W, I) -> int64 (B, H', W', O)."""
         kind = self.operands(op, "acc")
         out, rows, columns, _ = op.weight.shape
-        pad = (op.padding, op.padding)
-        padded: Codes = np.pad(x.astype(kind), ((0, 0), pad, pad, (0, 0)))
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (rows, columns), axis=(1, 2))
-        windows = windows[:, :: op.stride, :: op.stride].transpose(0, 1, 2, 4, 5, 3)  # B, H', W', KH, KW, I
+        windows = _windows(x.astype(kind), (rows, columns), op.stride, op.padding, 0)
+        windows = windows.transpose(0, 1, 2, 4, 5, 3)  # B, H', W', KH, KW, I
         filters = self.weights(op.weight, kind, lambda w: w.reshape(out, -1).T)
         # Few large products (not one per row), each with at most _WINDOW_BYTES of windows.
         step = max(1, _WINDOW_BYTES // windows[0].nbytes)
         starts = range(0, len(windows), step)
         products = [windows[start : start + step].reshape(-1, len(filters)) @ filters for start in starts]
         return np.concatenate(products).astype(np.int64).reshape(*windows.shape[:3], out)
+
+    def convolve_groups(self, op: GroupedConv2d, x: Codes) -> Codes:
+        """Sums of products of a convolution in groups: x (B, H, W, I) -> int64 (B, H', W', O)."""
+        kind = self.operands(op, "acc")
+        out, rows, columns, depth = op.weight.shape
+        windows = _windows(x.astype(kind), (rows, columns), op.stride, op.padding, 0)  # B, H', W', I, KH, KW
+        size = depth * rows * columns
+        by_group = np.moveaxis(windows.reshape(*windows.shape[:3], op.groups, size), 3, 0)  # G, B, H', W', D * KH * KW
+        filters = self.weights(
+            op.weight, kind, lambda w: w.transpose(0, 3, 1, 2).reshape(op.groups, -1, size).swapaxes(1, 2)
+        )
+        sums = by_group.reshape(op.groups, -1, size) @ filters  # G, B * H' * W', O / G
+        return np.moveaxis(sums, 0, 1).astype(np.int64).reshape(*windows.shape[:3], out)
+
+
+def _windows(x: Codes, kernel: tuple[int, int], stride: int, padding: int, outside: int) -> Codes:
+    """Every window of x (B, H, W, C), padded with ``outside``: a view (B, H', W', C, KH, KW)."""
+    pad = (padding, padding)
+    padded: Codes = np.pad(x, ((0, 0), pad, pad, (0, 0)), constant_values=outside)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=(1, 2))
+    return windows[:, ::stride, ::stride]
 
 
 @singledispatch
@@ -180,6 +201,20 @@ def _input_quantize(op: InputQuantize, machine: _Machine, x: Codes) -> dict[str,
 def _conv2d(op: Conv2d, machine: _Machine, x: Codes) -> dict[str, Codes]:
     codes = machine.narrow(op.output, machine.convolve(op, x), op.bias, op.shifts(machine.tensors))
     return {op.output: np.maximum(codes, 0) if op.relu else codes}
+
+
+@execute.register
+def _grouped_conv2d(op: GroupedConv2d, machine: _Machine, x: Codes) -> dict[str, Codes]:
+    codes = machine.narrow(op.output, machine.convolve_groups(op, x), op.bias, op.shifts(machine.tensors))
+    low = 0 if op.relu else None
+    return {op.output: codes if low is None and op.high is None else np.clip(codes, low, op.high)}
+
+
+@execute.register
+def _max_pool2d(op: MaxPool2d, machine: _Machine, x: Codes) -> dict[str, Codes]:
+    outside = np.iinfo(x.dtype).min
+    largest = _windows(x, (op.kernel, op.kernel), op.stride, op.padding, outside).max(axis=(-2, -1))
+    return {op.output: machine.rounded(op.output, largest.astype(np.int64), op.shifts(machine.tensors).out)}
 
 
 @execute.register

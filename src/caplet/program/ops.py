@@ -168,6 +168,59 @@ class Conv2d(_Unary):
         return accumulator_shifts(product, _bias_frac(self.bias), tensors[self.output].format.frac_bits)
 
 
+@dataclass(frozen=True, eq=False)
+class GroupedConv2d(_Unary):
+    """2-D convolution in ``groups`` of channels (depthwise where groups = I), with an optional upper limit (ReLU6).
+
+    input (H, W, I), weight (O, KH, KW, I / groups), bias (O,) -> output (H', W', O). Output channel o is the Conv2d of
+    the input channels g * I / groups .. (g + 1) * I / groups - 1, g = o // (O / groups); product_frac as there. With
+    relu, a negative code becomes 0 after the rounding shift; where high is given, a code above it becomes ``high``.
+    """
+
+    kind: ClassVar[str] = "grouped_conv2d"
+
+    name: str
+    input: str
+    output: str
+    weight: Constant
+    bias: Constant | None
+    groups: int
+    stride: int = 1
+    padding: int = 0
+    relu: bool = False
+    high: int | None = None
+    channel_shifts: IntArray | None = None
+
+    @property
+    def constants(self) -> tuple[Constant, ...]:
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def shifts(self, tensors: Tensors) -> Shifts:
+        product = tensors[self.input].format.frac_bits + weight_frac(self.weight, self.channel_shifts)
+        return accumulator_shifts(product, _bias_frac(self.bias), tensors[self.output].format.frac_bits)
+
+
+@dataclass(frozen=True)
+class MaxPool2d(_Unary):
+    """Maximum over square windows: input (H, W, C) -> output (H', W', C), H' = (H + 2 padding - kernel) // stride + 1.
+
+    acc is the largest code of the window (positions outside the input do not count), then the common pattern without a
+    bias; product_frac = frac(input).
+    """
+
+    kind: ClassVar[str] = "max_pool2d"
+
+    name: str
+    input: str
+    output: str
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+
+    def shifts(self, tensors: Tensors) -> Shifts:
+        return accumulator_shifts(tensors[self.input].format.frac_bits, None, tensors[self.output].format.frac_bits)
+
+
 @dataclass(frozen=True)
 class ChannelAffine(_Unary):
     """Per-channel affine (batch norm after a ReLU): ``acc[..., c] = input[..., c] * scale[c]``, with bias offset[c].
@@ -211,7 +264,8 @@ class Squash(_Unary):
 class Add(Op):
     """Sum of two tensors of one shape: the common pattern with the codes of ``a`` as products and of ``b`` as bias.
 
-    ``output = saturate(rounding_shift((a << shifts.acc) + (b << shifts.bias), shifts.out))``.
+    ``output = saturate(rounding_shift((a << shifts.acc) + (b << shifts.bias), shifts.out))``. A ReLU after the sum is
+    an unsigned output.
     """
 
     kind: ClassVar[str] = "add"
@@ -383,6 +437,8 @@ OPS: tuple[type[Op], ...] = (
     ConvVotes,
     Routing,
     Lengths,
+    GroupedConv2d,
+    MaxPool2d,
 )
 """Every op; the interpreter, the verifier, the file format and the C emitter each handle all of them."""
 

@@ -20,8 +20,10 @@ from caplet.program.ops import (
     Conv2d,
     ConvVotes,
     DenseVotes,
+    GroupedConv2d,
     InputQuantize,
     Lengths,
+    MaxPool2d,
     Op,
     Routing,
     Squash,
@@ -98,6 +100,33 @@ class _Builder:
         output = self.tensor(f"{name}.{point}", (out[0], out[1], channels), frac, not relu)
         bias = self.bias(f"{name}.bias", (channels,), frac + int(self.rng.integers(-2, 9)))
         self.ops.append(Conv2d(name, source, output, weight, bias, stride, padding, relu, self.shifts(channels)))
+        return output
+
+    def grouped(self, name: str, source: str, window: tuple[int, int, int], outputs: int = 1) -> str:
+        """A depthwise convolution (``outputs`` per input channel) + ReLU with an upper limit."""
+        kernel, stride, padding = window
+        rows, columns, channels = self.tensors[source].shape
+        shape = (channels * outputs, kernel, kernel, 1)
+        weight, frac = self.weight(f"{name}.weight", shape, kernel * kernel, source)
+        out = [(size + 2 * padding - kernel) // stride + 1 for size in (rows, columns)]
+        output = self.tensor(f"{name}.activation", (out[0], out[1], shape[0]), frac, False)
+        fmt = self.tensors[output].format
+        assert isinstance(fmt, FixedFormat)
+        bias, high = self.bias(f"{name}.bias", shape[:1], frac), fmt.max_code - fmt.max_code // 4
+        shifts = self.shifts(shape[0])
+        self.ops.append(
+            GroupedConv2d(name, source, output, weight, bias, channels, stride, padding, True, high, shifts)
+        )
+        return output
+
+    def max_pool(self, name: str, source: str, window: tuple[int, int, int]) -> str:
+        kernel, stride, padding = window
+        spec = self.tensors[source]
+        assert isinstance(spec.format, FixedFormat)
+        rows, columns = ((size + 2 * padding - kernel) // stride + 1 for size in spec.shape[:2])
+        frac = spec.format.frac_bits - 1
+        output = self.tensor(f"{name}.activation", (rows, columns, spec.shape[2]), frac, spec.format.signed)
+        self.ops.append(MaxPool2d(name, source, output, kernel, stride, padding))
         return output
 
     def conv_caps(self, name: str, source: str, types: int, dim: int, window: tuple[int, int, int]) -> str:
@@ -212,3 +241,23 @@ def sample_deep(
         x = build.add(block, third, skip)
         sums.append(x)
     return build.finish("sample_deep", build.dense("digit", tuple(sums), dim, *classes), seed)
+
+
+def sample_backbone(
+    seed: int = 0,
+    settings: SampleSettings | None = None,
+    image: tuple[int, int, int] = (3, 11, 9),
+    channels: int = 6,
+    classes: tuple[int, int] = (4, 5),
+) -> Program:
+    """A small CNN with capsules on it: convolution, max pool, a residual block, depthwise convolution, capsules."""
+    build = _Builder(settings or SampleSettings(), np.random.default_rng(seed))
+    x = build.conv("stem", build.start(image), channels, (3, 1, 1), True, "activation")
+    x = build.max_pool("pool", x, (3, 2, 1))
+    first = build.conv("block1.conv1", x, channels, (3, 1, 1), True, "activation")
+    second = build.conv("block1.conv2", first, channels, (3, 1, 1), False, "activation")
+    rectified = build.tensor("block1.sum", build.tensors[x].shape, build.tensors[second].format.frac_bits, False)
+    build.ops.append(Add("block1", second, x, rectified))
+    x = build.grouped("block2.depthwise", rectified, (3, 2, 1), 2)
+    x = build.conv_caps("primary", x, 3, 4, (3, 1, 0))
+    return build.finish("sample_backbone", build.dense("digit", (x,), 4, *classes), seed)

@@ -20,8 +20,10 @@ from caplet.program.ops import (
     Conv2d,
     ConvVotes,
     DenseVotes,
+    GroupedConv2d,
     InputQuantize,
     Lengths,
+    MaxPool2d,
     Op,
     Routing,
     Squash,
@@ -184,8 +186,9 @@ def _channel_shifts(op: Op, shifts: IntArray | None, channels: int) -> None:
         _require(op, fits, f"channel_shifts of shape {shifts.shape}", rule)
 
 
-def _windows(op: Conv2d | ConvVotes, rows: int, columns: int) -> tuple[int, int]:
-    kernel = op.weight.shape[1:3]
+def _windows(
+    op: Conv2d | ConvVotes | GroupedConv2d | MaxPool2d, rows: int, columns: int, kernel: tuple[int, ...]
+) -> tuple[int, int]:
     fits = 1 <= op.stride <= 64 and 0 <= op.padding < max(1, min(kernel))
     _require(op, fits, f"stride {op.stride}, padding {op.padding}", "stride 1..64, padding less than the kernel")
     out = [(size + 2 * op.padding - k) // op.stride + 1 for size, k in zip((rows, columns), kernel, strict=True)]
@@ -221,7 +224,32 @@ def _conv2d(op: Conv2d, tensors: Tensors) -> None:
     if op.bias is not None:
         _constant(op, op.bias, (out,))
     _channel_shifts(op, op.channel_shifts, out)
-    _shape(op, tensors[op.output], (*_windows(op, rows, columns), out))
+    _shape(op, tensors[op.output], (*_windows(op, rows, columns, op.weight.shape[1:3]), out))
+
+
+@check.register
+def _grouped_conv2d(op: GroupedConv2d, tensors: Tensors) -> None:
+    rows, columns, channels = _map(op, tensors[op.input])
+    _require(op, len(op.weight.shape) == 4 and min(op.weight.shape) > 0, f"weight {op.weight.shape}", "four axes")
+    out, kernel_rows, kernel_columns, depth = op.weight.shape
+    whole = op.groups >= 1 and op.groups * depth == channels and out % op.groups == 0
+    rule = f"groups of {depth} channels that make up the input's {channels} and divide the {out} outputs"
+    _require(op, whole, f"{op.groups} groups", rule)
+    _constant(op, op.weight, (out, kernel_rows, kernel_columns, depth), log=True)
+    if op.bias is not None:
+        _constant(op, op.bias, (out,))
+    _channel_shifts(op, op.channel_shifts, out)
+    target = tensors[op.output]
+    _shape(op, target, (*_windows(op, rows, columns, op.weight.shape[1:3]), out))
+    inside = op.high is None or 0 <= op.high <= _fixed(op, target).max_code
+    _require(op, inside, f"high {op.high}", f"0 .. {target.format}'s largest code")
+
+
+@check.register
+def _max_pool2d(op: MaxPool2d, tensors: Tensors) -> None:
+    rows, columns, channels = _map(op, tensors[op.input])
+    _require(op, op.kernel >= 1, f"kernel {op.kernel}", "at least 1")
+    _shape(op, tensors[op.output], (*_windows(op, rows, columns, (op.kernel, op.kernel)), channels))
 
 
 @check.register
@@ -278,7 +306,7 @@ def _conv_votes(op: ConvVotes, tensors: Tensors) -> None:
         _constant(op, op.bias, (out,))
     _channel_shifts(op, op.channel_shifts, out)
     _require(op, op.dim >= 1 and out % op.dim == 0, f"dim {op.dim} of {out}", "whole output capsules")
-    windows = _windows(op, rows, columns)
+    windows = _windows(op, rows, columns, op.weight.shape[1:3])
     _shape(op, tensors[op.output], (op.in_types, windows[0] * windows[1] * out // op.dim, op.dim))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from caplet.fixed.format import FixedFormat
-from caplet.program.ops import Conv2d, ConvVotes, DenseVotes, Op, Routing, Tensors
+from caplet.program.ops import Conv2d, ConvVotes, DenseVotes, GroupedConv2d, Op, Routing, Tensors
 from caplet.program.tensor import Constant
 from caplet.program.verify import Proof
 
@@ -30,7 +30,7 @@ def workspace(op: Op, tensors: Tensors, proof: Proof) -> dict[str, int]:
     * ``acc``, ``coupling``, ``exponentials`` (routing): the accumulators of the weighted sum over all G * D, and one
       input capsule's G coupling codes and G uint32 exponentials (several iterations only).
     """
-    if isinstance(op, Conv2d | ConvVotes):
+    if isinstance(op, Conv2d | ConvVotes | GroupedConv2d):
         size = op.weight.codes[0].size * unpacked_bytes(op.weight)
         return {"filter": size} if needs_unpacking(op.weight) else {}
     if isinstance(op, DenseVotes):

@@ -92,6 +92,15 @@ RoutingOp = _structure(
 )
 LengthsOp = _structure("LengthsOp", *_sizes("count", "dim"), ("in_type", c_uint8), ("wide", c_uint8))
 
+MaxPool2dOp = _structure(
+    "MaxPool2dOp",
+    ("out", Format),
+    *_sizes("in_rows", "in_columns", "channels", "out_rows", "out_columns", "kernel", "stride", "padding"),
+    ("in_type", c_uint8),
+    ("right", c_int8),
+    ("wide", c_uint8),
+)
+
 
 class HostConv(Structure):
     _fields_ = [
@@ -130,6 +139,7 @@ STRUCTURES: dict[str, type[Structure]] = {
     "caplet_dense_votes_op": DenseVotesOp,
     "caplet_routing_op": RoutingOp,
     "caplet_lengths_op": LengthsOp,
+    "caplet_max_pool2d_op": MaxPool2dOp,
     "caplet_host_conv": HostConv,
     "caplet_host_step": HostStep,
 }

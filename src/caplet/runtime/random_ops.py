@@ -17,8 +17,10 @@ from caplet.program.ops import (
     Conv2d,
     ConvVotes,
     DenseVotes,
+    GroupedConv2d,
     InputQuantize,
     Lengths,
+    MaxPool2d,
     Op,
     Routing,
     Squash,
@@ -140,6 +142,31 @@ def _conv_votes(draw: RandomOps) -> tuple[Op, Tensors]:
     return ConvVotes("op", "x", "y", weight, bias, in_types, dim, stride, padding, shifts), {"x": x, "y": y}
 
 
+def _grouped_conv2d(draw: RandomOps) -> tuple[Op, Tensors]:
+    kernel, size, stride, padding, out = _convolution(draw)
+    groups, depth, per_group = draw.size(1, 6), draw.size(1, 4), draw.size(1, 3)
+    x = draw.spec("x", (*size, groups * depth))
+    weight = draw.constant("w", (groups * per_group, *kernel, depth), log=True)
+    product = x.format.frac_bits + weight.format.frac_bits
+    outputs = groups * per_group
+    bias = draw.constant("b", (outputs,), product + draw.size(-8, 8)) if draw.size(0, 2) else None
+    y = draw.spec("y", (*out, outputs), draw.out_frac(product))
+    high = draw.size(0, y.format.max_code) if draw.size(0, 1) else None  # type: ignore[union-attr]
+    relu, shifts = bool(draw.size(0, 1)), draw.channel_shifts(outputs)
+    op = GroupedConv2d("op", "x", "y", weight, bias, groups, stride, padding, relu, high, shifts)
+    return op, {"x": x, "y": y}
+
+
+def _max_pool2d(draw: RandomOps) -> tuple[Op, Tensors]:
+    kernel = draw.size(1, 4)
+    rows, columns, channels = draw.size(kernel, kernel + 5), draw.size(kernel, kernel + 5), draw.size(1, 9)
+    stride, padding = draw.size(1, 3), draw.size(0, kernel - 1)
+    out = [(size + 2 * padding - kernel) // stride + 1 for size in (rows, columns)]
+    x = draw.spec("x", (rows, columns, channels))
+    y = draw.spec("y", (out[0], out[1], channels), x.format.frac_bits - draw.size(-4, 6))
+    return MaxPool2d("op", "x", "y", kernel, stride, padding), {"x": x, "y": y}
+
+
 def _channel_affine(draw: RandomOps) -> tuple[Op, Tensors]:
     shape = (draw.size(1, 6), draw.size(1, 6), draw.size(1, 9))
     x = draw.spec("x", shape)
@@ -221,4 +248,6 @@ _MAKERS: dict[str, Callable[[RandomOps], tuple[Op, Tensors]]] = {
     ConvVotes.kind: _conv_votes,
     Routing.kind: _routing,
     Lengths.kind: _lengths,
+    GroupedConv2d.kind: _grouped_conv2d,
+    MaxPool2d.kind: _max_pool2d,
 }

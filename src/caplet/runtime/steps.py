@@ -17,8 +17,10 @@ from caplet.program.ops import (
     Conv2d,
     ConvVotes,
     DenseVotes,
+    GroupedConv2d,
     InputQuantize,
     Lengths,
+    MaxPool2d,
     Op,
     Routing,
     Squash,
@@ -37,6 +39,8 @@ KINDS: tuple[type[Op], ...] = (
     ConvVotes,
     Routing,
     Lengths,
+    GroupedConv2d,
+    MaxPool2d,
 )
 """Position = CAPLET_STEP_... of ``host.h``."""
 
@@ -105,7 +109,7 @@ class StepBuilder:
 
     def _step(self, step: Any, op: Op) -> None:
         struct = self.descriptions.of(op)
-        if isinstance(op, Conv2d | ConvVotes):
+        if isinstance(op, Conv2d | ConvVotes | GroupedConv2d):
             struct = self._convolution(op, struct)
         step.op = ctypes.addressof(self.memory.structure(struct))
         inputs = [self.place(name) for name in op.inputs]
@@ -116,7 +120,7 @@ class StepBuilder:
         memory: list[int] = []
         if isinstance(op, DenseVotes):
             memory = [self.place(f"{op.name}/acc"), self.place(f"{op.name}/row"), self._shared(8 * len(inputs))]
-        elif isinstance(op, Conv2d | ConvVotes):
+        elif isinstance(op, Conv2d | ConvVotes | GroupedConv2d):
             memory = [self.place(f"{op.name}/filter"), self.scratch]
         elif isinstance(op, Routing):
             logits = _NOWHERE if op.logits is None else self.place(op.logits)
@@ -135,10 +139,11 @@ class StepBuilder:
         self.scratch_bytes = max(self.scratch_bytes, size)
         return self.scratch
 
-    def _convolution(self, op: Conv2d | ConvVotes, conv: Struct) -> Struct:
+    def _convolution(self, op: Conv2d | ConvVotes | GroupedConv2d, conv: Struct) -> Struct:
         """Descriptor of ``caplet_host_convolve``: the filters as rows of a padded matrix, where they fit its tiles."""
         filters = op.weight.integers.reshape(op.weight.shape[0], -1)
-        method = _PORTABLE if self.portable else _method(conv, filters)
+        in_groups = isinstance(op, GroupedConv2d) and op.groups > 1
+        method = _PORTABLE if self.portable or in_groups else _method(conv, filters)
         outputs, size = filters.shape
         patch = -(-size // 64) * 64
         matrix = np.zeros((-(-outputs // 4) * 4, patch), dtype=np.int16 if method == _WORDS else np.int8)

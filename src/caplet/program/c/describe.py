@@ -24,8 +24,10 @@ from caplet.program.ops import (
     Conv2d,
     ConvVotes,
     DenseVotes,
+    GroupedConv2d,
     InputQuantize,
     Lengths,
+    MaxPool2d,
     Op,
     Routing,
     Squash,
@@ -68,8 +70,8 @@ class Descriptions:
         values, bits, kind = _unpacked(constant) if self.unpacked else _packed(constant)
         return Struct("caplet_constant", {"data": self.array(constant.key, values), "bits": bits, "kind": kind})
 
-    def format(self, name: str, relu: bool = False) -> Struct:
-        """How tensor ``name`` is written."""
+    def format(self, name: str, relu: bool = False, high: int | None = None) -> Struct:
+        """How tensor ``name`` is written; ``high``: the largest code, where it is not the format's."""
         spec = self.program.tensors[name]
         fmt = fixed(spec)
         keys = noise_keys(self.program.seed, name) if spec.rounding is Rounding.STOCHASTIC else (0, 0)
@@ -77,7 +79,7 @@ class Descriptions:
             "caplet_format",
             {
                 "low": max(fmt.min_code, 0) if relu else fmt.min_code,
-                "high": fmt.max_code,
+                "high": fmt.max_code if high is None else high,
                 "noise_a": keys[0],
                 "noise_b": keys[1],
                 "type": element_type(spec),
@@ -176,7 +178,9 @@ def _input_quantize(op: InputQuantize, to: Descriptions) -> Struct:
     )
 
 
-def _conv(op: Conv2d | ConvVotes, to: Descriptions, outputs: tuple[int, int], types: int, relu: bool) -> Struct:
+def _conv(
+    op: Conv2d | ConvVotes | GroupedConv2d, to: Descriptions, outputs: tuple[int, int], types: int, out_format: Struct
+) -> Struct:
     rows, columns, channels = to.spec(op.input).shape
     out, kernel_rows, kernel_columns, depth = op.weight.shape
     product = to.spec(op.input).format.frac_bits + op.weight.format.frac_bits
@@ -185,7 +189,7 @@ def _conv(op: Conv2d | ConvVotes, to: Descriptions, outputs: tuple[int, int], ty
         {
             "weight": to.constant(op.weight),
             "acc": to.accumulator(op, to.proof.find(op.name, "acc"), product, op.bias, op.channel_shifts),
-            "out": to.format(op.output, relu),
+            "out": out_format,
             "in_rows": rows,
             "in_columns": columns,
             "in_channels": channels,
@@ -206,7 +210,37 @@ def _conv(op: Conv2d | ConvVotes, to: Descriptions, outputs: tuple[int, int], ty
 @describe.register
 def _conv2d(op: Conv2d, to: Descriptions) -> Struct:
     rows, columns, _ = to.spec(op.output).shape
-    return _conv(op, to, (rows, columns), 1, op.relu)
+    return _conv(op, to, (rows, columns), 1, to.format(op.output, op.relu))
+
+
+@describe.register
+def _grouped_conv2d(op: GroupedConv2d, to: Descriptions) -> Struct:
+    rows, columns, _ = to.spec(op.output).shape
+    return _conv(op, to, (rows, columns), 1, to.format(op.output, op.relu, op.high))
+
+
+@describe.register
+def _max_pool2d(op: MaxPool2d, to: Descriptions) -> Struct:
+    source, target = to.spec(op.input), to.spec(op.output)
+    shift = op.shifts(to.program.tensors).out
+    assert isinstance(shift, int)
+    return Struct(
+        "caplet_max_pool2d_op",
+        {
+            "out": to.format(op.output),
+            "in_rows": source.shape[0],
+            "in_columns": source.shape[1],
+            "channels": source.shape[2],
+            "out_rows": target.shape[0],
+            "out_columns": target.shape[1],
+            "kernel": op.kernel,
+            "stride": op.stride,
+            "padding": op.padding,
+            "in_type": element_type(source),
+            "right": shift,
+            "wide": int(to.proof.find(op.name, "acc").bytes == 8),
+        },
+    )
 
 
 @describe.register
@@ -215,7 +249,7 @@ def _conv_votes(op: ConvVotes, to: Descriptions) -> Struct:
         (size + 2 * op.padding - kernel) // op.stride + 1
         for size, kernel in zip(to.spec(op.input).shape[:2], op.weight.shape[1:3], strict=True)
     )
-    return _conv(op, to, (rows, columns), op.in_types, False)
+    return _conv(op, to, (rows, columns), op.in_types, to.format(op.output))
 
 
 @describe.register

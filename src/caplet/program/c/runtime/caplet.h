@@ -107,7 +107,7 @@ void caplet_input_quantize(const caplet_input_quantize_op *op, const uint8_t *x,
 
 /*
  * A convolution with square stride and zero padding. in_channels: of the input map; depth: of one filter, equal to
- * in_channels, or their capsule dimension for convolutional votes. types: input capsule types (1 for a plain
+ * in_channels, or their capsule dimension for convolutional votes, or the channels of one group. types: input capsule types (1 for a plain
  * convolution). weight: (out_channels, kernel_rows, kernel_columns, depth).
  */
 typedef struct {
@@ -141,6 +141,31 @@ void caplet_conv2d(const caplet_conv_op *op, const void *x, void *y, void *filte
  * x, filter: as for caplet_conv2d. row: out.type (out_rows * out_columns * out_channels), row `input` of the votes.
  */
 void caplet_conv_votes(const caplet_conv_op *op, const void *x, uint32_t input, void *row, void *filter);
+
+/*
+ * A convolution in in_channels / depth groups: output channel o reads the channels of its group, o counted within
+ * equal runs of out_channels. out.high limits the codes from above. x, y, filter: as for caplet_conv2d.
+ */
+void caplet_grouped_conv2d(const caplet_conv_op *op, const void *x, void *y, void *filter);
+
+/* Maximum over kernel x kernel windows, then a rounding shift by `right` (negative: to the left). */
+typedef struct {
+    caplet_format out;
+    uint32_t in_rows;
+    uint32_t in_columns;
+    uint32_t channels;
+    uint32_t out_rows;
+    uint32_t out_columns;
+    uint32_t kernel;
+    uint32_t stride;
+    uint32_t padding; /* less than the kernel; positions outside the input do not count */
+    uint8_t in_type;
+    int8_t right;
+    uint8_t wide;
+} caplet_max_pool2d_op;
+
+/* x: in_type (in_rows, in_columns, channels). y: out.type (out_rows, out_columns, channels); must not overlap x. */
+void caplet_max_pool2d(const caplet_max_pool2d_op *op, const void *x, void *y);
 
 typedef struct {
     caplet_constant scale; /* (channels) */

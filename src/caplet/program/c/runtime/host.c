@@ -54,6 +54,17 @@ static void run_conv(const caplet_host_step *step, void *arena)
     }
 }
 
+static void run_grouped_conv(const caplet_host_step *step, void *arena)
+{
+    const caplet_host_conv *op = (const caplet_host_conv *)step->op;
+    if (op->conv.depth == op->conv.in_channels) {
+        run_conv(step, arena);
+    } else {
+        caplet_grouped_conv2d(&op->conv, place(arena, step->inputs[0]), place(arena, step->output),
+                              place(arena, step->memory[0]));
+    }
+}
+
 static void run_step(const caplet_host_step *step, void *arena)
 {
     const void *x = place(arena, step->inputs[0]);
@@ -65,6 +76,12 @@ static void run_step(const caplet_host_step *step, void *arena)
     case CAPLET_STEP_CONV2D:
     case CAPLET_STEP_CONV_VOTES:
         run_conv(step, arena);
+        break;
+    case CAPLET_STEP_GROUPED_CONV2D:
+        run_grouped_conv(step, arena);
+        break;
+    case CAPLET_STEP_MAX_POOL2D:
+        caplet_max_pool2d((const caplet_max_pool2d_op *)step->op, x, y);
         break;
     case CAPLET_STEP_CHANNEL_AFFINE:
         caplet_channel_affine((const caplet_channel_affine_op *)step->op, x, y);
@@ -112,7 +129,8 @@ uint32_t caplet_host_sizes(uint32_t *sizes, uint32_t capacity)
         (uint32_t)sizeof(caplet_squash_op),      (uint32_t)sizeof(caplet_add_op),
         (uint32_t)sizeof(caplet_source),         (uint32_t)sizeof(caplet_dense_votes_op),
         (uint32_t)sizeof(caplet_routing_op),     (uint32_t)sizeof(caplet_lengths_op),
-        (uint32_t)sizeof(caplet_host_conv),      (uint32_t)sizeof(caplet_host_step),
+        (uint32_t)sizeof(caplet_max_pool2d_op),  (uint32_t)sizeof(caplet_host_conv),
+        (uint32_t)sizeof(caplet_host_step),
     };
     const uint32_t count = (uint32_t)(sizeof all / sizeof all[0]);
     uint32_t i;

@@ -53,36 +53,41 @@ static int64_t window_sum(const caplet_conv_op *op, const void *x, uint32_t firs
     return op->acc.wide_products ? wide : sum;
 }
 
-void caplet_convolve(const caplet_conv_op *op, const void *x, uint32_t first_channel, void *y, uint32_t element,
-                     void *filter)
+void caplet_convolve_filter(const caplet_conv_op *op, const void *x, uint32_t first_channel, uint32_t channel, void *y,
+                            uint32_t element, void *filter)
 {
     const uint32_t size = op->kernel_rows * op->kernel_columns * op->depth;
     const uint8_t filter_type = caplet_constant_type(&op->weight);
-    uint32_t channel;
+    const void *weights = caplet_row(&op->weight, channel * size, size, filter);
+    const caplet_scale scale = caplet_scale_of(&op->acc, &op->out, channel, channel);
+    uint32_t index = channel;
     uint32_t row;
     uint32_t column;
-    for (channel = 0; channel < op->out_channels; channel++) {
-        const void *weights = caplet_row(&op->weight, channel * size, size, filter);
-        const caplet_scale scale = caplet_scale_of(&op->acc, &op->out, channel, channel);
-        uint32_t index = channel;
-        for (row = 0; row < op->out_rows; row++) {
-            overlap at;
-            clip_axis(row * op->stride, op->padding, op->kernel_rows, op->in_rows, &at.row, &at.rows,
-                      &at.skipped_rows);
-            for (column = 0; column < op->out_columns; column++) {
-                int64_t sum;
-                int32_t code;
-                clip_axis(column * op->stride, op->padding, op->kernel_columns, op->in_columns, &at.column,
-                          &at.columns, &at.skipped_columns);
-                sum = window_sum(op, x, first_channel, weights, filter_type, &at);
-                if (op->acc.wide) {
-                    code = caplet_narrow64(sum, &scale, &op->out, element + index);
-                } else {
-                    code = caplet_narrow32((int32_t)sum, &scale, &op->out, element + index);
-                }
-                caplet_store(y, op->out.type, index, code);
-                index += op->out_channels;
+    for (row = 0; row < op->out_rows; row++) {
+        overlap at;
+        clip_axis(row * op->stride, op->padding, op->kernel_rows, op->in_rows, &at.row, &at.rows, &at.skipped_rows);
+        for (column = 0; column < op->out_columns; column++) {
+            int64_t sum;
+            int32_t code;
+            clip_axis(column * op->stride, op->padding, op->kernel_columns, op->in_columns, &at.column, &at.columns,
+                      &at.skipped_columns);
+            sum = window_sum(op, x, first_channel, weights, filter_type, &at);
+            if (op->acc.wide) {
+                code = caplet_narrow64(sum, &scale, &op->out, element + index);
+            } else {
+                code = caplet_narrow32((int32_t)sum, &scale, &op->out, element + index);
             }
+            caplet_store(y, op->out.type, index, code);
+            index += op->out_channels;
         }
+    }
+}
+
+void caplet_convolve(const caplet_conv_op *op, const void *x, uint32_t first_channel, void *y, uint32_t element,
+                     void *filter)
+{
+    uint32_t channel;
+    for (channel = 0; channel < op->out_channels; channel++) {
+        caplet_convolve_filter(op, x, first_channel, channel, y, element, filter);
     }
 }

@@ -1,4 +1,4 @@
-/* Convolution of one input capsule type. Internal to the runtime. */
+/* Convolution of some of the input's channels. Internal to the runtime. */
 #ifndef CAPLET_WINDOW_H
 #define CAPLET_WINDOW_H
 
@@ -10,5 +10,9 @@
  */
 void caplet_convolve(const caplet_conv_op *op, const void *x, uint32_t first_channel, void *y, uint32_t element,
                      void *filter);
+
+/* The same for the one filter of output channel `channel`. */
+void caplet_convolve_filter(const caplet_conv_op *op, const void *x, uint32_t first_channel, uint32_t channel, void *y,
+                            uint32_t element, void *filter);
 
 #endif
