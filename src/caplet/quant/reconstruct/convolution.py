@@ -1,0 +1,74 @@
+"""Convolutions as linear maps on a sample of their output positions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_BLOCK = 256
+"""Columns of a block, unless one kernel position has more."""
+
+
+class ConvLinear:
+    """A convolution (O, I, kh, kw) as one linear map; the columns of a block are whole kernel positions.
+
+    Nothing is unfolded: a kernel position's columns are rows of the channels-last maps, gathered when asked for.
+
+    Args:
+        weight: its shape.
+        quantized, exact: float (N, I, H, W): the layer's input as quantized and in float.
+        rows: output positions to use, of all images together; all of them where there are fewer.
+        generator: chooses them.
+    """
+
+    unit = 1
+
+    def __init__(
+        self,
+        weight: torch.Size,
+        quantized: Tensor,
+        exact: Tensor,
+        stride: int,
+        padding: int,
+        rows: int,
+        generator: torch.Generator,
+    ) -> None:
+        self._shape = weight
+        _, channels, kernel_rows, kernel_columns = weight
+        self._quantized, self._exact = _channels_last(quantized, padding), _channels_last(exact, padding)
+        images, height, width = len(quantized), *(size + 2 * padding for size in quantized.shape[2:])
+        out_height, out_width = (height - kernel_rows) // stride + 1, (width - kernel_columns) // stride + 1
+        total = images * out_height * out_width
+        picked = torch.randperm(total, generator=generator)[:rows].sort().values
+        image, position = picked // (out_height * out_width), picked % (out_height * out_width)
+        self._base = (image * height + position // out_width * stride) * width + position % out_width * stride
+        offsets = [row * width + column for row in range(kernel_rows) for column in range(kernel_columns)]
+        per_block = max(1, _BLOCK // channels)
+        self._offsets = [offsets[start : start + per_block] for start in range(0, len(offsets), per_block)]
+        self.blocks = len(self._offsets)
+        self.scale = torch.ones(1, len(picked), 1)
+
+    def columns(self, block: int) -> tuple[Tensor, Tensor]:
+        quantized, exact = (
+            torch.cat([maps[self._base + offset] for offset in self._offsets[block]], 1)
+            for maps in (self._quantized, self._exact)
+        )
+        return quantized.unsqueeze(0), (quantized - exact).unsqueeze(0)
+
+    def split(self, weight: Tensor) -> list[Tensor]:
+        out, channels = self._shape[:2]
+        matrix = weight.permute(2, 3, 1, 0).reshape(-1, channels, out)
+        sizes = [len(offsets) for offsets in self._offsets]
+        return [part.reshape(1, -1, out).contiguous() for part in matrix.split(sizes)]
+
+    def join(self, matrices: list[Tensor]) -> Tensor:
+        out, channels, kernel_rows, kernel_columns = self._shape
+        matrix = torch.cat(matrices, 1).view(kernel_rows, kernel_columns, channels, out)
+        return matrix.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def _channels_last(maps: Tensor, padding: int) -> Tensor:
+    """(N, C, H, W) -> (N * H' * W', C) with a border of zeros."""
+    padded = F.pad(maps, (padding,) * 4) if padding else maps
+    return padded.permute(0, 2, 3, 1).contiguous().flatten(0, 2)

@@ -1,0 +1,221 @@
+"""A model fitted to a plan block by block, each on what the quantized blocks before it give."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from caplet.errors import ConfigError, PlanError
+from caplet.fixed import FixedFormat, Rounding
+from caplet.models.base import CapsNet
+from caplet.nn.layer import Layer
+from caplet.nn.memory import keep_freed_memory
+from caplet.nn.points import Role
+from caplet.quant.fake import FakeQuant
+from caplet.quant.formats import best_fixed_format
+from caplet.quant.histogram import Histogram
+from caplet.quant.plan import QuantPlan
+from caplet.quant.reconstruct.chains import Chain
+from caplet.quant.reconstruct.descend import Grid, fit
+from caplet.quant.reconstruct.settings import Part, ReconstructSettings
+from caplet.quant.reconstruct.store import BlockStore, identity
+from caplet.quant.reconstruct.views import bias_of, make_view
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """What reconstruction did to one block.
+
+    Attributes:
+        layer: its name.
+        before, after: mean squared error of the block's sums (before squash or ReLU) on the calibration images, with
+            weights rounded to nearest and with the result.
+        changed: fraction of weights whose code is not the nearest one.
+        seconds: it took.
+    """
+
+    layer: str
+    before: float
+    after: float
+    changed: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A reconstructed model.
+
+    Attributes:
+        model: a copy whose weights and biases lie on the plan's grid: nearest rounding leaves them as they are, so
+            fake-quant, lowering and C take exactly the codes that were chosen.
+        plan: the plan given, except for exponents of biases that moved out of their range.
+        blocks: what happened, in order.
+    """
+
+    model: CapsNet
+    plan: QuantPlan
+    blocks: tuple[BlockReport, ...]
+
+
+def reconstruct(
+    model: CapsNet,
+    plan: QuantPlan,
+    images: Tensor,
+    settings: ReconstructSettings | None = None,
+    *,
+    folder: str | Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Reconstruction:
+    """Fit a model's weights and biases to a plan on calibration images, without labels.
+
+    Args:
+        model: float; left as it is.
+        images: uint8 (N, C, H, W); the first ``settings.images`` are used.
+        folder: keeps the result of every block; a second call with equal arguments goes on from there.
+        progress: called with (layer, blocks done, blocks in all) after every block.
+
+    Raises:
+        PlanError: the plan does not fit the model, rounds otherwise than to nearest, or has powers-of-two weights.
+        ModelError: a layer type that cannot be reconstructed; images of another size.
+        ConfigError: no images. ArtefactError: a block's file cannot be written or is damaged.
+    """
+    settings = settings or ReconstructSettings()
+    check_plan(model, plan)
+    if len(images) == 0:
+        raise ConfigError("reconstruction needs at least one image, got none")
+    model.check_images(images)
+    keep_freed_memory()
+    images = images[: settings.images]
+    return _Run(model, plan, images, settings, folder, progress).run()
+
+
+def check_plan(model: CapsNet, plan: QuantPlan) -> None:
+    """Raise :class:`PlanError` unless the plan fits the model and is one that reconstruction works for."""
+    plan.check(model)
+    if plan.rounding is not Rounding.NEAREST:
+        raise PlanError(
+            f"reconstruction: the plan rounds by {plan.rounding}; the chosen weights would be rounded again: use a plan"
+            " that rounds to nearest"
+        )
+    for key, fmt in plan.points.items():
+        if not isinstance(fmt, FixedFormat):
+            raise PlanError(f"reconstruction: point {key}: format {fmt}; only fixed-point weights can be reconstructed")
+
+
+class _Run:
+    """One reconstruction in progress."""
+
+    def __init__(
+        self,
+        model: CapsNet,
+        plan: QuantPlan,
+        images: Tensor,
+        settings: ReconstructSettings,
+        folder: str | Path | None,
+        progress: Callable[[str, int, int], None] | None,
+    ) -> None:
+        self.source, self.settings, self.progress = model, settings, progress
+        self.store = BlockStore(folder, identity(model, plan, images, settings))
+        self.model = copy.deepcopy(model).eval()
+        self.exact = Chain(copy.deepcopy(model).eval(), images)
+        self.handler = FakeQuant(plan, model.points())
+        self.quantized = Chain(self.model, images, self.handler)
+        self.reports: list[BlockReport] = []
+
+    def run(self) -> Reconstruction:
+        """All blocks in order."""
+        total = sum(_has_weights(layer) for layer in self.model.layers())
+        stages = self.model.stages()
+        for index, stage in enumerate(stages):
+            for layer, exact in zip(stage.layers, self.exact.stage.layers, strict=True):
+                if not _has_weights(layer):
+                    continue
+                self._block(layer, exact)
+                if self.progress is not None:
+                    self.progress(layer.name, len(self.reports), total)
+            if index + 1 < len(stages):
+                self.exact.advance()
+                self.quantized.advance()
+        self._put_on_grid()
+        return Reconstruction(self.model, self.handler.plan, tuple(self.reports))
+
+    def _block(self, layer: Layer, exact: Layer) -> None:
+        known = self.store.load(layer.name)
+        if known is None:
+            began = time.perf_counter()
+            tensors, facts = self._fit(layer, exact)
+            facts["seconds"] = round(time.perf_counter() - began, 3)
+            self.store.save(layer.name, tensors, facts)
+        else:
+            tensors, facts = known
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                bias_of(layer, name).copy_(tensor)
+        for name in set(tensors) - {"weight"}:
+            self._widen(f"{layer.name}.{name}", tensors[name])
+        self.reports.append(BlockReport(layer.name, **facts))
+
+    def _fit(self, layer: Layer, exact: Layer) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The block's new parameters by name, and what became better."""
+        settings, parts = self.settings, self.settings.parts
+        view = make_view(exact, self.quantized.input_of(layer), self.exact.input_of(exact), settings)
+        weight = bias_of(exact, "weight").detach()
+        grid = weight_grid(self.handler.plan.points[f"{layer.name}.weight"])
+        found = fit(
+            view.linear,
+            weight,
+            grid,
+            sweeps=settings.sweeps if Part.ROUNDING in parts else 0,
+            shrink=settings.shrink,
+            correct_bias=Part.BIAS in parts and view.bias is not None,
+        )
+        nearest = self.handler.plan.points[f"{layer.name}.weight"].quantize(weight)
+        tensors = {"weight": found.weight}
+        if Part.BIAS in parts and view.bias is not None:
+            bias = bias_of(exact, view.bias).detach()
+            tensors[view.bias] = bias + found.shift.view(bias.shape)
+        changed = float((nearest != found.weight).float().mean())
+        return tensors, {"before": found.before, "after": found.after, "changed": changed}
+
+    def _widen(self, key: str, value: Tensor) -> None:
+        """Move the exponent of a bias that its correction took out of its format's range."""
+        plan = self.handler.plan
+        fmt = plan.points[key]
+        assert isinstance(fmt, FixedFormat)
+        if fmt.min_value <= float(value.min()) and float(value.max()) <= fmt.max_value:
+            return
+        histogram = Histogram()
+        histogram.add(value)
+        best = best_fixed_format(histogram, fmt.bits, fmt.signed, plan.rounding)
+        self.handler.plan = plan.with_formats({key: replace(fmt, frac_bits=best.frac_bits)})
+
+    def _put_on_grid(self) -> None:
+        """Round the biases too, so that all parameters of the copy are values that their points can hold."""
+        plan = self.handler.plan
+        with torch.no_grad():
+            for layer in self.model.layers():
+                for name, spec in layer.specs.items():
+                    if spec.role in (Role.WEIGHT, Role.BIAS):
+                        parameter = bias_of(layer, name)
+                        parameter.copy_(plan.points[f"{layer.name}.{name}"].quantize(parameter.detach()))
+
+
+def weight_grid(fmt: Any) -> Grid:
+    """The grid of a weight's format."""
+    assert isinstance(fmt, FixedFormat)
+    return Grid(torch.tensor(fmt.step), fmt.min_code, fmt.max_code)
+
+
+def _has_weights(layer: Layer) -> bool:
+    return "weight" in layer.specs

@@ -1,0 +1,88 @@
+"""What is reconstructed, and how thoroughly."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from enum import StrEnum
+from typing import Any
+
+from caplet.errors import ConfigError
+
+DEFAULT_IMAGES = 1024
+
+
+class Part(StrEnum):
+    """The parts of reconstruction; each can be used alone.
+
+    * ``bias``: the mean error of every block on the calibration images is taken out of its bias.
+    * ``rounding``: every weight's code is chosen to minimise its block's output error, not the weight's own error.
+    """
+
+    BIAS = "bias"
+    ROUNDING = "rounding"
+
+
+def parse_parts(text: str) -> tuple[Part, ...]:
+    """Parts from a comma-separated list, in the order in which they are applied.
+
+    >>> parse_parts("rounding,bias")
+    (<Part.BIAS: 'bias'>, <Part.ROUNDING: 'rounding'>)
+
+    Raises:
+        ConfigError: an unknown part, or one named twice.
+    """
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in list(Part):
+            near = get_close_matches(name, list(Part), 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ConfigError(f"reconstruction: unknown part {name!r}{hint}; the parts are {', '.join(Part)}")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"reconstruction: parts {text!r}; name each once")
+    return tuple(part for part in Part if part in names)
+
+
+@dataclass(frozen=True)
+class ReconstructSettings:
+    """How blocks are reconstructed.
+
+    Attributes:
+        parts: what is done; at least one.
+        images: calibration images, 1 or more (the first ones of those given).
+        sweeps: passes over all weights of a block, 1 or more.
+        rows_per_column: output positions used per input column of a convolution (at least :attr:`least_rows` in all);
+            more of them cost time, fewer fit the calibration images more closely than the others.
+        least_rows: see ``rows_per_column``.
+        shrink: how far input correlations are believed less than variances: 0 believes them as measured; larger
+            values keep weights nearer to their float values where the images say little.
+        seed: of the choice of output positions.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    parts: tuple[Part, ...] = tuple(Part)
+    images: int = DEFAULT_IMAGES
+    sweeps: int = 3
+    rows_per_column: float = 1.0
+    least_rows: int = 8192
+    shrink: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.parts or not all(isinstance(part, Part) for part in self.parts):
+            found = [*map(str, self.parts)]
+            raise ConfigError(f"reconstruction: parts {found}; give at least one of {', '.join(Part)}")
+        for name in ("images", "sweeps", "least_rows"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"reconstruction: {name} is {getattr(self, name)}; the rule is 1 or more")
+        if not self.rows_per_column >= 0 or not self.shrink >= 0 or self.seed < 0:
+            raise ConfigError(
+                f"reconstruction: rows_per_column {self.rows_per_column}, shrink {self.shrink}, seed {self.seed};"
+                " the rule is 0 or more each"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "parts": [str(part) for part in self.parts]}

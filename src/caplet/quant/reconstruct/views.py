@@ -1,0 +1,104 @@
+"""How each layer type's weights look as linear maps; one entry per layer type that has weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from caplet.errors import ModelError
+from caplet.nn.caps import ConvCaps2d, DenseCaps
+from caplet.nn.conv import ConvReLU
+from caplet.nn.layer import Layer
+from caplet.nn.routed import RoutedConvCaps
+from caplet.quant.reconstruct.capsules import CapsuleLinear
+from caplet.quant.reconstruct.convolution import ConvLinear
+from caplet.quant.reconstruct.descend import Linear
+from caplet.quant.reconstruct.settings import ReconstructSettings
+
+L = TypeVar("L", bound=Layer)
+
+
+@dataclass(frozen=True)
+class View:
+    """One layer's weights as a linear map.
+
+    Attributes:
+        linear: the map on the calibration images.
+        bias: name of the parameter that shifts the map's outputs, element by element; None where there is none.
+    """
+
+    linear: Linear
+    bias: str | None
+
+
+Make = Callable[[L, Tensor, Tensor, ReconstructSettings], View]
+VIEWS: dict[type[Layer], Make] = {}
+
+
+def views(layer: type[L]) -> Callable[[Make[L]], Make[L]]:
+    """Register the view of a layer type; a second one for the same type raises ValueError."""
+
+    def register(make: Make[L]) -> Make[L]:
+        if layer in VIEWS:
+            raise ValueError(f"layer type {layer.__name__} already has a view")
+        VIEWS[layer] = make
+        return make
+
+    return register
+
+
+def make_view(layer: Layer, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
+    """The view of the float ``layer`` on its inputs as quantized and in float.
+
+    Raises:
+        ModelError: no view knows the layer's type.
+    """
+    make = VIEWS.get(type(layer))
+    if make is None:
+        known = ", ".join(sorted(kind.__name__ for kind in VIEWS))
+        raise ModelError(
+            f"layer {layer.name}: type {type(layer).__name__} cannot be reconstructed; supported types: {known}"
+        )
+    return make(layer, quantized, exact, settings)
+
+
+def _convolution(
+    weight: Tensor, quantized: Tensor, exact: Tensor, stride: int, padding: int, settings: ReconstructSettings
+) -> ConvLinear:
+    rows = max(settings.least_rows, round(settings.rows_per_column * weight[0].numel()))
+    generator = torch.Generator().manual_seed(settings.seed)
+    return ConvLinear(weight.shape, quantized, exact, stride, padding, rows, generator)
+
+
+@views(ConvReLU)
+def _conv_relu(layer: ConvReLU, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
+    return View(_convolution(layer.weight, quantized, exact, layer.stride, layer.padding, settings), "bias")
+
+
+@views(ConvCaps2d)
+def _conv_caps(layer: ConvCaps2d, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
+    linear = _convolution(layer.weight, quantized, exact, layer.stride, layer.padding, settings)
+    return View(linear, None if layer.bias is None else "bias")
+
+
+@views(RoutedConvCaps)
+def _routed_conv_caps(layer: RoutedConvCaps, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
+    """All input types share one convolution: each vote counts alike, whatever its coupling."""
+    maps = (quantized.flatten(0, 1), exact.flatten(0, 1))
+    return View(_convolution(layer.weight, *maps, layer.stride, layer.padding, settings), "vote_bias")
+
+
+@views(DenseCaps)
+def _dense_caps(layer: DenseCaps, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
+    return View(CapsuleLinear(layer, quantized, exact), None if layer.bias is None else "bias")
+
+
+def bias_of(layer: Layer, name: str) -> nn.Parameter:
+    """The parameter of that name."""
+    parameter = getattr(layer, name)
+    assert isinstance(parameter, nn.Parameter)
+    return parameter

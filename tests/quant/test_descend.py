@@ -1,0 +1,132 @@
+"""Coordinate descent on linear maps: its views equal the layers, and it finds what exhaustive search finds."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from caplet.nn.caps import DenseCaps
+from caplet.quant.reconstruct.capsules import CapsuleLinear
+from caplet.quant.reconstruct.convolution import ConvLinear
+from caplet.quant.reconstruct.descend import Grid, fit
+
+
+def outputs(linear: ConvLinear | CapsuleLinear, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Products of the quantized inputs with a weight, and of the differences to the float inputs."""
+    matrices = linear.split(weight)
+    both = [linear.columns(block) for block in range(linear.blocks)]
+    return tuple(
+        sum(torch.bmm(pair[index], matrix) for pair, matrix in zip(both, matrices, strict=True)) for index in (0, 1)
+    )
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(1, 0), (2, 0), (1, 1), (2, 1), (3, 2)])
+@pytest.mark.parametrize("channels", [1, 3, 200])
+def test_a_convolution_equals_its_linear_map(stride: int, padding: int, channels: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, channels, 3, 4, generator=generator)
+    quantized, exact = torch.randn(2, 5, channels, 9, 8, generator=generator)
+    linear = ConvLinear(weight.shape, quantized, exact, stride, padding, 10**6, generator)
+    assert torch.equal(linear.join(linear.split(weight)), weight)
+    found, difference = outputs(linear, weight)
+    expected = F.conv2d(quantized, weight, None, stride, padding).permute(0, 2, 3, 1).flatten(0, 2)
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-4)
+    expected = F.conv2d(quantized - exact, weight, None, stride, padding).permute(0, 2, 3, 1).flatten(0, 2)
+    torch.testing.assert_close(difference[0], expected, rtol=1e-4, atol=1e-4)
+    few = ConvLinear(weight.shape, quantized, exact, stride, padding, 7, generator)
+    assert few.scale.shape == (1, 7, 1)
+    rows = outputs(few, weight)[0][0]
+    whole = found[0]
+    assert all(((whole - row).abs().max(1).values < 1e-3).any() for row in rows)
+
+
+def test_class_capsules_equal_their_linear_map() -> None:
+    torch.manual_seed(0)
+    layer = DenseCaps("digit", 70, 5, 4, 3, 3).requires_grad_(False)
+    layer.bias.normal_()
+    exact = torch.randn(6, 70, 5)
+    linear = CapsuleLinear(layer, exact.clone(), exact)
+    assert linear.blocks == 2
+    assert torch.equal(linear.join(linear.split(layer.weight)), layer.weight)
+    found, difference = outputs(linear, layer.weight)
+    assert not difference.any()
+    votes = torch.einsum("nik,ikgd->ngid", exact, layer.weight.unflatten(2, (4, 3)))
+    coupling = torch.full((6, 4, 70), 0.25)
+    logits = torch.zeros(6, 4, 70)
+    for iteration in range(3):
+        wanted = torch.einsum("ngi,ngid->gnd", coupling, votes)
+        rows = slice(6 * iteration, 6 * iteration + 6)
+        torch.testing.assert_close(found[:, rows], wanted * linear.scale[:, rows], rtol=1e-4, atol=1e-5)
+        s = wanted.permute(1, 0, 2) + layer.bias
+        size = s.norm(dim=-1, keepdim=True)
+        logits = logits + torch.einsum("ngd,ngid->ngi", s * size / (1 + size**2), votes)
+        coupling = torch.softmax(logits, 1)
+
+
+class Rows:
+    """One small map whose inputs are given."""
+
+    unit = 1
+    blocks = 2
+
+    def __init__(self, quantized: Tensor, exact: Tensor) -> None:
+        self.quantized, self.exact = quantized, exact
+        self.scale = torch.ones(1, len(quantized), 1)
+
+    def columns(self, block: int) -> tuple[Tensor, Tensor]:
+        part = slice(0, 2) if block == 0 else slice(2, None)
+        return self.quantized[None, :, part], (self.quantized - self.exact)[None, :, part]
+
+    def split(self, weight: Tensor) -> list[Tensor]:
+        return [weight[None, :2], weight[None, 2:]]
+
+    def join(self, matrices: list[Tensor]) -> Tensor:
+        return torch.cat(matrices, 1)[0]
+
+
+def test_small_problems_come_near_the_best_of_all_codes() -> None:
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.tensor(list(product(range(-2, 2), repeat=4)), dtype=torch.float32)
+    ratios = []
+    for _ in range(30):
+        exact = torch.randn(40, 4, generator=generator) @ torch.randn(4, 4, generator=generator) + 1.0
+        quantized = exact + 0.05 * torch.randn(40, 4, generator=generator)
+        weight = torch.randn(4, 1, generator=generator) * 0.5
+        found = fit(
+            Rows(quantized, exact),
+            weight,
+            Grid(torch.tensor(0.5), -2, 1),
+            sweeps=4,
+            shrink=0.0,
+            correct_bias=False,
+        )
+        errors = ((quantized @ (0.5 * codes.T) - exact @ weight) ** 2).mean(0)
+        mine = float(((quantized @ found.weight - exact @ weight) ** 2).mean())
+        assert mine == pytest.approx(found.after, rel=1e-3, abs=1e-6)
+        assert found.after <= found.before
+        assert torch.equal(found.weight, (found.weight * 2).round() / 2)
+        assert mine >= float(errors.min()) - 1e-5
+        ratios.append((mine + 1e-3) / (float(errors.min()) + 1e-3))
+    assert sorted(ratios)[15] < 1.5  # at least half of them are (nearly) optimal
+
+
+def test_the_bias_takes_the_mean_error_out() -> None:
+    generator = torch.Generator().manual_seed(2)
+    exact = torch.rand(500, 4, generator=generator) + 0.5
+    quantized = (exact * 4).floor() / 4
+    weight = torch.randn(4, 3, generator=generator)
+    grid = Grid(torch.tensor(0.25), -8, 7)
+    found = fit(Rows(quantized, exact), weight, grid, sweeps=0, shrink=0.0, correct_bias=True)
+    error = quantized @ grid.snap(weight) - exact @ weight
+    torch.testing.assert_close(found.shift, -error.mean(0, keepdim=True), rtol=1e-4, atol=1e-5)
+    assert found.after == pytest.approx(float(((error - error.mean(0)) ** 2).mean()), rel=1e-4)
+    assert torch.equal(found.weight, grid.snap(weight))
+
+
+def test_a_grid_of_one_step_per_output_snaps_each_by_its_own() -> None:
+    grid = Grid(torch.tensor([0.5, 0.125]), -4, 3)
+    assert grid.snap(torch.tensor([[0.3, 0.3], [9.0, -9.0]])).tolist() == [[0.5, 0.25], [1.5, -0.5]]

@@ -1,0 +1,168 @@
+"""Reconstruction: fitted weights lie on the grid, and the quantized model comes nearer to the float one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from caplet.data.imageset import to_float
+from caplet.errors import ArtefactError, ConfigError, PlanError
+from caplet.fixed import Rounding
+from caplet.lower import lower
+from caplet.models.base import CapsNet
+from caplet.nn.functional import lengths
+from caplet.program import Conv2d, ConvVotes, DenseVotes
+from caplet.quant.fake import fake_quantized
+from caplet.quant.formats import FormatRule
+from caplet.quant.plan import QuantPlan
+from caplet.quant.reconstruct.reconstruct import reconstruct
+from caplet.quant.reconstruct.settings import Part, ReconstructSettings, parse_parts
+from caplet.quant.widths import Widths, make_plan
+
+BIAS, ROUNDING = (Part.BIAS,), (Part.ROUNDING,)
+
+
+def plan_of(case: Any, weights: int, activations: int = 8) -> QuantPlan:
+    groups = len(case.model.groups())
+    widths = Widths((weights,) * groups, (activations,) * groups, (activations,) * groups)
+    return make_plan(case.model, case.calibration, widths)
+
+
+def length_error(case: Any, model: CapsNet, plan: QuantPlan, images: Tensor) -> float:
+    with torch.no_grad():
+        wanted = lengths(case.model(to_float(images)))
+        with fake_quantized(model, plan):
+            return float((lengths(model(to_float(images))) - wanted).square().mean())
+
+
+def quick(parts: tuple[Part, ...], **more: Any) -> ReconstructSettings:
+    return ReconstructSettings(parts, sweeps=2, least_rows=2000, **more)
+
+
+@pytest.mark.parametrize(("parts", "factor"), [(BIAS, 0.7), (ROUNDING, 0.3), (BIAS + ROUNDING, 0.3)])
+def test_class_lengths_come_nearer_to_float_on_other_images(
+    digits: Any, parts: tuple[Part, ...], factor: float
+) -> None:
+    plan, fitted, others = plan_of(digits, 3), digits.images[:200], digits.images[200:]
+    found = reconstruct(digits.model, plan, fitted, quick(parts))
+    before = length_error(digits, digits.model, plan, others)
+    assert length_error(digits, found.model, found.plan, others) < factor * before
+
+
+@pytest.mark.parametrize("parts", [BIAS, ROUNDING, BIAS + ROUNDING])
+def test_every_block_comes_nearer_or_stays(case: Any, parts: tuple[Part, ...]) -> None:
+    plan = plan_of(case, 3)
+    found = reconstruct(case.model, plan, case.images[:100], quick(parts))
+    assert [block.layer for block in found.blocks] == [
+        layer.name for layer in case.model.layers() if "weight" in layer.specs
+    ]
+    assert all(block.after <= block.before for block in found.blocks)
+    assert sum(block.after for block in found.blocks) < sum(block.before for block in found.blocks)
+    moved = [block.changed > 0 for block in found.blocks]
+    assert any(moved) if Part.ROUNDING in parts else not any(moved)
+
+
+@pytest.mark.parametrize("parts", [ROUNDING, BIAS + ROUNDING])
+def test_lowering_gives_exactly_the_chosen_codes(case: Any, parts: tuple[Part, ...]) -> None:
+    found = reconstruct(case.model, plan_of(case, 3), case.images[:60], quick(parts))
+    program = lower(found.model, found.plan)
+    for op in program.ops:
+        for constant in op.constants:
+            layer, _, name = constant.key.rpartition(".")
+            if name not in ("weight", "bias", "vote_bias"):
+                continue
+            owner = next(owner for owner in found.model.layers() if owner.name == layer)
+            chosen = getattr(owner, name).detach().double()
+            if chosen.ndim == 4:
+                chosen = chosen.permute(0, 2, 3, 1)
+            values = torch.from_numpy(constant.format.decode(constant.codes))
+            assert torch.equal(values, chosen), constant.key
+    votes_and_maps = [op for op in program.ops if isinstance(op, Conv2d | ConvVotes | DenseVotes)]
+    assert len(votes_and_maps) == len(found.blocks)
+
+
+def test_the_model_is_left_alone_and_the_copy_keeps_everything_else(case: Any) -> None:
+    before = {name: tensor.clone() for name, tensor in case.model.state_dict().items()}
+    plan = plan_of(case, 4)
+    found = reconstruct(case.model, plan, case.images[:20], quick(ROUNDING))
+    assert found.plan == plan
+    for name, tensor in case.model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    for name, tensor in found.model.state_dict().items():
+        if "norm" in name:
+            assert torch.equal(tensor, before[name])
+
+
+def test_the_same_seed_gives_the_same_codes_and_another_one_other_rows(digits: Any) -> None:
+    plan, images = plan_of(digits, 3), digits.images[:150]
+    few = {"sweeps": 1, "least_rows": 100, "rows_per_column": 0.0}
+    first, again, other = (
+        reconstruct(digits.model, plan, images, ReconstructSettings(ROUNDING, seed=seed, **few)).model.state_dict()
+        for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["primary.weight"], other["primary.weight"])
+
+
+def test_an_interrupted_run_goes_on_with_the_blocks_it_has(digits: Any, tmp_path: Path) -> None:
+    plan, images, settings = plan_of(digits, 3), digits.images[:80], quick(BIAS + ROUNDING)
+    whole = reconstruct(digits.model, plan, images, settings)
+
+    def stop(layer: str, done: int, total: int) -> None:
+        assert total == 3
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct(digits.model, plan, images, settings, folder=tmp_path, progress=stop)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["reconstructed-conv1.safetensors", "reconstructed-primary.safetensors"]
+    resumed = reconstruct(digits.model, plan, images, settings, folder=tmp_path)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name])
+    assert resumed.plan == whole.plan
+    stamps = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    reconstruct(digits.model, plan, images, settings, folder=tmp_path)
+    assert stamps == {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    other = reconstruct(digits.model, plan_of(digits, 4), images, settings, folder=tmp_path)  # its files are replaced
+    assert torch.equal(
+        other.model.primary.weight, reconstruct(digits.model, plan_of(digits, 4), images, settings).model.primary.weight
+    )
+    (tmp_path / "reconstructed-conv1.safetensors").write_bytes(b"cut")
+    with pytest.raises(ArtefactError, match="damaged"):
+        reconstruct(digits.model, plan, images, settings, folder=tmp_path)
+
+
+def test_plans_that_round_otherwise_are_refused(digits: Any) -> None:
+    groups = Widths.uniform(3, 4)
+    for rounding in (Rounding.TRUNCATE, Rounding.STOCHASTIC):
+        plan = make_plan(digits.model, digits.calibration, groups, rounding=rounding)
+        with pytest.raises(PlanError, match="rounds to nearest"):
+            reconstruct(digits.model, plan, digits.images[:4])
+    powers = make_plan(digits.model, digits.calibration, groups, FormatRule(log2_weights=True))
+    with pytest.raises(PlanError, match=r"conv1\.weight"):
+        reconstruct(digits.model, powers, digits.images[:4])
+    with pytest.raises(PlanError, match="misses"):
+        reconstruct(digits.model, plan_of(digits, 4).restricted([]), digits.images[:4])
+    with pytest.raises(ConfigError, match="at least one image"):
+        reconstruct(digits.model, plan_of(digits, 4), digits.images[:0])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"parts": ()}, {"images": 0}, {"sweeps": 0}, {"least_rows": 0}, {"shrink": -1.0}, {"seed": -1}]
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="reconstruction"):
+        ReconstructSettings(**wrong)
+
+
+def test_parts_are_named_once_and_known() -> None:
+    assert parse_parts("rounding, bias") == (Part.BIAS, Part.ROUNDING)
+    with pytest.raises(ConfigError, match="did you mean rounding"):
+        parse_parts("bias,roundin")
+    with pytest.raises(ConfigError, match="each once"):
+        parse_parts("bias,bias")
