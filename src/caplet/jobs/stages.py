@@ -1,0 +1,139 @@
+"""A run of several stages: each is a folder, done once for equal inputs, and gone on with where it was killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from caplet.errors import ArtefactError
+from caplet.files import why
+from caplet.runs import RunFolder
+
+STAGES = "stages.json"
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a longer job.
+
+    Attributes:
+        name: of its folder under the run's.
+        inputs: everything its outcome depends on, JSON values: settings, and digests of what it reads.
+        work: called with the stage's folder and whether to go on with what an interrupted call left there; it creates
+            the folder.
+        outputs: files that it leaves in its folder and that later stages read.
+    """
+
+    name: str
+    inputs: Mapping[str, Any]
+    work: Callable[[Path, bool], None]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished stage.
+
+    Attributes:
+        folder: where its files are.
+        outputs: SHA-256 (hex) by file name; what later stages take among their inputs.
+        seconds: wall time of its work, all parts of an interrupted one together.
+        skipped: whether it was found finished.
+    """
+
+    folder: Path
+    outputs: dict[str, str]
+    seconds: float
+    skipped: bool
+
+
+@dataclass
+class Stages:
+    """Does stages in a run folder and remembers them in ``stages.json``.
+
+    A stage that is finished, whose inputs are equal and whose outputs still have the hashes they had, is skipped. One
+    that was interrupted with equal inputs goes on. In all other cases the stage's folder is removed and the stage done.
+
+    Attributes:
+        run: the run folder, held open by the caller.
+        note: called with one line of text about every stage.
+    """
+
+    run: RunFolder
+    note: Note = lambda text: None
+    _records: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._records = self.run.read_json(STAGES) if (self.run / STAGES).exists() else {}
+
+    def do(self, stage: Stage) -> Done:
+        """Do a stage, or find it done.
+
+        Raises:
+            ArtefactError: a file cannot be read, written or removed; the stage's own errors pass through.
+        """
+        folder = self.run / stage.name
+        digest = hashlib.sha256(json.dumps(dict(stage.inputs), sort_keys=True).encode()).hexdigest()
+        before = self._records.get(stage.name, {})
+        equal = before.get("inputs") == digest
+        if equal and before.get("outputs") and _hashes(folder, stage.outputs) == before["outputs"]:
+            self.note(f"{stage.name}: unchanged, skipped")
+            return Done(folder, before["outputs"], before["seconds"], True)
+        resume = equal and not before.get("outputs") and folder.is_dir()
+        if not resume:
+            _remove(folder)
+        spent = before.get("seconds", 0.0) if resume else 0.0
+        self.note(f"{stage.name}: going on" if resume else stage.name)
+        began = time.perf_counter()
+        try:
+            self._remember(stage.name, {"inputs": digest, "seconds": spent})
+            stage.work(folder, resume)
+        except BaseException:
+            self._remember(stage.name, {"inputs": digest, "seconds": spent + time.perf_counter() - began})
+            raise
+        outputs = _hashes(folder, stage.outputs)
+        if outputs is None:
+            raise ArtefactError(f"{folder}: the stage ended without {', '.join(stage.outputs)}; start it again")
+        seconds = round(spent + time.perf_counter() - began, 1)
+        self._remember(stage.name, {"inputs": digest, "seconds": seconds, "outputs": outputs})
+        return Done(folder, outputs, seconds, False)
+
+    def drop(self, name: str) -> None:
+        """Remove a stage that the run no longer has, if it was ever begun."""
+        if self._records.pop(name, None) is not None:
+            _remove(self.run / name)
+            self.run.write_json(STAGES, self._records)
+
+    def _remember(self, name: str, record: dict[str, Any]) -> None:
+        self._records[name] = record
+        self.run.write_json(STAGES, self._records)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file. Raises OSError when it cannot be read."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _hashes(folder: Path, names: tuple[str, ...]) -> dict[str, str] | None:
+    """SHA-256 by name, or None where a file is missing."""
+    try:
+        return {name: sha256(folder / name) for name in names}
+    except OSError:
+        return None
+
+
+def _remove(folder: Path) -> None:
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise ArtefactError(f"cannot remove {folder}: {why(error)}") from error

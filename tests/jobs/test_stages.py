@@ -1,0 +1,87 @@
+"""Stages: done once, gone on with, done again when their inputs change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from caplet.errors import ArtefactError
+from caplet.jobs.stages import Stage, Stages
+from caplet.runs import RunFolder
+
+
+class Work:
+    """Writes a file, can be made to fail half-way, and remembers how it was called."""
+
+    def __init__(self) -> None:
+        self.calls: list[bool] = []
+        self.fails = False
+
+    def __call__(self, folder: Path, resume: bool) -> None:
+        self.calls.append(resume)
+        folder.mkdir(exist_ok=resume)
+        (folder / "half").write_text("half")
+        if self.fails:
+            raise KeyboardInterrupt
+        (folder / "out").write_text("whole")
+
+
+def stage(work: Work, value: int = 1) -> Stage:
+    return Stage("one", {"value": value}, work, ("out",))
+
+
+def test_a_finished_stage_is_skipped(tmp_path: Path) -> None:
+    work = Work()
+    first = Stages(RunFolder(tmp_path)).do(stage(work))
+    second = Stages(RunFolder(tmp_path)).do(stage(work))
+    assert work.calls == [False]
+    assert (first.skipped, second.skipped) == (False, True)
+    assert first.outputs == second.outputs
+
+
+def test_an_interrupted_stage_goes_on(tmp_path: Path) -> None:
+    work = Work()
+    work.fails = True
+    with pytest.raises(KeyboardInterrupt):
+        Stages(RunFolder(tmp_path)).do(stage(work))
+    work.fails = False
+    Stages(RunFolder(tmp_path)).do(stage(work))
+    assert work.calls == [False, True]
+
+
+def test_other_inputs_start_again(tmp_path: Path) -> None:
+    work = Work()
+    work.fails = True
+    with pytest.raises(KeyboardInterrupt):
+        Stages(RunFolder(tmp_path)).do(stage(work))
+    work.fails = False
+    Stages(RunFolder(tmp_path)).do(stage(work, value=2))
+    Stages(RunFolder(tmp_path)).do(stage(work, value=3))
+    assert work.calls == [False, False, False]
+
+
+def test_a_changed_or_missing_output_is_made_again(tmp_path: Path) -> None:
+    work = Work()
+    Stages(RunFolder(tmp_path)).do(stage(work))
+    (tmp_path / "one" / "out").write_text("edited")
+    Stages(RunFolder(tmp_path)).do(stage(work))
+    (tmp_path / "one" / "out").unlink()
+    done = Stages(RunFolder(tmp_path)).do(stage(work))
+    assert work.calls == [False, False, False]
+    assert (done.folder / "out").read_text() == "whole"
+
+
+def test_a_stage_that_leaves_nothing_is_an_error(tmp_path: Path) -> None:
+    empty = Stage("one", {}, lambda folder, resume: folder.mkdir(exist_ok=True), ("out",))
+    with pytest.raises(ArtefactError, match="ended without out"):
+        Stages(RunFolder(tmp_path)).do(empty)
+
+
+def test_a_dropped_stage_leaves_no_folder(tmp_path: Path) -> None:
+    stages = Stages(RunFolder(tmp_path))
+    stages.do(stage(Work()))
+    stages.drop("one")
+    stages.drop("never begun")
+    assert not (tmp_path / "one").exists()
+    assert Stages(RunFolder(tmp_path)).do(stage(Work())).skipped is False
