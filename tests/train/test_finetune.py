@@ -17,9 +17,10 @@ from caplet.data.imageset import to_float
 from caplet.errors import ConfigError, ModelError
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
+from caplet.settings import make
 from caplet.train.finetune import distillation_loss, finetune
 from caplet.train.loop import train
-from caplet.train.settings import FinetuneSettings, TrainSettings, build_model, make
+from caplet.train.settings import FinetuneSettings, TrainSettings, build_model
 from caplet.train.trainer import Trainer
 
 Make = Callable[..., TrainSettings]

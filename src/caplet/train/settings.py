@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -13,10 +12,9 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
 )
 
-from caplet.errors import ConfigError
+from caplet.settings import make
 
 if TYPE_CHECKING:
     from caplet.models.base import CapsNet
@@ -130,29 +128,9 @@ class FinetuneSettings(LoopSettings):
     distill_poses: NonNegativeFloat = 0.0
 
 
-Settings = TypeVar("Settings", bound=LoopSettings)
-
-
 def make_settings(values: dict[str, Any], where: str = "training settings") -> TrainSettings:
-    """Training settings from a JSON-like dict; see :func:`make`."""
+    """Training settings from a JSON-like dict; see :func:`caplet.settings.make`."""
     return make(TrainSettings, values, where)
-
-
-def make(kind: type[Settings], values: dict[str, Any], where: str) -> Settings:
-    """Settings of ``kind`` from a JSON-like dict.
-
-    Raises:
-        ConfigError: a setting is unknown, missing or out of range; the message names it and ``where``.
-    """
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        found = "" if first["type"] == "missing" else f" (found {first['input']!r})"
-        near = get_close_matches(name, kind.model_fields, 1) if first["type"] == "extra_forbidden" else []
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{where}: {name}: {first['msg']}{found}{hint}") from None
 
 
 def build_model(settings: TrainSettings) -> CapsNet:
