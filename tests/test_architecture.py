@@ -180,8 +180,8 @@ def test_every_op_is_handled_everywhere() -> None:
         for place, function in {"interpreter": execute, "verifier": check, "bounds": bounds, "C": describe}.items():
             assert op in function.registry, f"{place}: op {op.__name__} is not handled"
         declared = list(_op_fields(op))
-        assert [name for name, _, _ in declared] == [item.name for item in fields(op)]
-        for name, kind, _ in declared:
+        assert [item.name for item in declared] == [item.name for item in fields(op)]
+        for name, kind in ((item.name, item.declared) for item in declared):
             assert kind in _READ, f"file: {op.__name__}.{name} is a {kind}, which cannot be read"
             assert kind in _WRITE, f"file: {op.__name__}.{name} is a {kind}, which cannot be written"
 

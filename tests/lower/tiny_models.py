@@ -56,6 +56,16 @@ CONFIGS: dict[str, ModelConfig] = {
         class_dim=4,
         class_bias=False,
     ),
+    "shallow-kept": ShallowCapsConfig(
+        image=(1, 9, 9),
+        classes=3,
+        stem=(StemConv(kernel=3, channels=4),),
+        primary_types=3,
+        primary_dim=3,
+        primary_kernel=3,
+        class_dim=4,
+        kept=(0, 2, 5, 9, 10, 11, 26),
+    ),
     "deep": DeepCapsConfig(
         image=(1, 9, 7),
         classes=3,
@@ -63,6 +73,14 @@ CONFIGS: dict[str, ModelConfig] = {
         blocks=(Block(types=2, dim=3), Block(types=3, dim=2), Block(types=2, dim=4), Block(types=3, dim=4, stride=1)),
         class_dim=5,
         skip_iterations=2,
+    ),
+    "deep-kept": DeepCapsConfig(
+        image=(1, 8, 8),
+        classes=3,
+        channels=3,
+        blocks=(Block(types=2, dim=2), Block(types=2, dim=2), Block(types=2, dim=3, stride=1), Block(types=2, dim=3)),
+        class_dim=4,
+        kept=(1, 6, 7, 8),
     ),
     "deep-one-iteration": DeepCapsConfig(
         image=(3, 8, 8),

@@ -41,6 +41,7 @@ SETTINGS = [
     SampleSettings(weight_bits=5, activation_bits=6, rounding=Rounding.STOCHASTIC, channel_shifts=True),
     SampleSettings(weight_bits=16, activation_bits=16, iterations=1, bias=False),
     SampleSettings(weight_bits=8, activation_bits=1, rounding=Rounding.STOCHASTIC),
+    SampleSettings(weight_bits=6, activation_bits=7, rounding=Rounding.STOCHASTIC, selected=True),
 ]
 
 
@@ -197,7 +198,7 @@ class Naive:
     def dense_votes(self, op: DenseVotes) -> None:
         _, dim, votes = op.weight.shape
         out: list[int] = []
-        i = 0
+        i = place = 0
         for source in op.sources:
             spec = self.program.tensors[source]
             frac = spec.format.frac_bits + op.weight.format.frac_bits
@@ -208,6 +209,9 @@ class Naive:
                 places = product(range(channels // dim), range(rows), range(columns))
                 capsules = [[self.at(source, y, x, t * dim + k) for k in range(dim)] for t, y, x in places]
             for capsule in capsules:
+                place += 1
+                if op.selected is not None and place - 1 not in op.selected:
+                    continue
                 for v in range(votes):
                     acc = sum(x * int(op.weight.integers[i, k, v]) for k, x in enumerate(capsule))
                     own = frac + (0 if op.channel_shifts is None else int(op.channel_shifts[v]))

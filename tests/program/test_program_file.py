@@ -23,6 +23,7 @@ SETTINGS = [
     SampleSettings(weight_bits=3, activation_bits=5, rounding=Rounding.STOCHASTIC),
     SampleSettings(weight_bits=4, activation_bits=6, log_weights=True, channel_shifts=True),
     SampleSettings(weight_bits=16, activation_bits=16, iterations=1, bias=False),
+    SampleSettings(weight_bits=5, activation_bits=8, selected=True),
 ]
 SMALL = dumps(sample_deep(1, SampleSettings(channel_shifts=True), image=(1, 4, 4), types=2, dim=2, classes=(2, 2)))
 
@@ -85,7 +86,7 @@ def test_unwritable_and_missing_paths_are_reported(tmp_path: Path) -> None:
 
 
 def test_every_type_of_op_field_can_be_written_and_read() -> None:
-    declared = {kind for op in OPS for _, kind, _ in _op_fields(op)}
+    declared = {item.declared for op in OPS for item in _op_fields(op)}
     assert declared == set(_WRITE) == set(_READ)
 
 

@@ -44,6 +44,7 @@ CASES = {
     ),
     "backbone-6-8": (sample_backbone, SampleSettings(6, 8, channel_shifts=True), "fast"),
     "backbone-stochastic": (sample_backbone, SampleSettings(4, 9, Rounding.STOCHASTIC, log_weights=True), "small"),
+    "deep-selected-capsules": (sample_deep, SampleSettings(6, 8, selected=True), "small"),
     "deep-one-iteration": (sample_deep, SampleSettings(9, 8, Rounding.TRUNCATE, iterations=1, bias=False), "fast"),
 }
 

@@ -57,6 +57,7 @@ def test_random_ops_equal_the_interpreter(kind: str, level: str) -> None:
     shifts=st.booleans(),
     iterations=st.integers(1, 4),
     bias=st.booleans(),
+    selected=st.booleans(),
 )
 def test_random_programs_equal_the_interpreter(
     seed: int,
@@ -67,8 +68,9 @@ def test_random_programs_equal_the_interpreter(
     shifts: bool,
     iterations: int,
     bias: bool,
+    selected: bool,
 ) -> None:
-    sample = SampleSettings(weight_bits, activation_bits, rounding, False, shifts, iterations, bias)
+    sample = SampleSettings(weight_bits, activation_bits, rounding, False, shifts, iterations, bias, selected)
     program = make(seed, sample)
     images = images_for(program, 3, seed)
     expected, found = interpreter.run(program, images), NativeModel(program).run(images)

@@ -122,7 +122,7 @@ def _dense_caps(low: Lowering, layer: DenseCaps, sources: tuple[str, ...]) -> No
     name = layer.name
     votes = low.tensor(f"{name}.votes", (layer.in_capsules, layer.out_capsules, layer.dim))
     weight = low.constant(f"{name}.weight", layer.weight)
-    low.ops.append(DenseVotes(f"{name}.vote", sources, votes, weight, layer.dim))
+    low.ops.append(DenseVotes(f"{name}.vote", sources, votes, weight, layer.dim, selected=layer.kept))
     _route(low, layer, layer.out_capsules, layer.out_shape)
 
 

@@ -91,6 +91,18 @@ class CapsNet(nn.Module, ABC):
         """Names of the width groups: every stage but the input."""
         return tuple(stage.name for stage in self.stages()[1:])
 
+    def resized(self, sizes: Mapping[str, int], places: Mapping[str, tuple[int, ...] | None]) -> ModelConfig:
+        """The settings of this model with other sizes, for pruning.
+
+        Args:
+            sizes: how many units every space of :mod:`caplet.prune.rules` keeps, by its name (``"primary.types"``).
+            places: by space of single capsules, those that vote (None for all that there are).
+
+        Raises:
+            ModelError: the family's settings cannot say other sizes.
+        """
+        raise ModelError(f"model family {self.family}: it cannot be pruned, for its settings cannot say other sizes")
+
     def parameter_count(self) -> int:
         """Number of trained parameters."""
         return sum(p.numel() for p in self.parameters())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from caplet.errors import ModelError
@@ -32,6 +34,8 @@ class DeepCapsConfig(ModelConfig):
         blocks: the blocks in order; the last one's skip branch is routed.
         class_dim: dimension of the class capsules.
         skip_iterations, iterations: routing iterations of the routed skip and of the class capsules.
+        kept: places of the capsules of blocks 3 and 4, one block after the other, that vote for the class capsules,
+            ascending, at least one of each block; None for all of them.
     """
 
     image: tuple[PositiveInt, PositiveInt, PositiveInt] = (3, 32, 32)
@@ -40,6 +44,7 @@ class DeepCapsConfig(ModelConfig):
     class_dim: PositiveInt = 32
     skip_iterations: PositiveInt = 3
     iterations: PositiveInt = 3
+    kept: tuple[NonNegativeInt, ...] | None = None
 
 
 class CapsBlock(nn.Module):
@@ -111,8 +116,23 @@ class DeepCaps(CapsNet):
                 f" {fourth.dim} dimensions; give them the same"
             )
         capsules = sum(t * r * c for t, _, r, c in (blocks[i].out_shape for i in (-2, -1)))
-        self.digit = DenseCaps("digit", capsules, fourth.dim, config.classes, config.class_dim, config.iterations)
+        self.digit = DenseCaps(
+            "digit", capsules, fourth.dim, config.classes, config.class_dim, config.iterations, kept=config.kept
+        )
         self.to(memory_format=torch.channels_last)
+
+    def resized(self, sizes: Mapping[str, int], places: Mapping[str, tuple[int, ...] | None]) -> DeepCapsConfig:
+        def resize(index: int, block: Block) -> Block:
+            dim = sizes[f"block{min(index, 3)}.dim"]  # blocks 3 and 4 share theirs: both feed the class capsules
+            return block.model_copy(update={"types": sizes[f"block{index}.types"], "dim": dim})
+
+        changes = {
+            "channels": sizes["conv1.channels"],
+            "blocks": tuple(resize(index, block) for index, block in enumerate(self.config.blocks, start=1)),
+            "class_dim": sizes["digit.dim"],
+            "kept": places["digit.capsules"],
+        }
+        return self.config.model_copy(update=changes)
 
     def stages(self) -> tuple[Stage, ...]:
         def run_block(index: int) -> Stage:

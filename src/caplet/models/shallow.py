@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from caplet.models.base import CapsNet, ModelConfig, Stage, State, check_image_size
 from caplet.nn.caps import ConvCaps2d, DenseCaps, flatten_capsules
@@ -31,6 +33,8 @@ class ShallowCapsConfig(ModelConfig):
         class_dim: dimension of the class capsules.
         iterations: routing iterations.
         primary_bias, class_bias: whether those layers have a bias.
+        kept: places of the primary capsules that vote, ``(type * rows + row) * columns + column``, ascending; None for
+            all of them.
     """
 
     stem: tuple[StemConv, ...] = (StemConv(),)
@@ -42,6 +46,7 @@ class ShallowCapsConfig(ModelConfig):
     iterations: PositiveInt = 3
     primary_bias: bool = True
     class_bias: bool = True
+    kept: tuple[NonNegativeInt, ...] | None = None
 
 
 class ShallowCaps(CapsNet):
@@ -90,8 +95,23 @@ class ShallowCaps(CapsNet):
             config.class_dim,
             config.iterations,
             bias=config.class_bias,
+            kept=config.kept,
         )
         self.to(memory_format=torch.channels_last)
+
+    def resized(self, sizes: Mapping[str, int], places: Mapping[str, tuple[int, ...] | None]) -> ShallowCapsConfig:
+        stem = (
+            conv.model_copy(update={"channels": sizes[f"{layer.name}.channels"]})
+            for conv, layer in zip(self.config.stem, self._stem, strict=True)
+        )
+        changes = {
+            "stem": tuple(stem),
+            "primary_types": sizes["primary.types"],
+            "primary_dim": sizes["primary.dim"],
+            "class_dim": sizes["digit.dim"],
+            "kept": places["digit.capsules"],
+        }
+        return self.config.model_copy(update=changes)
 
     def stages(self) -> tuple[Stage, ...]:
         def stage(layer: Layer, source: str, output: str) -> Stage:

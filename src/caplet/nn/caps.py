@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from caplet.errors import ModelError
 from caplet.nn.conv import OIHW
 from caplet.nn.functional import route
 from caplet.nn.layer import Layer, conv_size
@@ -13,6 +16,10 @@ from caplet.nn.points import PointSpec, Role, flash, ram
 
 TDHW = ("type", "dim", "row", "column")
 UNIT = (-1.0, 1.0)
+
+
+def _rises(places: tuple[int, ...]) -> bool:
+    return all(a < b for a, b in pairwise(places))
 
 
 def flatten_capsules(x: Tensor) -> Tensor:
@@ -102,13 +109,17 @@ class DenseCaps(Layer):
     """Fully connected capsules with dynamic routing: the class capsules.
 
     Args:
-        in_capsules, in_dim: I input capsules of K dimensions.
+        in_capsules, in_dim: input capsules (I of them vote), of K dimensions.
         out_capsules, dim: G output capsules of D dimensions.
         iterations: routing iterations, at least 1.
         bias: whether a bias per (output capsule, dimension) is added to the preactivation.
+        kept: the places of the input capsules that vote, ascending; None for all of them.
 
-    Parameters: ``weight`` float (I, K, G*D), ``bias`` float (G, D).
-    Input float (B, I, K) -> float (B, G, D).
+    Parameters: ``weight`` float (I, K, G*D) with a row for each capsule that votes, ``bias`` float (G, D).
+    Input float (B, in_capsules, K) -> float (B, G, D).
+
+    Raises:
+        ModelError: ``kept`` is empty, out of order or out of range.
 
     Source: Sabour et al. 2017, equation 2.
     """
@@ -123,8 +134,16 @@ class DenseCaps(Layer):
         iterations: int,
         *,
         bias: bool = True,
+        kept: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__(name)
+        if kept is not None and not (kept and kept[0] >= 0 and kept[-1] < in_capsules and _rises(kept)):
+            raise ModelError(
+                f"layer {name}: kept input capsules {kept[:3]}, ... ({len(kept)} of {in_capsules}); the rule is at"
+                f" least one place from 0 to {in_capsules - 1}, in rising order"
+            )
+        self.kept = kept
+        in_capsules = in_capsules if kept is None else len(kept)
         self.in_capsules, self.in_dim = in_capsules, in_dim
         self.out_capsules, self.dim, self.iterations = out_capsules, dim, iterations
         self.out_shape = (out_capsules, dim)
@@ -137,6 +156,8 @@ class DenseCaps(Layer):
         self.declare(*routing_points(out_capsules, in_capsules, dim, iterations))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.kept is not None:
+            x = x.index_select(1, torch.tensor(self.kept, device=x.device))
         votes = torch.bmm(x.transpose(0, 1), self.tap("weight", self.weight))  # I, B, G*D
         votes = votes.unflatten(2, (self.out_capsules, self.dim)).permute(1, 2, 0, 3).contiguous()
         bias = None if self.bias is None else self.tap("bias", self.bias)

@@ -153,8 +153,8 @@ def _dense_votes(op: DenseVotes, tensors: Tensors, ranges: Ranges) -> list[Accum
     result = []
     weight = op.weight.integers
     start = 0
-    for source in op.sources:
-        count = tensors[source].elements // weight.shape[1]
+    for source, voters in zip(op.sources, op.voters(tensors), strict=True):
+        count = len(voters)
         low, high = _products(weight[start : start + count], 1, ranges[source])
         shifts = op.shifts(tensors, source)
         rounding = tensors[op.output].rounding

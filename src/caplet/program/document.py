@@ -16,7 +16,7 @@ import numpy as np
 from caplet.errors import ArtefactError, PlanError
 from caplet.fixed.format import AnyFormat, FixedFormat, LogFormat
 from caplet.fixed.rounding import Rounding
-from caplet.program.ops import OPS, Op
+from caplet.program.ops import OPS, UNWRITTEN, Op
 from caplet.program.program import Program
 from caplet.program.tensor import Constant, IntArray, TensorSpec, WideFormat
 
@@ -202,6 +202,7 @@ _WRITE: dict[str, Callable[[Any], Any]] = {
     "int": _plain,
     "bool": _plain,
     "tuple[str, ...]": list,
+    "tuple[int, ...]": list,
     "Constant": _write_constant,
     "IntArray": lambda array: array.tolist(),
 }
@@ -210,23 +211,37 @@ _READ: dict[str, Callable[[str, Any, CodesOf], Any]] = {
     "int": lambda where, value, _: _integer(where, value),
     "bool": lambda where, value, _: _boolean(where, value),
     "tuple[str, ...]": lambda where, value, _: tuple(_text(where, item) for item in _items(where, value)),
+    "tuple[int, ...]": lambda where, value, _: tuple(_integer(where, item) for item in _items(where, value)),
     "Constant": _read_constant,
     "IntArray": lambda where, value, _: _read_exponents(where, value),
 }
 
 
-def _op_fields(op: type[Op]) -> Iterator[tuple[str, str, bool]]:
-    """Name, declared type without ``| None``, and whether None is allowed, for every field of an op."""
+@dataclass(frozen=True)
+class _Field:
+    """A field of an op: its declared type without ``| None``, and how None is written, if it is allowed."""
+
+    name: str
+    declared: str
+    optional: bool
+    unwritten: bool
+
+
+def _op_fields(op: type[Op]) -> Iterator[_Field]:
     for item in fields(op):  # type: ignore[arg-type]
-        declared = str(item.type)
-        yield item.name, declared.removesuffix(" | None"), declared.endswith(" | None")
+        declared, unwritten = str(item.type), bool(item.metadata.get(UNWRITTEN))
+        optional = declared.endswith(" | None") and not unwritten
+        yield _Field(item.name, declared.removesuffix(" | None"), optional, unwritten)
 
 
 def _write_op(op: Op) -> dict[str, Any]:
     data: dict[str, Any] = {"kind": op.kind}
-    for name, declared, _ in _op_fields(type(op)):
-        value = getattr(op, name)
-        data[name] = None if value is None else _WRITE[declared](value)
+    for item in _op_fields(type(op)):
+        value = getattr(op, item.name)
+        if value is not None:
+            data[item.name] = _WRITE[item.declared](value)
+        elif not item.unwritten:
+            data[item.name] = None
     return data
 
 
@@ -235,13 +250,13 @@ def _read_op(where: str, data: object, codes_of: CodesOf) -> Op:
     if not isinstance(kind, str) or kind not in _BY_KIND:
         raise ArtefactError(f"{where}: kind is {kind!r:.100}; the rule is one of {sorted(_BY_KIND)}")
     op = _BY_KIND[kind]
-    layout = list(_op_fields(op))
-    read = _Reader(f"{where} ({kind})", data, {"kind", *(name for name, _, _ in layout)})
+    layout = [item for item in _op_fields(op) if not item.unwritten or item.name in data]  # type: ignore[operator]
+    read = _Reader(f"{where} ({kind})", data, {"kind", *(item.name for item in layout)})
     values: dict[str, Any] = {}
-    for name, declared, optional in layout:
-        value = read.value(name)
-        if value is None and optional:
-            values[name] = None
+    for item in layout:
+        value = read.value(item.name)
+        if value is None and item.optional:
+            values[item.name] = None
         else:
-            values[name] = _READ[declared](f"{read.where}: {name}", value, codes_of)
+            values[item.name] = _READ[item.declared](f"{read.where}: {item.name}", value, codes_of)
     return op(**values)

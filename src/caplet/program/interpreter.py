@@ -247,11 +247,11 @@ def _dense_votes(op: DenseVotes, machine: _Machine, *sources: Codes) -> dict[str
     noise = machine.noise(spec)
     parts: list[Codes] = []
     start = 0
-    for name, x in zip(op.sources, sources, strict=True):
+    for name, x, voters in zip(op.sources, sources, op.voters(machine.tensors), strict=True):
         kind = machine.operands(op, f"acc:{name}")
         if x.ndim == 4:  # a capsule map: type by type, row by row
             x = x.reshape(*x.shape[:3], -1, dim).transpose(0, 3, 1, 2, 4)
-        capsules: Codes = x.reshape(len(x), -1, dim).astype(kind)
+        capsules: Codes = x.reshape(len(x), -1, dim)[:, voters].astype(kind)
         weight = machine.weights(op.weight, kind, lambda w: w)[start : start + capsules.shape[1]]
         acc = (capsules.swapaxes(0, 1) @ weight).swapaxes(0, 1).astype(np.int64)  # B, I, G * D
         shifts = op.shifts(machine.tensors, name)

@@ -32,7 +32,8 @@ routing) draws element ``t * elements + e`` of ``stochastic_noise(program seed, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -44,6 +45,8 @@ from caplet.program.tensor import Constant, IntArray, TensorSpec
 Tensors = Mapping[str, TensorSpec]
 Shift = int | NDArray[np.int64]
 """One shift, or one per output channel; negative means left."""
+UNWRITTEN = "unwritten"
+"""Marks, in a field's metadata, that a ``.caplet`` file leaves the field out where it is None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,6 +299,9 @@ class DenseVotes(Op):
     other: a list (N, K) in its order, a capsule map (H, W, T * K) type by type, row by row, that is, capsule
     ``(type * H + row) * W + column`` of the map. Each source keeps its own format; product_frac = frac(source) +
     frac(weight) (+ channel_shifts[g * dim + d]), hence one set of shifts per source. There is no bias.
+
+    selected: the places in that list of the capsules that vote, ascending, at least one of each source; x then has only
+    these. None for all of them.
     """
 
     kind: ClassVar[str] = "dense_votes"
@@ -306,6 +312,7 @@ class DenseVotes(Op):
     weight: Constant
     dim: int
     channel_shifts: IntArray | None = None
+    selected: tuple[int, ...] | None = field(default=None, metadata={UNWRITTEN: True})
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -318,6 +325,15 @@ class DenseVotes(Op):
     @property
     def constants(self) -> tuple[Constant, ...]:
         return (self.weight,)
+
+    def voters(self, tensors: Tensors) -> tuple[NDArray[np.int64], ...]:
+        """For every source, which of its capsules vote: their places in its own list, ascending."""
+        counts = [tensors[name].elements // self.weight.shape[1] for name in self.sources]
+        if self.selected is None:
+            return tuple(np.arange(count) for count in counts)
+        chosen = np.array(self.selected, dtype=np.int64)
+        ends = pairwise(np.cumsum([0, *counts]).tolist())
+        return tuple(chosen[(chosen >= first) & (chosen < end)] - first for first, end in ends)
 
     def shifts(self, tensors: Tensors, source: str) -> Shifts:
         product = tensors[source].format.frac_bits + weight_frac(self.weight, self.channel_shifts)

@@ -60,5 +60,6 @@ class Program:
 
     @property
     def flash_bytes(self) -> int:
-        """Bytes of the bit-packed constants."""
-        return sum(constant.packed_bytes for constant in self.constants())
+        """Bytes of the bit-packed constants, and two for every selected input capsule."""
+        selected = sum(len(op.selected or ()) for op in self.ops if isinstance(op, DenseVotes))
+        return sum(constant.packed_bytes for constant in self.constants()) + 2 * selected

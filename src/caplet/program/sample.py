@@ -39,6 +39,7 @@ class SampleSettings:
     """Widths of a sample: of weights and of activations; rounding of every tensor; kinds of weights.
 
     log_weights: weights are powers of two (then weight_bits is 2..5). channel_shifts: exponents per output channel.
+    selected: only every other input capsule of dense votes votes.
     """
 
     weight_bits: int = 8
@@ -48,6 +49,7 @@ class SampleSettings:
     channel_shifts: bool = False
     iterations: int = 3
     bias: bool = True
+    selected: bool = False
 
 
 @dataclass
@@ -157,9 +159,12 @@ class _Builder:
 
     def dense(self, name: str, sources: tuple[str, ...], in_dim: int, outputs: int, dim: int) -> str:
         inputs = sum(self.tensors[source].elements // in_dim for source in sources)
+        selected = tuple(range(inputs % 2, inputs, 2)) if self.settings.selected else None
+        inputs = inputs if selected is None else len(selected)
         weight, frac = self.weight(f"{name}.weight", (inputs, in_dim, outputs * dim), in_dim, sources[0])
         votes = self.tensor(f"{name}.votes", (inputs, outputs, dim), frac)
-        self.ops.append(DenseVotes(f"{name}.vote", sources, votes, weight, dim, self.shifts(outputs * dim)))
+        shifts = self.shifts(outputs * dim)
+        self.ops.append(DenseVotes(f"{name}.vote", sources, votes, weight, dim, shifts, selected))
         return self.route(name, votes, outputs, (outputs, dim))
 
     def conv_routed(self, name: str, source: str, in_types: int, types: int, dim: int) -> str:

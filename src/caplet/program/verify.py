@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import singledispatch
+from itertools import pairwise
 from typing import Any
 
 from caplet.errors import PlanError
@@ -37,6 +38,8 @@ MAX_ELEMENTS = 1 << 26
 MAX_OPS = 4096
 MAX_ITERATIONS = 64
 MAX_CHANNEL_SHIFT = 32
+MAX_SELECTED = 1 << 16
+"""Places of selected input capsules take 16 bits."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
 
 
@@ -287,11 +290,23 @@ def _dense_votes(op: DenseVotes, tensors: Tensors) -> None:
         lists = (len(spec.shape) == 2 and spec.shape[1] == dim) or (len(spec.shape) == 3 and spec.shape[2] % dim == 0)
         _require(op, lists, f"{name} has shape {spec.shape}", f"capsules of {dim} dimensions: (N, K) or (H, W, T * K)")
         total += spec.elements // dim
-    _require(op, total == capsules, f"{total} input capsules", f"the weight's {capsules}")
+    if op.selected is None:
+        _require(op, total == capsules, f"{total} input capsules", f"the weight's {capsules}")
+    else:
+        _selected(op, op.selected, total, capsules)
+        each = all(len(voters) for voters in op.voters(tensors))
+        _require(op, each, "a source of which no capsule votes", "at least one of each source")
     _constant(op, op.weight, (capsules, dim, votes), log=True)
     _channel_shifts(op, op.channel_shifts, votes)
     _require(op, op.dim >= 1 and votes % op.dim == 0, f"dim {op.dim} of {votes}", "whole output capsules")
     _shape(op, tensors[op.output], (capsules, votes // op.dim, op.dim))
+
+
+def _selected(op: DenseVotes, selected: tuple[int, ...], total: int, capsules: int) -> None:
+    fits = len(selected) == capsules and selected[0] >= 0 and selected[-1] < min(total, MAX_SELECTED)
+    rising = all(a < b for a, b in pairwise(selected))
+    found = f"{len(selected)} selected capsules, {selected[:3]}, ..., {selected[-1:]}"
+    _require(op, fits and rising, found, f"{capsules} places (the weight's), rising, within 0..{total - 1} and 16 bits")
 
 
 @check.register

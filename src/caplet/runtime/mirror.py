@@ -78,6 +78,7 @@ Source = _structure("Source", ("acc", Accumulator), *_sizes("rows", "columns", "
 DenseVotesOp = _structure(
     "DenseVotesOp",
     ("sources", c_void_p),
+    ("selected", c_void_p),
     ("weight", Constant),
     ("out", Format),
     *_sizes("source_count", "in_dim", "votes"),

@@ -200,11 +200,18 @@ def _dense_votes(draw: RandomOps) -> tuple[Op, Tensors]:
         name = f"x{number}"
         tensors[name] = draw.spec(name, (draw.size(1, 9), in_dim) if draw.size(0, 1) else maps)
     sources = tuple(tensors)
-    inputs = sum(spec.elements for spec in tensors.values()) // in_dim
+    counts = [spec.elements // in_dim for spec in tensors.values()]
+    inputs = sum(counts)
+    selected = None
+    if not draw.size(0, 1):
+        starts = np.cumsum([0, *counts[:-1]])
+        voters = [start + draw.rng.permutation(n)[: draw.size(1, n)] for start, n in zip(starts, counts, strict=True)]
+        selected = tuple(np.sort(np.concatenate(voters)).tolist())
+        inputs = len(selected)
     weight = draw.constant("w", (inputs, in_dim, outputs * dim), log=True)
     product = tensors["x0"].format.frac_bits + weight.format.frac_bits
     tensors["y"] = draw.spec("y", (inputs, outputs, dim), draw.out_frac(product))
-    return DenseVotes("op", sources, "y", weight, dim, draw.channel_shifts(outputs * dim)), tensors
+    return DenseVotes("op", sources, "y", weight, dim, draw.channel_shifts(outputs * dim), selected), tensors
 
 
 def _routing(draw: RandomOps) -> tuple[Op, Tensors]:

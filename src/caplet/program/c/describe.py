@@ -322,10 +322,14 @@ def _dense_votes(op: DenseVotes, to: Descriptions) -> Struct:
         sources.append(Struct("caplet_source", fields))
     name = to.names.of(f"table {op.name}/sources")
     to.structs[name] = StructArray(name, tuple(sources))
+    selected = Ref()
+    if op.selected is not None:
+        selected = to.array(f"{op.name}/selected", np.array(op.selected, dtype=np.uint16))
     return Struct(
         "caplet_dense_votes_op",
         {
             "sources": Ref(name),
+            "selected": selected,
             "weight": to.constant(op.weight),
             "out": to.format(op.output),
             "source_count": len(sources),

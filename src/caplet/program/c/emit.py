@@ -17,7 +17,7 @@ from caplet.program.c.calls import CallWriter
 from caplet.program.c.describe import Descriptions
 from caplet.program.c.identifiers import Identifiers, identifier
 from caplet.program.c.sources import runtime_files
-from caplet.program.ops import InputQuantize
+from caplet.program.ops import DenseVotes, InputQuantize
 from caplet.program.program import Program
 from caplet.program.tensor import TensorSpec
 from caplet.program.verify import Proof, verify
@@ -188,6 +188,8 @@ def _comment(program: Program, name: str, names: Identifiers) -> str:
         if names.of(f"table {constant.key}") == name:
             shape = " x ".join(map(str, constant.shape))
             return f"{constant.key}: {shape}, {constant.format}"
+    if any(names.of(f"table {op.name}/selected") == name for op in program.ops if isinstance(op, DenseVotes)):
+        return "places of the input capsules that vote"
     return "exponents of the output channels"
 
 

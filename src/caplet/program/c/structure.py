@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-C_TYPES = {np.dtype(np.uint8): "uint8_t", np.dtype(np.int8): "int8_t", np.dtype(np.int16): "int16_t"}
+C_TYPES = {
+    np.dtype(np.uint8): "uint8_t",
+    np.dtype(np.int8): "int8_t",
+    np.dtype(np.int16): "int16_t",
+    np.dtype(np.uint16): "uint16_t",
+}
 """The C type of the elements of an :class:`Array`."""
 
 
@@ -36,7 +41,7 @@ class Struct:
 
 @dataclass(frozen=True, eq=False)
 class Array:
-    """Constants in flash: uint8, int8 or int16, one axis."""
+    """Constants in flash: of a type of ``C_TYPES``, one axis."""
 
     name: str
     values: NDArray[Any]

@@ -223,8 +223,13 @@ typedef struct {
     uint8_t type;
 } caplet_source;
 
+/*
+ * selected: for each input capsule its place in the list of all capsules of the sources, one source after the other;
+ * NULL where every capsule of the sources votes.
+ */
 typedef struct {
     const caplet_source *sources;
+    const uint16_t *selected;
     caplet_constant weight; /* (inputs, in_dim, votes) */
     caplet_format out;
     uint32_t source_count;

@@ -6,7 +6,7 @@ void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, u
 {
     const uint8_t weight_type = caplet_constant_type(&op->weight);
     const caplet_source *source = op->sources;
-    uint32_t local = input;
+    uint32_t local = op->selected != NULL ? op->selected[input] : input;
     uint32_t count = source->types * source->rows * source->columns;
     uint32_t first;
     uint32_t j;

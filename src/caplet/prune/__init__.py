@@ -1,0 +1,1 @@
+"""Structured pruning: what shrinks with what, importance scores, surgery, schedules, accounting."""

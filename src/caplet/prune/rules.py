@@ -1,0 +1,199 @@
+"""Who shrinks with whom: one declaration per layer type, read by scoring, surgery, accounting and the docs.
+
+A *space* is a set of units that are removed as one wherever they occur: the channels of a convolution, the capsule
+types of a block, the dimensions of a capsule, the single capsules that vote for the classes. A rule names the spaces
+that a layer's units belong to, and says for every tensor of the layer which of its axes run along which spaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeVar
+
+from caplet.errors import ModelError
+from caplet.nn.caps import ConvCaps2d, DenseCaps
+from caplet.nn.conv import ConvReLU, InputLayer
+from caplet.nn.layer import Layer
+from caplet.nn.routed import ResidualAdd, RoutedConvCaps
+
+Along = tuple[str | int, ...]
+"""What an axis runs along: names of spaces, or numbers where nothing can go; slowest first."""
+
+
+class Kind(StrEnum):
+    """What the units of a space are."""
+
+    CHANNELS = "channels"  # output channels of a plain convolution
+    TYPES = "types"  # capsule types: all their positions, filters and votes
+    DIM = "dim"  # dimensions of the capsules
+    CAPSULES = "capsules"  # single input capsules (type x position): their transformation matrices and votes
+
+
+@dataclass(frozen=True)
+class Space:
+    """Units that can be removed: ``name`` is ``"<stage>.<kind>"``, ``size`` their number."""
+
+    name: str
+    kind: Kind
+    size: int
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A tensor between layers: what its channels run along, and its number of positions (rows x columns)."""
+
+    along: Along
+    positions: int
+
+
+@dataclass(frozen=True)
+class Voters:
+    """The units of a ``capsules`` space: capsules of several sources, one source after the other.
+
+    Attributes:
+        space: the space's name.
+        sources: of each source, the space of its types and its number of positions.
+        places: of each unit its place in the list of all the sources' capsules; None where all of them vote.
+    """
+
+    space: str
+    sources: tuple[tuple[str, int], ...]
+    places: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Shrinks:
+    """How one layer shrinks.
+
+    Attributes:
+        spaces: the spaces of the layer's own units. Layers of one stage share them.
+        output: what the layer gives to later ones.
+        tensors: for every parameter and buffer, axis -> what it runs along; axes that cannot shrink are left out.
+        units: axis of the layer's activation, without the batch axis -> what it runs along.
+        masked: the point at which a removed unit is as good as zero.
+        coupling: axis of the layer's coupling -> what it runs along; a removed capsule takes no part in the routing.
+        voters: the single capsules that vote, for a fully connected capsule layer.
+        same: pairs of spaces of which the same units go, because the layer reads both in one place.
+    """
+
+    spaces: tuple[Space, ...]
+    output: Flow
+    tensors: Mapping[str, Mapping[int, Along]] = field(default_factory=dict)
+    units: Mapping[int, Along] = field(default_factory=dict)
+    masked: str | None = None
+    coupling: Mapping[int, Along] = field(default_factory=dict)
+    voters: Voters | None = None
+    same: tuple[tuple[str, str], ...] = ()
+
+
+L = TypeVar("L", bound=Layer)
+Rule = Callable[[L, tuple[Flow, ...]], Shrinks]
+RULES: dict[type[Layer], Rule] = {}
+
+
+def shrinks(layer: type[L]) -> Callable[[Rule[L]], Rule[L]]:
+    """Register the rule of a layer type; a second one for the same type raises ValueError."""
+
+    def register(rule: Rule[L]) -> Rule[L]:
+        if layer in RULES:
+            raise ValueError(f"layer type {layer.__name__} already has a pruning rule")
+        RULES[layer] = rule
+        return rule
+
+    return register
+
+
+def rule_of(layer: Layer, sources: tuple[Flow, ...]) -> Shrinks:
+    """How ``layer`` shrinks when it reads ``sources``.
+
+    Raises:
+        ModelError: no rule knows the layer's type; the message names the layer and the supported types.
+    """
+    rule = RULES.get(type(layer))
+    if rule is None:
+        known = ", ".join(sorted(kind.__name__ for kind in RULES))
+        raise ModelError(
+            f"layer {layer.name}: type {type(layer).__name__} has no pruning rule; supported types: {known}"
+        )
+    return rule(layer, sources)
+
+
+def _space(layer: Layer, kind: Kind, size: int) -> Space:
+    """A space of the layer's stage: the layers of one stage share their channels, types and dimensions."""
+    return Space(f"{layer.name.partition('.')[0]}.{kind}", kind, size)
+
+
+@shrinks(InputLayer)
+def _input(layer: InputLayer, sources: tuple[Flow, ...]) -> Shrinks:
+    channels, rows, columns = layer.specs["image"].shape
+    return Shrinks((), Flow((channels,), rows * columns))
+
+
+@shrinks(ConvReLU)
+def _conv_relu(layer: ConvReLU, sources: tuple[Flow, ...]) -> Shrinks:
+    """Output channels go with their filters, biases and batch norm, and with the input channels of what reads them."""
+    channels, rows, columns = layer.out_shape
+    space = _space(layer, Kind.CHANNELS, channels)
+    out: Along = (space.name,)
+    norm = ("weight", "bias", "running_mean", "running_var")
+    tensors: dict[str, Mapping[int, Along]] = {"weight": {0: out, 1: sources[0].along}, "bias": {0: out}}
+    if layer.batch_norm is not None:
+        tensors |= {f"batch_norm.{name}": {0: out} for name in norm} | {"batch_norm.num_batches_tracked": {}}
+    return Shrinks((space,), Flow(out, rows * columns), tensors, {0: out}, "activation")
+
+
+@shrinks(ConvCaps2d)
+def _conv_caps(layer: ConvCaps2d, sources: tuple[Flow, ...]) -> Shrinks:
+    """Capsule types go with all their filters; dimensions with their filter in every type."""
+    types, dim, rows, columns = layer.out_shape
+    spaces = _space(layer, Kind.TYPES, types), _space(layer, Kind.DIM, dim)
+    out: Along = tuple(space.name for space in spaces)
+    tensors: dict[str, Mapping[int, Along]] = {"weight": {0: out, 1: sources[0].along}}
+    if layer.bias is not None:
+        tensors["bias"] = {0: out}
+    return Shrinks(spaces, Flow(out, rows * columns), tensors, {0: out[:1], 1: out[1:]}, "preactivation")
+
+
+@shrinks(RoutedConvCaps)
+def _routed_conv_caps(layer: RoutedConvCaps, sources: tuple[Flow, ...]) -> Shrinks:
+    """One filter serves all input types: an input type takes only its votes along, an output type its filters."""
+    types, dim, rows, columns = layer.out_shape
+    spaces = _space(layer, Kind.TYPES, types), _space(layer, Kind.DIM, dim)
+    kinds: Along = (spaces[0].name,)
+    dims: Along = (spaces[1].name,)
+    in_types, in_dim = sources[0].along[:1], sources[0].along[1:]
+    capsules: Along = (rows * columns, *kinds)
+    return Shrinks(
+        spaces,
+        Flow(kinds + dims, rows * columns),
+        {"weight": {0: kinds + dims, 1: in_dim}, "vote_bias": {0: kinds + dims}, "bias": {0: kinds, 1: dims}},
+        {0: capsules, 1: dims},
+        "preactivation",
+        {0: capsules, 1: in_types},
+    )
+
+
+@shrinks(ResidualAdd)
+def _residual_add(layer: ResidualAdd, sources: tuple[Flow, ...]) -> Shrinks:
+    """What is added has the same units: a block's layers share their spaces (they are of one stage)."""
+    first, second = sources
+    if first != second:
+        raise ModelError(f"layer {layer.name}: it adds tensors along {first.along} and {second.along}, which differ")
+    return Shrinks((), first)
+
+
+@shrinks(DenseCaps)
+def _dense_caps(layer: DenseCaps, sources: tuple[Flow, ...]) -> Shrinks:
+    """Classes never go. Input capsules go with their matrices and votes, and with their type."""
+    space, dims = _space(layer, Kind.CAPSULES, layer.in_capsules), _space(layer, Kind.DIM, layer.dim)
+    out, in_dim = (layer.out_capsules, dims.name), sources[0].along[1:]
+    tensors: dict[str, Mapping[int, Along]] = {"weight": {0: (space.name,), 1: in_dim, 2: out}}
+    if layer.bias is not None:
+        tensors["bias"] = {1: out[1:]}
+    voters = Voters(space.name, tuple((str(flow.along[0]), flow.positions) for flow in sources), layer.kept)
+    same = tuple((str(in_dim[0]), str(flow.along[1])) for flow in sources[1:])
+    return Shrinks(
+        (space, dims), Flow(out, 1), tensors, {1: out[1:]}, "preactivation", {1: (space.name,)}, voters, same
+    )

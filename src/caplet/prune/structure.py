@@ -1,0 +1,208 @@
+"""The spaces of a whole model, and which of their units stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caplet.errors import ConfigError, ModelError
+from caplet.models.base import CapsNet
+from caplet.prune.rules import Along, Flow, Kind, Shrinks, Space, Voters, rule_of
+
+Keep = NDArray[np.bool_]
+Selection = Mapping[str, Keep]
+"""By space, which units stay, bool (size,); a space that is left out stays whole."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What can be removed from a model, and what goes along with it.
+
+    Attributes:
+        spaces: by name, in order of execution.
+        layers: how each layer shrinks, by its name, in order of execution.
+        readers: by space, the layers that read its units as their input.
+    """
+
+    spaces: Mapping[str, Space]
+    layers: Mapping[str, Shrinks]
+    readers: Mapping[str, tuple[str, ...]]
+
+    @property
+    def voters(self) -> tuple[Voters, ...]:
+        """The spaces of single capsules."""
+        return tuple(rule.voters for rule in self.layers.values() if rule.voters is not None)
+
+    def whole(self) -> dict[str, Keep]:
+        """The selection that keeps everything."""
+        return {name: np.ones(space.size, dtype=np.bool_) for name, space in self.spaces.items()}
+
+    def size(self, along: Along) -> int:
+        """Length of an axis."""
+        return prod(part if isinstance(part, int) else self.spaces[part].size for part in along)
+
+    def kept(self, along: Along, selection: Selection) -> Keep:
+        """Which places of an axis stay, bool (length,)."""
+        result = np.ones(1, dtype=np.bool_)
+        for part in along:
+            own = np.ones(part, dtype=np.bool_) if isinstance(part, int) else selection[part]
+            result = (result[:, None] & own[None, :]).reshape(-1)
+        return result
+
+    def close(self, selection: Selection) -> dict[str, Keep]:
+        """The selection with all that it implies: capsules go with their type, types with their last capsule.
+
+        A type stays without voting capsules where another layer reads it too.
+
+        Raises:
+            ConfigError: an unknown space or a wrong number of units, or a layer would be empty; the message names it.
+        """
+        result = self.whole()
+        for name, keep in selection.items():
+            if name not in self.spaces:
+                raise ConfigError(f"there is no space {name!r} to prune; this model has {', '.join(self.spaces)}")
+            if keep.shape != result[name].shape:
+                raise ConfigError(f"space {name}: {keep.shape} units; the rule is ({self.spaces[name].size},)")
+            if not keep.any():
+                raise ConfigError(_emptied(self.spaces[name]))
+            result[name] = keep.astype(np.bool_)
+        for voters in self.voters:
+            self._close_voters(voters, result)
+        return result
+
+    def _close_voters(self, voters: Voters, selection: dict[str, Keep]) -> None:
+        keep = selection[voters.space].copy()
+        for source, (units, types) in enumerate(self.by_source(voters)):
+            space = voters.sources[source][0]
+            keep[units] &= selection[space][types]
+            voting = np.zeros(self.spaces[space].size, dtype=np.bool_)
+            voting[types[keep[units]]] = True
+            if not voting.any():
+                raise ConfigError(
+                    f"{voters.space}: no capsule of {space.partition('.')[0]} would vote; at least 1 must stay"
+                )
+            if len(self.readers[space]) == 1:
+                selection[space] = selection[space] & voting
+        selection[voters.space] = keep
+
+    def by_source(self, voters: Voters) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """For each source of a ``capsules`` space: its units, and the type of each of them."""
+        size = self.spaces[voters.space].size
+        places = np.arange(size) if voters.places is None else np.array(voters.places)
+        result, start = [], 0
+        for space, positions in voters.sources:
+            end = start + self.spaces[space].size * positions
+            units = np.flatnonzero((places >= start) & (places < end))
+            result.append((units, (places[units] - start) // positions))
+            start = end
+        return result
+
+    def places(self, voters: Voters, selection: Selection) -> tuple[int, ...] | None:
+        """Places of the capsules that still vote, in the list of all that remain; None where all of those vote."""
+        size = self.spaces[voters.space].size
+        old = np.arange(size) if voters.places is None else np.array(voters.places)
+        chosen, start, first = [], 0, 0
+        for space, positions in voters.sources:
+            keep = selection[space]
+            new = first + (np.cumsum(keep) - 1)[:, None] * positions + np.arange(positions)[None, :]
+            units = np.flatnonzero((old >= start) & (old < start + keep.size * positions) & selection[voters.space])
+            chosen.append(new.reshape(-1)[old[units] - start])
+            start += keep.size * positions
+            first += int(keep.sum()) * positions
+        result = np.concatenate(chosen)
+        return None if len(result) == first else tuple(result.tolist())
+
+
+def _emptied(space: Space) -> str:
+    return (
+        f"{space.name}: all {space.size} {space.kind} would be removed; the smallest size is 1 (keep at least"
+        f" {1 / space.size:.2g} of them)"
+    )
+
+
+def structure_of(model: CapsNet) -> Structure:
+    """What can be removed from ``model``.
+
+    Raises:
+        ModelError: a layer has no rule; the message names it.
+    """
+    flows: dict[str, Flow] = {}
+    spaces: dict[str, Space] = {}
+    layers: dict[str, Shrinks] = {}
+    readers: dict[str, list[str]] = {}
+    same: dict[str, str] = {}
+    for stage in model.stages():
+        for layer in stage.layers:
+            sources = tuple(flows[key] for key in stage.wiring[layer.name])
+            rule = rule_of(layer, sources)
+            for space in rule.spaces:
+                if spaces.setdefault(space.name, space) != space:
+                    raise ModelError(
+                        f"layer {layer.name}: {space.size} {space.kind}, other layers of its stage have"
+                        f" {spaces[space.name].size}"
+                    )
+            for part in dict.fromkeys(part for flow in sources for part in flow.along if isinstance(part, str)):
+                readers.setdefault(part, []).append(layer.name)
+            for first, other in rule.same:
+                same[other] = same.get(first, first)
+            layers[layer.name] = rule
+            outputs = [key for key, spec in layer.points().items() if spec.lifetime == "output"]
+            flows |= dict.fromkeys(outputs, rule.output)
+    merged = {name: space for name, space in spaces.items() if name not in same}
+    for first, other in ((same[name], name) for name in same):
+        readers[first] = [*readers.get(first, []), *readers.pop(other, [])]
+    renamed = {name: _renamed(rule, same) for name, rule in layers.items()}
+    result = Structure(merged, renamed, {name: tuple(readers.get(name, ())) for name in merged})
+    _check(model, result)
+    return result
+
+
+Axes = TypeVar("Axes", bound=Mapping[int, Along])
+
+
+def _renamed(rule: Shrinks, same: Mapping[str, str]) -> Shrinks:
+    """The rule with every space under its one name."""
+
+    def axes(found: Mapping[int, Along]) -> dict[int, Along]:
+        return {
+            axis: tuple(same.get(part, part) if isinstance(part, str) else part for part in along)
+            for axis, along in found.items()
+        }
+
+    return replace(
+        rule,
+        tensors={name: axes(found) for name, found in rule.tensors.items()},
+        units=axes(rule.units),
+        coupling=axes(rule.coupling),
+    )
+
+
+def _check(model: CapsNet, structure: Structure) -> None:
+    """Every tensor of every layer is covered, and every axis is as long as the rule says."""
+    for layer in model.layers():
+        rule = structure.layers[layer.name]
+        tensors = dict((*layer.named_parameters(), *layer.named_buffers()))
+        if set(tensors) != set(rule.tensors):
+            raise ModelError(f"layer {layer.name}: its rule covers {sorted(rule.tensors)}, it has {sorted(tensors)}")
+        for name, axes in rule.tensors.items():
+            for axis, along in axes.items():
+                if tensors[name].shape[axis] != structure.size(along):
+                    raise ModelError(
+                        f"layer {layer.name}: axis {axis} of {name} is {tensors[name].shape[axis]} long, its rule says"
+                        f" {structure.size(along)} ({' x '.join(map(str, along))})"
+                    )
+
+
+def kept_sizes(selection: Selection) -> dict[str, int]:
+    """By space, how many units stay."""
+    return {name: int(keep.sum()) for name, keep in selection.items()}
+
+
+def prunable(structure: Structure, kinds: tuple[Kind, ...]) -> tuple[Space, ...]:
+    """The spaces of these kinds, in order of execution."""
+    return tuple(space for space in structure.spaces.values() if space.kind in kinds)

@@ -1,0 +1,42 @@
+"""Surgery: a model without the units that go. The result is an ordinary model with smaller settings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from caplet.models.assemble import assemble
+from caplet.models.base import CapsNet
+from caplet.prune.structure import Selection, Structure, kept_sizes, structure_of
+
+
+def cut(model: CapsNet, selection: Selection, structure: Structure | None = None) -> CapsNet:
+    """A copy of ``model`` without the units that ``selection`` does not keep.
+
+    Its outputs equal those of the original in which the removed units are masked (:class:`caplet.prune.mask.Masked`),
+    up to the order of float sums.
+
+    Args:
+        structure: of the model, if it is at hand.
+
+    Returns:
+        A model of the same family in evaluation mode; its settings say its sizes.
+
+    Raises:
+        ConfigError: a layer would be empty, or the selection does not fit the model.
+        ModelError: a layer without a pruning rule, or a family whose settings cannot say other sizes.
+    """
+    structure = structure or structure_of(model)
+    selection = structure.close(selection)
+    places = {voters.space: structure.places(voters, selection) for voters in structure.voters}
+    config = model.resized(kept_sizes(selection), places)
+    tensors: dict[str, Tensor] = {}
+    for layer in model.layers():
+        rule = structure.layers[layer.name]
+        for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
+            value = tensor.detach()
+            for axis, along in rule.tensors[name].items():
+                keep = torch.from_numpy(structure.kept(along, selection))
+                value = value.index_select(axis, keep.nonzero().flatten().to(value.device))
+            tensors[f"{layer.name}.{name}"] = value
+    return assemble(model.family, config, tensors, f"pruned {model.family}")
