@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from caplet.amounts import parse_bytes
 from caplet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,20 +36,6 @@ CalibrationSize = Annotated[
     typer.Option("--calibration-size", help="Images cut from the training split for calibration and search."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of ``"5MB"``, ``"300 KiB"``, ``"1.5mb"`` or a plain number of bytes.
-
-    >>> parse_bytes("5MB"), parse_bytes("1 KiB"), parse_bytes("1.5kb")
-    (5000000, 1024, 1500)
-    """
-    match = re.fullmatch(r"\s*([0-9]{0,15}\.?[0-9]{1,15})\s*([a-z]*)\s*", text.lower())
-    if match is None or match[2] not in _UNITS:
-        raise ConfigError(f"size {text!r}: the rule is a number and a unit, such as 5MB, 300KiB or 4096")
-    return round(float(match[1]) * _UNITS[match[2]])
 
 
 def parse_widths(text: str) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from caplet.amounts import parse_bytes
 from caplet.cli.output import (
     CalibrationSize,
     Channels,
@@ -16,7 +17,6 @@ from caplet.cli.output import (
     Root,
     Size,
     note,
-    parse_bytes,
     print_json,
 )
 
