@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from caplet.nn.points import RoutingHandler
 from caplet.nn.routing_grad import RouteFunction, agreement, weighted_sum
 from caplet.nn.squash import SQUARED_NORM_GUARD, squash, squash_reference
 
@@ -49,6 +50,8 @@ def route(layer: Layer, votes: Tensor, bias: Tensor | None, iterations: int) -> 
     """
     if layer.handler is None and torch.is_grad_enabled() and votes.requires_grad:
         return RouteFunction.apply(votes, bias, iterations)
+    if isinstance(layer.handler, RoutingHandler):
+        return layer.handler.route(layer.name, votes, bias, iterations)
     return route_reference(layer, votes, bias, iterations)
 
 

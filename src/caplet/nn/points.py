@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -135,6 +135,15 @@ class PointHandler(Protocol):
 
     def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
         """Squash of ``capsules`` along ``dim``; ``key`` is the activation's point."""
+        ...
+
+
+@runtime_checkable
+class RoutingHandler(PointHandler, Protocol):
+    """A handler that also runs whole routings, instead of seeing their tensors one by one."""
+
+    def route(self, layer: str, votes: Tensor, bias: Tensor | None, iterations: int) -> Tensor:
+        """Activations, float (B, G, D), of the routing of layer ``layer``; see :func:`caplet.nn.functional.route`."""
         ...
 
 
