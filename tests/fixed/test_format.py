@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caplet.errors import ModelError, PlanError
-from caplet.fixed import AnyFormat, FixedFormat, LogFormat, Rounding, format_from_json, stochastic_noise
+from caplet.fixed import AnyFormat, ChannelFormat, FixedFormat, LogFormat, Rounding, format_from_json, stochastic_noise
 
 FIXED = st.builds(FixedFormat, st.integers(1, 16), st.integers(-12, 24), st.booleans())
 LOG = st.builds(LogFormat, st.integers(2, 5), st.integers(-12, 12))
@@ -134,3 +134,54 @@ def test_batched_noise_is_shared_by_all_images() -> None:
     image = np.random.default_rng(0).normal(size=(2, 3))
     codes = fmt.encode(np.stack([image, image]), Rounding.STOCHASTIC, noise)
     np.testing.assert_array_equal(codes[0], codes[1])
+
+
+@given(
+    st.builds(
+        ChannelFormat,
+        st.integers(1, 16),
+        st.integers(-12, 24),
+        st.booleans(),
+        st.lists(st.integers(0, 15), min_size=3, max_size=3).map(tuple),
+        st.integers(0, 1),
+    ),
+    st.lists(REALS, min_size=9, max_size=9),
+    st.sampled_from([Rounding.NEAREST, Rounding.TRUNCATE]),
+)
+def test_each_channel_is_the_fixed_format_of_its_own_exponent(
+    fmt: ChannelFormat, values: list[float], mode: Rounding
+) -> None:
+    for x in (np.array(values).reshape(3, 3), torch.tensor(values).view(3, 3)):
+        codes, rounded = fmt.encode(x, mode), fmt.quantize(x, mode)
+        assert rounded.tolist() == fmt.decode(codes).tolist()
+        for channel, shift in enumerate(fmt.shifts):
+            alone = FixedFormat(fmt.bits, fmt.frac_bits + shift, fmt.signed)
+            part = x[channel] if fmt.axis == 0 else x[:, channel]
+            mine = codes[channel] if fmt.axis == 0 else codes[:, channel]
+            assert mine.tolist() == alone.encode(part, mode).tolist()
+    assert format_from_json(fmt.to_json()) == fmt
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shifts": []}, "one per output channel"),
+        ({"shifts": [16]}, "from 0 to 15"),
+        ({"shifts": [-1]}, "from 0 to 15"),
+        ({"shifts": [True]}, "from 0 to 15"),
+        ({"shifts": 3}, "list of integers"),
+        ({"axis": -1}, "axis"),
+        ({"bits": 17}, "bits"),
+        ({"more": 1}, "exactly the fields"),
+    ],
+)
+def test_channel_formats_out_of_range_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        format_from_json({**ChannelFormat(4, 2, True, (0, 3), 0).to_json(), **change})
+
+
+def test_a_channel_format_refuses_tensors_with_other_channels() -> None:
+    fmt = ChannelFormat(4, 2, True, (0, 3), 1)
+    for shape in ((2,), (2, 3)):
+        with pytest.raises(PlanError, match="2 channels on axis 1"):
+            fmt.encode(np.zeros(shape))

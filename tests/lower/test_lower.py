@@ -16,14 +16,15 @@ from torch import Tensor
 
 from caplet.data.imageset import to_float
 from caplet.errors import ModelError, PlanError
-from caplet.fixed import FixedFormat, LogFormat, Rounding
+from caplet.fixed import ChannelFormat, FixedFormat, LogFormat, Rounding
 from caplet.lower import lower
 from caplet.lower.handlers import HANDLERS, handles
 from caplet.nn.conv import OIHW, ConvReLU
 from caplet.nn.points import PointSpec, Storage
-from caplet.program import Program, dumps, run, trace, verify
+from caplet.program import Program, dumps, loads, run, trace, verify
 from caplet.quant.evaluator import predict
 from caplet.quant.fake import FakeQuant, fake_quantized
+from caplet.quant.memory import count_memory
 from caplet.quant.plan import QuantPlan
 
 Codes = NDArray[Any]
@@ -81,10 +82,17 @@ class Follow:
 
     def constant(self, key: str, spec: PointSpec, value: Tensor) -> None:
         """Weights are not computed: they are equal, to the last code."""
-        constant = next(c for c in self.program.constants() if c.key == key)
-        fmt = constant.format
-        assert fmt == self.fake.plan.points[key]
+        op, constant = next((op, c) for op in self.program.ops for c in op.constants if c.key == key)
+        fmt, planned = constant.format, self.fake.plan.points[key]
         values = np.asarray(constant.integers * 2.0**-fmt.frac_bits)
+        if isinstance(planned, ChannelFormat):
+            shifts = getattr(op, "channel_shifts", None)
+            assert fmt == planned.base
+            assert shifts is not None
+            assert tuple(shifts) == planned.shifts
+            values = values * 2.0 ** -(shifts if planned.axis else shifts.reshape(-1, 1, 1, 1))
+        else:
+            assert fmt == planned
         theirs = value.detach().double().numpy()
         if spec.dims == OIHW:
             theirs = theirs.transpose(0, 2, 3, 1)
@@ -149,6 +157,27 @@ def test_every_point_is_equal_with_weights_in_powers_of_two(name: str) -> None:
     check_visited(watch, name)
     check_alive(watch)
     assert max(watch.off.values()) <= 1
+
+
+@names
+@pytest.mark.parametrize("rounding", list(Rounding))
+def test_every_point_is_equal_with_an_exponent_per_output_channel(name: str, rounding: Rounding) -> None:
+    plan = mixed_plan(name, 4, 6, rounding, channels=True, seed=2)
+    watch, program = follow(name, plan)
+    check_visited(watch, name)
+    check_alive(watch)
+    assert {key: off for key, off in watch.off.items() if off} == {}
+    made = tiny(name)
+    shifted = {key: fmt for key, fmt in plan.points.items() if isinstance(fmt, ChannelFormat)}
+    channels = sum(len(fmt.shifts) for fmt in shifted.values())
+    plain = plan.with_formats({key: fmt.base for key, fmt in shifted.items()})
+    weights, plain_weights = (count_memory(made.model, p).total.weight_bits for p in (plan, plain))
+    assert weights - plain_weights == 4 * channels
+    assert program.flash_bytes - lower(made.model, plain).flash_bytes == channels
+    assert dumps(loads(dumps(program))) == dumps(program)
+    read = QuantPlan.from_json(plan.to_json())
+    assert (read, read.digest()) == (plan, plan.digest())
+    assert dumps(lower(made.model, read)) == dumps(program)
 
 
 @names
@@ -225,6 +254,9 @@ def test_a_second_handler_of_a_layer_type_is_a_mistake() -> None:
         (lambda points: points.update({"digit.wieght": FixedFormat(8, 7, True)}), "unknown.*'digit.wieght'"),
         (lambda points: points.update({"digit.votes": FixedFormat(8, 7, False)}), "digit.votes.*signed"),
         (lambda points: points.update({"digit.votes": LogFormat(4, 0)}), "digit.votes.*powers of two"),
+        (lambda points: points.update({"digit.votes": ChannelFormat(4, 0, True, (1,), 0)}), "digit.votes.*for weights"),
+        (lambda points: points.update({"conv1.weight": ChannelFormat(4, 0, True, (1,), 0)}), "conv1.weight.*5 on axis"),
+        (lambda points: points.update({"conv1.weight": ChannelFormat(4, 0, True, (1,) * 5, 1)}), "conv1.weight.*axis"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(change: Any, message: str) -> None:

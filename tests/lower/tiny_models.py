@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from caplet.data.imageset import to_float
-from caplet.fixed import Rounding
+from caplet.fixed import ChannelFormat, PlanFormat, Rounding
 from caplet.models.base import CapsNet, ModelConfig
 from caplet.models.deep import Block, DeepCapsConfig
 from caplet.models.registry import FAMILIES
@@ -18,7 +18,7 @@ from caplet.models.shallow import ShallowCapsConfig, StemConv
 from caplet.nn.points import Role, Storage
 from caplet.quant.calibrate import Calibration, calibrate
 from caplet.quant.formats import FormatRule
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan import QuantPlan, output_axis
 from caplet.train.initialise import initialise
 
 CONFIGS: dict[str, ModelConfig] = {
@@ -137,15 +137,23 @@ def mixed_plan(
     rounding: Rounding = Rounding.NEAREST,
     *,
     log2_weights: bool = False,
+    channels: bool = False,
     seed: int = 0,
 ) -> QuantPlan:
-    """A plan in which every point has a width of its own from ``low`` to ``high`` (biases and votes at least 4)."""
+    """A plan in which every point has a width of its own from ``low`` to ``high`` (biases and votes at least 4).
+
+    channels: weights have an exponent per output channel, one off the tensor's own at most.
+    """
     made = tiny(name)
     rng = np.random.default_rng(seed)
     rule = FormatRule(log2_weights=log2_weights)
-    points = {}
+    points: dict[str, PlanFormat] = {}
     for key, spec in made.model.points().items():
         least = low if spec.storage is Storage.FLASH and spec.role is Role.WEIGHT else max(low, 4)
         width = int(rng.integers(least, high + 1))
         points[key] = made.calibration.format(key, width, rule, rounding)
+        if channels and spec.role is Role.WEIGHT:
+            axis = output_axis(spec)
+            shifts = tuple(rng.integers(0, 3, spec.shape[axis]).tolist())
+            points[key] = ChannelFormat(width, points[key].frac_bits - 1, True, shifts, axis)
     return QuantPlan(points, rounding, seed=seed)

@@ -67,6 +67,15 @@ def test_class_capsules_equal_their_linear_map() -> None:
         coupling = torch.softmax(logits, 1)
 
 
+def test_capsules_that_do_not_vote_are_left_out() -> None:
+    torch.manual_seed(0)
+    layer = DenseCaps("digit", 9, 5, 4, 3, 2, kept=(1, 4, 7)).requires_grad_(False)
+    exact = torch.randn(6, 9, 5)
+    linear = CapsuleLinear(layer, exact, exact)
+    votes = torch.einsum("nik,ikgd->gnd", exact[:, [1, 4, 7]], layer.weight.unflatten(2, (4, 3))) / 4
+    torch.testing.assert_close(outputs(linear, layer.weight)[0][:, :6], votes * linear.scale[:, :6])
+
+
 class Rows:
     """One small map whose inputs are given."""
 
@@ -99,7 +108,7 @@ def test_small_problems_come_near_the_best_of_all_codes() -> None:
         found = fit(
             Rows(quantized, exact),
             weight,
-            Grid(torch.tensor(0.5), -2, 1),
+            Grid(torch.tensor([[0.5]]), -2, 1),
             sweeps=4,
             shrink=0.0,
             correct_bias=False,
@@ -119,14 +128,14 @@ def test_the_bias_takes_the_mean_error_out() -> None:
     exact = torch.rand(500, 4, generator=generator) + 0.5
     quantized = (exact * 4).floor() / 4
     weight = torch.randn(4, 3, generator=generator)
-    grid = Grid(torch.tensor(0.25), -8, 7)
+    grid = Grid(torch.tensor([[0.25]]), -8, 7)
     found = fit(Rows(quantized, exact), weight, grid, sweeps=0, shrink=0.0, correct_bias=True)
-    error = quantized @ grid.snap(weight) - exact @ weight
+    error = quantized @ grid.snap(weight[None])[0] - exact @ weight
     torch.testing.assert_close(found.shift, -error.mean(0, keepdim=True), rtol=1e-4, atol=1e-5)
     assert found.after == pytest.approx(float(((error - error.mean(0)) ** 2).mean()), rel=1e-4)
-    assert torch.equal(found.weight, grid.snap(weight))
+    assert torch.equal(found.weight, grid.snap(weight[None])[0])
 
 
 def test_a_grid_of_one_step_per_output_snaps_each_by_its_own() -> None:
-    grid = Grid(torch.tensor([0.5, 0.125]), -4, 3)
-    assert grid.snap(torch.tensor([[0.3, 0.3], [9.0, -9.0]])).tolist() == [[0.5, 0.25], [1.5, -0.5]]
+    grid = Grid(torch.tensor([[0.5, 0.125]]), -4, 3)
+    assert grid.snap(torch.tensor([[[0.3, 0.3], [9.0, -9.0]]])).tolist() == [[[0.5, 0.25], [1.5, -0.5]]]

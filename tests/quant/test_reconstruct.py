@@ -11,7 +11,7 @@ from torch import Tensor
 
 from caplet.data.imageset import to_float
 from caplet.errors import ArtefactError, ConfigError, PlanError
-from caplet.fixed import Rounding
+from caplet.fixed import ChannelFormat, Rounding
 from caplet.lower import lower
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
@@ -19,7 +19,7 @@ from caplet.program import Conv2d, ConvVotes, DenseVotes
 from caplet.quant.fake import fake_quantized
 from caplet.quant.formats import FormatRule
 from caplet.quant.plan import QuantPlan
-from caplet.quant.reconstruct.reconstruct import reconstruct
+from caplet.quant.reconstruct.reconstruct import reconstruct, with_channel_formats
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings, parse_parts
 from caplet.quant.widths import Widths, make_plan
 
@@ -66,7 +66,7 @@ def test_every_block_comes_nearer_or_stays(case: Any, parts: tuple[Part, ...]) -
     assert any(moved) if Part.ROUNDING in parts else not any(moved)
 
 
-@pytest.mark.parametrize("parts", [ROUNDING, BIAS + ROUNDING])
+@pytest.mark.parametrize("parts", [ROUNDING, tuple(Part)])
 def test_lowering_gives_exactly_the_chosen_codes(case: Any, parts: tuple[Part, ...]) -> None:
     found = reconstruct(case.model, plan_of(case, 3), case.images[:60], quick(parts))
     program = lower(found.model, found.plan)
@@ -80,9 +80,32 @@ def test_lowering_gives_exactly_the_chosen_codes(case: Any, parts: tuple[Part, .
             if chosen.ndim == 4:
                 chosen = chosen.permute(0, 2, 3, 1)
             values = torch.from_numpy(constant.format.decode(constant.codes))
+            if name == "weight" and Part.CHANNELS in parts:
+                steps = 2.0 ** -torch.from_numpy(op.channel_shifts).double()
+                values = values * (steps if values.ndim == 3 else steps.view(-1, 1, 1, 1))
             assert torch.equal(values, chosen), constant.key
     votes_and_maps = [op for op in program.ops if isinstance(op, Conv2d | ConvVotes | DenseVotes)]
     assert len(votes_and_maps) == len(found.blocks)
+
+
+def test_exponents_per_channel_help_and_are_chosen_channel_by_channel(case: Any) -> None:
+    plan = plan_of(case, 3)
+    chosen = with_channel_formats(case.model, plan)
+    for layer in case.model.layers():
+        for name in {"weight"} & set(layer.specs):
+            key, weight = f"{layer.name}.{name}", layer.weight.detach()
+            fmt = chosen.points[key]
+            assert isinstance(fmt, ChannelFormat)
+            assert min(fmt.shifts) == 0
+            error, plain = ((f.quantize(weight) - weight).square() for f in (fmt, plan.points[key]))
+            axes = tuple(axis for axis in range(weight.ndim) if axis != fmt.axis)
+            assert (error.sum(axes) <= plain.sum(axes) * (1 + 1e-6)).all()
+    assert chosen.restricted([k for k in plan.points if k not in chosen.diff(plan)]).points
+    reached = {
+        parts: sum(b.after for b in reconstruct(case.model, plan, case.images[:100], quick(parts)).blocks)
+        for parts in (ROUNDING, (Part.CHANNELS, Part.ROUNDING))
+    }
+    assert reached[Part.CHANNELS, Part.ROUNDING] < reached[ROUNDING]
 
 
 def test_the_model_is_left_alone_and_the_copy_keeps_everything_else(case: Any) -> None:

@@ -1,7 +1,7 @@
-"""What a number is: fixed-point formats, and signed powers of two for weights.
+"""What a number is: fixed-point formats, and for weights signed powers of two and one exponent per output channel.
 
 Every format turns real numbers into integer codes and back, on numpy arrays or torch tensors alike (array API).
-Both kinds also say what the device multiplies with: ``value = integers(codes) * 2**-frac_bits``.
+The first two kinds also say what the device multiplies with: ``value = integers(codes) * 2**-frac_bits``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from caplet.fixed.rounding import Array, Rounding
 MAX_BITS = 16
 MAX_FRAC_BITS = 64
 MAX_LOG_BITS = 5
+SHIFT_BITS = 4
+"""Bits that one output channel's shift takes in the memory count; shifts are 0 .. 2**SHIFT_BITS - 1."""
 
 
 def _as_real(x: Array) -> tuple[Array, Any]:
@@ -246,12 +248,121 @@ class LogFormat:
         return cls(data["bits"], data["max_exponent"])
 
 
+@dataclass(frozen=True)
+class ChannelFormat:
+    """Fixed point with an exponent per output channel: ``value = code * 2**-(frac_bits + shifts[channel])``.
+
+    For weights: the device adds a channel's shift where it rounds that channel's sum. Codes, rounding and saturation
+    are those of :attr:`base` on values scaled by ``2**shifts[channel]``.
+
+    bits, frac_bits, signed: as :class:`FixedFormat`, of a channel with shift 0.
+    shifts: one integer from 0 to 15 per output channel.
+    axis: the axis of the tensor that counts output channels.
+    Raises PlanError when a field is out of range.
+
+    >>> ChannelFormat(3, 1, True, (0, 2), 0).quantize(np.array([[1.1, 9.0], [0.3, 9.0]])).tolist()
+    [[1.0, 1.5], [0.25, 0.375]]
+    """
+
+    kind: ClassVar[str] = "channels"
+
+    bits: int
+    frac_bits: int
+    signed: bool
+    shifts: tuple[int, ...]
+    axis: int
+
+    def __post_init__(self) -> None:
+        _ = self.base  # checks bits, frac_bits and signed
+        _require_int("ChannelFormat", "axis", self.axis, 0, 7)
+        if not isinstance(self.shifts, tuple) or not self.shifts:
+            raise PlanError(f"ChannelFormat: shifts are {self.shifts!r:.100}; the rule is one per output channel")
+        for shift in self.shifts:
+            _require_int("ChannelFormat", "a shift", shift, 0, (1 << SHIFT_BITS) - 1)
+
+    @property
+    def base(self) -> FixedFormat:
+        """The format of a channel with shift 0."""
+        return FixedFormat(self.bits, self.frac_bits, self.signed)
+
+    @property
+    def min_code(self) -> int:
+        return self.base.min_code
+
+    @property
+    def max_code(self) -> int:
+        return self.base.max_code
+
+    @property
+    def step(self) -> float:
+        """The value of one code step of a channel with shift 0."""
+        return self.base.step
+
+    @property
+    def min_value(self) -> float:
+        """The smallest value of a channel with shift 0."""
+        return self.base.min_value
+
+    @property
+    def max_value(self) -> float:
+        """The largest value of a channel with shift 0."""
+        return self.base.max_value
+
+    @property
+    def shift_bits(self) -> int:
+        """Bits that the shifts take in memory."""
+        return SHIFT_BITS * len(self.shifts)
+
+    def encode(self, x: Array, rounding: Rounding = Rounding.NEAREST, noise: Array = None) -> Array:
+        """Real numbers -> codes, as :meth:`FixedFormat.encode`. Raises PlanError where x has other channels."""
+        return self.base.encode(self._scaled(x, 1), rounding, noise)
+
+    def quantize(self, x: Array, rounding: Rounding = Rounding.NEAREST, noise: Array = None) -> Array:
+        """The representable value that ``encode`` chooses, in x's own float dtype: ``decode(encode(x))``."""
+        return self._scaled(self.base.quantize(self._scaled(x, 1), rounding, noise), -1)
+
+    def decode(self, codes: Array) -> Array:
+        """Codes -> values: float32 for torch tensors, float64 for numpy arrays. Exact for every code."""
+        return self._scaled(self.base.decode(codes), -1)
+
+    def _scaled(self, x: Array, sign: int) -> Array:
+        """``x * 2**(sign * shift)`` of each channel: exact."""
+        if x.ndim <= self.axis or x.shape[self.axis] != len(self.shifts):
+            expected = f"{len(self.shifts)} channels on axis {self.axis}"
+            raise PlanError(f"ChannelFormat: a tensor of shape {tuple(x.shape)}; the rule is {expected}")
+        xp = array_namespace(x)
+        factors = xp.asarray([2.0 ** (sign * shift) for shift in self.shifts], dtype=x.dtype)
+        return x * xp.reshape(factors, (-1,) + (1,) * (x.ndim - self.axis - 1))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "bits": self.bits,
+            "frac_bits": self.frac_bits,
+            "signed": self.signed,
+            "shifts": list(self.shifts),
+            "axis": self.axis,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ChannelFormat:
+        _require_keys(data, cls.kind, {"kind", "bits", "frac_bits", "signed", "shifts", "axis"})
+        if not isinstance(data["shifts"], list):
+            raise PlanError(f"ChannelFormat: shifts are {data['shifts']!r:.100}; the rule is a list of integers")
+        return cls(data["bits"], data["frac_bits"], data["signed"], tuple(data["shifts"]), data["axis"])
+
+
 AnyFormat = FixedFormat | LogFormat
-_KINDS: dict[str, type[FixedFormat] | type[LogFormat]] = {FixedFormat.kind: FixedFormat, LogFormat.kind: LogFormat}
+"""A format in which one exponent holds for a whole tensor: what tensors and constants of a Program have."""
+PlanFormat = FixedFormat | LogFormat | ChannelFormat
+"""What a plan can give to a point."""
+_KINDS: dict[str, type[FixedFormat] | type[LogFormat] | type[ChannelFormat]] = {
+    kind.kind: kind for kind in (FixedFormat, LogFormat, ChannelFormat)
+}
 
 
-def format_from_json(data: object) -> AnyFormat:
-    """Read what ``to_json`` of either format wrote; the field ``kind`` says which. Raises PlanError otherwise."""
+def format_from_json(data: object) -> PlanFormat:
+    """Read what ``to_json`` of any format wrote; the field ``kind`` says which. Raises PlanError otherwise."""
     if not isinstance(data, dict) or not isinstance(data.get("kind"), str) or data["kind"] not in _KINDS:
         raise PlanError(f"format: found {data!r:.200}; the rule is an object whose kind is one of {sorted(_KINDS)}")
     return _KINDS[data["kind"]].from_json(data)

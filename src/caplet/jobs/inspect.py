@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from caplet.fixed.format import SHIFT_BITS
 from caplet.models.base import CapsNet
 from caplet.program import Program
 
@@ -19,7 +20,8 @@ def inspect_model(model: CapsNet | Program, path: Path | None = None) -> dict[st
     """A description as JSON values: ``title``, ``groups``, ``points``, ``file_bytes``, ``notes``.
 
     Groups are layer groups; a point is one tensor that the device stores. ``bytes`` of a point is its count in bits
-    over 8 (as packed); widths are 32 bits for a float model. Groups count what the papers count: not the input's table.
+    over 8 (as packed), the shifts of output channels (``shift_bits``) included; widths are 32 bits for a float model.
+    Groups count what the papers count: not the input's table.
     """
     program = isinstance(model, Program)
     points = list(_program_points(model) if isinstance(model, Program) else _model_points(model))
@@ -33,7 +35,7 @@ def inspect_model(model: CapsNet | Program, path: Path | None = None) -> dict[st
         )
         kind, widths = ("weight", "_w") if row["storage"] == "flash" else ("activation", "_a")
         group[f"{kind}s"] += row["elements"]
-        group[f"{kind}_bits"] += row["elements"] * row["bits"]
+        group[f"{kind}_bits"] += row["elements"] * row["bits"] + row["shift_bits"]
         group[widths].add(row["bits"])
     rows = [{"group": name, **_plain(group)} for name, group in groups.items()]
     totals = {
@@ -93,7 +95,13 @@ def _program_points(program: Program) -> Iterator[dict[str, Any]]:
     for op in program.ops:
         for constant in op.constants:
             role = constant.key.rpartition(".")[2]
-            yield _row(constant.key, role, constant.shape, "flash", str(constant.format), constant.format.bits)
+            row = _row(constant.key, role, constant.shape, "flash", str(constant.format), constant.format.bits)
+            shifts = getattr(op, "channel_shifts", None)
+            if role == "weight" and shifts is not None:
+                row["format"] += f", shifted by {shifts.min()} to {shifts.max()} per output channel"
+                row["shift_bits"] = SHIFT_BITS * shifts.size
+                row["bytes"] += -(-row["shift_bits"] // 8)
+            yield row
         for name in op.outputs:
             if name == program.lengths:
                 continue
@@ -111,5 +119,6 @@ def _row(key: str, role: str, shape: tuple[int, ...], storage: str, fmt: str, bi
         "format": fmt,
         "bits": bits,
         "elements": elements,
+        "shift_bits": 0,
         "bytes": -(-elements * bits // 8),
     }

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from caplet.fixed import AnyFormat, FixedFormat, Rounding, stochastic_noise
+from caplet.fixed import ChannelFormat, FixedFormat, PlanFormat, Rounding, stochastic_noise
 from caplet.nn.points import PointSpec
 from caplet.program import Constant, Op, TensorSpec
 from caplet.quant.plan import QuantPlan
@@ -44,10 +44,16 @@ class Lowering:
         """The codes of a parameter, rounded in the parameter's own order, then transposed to the device's ``axes``."""
         fmt = self.plan.points[key]
         codes = encode_parameter(key, value, fmt, self.plan)
-        return Constant(key, codes if axes is None else np.transpose(codes, axes), fmt)
+        base = fmt.base if isinstance(fmt, ChannelFormat) else fmt
+        return Constant(key, codes if axes is None else np.transpose(codes, axes), base)
+
+    def channel_shifts(self, key: str) -> NDArray[np.int32] | None:
+        """The shifts per output channel of the weight ``key``, or None where one exponent holds for all."""
+        fmt = self.plan.points[key]
+        return np.array(fmt.shifts, dtype=np.int32) if isinstance(fmt, ChannelFormat) else None
 
 
-def encode_parameter(key: str, value: Tensor, fmt: AnyFormat, plan: QuantPlan) -> NDArray[np.int32]:
+def encode_parameter(key: str, value: Tensor, fmt: PlanFormat, plan: QuantPlan) -> NDArray[np.int32]:
     """Codes of a parameter, int32 of its shape; element e of the noise belongs to element e of the parameter."""
     array = value.detach().cpu().numpy().astype(np.float32)
     rounding = plan.rounding_of(key)

@@ -82,7 +82,8 @@ def _conv_relu(low: Lowering, layer: ConvReLU, sources: tuple[str, ...]) -> None
     output = low.tensor(f"{name}.activation" if layer.batch_norm is None else f"{name}.preactivation", shape)
     weight = low.constant(f"{name}.weight", layer.weight, OHWI)
     bias = low.constant(f"{name}.bias", layer.bias)
-    low.ops.append(Conv2d(name, sources[0], output, weight, bias, layer.stride, layer.padding, relu=True))
+    shifts = low.channel_shifts(f"{name}.weight")
+    low.ops.append(Conv2d(name, sources[0], output, weight, bias, layer.stride, layer.padding, True, shifts))
     if layer.batch_norm is not None:
         scale, offset = layer.affine()
         scales, offsets = low.constant(f"{name}.scale", scale), low.constant(f"{name}.offset", offset)
@@ -98,7 +99,8 @@ def _conv_caps(low: Lowering, layer: ConvCaps2d, sources: tuple[str, ...]) -> No
     preactivation = low.tensor(f"{name}.preactivation", shape)
     weight = low.constant(f"{name}.weight", layer.weight, OHWI)
     bias = None if layer.bias is None else low.constant(f"{name}.bias", layer.bias)
-    low.ops.append(Conv2d(name, sources[0], preactivation, weight, bias, layer.stride, layer.padding))
+    shifts = low.channel_shifts(f"{name}.weight")
+    low.ops.append(Conv2d(name, sources[0], preactivation, weight, bias, layer.stride, layer.padding, False, shifts))
     activation = low.tensor(f"{name}.activation", shape)
     low.ops.append(Squash(f"{name}.squash", preactivation, activation, dim))
 
@@ -112,7 +114,18 @@ def _routed_conv_caps(low: Lowering, layer: RoutedConvCaps, sources: tuple[str, 
     weight = low.constant(f"{name}.weight", layer.weight, OHWI)
     vote_bias = low.constant(f"{name}.vote_bias", layer.vote_bias)
     low.ops.append(
-        ConvVotes(f"{name}.vote", sources[0], votes, weight, vote_bias, in_types, dim, layer.stride, layer.padding)
+        ConvVotes(
+            f"{name}.vote",
+            sources[0],
+            votes,
+            weight,
+            vote_bias,
+            in_types,
+            dim,
+            layer.stride,
+            layer.padding,
+            low.channel_shifts(f"{name}.weight"),
+        )
     )
     _route(low, layer, types, (rows, columns, types * dim))
 
@@ -122,7 +135,8 @@ def _dense_caps(low: Lowering, layer: DenseCaps, sources: tuple[str, ...]) -> No
     name = layer.name
     votes = low.tensor(f"{name}.votes", (layer.in_capsules, layer.out_capsules, layer.dim))
     weight = low.constant(f"{name}.weight", layer.weight)
-    low.ops.append(DenseVotes(f"{name}.vote", sources, votes, weight, layer.dim, selected=layer.kept))
+    shifts = low.channel_shifts(f"{name}.weight")
+    low.ops.append(DenseVotes(f"{name}.vote", sources, votes, weight, layer.dim, shifts, selected=layer.kept))
     _route(low, layer, layer.out_capsules, layer.out_shape)
 
 

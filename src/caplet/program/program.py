@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from caplet.program.ops import ConvVotes, DenseVotes, Op, Routing
+from caplet.program.ops import Conv2d, ConvVotes, DenseVotes, GroupedConv2d, Op, Routing
 from caplet.program.tensor import Constant, TensorSpec
 
 
@@ -60,6 +60,10 @@ class Program:
 
     @property
     def flash_bytes(self) -> int:
-        """Bytes of the bit-packed constants, and two for every selected input capsule."""
+        """Bytes of the bit-packed constants, one for each shift of a channel, two for each selected input capsule."""
         selected = sum(len(op.selected or ()) for op in self.ops if isinstance(op, DenseVotes))
-        return sum(constant.packed_bytes for constant in self.constants()) + 2 * selected
+        shifts = [
+            op.channel_shifts for op in self.ops if isinstance(op, Conv2d | GroupedConv2d | ConvVotes | DenseVotes)
+        ]
+        packed = sum(constant.packed_bytes for constant in self.constants())
+        return packed + sum(shift.size for shift in shifts if shift is not None) + 2 * selected

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from caplet.errors import PlanError
-from caplet.fixed import AnyFormat, FixedFormat, LogFormat, Rounding, stochastic_noise
+from caplet.fixed import FixedFormat, PlanFormat, Rounding, stochastic_noise
 from caplet.fixed import softmax as integer_softmax
 from caplet.fixed import squash as integer_squash
 from caplet.models.base import CapsNet
@@ -71,7 +71,7 @@ class WeightCache:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[str, OrderedDict[tuple[AnyFormat, Rounding, int], tuple[Tensor, int, Tensor]]] = {}
+        self._entries: dict[str, OrderedDict[tuple[PlanFormat, Rounding, int], tuple[Tensor, int, Tensor]]] = {}
 
     def get(self, key: str, plan: QuantPlan, spec: PointSpec, value: Tensor) -> Tensor:
         """The quantized form of ``value`` under ``plan``; computed where it is not known."""
@@ -135,8 +135,8 @@ class FakeQuant:
             return self.weights.get(key, self.plan, spec, value)
         fmt, rounding = self.plan.points[key], self.plan.rounding_of(key)
         noise = self._noise(key, iteration)
-        if isinstance(fmt, LogFormat):
-            raise PlanError(f"point {key}: format {fmt}; powers of two are for weights, this is a {spec.role}")
+        if not isinstance(fmt, FixedFormat):
+            raise PlanError(f"point {key}: format {fmt}; such formats are for weights, this is a {spec.role}")
         if spec.role is Role.IMAGE:  # the caller's tensor; the device reads its codes from a table, always nearest
             return fmt.quantize(value)
         if torch.is_grad_enabled():

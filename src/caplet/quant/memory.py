@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from caplet.fixed import ChannelFormat
 from caplet.models.base import CapsNet
 from caplet.nn.points import Storage
 from caplet.quant.plan import QuantPlan
@@ -70,7 +71,7 @@ def count_memory(model: CapsNet, plan: QuantPlan | None = None) -> MemoryCount:
 
     Weights are weights, biases and batch-norm constants; activations are every tensor the device computes for one
     image: the input image, activations, preactivations, votes, coupling and logits. A tensor that a routing updates
-    in each iteration is counted once.
+    in each iteration is counted once. Shifts per output channel count with their weights.
 
     Differs from the paper, which leaves out the input image and biases; and this counts whole tensors, not the real
     peak RAM, in which tensors share memory.
@@ -80,19 +81,26 @@ def count_memory(model: CapsNet, plan: QuantPlan | None = None) -> MemoryCount:
     """
     if plan is not None:
         plan.check(model)
-    bits = {key: FLOAT_BITS if plan is None else plan.points[key].bits for key in model.points()}
-    return count_bits(model, bits)
+    if plan is None:
+        return count_bits(model, dict.fromkeys(model.points(), FLOAT_BITS))
+    shifts = {key: fmt.shift_bits for key, fmt in plan.points.items() if isinstance(fmt, ChannelFormat)}
+    return count_bits(model, {key: fmt.bits for key, fmt in plan.points.items()}, shifts)
 
 
-def count_bits(model: CapsNet, bits: Mapping[str, int]) -> MemoryCount:
-    """As :func:`count_memory`, from the bits of every point by key."""
+def count_bits(model: CapsNet, bits: Mapping[str, int], shifts: Mapping[str, int] | None = None) -> MemoryCount:
+    """As :func:`count_memory`, from the bits of every point by key.
+
+    Args:
+        shifts: bits that a point's shifts per output channel take in all, by key, where it has any.
+    """
+    more = shifts or {}
     rows = []
     for stage in model.stages():
         elements, total = {Storage.FLASH: 0, Storage.RAM: 0}, {Storage.FLASH: 0, Storage.RAM: 0}
         for layer in stage.layers:
             for key, spec in layer.points().items():
                 elements[spec.storage] += spec.elements
-                total[spec.storage] += spec.elements * bits[key]
+                total[spec.storage] += spec.elements * bits[key] + more.get(key, 0)
         rows.append(
             MemoryRow(
                 stage.name, elements[Storage.FLASH], elements[Storage.RAM], total[Storage.FLASH], total[Storage.RAM]

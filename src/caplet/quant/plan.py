@@ -13,7 +13,7 @@ from typing import Any
 
 from caplet.errors import ArtefactError, PlanError
 from caplet.files import why, write_atomic
-from caplet.fixed import AnyFormat, FixedFormat, LogFormat, Rounding, format_from_json
+from caplet.fixed import ChannelFormat, FixedFormat, LogFormat, PlanFormat, Rounding, format_from_json
 from caplet.fixed.softmax import check_coupling_formats
 from caplet.fixed.squash import check_squash_formats
 from caplet.models.base import CapsNet
@@ -32,6 +32,16 @@ def sibling(key: str, point: str) -> str:
     return f"{key.rpartition('.')[0]}.{point}"
 
 
+def output_axis(spec: PointSpec) -> int:
+    """The axis of a weight that counts its output channels.
+
+    >>> from caplet.nn.points import flash
+    >>> output_axis(flash("weight", Role.WEIGHT, ("in", "in_dim", "out_dim"), (3, 4, 20)))
+    2
+    """
+    return next(axis for axis, name in enumerate(spec.dims) if name in ("out", "out_dim"))
+
+
 @dataclass(frozen=True)
 class QuantPlan:
     """A format for every point, one rounding for all of them, and the seed of its noise.
@@ -46,14 +56,15 @@ class QuantPlan:
         PlanError: a key is not a string, a format is not a format, or the seed is out of range.
     """
 
-    points: Mapping[str, AnyFormat]
+    points: Mapping[str, PlanFormat]
     rounding: Rounding = Rounding.NEAREST
     seed: int = 0
 
     def __post_init__(self) -> None:
         for key, fmt in self.points.items():
-            if not isinstance(key, str) or not isinstance(fmt, FixedFormat | LogFormat):
-                raise PlanError(f"plan: {key!r} -> {fmt!r:.100}; the rule is a point key -> FixedFormat or LogFormat")
+            if not isinstance(key, str) or not isinstance(fmt, PlanFormat):
+                rule = "a point key -> FixedFormat, LogFormat or ChannelFormat"
+                raise PlanError(f"plan: {key!r} -> {fmt!r:.100}; the rule is {rule}")
         if not isinstance(self.rounding, Rounding):
             raise PlanError(f"plan: rounding is {self.rounding!r}; the rule is one of {', '.join(Rounding)}")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 1 << 32:
@@ -70,7 +81,7 @@ class QuantPlan:
         """The rounding of one point: the plan's, or nearest for a point in powers of two."""
         return Rounding.NEAREST if isinstance(self.points[key], LogFormat) else self.rounding
 
-    def with_formats(self, formats: Mapping[str, AnyFormat]) -> QuantPlan:
+    def with_formats(self, formats: Mapping[str, PlanFormat]) -> QuantPlan:
         """This plan with some points' formats replaced (or added)."""
         return replace(self, points={**self.points, **formats})
 
@@ -78,7 +89,7 @@ class QuantPlan:
         """This plan on the points ``keys`` only."""
         return replace(self, points={key: fmt for key, fmt in self.points.items() if key in keys})
 
-    def diff(self, other: QuantPlan) -> dict[str, tuple[AnyFormat | None, AnyFormat | None]]:
+    def diff(self, other: QuantPlan) -> dict[str, tuple[PlanFormat | None, PlanFormat | None]]:
         """Points whose formats differ: key -> (here, there), None where a plan lacks the point."""
         return {
             key: (self.points.get(key), other.points.get(key))
@@ -112,7 +123,7 @@ class QuantPlan:
             raise PlanError(f"plan: fields {sorted(map(str, data))}; the rule is exactly {sorted(fields)}")
         if data["rounding"] not in list(Rounding):
             raise PlanError(f"plan: rounding is {data['rounding']!r}; the rule is one of {', '.join(Rounding)}")
-        points: dict[str, AnyFormat] = {}
+        points: dict[str, PlanFormat] = {}
         for key, fmt in data["points"].items():
             try:
                 points[key] = format_from_json(fmt)
@@ -168,11 +179,25 @@ class QuantPlan:
         if isinstance(fmt, LogFormat):
             if spec.role is not Role.WEIGHT:
                 raise PlanError(f"point {key}: format {fmt}; powers of two are for weights, this is a {spec.role}")
-        elif fmt.signed != spec.signed:
+            return
+        if isinstance(fmt, ChannelFormat):
+            self._check_channels(key, spec, fmt)
+        if fmt.signed != spec.signed:
             kinds = ("an unsigned", "a signed")
             raise PlanError(
                 f"point {key}: {kinds[fmt.signed]} format {fmt} on {kinds[spec.signed]} point; "
                 f"set signed to {str(spec.signed).lower()}"
+            )
+
+    @staticmethod
+    def _check_channels(key: str, spec: PointSpec, fmt: ChannelFormat) -> None:
+        if spec.role is not Role.WEIGHT:
+            raise PlanError(f"point {key}: exponents per channel are for weights, this is a {spec.role}")
+        axis = output_axis(spec)
+        if (fmt.axis, len(fmt.shifts)) != (axis, spec.shape[axis]):
+            raise PlanError(
+                f"point {key}: {len(fmt.shifts)} exponents on axis {fmt.axis}; the rule is {spec.shape[axis]} on axis"
+                f" {axis}, one per output channel"
             )
 
     def _check_functions(self, key: str, spec: PointSpec) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import caplet
 from caplet.errors import ArtefactError, ConfigError
-from caplet.fixed import AnyFormat, Rounding, format_from_json
+from caplet.fixed import PlanFormat, Rounding, format_from_json
 from caplet.fixed.format import MAX_BITS
 from caplet.models.base import CapsNet
 from caplet.nn.points import PointSpec
@@ -49,7 +49,7 @@ class Row:
     key: str
     bits: int
     draw: int
-    format: AnyFormat
+    format: PlanFormat
     effect: Effect
 
     def to_json(self) -> dict[str, Any]:

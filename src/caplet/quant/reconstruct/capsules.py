@@ -22,12 +22,13 @@ class CapsuleLinear:
 
     Args:
         layer: the float layer.
-        quantized, exact: float (N, I, K): the input capsules as quantized and in float.
+        quantized, exact: float (N, I, K): the layer's input as quantized and in float, capsules that do not vote too.
     """
 
     def __init__(self, layer: DenseCaps, quantized: Tensor, exact: Tensor) -> None:
         self.unit = layer.in_dim
-        self._quantized, self._exact = quantized, exact
+        voters = slice(None) if layer.kept is None else torch.tensor(layer.kept)
+        self._quantized, self._exact = quantized[:, voters], exact[:, voters]
         self._out = (layer.out_capsules, layer.dim)
         self._coupling, preactivation = _routing(layer, exact)  # (T, N, G, I), (T, N, G, D)
         per_block = max(1, _BLOCK // layer.in_dim)

@@ -53,7 +53,7 @@ class Grid:
     """The values that weights may take: ``step`` times an integer from ``low`` to ``high``.
 
     Attributes:
-        step: float, broadcasts against (groups, outputs).
+        step: float (groups, outputs), either of which may be 1.
         low, high: codes.
     """
 
@@ -62,8 +62,9 @@ class Grid:
     high: int
 
     def snap(self, values: Tensor) -> Tensor:
-        """The nearest grid values (ties up), shape (groups, ..., outputs) with step (groups, 1..., outputs)."""
-        return torch.floor(values / self.step + 0.5).clamp_(self.low, self.high) * self.step
+        """The nearest grid values (ties up) of float (groups, columns, outputs)."""
+        step = self.step.unsqueeze(1)
+        return torch.floor(values / step + 0.5).clamp_(self.low, self.high) * step
 
 
 @dataclass(frozen=True)

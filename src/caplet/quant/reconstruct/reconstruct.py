@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from caplet.errors import ConfigError, PlanError
-from caplet.fixed import FixedFormat, Rounding
+from caplet.fixed import ChannelFormat, FixedFormat, LogFormat, PlanFormat, Rounding
 from caplet.models.base import CapsNet
 from caplet.nn.layer import Layer
 from caplet.nn.memory import keep_freed_memory
@@ -21,8 +21,9 @@ from caplet.nn.points import Role
 from caplet.quant.fake import FakeQuant
 from caplet.quant.formats import best_fixed_format
 from caplet.quant.histogram import Histogram
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan import QuantPlan, output_axis
 from caplet.quant.reconstruct.chains import Chain
+from caplet.quant.reconstruct.channels import channel_format
 from caplet.quant.reconstruct.descend import Grid, fit
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings
 from caplet.quant.reconstruct.store import BlockStore, identity
@@ -59,7 +60,8 @@ class Reconstruction:
     Attributes:
         model: a copy whose weights and biases lie on the plan's grid: nearest rounding leaves them as they are, so
             fake-quant, lowering and C take exactly the codes that were chosen.
-        plan: the plan given, except for exponents of biases that moved out of their range.
+        plan: the plan given, with exponents per channel where asked for, and other ones for biases that moved out of
+            their range.
         blocks: what happened, in order.
     """
 
@@ -109,7 +111,7 @@ def check_plan(model: CapsNet, plan: QuantPlan) -> None:
             " that rounds to nearest"
         )
     for key, fmt in plan.points.items():
-        if not isinstance(fmt, FixedFormat):
+        if isinstance(fmt, LogFormat):
             raise PlanError(f"reconstruction: point {key}: format {fmt}; only fixed-point weights can be reconstructed")
 
 
@@ -135,6 +137,8 @@ class _Run:
 
     def run(self) -> Reconstruction:
         """All blocks in order."""
+        if Part.CHANNELS in self.settings.parts:
+            self.handler.plan = with_channel_formats(self.source, self.handler.plan)
         total = sum(_has_weights(layer) for layer in self.model.layers())
         stages = self.model.stages()
         for index, stage in enumerate(stages):
@@ -171,16 +175,16 @@ class _Run:
         settings, parts = self.settings, self.settings.parts
         view = make_view(exact, self.quantized.input_of(layer), self.exact.input_of(exact), settings)
         weight = bias_of(exact, "weight").detach()
-        grid = weight_grid(self.handler.plan.points[f"{layer.name}.weight"])
+        fmt = self.handler.plan.points[f"{layer.name}.weight"]
         found = fit(
             view.linear,
             weight,
-            grid,
+            weight_grid(fmt, len(view.linear.scale)),
             sweeps=settings.sweeps if Part.ROUNDING in parts else 0,
             shrink=settings.shrink,
             correct_bias=Part.BIAS in parts and view.bias is not None,
         )
-        nearest = self.handler.plan.points[f"{layer.name}.weight"].quantize(weight)
+        nearest = fmt.quantize(weight)
         tensors = {"weight": found.weight}
         if Part.BIAS in parts and view.bias is not None:
             bias = bias_of(exact, view.bias).detach()
@@ -211,10 +215,24 @@ class _Run:
                         parameter.copy_(plan.points[f"{layer.name}.{name}"].quantize(parameter.detach()))
 
 
-def weight_grid(fmt: Any) -> Grid:
-    """The grid of a weight's format."""
-    assert isinstance(fmt, FixedFormat)
-    return Grid(torch.tensor(fmt.step), fmt.min_code, fmt.max_code)
+def with_channel_formats(model: CapsNet, plan: QuantPlan) -> QuantPlan:
+    """``plan`` with an exponent per output channel for every weight in fixed point."""
+    formats: dict[str, PlanFormat] = {}
+    for layer in model.layers():
+        for name, spec in layer.specs.items():
+            fmt = plan.points[f"{layer.name}.{name}"]
+            if spec.role is Role.WEIGHT and isinstance(fmt, FixedFormat):
+                formats[f"{layer.name}.{name}"] = channel_format(bias_of(layer, name), fmt, output_axis(spec))
+    return plan.with_formats(formats)
+
+
+def weight_grid(fmt: PlanFormat, groups: int) -> Grid:
+    """The grid of a weight's format; exponents per channel are dealt out to the groups in order."""
+    assert isinstance(fmt, FixedFormat | ChannelFormat)
+    if isinstance(fmt, FixedFormat):
+        return Grid(torch.full((1, 1), fmt.step), fmt.min_code, fmt.max_code)
+    steps = torch.tensor([fmt.step * 2.0**-shift for shift in fmt.shifts])
+    return Grid(steps.view(groups, -1), fmt.min_code, fmt.max_code)
 
 
 def _has_weights(layer: Layer) -> bool:

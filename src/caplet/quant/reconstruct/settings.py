@@ -15,10 +15,12 @@ DEFAULT_IMAGES = 1024
 class Part(StrEnum):
     """The parts of reconstruction; each can be used alone.
 
+    * ``channels``: every output channel of a weight gets an exponent of its own.
     * ``bias``: the mean error of every block on the calibration images is taken out of its bias.
     * ``rounding``: every weight's code is chosen to minimise its block's output error, not the weight's own error.
     """
 
+    CHANNELS = "channels"
     BIAS = "bias"
     ROUNDING = "rounding"
 
