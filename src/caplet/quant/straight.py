@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from caplet.errors import ModelError
-from caplet.fixed import AnyFormat, FixedFormat, LogFormat, Rounding
+from caplet.errors import ModelError, PlanError
+from caplet.fixed import ChannelFormat, FixedFormat, LogFormat, PlanFormat, Rounding
 from caplet.nn.points import PointSpec, Role, Storage
 from caplet.nn.routing_grad import agreement, weighted_sum
 from caplet.nn.squash import no_autocast, squash_backward
@@ -24,12 +24,16 @@ from caplet.quant.fake import FakeQuant, point_noise, quantize_in_place
 from caplet.quant.plan import QuantPlan
 
 
-def clipping_edges(fmt: AnyFormat, rounding: Rounding) -> tuple[float, float]:
+def clipping_edges(fmt: PlanFormat, rounding: Rounding) -> tuple[float, float]:
     """The values below and above which a format clips: where rounding would give a code that it does not have.
+
+    Raises PlanError for exponents per output channel, which have no one range.
 
     >>> clipping_edges(FixedFormat(2, 0, True), Rounding.NEAREST)
     (-2.5, 1.5)
     """
+    if isinstance(fmt, ChannelFormat):
+        raise PlanError("exponents per output channel cannot be trained through; use a plan with one for each tensor")
     if isinstance(fmt, LogFormat):
         return 1.5 * fmt.min_value, 1.5 * fmt.max_value
     below, above = (0.0, fmt.step) if rounding is Rounding.TRUNCATE else (fmt.step / 2, fmt.step / 2)
