@@ -45,8 +45,7 @@ def assemble(family: str, config: ModelConfig | dict[str, Any], tensors: Mapping
     Raises:
         ModelError: invalid settings, a missing or unexpected tensor, a wrong shape or type, a NaN or infinity.
     """
-    with torch.device("meta"), _NoInitialisation():
-        model = _build(family, config, where)
+    model = skeleton(family, config, where)
     expected = named_tensors(model)
     given = dict(tensors)
     for name, tensor in expected.items():
@@ -65,6 +64,12 @@ def assemble(family: str, config: ModelConfig | dict[str, Any], tensors: Mapping
     model.to(memory_format=torch.channels_last)
     check_finite(named_tensors(model), where)
     return model.eval()
+
+
+def skeleton(family: str, config: ModelConfig | dict[str, Any], where: str = "settings") -> CapsNet:
+    """A model without data: every tensor has its shape only (device ``meta``). Raises ModelError."""
+    with torch.device("meta"), _NoInitialisation():
+        return _build(family, config, where)
 
 
 class _NoInitialisation(TorchFunctionMode):

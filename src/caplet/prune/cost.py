@@ -1,0 +1,196 @@
+"""What a model costs for one image, layer by layer: multiply-accumulates, parameters, capsules, memory in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any, TypeVar
+
+from caplet.errors import ModelError
+from caplet.models.base import CapsNet
+from caplet.nn.caps import ConvCaps2d, DenseCaps
+from caplet.nn.conv import ConvReLU, InputLayer
+from caplet.nn.layer import Layer
+from caplet.nn.points import Storage
+from caplet.nn.routed import ResidualAdd, RoutedConvCaps
+
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of one layer for one image.
+
+    Attributes:
+        conv: of convolutions that make no votes.
+        votes: of the transformation of input capsules into votes.
+        routing: of each routing iteration: the weighted sum, and in all but the last the agreement.
+    """
+
+    conv: int = 0
+    votes: int = 0
+    routing: tuple[int, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.conv + self.votes + sum(self.routing)
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer's cost for one image.
+
+    Attributes:
+        parameters: trained values (batch-norm statistics are not).
+        capsules: output capsules, 0 for plain convolutions.
+        activation_bytes: of all computed tensors that the layer stores, in float32.
+        peak_bytes: of those and of what is kept for the layer and for later ones meanwhile, in float32.
+    """
+
+    layer: str
+    macs: Macs
+    parameters: int
+    capsules: int
+    activation_bytes: int
+    peak_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "macs": {**asdict(self.macs), "total": self.macs.total}}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A model's cost for one image."""
+
+    layers: tuple[LayerCost, ...]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates."""
+        return sum(layer.macs.total for layer in self.layers)
+
+    @property
+    def parameters(self) -> int:
+        """Trained values."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the parameters in float32."""
+        return FLOAT_BYTES * self.parameters
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes of the layer that needs most memory, in float32."""
+        return max(layer.peak_bytes for layer in self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """Totals, and one record per layer."""
+        macs = [layer.macs for layer in self.layers]
+        return {
+            "macs": self.macs,
+            "conv_macs": sum(m.conv for m in macs),
+            "vote_macs": sum(m.votes for m in macs),
+            "routing_macs": sum(sum(m.routing) for m in macs),
+            "parameters": self.parameters,
+            "bytes": self.bytes,
+            "capsules": sum(layer.capsules for layer in self.layers),
+            "activation_bytes": sum(layer.activation_bytes for layer in self.layers),
+            "peak_bytes": self.peak_bytes,
+            "layers": [layer.to_json() for layer in self.layers],
+        }
+
+
+L = TypeVar("L", bound=Layer)
+Counter = Callable[[L], Macs]
+COUNTERS: dict[type[Layer], Counter] = {}
+
+
+def counts(layer: type[L]) -> Callable[[Counter[L]], Counter[L]]:
+    """Register how the MACs of a layer type are counted; a second counter for a type raises ValueError."""
+
+    def register(counter: Counter[L]) -> Counter[L]:
+        if layer in COUNTERS:
+            raise ValueError(f"layer type {layer.__name__} already has a counter")
+        COUNTERS[layer] = counter
+        return counter
+
+    return register
+
+
+def cost_of(model: CapsNet) -> Cost:
+    """The cost of ``model`` for one image; its tensors need no data (device ``meta``).
+
+    Raises:
+        ModelError: a layer type without a counter; the message names the layer.
+    """
+    stages = model.stages()
+    order = [layer for stage in stages for layer in stage.layers]
+    reads = {name: keys for stage in stages for name, keys in stage.wiring.items()}
+    last = {key: index for index, layer in enumerate(order) for key in reads[layer.name]}
+    sizes = {key: FLOAT_BYTES * spec.elements for layer in order for key, spec in layer.points().items()}
+    written: dict[str, int] = {}
+    layers = []
+    for index, layer in enumerate(order):
+        counter = COUNTERS.get(type(layer))
+        if counter is None:
+            known = ", ".join(sorted(kind.__name__ for kind in COUNTERS))
+            raise ModelError(f"layer {layer.name}: type {type(layer).__name__} has no cost; supported types: {known}")
+        own = [key for key, spec in layer.points().items() if spec.storage is Storage.RAM]
+        waiting = sum(sizes[key] for key in written if last.get(key, -1) >= index)
+        stored = sum(sizes[key] for key in own)
+        parameters = sum(p.numel() for p in layer.parameters())
+        layers.append(LayerCost(layer.name, counter(layer), parameters, _capsules(layer), stored, stored + waiting))
+        written |= {key: index for key in own if key in last}
+    return Cost(tuple(layers))
+
+
+def _capsules(layer: Layer) -> int:
+    if isinstance(layer, DenseCaps):
+        return layer.out_capsules
+    if isinstance(layer, ConvCaps2d | RoutedConvCaps):
+        types, _, rows, columns = layer.out_shape
+        return types * rows * columns
+    return 0
+
+
+def _routing(layer: DenseCaps | RoutedConvCaps) -> tuple[int, ...]:
+    """Each iteration multiplies all votes once for the weighted sum, and but for the last once for the agreement."""
+    votes = prod(layer.specs["votes"].shape)
+    return (2 * votes,) * (layer.iterations - 1) + (votes,)
+
+
+@counts(InputLayer)
+def _input(layer: InputLayer) -> Macs:
+    return Macs()
+
+
+@counts(ResidualAdd)
+def _residual_add(layer: ResidualAdd) -> Macs:
+    return Macs()
+
+
+@counts(ConvReLU)
+def _conv_relu(layer: ConvReLU) -> Macs:
+    _, rows, columns = layer.out_shape
+    return Macs(conv=layer.weight.numel() * rows * columns)
+
+
+@counts(ConvCaps2d)
+def _conv_caps(layer: ConvCaps2d) -> Macs:
+    _, _, rows, columns = layer.out_shape
+    return Macs(conv=layer.weight.numel() * rows * columns)
+
+
+@counts(RoutedConvCaps)
+def _routed_conv_caps(layer: RoutedConvCaps) -> Macs:
+    _, _, rows, columns = layer.out_shape
+    return Macs(votes=layer.weight.numel() * rows * columns * layer.in_shape[0], routing=_routing(layer))
+
+
+@counts(DenseCaps)
+def _dense_caps(layer: DenseCaps) -> Macs:
+    return Macs(votes=layer.weight.numel(), routing=_routing(layer))

@@ -1,0 +1,135 @@
+"""Removal sequences, targets and costs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from networks import CONFIGS, living
+
+from caplet.errors import ConfigError
+from caplet.models.assemble import skeleton
+from caplet.models.registry import FAMILIES
+from caplet.prune.accept import accept
+from caplet.prune.cost import COUNTERS, cost_of
+from caplet.prune.order import Allocation, fewest_removals, macs_per_unit, removal_order, resized_cost
+from caplet.prune.rules import RULES, Kind
+from caplet.prune.scores import measure_scores
+from caplet.prune.structure import prunable, structure_of
+from caplet.prune.surgery import cut
+from caplet.quant.cost import stage_macs
+from caplet.train.loss import margin_loss
+
+names = pytest.mark.parametrize("name", list(CONFIGS))
+UNITS = (Kind.CHANNELS, Kind.TYPES)
+
+
+@names
+def test_macs_are_those_that_torch_counts(name: str) -> None:
+    model, _ = living(name)
+    cost = cost_of(model)
+    assert cost.macs == sum(stage_macs(model))
+    assert cost.parameters == model.parameter_count()
+    assert cost.to_json()["macs"] == cost.macs
+
+
+def test_macs_of_the_published_network() -> None:
+    cost = {layer.layer: layer for layer in cost_of(FAMILIES["shallow"].model()).layers}  # type: ignore[call-arg]
+    assert cost["conv1"].macs.conv == 81 * 256 * 400
+    assert cost["primary"].macs.conv == 81 * 256 * 256 * 36
+    votes = 1152 * 160
+    assert cost["digit"].macs.votes == 8 * votes
+    assert cost["digit"].macs.routing == (2 * votes, 2 * votes, votes)
+    assert cost["primary"].capsules == 1152
+    # its preactivation and activation, and the 256 x 20 x 20 map that it reads
+    assert cost["primary"].peak_bytes == 4 * (2 * 9216 + 102400)
+
+
+def test_every_layer_type_has_a_counter() -> None:
+    assert set(COUNTERS) == set(RULES)
+
+
+@names
+@pytest.mark.parametrize("allocation", list(Allocation))
+def test_orders_shrink_to_any_target(name: str, allocation: Allocation) -> None:
+    model, images = living(name)
+    structure = structure_of(model)
+    spaces = prunable(structure, UNITS)
+    scores = measure_scores(model, images, None, ["length"], margin_loss)["length"]
+    order = removal_order(structure, scores, spaces, allocation, macs_per_unit(model, structure, spaces))
+    macs = [resized_cost(model, structure, order.selection(count)).macs for count in range(len(order.removals) + 1)]
+    assert macs == sorted(macs, reverse=True)
+    assert macs[0] == cost_of(model).macs
+    goal = 0.6 * macs[0]
+    count = fewest_removals(order, lambda keep: resized_cost(model, structure, keep).macs <= goal)
+    assert count is not None
+    assert macs[count] <= goal < macs[count - 1]
+    assert cost_of(cut(model, order.selection(count))).macs == macs[count]
+    assert fewest_removals(order, lambda keep: False) is None
+    for keep in order.selection(len(order.removals)).values():
+        assert keep.any()
+
+
+def test_uniform_keeps_the_same_fraction_and_the_best() -> None:
+    model, images = living("shallow-q7")
+    structure = structure_of(model)
+    scores = measure_scores(model, images, None, ["length"], margin_loss)["length"]
+    spaces = prunable(structure, UNITS)
+    order = removal_order(structure, scores, spaces, Allocation.UNIFORM, {}, {"primary.types": 2})
+    half = order.selection(len(order.removals) // 2)
+    assert half["primary.types"].sum() == 2
+    assert 2 <= half["conv1.channels"].sum() <= 4
+    assert half["conv1.channels"][scores["conv1.channels"].argmax()]
+    worst = np.argsort(scores["primary.types"])[:2]
+    assert not half["primary.types"][worst].any()
+
+
+@pytest.mark.parametrize(
+    ("fixed", "message"),
+    [
+        ({"primary.type": 0.5}, "there is no space 'primary.type'"),
+        ({"primary.types": 0.0}, r"primary\.types: 0 to keep; the rule is a fraction in \(0, 1\]"),
+        ({"primary.types": -0.5}, "the rule is a fraction"),
+        ({"primary.types": 1.5}, "or a number of units up to 3"),
+        ({"primary.types": 4}, "or a number of units up to 3"),
+        ({"primary.types": 0.1}, r"0\.1 of 3 types would leave none; the smallest size is 1 \(keep 0\.33\)"),
+    ],
+)
+def test_fixed_sizes_out_of_range_are_refused(fixed: dict[str, float], message: str) -> None:
+    model, _ = living("shallow")
+    structure = structure_of(model)
+    scores = {name: np.ones(space.size) for name, space in structure.spaces.items()}
+    with pytest.raises(ConfigError, match=message):
+        removal_order(structure, scores, (), Allocation.UNIFORM, {}, fixed)
+
+
+def batches(hits: np.ndarray, size: int) -> list[np.ndarray]:
+    return [hits[start : start + size] for start in range(0, len(hits), size)]
+
+
+def test_accept_decides_early_where_it_is_clear() -> None:
+    rng = np.random.default_rng(0)
+    original = rng.random(4000) < 0.9
+    worse = original & (rng.random(4000) < 0.8)
+    verdict = accept(original, batches(worse, 100), 1.0)
+    assert (verdict.accepted, verdict.early) == (False, True)
+    assert verdict.pair.n < 500
+    flipped = original ^ (rng.random(4000) < 0.02)
+    verdict = accept(original, batches(flipped, 100), 20.0)
+    assert (verdict.accepted, verdict.early) == (True, True)
+
+
+def test_accept_decides_by_the_measured_loss_at_the_end() -> None:
+    original = np.ones(1000, dtype=np.bool_)
+    pruned = original.copy()
+    pruned[:5] = False
+    assert accept(original, batches(pruned, 300), 0.5).accepted
+    assert not accept(original, batches(pruned, 300), 0.49).accepted
+    with pytest.raises(ConfigError, match="answers of the pruned model"):
+        accept(original, batches(pruned[:-1], 300), 0.5)
+
+
+def test_costs_of_skeletons_need_no_memory() -> None:
+    model, _ = living("deep")
+    structure = structure_of(model)
+    assert resized_cost(model, structure, structure.close({})).to_json() == cost_of(model).to_json()
+    assert all(p.is_meta for p in skeleton(model.family, model.config).parameters())

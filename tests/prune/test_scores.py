@@ -1,0 +1,171 @@
+"""Scores against slow definitions, their registry, and what they refuse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from networks import CONFIGS, living
+
+from caplet.data.imageset import to_float
+from caplet.errors import CapletError, ConfigError
+from caplet.models.base import CapsNet
+from caplet.nn.functional import lengths, softmax, squash
+from caplet.nn.points import PointSpec
+from caplet.prune.coupling import measure_activity
+from caplet.prune.scores import SCORES, Score, measure_scores, register_score
+from caplet.prune.structure import structure_of
+from caplet.prune.surgery import cut
+from caplet.train.loss import margin_loss
+
+
+def labels_for(model: CapsNet, images: torch.Tensor) -> torch.Tensor:
+    return torch.arange(len(images)) % model.config.classes
+
+
+@dataclass
+class Scaled:
+    """Multiplies one unit of a point's tensor by a factor."""
+
+    key: str
+    axis: int
+    unit: int
+    factor: float
+
+    def tap(self, key: str, spec: PointSpec, value: torch.Tensor, iteration: int) -> torch.Tensor:
+        if key != self.key:
+            return value
+        factors = torch.ones(value.shape[self.axis])
+        factors[self.unit] = self.factor
+        return value * factors.view([-1 if axis == self.axis else 1 for axis in range(value.ndim)])
+
+    def softmax(self, key: str, logits: torch.Tensor, dim: int, iteration: int) -> torch.Tensor:
+        return softmax(logits, dim)
+
+    def squash(self, key: str, capsules: torch.Tensor, dim: int, iteration: int) -> torch.Tensor:
+        return squash(capsules, dim)
+
+
+def slope(model: CapsNet, images: torch.Tensor, labels: torch.Tensor, key: str, axis: int, unit: int) -> float:
+    """Sum over images of the magnitude of the loss's slope as one unit is scaled, by central differences."""
+    total = 0.0
+    for image, label in zip(images, labels, strict=True):
+        ends = []
+        for factor in (1.02, 0.98):
+            with model.handle(Scaled(key, axis, unit, factor)), torch.no_grad():
+                ends.append(float(margin_loss(lengths(model(to_float(image[None]))), label[None])))
+        total += abs(ends[0] - ends[1]) / 0.04
+    return total
+
+
+@pytest.mark.parametrize(
+    ("name", "space", "key", "axis"),
+    [
+        ("shallow", "conv1.channels", "conv1.activation", 1),
+        ("deep", "conv1.channels", "conv1.activation", 1),
+        ("shallow", "digit.capsules", "digit.votes", 2),
+        ("deep", "digit.capsules", "digit.votes", 2),
+    ],
+)
+def test_taylor_is_the_slope_of_the_loss(name: str, space: str, key: str, axis: int) -> None:
+    model, images = living(name)
+    labels = labels_for(model, images)
+    found = measure_scores(model, images, labels, ["taylor"], margin_loss)["taylor"][space]
+    for unit in range(3):
+        assert found[unit] == pytest.approx(slope(model, images, labels, key, axis, unit), rel=0.05, abs=3e-4)
+
+
+def test_taylor_of_a_shallow_type_is_the_sum_over_its_capsules() -> None:
+    model, images = living("shallow")  # a primary capsule acts through its votes alone
+    found = measure_scores(model, images, labels_for(model, images), ["taylor"], margin_loss)["taylor"]
+    by_type = found["digit.capsules"].reshape(len(found["primary.types"]), -1).sum(1)
+    np.testing.assert_allclose(found["primary.types"], by_type, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_every_score_covers_every_space(name: str) -> None:
+    model, images = living(name)
+    found = measure_scores(model, images, labels_for(model, images), list(SCORES), margin_loss)
+    halves = [measure_scores(model, images, labels_for(model, images), list(SCORES), margin_loss, batch_size=5)]
+    for score in SCORES:
+        for space in structure_of(model).spaces.values():
+            values = found[score][space.name]
+            assert values.shape == (space.size,)
+            assert (values >= 0).all()
+            assert values.max() > 0, (score, space.name)
+            np.testing.assert_allclose(halves[0][score][space.name], values, rtol=1e-3, atol=1e-5)
+
+
+def test_length_is_that_of_the_capsules() -> None:
+    model, images = living("shallow")
+    found = measure_scores(model, images, None, ["length"], margin_loss)["length"]
+    with torch.no_grad():
+        capsules = model.primary(model.stem[0](to_float(images)))  # type: ignore[operator, index, union-attr]
+    expected = capsules.norm(dim=2).sum((0, 2, 3))
+    np.testing.assert_allclose(found["primary.types"], expected, rtol=1e-4)
+    np.testing.assert_allclose(found["digit.capsules"].reshape(3, -1).sum(1), expected, rtol=1e-4)
+
+
+def test_random_depends_on_the_seed_alone() -> None:
+    model, images = living("deep")
+    a, b, c = (measure_scores(model, images, None, ["random"], margin_loss, seed=s)["random"] for s in (0, 0, 1))
+    for space in a:
+        assert (a[space] == b[space]).all()
+    assert any((a[space] != c[space]).any() for space in a)
+
+
+def test_scores_leave_the_model_as_it_was() -> None:
+    model, images = living("shallow")
+    before = [p.detach().clone() for p in model.parameters()]
+    measure_scores(model, images, labels_for(model, images), ["taylor"], margin_loss)
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_what_is_refused() -> None:
+    model, images = living("shallow")
+    labels = labels_for(model, images)
+    with pytest.raises(ConfigError, match=r"unknown score 'tailor'; the scores are taylor, length"):
+        measure_scores(model, images, labels, ["tailor"], margin_loss)
+    with pytest.raises(ConfigError, match=r"score taylor: it needs a label for every calibration image, found none"):
+        measure_scores(model, images, None, ["taylor"], margin_loss)
+    with pytest.raises(ConfigError, match=r"7 calibration images are too few to score 4 classes; .* at least 8"):
+        measure_scores(model, images[:7], labels[:7], ["length"], margin_loss)
+    with pytest.raises(ValueError, match="already registered"):
+        register_score(Score("taylor", "again"))
+
+
+def test_gradients_that_are_not_finite_are_refused() -> None:
+    model, images = living("shallow")
+    broken = cut(model, {})
+    with torch.no_grad():
+        broken.digit.weight[0] = 3e38  # type: ignore[operator, index, union-attr]
+    with pytest.raises(CapletError, match=r"gradient of the loss is not finite"):
+        measure_scores(broken, images, labels_for(model, images), ["taylor"], margin_loss)
+
+
+def test_dead_units_are_found_and_go_for_free() -> None:
+    model, images = living("shallow")
+    broken = cut(model, {})
+    with torch.no_grad():
+        broken.stem[0].bias[2] = -100.0  # type: ignore[index, union-attr]
+        broken.primary.weight[5:10] = 0.0  # type: ignore[index, union-attr]
+        broken.primary.bias[5:10] = 0.0  # type: ignore[index, union-attr]
+    dead = measure_activity(broken, images).dead()
+    assert not dead["conv1.channels"][2]
+    assert (dead["primary.types"] == [True, False, True]).all()
+    smaller = cut(broken, dead)
+    with torch.no_grad():
+        torch.testing.assert_close(smaller(to_float(images)), broken(to_float(images)), atol=1e-5, rtol=0)
+
+
+def test_coupling_entropy_is_between_none_and_all() -> None:
+    model, images = living("deep")
+    activity = measure_activity(model, images, batch_size=11)
+    assert set(activity.entropy) == {"block4.skip", "digit"}
+    for values in activity.entropy.values():
+        assert (values > 0).all()
+        assert (values <= 1 + 1e-6).all()
+    assert set(activity.to_json()["dead"]) == set(activity.peaks)
