@@ -28,8 +28,8 @@ class Activity:
     """What a model does on a set of images.
 
     Attributes:
-        entropy: by layer that routes in several iterations, the mean entropy of each input capsule's last coupling, (inputs,),
-            as a fraction of the largest (1: it votes for all outputs alike; 0: for one).
+        entropy: by layer that routes in several iterations, the mean entropy of each input capsule's last coupling,
+            (inputs,), as a fraction of the largest (1: it votes for all outputs alike; 0: for one).
         peaks: by space (not of dimensions), the largest length or activation of each unit, (size,).
     """
 
