@@ -36,6 +36,7 @@ _API = (
     "sensitivity",
     "train_model",
     "verify_engines",
+    "write_report",
 )
 
 __all__ = ["__version__", *_API]

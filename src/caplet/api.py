@@ -25,6 +25,8 @@ from caplet.jobs.engine import Engine
 from caplet.jobs.evaluate import Evaluation, evaluate
 from caplet.jobs.inspect import inspect_model
 from caplet.jobs.quantize import QuantizeResult, QuantizeSettings, quantize
+from caplet.jobs.records import record_verified
+from caplet.jobs.report import write_report
 from caplet.jobs.sensitivity import SensitivityResult, sensitivity
 from caplet.jobs.ship import Verified, export_c, find_program, parse_targets, verify_engines
 from caplet.jobs.train import TrainRun
@@ -75,6 +77,7 @@ __all__ = [
     "parse_targets",
     "quantize",
     "recipes",
+    "record_verified",
     "run",
     "save_model",
     "save_program",
@@ -82,6 +85,7 @@ __all__ = [
     "sensitivity",
     "train_model",
     "verify_engines",
+    "write_report",
 ]
 
 

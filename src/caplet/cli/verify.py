@@ -29,6 +29,8 @@ def command(
 ) -> None:
     """Run images on every engine and compare every output code with the reference; exit code 6 if one differs.
 
+    Given a run folder, it also writes verify.json there, for `caplet report`.
+
     cortex-m4 builds firmware (arm-none-eabi-gcc or the ziglang package) and runs it in QEMU; instructions are those the
     emulator counts, not clock cycles of a device.
 
@@ -36,7 +38,7 @@ def command(
     """
     import numpy as np
 
-    from caplet.api import find_program, load_program, parse_targets, verify_engines
+    from caplet.api import find_program, load_program, parse_targets, record_verified, verify_engines
     from caplet.errors import NotExact
 
     targets = parse_targets(on)
@@ -49,6 +51,8 @@ def command(
         test = load_data(data, root, size=size, channels=channels, progress=not quiet).test
         pixels = test.images[:: max(1, len(test) // images)][:images].numpy()
     results = verify_engines(program, pixels, targets, ram=parse_ram(ram), note=(lambda text: None) if quiet else note)
+    if run.is_dir():
+        record_verified(run, program, data or "random images", results)
     if json:
         print_json({"engines": [asdict(result) for result in results]})
     else:

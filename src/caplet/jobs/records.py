@@ -6,7 +6,9 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from PIL import Image
 from caplet.data.imageset import ImageSet
 from caplet.data.splits import pack_ids
 from caplet.jobs.inspect import inspect_model
+from caplet.jobs.ship import Verified
 from caplet.program import Program
 from caplet.program.arena import plan_memory
 from caplet.program.file import dumps
@@ -23,6 +26,7 @@ from caplet.program.verify import verify
 from caplet.runs import RunFolder
 
 PREDICTIONS, FLIPS, DETAILS = "predictions.json", "flips.json", "details.json"
+VERIFIED = "verify.json"
 MOST_FLIPS = 60
 """Flipped images whose pixels are kept."""
 LARGEST_SIDE = 96
@@ -92,6 +96,22 @@ def record_details(run: RunFolder, programs: Mapping[str, Program]) -> None:
             "memory": {ram: plan_memory(program, ram, proof=proof).to_json() for ram in ("fast", "small")},
         }
     run.write_json(DETAILS, {"models": models})
+
+
+def record_verified(folder: Path, program: Program, data: str, engines: Sequence[Verified]) -> None:
+    """Write ``verify.json``: what each engine computed from ``program``. Engines of an earlier call are kept.
+
+    Args:
+        data: what the images were.
+
+    Raises:
+        ArtefactError: the file cannot be read or written.
+    """
+    run, digest = RunFolder(folder), program_digest(program)
+    earlier = run.read_json(VERIFIED) if (run / VERIFIED).exists() else {}
+    known = {row["target"]: row for row in earlier["engines"]} if earlier.get("sha256") == digest else {}
+    known |= {engine.target: {**asdict(engine), "data": data} for engine in engines}
+    run.write_json(VERIFIED, {"sha256": digest, "engines": list(known.values())})
 
 
 def program_digest(program: Program) -> str:

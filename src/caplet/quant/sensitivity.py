@@ -83,9 +83,12 @@ class Spread:
 
         >>> Spread.of([1.0, 2.0, 6.0])
         Spread(mean=3.0, low=1.0, high=6.0)
+        >>> Spread.of([0.3, 0.3, 0.3])
+        Spread(mean=0.3, low=0.3, high=0.3)
         """
         mean = statistics.fmean(values) if all(map(math.isfinite, values)) else statistics.median(values)
-        return cls(mean, min(values), max(values))
+        low, high = min(values), max(values)
+        return cls(min(max(mean, low), high), low, high)  # a mean of equal values may be rounded to a neighbour
 
     def to_json(self) -> dict[str, float | None]:
         """Plain data; None stands for infinity (no noise at all)."""

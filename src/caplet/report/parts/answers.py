@@ -1,0 +1,105 @@
+"""The answers: confusion before and after, and the images whose answer changed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from caplet.report.charts import Tile, heat_map
+from caplet.report.figure import Cell, Figure, Section, Table, Thumbnail
+from caplet.report.records import FLIPS, PREDICTIONS, RunRecords
+
+MOST_CLASSES = 30
+"""Classes up to which a confusion matrix is drawn."""
+_KINDS = {"lost": "only float was right", "won": "only the integers were right", "other": "both wrong, differently"}
+
+
+def confusion(run: RunRecords) -> Section | str:
+    """Confusion matrices of the float model and of the first shipped model on the test split."""
+    record = run.find(PREDICTIONS)
+    if record is None:
+        return f"Confusion: the run has no {PREDICTIONS}; quantize again to have it."
+    classes: list[str] = record["classes"]
+    if len(classes) > MOST_CLASSES:
+        return f"Confusion: {len(classes)} classes are too many to draw (at most {MOST_CLASSES})."
+    role = run.metrics["models"][0]["role"]
+    before = _count(record["labels"], record["float"], len(classes))
+    after = _count(record["labels"], record["models"][role], len(classes))
+    rows: list[tuple[Cell, ...]] = [
+        (classes[label], classes[answer], before[label][answer], after[label][answer])
+        for label in range(len(classes))
+        for answer in range(len(classes))
+    ]
+    pictures = tuple(_matrix(title, counts, classes) for title, counts in (("float", before), ("integers", after)))
+    figure = Figure(
+        "Float (left) and integers (right)",
+        "Rows are the true classes, columns the answers, numbers are test images. Right answers are green, wrong ones"
+        " orange; the stronger, the larger their share of the row.",
+        pictures,
+        Table("confusion", ("label", "answer", "float", "integers"), tuple(rows)),
+    )
+    changes = [(after[i][i] - before[i][i], name) for i, name in enumerate(classes)]
+    worst, best = min(changes), max(changes)
+    text = f"Of {len(record['labels']):,} test images."
+    if worst[0] < 0:
+        text += f" Class {worst[1]} loses most: {-worst[0]} right answers fewer."
+    if best[0] > 0:
+        text += f" Class {best[1]} gains most: {best[0]} more."
+    return Section("Confusion before and after", text, (figure,))
+
+
+def _count(labels: list[int], answers: list[int], classes: int) -> list[list[int]]:
+    counts = [[0] * classes for _ in range(classes)]
+    for label, answer in zip(labels, answers, strict=True):
+        counts[label][answer] += 1
+    return counts
+
+
+def _matrix(title: str, counts: list[list[int]], classes: list[str]) -> str:
+    tiles = {}
+    for i, row in enumerate(counts):
+        for j, count in enumerate(row):
+            mix = math.sqrt(count / sum(row)) if count else 0.0
+            style = "tile right" if i == j else "tile wrong"
+            tiles[i, j] = Tile(
+                str(count) if count else "", mix, f"{classes[i]} answered as {classes[j]}: {count}", style
+            )
+    widest = max(len(str(count)) for row in counts for count in row)
+    return heat_map(f"Confusion, {title}", classes, classes, tiles, cell=(max(26.0, 8.0 * widest + 8), 26.0))
+
+
+def flips(run: RunRecords) -> Section | str:
+    """The images whose answer differs between float and integers."""
+    record, answers = run.find(FLIPS), run.find(PREDICTIONS)
+    if record is None or answers is None:
+        return f"Changed answers: the run has no {FLIPS}; quantize again to have it."
+    if record["role"] != run.metrics["models"][0]["role"]:
+        return f"Changed answers: {FLIPS} is about another model than the first one; quantize again."
+    counts, classes = record["counts"], answers["classes"]
+    total = sum(counts.values())
+    if not total:
+        return f"Changed answers: there are none; float and integers agree on all {record['n']:,} test images."
+    parts = ", ".join(f"{counts[kind]:,} where {words}" for kind, words in _KINDS.items() if counts[kind])
+    text = f"{total:,} of {record['n']:,} test images get another answer as integers: {parts}."
+    if len(record["shown"]) < total:
+        text += f" The first {len(record['shown'])} are shown."
+    thumbnails = tuple(_thumbnail(shown, classes) for shown in record["shown"])
+    return Section("Changed answers", text, thumbnails=thumbnails, table=_changed(answers, record["role"]))
+
+
+def _changed(answers: dict[str, Any], role: str) -> Table:
+    """Every image whose answer differs, by its position in the test split."""
+    classes = answers["classes"]
+    columns = zip(answers["labels"], answers["float"], answers["models"][role], strict=True)
+    rows = tuple((at, *(classes[c] for c in triple)) for at, triple in enumerate(columns) if triple[1] != triple[2])
+    return Table("changed-answers", ("position", "label", "float", "integers"), rows)
+
+
+def _thumbnail(shown: dict[str, Any], classes: list[str]) -> Thumbnail:
+    lines = (
+        f"is {classes[shown['label']]}",
+        f"float {classes[shown['float']]}",
+        f"integers {classes[shown['integers']]}",
+        f"no. {shown['id']:,}",
+    )
+    return Thumbnail(shown["png"], lines, shown["kind"])
