@@ -40,10 +40,13 @@ def length_error(case: Any, model: CapsNet, plan: QuantPlan, images: Tensor) -> 
 
 
 def quick(parts: tuple[Part, ...], **more: Any) -> ReconstructSettings:
-    return ReconstructSettings(parts, sweeps=2, least_rows=2000, **more)
+    return ReconstructSettings(parts, sweeps=2, least_rows=2000, tuning_images=24, tuning_sweeps=1, **more)
 
 
-@pytest.mark.parametrize(("parts", "factor"), [(BIAS, 0.7), (ROUNDING, 0.3), (BIAS + ROUNDING, 0.3)])
+@pytest.mark.parametrize(
+    ("parts", "factor"),
+    [(BIAS, 0.7), (ROUNDING, 0.3), (BIAS + ROUNDING, 0.3), ((Part.EXPONENTS,), 0.9), (tuple(Part), 0.2)],
+)
 def test_class_lengths_come_nearer_to_float_on_other_images(
     digits: Any, parts: tuple[Part, ...], factor: float
 ) -> None:
@@ -66,7 +69,7 @@ def test_every_block_comes_nearer_or_stays(case: Any, parts: tuple[Part, ...]) -
     assert any(moved) if Part.ROUNDING in parts else not any(moved)
 
 
-@pytest.mark.parametrize("parts", [ROUNDING, tuple(Part)])
+@pytest.mark.parametrize("parts", [ROUNDING, (Part.CHANNELS, Part.BIAS, Part.ROUNDING)])
 def test_lowering_gives_exactly_the_chosen_codes(case: Any, parts: tuple[Part, ...]) -> None:
     found = reconstruct(case.model, plan_of(case, 3), case.images[:60], quick(parts))
     program = lower(found.model, found.plan)

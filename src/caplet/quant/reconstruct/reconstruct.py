@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from caplet.fixed import ChannelFormat, FixedFormat, LogFormat, PlanFormat, Roun
 from caplet.models.base import CapsNet
 from caplet.nn.layer import Layer
 from caplet.nn.memory import keep_freed_memory
-from caplet.nn.points import Role
+from caplet.nn.points import Role, Storage
 from caplet.quant.fake import FakeQuant
 from caplet.quant.formats import best_fixed_format
 from caplet.quant.histogram import Histogram
@@ -25,6 +25,7 @@ from caplet.quant.plan import QuantPlan, output_axis
 from caplet.quant.reconstruct.chains import Chain
 from caplet.quant.reconstruct.channels import channel_format
 from caplet.quant.reconstruct.descend import Grid, fit
+from caplet.quant.reconstruct.exponents import ExponentTuner, computed_points
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings
 from caplet.quant.reconstruct.store import BlockStore, identity
 from caplet.quant.reconstruct.views import bias_of, make_view
@@ -60,8 +61,7 @@ class Reconstruction:
     Attributes:
         model: a copy whose weights and biases lie on the plan's grid: nearest rounding leaves them as they are, so
             fake-quant, lowering and C take exactly the codes that were chosen.
-        plan: the plan given, with exponents per channel where asked for, and other ones for biases that moved out of
-            their range.
+        plan: the plan given, with other exponents where asked for and for biases that moved out of their range.
         blocks: what happened, in order.
     """
 
@@ -128,6 +128,7 @@ class _Run:
         progress: Callable[[str, int, int], None] | None,
     ) -> None:
         self.source, self.settings, self.progress = model, settings, progress
+        self._tuning_images = images[: settings.tuning_images]
         self.store = BlockStore(folder, identity(model, plan, images, settings))
         self.model = copy.deepcopy(model).eval()
         self.exact = Chain(copy.deepcopy(model).eval(), images)
@@ -137,6 +138,8 @@ class _Run:
 
     def run(self) -> Reconstruction:
         """All blocks in order."""
+        if Part.EXPONENTS in self.settings.parts:
+            self._tune_first()
         if Part.CHANNELS in self.settings.parts:
             self.handler.plan = with_channel_formats(self.source, self.handler.plan)
         total = sum(_has_weights(layer) for layer in self.model.layers())
@@ -152,7 +155,22 @@ class _Run:
                 self.exact.advance()
                 self.quantized.advance()
         self._put_on_grid()
+        if Part.EXPONENTS in self.settings.parts:
+            self._tune(ExponentTuner(self.model, self.source, self._tuning_images), computed_points(self.model))
         return Reconstruction(self.model, self.handler.plan, tuple(self.reports))
+
+    def _tune_first(self) -> None:
+        """Tune exponents before any weight is chosen: of the weights too, unless their codes are about to be fitted."""
+        fitted = Part.ROUNDING in self.settings.parts
+        keys = [
+            key
+            for key, spec in self.source.points().items()
+            if spec.storage is Storage.RAM or (spec.role is Role.WEIGHT and not fitted)
+        ]
+        self._tune(ExponentTuner(self.source, self.source, self._tuning_images, constants=not fitted), keys)
+
+    def _tune(self, tuner: ExponentTuner, keys: Sequence[str]) -> None:
+        self.handler.plan = tuner.tune(self.handler.plan, keys, self.settings.tuning_sweeps).plan
 
     def _block(self, layer: Layer, exact: Layer) -> None:
         known = self.store.load(layer.name)

@@ -15,11 +15,14 @@ DEFAULT_IMAGES = 1024
 class Part(StrEnum):
     """The parts of reconstruction; each can be used alone.
 
+    * ``exponents``: exponents are tuned together on the lengths of the class capsules; those of weights only without
+      ``rounding``, which chooses codes for the exponents that they have.
     * ``channels``: every output channel of a weight gets an exponent of its own.
     * ``bias``: the mean error of every block on the calibration images is taken out of its bias.
     * ``rounding``: every weight's code is chosen to minimise its block's output error, not the weight's own error.
     """
 
+    EXPONENTS = "exponents"
     CHANNELS = "channels"
     BIAS = "bias"
     ROUNDING = "rounding"
@@ -58,6 +61,8 @@ class ReconstructSettings:
         least_rows: see ``rows_per_column``.
         shrink: how far input correlations are believed less than variances: 0 believes them as measured; larger
             values keep weights nearer to their float values where the images say little.
+        tuning_images: images on which exponents are tuned, 1 or more.
+        tuning_sweeps: passes over all exponents, 1 or more.
         seed: of the choice of output positions.
 
     Raises:
@@ -70,13 +75,15 @@ class ReconstructSettings:
     rows_per_column: float = 1.0
     least_rows: int = 8192
     shrink: float = 0.1
+    tuning_images: int = 128
+    tuning_sweeps: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.parts or not all(isinstance(part, Part) for part in self.parts):
             found = [*map(str, self.parts)]
             raise ConfigError(f"reconstruction: parts {found}; give at least one of {', '.join(Part)}")
-        for name in ("images", "sweeps", "least_rows"):
+        for name in ("images", "sweeps", "least_rows", "tuning_images", "tuning_sweeps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"reconstruction: {name} is {getattr(self, name)}; the rule is 1 or more")
         if not self.rows_per_column >= 0 or not self.shrink >= 0 or self.seed < 0:

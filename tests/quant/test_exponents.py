@@ -1,0 +1,70 @@
+"""Exponents tuned together: the error never rises, widths stay, and a bad exponent is found again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from caplet.data.imageset import to_float
+from caplet.nn.functional import lengths
+from caplet.nn.points import Storage
+from caplet.quant.fake import fake_quantized
+from caplet.quant.plan import QuantPlan
+from caplet.quant.reconstruct.exponents import ComputedOnly, ExponentTuner, computed_points
+from caplet.quant.widths import Widths, make_plan
+
+
+def plan_of(case: Any, width: int) -> QuantPlan:
+    return make_plan(case.model, case.calibration, Widths.uniform(len(case.model.groups()), width))
+
+
+def length_error(case: Any, plan: QuantPlan, images: torch.Tensor) -> float:
+    with torch.no_grad():
+        wanted = lengths(case.model(to_float(images)))
+        with fake_quantized(case.model, plan):
+            return float((lengths(case.model(to_float(images))) - wanted).square().mean())
+
+
+def test_the_error_falls_and_is_what_a_whole_evaluation_gives(case: Any) -> None:
+    plan, images = plan_of(case, 6), case.images[:8]
+    tuned = ExponentTuner(case.model, case.model, images).tune(plan, plan.points, sweeps=1)
+    assert tuned.before == pytest.approx(length_error(case, plan, images), rel=1e-4)
+    assert tuned.after == pytest.approx(length_error(case, tuned.plan, images), rel=1e-4)
+    assert tuned.after < tuned.before or tuned.before == 0  # the untrained deep network's lengths are all zero
+    tuned.plan.check(case.model)
+    for key, fmt in tuned.plan.points.items():
+        assert (fmt.bits, fmt.signed) == (plan.points[key].bits, plan.points[key].signed)
+
+
+def test_it_holds_on_other_images(digits: Any) -> None:
+    plan = plan_of(digits, 5)
+    tuned = ExponentTuner(digits.model, digits.model, digits.images[:32]).tune(plan, plan.points)
+    others = digits.images[32:232]
+    assert length_error(digits, tuned.plan, others) < 0.9 * length_error(digits, plan, others)
+
+
+@pytest.mark.parametrize("off", [-3, 3])
+def test_an_exponent_that_is_far_off_comes_back(digits: Any, off: int) -> None:
+    plan = plan_of(digits, 8)
+    fmt = plan.points["digit.votes"]
+    bad = plan.with_formats({"digit.votes": replace(fmt, frac_bits=fmt.frac_bits + off)})
+    tuned = ExponentTuner(digits.model, digits.model, digits.images[:32]).tune(bad, ["digit.votes"])
+    assert abs(tuned.plan.points["digit.votes"].frac_bits - fmt.frac_bits) <= 1
+    assert list(tuned.plan.diff(bad)) == ["digit.votes"]
+
+
+def test_constants_can_be_left_in_float(digits: Any) -> None:
+    plan, images = plan_of(digits, 3), digits.images[:16]
+    tuner = ExponentTuner(digits.model, digits.model, images, constants=False)
+    tuned = tuner.tune(plan, computed_points(digits.model), sweeps=1)
+    with torch.no_grad():
+        wanted = lengths(digits.model(to_float(images)))
+        with digits.model.handle(ComputedOnly(tuned.plan, digits.model.points())):
+            found = lengths(digits.model(to_float(images)))
+    assert tuned.after == pytest.approx(float((found - wanted).square().mean()), rel=1e-4)
+    specs = digits.model.points()
+    assert all(specs[key].storage is Storage.RAM for key in tuned.plan.diff(plan))
+    assert not set(computed_points(digits.model)) & {k for k, s in specs.items() if s.storage is Storage.FLASH}
