@@ -18,6 +18,7 @@ except PackageNotFoundError:  # running from a source tree that was never instal
 _API = (
     "QuantizeSettings",
     "SensitivitySettings",
+    "backbone_caps",
     "build",
     "calibrate",
     "evaluate",

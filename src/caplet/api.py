@@ -32,9 +32,11 @@ from caplet.jobs.ship import Verified, export_c, find_program, parse_targets, ve
 from caplet.jobs.train import TrainRun
 from caplet.jobs.train import train_by_recipe as train_model
 from caplet.lower import lower as lower_model
+from caplet.models.assemble import skeleton
+from caplet.models.backbone import backbone_caps
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
-from caplet.models.registry import FAMILIES, NAMED, build, named_model
+from caplet.models.registry import NAMED, build, named_model
 from caplet.program import Program
 from caplet.program.c.emit import EmitSettings, Export
 from caplet.program.file import load_program, save_program
@@ -46,7 +48,11 @@ from caplet.quant.sensitivity import SensitivitySettings
 from caplet.quant.units import Granularity
 from caplet.train.recipe import recipe_names as recipes
 
+BACKBONE_RECIPE = "backbone-cifar10"
+"""The recipe for a CNN with capsules where only the model is named."""
+
 __all__ = [
+    "BACKBONE_RECIPE",
     "CapsNet",
     "EmitSettings",
     "Engine",
@@ -62,6 +68,7 @@ __all__ = [
     "SensitivitySettings",
     "TrainRun",
     "Verified",
+    "backbone_caps",
     "build",
     "calibrate",
     "evaluate",
@@ -133,7 +140,7 @@ def list_models() -> list[dict[str, Any]]:
             "family": entry.family,
             "image": list(entry.config.image),
             "classes": entry.config.classes,
-            "parameters": FAMILIES[entry.family].model(entry.config).parameter_count(),
+            "parameters": skeleton(entry.family, entry.config).parameter_count(),
             "about": entry.about,
         }
         for name, entry in NAMED.items()

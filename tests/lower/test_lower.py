@@ -19,9 +19,11 @@ from caplet.errors import ModelError, PlanError
 from caplet.fixed import ChannelFormat, FixedFormat, LogFormat, Rounding
 from caplet.lower import lower
 from caplet.lower.handlers import HANDLERS, handles
+from caplet.models.registry import build
 from caplet.nn.conv import OIHW, ConvReLU
 from caplet.nn.points import PointSpec, Storage
 from caplet.program import Program, dumps, loads, run, trace, verify
+from caplet.quant.calibrate import calibrate
 from caplet.quant.evaluator import predict
 from caplet.quant.fake import FakeQuant, fake_quantized
 from caplet.quant.memory import count_memory
@@ -297,3 +299,21 @@ def test_q7_mnist_predicts_alike_as_fake_quant_and_as_integers(shared: Any) -> N
     with torch.no_grad(), model.handle(watch):
         model(to_float(images[:24]))
     assert max(watch.off.values()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ([{"kind": "conv", "name": "conv", "channels": 4, "activation": "hardswish"}], r"layer a\.conv: hardswish"),
+        ([{"kind": "gate", "name": "gate", "hidden": 2}], r"layer a\.gate: a squeeze-and-excite gate"),
+    ],
+)
+def test_what_has_no_integer_form_is_refused_by_name(nodes: list[dict[str, object]], message: str) -> None:
+    trunk = {"blocks": [{"name": "a", "nodes": nodes}]}
+    model = build("backbone", {"image": (3, 6, 6), "trunk": trunk, "primary_types": 2, "classes": 2}).eval()
+    calibration = calibrate(model, torch.randint(0, 256, (4, 3, 6, 6), dtype=torch.uint8))
+    plan = QuantPlan({key: calibration.format(key, 8) for key in model.points()})
+    with torch.no_grad(), fake_quantized(model, plan):
+        assert model(torch.rand(2, 3, 6, 6)).isfinite().all()
+    with pytest.raises(ModelError, match=message):
+        lower(model, plan)

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from caplet.data.imageset import to_float
 from caplet.fixed import ChannelFormat, PlanFormat, Rounding
+from caplet.models.backbone import BackboneCaps, BackboneCapsConfig
 from caplet.models.base import CapsNet, ModelConfig
 from caplet.models.deep import Block, DeepCapsConfig
 from caplet.models.registry import FAMILIES
 from caplet.models.shallow import ShallowCapsConfig, StemConv
+from caplet.models.trunk import ConvNode, PoolNode, SumNode, TrunkBlock, TrunkSettings
+from caplet.nn.cnn import Activation
 from caplet.nn.points import Role, Storage
 from caplet.quant.calibrate import Calibration, calibrate
 from caplet.quant.formats import FormatRule
@@ -98,6 +101,60 @@ CONFIGS: dict[str, ModelConfig] = {
     ),
 }
 
+_LINEAR, _RELU6 = Activation.NONE, Activation.RELU6
+CONFIGS["backbone"] = BackboneCapsConfig(
+    image=(3, 18, 18),
+    classes=4,
+    trunk=TrunkSettings(
+        blocks=(
+            TrunkBlock(
+                name="stem",
+                nodes=(
+                    ConvNode(name="conv", channels=5, stride=2, padding=1),
+                    PoolNode(name="pool", source="conv"),
+                ),
+            ),
+            TrunkBlock(
+                name="layer1",
+                nodes=(
+                    ConvNode(name="conv1", channels=6, stride=2, padding=1),
+                    ConvNode(name="conv2", source="conv1", channels=7, padding=1, activation=_LINEAR),
+                    ConvNode(name="down", channels=7, kernel=1, stride=2, activation=_LINEAR),
+                    SumNode(name="sum", source="conv2", other="down"),
+                ),
+            ),
+        ),
+        mean=(0.4, 0.5, 0.6),
+        std=(0.25, 0.2, 0.3),
+    ),
+    primary_types=3,
+    primary_dim=4,
+    class_dim=5,
+)
+CONFIGS["backbone-mobile"] = BackboneCapsConfig(
+    image=(1, 9, 9),
+    classes=3,
+    trunk=TrunkSettings(
+        blocks=(
+            TrunkBlock(name="stem", nodes=(ConvNode(name="conv", channels=4, stride=2, padding=1, activation=_RELU6),)),
+            TrunkBlock(
+                name="features1",
+                nodes=(
+                    ConvNode(name="expand", channels=8, kernel=1, activation=_RELU6),
+                    ConvNode(name="depthwise", source="expand", channels=8, padding=1, groups=8, activation=_RELU6),
+                    ConvNode(name="project", source="depthwise", channels=4, kernel=1, activation=_LINEAR),
+                    SumNode(name="sum", source="project", relu=False),
+                ),
+            ),
+            TrunkBlock(name="last", nodes=(ConvNode(name="conv", channels=8, stride=2, groups=2),)),
+        )
+    ),
+    primary_types=4,
+    primary_dim=3,
+    class_dim=3,
+    iterations=2,
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Tiny:
@@ -126,6 +183,9 @@ def tiny(name: str) -> Tiny:
                     module.weight.uniform_(0.7, 1.4)
                     module.running_mean.uniform_(-0.2, 0.4)
                     module.running_var.uniform_(0.5, 2.0)
+        if isinstance(model, BackboneCaps):  # useful lengths again, on the trunk as it is now
+            model.freeze_backbone()
+            initialise(model, to_float(images))
     model.eval()
     return Tiny(model, images, calibrate(model, images))
 

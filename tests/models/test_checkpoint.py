@@ -20,6 +20,7 @@ from caplet.models.checkpoint import load_model, read_info, save_model
 from caplet.models.registry import build
 
 BLOCK = {"types": 2, "dim": 3}
+NODE = {"kind": "conv", "name": "conv", "channels": 4, "stride": 2, "activation": "relu6"}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "shallow": (
         "shallow",
@@ -30,6 +31,10 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "no biases": ("shallow", {"image": (1, 9, 9), "stem": [], "primary_bias": False, "class_bias": False}),
+    "backbone": (
+        "backbone",
+        {"image": (3, 9, 9), "primary_types": 2, "trunk": {"blocks": [{"name": "a", "nodes": [NODE]}], "eps": 1e-3}},
+    ),
     "deep": ("deep", {"image": (3, 9, 9), "channels": 4, "blocks": [BLOCK] * 4, "class_dim": 4, "skip_iterations": 1}),
 }
 

@@ -14,6 +14,10 @@ def command(
     recipe: Annotated[
         str | None, typer.Option("--recipe", help="Name of a recipe, or path of a TOML file of settings.")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Another model than the recipe's; alone, a CNN with capsules: resnet18-caps."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/RECIPE.")] = None,
     root: Root = None,
     data: Annotated[str | None, typer.Option("--data", help="Another dataset than the recipe's.")] = None,
@@ -22,6 +26,11 @@ def command(
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change one setting, e.g. --set epochs=3 --set lr=1e-3. May be repeated."),
+    ] = None,
+    freeze: Annotated[bool, typer.Option("--freeze", help="Do not train the CNN under the capsules.")] = False,
+    pretrained: Annotated[
+        str | None,
+        typer.Option("--pretrained", help="Weights for that CNN: a state dict's path, or torchvision (its cache)."),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Use only so many images of each split.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
@@ -40,16 +49,21 @@ def command(
     that --resume goes on from, to the result of an uninterrupted run.
 
     Example: caplet train --recipe shallow-fashion-mnist --root ~/data
+    Example: caplet train --model resnet18-caps --data cifar10 --root ~/data --size 64 --pretrained torchvision --freeze
     """
-    from caplet.api import recipes, train_model
+    from caplet.api import BACKBONE_RECIPE, recipes, train_model
 
     if list_:
         names = recipes()
         print_json({"recipes": names}) if json else console().print("\n".join(names))
         return
+    if recipe is None and model is not None:
+        recipe = BACKBONE_RECIPE
     if recipe is None:
         raise typer.BadParameter(f"name one of: {', '.join(recipes())}", param_hint="--recipe")
-    folder = out or Path("runs") / Path(recipe).stem
+    folder = out or Path("runs") / (model or Path(recipe).stem)
+    changes = [f"{name}={value}" for name, value in (("model", model), ("pretrained", pretrained)) if value is not None]
+    changes += ["freeze=true"] if freeze else []
     run = train_model(
         recipe,
         folder,
@@ -57,7 +71,7 @@ def command(
         data=data,
         size=size,
         channels=channels,
-        changes=set_ or [],
+        changes=[*changes, *(set_ or [])],
         limit=limit,
         resume=resume,
         force=force,

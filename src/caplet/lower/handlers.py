@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
+
 from caplet.errors import ModelError
 from caplet.lower.context import Lowering
 from caplet.nn.caps import ConvCaps2d, DenseCaps
+from caplet.nn.cnn import Activation, ConvNorm, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.conv import ConvReLU, InputLayer
 from caplet.nn.layer import Layer
 from caplet.nn.routed import ResidualAdd, RoutedConvCaps
@@ -22,7 +25,9 @@ from caplet.program import (
     Conv2d,
     ConvVotes,
     DenseVotes,
+    GroupedConv2d,
     InputQuantize,
+    MaxPool2d,
     Routing,
     Squash,
     TensorSpec,
@@ -70,8 +75,9 @@ def _input(low: Lowering, layer: InputLayer, sources: tuple[str, ...]) -> None:
     low.tensors[PIXELS] = TensorSpec(PIXELS, (rows, columns, channels), PIXEL_FORMAT)
     image = f"{layer.name}.image"
     low.tensors[image] = TensorSpec(image, (rows, columns, channels), low.format(image))  # a table: always nearest
-    zeros, ones = (0.0,) * channels, (1.0,) * channels
-    low.ops.append(InputQuantize(layer.name, PIXELS, image, pixel_table("input.table", low.format(image), zeros, ones)))
+    scale = tuple(1.0 / std for std in layer.std)
+    table = pixel_table("input.table", low.format(image), layer.mean, scale)
+    low.ops.append(InputQuantize(layer.name, PIXELS, image, table))
 
 
 @handles(ConvReLU)
@@ -145,6 +151,54 @@ def _residual_add(low: Lowering, layer: ResidualAdd, sources: tuple[str, ...]) -
     types, dim, rows, columns = layer.specs["sum"].shape
     output = low.tensor(f"{layer.name}.sum", (rows, columns, types * dim))
     low.ops.append(Add(layer.name, sources[0], sources[1], output))
+
+
+@handles(ConvNorm)
+def _conv_norm(low: Lowering, layer: ConvNorm, sources: tuple[str, ...]) -> None:
+    name = layer.name
+    if layer.activation is Activation.HARDSWISH:
+        raise ModelError(
+            f"layer {name}: hardswish cannot become integers; use a trunk with relu or relu6, such as MobileNetV2"
+        )
+    channels, rows, columns = layer.out_shape
+    output = low.tensor(f"{name}.activation", (rows, columns, channels))
+    folded_weight, folded_bias = layer.folded()
+    weight, bias = low.constant(f"{name}.weight", folded_weight, OHWI), low.constant(f"{name}.bias", folded_bias)
+    relu = layer.activation is not Activation.NONE
+    high = None
+    if layer.activation is Activation.RELU6:
+        high = int(low.format(output).encode(np.array([6.0], dtype=np.float32))[0])
+    if layer.groups == 1 and high is None:
+        low.ops.append(Conv2d(name, sources[0], output, weight, bias, layer.stride, layer.padding, relu=relu))
+    else:
+        low.ops.append(
+            GroupedConv2d(
+                name, sources[0], output, weight, bias, layer.groups, layer.stride, layer.padding, relu=relu, high=high
+            )
+        )
+
+
+@handles(MaxPool)
+def _max_pool(low: Lowering, layer: MaxPool, sources: tuple[str, ...]) -> None:
+    channels, rows, columns = layer.out_shape
+    output = low.tensor(f"{layer.name}.activation", (rows, columns, channels))
+    low.ops.append(MaxPool2d(layer.name, sources[0], output, layer.kernel, layer.stride, layer.padding))
+
+
+@handles(MapSum)
+def _map_sum(low: Lowering, layer: MapSum, sources: tuple[str, ...]) -> None:
+    channels, rows, columns = layer.out_shape
+    output = low.tensor(f"{layer.name}.activation", (rows, columns, channels))
+    # A plan gives the sum behind a ReLU an unsigned format, whose saturation at 0 is the ReLU.
+    low.ops.append(Add(layer.name, sources[0], sources[1], output))
+
+
+@handles(SqueezeExcite)
+def _squeeze_excite(low: Lowering, layer: SqueezeExcite, sources: tuple[str, ...]) -> None:
+    raise ModelError(
+        f"layer {layer.name}: a squeeze-and-excite gate cannot become integers; use a trunk without, such as"
+        " MobileNetV2 or ResNet-18"
+    )
 
 
 def _route(low: Lowering, layer: DenseCaps | RoutedConvCaps, types: int, shape: tuple[int, ...]) -> None:

@@ -107,6 +107,16 @@ class CapsNet(nn.Module, ABC):
         """Number of trained parameters."""
         return sum(p.numel() for p in self.parameters())
 
+    def freeze_backbone(self) -> None:
+        """From now on the CNN under the capsules is not trained.
+
+        Raises:
+            ModelError: there is none.
+        """
+        raise ModelError(
+            f"model {self.family}: it has no backbone to freeze; leave freeze out, or choose a model on a CNN"
+        )
+
     def check_images(self, images: Tensor) -> None:
         """Raise :class:`ModelError` unless ``images`` is (B, C, H, W) of the model's size."""
         if images.ndim != 4 or tuple(images.shape[1:]) != self.config.image:

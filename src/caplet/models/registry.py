@@ -9,6 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from caplet.errors import ModelError
+from caplet.models.architectures import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD
+from caplet.models.backbone import BackboneCaps, BackboneCapsConfig, backbone_config
 from caplet.models.base import CapsNet, ModelConfig
 from caplet.models.deep import DeepCaps, DeepCapsConfig
 from caplet.models.shallow import ShallowCaps, ShallowCapsConfig, StemConv
@@ -87,6 +89,7 @@ def _unknown(what: str, name: str, known: dict[str, Any]) -> str:
 
 register_family("shallow", ShallowCaps, ShallowCapsConfig)
 register_family("deep", DeepCaps, DeepCapsConfig)
+register_family("backbone", BackboneCaps, BackboneCapsConfig)
 
 register_model("shallow", "shallow", ShallowCapsConfig(), "ShallowCaps of Sabour et al. 2017, 1x28x28")
 register_model(
@@ -119,3 +122,10 @@ register_model(
 register_model("deep", "deep", DeepCapsConfig(), "DeepCaps of the Q-CapsNets code, 3x32x32")
 register_model("deep-28", "deep", DeepCapsConfig(image=(1, 28, 28)), "DeepCaps for MNIST-like images, 1x28x28")
 register_model("deep-64", "deep", DeepCapsConfig(image=(3, 64, 64)), "DeepCaps for 64x64 colour images")
+for _name, _architecture in ARCHITECTURES.items():
+    register_model(
+        f"{_name}-caps",
+        "backbone",
+        backbone_config(_name, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        f"capsules on {_architecture.about}, 3x64x64",
+    )

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from caplet.errors import ModelError
 from caplet.nn.layer import Layer, conv_size
 from caplet.nn.points import Role, flash, ram
 
@@ -14,13 +15,38 @@ OIHW = ("out", "in", "kernel_row", "kernel_column")
 
 
 class InputLayer(Layer):
-    """The input image, float (B, C, H, W) in [0, 1]; its one point is ``image``."""
+    """The input image, float (B, C, H, W) in [0, 1]; its one point is ``image``.
 
-    def __init__(self, name: str, shape: tuple[int, int, int]) -> None:
+    Args:
+        mean, std: per channel; the image becomes ``(x - mean) / std``, as pretrained networks expect it. None for
+            pixels as they are.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, int, int],
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+    ) -> None:
         super().__init__(name)
-        self.declare(ram("image", Role.IMAGE, CHW, shape, signed=False, bound=(0.0, 1.0), output=True))
+        channels = shape[0]
+        self.mean = mean or (0.0,) * channels
+        self.std = std or (1.0,) * channels
+        self.plain = mean is None and std is None
+        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
+            raise ModelError(
+                f"layer {name}: mean {self.mean} and std {self.std} for {channels} channels; the rule is one of each"
+                " per channel, std above 0"
+            )
+        ends = [(end - m) / s for m, s in zip(self.mean, self.std, strict=True) for end in (0.0, 1.0)]
+        bound = (min(ends), max(ends))
+        self.declare(ram("image", Role.IMAGE, CHW, shape, signed=bound[0] < 0, bound=bound, output=True))
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.plain:
+            mean, std = x.new_tensor(self.mean).view(-1, 1, 1), x.new_tensor(self.std).view(-1, 1, 1)
+            x = (x - mean) / std
         return self.tap("image", x)
 
 

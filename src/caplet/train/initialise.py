@@ -69,8 +69,8 @@ def initialise(
 ) -> dict[str, float]:
     """Rescale the weights of every capsule layer so that its mean preactivation length is the target.
 
-    Deterministic. Batch norm uses the images' own statistics meanwhile; its running statistics are reset after. The
-    model's training mode stays as it was.
+    Deterministic. Batch norm uses the images' own statistics meanwhile (a frozen one its own); its running statistics
+    are afterwards what they were before. The model's training mode stays as it was.
 
     Args:
         model: changed in place; its biases should be zero, as they are in a new model.
@@ -88,6 +88,7 @@ def initialise(
     targets = targets or {}
     check_targets(model, targets)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [[buffer.clone() for buffer in norm.buffers()] for norm in norms]
     was_training = model.training
     model.train()
     reached: dict[str, float] = {}
@@ -99,8 +100,9 @@ def initialise(
             state = stage.run(state)
     finally:
         model.train(was_training)
-        for norm in norms:
-            norm.reset_running_stats()
+        for norm, buffers in zip(norms, before, strict=True):
+            for buffer, value in zip(norm.buffers(), buffers, strict=True):
+                buffer.copy_(value)
     return reached
 
 

@@ -42,6 +42,7 @@ class LoopSettings(BaseModel):
             at most (1 + t) / (10 + t) at step t, so that the average forgets the initial weights.
         shift, flip: augmentation: largest random shift in pixels; random mirroring.
         margin_positive, margin_negative, margin_down_weight: m+, m- and lambda of the margin loss.
+        freeze: leave the CNN under the capsules as it is, its batch norms' statistics included.
         precision: ``bfloat16`` runs everything but routing in mixed precision.
         patience: stop after so many epochs without a better calibration accuracy; None never stops early.
         keep: which epoch's weights are returned: the ``best`` on the calibration split, or the ``last``.
@@ -71,6 +72,7 @@ class LoopSettings(BaseModel):
     margin_negative: Fraction = 0.1
     margin_down_weight: PositiveFloat = 0.5
 
+    freeze: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     patience: PositiveInt | None = None
     keep: Literal["best", "last"] = "best"
@@ -91,6 +93,8 @@ class TrainSettings(LoopSettings):
         initial_norm: mean length before squash that data-dependent initialisation gives every capsule layer; None for
             the layers' own initialisation.
         initial_norms: the same for single layers by name (``digit``, ``block1.l2``).
+        pretrained: weights for the CNN under the capsules: the path of a state dict, or ``torchvision`` for those in
+            torchvision's cache; None for random ones.
     """
 
     model: str
@@ -103,6 +107,7 @@ class TrainSettings(LoopSettings):
 
     initial_norm: PositiveFloat | None = 1.0
     initial_norms: dict[str, PositiveFloat] = {}
+    pretrained: str | None = None
 
 
 class FinetuneSettings(LoopSettings):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from caplet.data.imageset import ImageSet, to_float
 from caplet.models.base import CapsNet
+from caplet.models.importers.torchvision import load_pretrained
 from caplet.nn.decoder import Decoder, longest
 from caplet.nn.functional import lengths
 from caplet.train.evaluate import Score, evaluate
@@ -59,6 +60,8 @@ class Task(ABC, Generic[Settings]):
         self.settings = settings
         self.network = network
         self.average = average
+        if settings.freeze:
+            network.model.freeze_backbone()
 
     @property
     def model(self) -> CapsNet:
@@ -121,6 +124,8 @@ class RecipeTask(Task[TrainSettings]):
             model = build_model(settings)
             decoder = build_decoder(settings, model)
             average = build_model(settings)
+        if settings.pretrained is not None:
+            load_pretrained(model, settings.pretrained)
         super().__init__(settings, Network(model, decoder), average)
 
     def start(self, images: ImageSet) -> None:

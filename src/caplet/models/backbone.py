@@ -1,0 +1,196 @@
+"""Capsules on a CNN: primary capsules over the trunk's last feature map, class capsules with dynamic routing.
+
+Source: Renzulli and Grangetto 2022, "Towards efficient capsule networks" (backbones under capsule layers).
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+import torch
+from pydantic import PositiveInt
+from torch import nn
+
+from caplet.errors import ModelError
+from caplet.models.architectures import ARCHITECTURES, Architecture
+from caplet.models.base import CapsNet, ModelConfig, Stage, State
+from caplet.models.trunk import ConvNode, TrunkModule, TrunkSettings, walk
+from caplet.nn.caps import ConvCaps2d, DenseCaps, flatten_capsules
+from caplet.nn.conv import InputLayer
+
+
+class BackboneCapsConfig(ModelConfig):
+    """Settings of :class:`BackboneCaps`; they say every channel count, also of a pruned network.
+
+    Attributes:
+        architecture: name of the trunk that this one is, or was before pruning; None for one of its own kind.
+        trunk: the CNN, up to its last feature map.
+        primary_types, primary_dim: primary capsules; their kernel is the whole feature map.
+        class_dim, iterations: dimension of the class capsules, routing iterations.
+    """
+
+    image: tuple[PositiveInt, PositiveInt, PositiveInt] = (3, 64, 64)
+    architecture: str | None = None
+    trunk: TrunkSettings
+    primary_types: PositiveInt
+    primary_dim: PositiveInt = 8
+    class_dim: PositiveInt = 16
+    iterations: PositiveInt = 3
+
+
+class BackboneCaps(CapsNet):
+    """A CNN trunk, primary capsules whose kernel is its whole last map, class capsules.
+
+    Raises:
+        ModelError: the image is too small for the trunk, or its last map is not square (the primary capsules' kernel
+            is), or the trunk does not fit together; the message names the layer.
+    """
+
+    family = "backbone"
+
+    def __init__(self, config: BackboneCapsConfig) -> None:
+        super().__init__()
+        self.config: BackboneCapsConfig = config
+        trunk = config.trunk
+        self.input = InputLayer("input", config.image, trunk.mean, trunk.std)
+        blocks: list[TrunkModule] = []
+        shape, signed = config.image, self.input.specs["image"].signed
+        for block in trunk.blocks:
+            if block.name in ("input", "primary", "digit", *(other.block.name for other in blocks)):
+                raise ModelError(f"model backbone: two parts are named {block.name!r}; names of blocks are unique")
+            module = TrunkModule(block, shape, signed, trunk.eps)
+            shape, signed = module.out_shape, module.signed
+            blocks.append(module)
+        self.trunk = nn.ModuleList(blocks)
+        self._trunk = tuple(blocks)
+        self.frozen = False
+        if shape[1] != shape[2]:
+            raise ModelError(
+                f"layer primary: the trunk's last map is {shape[1]}x{shape[2]} for {config.image[1]}x{config.image[2]}"
+                " images; its kernel is the whole map and square: use square images (--size)"
+            )
+        types, dim = config.primary_types, config.primary_dim
+        self.primary = ConvCaps2d("primary", shape, types, dim, shape[1])
+        self.digit = DenseCaps("digit", types, dim, config.classes, config.class_dim, config.iterations)
+        self.to(memory_format=torch.channels_last)
+
+    def stages(self) -> tuple[Stage, ...]:
+        stages = [Stage("input", lambda s: (self.input(s[0]),), (self.input,), ("input.image",), {"input": ()})]
+        for block in self._trunk:
+            stages.append(block.stage(stages[-1].outputs[0]))
+
+        def classify(state: State) -> State:
+            return (self.digit(flatten_capsules(state[0])),)
+
+        source, primary, classes = stages[-1].outputs[0], "primary.activation", "digit.activation"
+        return (
+            *stages,
+            Stage("primary", lambda s: (self.primary(s[0]),), (self.primary,), (primary,), {"primary": (source,)}),
+            Stage("digit", classify, (self.digit,), (classes,), {"digit": (primary,)}),
+        )
+
+    def freeze_backbone(self) -> None:
+        """From now on the trunk is not trained: no gradients, and batch norms that stay as they are, also in training.
+
+        For good: ``train()`` leaves the trunk in evaluation mode.
+        """
+        self.frozen = True
+        self.trunk.requires_grad_(False)
+        self.trunk.eval()
+
+    def train(self, mode: bool = True) -> BackboneCaps:
+        super().train(mode)
+        if self.frozen:
+            self.trunk.eval()
+        return self
+
+
+def architecture(name: str) -> Architecture:
+    """The trunk called ``name``.
+
+    Raises:
+        ModelError: unknown name; the message suggests the nearest.
+    """
+    if name not in ARCHITECTURES:
+        near = get_close_matches(name, ARCHITECTURES, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ModelError(f"unknown backbone {name!r}{hint} (known: {', '.join(ARCHITECTURES)})")
+    return ARCHITECTURES[name]
+
+
+def backbone_config(
+    name: str,
+    *,
+    image: tuple[int, int, int] = (3, 64, 64),
+    classes: int = 10,
+    width: float = 1.0,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    primary_types: int | None = None,
+    primary_dim: int = 8,
+    class_dim: int = 16,
+    iterations: int = 3,
+) -> BackboneCapsConfig:
+    """Settings of capsules on the trunk ``name`` (``resnet18``, ``mobilenetv2``, ...).
+
+    Args:
+        width: factor on every channel count of the trunk.
+        mean, std: normalisation of the images per channel, as pretrained weights need it; None for none.
+        primary_types: capsule types; as many as the last map's channels divided by ``primary_dim`` if None.
+
+    Raises:
+        ModelError: unknown trunk; a width that is not above 0.
+    """
+    if not width > 0:
+        raise ModelError(f"backbone {name}: width {width}; the rule is above 0")
+    trunk = architecture(name).make(width).model_copy(update={"mean": mean, "std": std})
+    return BackboneCapsConfig(
+        image=image,
+        classes=classes,
+        architecture=name,
+        trunk=trunk,
+        primary_types=primary_types or max(1, last_channels(trunk) // primary_dim),
+        primary_dim=primary_dim,
+        class_dim=class_dim,
+        iterations=iterations,
+    )
+
+
+def last_channels(trunk: TrunkSettings) -> int:
+    """Channels of a trunk's last map."""
+    return [node for _, node in walk(trunk.blocks) if isinstance(node, ConvNode)][-1].channels
+
+
+def backbone_caps(
+    name: str,
+    *,
+    image: tuple[int, int, int] = (3, 64, 64),
+    classes: int = 10,
+    width: float = 1.0,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    primary_types: int | None = None,
+    primary_dim: int = 8,
+    class_dim: int = 16,
+    iterations: int = 3,
+) -> BackboneCaps:
+    """A network of :func:`backbone_config`, with random weights.
+
+    >>> model = backbone_caps("resnet18", image=(3, 32, 32), width=0.125)
+    >>> model.config.primary_types, model.digit.weight.shape
+    (8, torch.Size([8, 8, 160]))
+    """
+    return BackboneCaps(
+        backbone_config(
+            name,
+            image=image,
+            classes=classes,
+            width=width,
+            mean=mean,
+            std=std,
+            primary_types=primary_types,
+            primary_dim=primary_dim,
+            class_dim=class_dim,
+            iterations=iterations,
+        )
+    )

@@ -1,0 +1,202 @@
+"""CNN trunks as data: blocks of convolutions, pools, sums and gates, and the layers that they describe.
+
+A trunk's settings say every channel count, so that a pruned trunk is a trunk like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from caplet.errors import ModelError
+from caplet.models.base import Stage, State
+from caplet.nn.cnn import Activation, ConvNorm, MapShape, MapSum, MaxPool, SqueezeExcite
+from caplet.nn.layer import Layer
+
+INPUT = "in"
+"""Name under which a block's nodes read the block's input."""
+_NAME = r"^[A-Za-z][A-Za-z0-9_]*$"
+Name = Annotated[str, Field(pattern=_NAME, max_length=40)]
+
+
+class _Node(BaseModel):
+    """One layer of a block. ``name`` is its own, unique in the block; its source is a node before it, or ``in``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
+    source: Name = INPUT
+
+
+class ConvNode(_Node):
+    """A convolution with batch norm and activation; ``groups`` equal to the input's channels makes it depthwise."""
+
+    kind: Literal["conv"] = "conv"
+    channels: PositiveInt
+    kernel: PositiveInt = 3
+    stride: PositiveInt = 1
+    padding: NonNegativeInt = 0
+    groups: PositiveInt = 1
+    activation: Activation = Activation.RELU
+
+
+class PoolNode(_Node):
+    """Max pooling."""
+
+    kind: Literal["max_pool"] = "max_pool"
+    kernel: PositiveInt = 3
+    stride: PositiveInt = 2
+    padding: NonNegativeInt = 1
+
+
+class SumNode(_Node):
+    """``source`` plus ``other``, with a ReLU or not."""
+
+    kind: Literal["sum"] = "sum"
+    other: Name = INPUT
+    relu: bool = True
+
+
+class GateNode(_Node):
+    """A squeeze-and-excite gate with ``hidden`` channels inside."""
+
+    kind: Literal["gate"] = "gate"
+    hidden: PositiveInt
+
+
+Node = Annotated[ConvNode | PoolNode | SumNode | GateNode, Field(discriminator="kind")]
+
+
+class TrunkBlock(BaseModel):
+    """Nodes in order of execution; the last one's output is the block's. A block is one stage of the model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
+    nodes: Annotated[tuple[Node, ...], Field(min_length=1)]
+
+
+class TrunkModule(nn.Module):
+    """The layers of one block.
+
+    Args:
+        block: its settings.
+        in_shape: (channels, rows, columns) of the block's input.
+        signed: whether its input holds negative values.
+        eps: of the batch norms.
+
+    Raises:
+        ModelError: a source that is not there, sums of different shapes, groups that do not divide the channels, an
+            image too small for a kernel; the message names the layer.
+    """
+
+    def __init__(self, block: TrunkBlock, in_shape: MapShape, signed: bool, eps: float) -> None:
+        super().__init__()
+        self.block = block
+        shapes: dict[str, MapShape] = {INPUT: in_shape}
+        signs: dict[str, bool] = {INPUT: signed}
+        layers: list[Layer] = []
+        for node in block.nodes:
+            name = f"{block.name}.{node.name}"
+            if node.name in shapes:
+                raise ModelError(f"layer {name}: its block has another layer of that name; names are unique")
+            for source in sources_of(node):
+                if source not in shapes:
+                    raise ModelError(
+                        f"layer {name}: it reads {source!r}, which is no earlier layer of its block"
+                        f" (known: {', '.join(shapes)})"
+                    )
+            layer, sign = _make(name, node, shapes, signs, eps)
+            layers.append(layer)
+            shapes[node.name], signs[node.name] = layer.out_shape, sign
+        self.layers = nn.ModuleList(layers)
+        self._layers: tuple[TrunkLayer, ...] = tuple(layers)  # type: ignore[arg-type]
+        self.out_shape = self._layers[-1].out_shape
+        self.signed = signs[block.nodes[-1].name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = {INPUT: x}
+        last = x
+        for node, layer in zip(self.block.nodes, self._layers, strict=True):
+            last = values[node.name] = layer(*(values[source] for source in sources_of(node)))
+        return last
+
+    def stage(self, source: str) -> Stage:
+        """The block as a stage of a model; ``source`` is the point key of its input."""
+        keys = {INPUT: source} | {node.name: f"{self.block.name}.{node.name}.activation" for node in self.block.nodes}
+        wiring = {
+            layer.name: tuple(keys[name] for name in sources_of(node))
+            for node, layer in zip(self.block.nodes, self._layers, strict=True)
+        }
+
+        def run(state: State) -> State:
+            return (self(state[0]),)
+
+        return Stage(self.block.name, run, self._layers, (keys[self.block.nodes[-1].name],), wiring)
+
+
+TrunkLayer = ConvNorm | MaxPool | MapSum | SqueezeExcite
+
+
+def sources_of(node: Node) -> tuple[str, ...]:
+    """The names that a node reads, in order."""
+    return (node.source, node.other) if isinstance(node, SumNode) else (node.source,)
+
+
+def _make(
+    name: str, node: Node, shapes: dict[str, MapShape], signs: dict[str, bool], eps: float
+) -> tuple[TrunkLayer, bool]:
+    """The layer of a node, and whether its output is signed."""
+    shape, signed = shapes[node.source], signs[node.source]
+    if isinstance(node, ConvNode):
+        conv = ConvNorm(
+            name,
+            shape,
+            node.channels,
+            node.kernel,
+            node.stride,
+            node.padding,
+            groups=node.groups,
+            activation=node.activation,
+            eps=eps,
+        )
+        return conv, node.activation.signed
+    if isinstance(node, PoolNode):
+        return MaxPool(name, shape, node.kernel, node.stride, node.padding, signed=signed), signed
+    if isinstance(node, GateNode):
+        return SqueezeExcite(name, shape, node.hidden, signed=signed), signed
+    if shape != shapes[node.other]:
+        raise ModelError(f"layer {name}: it adds maps of {shape} and {shapes[node.other]}; the rule is one shape")
+    return MapSum(name, shape, relu=node.relu), not node.relu
+
+
+def walk(blocks: tuple[TrunkBlock, ...]) -> Iterator[tuple[TrunkBlock, Node]]:
+    """Every node with its block, in order of execution."""
+    for block in blocks:
+        for node in block.nodes:
+            yield block, node
+
+
+def change_convs(blocks: tuple[TrunkBlock, ...], change: Callable[[str, ConvNode], ConvNode]) -> tuple[TrunkBlock, ...]:
+    """The trunk with every convolution replaced by ``change(layer name, node)``."""
+
+    def replaced(block: TrunkBlock, node: Node) -> Node:
+        return change(f"{block.name}.{node.name}", node) if isinstance(node, ConvNode) else node
+
+    return tuple(
+        block.model_copy(update={"nodes": tuple(replaced(block, node) for node in block.nodes)}) for block in blocks
+    )
+
+
+class TrunkSettings(BaseModel):
+    """A trunk: its blocks, the batch norms' ``eps``, and the normalisation that its images get (None: none)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    blocks: Annotated[tuple[TrunkBlock, ...], Field(min_length=1)]
+    eps: PositiveFloat = 1e-5
+    mean: tuple[float, ...] | None = None
+    std: tuple[PositiveFloat, ...] | None = None
