@@ -28,6 +28,7 @@ from caplet.program import (
     GroupedConv2d,
     InputQuantize,
     MaxPool2d,
+    Op,
     Routing,
     Squash,
     TensorSpec,
@@ -168,14 +169,13 @@ def _conv_norm(low: Lowering, layer: ConvNorm, sources: tuple[str, ...]) -> None
     high = None
     if layer.activation is Activation.RELU6:
         high = int(low.format(output).encode(np.array([6.0], dtype=np.float32))[0])
+    shifts = low.channel_shifts(f"{name}.weight")
     if layer.groups == 1 and high is None:
-        low.ops.append(Conv2d(name, sources[0], output, weight, bias, layer.stride, layer.padding, relu=relu))
+        op: Op = Conv2d(name, sources[0], output, weight, bias, layer.stride, layer.padding, relu, shifts)
     else:
-        low.ops.append(
-            GroupedConv2d(
-                name, sources[0], output, weight, bias, layer.groups, layer.stride, layer.padding, relu=relu, high=high
-            )
-        )
+        groups, stride, padding = layer.groups, layer.stride, layer.padding
+        op = GroupedConv2d(name, sources[0], output, weight, bias, groups, stride, padding, relu, high, shifts)
+    low.ops.append(op)
 
 
 @handles(MaxPool)
