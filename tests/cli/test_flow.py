@@ -219,16 +219,17 @@ def test_a_killed_quantization_resumes_to_the_same_bytes(
     caplet: Caplet, trained: Path, quantized: Path, tmp_path: Path
 ) -> None:
     patch = """
-from caplet.quant.probes import ProbeLog
-write = ProbeLog._write
-def cut(self, line, mode, count=[0]):
+import json
+from caplet.quant.lines import JsonLines
+write = JsonLines._write
+def cut(self, row, mode, count=[0]):
     count[0] += 1
     if count[0] == 5:
         with open(self.path, "a") as stream:
-            stream.write(line[:100])
+            stream.write(json.dumps(row)[:100])
         die()
-    write(self, line, mode)
-ProbeLog._write = cut
+    write(self, row, mode)
+JsonLines._write = cut
 """
     killed(quantize(trained, tmp_path), patch)
     assert (tmp_path / "probes.jsonl").read_text()[-1] != "\n"

@@ -18,8 +18,8 @@ from caplet.models.registry import build
 from caplet.quant.cost import stage_macs
 from caplet.quant.evaluator import Evaluator, predict
 from caplet.quant.plan import QuantPlan
-from caplet.quant.probes import Probe
-from caplet.quant.states import StateCache, Stored, decode_state, encode_state
+from caplet.quant.probes import Part
+from caplet.quant.states import StateCache, decode_state, encode_state
 from caplet.quant.widths import Widths, make_plan
 
 
@@ -56,7 +56,7 @@ def test_any_sequence_of_plans_gives_the_full_evaluation_s_answers(case: Any, ca
         found = shared.evaluate(plan)
         assert np.array_equal(found.hits, full.hits)
         assert full.cost == 1.0
-        assert 0 < found.cost <= 1.0
+        assert found.cached or 0 < found.cost <= 1.0
         assert shared._states.bytes <= cache_bytes
     assert len(shared.probes) == len(set(plans))
     assert shared.spent <= len(set(plans))
@@ -194,30 +194,33 @@ def test_states_come_back_bit_for_bit_in_their_layout(fmt: FixedFormat) -> None:
 
 
 def test_the_cache_drops_the_least_recently_used() -> None:
-    def stored(size: int) -> Stored:
-        return Stored((FixedFormat(8, 0, True),), ((torch.zeros(size, dtype=torch.int8),),))
+    def codes(size: int) -> tuple[torch.Tensor, ...]:
+        return (torch.zeros(size, dtype=torch.int8),)
 
     cache = StateCache(100)
     for key in "abc":
-        assert cache.make_room(30, None)
-        cache.put(key, stored(30))
-    assert cache.get("a") is not None
-    assert not cache.make_room(80, "a")
+        assert cache.add(key, 0, codes(30))
+    assert cache.get("a", 0) is not None
+    assert cache.get("a", 1) is None
+    assert not cache.add("d", 0, codes(80), "a")
+    assert not cache.add("a", 2, codes(1)), "a batch is missing in between"
     assert all(key in cache for key in "abc")
-    assert cache.make_room(30, "b")
-    assert [key in cache for key in "abc"] == [True, True, False]
-    assert cache.make_room(60, "b")
-    assert [key in cache for key in "abc"] == [False, True, False]
-    cache.put("d", stored(200))
-    assert "d" not in cache
-    assert cache.get("d") is None
+    assert cache.add("d", 0, codes(30), "b")
+    assert [key in cache for key in "abcd"] == [True, True, False, True]
+    assert cache.add("d", 1, codes(30), "b")
+    assert [key in cache for key in "abcd"] == [False, True, False, True]
+    assert cache.bytes == 90
+    assert not cache.add("d", 2, codes(200))
+    assert cache.get("d", 1) is not None
 
 
-def test_probe_json_is_checked() -> None:
-    probe = Probe("x", np.array([True, False, True] * 5), 1.5, 0.25)
-    back = Probe.from_json(json.loads(json.dumps(probe.to_json())))
-    assert np.array_equal(back.hits, probe.hits)
-    assert (back.seconds, back.cost) == (1.5, 0.25)
-    for change in ({"correct": 3}, {"n": 99}, {"hits": "?"}):
-        with pytest.raises(ValueError, match=r"hits|[Bb]ase64|alphabet"):
-            Probe.from_json({**probe.to_json(), **change})
+def test_lines_of_the_log_are_checked() -> None:
+    hits, margins = np.array([True, False, True] * 5), np.linspace(-1, 1, 15, dtype=np.float32)
+    part = Part("x", 50, hits, margins, 1.5, 0.25)
+    back = Part.from_json(json.loads(json.dumps(part.to_json())))
+    assert np.array_equal(back.hits, part.hits)
+    assert np.array_equal(back.margins, part.margins)
+    assert (back.start, back.stop, back.seconds, back.cost) == (50, 65, 1.5, 0.25)
+    for change in ({"correct": 3}, {"to": 99}, {"to": 50}, {"hits": "?"}, {"margins": "AAAA"}):
+        with pytest.raises(ValueError, match=r"hits|[Bb]ase64|alphabet|multiple"):
+            Part.from_json({**part.to_json(), **change})

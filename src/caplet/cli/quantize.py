@@ -74,6 +74,12 @@ def command(
             help="Choose exponents by their effect on the class capsules, not by each tensor's squared error alone.",
         ),
     ] = True,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact", help="Decide on all calibration images, computing everything anew: slow, for comparison."
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of stochastic rounding.")] = 0,
     engine: Annotated[
         Literal["auto", "native", "interpreter"],
@@ -116,6 +122,7 @@ def command(
         log2_weights=log2_weights,
         paper_formats=paper_formats,
         tune=tune,
+        exact=exact,
         seed=seed,
     )
     splits = load_data(data, root, calibration_size=calibration_size, size=size, channels=channels, progress=not quiet)

@@ -36,13 +36,15 @@ from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
 from caplet.program import Program
 from caplet.program.file import save_program
-from caplet.quant.calibrate import calibrate
-from caplet.quant.evaluator import Evaluator
+from caplet.quant.calibrate import Calibration, calibrate
+from caplet.quant.evaluator import DEFAULT_CACHE_BYTES, Evaluator
 from caplet.quant.formats import Exponents, FormatRule, FormatSource
 from caplet.quant.memory import FLOAT_BITS, count_memory
+from caplet.quant.probes import FLOAT
 from caplet.quant.search.methods import DEFAULT_COMPRESSION, Method, find_method
 from caplet.quant.search.request import Request, SearchResult, Workbench
 from caplet.quant.search.result import Candidate, Step, width_table
+from caplet.quant.sequential import EarlyRule
 from caplet.quant.target import find_hardware
 from caplet.quant.tune import DEFAULT_IMAGES as TUNING_IMAGES
 from caplet.quant.tune import Tuner
@@ -76,6 +78,8 @@ class QuantizeSettings(BaseModel):
         paper_formats: one integer bit everywhere, as in the paper, instead of calibrated exponents.
         tune: choose exponents by their effect on the lengths of the class capsules (see :mod:`caplet.quant.tune`),
             instead of by the squared error of the tensor alone.
+        exact: every decision of the search looks at all calibration images and computes every stage (no early decisions, no
+            kept stage outputs). For comparison; it takes several times as long.
         seed: of stochastic rounding, 0 .. 2**32 - 1.
 
     Raises:
@@ -96,6 +100,7 @@ class QuantizeSettings(BaseModel):
     log2_weights: bool = False
     paper_formats: bool = False
     tune: bool = True
+    exact: bool = False
     seed: int = Field(default=0, ge=0, lt=1 << 32)
 
     @model_validator(mode="wrap")
@@ -221,7 +226,13 @@ def quantize(
         if settings.tune and not settings.paper_formats:
             source = Tuner(model, calibration, spread(splits.calibration, TUNING_IMAGES))
         evaluator = Evaluator(
-            model, splits.calibration.images, splits.calibration.labels, log_path=run / PROBES, progress=progress
+            model,
+            splits.calibration.images,
+            splits.calibration.labels,
+            cache_bytes=0 if settings.exact else DEFAULT_CACHE_BYTES,
+            log_path=run / PROBES,
+            progress=progress,
+            early=None if settings.exact else EarlyRule(),
         )
         earlier = sum(probe.seconds for probe in evaluator.probes.values())  # of the interrupted part, when resumed
         warn_about(splits, request, evaluator, note)
@@ -230,8 +241,9 @@ def quantize(
         )
         found = method.run(bench, request)
         seconds = earlier + time.perf_counter() - began  # with calibration, all parts of a resumed run together
-        run.write_json(SEARCH, found.record)
-        return _finish(_Shipper(run, model, splits, engine), settings, found, evaluator, seconds, note)
+        costs = full_passes(evaluator, calibration, source, found)
+        run.write_json(SEARCH, {**found.record, "full_passes": costs})
+        return _finish(_Shipper(run, model, splits, engine), settings, found, evaluator, costs, seconds, note)
 
 
 def artefacts(role: str) -> tuple[str, str]:
@@ -241,6 +253,26 @@ def artefacts(role: str) -> tuple[str, str]:
     ('model_satisfied.caplet', 'plan_satisfied.json')
     """
     return f"model_{role}.caplet", f"plan_{role}.json"
+
+
+def full_passes(
+    evaluator: Evaluator, calibration: Calibration, source: FormatSource, found: SearchResult
+) -> dict[str, float]:
+    """What a search cost by purpose, each in passes of all the evaluator's images through the whole model.
+
+    Everything that chose the plan is counted; the integers' final accept, one pass more for each plan that it looks at,
+    is not. Of a search that was interrupted, every probe counts once; calibrating and tuning are repeated and not
+    counted twice.
+    """
+    probes = {digest: probe.cost for digest, probe in evaluator.probes.items()}
+    costs = {
+        "calibration": calibration.images / len(evaluator),
+        "tuning": source.spent / len(evaluator) if isinstance(source, Tuner) else 0.0,
+        "float": probes.pop(FLOAT, 0.0),
+        "sensitivities": found.cost,
+        "probes": sum(probes.values()),
+    }
+    return {**costs, "total": sum(costs.values())}
 
 
 def warn_about(splits: Splits, request: Request, evaluator: Evaluator, note: Note) -> None:
@@ -261,7 +293,10 @@ def warn_about(splits: Splits, request: Request, evaluator: Evaluator, note: Not
 def describe_step(step: Step[Any]) -> str:
     """One line about a search step."""
     verdict = "kept" if step.accepted else "rejected"
-    return f"step {step.step}: {step.about}: {step.correct:,} correct, {step.needed:,} needed: {verdict}"
+    found = f"{step.correct:,} correct"
+    if step.low < step.high:
+        found = f"{step.low:,} to {step.high:,} correct"
+    return f"step {step.step}: {step.about}: {found}, {step.needed:,} needed: {verdict} ({step.seen:,} images seen)"
 
 
 @dataclass(frozen=True)
@@ -317,6 +352,7 @@ def _finish(
     settings: QuantizeSettings,
     found: SearchResult,
     evaluator: Evaluator,
+    costs: dict[str, float],
     seconds: float,
     note: Note,
 ) -> QuantizeResult:
@@ -371,7 +407,7 @@ def _finish(
         "search": {
             "seconds": round(seconds, 1),
             "probes": len(evaluator.probes),
-            "full_passes": sum(probe.cost for probe in evaluator.probes.values()) + found.cost,
+            "full_passes": costs["total"],
             "calibration_images": len(splits.calibration),
         },
     }

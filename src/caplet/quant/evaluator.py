@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,19 @@ from caplet.data.imageset import to_float
 from caplet.errors import ConfigError
 from caplet.fixed import FixedFormat
 from caplet.models.base import CapsNet, State
+from caplet.nn.functional import lengths
 from caplet.nn.memory import keep_freed_memory
 from caplet.quant.cost import stage_macs
 from caplet.quant.fake import FakeQuant, WeightCache
 from caplet.quant.plan import QuantPlan
-from caplet.quant.probes import FLOAT, Probe, ProbeLog
-from caplet.quant.states import StateCache, Stored, code_dtype, decode_state, encode_state
+from caplet.quant.probes import FLOAT, Part, Probe, ProbeLog
+from caplet.quant.sequential import Bounds, EarlyRule, Reference, bound, make_reference
+from caplet.quant.states import StateCache, decode_state, encode_state
 from caplet.quant.widths import describe
 
 DEFAULT_CACHE_BYTES = 3 << 29
 Progress = Callable[[int, int], None]
-"""Called with (images done, images in all) after every batch of a measurement."""
+"""Called with (images done, images to do) after every batch of a measurement."""
 
 
 def predict(capsules: Tensor) -> Tensor:
@@ -40,12 +43,24 @@ def predict(capsules: Tensor) -> Tensor:
     return (capsules.double() ** 2).sum(-1).argmax(-1)
 
 
+def class_margins(capsules: Tensor, labels: Tensor) -> Tensor:
+    """Length of the true class's capsule minus the longest other one: float (B, classes, D), int64 (B,) -> (B,)."""
+    size = lengths(capsules)
+    own = size.gather(1, labels[:, None])
+    others = size.scatter(1, labels[:, None], -torch.inf)
+    return own[:, 0] - others.amax(1)
+
+
 class Evaluator:
     """Measures plans on one model and one set of images.
 
     A plan is measured once; a second question is answered from memory or from the log. Only stages downstream of what
     changed are computed: the output of stage k depends on the plan at the points of stages 1..k alone, and such outputs
     are kept as integer codes, so the answer is the same, image by image, as a full evaluation's.
+
+    :meth:`evaluate` looks at all images. :meth:`decide` and :meth:`count` look at as many as the question needs, where
+    an early rule is given; a later question about the same plan goes on where the earlier one stopped. Their answers
+    depend on the images, the rule, and the questions asked before, and not on what a log already knew.
 
     The model must not change while the evaluator is in use.
 
@@ -57,6 +72,7 @@ class Evaluator:
         log_path: JSON-lines log of all probes; if it exists, its probes are known from the start.
         integer: see :class:`caplet.quant.fake.FakeQuant`.
         progress: called after every batch.
+        early: how early decisions are made; None looks at all images for every question.
 
     Attributes:
         spent: cost of everything computed by this object, in full passes of all images.
@@ -78,6 +94,7 @@ class Evaluator:
         log_path: str | Path | None = None,
         integer: bool = True,
         progress: Progress | None = None,
+        early: EarlyRule | None = None,
     ) -> None:
         if len(images) == 0 or len(images) != len(labels):
             raise ConfigError(
@@ -90,8 +107,9 @@ class Evaluator:
         model.check_images(images)
         self.model = model.eval()
         self.images, self.labels = images, labels.numpy()
+        self.early = early
         self.spent = 0.0
-        self._bounds = [(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
+        self._batch = batch_size
         self._integer = integer
         self._progress = progress
         self._stages = model.stages()
@@ -102,6 +120,10 @@ class Evaluator:
         self._weights = WeightCache()
         self._states = StateCache(cache_bytes)
         self._log = ProbeLog(log_path, self._identity())
+        self._charged: dict[str, int] = {}  # parts by digest whose cost was counted to a question already
+        self._answers: dict[str, Probe] = {}
+        self._questions = 0
+        self._reference: Reference | None = None
         keep_freed_memory()
 
     def __len__(self) -> int:
@@ -110,64 +132,177 @@ class Evaluator:
 
     @property
     def probes(self) -> dict[str, Probe]:
-        """All probes known so far, by plan digest, in the order in which they were measured."""
-        return dict(self._log.probes)
+        """Everything measured so far, here or by the interrupted run whose log this is, by plan digest, in order.
+
+        Costs and seconds are those of all parts together.
+        """
+        return {digest: self._probe(digest, self._log.known(digest), 0) for digest in self._log.parts}
 
     def float_result(self) -> Probe:
         """The float model's result on the same images; measured once."""
-        if FLOAT in self._log.probes:
-            return self._log.probes[FLOAT].known()
-        began = time.perf_counter()
-        hits = self._measure(None, 0, None, {})
-        probe = Probe(FLOAT, hits, time.perf_counter() - began, 1.0)
-        self.spent += probe.cost
-        self._log.add(probe, {})
-        return probe
+        return self._whole(FLOAT, None)
 
     def evaluate(self, plan: QuantPlan) -> Probe:
-        """The result of the model under ``plan``.
+        """The result of the model under ``plan`` on all images.
 
         Raises:
             PlanError: the plan does not fit the model.
             ArtefactError: the log cannot be written.
         """
-        digest = plan.digest()
-        if digest in self._log.probes:
-            return self._log.probes[digest].known()
         plan.check(self.model)
-        began = time.perf_counter()
-        prefixes = self._prefix_keys(plan)
-        first, start = self._start(prefixes)
-        collected = self._to_collect(plan, first, prefixes)
-        hits = self._measure(plan, first, start, collected)
-        for stage, batches in collected.items():
-            self._states.put(prefixes[stage], Stored(self._formats(stage, plan), tuple(batches)))
-        probe = Probe(digest, hits, time.perf_counter() - began, float(self._tail_cost[first]))
-        self.spent += probe.cost
-        self._log.add(probe, {"widths": describe(self.model, plan), "plan": plan.to_json()})
+        return self._whole(plan.digest(), plan)
+
+    def decide(self, plan: QuantPlan, needed: int) -> Probe:
+        """Whether at least ``needed`` images are correct under ``plan``: then ``low`` of the answer reaches it.
+
+        Where they are not, ``high`` does not reach it. Raises as :meth:`evaluate`.
+        """
+        return self._ask(plan, {"needed": needed}, lambda low, high: low >= needed or high < needed)
+
+    def count(self, plan: QuantPlan) -> Probe:
+        """How many images are correct under ``plan``, as soon as the bounds agree. Raises as :meth:`evaluate`."""
+        return self._ask(plan, {"count": True}, lambda low, high: low == high)
+
+    def latest(self, plan: QuantPlan) -> Probe:
+        """The last answer about ``plan``; its count where nothing was asked before."""
+        return self._answers.get(plan.digest()) or self.count(plan)
+
+    def _ask(self, plan: QuantPlan, asked: Mapping[str, Any], settled: Callable[[int, int], bool]) -> Probe:
+        """Look at more and more images until the bounds settle the question."""
+        if self.early is None:
+            return self.evaluate(plan)
+        digest = plan.digest()
+        known = self._answers.get(digest)
+        if known is not None and settled(known.low, known.high):
+            return replace(known, seconds=0.0, cost=0.0, cached=True)
+        plan.check(self.model)
+        reference = self._order()
+        self._questions += 1
+        looks = self.early.looks(len(self), self._batch)
+        share = self.early.share(self._questions, len(looks))
+        before = self._charged.get(digest, 0)
+        computed = False
+        for look in looks:
+            computed |= self._extend(digest, plan, look)
+            hits, margins = self._known(digest, look)
+            found = bound(reference, hits, margins, share, self.early.safety)
+            if settled(found.low, found.high):
+                break
+        sure = settled(found.sure_low, found.sure_high)
+        probe = self._answer(
+            digest, look, before, computed, found, 0.0 if sure else self.early.question_error(self._questions)
+        )
+        self._log.decided(self._questions, asked, probe)
         return probe
 
+    def _whole(self, digest: str, plan: QuantPlan | None) -> Probe:
+        """The answer from all images."""
+        before = self._charged.get(digest, 0)
+        if plan is not None and self.early is not None:
+            self._order()
+        computed = self._extend(digest, plan, len(self))
+        return self._answer(digest, len(self), before, computed)
+
+    def _order(self) -> Reference:
+        """The order in which plans look at the images, from the float model's margins."""
+        assert self.early is not None
+        if self._reference is None:
+            self.float_result()
+            hits, margins = self._known(FLOAT, len(self))
+            self._reference = make_reference(hits, margins, self.early)
+        return self._reference
+
+    def _places(self, digest: str) -> NDArray[np.int64]:
+        """The images in the order in which this plan looks at them."""
+        if digest == FLOAT or self.early is None:
+            return np.arange(len(self))
+        return self._order().order
+
+    def _known(self, digest: str, stop: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Hits and margins of the first ``stop`` images of the order."""
+        parts = self._log.parts[digest]
+        hits, margins = np.concatenate([p.hits for p in parts]), np.concatenate([p.margins for p in parts])
+        return hits[:stop], margins[:stop].astype(np.float64)
+
+    def _extend(self, digest: str, plan: QuantPlan | None, stop: int) -> bool:
+        """Measure the images up to ``stop`` of the order that are not known yet; whether there were any."""
+        start = self._log.known(digest)
+        if start >= stop:
+            return False
+        began = time.perf_counter()
+        hits, margins, cost = self._measure(plan, self._places(digest), start, stop)
+        part = Part(digest, start, hits, margins, time.perf_counter() - began, cost)
+        self.spent += cost
+        more: dict[str, Any] = {}
+        if plan is not None and start == 0:
+            more = {"widths": describe(self.model, plan), "plan": plan.to_json()}
+        self._log.add(part, more)
+        return True
+
+    def _answer(
+        self, digest: str, seen: int, before: int, computed: bool, found: Bounds | None = None, error: float = 0.0
+    ) -> Probe:
+        """The answer from the first ``seen`` images, its cost counted from image ``before`` on."""
+        probe = self._probe(digest, seen, before)
+        if found is not None and seen < len(self):
+            probe = replace(probe, bounds=(found.low, found.high), error=error)
+        self._charged[digest] = max(before, seen)
+        self._answers[digest] = replace(probe, cached=not computed)
+        return self._answers[digest]
+
+    def _probe(self, digest: str, seen: int, before: int) -> Probe:
+        """What ``seen`` images say, the float model's answer for the others; the cost is counted from ``before`` on."""
+        parts = [part for part in self._log.parts[digest] if part.start >= before and part.stop <= seen]
+        seconds, cost = sum(part.seconds for part in parts), sum(part.cost for part in parts)
+        whole = seen == len(self)
+        hits = np.zeros(len(self), dtype=bool) if whole else self._order().hits.copy()
+        hits[self._places(digest)[:seen]] = self._known(digest, seen)[0]
+        return Probe(digest, hits, seconds, cost, seen=None if whole else seen)
+
     def _measure(
-        self, plan: QuantPlan | None, first: int, start: Stored | None, collected: dict[int, list[State]]
-    ) -> NDArray[np.bool_]:
-        """Run stages ``first`` and later on all images; ``collected`` receives the outputs of its stages as codes."""
-        hits = np.zeros(len(self), dtype=bool)
+        self, plan: QuantPlan | None, order: NDArray[np.int64], start: int, stop: int
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float32], float]:
+        """Run the images at places ``start`` to ``stop`` - 1 of ``order``: hits, margins, and the cost in full passes.
+
+        ``start`` is a multiple of the batch size, so that a batch always holds the same images.
+        """
+        hits, margins = np.zeros(stop - start, dtype=bool), np.zeros(stop - start, dtype=np.float32)
+        cost = 0.0
+        prefixes = [] if plan is None else self._prefix_keys(plan)
         handler = None if plan is None else FakeQuant(plan, self._specs, integer=self._integer, weights=self._weights)
         with torch.inference_mode(), nullcontext() if handler is None else self.model.handle(handler):
-            for index, (low, high) in enumerate(self._bounds):
-                if start is None:
-                    state: State = (to_float(self.images[low:high]),)
-                else:
-                    state = decode_state(start.batches[index], start.formats)
-                for stage in range(first, len(self._stages)):
-                    state = self._stages[stage].run(state)
-                    if stage in collected:
-                        assert plan is not None
-                        collected[stage].append(encode_state(state, self._formats(stage, plan)))
-                hits[low:high] = predict(state[0]).numpy() == self.labels[low:high]
+            for low in range(start, stop, self._batch):
+                chosen = torch.from_numpy(order[low : min(low + self._batch, stop)])
+                capsules, first = self._run(plan, prefixes, low // self._batch, chosen)
+                labels = torch.from_numpy(self.labels)[chosen]
+                place = slice(low - start, low - start + len(chosen))
+                hits[place] = (predict(capsules) == labels).numpy()
+                margins[place] = class_margins(capsules, labels).numpy()
+                cost += len(chosen) / len(self) * float(self._tail_cost[first])
                 if self._progress is not None:
-                    self._progress(high, len(self))
-        return hits
+                    self._progress(low - start + len(chosen), stop - start)
+        return hits, margins, cost
+
+    def _run(self, plan: QuantPlan | None, prefixes: list[str], batch: int, chosen: Tensor) -> tuple[Tensor, int]:
+        """Class capsules of one batch, and the first stage that had to be computed; stage outputs are kept."""
+        first = 0
+        state: State = (to_float(self.images[chosen]),)
+        for stage in range(len(prefixes) - 2, -1, -1):
+            codes = self._states.get(prefixes[stage], batch)
+            if codes is not None and plan is not None:
+                first, state = stage + 1, decode_state(codes, self._formats(stage, plan))
+                break
+        computed: dict[int, State] = {}
+        for stage in range(first, len(self._stages)):
+            state = self._stages[stage].run(state)
+            spared = self._tail_cost[stage + 1] < 1.0  # nothing is gained by keeping the input image
+            if plan is not None and self._states.limit and spared and stage < len(self._stages) - 1:
+                computed[stage] = encode_state(state, self._formats(stage, plan))
+        keep = {prefixes[first - 1]} if first else set()
+        for stage in sorted(computed, reverse=True):  # later ones are smaller and used more often: they come first
+            self._states.add(prefixes[stage], batch, computed[stage], keep)
+            keep.add(prefixes[stage])
+        return state[0], first
 
     def _prefix_keys(self, plan: QuantPlan) -> list[str]:
         """For every stage, the digest of the plan at the points of this and all earlier stages."""
@@ -177,29 +312,6 @@ class Evaluator:
             keys.update(stage_keys)
             digests.append(plan.restricted(keys).digest())
         return digests
-
-    def _start(self, prefixes: list[str]) -> tuple[int, Stored | None]:
-        """The first stage to compute, and the stored output of the one before it."""
-        for stage in range(len(self._stages) - 2, -1, -1):
-            stored = self._states.get(prefixes[stage])
-            if stored is not None:
-                return stage + 1, stored
-        return 0, None
-
-    def _to_collect(self, plan: QuantPlan, first: int, prefixes: list[str]) -> dict[int, list[State]]:
-        """The stages whose outputs are worth keeping and fit, later ones (smaller, used more often) first."""
-        chosen: list[int] = []
-        size = 0
-        for stage in range(len(self._stages) - 2, first - 1, -1):
-            more = sum(
-                self._specs[key].elements * code_dtype(fmt).itemsize * len(self)
-                for key, fmt in zip(self._stages[stage].outputs, self._formats(stage, plan), strict=True)
-            )
-            spared = self._tail_cost[stage + 1] < 1.0  # nothing is gained by keeping the input image
-            if spared and self._states.make_room(size + more, prefixes[first - 1] if first else None):
-                chosen.append(stage)
-                size += more
-        return {stage: [] for stage in reversed(chosen)}  # the last one put is the last one dropped
 
     def _formats(self, stage: int, plan: QuantPlan) -> tuple[FixedFormat, ...]:
         formats = [plan.points[key] for key in self._stages[stage].outputs]
@@ -222,4 +334,6 @@ class Evaluator:
             "images": data.hexdigest(),
             "n": len(self),
             "integer": self._integer,
+            "early": None if self.early is None else self.early.to_json(),
+            "batch_size": self._batch,
         }

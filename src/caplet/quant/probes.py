@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +12,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caplet.errors import ArtefactError
-from caplet.files import why
+from caplet.quant.lines import JsonLines
 
-KIND, VERSION = "caplet-probes", 1
+VERSION = 2
 FLOAT = "float"
 """The digest under which the float model's result is logged."""
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """The measured accuracy of one plan (or of the float model) on an evaluator's images.
+    """What is known about one plan (or the float model) on an evaluator's images.
 
     Attributes:
         digest: of the plan, or :data:`FLOAT`.
-        hits: bool (n,): which images were classified correctly, in the evaluator's order, for paired comparisons.
-        seconds: wall time of the measurement.
-        cost: what it took, in full passes of all images through the whole model (multiply-accumulates).
-        cached: whether the answer was known already (then it took no time now).
+        hits: bool (n,): which images are classified correctly, in the images' own order, for paired comparisons; the
+            float model's answer for images that were not looked at.
+        seconds: wall time of what was measured for this answer.
+        cost: what that took, in full passes of all images through the whole model (multiply-accumulates). The same
+            where the log of an interrupted run gave the answer.
+        cached: whether the answer was known already and nothing was computed now.
+        seen: images looked at; None for all.
+        bounds: on the number of correct images; None where all were looked at.
+        error: probability that ``bounds`` is wrong (see :mod:`caplet.quant.sequential`); 0 where they are certain.
     """
 
     digest: str
@@ -38,6 +41,9 @@ class Probe:
     seconds: float
     cost: float
     cached: bool = False
+    seen: int | None = None
+    bounds: tuple[int, int] | None = None
+    error: float = 0.0
 
     @property
     def n(self) -> int:
@@ -46,7 +52,7 @@ class Probe:
 
     @property
     def correct(self) -> int:
-        """Number of images classified correctly."""
+        """Number of images classified correctly; an estimate where not all were looked at."""
         return int(self.hits.sum())
 
     @property
@@ -54,109 +60,120 @@ class Probe:
         """Correct fraction, 0..1."""
         return self.correct / self.n
 
-    def known(self) -> Probe:
-        """The same answer, marked as not computed now."""
-        return replace(self, cached=True)
+    @property
+    def low(self) -> int:
+        """At least so many images are correct."""
+        return self.correct if self.bounds is None else self.bounds[0]
+
+    @property
+    def high(self) -> int:
+        """At most so many images are correct."""
+        return self.correct if self.bounds is None else self.bounds[1]
+
+    @property
+    def looked_at(self) -> int:
+        """How many images were looked at."""
+        return self.n if self.seen is None else self.seen
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One plan on images ``start`` to ``stop`` - 1 of the order of looking: a line of the log.
+
+    Attributes:
+        hits: bool (stop - start,): classified correctly.
+        margins: float32 (stop - start,): length of the true class's capsule minus the longest other one.
+        seconds: wall time.
+        cost: in full passes of all images.
+    """
+
+    digest: str
+    start: int
+    hits: NDArray[np.bool_]
+    margins: NDArray[np.float32]
+    seconds: float
+    cost: float
+
+    @property
+    def stop(self) -> int:
+        """One after the last place."""
+        return self.start + len(self.hits)
 
     def to_json(self) -> dict[str, Any]:
         """One log line's fields, without the plan."""
         return {
             "digest": self.digest,
-            "correct": self.correct,
-            "n": self.n,
-            "accuracy": self.accuracy,
+            "from": self.start,
+            "to": self.stop,
+            "correct": int(self.hits.sum()),
             "seconds": round(self.seconds, 3),
             "cost": self.cost,
             "hits": base64.b64encode(np.packbits(self.hits).tobytes()).decode(),
+            "margins": base64.b64encode(self.margins.astype("<f4").tobytes()).decode(),
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Probe:
+    def from_json(cls, data: Mapping[str, Any]) -> Part:
         """Read :meth:`to_json`. Raises ValueError, KeyError or TypeError when the data are not such a line."""
+        n = data["to"] - data["from"]
         packed = np.frombuffer(base64.b64decode(data["hits"], validate=True), dtype=np.uint8)
-        if len(packed) != (data["n"] + 7) // 8:
-            raise ValueError(f"{len(packed)} bytes of hits for {data['n']} images")
-        hits = np.unpackbits(packed, count=data["n"]).astype(bool)
+        margins = np.frombuffer(base64.b64decode(data["margins"], validate=True), dtype="<f4").astype(np.float32)
+        if n < 1 or len(packed) != (n + 7) // 8 or len(margins) != n:
+            raise ValueError(f"{len(packed)} bytes of hits and {len(margins)} margins for {n} images")
+        hits = np.unpackbits(packed, count=n).astype(bool)
         if int(hits.sum()) != data["correct"]:
             raise ValueError(f"the hits add up to {int(hits.sum())}, not to {data['correct']}")
-        return cls(str(data["digest"]), hits, float(data["seconds"]), float(data["cost"]))
+        return cls(str(data["digest"]), data["from"], hits, margins, float(data["seconds"]), float(data["cost"]))
 
 
 class ProbeLog:
-    """A JSON-lines file of probes; its first line says what they were measured on.
+    """A JSON-lines file of measured parts and of the questions that they answered.
 
-    Every line is on disk before the search goes on. A last line that was cut off by a kill is dropped at the start.
+    The first line says what everything was measured on. Every line is on disk before the search goes on; a last line
+    that was cut off by a kill is dropped at the start.
 
     Args:
         path: of the log; None keeps nothing.
-        identity: what the probes depend on besides the plan (model, images, arithmetic): plain JSON values.
+        identity: what the parts depend on besides the plan (model, images, order, arithmetic): plain JSON values.
+
+    Attributes:
+        parts: by digest, what was measured, without gaps from place 0 on.
 
     Raises:
         ArtefactError: the file cannot be read or written, is damaged, or belongs to another identity.
     """
 
     def __init__(self, path: str | Path | None, identity: Mapping[str, Any]) -> None:
-        self.path = None if path is None else Path(path)
-        self.probes: dict[str, Probe] = {}
-        if self.path is None:
-            return
-        head = {"kind": KIND, "version": VERSION, **identity}
-        whole = self._read()
-        if not whole:
-            self._write(json.dumps(head), "w")
-            return
-        self._check(head, self._parse(1, whole[0]))
-        for number, line in enumerate(whole[1:], start=2):
-            data = self._parse(number, line)
+        self._lines = JsonLines(path, "probe log", {"version": VERSION, **identity})
+        self.parts: dict[str, list[Part]] = {}
+        for number, row in enumerate(self._lines.rows, start=2):
+            if "question" in row:
+                continue
             try:
-                probe = Probe.from_json(data)
+                part = Part.from_json(row)
+                if part.start != self.known(part.digest):
+                    raise ValueError(f"it starts at image {part.start}, {self.known(part.digest)} are known")
             except (ValueError, KeyError, TypeError) as error:
-                raise ArtefactError(f"{self.path}, line {number}: not a probe ({error}); move the log away") from None
-            self.probes[probe.digest] = probe
+                raise ArtefactError(f"{path}, line {number}: not a probe ({error}); move the log away") from None
+            self.parts.setdefault(part.digest, []).append(part)
 
-    def add(self, probe: Probe, more: Mapping[str, Any]) -> None:
-        """Remember a probe and write its line, with further fields ``more``."""
-        self.probes[probe.digest] = probe
-        if self.path is not None:
-            self._write(json.dumps({**probe.to_json(), **more}), "a")
+    def known(self, digest: str) -> int:
+        """How many images of the order are known for a plan."""
+        return self.parts[digest][-1].stop if digest in self.parts else 0
 
-    def _read(self) -> list[bytes]:
-        assert self.path is not None
-        try:
-            content = self.path.read_bytes() if self.path.exists() else b""
-            end = content.rfind(b"\n") + 1
-            if end < len(content):
-                with self.path.open("r+b") as stream:
-                    stream.truncate(end)
-        except OSError as error:
-            raise ArtefactError(f"cannot read the probe log {self.path}: {why(error)}") from error
-        return content[:end].splitlines()
+    def add(self, part: Part, more: Mapping[str, Any]) -> None:
+        """Remember a part and write its line, with further fields ``more``."""
+        self.parts.setdefault(part.digest, []).append(part)
+        self._lines.add({**part.to_json(), **more})
 
-    def _parse(self, number: int, line: bytes) -> dict[str, Any]:
-        try:
-            data = json.loads(line)
-        except ValueError as error:
-            raise ArtefactError(f"{self.path}, line {number}: not JSON ({error}); move the log away") from None
-        if not isinstance(data, dict):
-            raise ArtefactError(f"{self.path}, line {number}: not a JSON object; move the log away")
-        return data
+    def decided(self, question: int, asked: Mapping[str, Any], probe: Probe) -> None:
+        """Write down how an early decision fell; a question that the log of an interrupted run has is not repeated.
 
-    def _check(self, mine: dict[str, Any], found: dict[str, Any]) -> None:
-        different = [name for name in {**mine, **found} if mine.get(name) != found.get(name)]
-        if different:
-            name = different[0]
-            raise ArtefactError(
-                f"{self.path}: this probe log was made with another {name}: {found.get(name)!r}, now "
-                f"{mine.get(name)!r}; continue with the same settings, or choose another place for the log"
-            )
-
-    def _write(self, line: str, mode: str) -> None:
-        assert self.path is not None
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open(mode, encoding="utf-8") as stream:
-                stream.write(line + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise ArtefactError(f"cannot write the probe log {self.path}: {why(error)}") from error
+        Args:
+            question: its number, 1, 2, ...
+            asked: what was asked, plain JSON values.
+        """
+        answer = {"digest": probe.digest, "seen": probe.looked_at, "n": probe.n, "low": probe.low, "high": probe.high}
+        row = {"question": question, **asked, **answer, "error": probe.error}
+        if row not in self._lines.rows:
+            self._lines.add(row)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -39,21 +39,22 @@ def _decode(codes: Tensor, fmt: FixedFormat) -> Tensor:
     return codes.to(torch.float32).mul_(fmt.step)
 
 
-@dataclass(frozen=True)
-class Stored:
-    """One stage's output for all images: its formats and the codes of every batch."""
+def code_bytes(codes: State) -> int:
+    """Bytes that a state's codes take."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in codes)
 
-    formats: tuple[FixedFormat, ...]
-    batches: tuple[State, ...]
 
-    @property
-    def bytes(self) -> int:
-        """Bytes that the codes take."""
-        return sum(codes.numel() * codes.element_size() for state in self.batches for codes in state)
+@dataclass
+class _Entry:
+    """One stage's output: the codes of the first batches."""
+
+    batches: list[State] = field(default_factory=list)
+    bytes: int = 0
 
 
 class StateCache:
-    """Stored stage outputs by key, the least recently used dropped first where the limit would be passed.
+    """Codes of stage outputs, batch by batch, by key; the least recently used key is dropped where the limit would be
+    passed.
 
     Args:
         limit: bytes that all stored codes together may take; 0 stores nothing.
@@ -61,35 +62,40 @@ class StateCache:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._entries: OrderedDict[str, Stored] = OrderedDict()
-
-    @property
-    def bytes(self) -> int:
-        """Bytes in use."""
-        return sum(entry.bytes for entry in self._entries.values())
+        self.bytes = 0
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
 
     def __contains__(self, key: str) -> bool:
         return key in self._entries
 
-    def get(self, key: str) -> Stored | None:
-        """The entry, marked as just used; None where there is none."""
-        if key not in self._entries:
+    def get(self, key: str, batch: int) -> State | None:
+        """The codes of one batch, its key marked as just used; None where they are not there."""
+        entry = self._entries.get(key)
+        if entry is None or batch >= len(entry.batches):
             return None
         self._entries.move_to_end(key)
-        return self._entries[key]
+        return entry.batches[batch]
 
-    def make_room(self, size: int, keep: str | None) -> bool:
-        """Drop old entries, but not ``keep``, until ``size`` more bytes fit. False (nothing dropped) if they cannot."""
-        kept = self._entries[keep].bytes if keep is not None and keep in self._entries else 0
-        if size + kept > self.limit:
+    def add(self, key: str, batch: int, codes: State, keep: Collection[str] = ()) -> bool:
+        """Store the batch that follows those stored under ``key``; other keys are dropped for it, but not ``keep``.
+
+        Returns False, with nothing stored, where the batch does not follow or does not fit.
+        """
+        entry = self._entries.get(key)
+        if batch != (0 if entry is None else len(entry.batches)):
             return False
-        for key in [key for key in self._entries if key != keep]:
-            if self.bytes + size <= self.limit:
+        size = code_bytes(codes)
+        droppable = [other for other in self._entries if other != key and other not in keep]
+        spare = self.limit - self.bytes
+        if size > spare + sum(self._entries[other].bytes for other in droppable):
+            return False
+        for other in droppable:
+            if size <= self.limit - self.bytes:
                 break
-            del self._entries[key]
+            self.bytes -= self._entries.pop(other).bytes
+        entry = self._entries.setdefault(key, _Entry())
+        self._entries.move_to_end(key)
+        entry.batches.append(codes)
+        entry.bytes += size
+        self.bytes += size
         return True
-
-    def put(self, key: str, stored: Stored) -> None:
-        """Add an entry for which room was made; one that would pass the limit is not stored."""
-        if self.bytes + stored.bytes <= self.limit:
-            self._entries[key] = stored

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from caplet.models.base import CapsNet, Stage, State
 from caplet.nn.functional import lengths, softmax, squash
 from caplet.nn.points import PointSpec, Storage
 from caplet.quant.calibrate import Calibration
+from caplet.quant.cost import stage_macs
 from caplet.quant.fake import point_noise
 from caplet.quant.formats import Exponents, FormatRule
 
@@ -70,6 +72,9 @@ class Tuner:
     Args:
         images: uint8 (N, C, H, W), a few dozen calibration images.
 
+    Attributes:
+        spent: cost of everything computed, in passes of one image through the whole model (multiply-accumulates).
+
     Raises:
         ConfigError: no images. ModelError: images of another size.
     """
@@ -80,6 +85,9 @@ class Tuner:
         model.check_images(images)
         self.model, self.calibration = model.eval(), calibration
         self._known: dict[tuple[str, int, FormatRule, Rounding], AnyFormat] = {}
+        macs = np.array(stage_macs(model), dtype=np.float64)
+        self._tail = np.cumsum(macs[::-1])[::-1] / macs.sum()  # cost of stage k and all later ones
+        self.spent = float(len(images))
         self._reference = self._run_float(to_float(images))
 
     def format(
@@ -117,6 +125,7 @@ class Tuner:
         with torch.inference_mode(), self.model.handle(OnePoint(key, fmt, rounding)):
             for stage in reference.stages[first:]:
                 state = stage.run(state)
+        self.spent += len(reference.lengths) * float(self._tail[first])
         return float(((lengths(state[0]) - reference.lengths) ** 2).mean())
 
     def _run_float(self, images: Tensor) -> _Reference:

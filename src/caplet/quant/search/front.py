@@ -25,9 +25,9 @@ class FrontPoint:
 
     @property
     def costs(self) -> tuple[int, int, int, int]:
-        """What to keep small: weight bits, activation bits, RAM bytes, images lost."""
+        """What to keep small: weight bits, activation bits, RAM bytes, images wrong (at most)."""
         memory, probe = self.candidate.memory, self.candidate.probe
-        return memory.weight_bits, memory.activation_bits, self.ram_bytes, probe.n - probe.correct
+        return memory.weight_bits, memory.activation_bits, self.ram_bytes, probe.n - probe.low
 
     def dominates(self, other: FrontPoint) -> bool:
         """Whether this point is at least as good in every respect, and better in one."""
@@ -35,13 +35,20 @@ class FrontPoint:
         return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
 
     def to_json(self, reference: int) -> dict[str, Any]:
-        """Plain data with the plan; the loss is in percentage points against ``reference`` correct images."""
+        """Plain data with the plan; losses are in percentage points against ``reference`` correct images.
+
+        ``loss_at_least`` and ``loss_at_most`` differ where not all images were looked at (see
+        :mod:`caplet.quant.sequential`); ``loss`` is then an estimate.
+        """
         memory, probe = self.candidate.memory, self.candidate.probe
         return {
             "weight_bytes": memory.weight_bits / 8,
             "activation_bytes": memory.activation_bits / 8,
             "ram_bytes": self.ram_bytes,
             "loss": 100 * (reference - probe.correct) / probe.n,
+            "loss_at_least": 100 * (reference - probe.high) / probe.n,
+            "loss_at_most": 100 * (reference - probe.low) / probe.n,
+            "images_seen": probe.looked_at,
             "weight_reduction": memory.weight_reduction,
             "activation_reduction": memory.activation_reduction,
             "noise": self.noise,

@@ -100,9 +100,9 @@ def _accepted(bench: Workbench, settings: QCapsNetsSettings, found: QCapsNetsRes
     model, rule = bench.evaluator.model, settings.rule
     for step in reversed([step for step in found.steps if step.accepted and step.widths != found.satisfied.widths]):
         total = width_memory(model, step.widths, rule).total
-        if total.weight_bits <= settings.budget_bits and step.correct >= found.needed:
+        if total.weight_bits <= settings.budget_bits and step.low >= found.needed:
             plan = make_plan(model, bench.source, step.widths, rule, found.rounding, settings.seed)
-            yield Candidate(step.widths, plan, bench.evaluator.evaluate(plan), total)
+            yield Candidate(step.widths, plan, bench.evaluator.latest(plan), total)
 
 
 def _check_limits(model: CapsNet, request: Request) -> None:

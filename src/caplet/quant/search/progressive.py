@@ -83,7 +83,7 @@ def pick_result(results: list[SearchResult]) -> SearchResult:
 
     def preference(result: SearchResult) -> tuple[bool, bool, int, int]:
         best = result.best
-        missed = best.probe.correct < result.needed
+        missed = best.probe.low < result.needed
         return not result.met, missed, best.memory.weight_bits, best.memory.activation_bits
 
     best = min(results, key=preference)

@@ -24,7 +24,7 @@ from caplet.models.base import CapsNet
 from caplet.quant.evaluator import Evaluator
 from caplet.quant.formats import FormatRule, FormatSource
 from caplet.quant.plan import QuantPlan
-from caplet.quant.search.result import Candidate, QCapsNetsResult, Step
+from caplet.quant.search.result import Candidate, QCapsNetsResult, Step, probed_step
 from caplet.quant.widths import Widths, group_points, is_routing, make_plan, width_memory
 
 UNIFORM_SHARE = 0.05
@@ -106,7 +106,7 @@ def search_qcapsnets(
 
 
 def _preference(result: QCapsNetsResult) -> tuple[bool, bool, int, int, int]:
-    kept = result.best.probe.correct >= result.needed
+    kept = result.best.probe.low >= result.needed
     memory = result.best.memory
     simplicity = SIMPLEST_FIRST.index(result.rounding)
     return not result.met, not kept, memory.weight_bits, memory.activation_bits, simplicity
@@ -158,14 +158,14 @@ class _Search:
         profile = weight_profile(len(self.names), lambda widths: self._fits(replace(start, weights=widths)))
         assert profile is not None  # one bit per weight fits: checked before the search
         within = replace(start, weights=profile)
-        kept = self._try("2", "weights within the budget", within, self.needed)
+        kept = self._try("2", "weights within the budget", within, self.needed, counted=True)
         memory = self._candidate(within)
         if kept:
             found = self._activations(within, memory.probe.correct)
             satisfied = self._candidate(self._routing(found))
             return self._result(satisfied, memory, None, "step 2 kept the target within the budget (branch A)")
         accuracy = self._candidate(self._weights(start))
-        if accuracy.probe.correct < self.needed:
+        if accuracy.probe.low < self.needed:
             return self._result(None, memory, accuracy, "not even 16 bits everywhere keep the target")
         if self._fits(accuracy.widths):
             reason = "step 2 missed the target, but the weights of step 3B fit the budget (branch B)"
@@ -212,15 +212,14 @@ class _Search:
             widths = tried
         return widths
 
-    def _try(self, step: str, about: str, widths: Widths, needed: int) -> bool:
-        probe = self.evaluator.evaluate(self._plan(widths))
-        accepted = probe.correct >= needed
-        self.steps.append(
-            Step(step, about, widths, probe.correct, needed, accepted, 0.0 if probe.cached else probe.cost)
-        )
+    def _try(self, step: str, about: str, widths: Widths, needed: int, *, counted: bool = False) -> bool:
+        """Whether the widths reach ``needed``; ``counted`` asks for the very number of correct images."""
+        plan = self._plan(widths)
+        probe = self.evaluator.count(plan) if counted else self.evaluator.decide(plan, needed)
+        self.steps.append(probed_step(step, about, widths, needed, probe))
         if self.on_step is not None:
             self.on_step(self.steps[-1])
-        return accepted
+        return self.steps[-1].accepted
 
     def _plan(self, widths: Widths) -> QuantPlan:
         settings = self.settings
@@ -229,7 +228,7 @@ class _Search:
     def _candidate(self, widths: Widths) -> Candidate:
         plan = self._plan(widths)
         total = width_memory(self.model, widths, self.settings.rule).total
-        return Candidate(widths, plan, self.evaluator.evaluate(plan), total)
+        return Candidate(widths, plan, self.evaluator.latest(plan), total)
 
     def _fits(self, widths: Widths) -> bool:
         return width_memory(self.model, widths, self.settings.rule).total.weight_bits <= self.settings.budget_bits

@@ -24,9 +24,12 @@ class Step(Generic[W]):
         step: the part of the algorithm, e.g. ``"3A"``.
         about: what was tried, e.g. ``"activations from primary on"``.
         widths: the widths that were tried.
-        correct, needed: images classified correctly, and how many the decision asked for.
+        correct, needed: images classified correctly (an estimate where not all were looked at), and how many the
+            decision asked for.
         accepted: whether the widths were kept.
-        cost: of the probe in full passes, 0 where the answer was known.
+        cost: of the probe in full passes, 0 where the answer was known; the same after a resume.
+        low, high: bounds on ``correct``.
+        seen: images looked at; 0 where the hardware cannot run the widths.
     """
 
     step: str
@@ -36,10 +39,21 @@ class Step(Generic[W]):
     needed: int
     accepted: bool
     cost: float
+    low: int
+    high: int
+    seen: int
 
     def to_json(self) -> dict[str, Any]:
         """All fields as plain data."""
         return asdict(self)
+
+
+def probed_step(step: str, about: str, widths: W, needed: int, probe: Probe) -> Step[W]:
+    """The step that a probe decides: accepted where at least ``needed`` images are correct."""
+    accepted = probe.low >= needed
+    return Step(
+        step, about, widths, probe.correct, needed, accepted, probe.cost, probe.low, probe.high, probe.looked_at
+    )
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,9 @@ class Candidate(Generic[W]):
             "plan": self.plan.digest(),
             "correct": self.probe.correct,
             "n": self.probe.n,
+            "low": self.probe.low,
+            "high": self.probe.high,
+            "seen": self.probe.looked_at,
             "memory": self.memory.to_json(),
         }
 

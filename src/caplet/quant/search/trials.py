@@ -11,7 +11,7 @@ from caplet.fixed import Rounding
 from caplet.quant.memory import MemoryRow
 from caplet.quant.plan import QuantPlan
 from caplet.quant.search.request import Request, Workbench
-from caplet.quant.search.result import Candidate, Step
+from caplet.quant.search.result import Candidate, Step, probed_step
 from caplet.quant.target import Footprint, fit_shifts
 from caplet.quant.units import Unit, UnitWidths, unit_memory, unit_point_widths
 
@@ -84,22 +84,20 @@ class Trials:
         needed = self.needed if needed is None else needed
         problem = self.misfit(widths)
         if problem is not None:
-            self._decide(Step(step, f"{about}: {problem}", widths, 0, needed, False, 0.0))
+            self._decide(Step(step, f"{about}: {problem}", widths, 0, needed, False, 0.0, 0, 0, 0))
             return False
-        probe = self.bench.evaluator.evaluate(self.plan(widths))
-        accepted = probe.correct >= needed
-        cost = 0.0 if probe.cached else probe.cost
-        self._decide(Step(step, about, widths, probe.correct, needed, accepted, cost))
-        if probe.correct >= self.needed and self.excess(widths) is None:
+        probe = self.bench.evaluator.decide(self.plan(widths), needed)
+        self._decide(probed_step(step, about, widths, needed, probe))
+        if probe.low >= self.needed and self.excess(widths) is None:
             candidate = self.candidate(widths)
             if all(candidate.widths != other.widths for other in self.kept):
                 self.kept.append(candidate)
-        return accepted
+        return self.steps[-1].accepted
 
     def candidate(self, widths: UnitWidths) -> Candidate[UnitWidths]:
         """These widths as a proposal, with their measured result."""
         plan = self.plan(widths)
-        return Candidate(widths, plan, self.bench.evaluator.evaluate(plan), self.memory(widths))
+        return Candidate(widths, plan, self.bench.evaluator.latest(plan), self.memory(widths))
 
     def record(self, method: str, result: Candidate[UnitWidths] | None, reason: str, cost: float) -> dict[str, Any]:
         """The search's story as JSON values; ``cost`` is what was spent on susceptibilities, in full passes."""
