@@ -194,7 +194,7 @@ def test_an_interrupted_quantization_is_exit_code_130_and_resumes(
     assert done.out == ""
     assert "--resume" in done.err.splitlines()[-1]
     assert not (tmp_path / "metrics.json").exists()
-    assert len((tmp_path / "probes.jsonl").read_text().splitlines()) == 5
+    assert sum('"hits"' in line for line in (tmp_path / "probes.jsonl").read_text().splitlines()) == 4
     assert caplet(*quantize(trained, tmp_path, "--resume", "--json")).code == 0
     check_equal_quantization(quantized, tmp_path)
 

@@ -78,8 +78,8 @@ class QuantizeSettings(BaseModel):
         paper_formats: one integer bit everywhere, as in the paper, instead of calibrated exponents.
         tune: choose exponents by their effect on the lengths of the class capsules (see :mod:`caplet.quant.tune`),
             instead of by the squared error of the tensor alone.
-        exact: every decision of the search looks at all calibration images and computes every stage (no early decisions, no
-            kept stage outputs). For comparison; it takes several times as long.
+        exact: every decision of the search looks at all calibration images and computes every stage: no early
+            decisions, no kept stage outputs. For comparison; it takes several times as long.
         seed: of stochastic rounding, 0 .. 2**32 - 1.
 
     Raises:

@@ -26,7 +26,7 @@ from caplet.quant.cost import stage_macs
 from caplet.quant.fake import FakeQuant, WeightCache
 from caplet.quant.plan import QuantPlan
 from caplet.quant.probes import FLOAT, Part, Probe, ProbeLog
-from caplet.quant.sequential import Bounds, EarlyRule, Reference, bound, make_reference
+from caplet.quant.sequential import NEIGHBOURS, Bounds, EarlyRule, Measured, Reference, bound, make_reference
 from caplet.quant.states import StateCache, decode_state, encode_state
 from caplet.quant.widths import describe
 
@@ -179,21 +179,25 @@ class Evaluator:
         reference = self._order()
         self._questions += 1
         looks = self.early.looks(len(self), self._batch)
-        share = self.early.share(self._questions, len(looks))
+        error = self.early.question_error(self._questions)
         before = self._charged.get(digest, 0)
+        others = self._neighbours(digest)
         computed = False
         for look in looks:
             computed |= self._extend(digest, plan, look)
-            hits, margins = self._known(digest, look)
-            found = bound(reference, hits, margins, share, self.early.safety)
+            found = bound(reference, self._known(digest, look), error / len(looks), others)
             if settled(found.low, found.high):
                 break
         sure = settled(found.sure_low, found.sure_high)
-        probe = self._answer(
-            digest, look, before, computed, found, 0.0 if sure else self.early.question_error(self._questions)
-        )
+        probe = self._answer(digest, look, before, computed, found, 0.0 if sure else error)
         self._log.decided(self._questions, asked, probe)
         return probe
+
+    def _neighbours(self, digest: str) -> list[Measured]:
+        """Plans that questions were asked about before: the last one, and of the others the one measured farthest."""
+        asked = [other for other in self._answers if other not in (FLOAT, digest)]
+        others = sorted(asked[:-1], key=lambda other: self._charged[other])[1 - NEIGHBOURS :]
+        return [self._known(other, self._charged[other]) for other in (*asked[-1:], *reversed(others))]
 
     def _whole(self, digest: str, plan: QuantPlan | None) -> Probe:
         """The answer from all images."""
@@ -208,8 +212,8 @@ class Evaluator:
         assert self.early is not None
         if self._reference is None:
             self.float_result()
-            hits, margins = self._known(FLOAT, len(self))
-            self._reference = make_reference(hits, margins, self.early)
+            found = self._known(FLOAT, len(self))
+            self._reference = make_reference(found.hits, found.margins, self.early)
         return self._reference
 
     def _places(self, digest: str) -> NDArray[np.int64]:
@@ -218,11 +222,11 @@ class Evaluator:
             return np.arange(len(self))
         return self._order().order
 
-    def _known(self, digest: str, stop: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-        """Hits and margins of the first ``stop`` images of the order."""
+    def _known(self, digest: str, stop: int) -> Measured:
+        """What was measured at the first ``stop`` places of the order."""
         parts = self._log.parts[digest]
         hits, margins = np.concatenate([p.hits for p in parts]), np.concatenate([p.margins for p in parts])
-        return hits[:stop], margins[:stop].astype(np.float64)
+        return Measured(hits[:stop], margins[:stop].astype(np.float64))
 
     def _extend(self, digest: str, plan: QuantPlan | None, stop: int) -> bool:
         """Measure the images up to ``stop`` of the order that are not known yet; whether there were any."""
@@ -245,8 +249,11 @@ class Evaluator:
         """The answer from the first ``seen`` images, its cost counted from image ``before`` on."""
         probe = self._probe(digest, seen, before)
         if found is not None and seen < len(self):
-            probe = replace(probe, bounds=(found.low, found.high), error=error)
+            hits = probe.hits.copy()
+            hits[self._places(digest)[seen:]] = found.assumed
+            probe = replace(probe, hits=hits, bounds=(found.low, found.high), error=error)
         self._charged[digest] = max(before, seen)
+        self._answers.pop(digest, None)  # the last answer comes last
         self._answers[digest] = replace(probe, cached=not computed)
         return self._answers[digest]
 
@@ -254,10 +261,13 @@ class Evaluator:
         """What ``seen`` images say, the float model's answer for the others; the cost is counted from ``before`` on."""
         parts = [part for part in self._log.parts[digest] if part.start >= before and part.stop <= seen]
         seconds, cost = sum(part.seconds for part in parts), sum(part.cost for part in parts)
-        whole = seen == len(self)
-        hits = np.zeros(len(self), dtype=bool) if whole else self._order().hits.copy()
-        hits[self._places(digest)[:seen]] = self._known(digest, seen)[0]
-        return Probe(digest, hits, seconds, cost, seen=None if whole else seen)
+        hits = np.zeros(len(self), dtype=bool)
+        order = self._places(digest)
+        hits[order[:seen]] = self._known(digest, seen).hits
+        if seen == len(self):
+            return Probe(digest, hits, seconds, cost)
+        hits[order[seen:]] = self._order().hits[seen:]
+        return Probe(digest, hits, seconds, cost, seen=seen)
 
     def _measure(
         self, plan: QuantPlan | None, order: NDArray[np.int64], start: int, stop: int

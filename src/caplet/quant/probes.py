@@ -26,7 +26,7 @@ class Probe:
     Attributes:
         digest: of the plan, or :data:`FLOAT`.
         hits: bool (n,): which images are classified correctly, in the images' own order, for paired comparisons; the
-            float model's answer for images that were not looked at.
+            likeliest answer for images that were not looked at (the float model's, or a similar plan's).
         seconds: wall time of what was measured for this answer.
         cost: what that took, in full passes of all images through the whole model (multiply-accumulates). The same
             where the log of an interrupted run gave the answer.

@@ -7,12 +7,15 @@ that were not looked at yet. Three kinds of bounds are combined, the tightest co
 2. *Sampled.* A share of the images looked at is a simple random sample of all, drawn without replacement. From it the
    number of losses and gains among the images that were not looked at is bounded by inverting the hypergeometric
    distribution. Valid whatever the plan does to the images; wide, so it settles what is plainly bad.
-3. *Margins.* A prediction changes only where rounding moves the *margin* (length of the true class's capsule minus the
+3. *Margins.* An answer changes only where rounding moves the *margin* (length of the true class's capsule minus the
    longest other one) across 0. On the images looked at the moves are measured, and the margins of the float model are
    known for all. The chance that a move is larger than m is taken to be at most exp(-m / b), with b the upper
-   confidence limit of the mean absolute move. This settles most questions after the few hundred images of smallest
-   margin. It rests on an assumption, that the moves' tail is no heavier than exponential and that images with large
-   margins do not move more than the measured ones; so the error probability holds under that assumption only.
+   confidence limit of the mean absolute move, or more where the largest move asks for it. Plans measured before may
+   stand in for the float model on the images that they were measured on: moves from a similar plan are smaller.
+
+Bound 3 settles most questions after the few hundred images of smallest margin. It rests on an assumption: that the
+moves' tail is no heavier than exponential, and that images which were not looked at do not move more than the others.
+So the error probability holds under that assumption only. A search's result does not: it is accepted on all images.
 
 The order of looking serves all three: of every batch, the most part are the images with the smallest float margins that
 are left, the rest are random ones.
@@ -25,6 +28,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,7 +38,11 @@ from scipy.stats import chi2, hypergeom, poisson
 
 from caplet.errors import ConfigError
 
-_PIECES = 7  # bounds of one look that can be wrong
+NEIGHBOURS = 2
+"""Plans measured before, at most, that a question may lean on."""
+_SAMPLED = 0.01  # of a look's error probability, for each of the four sampled bounds
+_MARGIN = (1 - 4 * _SAMPLED) / 3 / (1 + NEIGHBOURS)  # for each bound by margins: scale, losses, gains of each base
+_LARGEST = 0.05  # the largest of exponential moves is above b * log(n / this) so often
 _LEAST = 20  # images of a kind below which their mean move is not looked at
 
 
@@ -46,7 +54,6 @@ class EarlyRule:
         error: probability that any bound of a whole search is wrong, under the assumption above; split over questions,
             looks and bounds.
         random_share: of the images, those taken at random instead of by their margin.
-        safety: factor on the measured moves.
         first: images before the first look.
         growth: images looked at by each look, relative to the look before.
         seed: of the random images.
@@ -56,19 +63,18 @@ class EarlyRule:
     """
 
     error: float = 1e-3
-    random_share: float = 0.2
-    safety: float = 1.0
+    random_share: float = 0.1
     first: int = 100
-    growth: float = 1.25
+    growth: float = 1.4
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.error < 0.5:
             raise ConfigError(f"early decisions: error is {self.error}; the rule is a probability in (0, 0.5)")
-        if not 0 < self.random_share < 1 or self.safety < 1 or self.first < 1 or self.growth <= 1:
+        if not 0 < self.random_share < 1 or self.first < 1 or self.growth <= 1:
             raise ConfigError(
-                f"early decisions: {self}; the rule is a random share in (0, 1), a safety factor of 1 or more, at least"
-                " 1 image before the first look, a growth above 1"
+                f"early decisions: {self}; the rule is a random share in (0, 1), at least 1 image before the first"
+                " look, a growth above 1"
             )
 
     def looks(self, n: int, step: int = 1) -> list[int]:
@@ -86,10 +92,6 @@ class EarlyRule:
         """The probability that an answer to question 1, 2, ... is wrong; all of them sum up to ``error``."""
         return self.error / (question * (question + 1))
 
-    def share(self, question: int, looks: int) -> float:
-        """The error probability of one bound at one of so many looks."""
-        return self.question_error(question) / looks / _PIECES
-
     def to_json(self) -> dict[str, Any]:
         """All fields as plain data."""
         return asdict(self)
@@ -102,18 +104,24 @@ class Reference:
     Attributes:
         hits: bool (n,): classified correctly.
         margins: float64 (n,): length of the true class's capsule minus the longest other one.
-        order: int64 (n,): images in the order of looking.
-        at_random: bool (n,), by place in the order: taken at random, not by its margin.
+        at_random: bool (n,): taken at random, not by its margin.
+        order: int64 (n,): which image is at each place.
+
+    All but the last by place in the order of looking.
     """
 
     hits: NDArray[np.bool_]
     margins: NDArray[np.float64]
-    order: NDArray[np.int64]
     at_random: NDArray[np.bool_]
+    order: NDArray[np.int64]
 
 
 def make_reference(hits: NDArray[np.bool_], margins: NDArray[np.float64], rule: EarlyRule) -> Reference:
-    """Decide the order of looking: the smallest margins first, mixed with random images."""
+    """Decide the order of looking: the smallest margins first, mixed with random images.
+
+    Args:
+        hits, margins: the float model's, by image.
+    """
     n = len(hits)
     hard = iter(np.argsort(np.abs(margins), kind="stable").tolist())
     lucky = iter(np.random.default_rng(rule.seed).permutation(n).tolist())
@@ -127,7 +135,18 @@ def make_reference(hits: NDArray[np.bool_], margins: NDArray[np.float64], rule: 
         image = next(index for index in source if not taken[index])
         taken[image] = True
         order[place], at_random[place] = image, source is lucky
-    return Reference(hits, margins.astype(np.float64), order, at_random)
+    return Reference(hits[order], margins[order].astype(np.float64), at_random, order)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of a plan: its hits (bool) and margins (float64) at the first places of the order of looking."""
+
+    hits: NDArray[np.bool_]
+    margins: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.hits)
 
 
 @dataclass(frozen=True)
@@ -137,68 +156,96 @@ class Bounds:
     Attributes:
         low, high: bounds with the error probability asked for.
         sure_low, sure_high: bounds without any error.
-        estimate: the images looked at, and the float model's result on the others.
+        assumed: bool: the likeliest answers at the places that were not looked at.
     """
 
     low: int
     high: int
     sure_low: int
     sure_high: int
-    estimate: int
+    assumed: NDArray[np.bool_]
 
 
-def bound(
-    reference: Reference, hits: NDArray[np.bool_], margins: NDArray[np.float64], error: float, safety: float = 1.0
-) -> Bounds:
-    """Bound the number of correct images from the first ``len(hits)`` ones in the order of looking.
+def bound(reference: Reference, plan: Measured, error: float, neighbours: Sequence[Measured] = ()) -> Bounds:
+    """Bound the number of correct images of all from those looked at.
 
     Args:
-        hits, margins: the plan's, of the images looked at, in the order of looking.
-        error: probability of each single bound to be wrong (seven are used).
+        error: probability that any of the bounds is wrong.
+        neighbours: plans measured at more places, at most :data:`NEIGHBOURS`; those measured at fewer tell nothing.
     """
-    seen, n = len(hits), len(reference.hits)
-    found = int(hits.sum())
-    rest = reference.order[seen:]
-    estimate = found + int(reference.hits[rest].sum())
+    seen, n = len(plan), len(reference.hits)
+    found = int(plan.hits.sum())
     if seen == n:
-        return Bounds(found, found, found, found, found)
-    scale = safety * _mean_move(reference, margins, error)
-    frontier = float(np.abs(reference.margins[rest]).min())
-    sample = reference.order[:seen][reference.at_random[:seen]]
-    plan_hits = hits[reference.at_random[:seen]]
-    beyond = np.abs(reference.margins[sample]) >= frontier
-    lost = _changed(reference, rest, sample[beyond], plan_hits[beyond], True, scale, error)
-    gained = _changed(reference, rest, sample[beyond], plan_hits[beyond], False, scale, error)
-    low, high = estimate - lost[1] + gained[0], estimate - lost[0] + gained[1]
-    return Bounds(max(low, found), min(high, found + len(rest)), found, found + len(rest), estimate)
+        return Bounds(found, found, found, found, plan.hits[:0])
+    low, high = _sampled_bounds(reference, plan, _SAMPLED * error)
+    scale = _scale(reference.at_random, plan, reference.margins, _MARGIN * error)
+    bases = [_Base(reference.hits[seen:], np.abs(reference.margins[seen:]) / scale)]
+    for other in neighbours[:NEIGHBOURS]:
+        if len(other) > seen:
+            bases.append(
+                _replaced(bases[0], other, seen, _scale(reference.at_random, plan, other.margins, _MARGIN * error))
+            )
+    ranges = [base.range(_MARGIN * error) for base in bases]
+    best = min(range(len(bases)), key=lambda index: ranges[index][1] - ranges[index][0])
+    low = max(0, low, *(base[0] for base in ranges))
+    high = min(n - seen, high, *(base[1] for base in ranges))
+    return Bounds(found + low, found + high, found, found + n - seen, bases[best].hits)
 
 
-def _mean_move(reference: Reference, margins: NDArray[np.float64], error: float) -> float:
-    """Upper confidence limit of the mean absolute move of a margin, were the moves exponential."""
-    seen = len(margins)
-    moves = np.abs(margins - reference.margins[reference.order[:seen]])
-    groups = (moves, moves[reference.at_random[:seen]], moves[~reference.at_random[:seen]])
-    mean = max(float(group.mean()) for group in groups if len(group) >= min(_LEAST, seen))
-    return mean * 2 * seen / float(chi2.ppf(error, 2 * seen))
+@dataclass(frozen=True)
+class _Base:
+    """Answers expected at the places that were not looked at, and how many scales each is away from a change."""
+
+    hits: NDArray[np.bool_]
+    distance: NDArray[np.float64]
+
+    def range(self, error: float) -> tuple[int, int]:
+        """Bounds on the correct ones; each is wrong with probability at most ``error``."""
+        changes = np.exp(-self.distance)
+        lost, gained = (float(changes[self.hits == correct].sum()) for correct in (True, False))
+        expected = int(self.hits.sum())
+        return expected - _at_most(lost, error), expected + _at_most(gained, error)
 
 
-def _changed(
-    reference: Reference,
-    rest: NDArray[np.int64],
-    sample: NDArray[np.int64],
-    hits: NDArray[np.bool_],
-    correct: bool,
-    scale: float,
-    error: float,
-) -> tuple[int, int]:
-    """Bounds on how many of the images not looked at change, of those that the float model has right or wrong."""
-    concerned = rest[reference.hits[rest] == correct]
-    drawn = hits[reference.hits[sample] == correct]
-    changed = int((drawn != correct).sum())
-    low, high = hypergeometric_bounds(len(concerned), len(drawn), changed, error)
-    with np.errstate(divide="ignore", under="ignore"):
-        expected = float(np.exp(-np.abs(reference.margins[concerned]) / scale).sum()) if scale > 0 else 0.0
-    return low, min(high, int(poisson.isf(error, expected)) if expected > 0 else 0)
+def _replaced(base: _Base, other: Measured, seen: int, scale: float) -> _Base:
+    """``base`` with a neighbour's answers where it was measured."""
+    hits, distance = base.hits.copy(), base.distance.copy()
+    known = slice(0, len(other) - seen)
+    hits[known], distance[known] = other.hits[seen:], np.abs(other.margins[seen:]) / scale
+    return _Base(hits, distance)
+
+
+def _at_most(expected: float, error: float) -> int:
+    """How many of many unlikely independent events happen at most: a Poisson quantile (Hoeffding 1956)."""
+    return int(poisson.isf(error, expected)) if expected > 0 else 0
+
+
+def _scale(at_random: NDArray[np.bool_], plan: Measured, margins: NDArray[np.float64], error: float) -> float:
+    """Upper confidence limit b of the mean absolute move from ``margins``, were the moves exponential; above 0."""
+    seen = len(plan)
+    moves = np.abs(plan.margins - margins[:seen])
+    lucky = at_random[:seen]
+    mean = max(float(group.mean()) for group in (moves, moves[lucky], moves[~lucky]) if len(group) >= min(_LEAST, seen))
+    limit = mean * 2 * seen / float(chi2.ppf(error, 2 * seen))
+    return max(limit, float(moves.max()) / math.log(seen / _LARGEST), np.finfo(np.float64).tiny)
+
+
+def _sampled_bounds(reference: Reference, plan: Measured, error: float) -> tuple[int, int]:
+    """Bounds on the correct ones at the places that were not looked at, from the random ones before them.
+
+    Images with margins above the smallest one that is left were looked at only where they were drawn at random.
+    """
+    seen = len(plan)
+    frontier = np.abs(reference.margins[seen:]).min()
+    drawn = reference.at_random[:seen] & (np.abs(reference.margins[:seen]) >= frontier)
+    ranges = []
+    for correct in (True, False):
+        sample = plan.hits[drawn & (reference.hits[:seen] == correct)]
+        rest = int((reference.hits[seen:] == correct).sum())
+        ranges.append(hypergeometric_bounds(rest, len(sample), int((sample != correct).sum()), error))
+    (lost_low, lost_high), (gained_low, gained_high) = ranges
+    expected = int(reference.hits[seen:].sum())
+    return expected - lost_high + gained_low, expected - lost_low + gained_high
 
 
 def hypergeometric_bounds(rest: int, drawn: int, marked: int, error: float) -> tuple[int, int]:
@@ -207,7 +254,7 @@ def hypergeometric_bounds(rest: int, drawn: int, marked: int, error: float) -> t
     Each of the two is wrong with probability at most ``error``. All means the ``rest`` and the drawn ones together.
 
     >>> hypergeometric_bounds(900, 100, 0, 0.01), hypergeometric_bounds(900, 0, 0, 0.01)
-    ((0, 40), (0, 900))
+    ((0, 42), (0, 900))
     """
     if drawn == 0:
         return 0, rest
