@@ -12,7 +12,7 @@ from caplet.errors import ConfigError
 from caplet.models.assemble import skeleton
 from caplet.models.base import CapsNet
 from caplet.prune.cost import Cost, cost_of
-from caplet.prune.rules import Space
+from caplet.prune.rules import Kind, Space
 from caplet.prune.scores import Scores
 from caplet.prune.structure import Keep, Selection, Structure, kept_sizes
 
@@ -43,8 +43,17 @@ class Order:
     def selection(self, count: int) -> dict[str, Keep]:
         """What stays after ``count`` removals, with all that they imply."""
         keep = {name: units.copy() for name, units in self.start.items()}
-        for space, unit in self.removals[:count]:
+        gone = self.removals[:count]
+        for space, unit in gone:
             keep[space][unit] = False
+        for voters in self.structure.voters:
+            for source, (units, types) in enumerate(self.structure.by_source(voters)):
+                voting = keep[voters.sources[source][0]][types]
+                if voting.any() and not keep[voters.space][units[voting]].any():
+                    # The types that stay are others than those of the capsules that stay: the last to go stays.
+                    candidates = set(units[voting].tolist())
+                    last = [unit for name, unit in gone if name == voters.space and unit in candidates]
+                    keep[voters.space][last[-1:]] = True
         return self.structure.close(keep)
 
 
@@ -67,10 +76,12 @@ def removal_order(
         ConfigError: an unknown space in ``fixed``, or a value out of range.
     """
     start = structure.whole()
-    for name, value in (fixed or {}).items():
+    # Single capsules are chosen among those of the types that stay, so after them.
+    for name, value in sorted((fixed or {}).items(), key=lambda item: item[0].endswith(f".{Kind.CAPSULES}")):
         if name not in structure.spaces:
             raise ConfigError(f"there is no space {name!r} to prune; this model has {', '.join(structure.spaces)}")
-        start[name] = _best(scores[name], _count(structure.spaces[name], value))
+        alive = structure.close(start)[name]
+        start[name] = _best(np.where(alive, scores[name], -1.0), _count(structure.spaces[name], value)) & alive
     keyed: list[tuple[float, int, str, int]] = []
     for place, space in enumerate(spaces):
         if space.name in (fixed or {}):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from caplet.models.assemble import assemble
+from caplet.errors import ModelError
+from caplet.models.assemble import assemble, named_tensors
 from caplet.models.base import CapsNet
 from caplet.prune.structure import Selection, Structure, kept_sizes, structure_of
 
@@ -40,3 +41,15 @@ def cut(model: CapsNet, selection: Selection, structure: Structure | None = None
                 value = value.index_select(axis, keep.nonzero().flatten().to(value.device))
             tensors[f"{layer.name}.{name}"] = value
     return assemble(model.family, config, tensors, f"pruned {model.family}")
+
+
+def with_iterations(model: CapsNet, iterations: int) -> CapsNet:
+    """A copy of ``model`` whose class capsules are routed in so many iterations.
+
+    Raises:
+        ModelError: the family's settings have no ``iterations``.
+    """
+    if "iterations" not in type(model.config).model_fields:
+        raise ModelError(f"model family {model.family}: its settings have no routing iterations to change")
+    config = model.config.model_copy(update={"iterations": iterations})
+    return assemble(model.family, config, named_tensors(model), f"{model.family} with {iterations} iterations")

@@ -1,0 +1,337 @@
+"""Prune a trained model: rounds of scoring, surgery and fine-tuning, then one look at the test split."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from caplet.data import Splits
+from caplet.jobs.evaluate import check_data, float_predictions
+from caplet.jobs.pruning import PruneSettings, Sizes, answers, put_in_order, removals_for, spread_set
+from caplet.jobs.stages import Done, Stage, Stages
+from caplet.metrics import Accuracy, Paired, accuracy, paired
+from caplet.models.assemble import named_tensors
+from caplet.models.base import CapsNet, check_finite
+from caplet.models.checkpoint import load_model, save_model
+from caplet.prune.accept import accept
+from caplet.prune.cost import cost_of
+from caplet.prune.coupling import measure_activity
+from caplet.prune.order import Order
+from caplet.prune.structure import Selection, kept_sizes, structure_of
+from caplet.prune.surgery import cut, with_iterations
+from caplet.report.pruning import survivors_plot
+from caplet.runs import METRICS, SPLITS, RunFolder, open_run
+from caplet.train.finetune import finetune, weights_digest
+
+MODEL, ROUND, KEPT, PICTURE = "model.safetensors", "round.json", "kept.json", "survivors.png"
+TRIALS = 7
+"""Bisection steps of a search by loss of accuracy: what is removed is found to one part in 2**7."""
+
+Note = Callable[[str], None]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """The outcome of a pruning run.
+
+    Attributes:
+        met: whether the target was met; False only where no trial kept the allowed loss.
+        model: the pruned and fine-tuned model, evaluation mode.
+        path: its checkpoint.
+        original, test: accuracy of the unpruned and of the pruned model on the test split.
+        against: the two on the same test images.
+        folder: the run folder.
+        metrics: what ``metrics.json`` holds.
+    """
+
+    met: bool
+    model: CapsNet
+    path: Path
+    original: Accuracy
+    test: Accuracy
+    against: Paired
+    folder: Path
+    metrics: dict[str, Any]
+
+
+def prune(
+    model: CapsNet,
+    splits: Splits,
+    out: str | Path,
+    settings: PruneSettings,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    note: Note = lambda text: None,
+    progress: Progress | None = None,
+    bars: bool = False,
+) -> PruneResult:
+    """Make ``model`` physically smaller and write a run folder with the result, an ordinary float checkpoint.
+
+    Scores and decisions see ``splits.calibration``, fine-tuning also ``splits.train``; the test split is opened once,
+    at the end.
+
+    Args:
+        out: the run folder. See :func:`caplet.runs.open_run` for ``resume`` and ``force``; a run that was interrupted
+            within fine-tuning goes on there.
+        note: called with one line of text at every decision.
+        progress: called with (images done, images in all) while scoring.
+        bars: a progress bar on stderr during fine-tuning.
+
+    Raises:
+        ConfigError: a target that would empty a layer, an unknown space, too few calibration images.
+        ModelError: NaN weights, images of another size, a layer without a pruning rule.
+        ArtefactError: the run folder cannot be used.
+        CapletError: gradients or a loss that are not finite.
+    """
+    check_finite(named_tensors(model), f"model {model.family}")
+    check_data(model, splits.calibration)
+    resolved = {
+        **settings.model_dump(mode="json"),
+        "family": model.family,
+        "config": model.config.model_dump(mode="json"),
+        "weights": weights_digest(model),
+        "data": splits.info["name"],
+        "data_hashes": splits.info["hashes"],
+    }
+    with open_run(out, resolved, resume=resume, force=force) as run:
+        splits.save_ids(run / SPLITS)
+        work = _Work(run, model, splits, settings, note, progress, bars)
+        return _finish(work, work.search() if settings.max_drop is not None else work.rounds())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the rounds or trials gave: whether the target was met, their records, and the record of the result."""
+
+    met: bool
+    records: list[dict[str, Any]]
+    final: dict[str, Any]
+
+
+@dataclass
+class _Work:
+    """A run in progress."""
+
+    run: RunFolder
+    model: CapsNet
+    splits: Splits
+    settings: PruneSettings
+    note: Note
+    progress: Progress | None
+    bars: bool
+    whole: Sizes = field(init=False)
+    stages: Stages = field(init=False)
+    _ordered: tuple[CapsNet, Order] | None = None
+
+    def __post_init__(self) -> None:
+        self.whole = Sizes.whole(self.model, self.settings.units)
+        self.stages = Stages(self.run, self.note)
+
+    def begin(self) -> tuple[CapsNet, dict[str, list[int]]]:
+        """The model before the first round: dead units gone, routing iterations changed; and its units' origins."""
+        model = self.model
+        origins = {name: list(range(space.size)) for name, space in structure_of(model).spaces.items()}
+        if self.settings.iterations is not None:
+            model = with_iterations(model, self.settings.iterations)
+        if self.settings.dead:
+            spaces = structure_of(model).spaces
+            images = spread_set(self.splits.calibration, self.settings.images).images
+            found = measure_activity(model, images).dead()
+            dead = {name: keep for name, keep in found.items() if spaces[name].kind in self.settings.units}
+            if dead:
+                gone = ", ".join(f"{int((~keep).sum())} of {name}" for name, keep in dead.items())
+                self.note(f"never active on {len(images):,} calibration images, removed: {gone}")
+                selection = structure_of(model).close(dead)
+                model, origins = cut(model, selection), _follow(origins, selection)
+        return model, origins
+
+    def rounds(self) -> Outcome:
+        """Round by round to the target."""
+        model, origins = self.begin()
+        before: dict[str, str] = {}
+        records: list[dict[str, Any]] = []
+        for index in range(1, self.settings.rounds + 1):
+            share = index / self.settings.rounds
+            stage = Stage(
+                f"round{index}",
+                {"settings": self.settings.model_dump(mode="json"), "share": share, "before": before},
+                partial(self.round, model, origins, share, None),
+                (MODEL, ROUND),
+            )
+            done = self.stages.do(stage)
+            before, model = done.outputs, load_model(done.folder / MODEL)
+            records.append(self.record(done, index))
+            origins = records[-1]["kept_units"]
+        return Outcome(True, records, records[-1])
+
+    def search(self) -> Outcome:
+        """Bisection on how much goes: the most with which the loss of accuracy stays within the one allowed."""
+        model, origins = self.begin()
+        order = self.order(model)
+        low, high = 0, len(order.removals)
+        reference = np.concatenate(list(answers(self.model, self.splits.calibration)))
+        records: list[dict[str, Any]] = []
+        best: dict[str, Any] | None = None
+        for trial in range(1, TRIALS + 1):
+            count = (low + high + 1) // 2
+            inputs = {"settings": self.settings.model_dump(mode="json"), "count": count}
+            work = partial(self.round, model, origins, 1.0, count)
+            done = self.stages.do(Stage(f"trial{trial}", inputs, work, (MODEL, ROUND)))
+            allowed = self.settings.max_drop
+            assert allowed is not None
+            verdict = accept(reference, answers(load_model(done.folder / MODEL), self.splits.calibration), allowed)
+            record = self.record(done, trial) | {"accepted": verdict.accepted, "pair": verdict.pair.to_json()}
+            self.note(
+                f"trial {trial}: loss {verdict.pair.loss:.2f} pp on {verdict.pair.n:,} images, {allowed:g} allowed:"
+                f" {'accepted' if verdict.accepted else 'rejected'}"
+            )
+            records.append(record)
+            if verdict.accepted:
+                low, best = count, record
+            else:
+                high = count - 1
+            if low >= high:
+                break
+        if best is None:
+            return Outcome(False, records, min(records, key=lambda record: record["pair"]["loss"]))
+        return Outcome(True, records, best)
+
+    def round(
+        self, model: CapsNet, origins: dict[str, list[int]], share: float, count: int | None, folder: Path, resume: bool
+    ) -> None:
+        """One round: score, cut, fine-tune, measure on the calibration split; leaves its files in ``folder``."""
+        began = time.perf_counter()
+        folder.mkdir(parents=True, exist_ok=True)
+        run = RunFolder(folder)
+        order = self.order(model)
+        if count is None:
+            count = removals_for(model, order, self.settings, self.whole, share)
+        selection = order.selection(count)
+        smaller = cut(model, selection, order.structure)
+        before = self.correct(smaller)
+        if self.settings.epochs > 0:
+            tuned = finetune(
+                smaller,
+                self.splits,
+                folder / "finetune",
+                self.settings.finetuning(len(self.splits.train)),
+                teacher=self.model if self.settings.teach else None,
+                resume=True,
+                progress=self.bars,
+            )
+            smaller = tuned.model
+        after = self.correct(smaller) if self.settings.epochs > 0 else before
+        save_model(smaller, folder / MODEL)
+        run.write_json(
+            ROUND,
+            {
+                "kept_units": _follow(origins, selection),
+                "sizes": kept_sizes(selection),
+                "cost": cost_of(smaller).to_json(),
+                "calibration_before": before.to_json(),
+                "calibration": after.to_json(),
+                "images_trained": self.trained(),
+                "seconds": round(time.perf_counter() - began, 1),
+            },
+        )
+
+    def order(self, model: CapsNet) -> Order:
+        """The order of removals; kept until another model is asked about."""
+        if self._ordered is None or self._ordered[0] is not model:
+            self._ordered = (model, put_in_order(model, self.splits.calibration, self.settings, self.progress))
+        return self._ordered[1]
+
+    def trained(self) -> int:
+        """Images that one round's fine-tuning goes through."""
+        if self.settings.epochs == 0:
+            return 0
+        chosen = self.settings.finetuning(len(self.splits.train))
+        return (chosen.steps or 0) * min(chosen.batch_size, len(self.splits.train))
+
+    def correct(self, model: CapsNet) -> Accuracy:
+        """Accuracy on the calibration split."""
+        hits = np.concatenate(list(answers(model, self.splits.calibration)))
+        return accuracy(int(hits.sum()), len(hits))
+
+    def record(self, done: Done, index: int) -> dict[str, Any]:
+        """A finished round's record; says so."""
+        found: dict[str, Any] = RunFolder(done.folder).read_json(ROUND)
+        record = {**found, "round": index, "folder": done.folder.name}
+        macs, parameters = found["cost"]["macs"] / self.whole.macs, found["cost"]["parameters"] / self.whole.params
+        self.note(
+            f"{done.folder.name}: {100 * macs:.1f} % of the MACs, {100 * parameters:.1f} % of the parameters,"
+            f" calibration {found['calibration_before']['percent']:.2f} % before and"
+            f" {found['calibration']['percent']:.2f} % after fine-tuning, {found['seconds']:.0f} s"
+        )
+        return record
+
+
+def _follow(origins: dict[str, list[int]], selection: Selection) -> dict[str, list[int]]:
+    """Places of the units that stay, in the unpruned model."""
+    return {name: [origins[name][unit] for unit in np.flatnonzero(keep).tolist()] for name, keep in selection.items()}
+
+
+def _finish(work: _Work, outcome: Outcome) -> PruneResult:
+    """Open the test split and write the model, the map of what is left, and the metrics."""
+    run, splits, original, final = work.run, work.splits, work.model, outcome.final
+    model = load_model(run / final["folder"] / MODEL)
+    work.note(f"measuring the test split once, {len(splits.test):,} images")
+    labels = splits.test.labels.numpy()
+    first, second = (float_predictions(network, splits.test) == labels for network in (original, model))
+    test = tuple(accuracy(int(hits.sum()), len(hits)) for hits in (first, second))
+    against = paired(first, second)
+    kept = _kept(original, final["kept_units"])
+    images = spread_set(splits.calibration, work.settings.images).images
+    metrics = {
+        "met": outcome.met,
+        "settings": work.settings.model_dump(mode="json"),
+        "target": work.settings.target,
+        "original": {"cost": cost_of(original).to_json(), "test": test[0].to_json()},
+        "pruned": {"cost": cost_of(model).to_json(), "test": test[1].to_json(), "round": final["folder"]},
+        "macs_kept": cost_of(model).macs / work.whole.macs,
+        "parameters_kept": cost_of(model).parameters / work.whole.params,
+        "sizes": {name: [len(row["kept"]), row["of"]] for name, row in kept["spaces"].items()},
+        "paired": against.to_json(),
+        "activity": {
+            "original": measure_activity(original, images).to_json(),
+            "pruned": measure_activity(model, images).to_json(),
+        },
+        "rounds": [{key: value for key, value in record.items() if key != "kept_units"} for record in outcome.records],
+        "data": splits.info["name"],
+        "data_note": splits.info["note"],
+    }
+    note = {"pruned": True, "test": test[1].to_json(), "data": splits.info["name"]}
+    save_model(model, run / MODEL, note)
+    run.write_json(KEPT, kept)
+    run.write_bytes(PICTURE, survivors_plot(kept, f"what is left of {original.family}"))
+    run.write_json(METRICS, metrics)
+    return PruneResult(outcome.met, model, run / MODEL, test[0], test[1], against, run.path, metrics)
+
+
+def _kept(original: CapsNet, units: dict[str, list[int]]) -> dict[str, Any]:
+    """Which units of the unpruned model are left: by space, and for voting capsules by source, type and position."""
+    structure = structure_of(original)
+    spaces = {
+        name: {"kind": str(space.kind), "of": space.size, "kept": units[name]}
+        for name, space in structure.spaces.items()
+    }
+    votes: dict[str, Any] = {}
+    for voters in structure.voters:
+        size = structure.spaces[voters.space].size
+        places = np.arange(size) if voters.places is None else np.array(voters.places)
+        left = set(places[units[voters.space]].tolist())
+        start = 0
+        for space, positions in voters.sources:
+            types = structure.spaces[space].size
+            table = [[int(start + kind * positions + at in left) for at in range(positions)] for kind in range(types)]
+            votes[space.partition(".")[0]] = table
+            start += types * positions
+    return {"spaces": spaces, "votes": votes}

@@ -1,0 +1,209 @@
+"""The settings of a pruning run, and what its rounds are made of: orders of removals, targets, answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from caplet.data.imageset import ImageSet
+from caplet.errors import ConfigError
+from caplet.models.base import CapsNet
+from caplet.nn.memory import keep_freed_memory
+from caplet.prune.cost import Cost, cost_of
+from caplet.prune.order import Allocation, Order, fewest_removals, macs_per_unit, removal_order, resized_cost
+from caplet.prune.rules import Kind
+from caplet.prune.scores import find_score, measure_scores
+from caplet.prune.structure import Selection, Structure, kept_sizes, prunable, structure_of
+from caplet.quant.evaluator import predict
+from caplet.train.loss import margin_loss
+from caplet.train.settings import FinetuneSettings
+
+Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
+TARGETS = ("keep", "macs", "params", "bytes", "max_drop")
+BATCH = 100
+Progress = Callable[[int, int], None]
+
+
+class PruneSettings(BaseModel):
+    """Settings of a pruning run, immutable and JSON-able.
+
+    Exactly one target says how far to go, unless ``spaces`` alone does.
+
+    Attributes:
+        score: name of the importance score (:data:`caplet.prune.scores.SCORES`).
+        units: what goes: ``channels``, ``types``, ``dim``, ``capsules`` (single capsules that vote for the classes).
+        allocation: ``uniform`` takes the same fraction of every space, ``global`` the lowest score per
+            multiply-accumulate anywhere.
+        keep: fraction of the units to keep.
+        macs, params: fraction of the multiply-accumulates or of the parameters to keep.
+        bytes: size of the float32 parameters.
+        max_drop: largest loss of accuracy on the calibration split, in percentage points; how much goes is found by
+            bisection.
+        spaces: what stays of single spaces, by name: a fraction up to 1, or a number of units from 2.
+        iterations: routing iterations of the class capsules; None leaves them.
+        rounds: prune in so many rounds to a target that shrinks by equal factors, each round with fine-tuning whose
+            learning rate starts again at its peak.
+        epochs: of fine-tuning in all, shared equally by the rounds (with ``max_drop``: of every trial); 0 for none.
+        teach: whether the fine-tuned model follows the unpruned one beside the labels.
+        lr, batch_size, precision, shift, flip, threads: of fine-tuning, see
+            :class:`caplet.train.settings.FinetuneSettings`.
+        dead: remove units that are never active on the calibration split first.
+        images: calibration images that scores look at.
+        seed: of the score ``random`` and of fine-tuning.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    score: str = "taylor"
+    units: tuple[Kind, ...] = (Kind.CHANNELS, Kind.TYPES)
+    allocation: Allocation = Allocation.UNIFORM
+    keep: Ratio | None = None
+    macs: Ratio | None = None
+    params: Ratio | None = None
+    bytes: PositiveInt | None = None
+    max_drop: NonNegativeFloat | None = None
+    spaces: dict[str, float] = {}
+    iterations: PositiveInt | None = None
+    rounds: PositiveInt = 1
+    epochs: NonNegativeFloat = 1.0
+    teach: bool = True
+    lr: Annotated[float, Field(gt=0.0)] = 1e-3
+    batch_size: PositiveInt = 32
+    precision: Literal["float32", "bfloat16"] = "float32"
+    shift: NonNegativeInt = 0
+    flip: bool = False
+    threads: PositiveInt | None = None
+    dead: bool = True
+    images: PositiveInt = 1000
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _one_target(self) -> PruneSettings:
+        given = [name for name in TARGETS if getattr(self, name) is not None]
+        if len(given) > 1 or not (given or self.spaces or self.iterations):
+            raise ValueError(
+                f"give exactly one of {', '.join(TARGETS)} (found {', '.join(given) or 'none'}), or spaces"
+            )
+        if self.max_drop is not None and self.rounds > 1:
+            raise ValueError("max_drop searches by itself; leave rounds at 1")
+        find_score(self.score)
+        return self
+
+    @property
+    def target(self) -> str | None:
+        """The name of the target that is given."""
+        return next((name for name in TARGETS if getattr(self, name) is not None), None)
+
+    def finetuning(self, images: int) -> FinetuneSettings:
+        """Settings of one round's fine-tuning, with ``images`` in the training split."""
+        epochs = self.epochs / self.rounds
+        steps = max(1, round(epochs * (images // min(self.batch_size, images))))
+        return FinetuneSettings.model_validate(
+            {
+                "epochs": max(1, math.ceil(epochs)),
+                "steps": steps,
+                "lr": self.lr,
+                "batch_size": self.batch_size,
+                "precision": self.precision,
+                "shift": self.shift,
+                "flip": self.flip,
+                "threads": self.threads,
+                "seed": self.seed,
+                "keep": "last",
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What targets are measured by: units of the kinds that may go, and a model's cost."""
+
+    keep: int
+    macs: int
+    params: int
+    bytes: int
+
+    @classmethod
+    def of(cls, cost: Cost, structure: Structure, selection: Selection, units: tuple[Kind, ...]) -> Sizes:
+        """Of the model that surgery with ``selection`` gives, whose cost is ``cost``."""
+        left = sum(int(selection[space.name].sum()) for space in prunable(structure, units))
+        return cls(left, cost.macs, cost.parameters, cost.bytes)
+
+    @classmethod
+    def whole(cls, model: CapsNet, units: tuple[Kind, ...]) -> Sizes:
+        """Of ``model`` as it is."""
+        structure = structure_of(model)
+        return cls.of(cost_of(model), structure, structure.whole(), units)
+
+
+def put_in_order(model: CapsNet, images: ImageSet, settings: PruneSettings, progress: Progress | None = None) -> Order:
+    """Score the units of ``model`` on calibration ``images`` and put their removals in order.
+
+    Raises:
+        ConfigError: see :func:`caplet.prune.scores.measure_scores` and :func:`caplet.prune.order.removal_order`.
+    """
+    structure = structure_of(model)
+    chosen = spread_set(images, settings.images)
+    scores = measure_scores(
+        model, chosen.images, chosen.labels, [settings.score], margin_loss, seed=settings.seed, progress=progress
+    )
+    spaces = () if settings.target is None else prunable(structure, settings.units)
+    unit_macs = macs_per_unit(model, structure, spaces)
+    return removal_order(structure, scores[settings.score], spaces, settings.allocation, unit_macs, settings.spaces)
+
+
+def removals_for(model: CapsNet, order: Order, settings: PruneSettings, whole: Sizes, share: float) -> int:
+    """How many removals, and no more, the target asks for.
+
+    Args:
+        whole: of the unpruned model.
+        share: the part of the way to go, in equal factors: 1 is the target itself.
+
+    Raises:
+        ConfigError: the target cannot be met without emptying a layer; the message says how far one can go.
+    """
+    target = settings.target
+    if target is None or target == "max_drop":
+        return 0
+    all_of_it, value = float(getattr(whole, target)), float(getattr(settings, target))
+    ratio = min(1.0, value / all_of_it) if target == "bytes" else value
+
+    def size(selection: Selection) -> int:
+        cost = resized_cost(model, order.structure, selection)
+        found: int = getattr(Sizes.of(cost, order.structure, selection, settings.units), target)
+        return found
+
+    count = fewest_removals(order, lambda selection: size(selection) <= all_of_it * ratio**share)
+    if count is None:
+        last = order.selection(len(order.removals))
+        least = size(last)
+        found = f"{least:,} bytes" if target == "bytes" else f"{least / all_of_it:.3g}"
+        smallest = ", ".join(f"{name} {count}" for name, count in kept_sizes(last).items())
+        raise ConfigError(
+            f"prune: {target} {value:g} would empty a layer; the smallest that pruning {', '.join(settings.units)} can"
+            f" give is {found} (with {smallest}); prune more kinds of units, or ask for less"
+        )
+    return count
+
+
+def spread_set(images: ImageSet, most: int) -> ImageSet:
+    """At most ``most`` images, at even distances through the set."""
+    if len(images) <= most:
+        return images
+    return images.subset(np.linspace(0, len(images) - 1, most).round().astype(int).tolist())
+
+
+def answers(model: CapsNet, images: ImageSet) -> Iterator[NDArray[np.bool_]]:
+    """Whether ``model`` classifies the images correctly, batch by batch, bool (B,)."""
+    model.eval()
+    keep_freed_memory()
+    for pixels, labels in images.batches(BATCH):
+        with torch.inference_mode():
+            yield (predict(model(pixels)) == labels).numpy()
