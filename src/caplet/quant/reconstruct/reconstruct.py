@@ -27,8 +27,11 @@ from caplet.quant.reconstruct.channels import channel_format
 from caplet.quant.reconstruct.descend import Grid, fit
 from caplet.quant.reconstruct.exponents import ExponentTuner, computed_points
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings
-from caplet.quant.reconstruct.store import BlockStore, identity
+from caplet.quant.reconstruct.store import Block, BlockStore, identity
 from caplet.quant.reconstruct.views import bias_of, make_view
+
+Progress = Callable[[str, int, int], None]
+"""Called with (layer, blocks done, blocks in all) after every block."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,11 @@ def reconstruct(
     settings: ReconstructSettings | None = None,
     *,
     folder: str | Path | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Reconstruction:
     """Fit a model's weights and biases to a plan on calibration images, without labels.
+
+    For several plans of one model, :class:`Reconstructor` fits the blocks in which they agree only once.
 
     Args:
         model: float; left as it is.
@@ -92,14 +97,36 @@ def reconstruct(
         ModelError: a layer type that cannot be reconstructed; images of another size.
         ConfigError: no images. ArtefactError: a block's file cannot be written or is damaged.
     """
-    settings = settings or ReconstructSettings()
     check_plan(model, plan)
-    if len(images) == 0:
-        raise ConfigError("reconstruction needs at least one image, got none")
-    model.check_images(images)
-    keep_freed_memory()
-    images = images[: settings.images]
-    return _Run(model, plan, images, settings, folder, progress).run()
+    return Reconstructor(model, images, settings, folder=folder, progress=progress).fit(plan)
+
+
+class Reconstructor:
+    """Fits one model to plans; see :func:`reconstruct` for the arguments and what is raised."""
+
+    def __init__(
+        self,
+        model: CapsNet,
+        images: Tensor,
+        settings: ReconstructSettings | None = None,
+        *,
+        folder: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        settings = settings or ReconstructSettings()
+        if len(images) == 0:
+            raise ConfigError("reconstruction needs at least one image, got none")
+        model.check_images(images)
+        keep_freed_memory()
+        self._model, self._settings, self._progress = copy.deepcopy(model).eval(), settings, progress
+        self._images = images[: settings.images]
+        self._tuned: dict[QuantPlan, QuantPlan] = {}  # first exponents by the formats that they were tuned from
+        self._store = BlockStore(folder, identity(model, self._images, settings))
+
+    def fit(self, plan: QuantPlan) -> Reconstruction:
+        """The model fitted to ``plan``."""
+        check_plan(self._model, plan)
+        return _Run(self._model, plan, self._images, self._settings, self._store, self._tuned, self._progress).run()
 
 
 def check_plan(model: CapsNet, plan: QuantPlan) -> None:
@@ -124,14 +151,15 @@ class _Run:
         plan: QuantPlan,
         images: Tensor,
         settings: ReconstructSettings,
-        folder: str | Path | None,
-        progress: Callable[[str, int, int], None] | None,
+        store: BlockStore,
+        tuned: dict[QuantPlan, QuantPlan],
+        progress: Progress | None,
     ) -> None:
         self.source, self.settings, self.progress = model, settings, progress
         self._tuning_images = images[: settings.tuning_images]
-        self.store = BlockStore(folder, identity(model, plan, images, settings))
-        self.model = copy.deepcopy(model).eval()
-        self.exact = Chain(copy.deepcopy(model).eval(), images)
+        self.store, self.tuned = store, tuned
+        self.model = copy.deepcopy(model)
+        self.exact = Chain(model, images)
         self.handler = FakeQuant(plan, model.points())
         self.quantized = Chain(self.model, images, self.handler)
         self.reports: list[BlockReport] = []
@@ -167,26 +195,39 @@ class _Run:
             for key, spec in self.source.points().items()
             if spec.storage is Storage.RAM or (spec.role is Role.WEIGHT and not fitted)
         ]
-        self._tune(ExponentTuner(self.source, self.source, self._tuning_images, constants=not fitted), keys)
+        base = self.handler.plan.restricted(keys)
+        if base not in self.tuned:
+            tuner = ExponentTuner(self.source, self.source, self._tuning_images, constants=not fitted)
+            self._tune(tuner, keys)
+            self.tuned[base] = self.handler.plan.restricted(keys)
+        self.handler.plan = self.handler.plan.with_formats(self.tuned[base].points)
 
     def _tune(self, tuner: ExponentTuner, keys: Sequence[str]) -> None:
         self.handler.plan = tuner.tune(self.handler.plan, keys, self.settings.tuning_sweeps).plan
 
     def _block(self, layer: Layer, exact: Layer) -> None:
-        known = self.store.load(layer.name)
-        if known is None:
+        upto = self.handler.plan.restricted(self._keys_upto(layer))
+        block = self.store.load(layer.name, upto)
+        if block is None:
             began = time.perf_counter()
             tensors, facts = self._fit(layer, exact)
-            facts["seconds"] = round(time.perf_counter() - began, 3)
-            self.store.save(layer.name, tensors, facts)
-        else:
-            tensors, facts = known
+            block = Block(tensors, {**facts, "seconds": round(time.perf_counter() - began, 3)})
+            self.store.save(layer.name, upto, block)
         with torch.no_grad():
-            for name, tensor in tensors.items():
+            for name, tensor in block.tensors.items():
                 bias_of(layer, name).copy_(tensor)
-        for name in set(tensors) - {"weight"}:
-            self._widen(f"{layer.name}.{name}", tensors[name])
-        self.reports.append(BlockReport(layer.name, **facts))
+        for name in set(block.tensors) - {"weight"}:
+            self._widen(f"{layer.name}.{name}", block.tensors[name])
+        self.reports.append(BlockReport(layer.name, **block.facts))
+
+    def _keys_upto(self, last: Layer) -> set[str]:
+        """What a fit of ``last`` depends on: the points of all layers before it, and its own constants."""
+        keys: set[str] = set()
+        for layer in self.model.layers():
+            if layer is last:
+                break
+            keys.update(layer.points())
+        return keys | {key for key, spec in last.points().items() if spec.storage is Storage.FLASH}
 
     def _fit(self, layer: Layer, exact: Layer) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The block's new parameters by name, and what became better."""

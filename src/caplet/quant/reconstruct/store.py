@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,52 +23,65 @@ from caplet.quant.reconstruct.settings import ReconstructSettings
 _KEY = "caplet-reconstruction"
 
 
-def identity(model: CapsNet, plan: QuantPlan, images: Tensor, settings: ReconstructSettings) -> str:
-    """A digest of all that a reconstruction's results depend on."""
-    digest = hashlib.sha256(json.dumps([caplet.__version__, plan.digest(), settings.to_json()]).encode())
+def identity(model: CapsNet, images: Tensor, settings: ReconstructSettings) -> str:
+    """A digest of all that a block's result depends on, apart from the plan."""
+    digest = hashlib.sha256(json.dumps([caplet.__version__, settings.to_json()]).encode())
     for name, tensor in named_tensors(model).items():
         digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
     digest.update(images.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Block:
+    """A block's result: its new parameters by name, and facts about it as JSON values."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
 class BlockStore:
-    """Results of blocks in a folder, one file each: ``reconstructed-<layer>.safetensors``.
+    """Results of blocks, in memory and, the last one of each layer, in a folder.
+
+    A result belongs to a layer and a plan up to that layer: plans that differ only further on share it.
 
     Args:
-        folder: None keeps nothing.
+        folder: for ``reconstructed-<layer>.safetensors``; None keeps no files.
         identity: see :func:`identity`; files of another one are not read, and are replaced.
     """
 
     def __init__(self, folder: str | Path | None, identity: str) -> None:
         self._folder = None if folder is None else Path(folder)
         self._identity = identity
+        self._known: dict[tuple[str, str], Block] = {}
 
-    def save(self, layer: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Keep a block's result; JSON values ``facts`` with it. Raises ArtefactError when it cannot be written."""
+    def save(self, layer: str, plan: QuantPlan, block: Block) -> None:
+        """Keep the result of ``layer`` under ``plan`` (its points up to the layer). Raises ArtefactError."""
+        self._known[layer, plan.digest()] = block
         if self._folder is None:
             return
         path = self._path(self._folder, layer)
         content = save(
-            {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
-            {_KEY: json.dumps({"identity": self._identity, "facts": facts})},
+            {name: tensor.detach().contiguous() for name, tensor in block.tensors.items()},
+            {_KEY: json.dumps({"identity": self._identity, "plan": plan.digest(), "facts": block.facts})},
         )
         try:
             write_atomic(path, lambda stream: stream.write(content))
         except OSError as error:
             raise ArtefactError(f"cannot write {path}: {why(error)}") from error
 
-    def load(self, layer: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """What :meth:`save` kept for the same reconstruction, or None. Raises ArtefactError for a damaged file."""
-        if self._folder is None or not self._path(self._folder, layer).exists():
-            return None
+    def load(self, layer: str, plan: QuantPlan) -> Block | None:
+        """What :meth:`save` kept for the same layer and plan, or None. Raises ArtefactError for a damaged file."""
+        found = self._known.get((layer, plan.digest()))
+        if found is not None or self._folder is None or not self._path(self._folder, layer).exists():
+            return found
         path = self._path(self._folder, layer)
         try:
             with safe_open(path, "pt") as stream:
                 known = json.loads((stream.metadata() or {}).get(_KEY, "{}"))
-                if known.get("identity") != self._identity:
+                if (known.get("identity"), known.get("plan")) != (self._identity, plan.digest()):
                     return None
-                return {name: stream.get_tensor(name) for name in stream.keys()}, known["facts"]  # noqa: SIM118
+                return Block({name: stream.get_tensor(name) for name in stream.keys()}, known["facts"])  # noqa: SIM118
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise ArtefactError(f"{path} is damaged ({error}); delete it and resume") from error
 

@@ -1,0 +1,96 @@
+"""Narrower widths for a reconstructed model: what nearest rounding could not afford, fitted codes often can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from caplet.fixed import Rounding
+from caplet.models.base import CapsNet
+from caplet.nn.points import Role, Storage
+from caplet.quant.formats import FormatRule, FormatSource, bits_of
+from caplet.quant.plan import QuantPlan
+from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
+
+SHARE = 0.01
+"""Points with fewer than this share of all elements of their storage keep their widths: they save next to nothing."""
+LEAST = 2
+
+Measure = Callable[[Reconstruction], int]
+"""How many calibration images a fitted model classifies correctly."""
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """One width that was tried.
+
+    Attributes:
+        key: the point.
+        bits: tried.
+        correct, needed: images.
+        kept: whether the width was kept.
+    """
+
+    key: str
+    bits: int
+    correct: int
+    needed: int
+    kept: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return dict(vars(self))
+
+
+def narrow(
+    model: CapsNet,
+    fitter: Reconstructor,
+    found: Reconstruction,
+    plan: QuantPlan,
+    source: FormatSource,
+    rule: FormatRule,
+    measure: Measure,
+    needed: int,
+    on_step: Callable[[Narrowing], None] = lambda step: None,
+) -> tuple[Reconstruction, QuantPlan, tuple[Narrowing, ...]]:
+    """Lower widths point by point, the one with most bits first, weights before computed tensors.
+
+    The narrowest width that keeps the target is found by bisection, all other widths as they are by then.
+
+    Args:
+        found: the fit of ``plan``, which keeps the target.
+        plan: as given to the fitter (without its exponents).
+        source, rule: choose the format of a point at a new width.
+        needed: images that ``measure`` must count.
+
+    Returns:
+        The last fit that keeps the target, the plan that it was made for, and every width that was tried.
+    """
+    specs = model.points()
+    steps: list[Narrowing] = []
+    for storage in (Storage.FLASH, Storage.RAM):
+        total = sum(spec.elements for spec in specs.values() if spec.storage is storage)
+        keys = [
+            key
+            for key, spec in specs.items()
+            if spec.storage is storage
+            and spec.elements >= SHARE * total
+            and spec.role not in (Role.IMAGE, Role.BIAS, Role.SCALE, Role.OFFSET)
+        ]
+        for key in sorted(keys, key=lambda k: -specs[k].elements * plan.points[k].bits):
+            low, high = bits_of(specs[key], LEAST, rule), plan.points[key].bits  # high is known to work
+            while low < high:
+                bits = (low + high) // 2
+                fmt = source.format(key, bits, rule, Rounding.NEAREST)
+                tried = plan.with_formats({key: fmt})
+                fitted = fitter.fit(tried)
+                correct = measure(fitted)
+                step = Narrowing(key, bits, correct, needed, correct >= needed)
+                steps.append(step)
+                on_step(step)
+                if step.kept:
+                    found, plan, high = fitted, tried, bits
+                else:
+                    low = bits + 1
+    return found, plan, tuple(steps)
