@@ -21,6 +21,7 @@ _API = (
     "backbone_caps",
     "build",
     "calibrate",
+    "diff_runs",
     "evaluate",
     "export_c",
     "inspect",

@@ -21,6 +21,7 @@ from typing import Any
 from caplet.data import load_data
 from caplet.errors import ModelError
 from caplet.fixed import Rounding
+from caplet.jobs.diff import Diff, diff_runs
 from caplet.jobs.engine import Engine
 from caplet.jobs.evaluate import Evaluation, evaluate
 from caplet.jobs.inspect import inspect_model
@@ -54,6 +55,7 @@ BACKBONE_RECIPE = "backbone-cifar10"
 __all__ = [
     "BACKBONE_RECIPE",
     "CapsNet",
+    "Diff",
     "EmitSettings",
     "Engine",
     "Evaluation",
@@ -71,6 +73,7 @@ __all__ = [
     "backbone_caps",
     "build",
     "calibrate",
+    "diff_runs",
     "evaluate",
     "export_c",
     "find_program",

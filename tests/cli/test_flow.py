@@ -279,3 +279,14 @@ def test_a_full_disk_keeps_the_model_that_was_there(
     for name in ("model_satisfied.caplet", "plan_satisfied.json", "metrics.json"):
         assert (tmp_path / name).read_bytes() == before[name]
     assert {*os.listdir(tmp_path)} == {*before, ".run.part"}, "nothing new but the mark of a run that stopped"
+
+
+def test_report_and_diff(caplet: Caplet, trained: Path, quantized: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = caplet("report", quantized, trained, "--out", page, "--json")
+    assert (done.code, done.json()["bytes"]) == (0, page.stat().st_size)
+    assert "no such folder" in caplet("report", tmp_path / "nowhere").error()
+    found = caplet("diff", quantized, quantized, "--json").json()
+    assert (found["pair"]["n10"], found["pair"]["n01"], found["agree"]) == (0, 0, 359)
+    assert "not paired" in caplet("diff", quantized, trained).out
+    assert "exact McNemar test p = 1" in caplet("diff", quantized, quantized).out

@@ -9,7 +9,20 @@ import typer
 from typer.core import TyperGroup
 
 import caplet
-from caplet.cli import demo, evaluate, export, inspect, models, quantize, report, sensitivity, train, verify
+from caplet.cli import (
+    demo,
+    diff,
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    models,
+    quantize,
+    report,
+    sensitivity,
+    train,
+    verify,
+)
 from caplet.cli.output import fail
 from caplet.errors import CapletError
 
@@ -68,9 +81,11 @@ app.command("quantize")(quantize.command)
 app.command("sensitivity")(sensitivity.command)
 app.command("export")(export.command)
 app.command("verify")(verify.command)
+app.command("diff")(diff.command)
 app.command("report")(report.command)
 app.command("inspect")(inspect.command)
 app.command("models")(models.command)
+app.command("doctor")(doctor.command)
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def widths(run: RunRecords) -> Section | str:
     figure = Figure(
         "Bits of every tensor",
         "Rows are layers, columns are what a tensor is for. Weights, biases, scales and offsets are packed in flash;"
-        " the rest lies in RAM, in bytes of 8 or 16 bits. A format sI.F has a sign, I integer and F fraction bits.",
+        " the rest lies in RAM, in bytes of 8 or 16 bits.",
         (heat_map("Bits by layer and role", layers, roles, tiles),),
         table,
     )

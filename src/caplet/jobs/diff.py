@@ -1,0 +1,163 @@
+"""Compare two finished runs: accuracies image by image where the images agree, and everything that a run records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caplet.errors import ArtefactError
+from caplet.jobs.report import read_run
+from caplet.metrics import Paired, paired
+from caplet.report.records import PREDICTIONS, Kind, RunRecords
+
+_LEFT_OUT = frozenset({"data_hashes", "hardware"})
+
+
+@dataclass(frozen=True)
+class Value:
+    """One figure of both runs; None where a run does not have it."""
+
+    name: str
+    first: float | int | str | None
+    second: float | int | str | None
+
+
+@dataclass(frozen=True)
+class Diff:
+    """Two runs side by side.
+
+    Attributes:
+        names: of the run folders.
+        pair: their models on the same test images, None where the images differ or were not recorded.
+        unpaired: why ``pair`` is None, else None.
+        agree: test images to which both give the same answer, None where ``pair`` is.
+        figures: accuracy, bytes, reductions, ...
+        settings: settings that differ, of two runs of one kind.
+        widths: tensors whose bits differ, of two quantized models.
+    """
+
+    names: tuple[str, str]
+    pair: Paired | None
+    unpaired: str | None
+    agree: int | None
+    figures: tuple[Value, ...]
+    settings: tuple[Value, ...]
+    widths: tuple[Value, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def diff_runs(first: str | Path, second: str | Path) -> Diff:
+    """Compare the models of two finished runs, each a training's float model or a quantization's first model.
+
+    A positive ``pair.loss`` means that the first one classifies more test images correctly.
+
+    Raises:
+        ArtefactError: a folder holds no finished run of training or quantization.
+    """
+    runs = read_run(first), read_run(second)
+    for run in runs:
+        if run.kind is Kind.SENSITIVITY:
+            raise ArtefactError(
+                f"run {run.name}: an error analysis has no model to compare; give train or quantize runs"
+            )
+    one, two = (_answers(run) for run in runs)
+    unpaired = _why_unpaired(runs, (one, two))
+    pair = agree = None
+    if unpaired is None and one is not None and two is not None:
+        labels = np.array(runs[0].files[PREDICTIONS]["labels"])
+        pair, agree = paired(one == labels, two == labels), int((one == two).sum())
+    return Diff(
+        (runs[0].name, runs[1].name),
+        pair,
+        unpaired,
+        agree,
+        tuple(_merge(*(dict(_figures(run)) for run in runs))),
+        tuple(_changed(*(_settings(run) for run in runs))) if runs[0].kind is runs[1].kind else (),
+        tuple(_changed(*(_widths(run) for run in runs))) if all(map(_has_widths, runs)) else (),
+    )
+
+
+def _answers(run: RunRecords) -> NDArray[np.int64] | None:
+    """What the run's model answers, (N,), None where it was not recorded."""
+    record = run.find(PREDICTIONS)
+    if record is None:
+        return None
+    return np.array(record["models"][_first(run)["role"]] if run.kind is Kind.QUANTIZE else record["float"])
+
+
+def _why_unpaired(runs: tuple[RunRecords, RunRecords], answers: tuple[Any, Any]) -> str | None:
+    for run, found in zip(runs, answers, strict=True):
+        if found is None:
+            return f"run {run.name} has no {PREDICTIONS}: it was made by an older caplet"
+    one, two = (run.files[PREDICTIONS] for run in runs)
+    if one["sha256"] != two["sha256"]:
+        return (
+            f"the test images differ: {len(one['labels']):,} of {one['data']} (SHA-256 {one['sha256'][:12]}...) and"
+            f" {len(two['labels']):,} of {two['data']} (SHA-256 {two['sha256'][:12]}...)"
+        )
+    return None
+
+
+def _first(run: RunRecords) -> dict[str, Any]:
+    return dict(run.metrics["models"][0])
+
+
+def _figures(run: RunRecords) -> Iterator[tuple[str, float | int | str | None]]:
+    metrics = run.metrics
+    if run.kind is Kind.TRAIN:
+        yield "kind", "float model, trained"
+        yield "test accuracy (%)", metrics["test"]["percent"]
+        yield "test images", metrics["test"]["n"]
+        yield "weight bytes", 4 * metrics["parameters"]
+        yield "seconds", metrics["seconds"]
+        return
+    model = _first(run)
+    yield "kind", f"integers, {metrics['method']} ({model['role']})"
+    yield "limits met", "yes" if metrics["met"] else "no"
+    yield "test accuracy (%)", model["test"]["percent"]
+    yield "test images", model["test"]["n"]
+    yield "loss against its float model (pp)", model["paired"]["loss"]
+    yield "weight bytes", model["memory"][-1]["weight_bits"] / 8
+    yield "activation bytes", model["memory"][-1]["activation_bits"] / 8
+    yield "file bytes", model["file_bytes"]
+    if run.details is not None:
+        yield "RAM bytes, all votes stored", run.details["memory"]["fast"]["bytes"]
+        yield "RAM bytes, votes recomputed", run.details["memory"]["small"]["bytes"]
+    yield "probes", metrics["search"]["probes"]
+    yield "seconds", metrics["search"]["seconds"]
+
+
+def _settings(run: RunRecords) -> dict[str, Any]:
+    return {name: value for name, value in run.settings.items() if name not in _LEFT_OUT}
+
+
+def _has_widths(run: RunRecords) -> bool:
+    return run.kind is Kind.QUANTIZE and run.details is not None
+
+
+def _widths(run: RunRecords) -> dict[str, Any]:
+    assert run.details is not None
+    return {row["point"]: row["bits"] for row in run.details["tensors"]}
+
+
+def _merge(first: dict[str, Any], second: dict[str, Any]) -> Iterator[Value]:
+    for name in dict.fromkeys((*first, *second)):
+        yield Value(name, first.get(name), second.get(name))
+
+
+def _changed(first: dict[str, Any], second: dict[str, Any]) -> Iterator[Value]:
+    for value in _merge(first, second):
+        if value.first != value.second:
+            yield Value(value.name, _plain(value.first), _plain(value.second))
+
+
+def _plain(value: Any) -> float | int | str | None:
+    return value if value is None or isinstance(value, float | int | str) else str(value)

@@ -1,0 +1,153 @@
+"""What this machine has of what caplet uses, and how to get the rest. Works without torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from caplet.errors import CapletError, ToolMissing
+from caplet.runtime.compiler import build_library, cache_folder, compilers, load_library
+from caplet.runtime.emulator import find_cross_compiler, require_emulator
+
+OLDEST_PYTHON = (3, 11)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for.
+
+    Attributes:
+        name: what.
+        found: whether it is there and usable.
+        required: whether caplet's main jobs need it.
+        about: the version, or why it cannot be used.
+        purpose: what it is for.
+        install: how to get it, empty where there is nothing to do.
+    """
+
+    name: str
+    found: bool
+    required: bool
+    about: str
+    purpose: str
+    install: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look for everything that caplet can use, the required things first."""
+    return [
+        _python(),
+        *(_package(*row) for row in _PACKAGES),
+        _threads(),
+        _cache(),
+        _compiler(),
+        _native(),
+        _ziglang(),
+        _tool("Cortex-M compiler", _cross_compiler, "firmware for `caplet verify --on cortex-m4`", _CROSS),
+        _tool("QEMU", _emulator, "the emulated Cortex-M4 of `caplet verify --on cortex-m4`", _QEMU),
+    ]
+
+
+_CROSS = "apt install gcc-arm-none-eabi, or pip install 'caplet[compiler]'"
+_QEMU = "apt install qemu-system-arm (Debian), brew install qemu (macOS)"
+_PACKAGES = (
+    ("torch", "training, search, float models", True, "pip install torch"),
+    ("numpy", "integers, the interpreter", True, "pip install numpy"),
+    ("h5py", "Q7-CapsNets files (.h5)", True, "pip install h5py"),
+    ("safetensors", "model files", True, "pip install safetensors"),
+    ("accelerate", "`caplet train --accelerate`", False, "pip install 'caplet[accelerate]'"),
+    ("tensorboard", "`caplet train --tensorboard`", False, "pip install 'caplet[tensorboard]'"),
+    ("onnx", "`caplet export --to onnx`", False, "pip install 'caplet[onnx]'"),
+    ("onnxruntime", "checking what `caplet export --to onnx` writes", False, "pip install 'caplet[onnx]'"),
+)
+
+
+def _python() -> Finding:
+    enough = sys.version_info >= OLDEST_PYTHON
+    oldest = ".".join(map(str, OLDEST_PYTHON))
+    return Finding(
+        "Python", enough, True, platform.python_version(), f"everything; at least {oldest}", f"Python {oldest}"
+    )
+
+
+def _package(name: str, purpose: str, required: bool, install: str) -> Finding:
+    if importlib.util.find_spec(name) is None:
+        return Finding(name, False, required, "not installed", purpose, install)
+    try:
+        about = version(name)
+    except PackageNotFoundError:
+        about = "installed, version unknown"
+    return Finding(name, True, required, about, purpose)
+
+
+def _threads() -> Finding:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    about = f"{usable} of {os.cpu_count()} processors usable"
+    chosen = os.environ.get("OMP_NUM_THREADS")
+    if chosen is not None:
+        about += f"; OMP_NUM_THREADS={chosen} sets the threads of torch and numpy"
+    return Finding("processors", True, True, about, "threads of training, search and the compiled runtime")
+
+
+def _cache() -> Finding:
+    folder = cache_folder()
+    purpose = "compiled runtimes, downloaded datasets"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        hint = "set CAPLET_CACHE to a folder that can be written"
+        return Finding("cache folder", False, True, f"{folder}: {error.strerror}", purpose, hint)
+    return Finding("cache folder", True, True, str(folder), purpose)
+
+
+def _compiler() -> Finding:
+    found = [f"{' '.join(c.command)} ({c.version.splitlines()[0]})" for c in compilers()]
+    about = "; ".join(found) or "none: looked for $CC, cc, gcc, clang and the Python package ziglang"
+    install = "apt install gcc, or pip install 'caplet[compiler]'"
+    return Finding("C compiler", bool(found), False, about, "running the integers at full speed", install)
+
+
+def _native() -> Finding:
+    """The host runtime, built now where it is not in the cache."""
+
+    def build() -> str:
+        library = build_library()
+        load_library(library)
+        return str(library)
+
+    install = "a C compiler; without one the integers run in the interpreter, tens of times slower"
+    return _tool("compiled runtime", build, "`eval`, `quantize` and `verify` of integers at full speed", install)
+
+
+def _ziglang() -> Finding:
+    install = "pip install 'caplet[compiler]'"
+    return _package("ziglang", "a C compiler from pip, for this machine and for Cortex-M", False, install)
+
+
+def _cross_compiler() -> str:
+    compiler, _ = find_cross_compiler()
+    return f"{' '.join(compiler.command)} ({compiler.version.splitlines()[0]})"
+
+
+def _emulator() -> str:
+    path = require_emulator()
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ToolMissing(f"{path} cannot be run: {done.stderr.strip()[:200]}")
+    return done.stdout.splitlines()[0]
+
+
+def _tool(name: str, look: Callable[[], str], purpose: str, install: str) -> Finding:
+    try:
+        return Finding(name, True, False, look(), purpose)
+    except CapletError as error:
+        return Finding(name, False, False, str(error), purpose, install)

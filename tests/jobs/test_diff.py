@@ -1,0 +1,81 @@
+"""Two runs side by side: paired where the images agree, and said so where not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from caplet.errors import ArtefactError
+from caplet.jobs.diff import diff_runs
+from caplet.metrics import paired
+
+
+@pytest.fixture(scope="module")
+def other(quantized: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run like ``quantized`` with some other answers, another seed and a wider tensor."""
+    folder = tmp_path_factory.mktemp("diff") / "other"
+    shutil.copytree(quantized, folder)
+    for name, change in (("predictions.json", answers), ("settings.json", seed), ("details.json", wider)):
+        record = json.loads((folder / name).read_text())
+        change(record)
+        (folder / name).write_text(json.dumps(record))
+    return folder
+
+
+def answers(record: dict) -> None:
+    found = record["models"]["satisfied"]
+    for at in range(0, 40, 2):
+        found[at] = (found[at] + 1) % 10
+
+
+def seed(record: dict) -> None:
+    record["seed"] = 7
+
+
+def wider(record: dict) -> None:
+    record["models"]["satisfied"]["tensors"][0]["bits"] += 1
+
+
+def test_runs_on_the_same_images_are_paired(quantized: Path, other: Path) -> None:
+    record = json.loads((quantized / "predictions.json").read_text())
+    labels, mine = np.array(record["labels"]), np.array(record["models"]["satisfied"])
+    theirs = np.array(json.loads((other / "predictions.json").read_text())["models"]["satisfied"])
+    found = diff_runs(quantized, other)
+    assert found.pair == paired(mine == labels, theirs == labels)
+    assert found.pair.n10 > found.pair.n01
+    assert found.agree == len(labels) - 20
+    assert found.unpaired is None
+    assert [(value.name, value.first, value.second) for value in found.settings] == [("seed", 0, 7)]
+    assert len(found.widths) == 1
+    figures = {value.name: value for value in found.figures}
+    metrics = json.loads((quantized / "metrics.json").read_text())
+    assert figures["test accuracy (%)"].first == metrics["models"][0]["test"]["percent"]
+    assert figures["file bytes"].first == metrics["models"][0]["file_bytes"]
+    back = diff_runs(other, quantized)
+    assert back.pair is not None
+    assert back.pair.loss == -found.pair.loss
+
+
+def test_other_images_are_not_paired(trained: Path, quantized: Path, tmp_path: Path) -> None:
+    """The training run saw 240 test images, the quantization 359."""
+    found = diff_runs(trained, quantized)
+    assert found.pair is None
+    assert found.agree is None
+    assert found.unpaired is not None
+    assert "240" in found.unpaired
+    assert "359" in found.unpaired
+    assert not found.widths
+    shutil.copytree(quantized, tmp_path / "old")
+    (tmp_path / "old" / "predictions.json").unlink()
+    assert "no predictions.json" in str(diff_runs(tmp_path / "old", quantized).unpaired)
+
+
+def test_an_unfinished_run_is_refused(quantized: Path, tmp_path: Path) -> None:
+    shutil.copytree(quantized, tmp_path / "part")
+    (tmp_path / "part" / "metrics.json").unlink()
+    with pytest.raises(ArtefactError, match="not finished"):
+        diff_runs(quantized, tmp_path / "part")
