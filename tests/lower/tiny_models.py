@@ -141,12 +141,12 @@ CONFIGS["backbone-mobile"] = BackboneCapsConfig(
                 name="features1",
                 nodes=(
                     ConvNode(name="expand", channels=8, kernel=1, activation=_RELU6),
-                    ConvNode(name="depthwise", source="expand", channels=8, padding=1, groups=8, activation=_RELU6),
+                    ConvNode(name="depthwise", source="expand", channels=8, depthwise=True, padding=1),
                     ConvNode(name="project", source="depthwise", channels=4, kernel=1, activation=_LINEAR),
                     SumNode(name="sum", source="project", relu=False),
                 ),
             ),
-            TrunkBlock(name="last", nodes=(ConvNode(name="conv", channels=8, stride=2, groups=2),)),
+            TrunkBlock(name="last", nodes=(ConvNode(name="conv", channels=8, stride=2),)),
         )
     ),
     primary_types=4,

@@ -219,7 +219,7 @@ def with_blocks(*blocks: dict[str, object], image: tuple[int, int, int] = (3, 8,
     [
         ([{**CONV, "source": "nowhere"}], "it reads 'nowhere', which is no earlier layer"),
         ([CONV, CONV], "another layer of that name"),
-        ([{**CONV, "groups": 2}], "2 groups do not divide its 3 input and 4 output channels"),
+        ([{**CONV, "depthwise": True}], "a depthwise convolution from 3 to 4 channels"),
         ([CONV, {"kind": "sum", "name": "sum", "source": "conv"}], "the rule is one shape"),
         ([{**CONV, "kernel": 12}], "layer a.conv: its 12x12 kernel does not fit"),
         ([{"kind": "max_pool", "name": "pool", "kernel": 2, "padding": 2}], "at most half of the kernel"),

@@ -8,13 +8,83 @@ import torch
 from torch import Tensor, nn
 
 from caplet.data.imageset import to_float
+from caplet.models.backbone import BackboneCapsConfig
 from caplet.models.base import CapsNet, ModelConfig
 from caplet.models.deep import Block, DeepCapsConfig
 from caplet.models.registry import FAMILIES
 from caplet.models.shallow import ShallowCapsConfig, StemConv
+from caplet.models.trunk import ConvNode, GateNode, PoolNode, SumNode, TrunkBlock, TrunkSettings
+from caplet.nn.cnn import Activation
 from caplet.train.initialise import initialise
 
+_LINEAR, _RELU6 = Activation.NONE, Activation.RELU6
 CONFIGS: dict[str, ModelConfig] = {
+    "backbone": BackboneCapsConfig(
+        image=(3, 12, 12),
+        classes=3,
+        trunk=TrunkSettings(
+            blocks=(
+                TrunkBlock(
+                    name="stem",
+                    nodes=(
+                        ConvNode(name="conv", channels=6, stride=2, padding=1),
+                        PoolNode(name="pool", source="conv", stride=1),
+                    ),
+                ),
+                TrunkBlock(
+                    name="layer1",
+                    nodes=(
+                        ConvNode(name="conv1", channels=5, padding=1),
+                        ConvNode(name="conv2", source="conv1", channels=6, padding=1, activation=_LINEAR),
+                        SumNode(name="sum", source="conv2"),
+                    ),
+                ),
+                TrunkBlock(
+                    name="layer2",
+                    nodes=(
+                        ConvNode(name="conv1", channels=8, stride=2, padding=1),
+                        ConvNode(name="conv2", source="conv1", channels=7, padding=1, activation=_LINEAR),
+                        ConvNode(name="down", channels=7, kernel=1, stride=2, activation=_LINEAR),
+                        SumNode(name="sum", source="conv2", other="down"),
+                    ),
+                ),
+                TrunkBlock(
+                    name="layer3",
+                    nodes=(
+                        ConvNode(name="conv1", channels=4, padding=1),
+                        ConvNode(name="conv2", source="conv1", channels=7, padding=1, activation=_LINEAR),
+                        SumNode(name="sum", source="conv2"),
+                    ),
+                ),
+            )
+        ),
+        primary_types=4,
+        primary_dim=4,
+        class_dim=5,
+    ),
+    "backbone-mobile": BackboneCapsConfig(
+        image=(1, 9, 9),
+        classes=3,
+        trunk=TrunkSettings(
+            blocks=(
+                TrunkBlock(name="stem", nodes=(ConvNode(name="conv", channels=5, stride=2, padding=1),)),
+                TrunkBlock(
+                    name="features1",
+                    nodes=(
+                        ConvNode(name="expand", channels=8, kernel=1, activation=_RELU6),
+                        ConvNode(name="depthwise", source="expand", channels=8, padding=1, depthwise=True),
+                        GateNode(name="gate", source="depthwise", hidden=3),
+                        ConvNode(name="project", source="gate", channels=5, kernel=1, activation=_LINEAR),
+                        SumNode(name="sum", source="project", relu=False),
+                    ),
+                ),
+            ),
+        ),
+        primary_types=3,
+        primary_dim=4,
+        class_dim=4,
+        iterations=2,
+    ),
     "shallow": ShallowCapsConfig(
         image=(1, 11, 9),
         classes=4,

@@ -18,7 +18,7 @@ from caplet.train.task import RecipeTask
 
 NODES = [
     {"kind": "conv", "name": "conv", "channels": 6, "stride": 2, "padding": 1},
-    {"kind": "conv", "name": "depthwise", "source": "conv", "channels": 6, "padding": 1, "groups": 6},
+    {"kind": "conv", "name": "depthwise", "source": "conv", "channels": 6, "padding": 1, "depthwise": True},
 ]
 BACKBONE = {
     "model": "resnet18-caps",

@@ -96,7 +96,7 @@ def mobilenet_v1(width: float) -> TrunkSettings:
     plan = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
     for index, (channels, stride) in enumerate(plan, start=2):
         nodes = (
-            ConvNode(name="depthwise", channels=before, stride=stride, padding=1, groups=before),
+            ConvNode(name="depthwise", channels=before, stride=stride, padding=1, depthwise=True),
             ConvNode(name="pointwise", source="depthwise", channels=scaled(channels, width), kernel=1),
         )
         blocks.append(TrunkBlock(name=f"conv{index}", nodes=nodes))
@@ -201,7 +201,7 @@ def _inverted(
             kernel=kernel,
             stride=stride,
             padding=kernel // 2,
-            groups=hidden,
+            depthwise=True,
             activation=activation,
         )
     )

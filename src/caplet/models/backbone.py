@@ -5,6 +5,7 @@ Source: Renzulli and Grangetto 2022, "Towards efficient capsule networks" (backb
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from caplet.errors import ModelError
 from caplet.models.architectures import ARCHITECTURES, Architecture
 from caplet.models.base import CapsNet, ModelConfig, Stage, State
-from caplet.models.trunk import ConvNode, TrunkModule, TrunkSettings, walk
+from caplet.models.trunk import ConvNode, TrunkModule, TrunkSettings, resized_blocks, walk
 from caplet.nn.caps import ConvCaps2d, DenseCaps, flatten_capsules
 from caplet.nn.conv import InputLayer
 
@@ -88,6 +89,17 @@ class BackboneCaps(CapsNet):
             Stage("primary", lambda s: (self.primary(s[0]),), (self.primary,), (primary,), {"primary": (source,)}),
             Stage("digit", classify, (self.digit,), (classes,), {"digit": (primary,)}),
         )
+
+    def resized(self, sizes: Mapping[str, int], places: Mapping[str, tuple[int, ...] | None]) -> BackboneCapsConfig:
+        channels = {name.removesuffix(".channels"): size for name, size in sizes.items()}
+        trunk = self.config.trunk
+        changes = {
+            "trunk": trunk.model_copy(update={"blocks": resized_blocks(trunk.blocks, channels)}),
+            "primary_types": sizes["primary.types"],
+            "primary_dim": sizes["primary.dim"],
+            "class_dim": sizes["digit.dim"],
+        }
+        return self.config.model_copy(update=changes)
 
     def freeze_backbone(self) -> None:
         """From now on the trunk is not trained: no gradients, and batch norms that stay as they are, also in training.

@@ -5,7 +5,7 @@ A trunk's settings say every channel count, so that a pruned trunk is a trunk li
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -32,14 +32,14 @@ class _Node(BaseModel):
 
 
 class ConvNode(_Node):
-    """A convolution with batch norm and activation; ``groups`` equal to the input's channels makes it depthwise."""
+    """A convolution with batch norm and activation; a depthwise one has as many channels as it reads."""
 
     kind: Literal["conv"] = "conv"
     channels: PositiveInt
     kernel: PositiveInt = 3
     stride: PositiveInt = 1
     padding: NonNegativeInt = 0
-    groups: PositiveInt = 1
+    depthwise: bool = False
     activation: Activation = Activation.RELU
 
 
@@ -89,7 +89,7 @@ class TrunkModule(nn.Module):
         eps: of the batch norms.
 
     Raises:
-        ModelError: a source that is not there, sums of different shapes, groups that do not divide the channels, an
+        ModelError: a source that is not there, sums of different shapes, a depthwise convolution of other channels, an
             image too small for a kernel; the message names the layer.
     """
 
@@ -159,7 +159,7 @@ def _make(
             node.kernel,
             node.stride,
             node.padding,
-            groups=node.groups,
+            depthwise=node.depthwise,
             activation=node.activation,
             eps=eps,
         )
@@ -180,15 +180,28 @@ def walk(blocks: tuple[TrunkBlock, ...]) -> Iterator[tuple[TrunkBlock, Node]]:
             yield block, node
 
 
-def change_convs(blocks: tuple[TrunkBlock, ...], change: Callable[[str, ConvNode], ConvNode]) -> tuple[TrunkBlock, ...]:
-    """The trunk with every convolution replaced by ``change(layer name, node)``."""
+def resized_blocks(blocks: tuple[TrunkBlock, ...], channels: Mapping[str, int]) -> tuple[TrunkBlock, ...]:
+    """The trunk with other channel counts.
 
-    def replaced(block: TrunkBlock, node: Node) -> Node:
-        return change(f"{block.name}.{node.name}", node) if isinstance(node, ConvNode) else node
-
-    return tuple(
-        block.model_copy(update={"nodes": tuple(replaced(block, node) for node in block.nodes)}) for block in blocks
-    )
+    Args:
+        channels: of every convolution that has channels of its own, by its layer's name; a depthwise one has those of
+            what it reads.
+    """
+    result: list[TrunkBlock] = []
+    before = 0  # channels of the block's input; of the image: any number, for nothing shrinks with it
+    for block in blocks:
+        counts = {INPUT: before}
+        nodes: list[Node] = []
+        for node in block.nodes:
+            count = counts[node.source]
+            if isinstance(node, ConvNode):
+                count = count if node.depthwise else channels[f"{block.name}.{node.name}"]
+                node = node.model_copy(update={"channels": count})
+            nodes.append(node)
+            counts[node.name] = count
+        result.append(block.model_copy(update={"nodes": tuple(nodes)}))
+        before = counts[block.nodes[-1].name]
+    return tuple(result)
 
 
 class TrunkSettings(BaseModel):

@@ -49,7 +49,7 @@ class ConvNorm(Layer):
     Args:
         in_shape: (C, H, W) of the input.
         channels: output channels.
-        groups: groups of channels; C for a depthwise convolution.
+        depthwise: every channel has a filter of its own, and as many come out as come in.
         eps: added to the batch norm's variance.
 
     Input float (B, C, H, W) -> float (B, channels, H', W').
@@ -66,22 +66,23 @@ class ConvNorm(Layer):
         stride: int = 1,
         padding: int = 0,
         *,
-        groups: int = 1,
+        depthwise: bool = False,
         activation: Activation = Activation.RELU,
         eps: float = 1e-5,
     ) -> None:
         super().__init__(name)
         in_channels, height, width = in_shape
-        if in_channels % groups or channels % groups:
+        if depthwise and channels != in_channels:
             raise ModelError(
-                f"layer {name}: {groups} groups do not divide its {in_channels} input and {channels} output channels"
+                f"layer {name}: a depthwise convolution from {in_channels} to {channels} channels; the rule is as many"
             )
         self.kernel, self.stride, self.padding = kernel, stride, padding
-        self.groups, self.activation = groups, activation
+        self.depthwise, self.activation = depthwise, activation
+        self.groups = in_channels if depthwise else 1
         self.in_shape = in_shape
         rows = conv_size(name, height, kernel, stride, padding)
         self.out_shape = (channels, rows, conv_size(name, width, kernel, stride, padding))
-        self.weight = nn.Parameter(torch.empty(channels, in_channels // groups, kernel, kernel))
+        self.weight = nn.Parameter(torch.empty(channels, in_channels // self.groups, kernel, kernel))
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
         self.norm = nn.BatchNorm2d(channels, eps=eps)
         self.declare(

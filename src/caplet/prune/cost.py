@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from caplet.errors import ModelError
 from caplet.models.base import CapsNet
 from caplet.nn.caps import ConvCaps2d, DenseCaps
+from caplet.nn.cnn import ConvNorm, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.conv import ConvReLU, InputLayer
 from caplet.nn.layer import Layer
 from caplet.nn.points import Storage
@@ -177,6 +178,27 @@ def _residual_add(layer: ResidualAdd) -> Macs:
 def _conv_relu(layer: ConvReLU) -> Macs:
     _, rows, columns = layer.out_shape
     return Macs(conv=layer.weight.numel() * rows * columns)
+
+
+@counts(ConvNorm)
+def _conv_norm(layer: ConvNorm) -> Macs:
+    _, rows, columns = layer.out_shape
+    return Macs(conv=layer.weight.numel() * rows * columns)
+
+
+@counts(MaxPool)
+def _max_pool(layer: MaxPool) -> Macs:
+    return Macs()
+
+
+@counts(MapSum)
+def _map_sum(layer: MapSum) -> Macs:
+    return Macs()
+
+
+@counts(SqueezeExcite)
+def _squeeze_excite(layer: SqueezeExcite) -> Macs:
+    return Macs(conv=layer.reduce.numel() + layer.expand.numel())
 
 
 @counts(ConvCaps2d)

@@ -14,7 +14,7 @@ from caplet.models.base import CapsNet
 from caplet.prune.cost import Cost, cost_of
 from caplet.prune.rules import Kind, Space
 from caplet.prune.scores import Scores
-from caplet.prune.structure import Keep, Selection, Structure, kept_sizes
+from caplet.prune.structure import Keep, Selection, Structure
 
 GLOBAL_FLOOR = 0.125
 """The fraction of every space that the global allocation leaves at least: first-order scores say nothing beyond."""
@@ -126,7 +126,7 @@ def _best(scores: np.ndarray, count: int) -> Keep:
 def resized_cost(model: CapsNet, structure: Structure, selection: Selection) -> Cost:
     """The cost of the model that surgery would give; nothing is computed."""
     places = {voters.space: structure.places(voters, selection) for voters in structure.voters}
-    return cost_of(skeleton(model.family, model.resized(kept_sizes(selection), places)))
+    return cost_of(skeleton(model.family, model.resized(structure.sizes(selection), places)))
 
 
 def macs_per_unit(model: CapsNet, structure: Structure, spaces: Sequence[Space]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from caplet.errors import ModelError
 from caplet.nn.caps import ConvCaps2d, DenseCaps
+from caplet.nn.cnn import ConvNorm, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.conv import ConvReLU, InputLayer
 from caplet.nn.layer import Layer
 from caplet.nn.routed import ResidualAdd, RoutedConvCaps
@@ -120,6 +121,10 @@ def rule_of(layer: Layer, sources: tuple[Flow, ...]) -> Shrinks:
     return rule(layer, sources)
 
 
+_NORM = ("weight", "bias", "running_mean", "running_var")
+"""Tensors of a batch norm that have an element per channel."""
+
+
 def _space(layer: Layer, kind: Kind, size: int) -> Space:
     """A space of the layer's stage: the layers of one stage share their channels, types and dimensions."""
     return Space(f"{layer.name.partition('.')[0]}.{kind}", kind, size)
@@ -137,11 +142,42 @@ def _conv_relu(layer: ConvReLU, sources: tuple[Flow, ...]) -> Shrinks:
     channels, rows, columns = layer.out_shape
     space = _space(layer, Kind.CHANNELS, channels)
     out: Along = (space.name,)
-    norm = ("weight", "bias", "running_mean", "running_var")
     tensors: dict[str, Mapping[int, Along]] = {"weight": {0: out, 1: sources[0].along}, "bias": {0: out}}
     if layer.batch_norm is not None:
-        tensors |= {f"batch_norm.{name}": {0: out} for name in norm} | {"batch_norm.num_batches_tracked": {}}
+        tensors |= {f"batch_norm.{name}": {0: out} for name in _NORM} | {"batch_norm.num_batches_tracked": {}}
     return Shrinks((space,), Flow(out, rows * columns), tensors, {0: out}, "activation")
+
+
+@shrinks(ConvNorm)
+def _conv_norm(layer: ConvNorm, sources: tuple[Flow, ...]) -> Shrinks:
+    """As for a plain convolution, but each has channels of its own; a depthwise one has those of its input."""
+    channels, rows, columns = layer.out_shape
+    space = Space(f"{layer.name}.{Kind.CHANNELS}", Kind.CHANNELS, channels)
+    out: Along = sources[0].along if layer.depthwise else (space.name,)
+    tensors: dict[str, Mapping[int, Along]] = {"weight": {0: out} if layer.depthwise else {0: out, 1: sources[0].along}}
+    tensors |= {f"norm.{name}": {0: out} for name in _NORM} | {"norm.num_batches_tracked": {}}
+    return Shrinks(() if layer.depthwise else (space,), Flow(out, rows * columns), tensors, {0: out}, "activation")
+
+
+@shrinks(MaxPool)
+def _max_pool(layer: MaxPool, sources: tuple[Flow, ...]) -> Shrinks:
+    _, rows, columns = layer.out_shape
+    return Shrinks((), Flow(sources[0].along, rows * columns))
+
+
+@shrinks(MapSum)
+def _map_sum(layer: MapSum, sources: tuple[Flow, ...]) -> Shrinks:
+    """The same channels go from both maps: the branch takes the names of the skip connection."""
+    branch, skip = (str(flow.along[0]) for flow in sources)
+    return Shrinks((), sources[1], same=((skip, branch),))
+
+
+@shrinks(SqueezeExcite)
+def _squeeze_excite(layer: SqueezeExcite, sources: tuple[Flow, ...]) -> Shrinks:
+    """The gate follows its input's channels; its hidden channels stay."""
+    along = sources[0].along
+    tensors = {"reduce": {1: along}, "reduce_bias": {}, "expand": {0: along}, "expand_bias": {0: along}}
+    return Shrinks((), sources[0], tensors)
 
 
 @shrinks(ConvCaps2d)

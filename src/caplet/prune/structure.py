@@ -27,11 +27,13 @@ class Structure:
         spaces: by name, in order of execution.
         layers: how each layer shrinks, by its name, in order of execution.
         readers: by space, the layers that read its units as their input.
+        aliases: spaces of the rules that are one with another: their names, and the names under which they are here.
     """
 
     spaces: Mapping[str, Space]
     layers: Mapping[str, Shrinks]
     readers: Mapping[str, tuple[str, ...]]
+    aliases: Mapping[str, str]
 
     @property
     def voters(self) -> tuple[Voters, ...]:
@@ -41,6 +43,11 @@ class Structure:
     def whole(self) -> dict[str, Keep]:
         """The selection that keeps everything."""
         return {name: np.ones(space.size, dtype=np.bool_) for name, space in self.spaces.items()}
+
+    def sizes(self, selection: Selection) -> dict[str, int]:
+        """By the rules' own names of all spaces, how many units stay."""
+        kept = kept_sizes(selection)
+        return kept | {name: kept[other] for name, other in self.aliases.items()}
 
     def size(self, along: Along) -> int:
         """Length of an axis."""
@@ -157,7 +164,7 @@ def structure_of(model: CapsNet) -> Structure:
     for first, other in ((same[name], name) for name in same):
         readers[first] = [*readers.get(first, []), *readers.pop(other, [])]
     renamed = {name: _renamed(rule, same) for name, rule in layers.items()}
-    result = Structure(merged, renamed, {name: tuple(readers.get(name, ())) for name in merged})
+    result = Structure(merged, renamed, {name: tuple(readers.get(name, ())) for name in merged}, same)
     _check(model, result)
     return result
 

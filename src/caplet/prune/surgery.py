@@ -8,7 +8,7 @@ from torch import Tensor
 from caplet.errors import ModelError
 from caplet.models.assemble import assemble, named_tensors
 from caplet.models.base import CapsNet
-from caplet.prune.structure import Selection, Structure, kept_sizes, structure_of
+from caplet.prune.structure import Selection, Structure, structure_of
 
 
 def cut(model: CapsNet, selection: Selection, structure: Structure | None = None) -> CapsNet:
@@ -30,7 +30,7 @@ def cut(model: CapsNet, selection: Selection, structure: Structure | None = None
     structure = structure or structure_of(model)
     selection = structure.close(selection)
     places = {voters.space: structure.places(voters, selection) for voters in structure.voters}
-    config = model.resized(kept_sizes(selection), places)
+    config = model.resized(structure.sizes(selection), places)
     tensors: dict[str, Tensor] = {}
     for layer in model.layers():
         rule = structure.layers[layer.name]
