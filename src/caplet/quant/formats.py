@@ -89,12 +89,23 @@ def choose_format(spec: PointSpec, histogram: Histogram, width: int, rule: Forma
         return FixedFormat(bits, bits - 1, spec.signed)
     if rule.exponents is Exponents.BOUND and spec.bound is not None:
         return bound_format(spec, bits)
-    low, high = MIN_FRAC_BITS, MAX_FRAC_BITS
+    return best_fixed_format(histogram, bits, spec.signed, rounding, *_limits(spec))
+
+
+def best_format(spec: PointSpec, histogram: Histogram, like: AnyFormat, rounding: Rounding) -> AnyFormat:
+    """The format of least squared error among those of the kind and width of ``like`` that the point can have."""
+    if isinstance(like, LogFormat):
+        return best_log_format(histogram, like.bits)
+    return best_fixed_format(histogram, like.bits, spec.signed, rounding, *_limits(spec))
+
+
+def _limits(spec: PointSpec) -> tuple[int, int]:
+    """Least and most fraction bits: what the integer functions accept."""
     if spec.role is Role.COUPLING:
-        low, high = 0, 16  # what the integer softmax accepts
-    elif spec.role is Role.ACTIVATION:
-        low, high = 0 if "dim" in spec.dims else low, 24  # what the integer squash accepts
-    return best_fixed_format(histogram, bits, spec.signed, rounding, low, high)
+        return 0, 16
+    if spec.role is Role.ACTIVATION:
+        return 0 if "dim" in spec.dims else MIN_FRAC_BITS, 24
+    return MIN_FRAC_BITS, MAX_FRAC_BITS
 
 
 def bound_format(spec: PointSpec, bits: int) -> FixedFormat:

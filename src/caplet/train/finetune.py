@@ -10,7 +10,7 @@ import copy
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from caplet.train.loop import TrainResult, run
 from caplet.train.precision import mixed
 from caplet.train.settings import FinetuneSettings
 from caplet.train.task import Call, Network, Task, batch_accuracy, batch_margin
+
+Tuning = TypeVar("Tuning", bound=FinetuneSettings)
 
 
 def distillation_loss(capsules: Tensor, teacher: Tensor, settings: FinetuneSettings) -> Tensor:
@@ -40,7 +42,7 @@ def distillation_loss(capsules: Tensor, teacher: Tensor, settings: FinetuneSetti
     return loss
 
 
-class FinetuneTask(Task[FinetuneSettings]):
+class FinetuneTask(Task[Tuning]):
     """Margin loss on the labels and distances to a teacher.
 
     Args:
@@ -52,7 +54,7 @@ class FinetuneTask(Task[FinetuneSettings]):
         ConfigError: no part of the loss has a weight; poses of another dimension are to be followed.
     """
 
-    def __init__(self, settings: FinetuneSettings, model: CapsNet, teacher: CapsNet | None) -> None:
+    def __init__(self, settings: Tuning, model: CapsNet, teacher: CapsNet | None) -> None:
         super().__init__(settings, Network(copy.deepcopy(model)), copy.deepcopy(model))
         self.limit = settings.steps
         self.teacher = None if teacher is None else copy.deepcopy(teacher).eval().requires_grad_(False)

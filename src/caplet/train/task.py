@@ -81,8 +81,11 @@ class Task(ABC, Generic[Settings]):
         """A new optimiser of everything that is trained; each group has its ``multiplier`` on the learning rate."""
         return make_optimizer(self.settings, self.model, self.network.decoder)
 
+    def prepare(self, images: ImageSet) -> None:
+        """Before the first step of a new or resumed run; ``images`` is the training split."""
+
     def start(self, images: ImageSet) -> None:
-        """Before the first step of a new run; ``images`` is the training split."""
+        """Before the first step of a new run."""
 
     @abstractmethod
     def losses(self, call: Call, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -96,8 +99,8 @@ class Task(ABC, Generic[Settings]):
             ``loss`` and any of ``margin``, ``reconstruction``, ``distillation``, ``accuracy``.
         """
 
-    def stepped(self, global_step: int) -> None:
-        """After the optimiser's step number ``global_step`` (from 1)."""
+    def stepped(self, global_step: int, steps: int) -> None:
+        """After the optimiser's step number ``global_step`` (from 1) of ``steps``."""
 
     def evaluate(self, images: ImageSet) -> Score:
         """The averaged weights on ``images``, in the settings' precision."""

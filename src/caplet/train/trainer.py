@@ -57,6 +57,7 @@ class Trainer:
         self.best_task: dict[str, Any] = {}
         self.wrapped, self.optimizer = backend.prepare(task.network, task.optimizer())
         self.position = Position()
+        task.prepare(splits.train)
 
     @property
     def global_step(self) -> int:
@@ -132,7 +133,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.task.network.parameters(), settings.clip_norm)
         self.optimizer.step()
         self.average.update(self.task.model, global_step)
-        self.task.stepped(global_step + 1)
+        self.task.stepped(global_step + 1, self.steps)
         count = len(chosen)
         for name, value in zip(_MEASURED, values, strict=True):
             position.sums[name] = position.sums.get(name, 0.0) + value * count

@@ -1,0 +1,159 @@
+"""Exponents of a network whose weights are still being trained: chosen again by squared error, or learned.
+
+A plan's exponents come from a float model. Under narrow weights the tensors behind them have other ranges, and weights
+in training move, so that their formats have to follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from caplet.fixed import AnyFormat, FixedFormat, LogFormat, Rounding
+from caplet.models.base import CapsNet
+from caplet.nn.points import PointSpec, Role, Storage
+from caplet.quant.fake import FakeQuant
+from caplet.quant.formats import best_format
+from caplet.quant.histogram import Histogram
+from caplet.quant.plan import QuantPlan
+from caplet.quant.straight import clipping_edges
+
+HYSTERESIS = 0.6
+"""A learned exponent changes when the parameter is this far from it: half an octave would flicker between two."""
+REACH = 4
+"""Octaves by which a learned exponent may leave the one it started with."""
+
+
+def movable(plan: QuantPlan, specs: Mapping[str, PointSpec]) -> tuple[str, ...]:
+    """Keys of the points whose exponent can follow the values: all but the image and those with a declared bound."""
+    return tuple(
+        key
+        for key, spec in specs.items()
+        if spec.bound is None and isinstance(plan.points[key], FixedFormat | LogFormat)
+    )
+
+
+@dataclass
+class Observed:
+    """What a point's tensor was before its rounding: its histogram, and how many elements were clipped or became 0."""
+
+    histogram: Histogram = field(default_factory=Histogram)
+    elements: int = 0
+    clipped: int = 0
+    zeros: int = 0
+
+    def add(self, value: Tensor, fmt: AnyFormat, rounding: Rounding) -> None:
+        """Count one tensor."""
+        low, high = clipping_edges(fmt, rounding)
+        self.histogram.add(value)
+        self.elements += value.numel()
+        self.clipped += int(((value < low) | (value > high)).sum())
+        self.zeros += int((value.abs() < fmt.step / 2).sum())
+
+    @property
+    def clipped_part(self) -> float:
+        """Fraction of the elements that were outside the format's range."""
+        return self.clipped / max(self.elements, 1)
+
+    @property
+    def silent(self) -> bool:
+        """Whether every element is rounded to 0."""
+        return self.zeros == self.elements
+
+
+class Observing(FakeQuant):
+    """Fake-quant that counts every tensor whose exponent can move, before it is rounded."""
+
+    def __init__(self, plan: QuantPlan, specs: Mapping[str, PointSpec]) -> None:
+        super().__init__(plan, specs)
+        self.points = {key: Observed() for key in movable(plan, specs)}
+
+    def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
+        point = self.points.get(key)
+        if point is not None and (spec.storage is Storage.RAM or not point.elements):
+            point.add(value.detach(), self.plan.points[key], self.plan.rounding_of(key))
+        return super().tap(key, spec, value, iteration)
+
+
+def observe(model: CapsNet, plan: QuantPlan, images: Tensor, batch_size: int = 64) -> dict[str, Observed]:
+    """What every movable point holds before its rounding when ``model`` computes ``images`` under ``plan``.
+
+    Args:
+        images: float (N, C, H, W).
+
+    Raises:
+        ModelError: a NaN or an infinity at a point.
+    """
+    handler = Observing(plan, model.points())
+    with torch.no_grad(), model.handle(handler):
+        for batch in images.split(batch_size):
+            model(batch)
+    return handler.points
+
+
+def refit(plan: QuantPlan, specs: Mapping[str, PointSpec], observed: Mapping[str, Observed]) -> QuantPlan:
+    """The plan with the exponents of least squared error on what was observed; no width changes."""
+    return plan.with_formats(
+        {
+            key: best_format(specs[key], point.histogram, plan.points[key], plan.rounding_of(key))
+            for key, point in observed.items()
+        }
+    )
+
+
+class LearnedExponents:
+    """Trained scales of a plan's movable fixed-point formats, one scalar parameter each: log2 of the step.
+
+    Biases and batch-norm constants, wide and few, are left to the plan.
+
+    Attributes:
+        parameters: by point key, in the order of the points.
+    """
+
+    def __init__(self, plan: QuantPlan, specs: Mapping[str, PointSpec]) -> None:
+        constants = (Role.BIAS, Role.SCALE, Role.OFFSET)
+        keys = [
+            key
+            for key in movable(plan, specs)
+            if isinstance(plan.points[key], FixedFormat) and specs[key].role not in constants
+        ]
+        self.parameters = {key: nn.Parameter(torch.zeros(())) for key in keys}
+        self.start(plan)
+
+    @torch.no_grad()
+    def start(self, plan: QuantPlan) -> None:
+        """Begin at the exponents of ``plan``."""
+        self.first = {key: -float(plan.points[key].frac_bits) for key in self.parameters}
+        self._fill(self.first)
+
+    def state(self) -> dict[str, dict[str, float]]:
+        """Where it began and where it is, for a checkpoint."""
+        return {
+            "first": dict(self.first),
+            "now": {key: float(value.detach()) for key, value in self.parameters.items()},
+        }
+
+    def restore(self, state: dict[str, dict[str, float]]) -> None:
+        """Go on from what :meth:`state` gave."""
+        self.first = dict(state["first"])
+        self._fill(state["now"])
+
+    @torch.no_grad()
+    def _fill(self, values: Mapping[str, float]) -> None:
+        for key, parameter in self.parameters.items():
+            parameter.fill_(values[key])
+
+    @torch.no_grad()
+    def follow(self, plan: QuantPlan) -> QuantPlan:
+        """The plan with each exponent moved to its parameter's nearest integer, where that is clearly another one."""
+        moved: dict[str, AnyFormat] = {}
+        for key, parameter in self.parameters.items():
+            fmt = plan.points[key]
+            assert isinstance(fmt, FixedFormat)
+            parameter.clamp_(self.first[key] - REACH, self.first[key] + REACH)
+            if abs(float(parameter.detach()) + fmt.frac_bits) > HYSTERESIS:
+                moved[key] = replace(fmt, frac_bits=-round(float(parameter.detach())))
+        return plan.with_formats(moved) if moved else plan

@@ -1,0 +1,241 @@
+"""Quantization-aware training: fine-tuning in which every forward pass computes the numbers of a plan.
+
+The float weights go on existing and are what is trained; each pass rounds them and every computed tensor as the device
+will, with integer softmax and squash, and gradients pass straight through (:mod:`caplet.quant.straight`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from caplet.data.imageset import ImageSet, to_float
+from caplet.data.splits import Splits
+from caplet.models.base import CapsNet
+from caplet.nn.points import Storage
+from caplet.quant.fake import FakeQuant
+from caplet.quant.plan import QuantPlan
+from caplet.quant.rescale import LearnedExponents, Observed, observe, refit
+from caplet.quant.straight import StraightThrough
+from caplet.train.evaluate import Score, evaluate
+from caplet.train.finetune import FinetuneTask
+from caplet.train.loop import TrainResult, run
+from caplet.train.settings import FinetuneSettings
+from caplet.train.task import INITIALISE, Call, generator
+
+Note = Callable[[str], None]
+
+
+class QatSettings(FinetuneSettings):
+    """Settings of quantization-aware training.
+
+    Attributes:
+        exponents: ``fixed`` keeps the plan's; ``refit`` chooses them again by squared error, at the start and every
+            ``watch_steps`` steps of the first half of the run; ``learned`` does so at the start and then trains a scale
+            per tensor whose nearest power of two is used (Esser et al. 2020). Points with a declared bound, biases and
+            batch-norm constants keep theirs while exponents are learned.
+        exponents_lr: learning rate of learned scales, in octaves.
+        watch_steps: how often the numbers are looked at, for alarms and ``refit``.
+        watch_images: training images that are looked at.
+        clipped_limit: alarm where a larger fraction of a computed tensor is clipped.
+    """
+
+    exponents: Literal["fixed", "refit", "learned"] = "refit"
+    exponents_lr: PositiveFloat = 0.01
+    watch_steps: PositiveInt = 100
+    watch_images: PositiveInt = 128
+    clipped_limit: PositiveFloat = 0.3
+
+
+@dataclass(frozen=True)
+class QatResult:
+    """What quantization-aware training gives.
+
+    Attributes:
+        trained: float weights of the kept epoch; its calibration accuracy is that of fake-quant under the plan.
+        plan: the plan given, with the exponents that the weights were trained for.
+        alarms: what was wrong with the numbers on the way, in words.
+    """
+
+    trained: TrainResult
+    plan: QuantPlan
+    alarms: tuple[str, ...]
+
+
+class QatTask(FinetuneTask[QatSettings]):
+    """Fine-tuning under a plan.
+
+    Args:
+        model, teacher: as of :class:`~caplet.train.finetune.FinetuneTask`; the teacher computes in float.
+        plan: for ``model``.
+        note: called with every alarm.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+    """
+
+    def __init__(
+        self,
+        settings: QatSettings,
+        model: CapsNet,
+        teacher: CapsNet | None,
+        plan: QuantPlan,
+        note: Note = lambda text: None,
+    ) -> None:
+        plan.check(model)
+        super().__init__(settings, model, teacher)
+        self.note = note
+        self.alarms: list[str] = []
+        self.specs = self.model.points()
+        self.given = plan
+        self.learned = LearnedExponents(plan, self.specs) if settings.exponents == "learned" else None
+        self.handler = StraightThrough(plan, self.specs, {} if self.learned is None else self.learned.parameters)
+        self._images: Tensor | None = None
+
+    @property
+    def plan(self) -> QuantPlan:
+        """The plan in use."""
+        return self.handler.plan
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        if self.learned is not None:
+            for parameter in self.learned.parameters.values():
+                parameter.data = parameter.data.to(device)
+
+    def identity(self) -> dict[str, str]:
+        return {**super().identity(), "data of the plan": self.given.digest()}
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        optimizer = super().optimizer()
+        if self.learned is not None:
+            multiplier = self.settings.exponents_lr / self.settings.lr
+            scales = {"params": list(self.learned.parameters.values()), "weight_decay": 0.0}
+            optimizer.add_param_group({**scales, "block": "exponents", "multiplier": multiplier})
+        return optimizer
+
+    def prepare(self, images: ImageSet) -> None:
+        """Choose the training images that are looked at."""
+        chosen = torch.randperm(len(images), generator=generator(self.settings.seed, INITIALISE))
+        pixels = to_float(images.images[chosen[: self.settings.watch_images]])
+        self._images = pixels.to(next(self.model.parameters()).device)
+
+    def start(self, images: ImageSet) -> None:
+        if self.settings.exponents == "fixed":
+            return
+        for _ in range(2):  # the first time with the ranges of float, the second with those of the narrow network
+            self.handler.plan = refit(self.plan, self.specs, self._observe())
+        if self.learned is not None:
+            self.learned.start(self.plan)
+
+    def losses(self, call: Call, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        with self.model.handle(self.handler):
+            return super().losses(call, images, labels)
+
+    def stepped(self, global_step: int, steps: int) -> None:
+        if self.learned is not None:
+            self._follow()
+        if global_step % self.settings.watch_steps == 0:
+            observed = self._observe()
+            self._watch(observed, global_step)
+            if self.settings.exponents == "refit" and 2 * global_step <= steps:
+                self.handler.plan = refit(self.plan, self.specs, observed)
+
+    def evaluate(self, images: ImageSet) -> Score:
+        """Fake-quant with the averaged weights, in float32: what the integers will do but for single codes."""
+        with self.average.handle(FakeQuant(self.plan, self.specs)):
+            return evaluate(self.average, images)
+
+    def final(self, images: ImageSet) -> float:
+        return self.evaluate(images).accuracy
+
+    def state(self) -> dict[str, Any]:
+        scales = {} if self.learned is None else self.learned.state()
+        return {"plan": self.plan.to_json(), "exponents": scales, "alarms": list(self.alarms)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.handler.plan = QuantPlan.from_json(state["plan"])
+        self.alarms = list(state["alarms"])
+        if self.learned is not None:
+            self.learned.restore(state["exponents"])
+
+    def _follow(self) -> None:
+        """Move to the exponents that the trained scales say, where the integer functions accept them."""
+        assert self.learned is not None
+        moved = self.learned.follow(self.plan)
+        if moved is not self.plan:
+            moved.check(self.model)
+            self.handler.plan = moved
+
+    def _observe(self) -> dict[str, Observed]:
+        assert self._images is not None
+        return observe(self.model, self.plan, self._images)
+
+    def _watch(self, observed: dict[str, Observed], global_step: int) -> None:
+        """Say so, once for each point, where a computed tensor is clipped too much or vanishes."""
+        for key, point in observed.items():
+            if self.specs[key].storage is not Storage.RAM or any(f"point {key} " in alarm for alarm in self.alarms):
+                continue
+            if point.silent:
+                trouble = "is rounded to 0 everywhere: give it more bits, or let exponents move"
+            elif point.clipped_part > self.settings.clipped_limit:
+                trouble = (
+                    f"is clipped in {point.clipped_part:.0%} of its elements (limit {self.settings.clipped_limit:.0%}):"
+                    " give it more bits, let exponents move, or lower lr"
+                )
+            else:
+                continue
+            self.alarms.append(f"step {global_step}: point {key} ({self.plan.points[key]}) {trouble}")
+            self.note(f"warning: {self.alarms[-1]}")
+
+
+def finetune_under_plan(
+    model: CapsNet,
+    plan: QuantPlan,
+    splits: Splits,
+    out_dir: str | Path,
+    settings: QatSettings | None = None,
+    *,
+    teacher: CapsNet | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    note: Note = lambda text: None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    device: str | None = None,
+    checkpoint_minutes: float = 5.0,
+    log_steps: int = 50,
+) -> QatResult:
+    """Train a copy of ``model`` to compute well with the numbers of ``plan``; widths stay, exponents may move.
+
+    Only ``splits.train`` and ``splits.calibration`` are looked at. Batch norms keep their running statistics, as they
+    are constants of the plan.
+
+    Args:
+        teacher: the float model to follow; None to learn from the labels alone.
+        note: called with every alarm.
+
+    The other arguments, the folder and what is raised are those of :func:`caplet.train.finetune.finetune`.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+        ModelError: NaN in the float weights (the point is named).
+    """
+    task = QatTask(settings or QatSettings(), model, teacher, plan, note)
+    trained = run(
+        task,
+        splits,
+        out_dir,
+        resume=resume,
+        progress=progress,
+        on_epoch=on_epoch,
+        device=device,
+        checkpoint_minutes=checkpoint_minutes,
+        log_steps=log_steps,
+    )
+    return QatResult(trained, task.plan, tuple(task.alarms))

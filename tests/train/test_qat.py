@@ -1,0 +1,161 @@
+"""Quantization-aware training: it repairs narrow plans, resumes exactly, and says when numbers go wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from caplet.data import Splits
+from caplet.data.imageset import to_float
+from caplet.errors import ConfigError, ModelError, PlanError
+from caplet.fixed import FixedFormat
+from caplet.models.base import CapsNet
+from caplet.quant.calibrate import calibrate
+from caplet.quant.fake import fake_quantized
+from caplet.quant.plan import QuantPlan
+from caplet.quant.widths import Widths, make_plan
+from caplet.train.evaluate import evaluate
+from caplet.train.loop import train
+from caplet.train.qat import QatResult, QatSettings, finetune_under_plan
+from caplet.train.settings import TrainSettings
+from caplet.train.trainer import Trainer
+
+SIZES = {"stem": ({"kernel": 3, "channels": 16},), "primary_types": 4, "primary_dim": 4, "class_dim": 4}
+
+
+@pytest.fixture(scope="module")
+def model(digits: Splits, tmp_path_factory: pytest.TempPathFactory) -> CapsNet:
+    """A small network after six epochs on the digits."""
+    settings = TrainSettings(
+        model="shallow-digits", overrides=SIZES, dataset="digits", epochs=6, batch_size=32, lr=5e-3, threads=1
+    )
+    return train(settings, digits, tmp_path_factory.mktemp("float"), progress=False).model
+
+
+def plan_of(model: CapsNet, splits: Splits, weights: tuple[int, ...], other: int) -> QuantPlan:
+    widths = Widths(weights, (other,) * 3, (other,) * 3)
+    return make_plan(model, calibrate(model, splits.calibration.images), widths)
+
+
+def hits(model: CapsNet, plan: QuantPlan, splits: Splits) -> int:
+    with torch.no_grad(), fake_quantized(model, plan):
+        return evaluate(model, splits.calibration).correct
+
+
+def settings(**changes: Any) -> QatSettings:
+    return QatSettings(**{"batch_size": 16, "lr": 2e-3, "ema": 0.9, "watch_steps": 4, **changes})
+
+
+@pytest.mark.parametrize("exponents", ["fixed", "refit", "learned"])
+def test_a_few_hundred_steps_repair_two_and_three_bits(
+    model: CapsNet, digits: Splits, tmp_path: Path, exponents: str
+) -> None:
+    plan = plan_of(model, digits, (3, 2, 3), 4)
+    before = hits(model, plan, digits)
+    floats = evaluate(model, digits.calibration).correct
+    chosen = QatSettings(epochs=8, steps=240, batch_size=32, lr=4e-3, exponents=exponents, threads=1)
+    result = finetune_under_plan(model, plan, digits, tmp_path, chosen, teacher=model, progress=False)
+    after = hits(result.trained.model, result.plan, digits)
+    assert result.trained.calibration_accuracy == after / len(digits.calibration)
+    assert floats - before >= 15  # of 143: rounding alone is far off
+    assert floats - after <= 0.4 * (floats - before)
+    assert all(result.plan.points[key].bits == fmt.bits for key, fmt in plan.points.items())
+    assert (result.plan == plan) == (exponents == "fixed")
+
+
+def same(a: QatResult, b: QatResult) -> bool:
+    weights = zip(a.trained.model.parameters(), b.trained.model.parameters(), strict=True)
+    return a.plan == b.plan and a.alarms == b.alarms and all(torch.equal(x, y) for x, y in weights)
+
+
+@pytest.mark.parametrize("exponents", ["fixed", "refit", "learned"])
+def test_an_interrupted_run_resumes_to_the_same_weights_and_plan(
+    model: CapsNet, few_digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exponents: Any
+) -> None:
+    plan = plan_of(model, few_digits, (3, 3, 3), 4)
+    chosen = settings(epochs=3, exponents=exponents, exponents_lr=0.3)
+    original, count = Trainer.step, 0
+    whole = finetune_under_plan(model, plan, few_digits, tmp_path / "a", chosen, teacher=model, progress=False)
+
+    def step(self: Trainer, images: torch.Tensor) -> dict[str, Any]:
+        nonlocal count
+        count += 1
+        if count in (3, 11):
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, images)
+
+    monkeypatch.setattr(Trainer, "step", step)
+
+    def attempt(under: QuantPlan) -> QatResult:
+        return finetune_under_plan(
+            model, under, few_digits, tmp_path / "b", chosen, teacher=model, resume=True, progress=False
+        )
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            attempt(plan)
+    assert same(whole, attempt(plan))
+    with pytest.raises(ConfigError, match="the data of the plan is not the same"):
+        attempt(plan.with_formats({"digit.votes": FixedFormat(5, 3, True)}))
+
+
+def test_the_float_model_is_left_alone_and_only_its_copy_is_trained(
+    model: CapsNet, few_digits: Splits, tmp_path: Path
+) -> None:
+    plan, images = plan_of(model, few_digits, (4, 4, 4), 5), to_float(few_digits.calibration.images)
+    with torch.no_grad():
+        before = model(images)
+    result = finetune_under_plan(model, plan, few_digits, tmp_path, settings(steps=3), teacher=model, progress=False)
+    with torch.no_grad():
+        assert torch.equal(model(images), before)
+        assert not torch.equal(result.trained.model(images), before)
+    assert all(layer.handler is None for layer in (*model.layers(), *result.trained.model.layers()))
+
+
+def test_clipped_and_silent_tensors_are_alarms(model: CapsNet, few_digits: Splits, tmp_path: Path) -> None:
+    plan = plan_of(model, few_digits, (4, 4, 4), 5)
+    votes, activation = plan.points["digit.votes"], plan.points["conv1.activation"]
+    assert isinstance(votes, FixedFormat)
+    assert isinstance(activation, FixedFormat)
+    broken = plan.with_formats(
+        {
+            "digit.votes": FixedFormat(5, votes.frac_bits + 6, True),
+            "conv1.activation": FixedFormat(5, activation.frac_bits - 8, False),
+        }
+    )
+    told: list[str] = []
+    chosen = settings(steps=8, exponents="fixed")
+    result = finetune_under_plan(model, broken, few_digits, tmp_path / "a", chosen, progress=False, note=told.append)
+    assert [f"warning: {alarm}" for alarm in result.alarms] == told
+    about = {alarm.split(" point ")[1].split()[0]: alarm for alarm in result.alarms}
+    assert about["conv1.activation"].startswith("step 4: ")
+    assert "is rounded to 0 everywhere" in about["conv1.activation"]
+    assert len(told) == len(about)  # each point once
+    quiet = finetune_under_plan(model, plan, few_digits, tmp_path / "b", chosen, progress=False, note=told.append)
+    assert quiet.alarms == ()
+
+
+def test_divergence_is_named(model: CapsNet, few_digits: Splits, tmp_path: Path) -> None:
+    plan, original = plan_of(model, few_digits, (4, 4, 4), 5), Trainer.step
+
+    def poisoned(self: Trainer, images: torch.Tensor) -> dict[str, Any]:
+        with torch.no_grad():
+            next(self.task.model.parameters()).view(-1)[0] = float("nan")
+        return original(self, images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", poisoned)
+        with pytest.raises(ModelError, match=r"point conv1\.weight: its float values hold NaN: training diverged"):
+            finetune_under_plan(model, plan, few_digits, tmp_path, settings(steps=4), progress=False)
+
+
+def test_a_plan_of_another_model_is_refused(model: CapsNet, few_digits: Splits, tmp_path: Path) -> None:
+    plan = plan_of(model, few_digits, (4, 4, 4), 5).restricted(["digit.votes"])
+    with pytest.raises(PlanError, match="does not fit model shallow"):
+        finetune_under_plan(model, plan, few_digits, tmp_path, progress=False)
+    assert not any(tmp_path.iterdir())
