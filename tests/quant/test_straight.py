@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from caplet.data.imageset import to_float
 from caplet.errors import ModelError
-from caplet.fixed import FixedFormat, LogFormat, Rounding
+from caplet.fixed import ChannelFormat, FixedFormat, LogFormat, Rounding
 from caplet.nn.functional import softmax, squash_reference
 from caplet.nn.points import PointSpec, Role, Storage
 from caplet.quant.calibrate import calibrate
@@ -153,6 +153,17 @@ def test_a_clipped_constant_may_only_come_back() -> None:
     rounded.backward(torch.tensor([1.0, -1.0, 3.0, -3.0, 1.0, -1.0]))
     assert weight.grad is not None
     assert weight.grad.tolist() == [0.0, -1.0, 3.0, -3.0, 1.0, 0.0]
+
+
+def test_clipping_follows_the_channels_exponents() -> None:
+    fmt = ChannelFormat(2, 0, True, (0, 2), 0)
+    spec = PointSpec("weight", Role.WEIGHT, ("out", "in"), (2, 3), True, Storage.FLASH, None)  # type: ignore[arg-type]
+    weight = nn.Parameter(torch.tensor([[1.4, 1.6, -2.6], [0.36, 0.38, -0.64]]))
+    rounded = StraightThrough(QuantPlan({"a.weight": fmt}), {"a.weight": spec}).tap("a.weight", spec, weight, 0)
+    assert torch.equal(rounded, fmt.quantize(weight.detach()))
+    rounded.backward(torch.tensor([[-1.0, -1.0, 1.0], [-1.0, -1.0, 1.0]]))
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [[-1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize("fmt", [FixedFormat(4, 3, True), FixedFormat(3, -1, False), LogFormat(3, 1)])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from caplet.fixed import AnyFormat, FixedFormat, LogFormat, Rounding
+from caplet.fixed import AnyFormat, FixedFormat, LogFormat, PlanFormat, Rounding
 from caplet.models.base import CapsNet
 from caplet.nn.points import PointSpec, Role, Storage
 from caplet.quant.fake import FakeQuant
@@ -28,7 +28,10 @@ REACH = 4
 
 
 def movable(plan: QuantPlan, specs: Mapping[str, PointSpec]) -> tuple[str, ...]:
-    """Keys of the points whose exponent can follow the values: all but the image and those with a declared bound."""
+    """Keys of the points whose exponent can follow the values.
+
+    Not those with a declared bound, nor weights with an exponent per channel, which the plan's maker chose.
+    """
     return tuple(
         key
         for key, spec in specs.items()
@@ -45,7 +48,7 @@ class Observed:
     clipped: int = 0
     zeros: int = 0
 
-    def add(self, value: Tensor, fmt: AnyFormat, rounding: Rounding) -> None:
+    def add(self, value: Tensor, fmt: PlanFormat, rounding: Rounding) -> None:
         """Count one tensor."""
         low, high = clipping_edges(fmt, rounding)
         self.histogram.add(value)
@@ -96,12 +99,12 @@ def observe(model: CapsNet, plan: QuantPlan, images: Tensor, batch_size: int = 6
 
 def refit(plan: QuantPlan, specs: Mapping[str, PointSpec], observed: Mapping[str, Observed]) -> QuantPlan:
     """The plan with the exponents of least squared error on what was observed; no width changes."""
-    return plan.with_formats(
-        {
-            key: best_format(specs[key], point.histogram, plan.points[key], plan.rounding_of(key))
-            for key, point in observed.items()
-        }
-    )
+    moved: dict[str, AnyFormat] = {}
+    for key, point in observed.items():
+        fmt = plan.points[key]
+        assert isinstance(fmt, FixedFormat | LogFormat)  # see movable
+        moved[key] = best_format(specs[key], point.histogram, fmt, plan.rounding_of(key))
+    return plan.with_formats(moved)
 
 
 class LearnedExponents:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from caplet.errors import ModelError, PlanError
+from caplet.errors import ModelError
 from caplet.fixed import ChannelFormat, FixedFormat, LogFormat, PlanFormat, Rounding
 from caplet.nn.points import PointSpec, Role, Storage
 from caplet.nn.routing_grad import agreement, weighted_sum
@@ -27,13 +27,13 @@ from caplet.quant.plan import QuantPlan
 def clipping_edges(fmt: PlanFormat, rounding: Rounding) -> tuple[float, float]:
     """The values below and above which a format clips: where rounding would give a code that it does not have.
 
-    Raises PlanError for exponents per output channel, which have no one range.
+    With exponents per output channel they are those of values scaled by ``2**shift``.
 
     >>> clipping_edges(FixedFormat(2, 0, True), Rounding.NEAREST)
     (-2.5, 1.5)
     """
     if isinstance(fmt, ChannelFormat):
-        raise PlanError("exponents per output channel cannot be trained through; use a plan with one for each tensor")
+        return clipping_edges(fmt.base, rounding)
     if isinstance(fmt, LogFormat):
         return 1.5 * fmt.min_value, 1.5 * fmt.max_value
     below, above = (0.0, fmt.step) if rounding is Rounding.TRUNCATE else (fmt.step / 2, fmt.step / 2)
@@ -122,6 +122,7 @@ class _Constant(torch.autograd.Function):
         else:
             rounded = fmt.quantize(value)
         ctx.edges = clipping_edges(fmt, rounding)
+        ctx.shifts = _shift_factors(fmt, value) if isinstance(fmt, ChannelFormat) else None
         ctx.save_for_backward(value, rounded if exponent is not None else None)
         return rounded
 
@@ -130,11 +131,19 @@ class _Constant(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         value, rounded = ctx.saved_tensors
         low, high = ctx.edges
+        if ctx.shifts is not None:
+            value = value * ctx.shifts
         scale = None
         if rounded is not None:
             scale = _scale_grad(grad, torch.ops.aten.hardtanh_backward(grad, value, low, high), value, rounded)
         outwards = ((value >= high) & (grad < 0)) | ((value <= low) & (grad > 0))
         return grad.masked_fill(outwards, 0.0), scale, None, None, None
+
+
+def _shift_factors(fmt: ChannelFormat, value: Tensor) -> Tensor:
+    """``2**shift`` of every output channel, shaped to multiply ``value``."""
+    shape = [-1 if axis == fmt.axis else 1 for axis in range(value.ndim)]
+    return torch.exp2(torch.tensor(fmt.shifts, dtype=value.dtype, device=value.device)).view(shape)
 
 
 class _Computed(torch.autograd.Function):
