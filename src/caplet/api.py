@@ -30,6 +30,7 @@ from caplet.jobs.records import record_verified
 from caplet.jobs.report import write_report
 from caplet.jobs.sensitivity import SensitivityResult, sensitivity
 from caplet.jobs.ship import Verified, export_c, find_program, parse_targets, verify_engines
+from caplet.jobs.trace import Comparison, Trace, parse_levels, record_trace, trace_levels
 from caplet.jobs.train import TrainRun
 from caplet.jobs.train import train_by_recipe as train_model
 from caplet.lower import lower as lower_model
@@ -43,6 +44,7 @@ from caplet.program.c.emit import EmitSettings, Export
 from caplet.program.file import load_program, save_program
 from caplet.program.interpreter import run
 from caplet.quant.calibrate import calibrate
+from caplet.quant.plan import QuantPlan
 from caplet.quant.search.methods import Method
 from caplet.quant.search.qcapsnets import search_qcapsnets as search
 from caplet.quant.sensitivity import SensitivitySettings
@@ -55,6 +57,7 @@ BACKBONE_RECIPE = "backbone-cifar10"
 __all__ = [
     "BACKBONE_RECIPE",
     "CapsNet",
+    "Comparison",
     "Diff",
     "EmitSettings",
     "Engine",
@@ -68,6 +71,7 @@ __all__ = [
     "Rounding",
     "SensitivityResult",
     "SensitivitySettings",
+    "Trace",
     "TrainRun",
     "Verified",
     "backbone_caps",
@@ -82,17 +86,21 @@ __all__ = [
     "load",
     "load_data",
     "load_float",
+    "load_plan",
     "load_program",
     "lower_model",
+    "parse_levels",
     "parse_targets",
     "quantize",
     "recipes",
+    "record_trace",
     "record_verified",
     "run",
     "save_model",
     "save_program",
     "search",
     "sensitivity",
+    "trace_levels",
     "train_model",
     "verify_engines",
     "write_report",
@@ -118,6 +126,13 @@ def load_float(path: str | Path, image_size: int | None = None) -> CapsNet:
     if isinstance(model, Program):
         raise ModelError(f"{path} holds integers already; give the float model that it was made from")
     return model
+
+
+def load_plan(program: str | Path) -> QuantPlan | None:
+    """The plan beside a ``.caplet`` file of a run, None where there is none. Raises ArtefactError, PlanError."""
+    program = Path(program)
+    path = program.with_name(f"{program.stem.replace('model', 'plan', 1)}.json")
+    return QuantPlan.load(path) if path.exists() else None
 
 
 def inspect(model: str | Path | CapsNet | Program, image_size: int | None = None) -> dict[str, Any]:

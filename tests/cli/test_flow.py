@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -290,3 +291,16 @@ def test_report_and_diff(caplet: Caplet, trained: Path, quantized: Path, tmp_pat
     assert (found["pair"]["n10"], found["pair"]["n01"], found["agree"]) == (0, 0, 359)
     assert "not paired" in caplet("diff", quantized, trained).out
     assert "exact McNemar test p = 1" in caplet("diff", quantized, quantized).out
+
+
+def test_trace_names_the_first_difference(caplet: Caplet, trained: Path, quantized: Path, tmp_path: Path) -> None:
+    model, run = trained / "model.safetensors", tmp_path / "run"
+    shutil.copytree(quantized, run)
+    done = caplet("trace", run, "--model", model, "--levels", "float,fake,program", "--images", 2)
+    assert done.code == 0
+    assert "float and fake part first at input.image" in done.out
+    assert re.search(r"fake and program: equal, [\d,]+ values of 2 images", done.out)
+    found = caplet("trace", quantized / "model_satisfied.caplet", "--levels", "program,native", "--json").json()
+    assert found["comparisons"][0]["first"] is None
+    assert "--model" in caplet("trace", quantized).error()
+    assert "0 to" in caplet("trace", quantized, "--levels", "program,native", "--sample", 10**6).error()

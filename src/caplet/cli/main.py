@@ -20,6 +20,7 @@ from caplet.cli import (
     quantize,
     report,
     sensitivity,
+    trace,
     train,
     verify,
 )
@@ -81,6 +82,7 @@ app.command("quantize")(quantize.command)
 app.command("sensitivity")(sensitivity.command)
 app.command("export")(export.command)
 app.command("verify")(verify.command)
+app.command("trace")(trace.command)
 app.command("diff")(diff.command)
 app.command("report")(report.command)
 app.command("inspect")(inspect.command)

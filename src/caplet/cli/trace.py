@@ -1,0 +1,105 @@
+"""``caplet trace``: where float, fake-quant, the Program and the compiled C part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from caplet.cli.output import CalibrationSize, Channels, Data, Json, Quiet, Root, Size, console, print_json
+
+if TYPE_CHECKING:
+    from caplet.api import Comparison, Trace
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The run folder of `caplet quantize`, or a .caplet file.")],
+    model: Annotated[
+        Path | None, typer.Option("--model", help="The float model that was quantized, for the levels float and fake.")
+    ] = None,
+    levels: Annotated[
+        str, typer.Option("--levels", help="What to follow, each compared with the next: float, fake, program, native.")
+    ] = "float,fake,program,native",
+    sample: Annotated[int, typer.Option("--sample", help="The first image: its place in the split.", min=0)] = 0,
+    images: Annotated[int, typer.Option("--images", help="How many images.", min=1)] = 8,
+    data: Data = "digits",
+    root: Root = None,
+    split: Annotated[Literal["calibration", "train", "test"], typer.Option("--split", help="Which images.")] = (
+        "calibration"
+    ),
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", help="Image side of an imported model, where its file leaves it open.")
+    ] = None,
+    size: Size = None,
+    channels: Channels = None,
+    calibration_size: CalibrationSize = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Follow images through every level, tensor by tensor, and show the first one where two levels part.
+
+    fake and program are expected to agree but for single codes, program and native in every code. Given a run folder
+    and the level float, it also writes trace.json there, for `caplet report`.
+
+    Example: caplet trace runs/fmnist --model model.pt --data fashion-mnist --root ~/data --sample 17 --images 1
+    """
+    from caplet.api import (
+        find_program,
+        load_data,
+        load_float,
+        load_plan,
+        load_program,
+        parse_levels,
+        record_trace,
+        trace_levels,
+    )
+    from caplet.errors import ConfigError
+
+    asked = parse_levels(levels)
+    path = find_program(run)
+    program, plan = load_program(path), load_plan(path)
+    float_model = None if model is None else load_float(model, image_size=image_size)
+    splits = load_data(data, root, calibration_size=calibration_size, size=size, channels=channels, progress=not quiet)
+    chosen = getattr(splits, split)
+    if sample >= len(chosen):
+        raise ConfigError(f"--sample {sample}: the {split} split has {len(chosen):,} images, 0 to {len(chosen) - 1:,}")
+    pixels = chosen.images[sample : sample + images].numpy()
+    found = trace_levels(program, pixels, asked, model=float_model, plan=plan)
+    if run.is_dir() and found.noise:
+        record_trace(run, program, found)
+    if json:
+        print_json(found.to_json())
+    else:
+        _show(found)
+
+
+def _show(found: Trace) -> None:
+    for comparison in found.comparisons:
+        _show_pair(comparison, found.images)
+
+
+def _show_pair(comparison: Comparison, images: int) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    out = console()
+    one, two = comparison.levels
+    if comparison.first is None:
+        count = sum(row.elements for row in comparison.rows)
+        out.print(f"{one} and {two}: equal, {count:,} values of {images:,} images")
+        return
+    table = Table(title=f"{one} and {two}", box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table.add_column("tensor", no_wrap=True)
+    for heading in ("differing", "of", "largest", "in steps", "SQNR (dB)"):
+        table.add_column(heading, justify="right")
+    for row in comparison.rows:
+        ratio = "-" if row.sqnr is None else f"{row.sqnr:.1f}"
+        cells = (f"{row.differing:,}", f"{row.elements:,}", f"{row.largest:.4g}", f"{row.steps:.4g}", ratio)
+        table.add_row(row.tensor, *cells)
+    out.print(table)
+    first = comparison.first
+    out.print(
+        f"{one} and {two} part first at {first.tensor}: {first.differing:,} of {first.elements:,} values differ, by"
+        f" at most {first.steps:.3g} steps of its format"
+    )

@@ -1,0 +1,268 @@
+"""Follow images through float, fake-quant, the Program and the compiled C, and find where two levels part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from caplet.data.imageset import to_float
+from caplet.errors import ConfigError
+from caplet.fixed import FixedFormat
+from caplet.jobs.records import program_digest
+from caplet.models.base import CapsNet
+from caplet.nn.functional import softmax, squash
+from caplet.nn.points import PointHandler, PointSpec, Storage
+from caplet.program import Program, TensorSpec, interpreter
+from caplet.quant.fake import FakeQuant
+from caplet.quant.plan import QuantPlan
+from caplet.runs import RunFolder
+
+TRACE = "trace.json"
+Values = NDArray[np.float64]
+Level = Mapping[str, Values]
+"""Tensor, or tensor and routing iteration such as ``digit.logits[1]`` -> values (images, elements), device's order."""
+
+
+class LevelName(StrEnum):
+    """What computes."""
+
+    FLOAT = "float"
+    FAKE = "fake"
+    PROGRAM = "program"
+    NATIVE = "native"
+
+
+@dataclass(frozen=True)
+class Parting:
+    """How two levels differ at one tensor.
+
+    Attributes:
+        tensor: its name, with the routing iteration in brackets.
+        differing, elements: values that differ, and in all, of all images.
+        largest: the largest difference, in the tensor's own units.
+        steps: the same in steps of the tensor's format.
+        sqnr: signal-to-noise ratio in dB, the first level being the signal; None where nothing differs.
+    """
+
+    tensor: str
+    differing: int
+    elements: int
+    largest: float
+    steps: float
+    sqnr: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two levels, tensor by tensor in order of execution. ``first`` is the first row that differs, or None."""
+
+    levels: tuple[str, str]
+    first: Parting | None
+    rows: tuple[Parting, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What :func:`trace_levels` found.
+
+    Attributes:
+        images: how many were followed.
+        comparisons: of each level with the next one.
+        noise: of the Program against float: ``tensor``, ``sqnr``, ``saturated`` (share of codes at an end of their
+            range) and ``elements``; empty where one of the two was not asked for.
+    """
+
+    images: int
+    comparisons: tuple[Comparison, ...]
+    noise: tuple[dict[str, Any], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def parse_levels(text: str) -> tuple[LevelName, ...]:
+    """Levels from a list such as ``"float,program"``. Raises ConfigError for an unknown one, or fewer than two.
+
+    >>> [str(level) for level in parse_levels("fake, program")]
+    ['fake', 'program']
+    """
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in list(LevelName):
+            raise ConfigError(f"unknown level {name!r}; the levels are {', '.join(LevelName)}")
+    if len(set(names)) < max(2, len(names)):
+        raise ConfigError(f"levels {text!r}: the rule is at least two, each once, of {', '.join(LevelName)}")
+    return tuple(map(LevelName, names))
+
+
+def trace_levels(
+    program: Program,
+    images: NDArray[np.uint8],
+    levels: Sequence[LevelName],
+    *,
+    model: CapsNet | None = None,
+    plan: QuantPlan | None = None,
+) -> Trace:
+    """Run ``images`` on every level, keep every tensor, and compare each level with the next one.
+
+    Args:
+        images: uint8 (N, C, H, W); memory grows with N.
+        model: the float model, for ``float`` and ``fake``.
+        plan: the Program's plan, for ``fake``.
+
+    Raises:
+        ConfigError: a level needs a model or a plan that is not given.
+        PlanError: the plan is not one for the model. ToolMissing: ``native`` without a C compiler.
+    """
+    codes = interpreter.trace(program, images)
+    names = _names(program, codes)
+    found = {level: _level(level, program, codes, names, images, model, plan) for level in levels}
+    pairs = pairwise(levels)
+    comparisons = tuple(_compare(program, (a, b), found[a], found[b], names) for a, b in pairs)
+    noise: tuple[dict[str, Any], ...] = ()
+    if LevelName.FLOAT in found:
+        against = _compare(
+            program,
+            (LevelName.FLOAT, LevelName.PROGRAM),
+            found[LevelName.FLOAT],
+            _program(program, codes, names),
+            names,
+        )
+        noise = tuple(
+            {
+                "tensor": row.tensor,
+                "sqnr": row.sqnr,
+                "saturated": _saturated(program, row.tensor, codes),
+                "elements": row.elements,
+            }
+            for row in against.rows
+        )
+    return Trace(len(images), comparisons, noise)
+
+
+def record_trace(folder: Path, program: Program, trace: Trace) -> None:
+    """Write ``trace.json`` into a run folder. Raises ArtefactError when it cannot be written."""
+    RunFolder(folder).write_json(TRACE, {"sha256": program_digest(program), **trace.to_json()})
+
+
+def _names(program: Program, codes: Mapping[str, Any]) -> list[str]:
+    """Names of all computed tensors but the squared lengths, in order; one per iteration inside a routing."""
+    iterated = {name.partition("[")[0] for name in codes if name.endswith("]")}
+    left_out = {*iterated, program.input, program.lengths}
+    return [name for name in codes if name not in left_out and isinstance(_spec(program, name).format, FixedFormat)]
+
+
+def _spec(program: Program, name: str) -> TensorSpec:
+    return program.tensors[name.partition("[")[0]]
+
+
+def _level(
+    level: LevelName,
+    program: Program,
+    codes: Mapping[str, NDArray[Any]],
+    names: Sequence[str],
+    images: NDArray[np.uint8],
+    model: CapsNet | None,
+    plan: QuantPlan | None,
+) -> Level:
+    if level is LevelName.PROGRAM:
+        return _program(program, codes, names)
+    if level is LevelName.NATIVE:
+        from caplet.runtime import NativeModel
+
+        return _native(program, NativeModel(program).trace(images), names)
+    if model is None:
+        raise ConfigError(f"the level {level} needs the float model; give it with --model")
+    if level is LevelName.FLOAT:
+        return _follow(model, images, names, None)
+    if plan is None:
+        raise ConfigError("the level fake needs the plan beside the .caplet file; give the run folder")
+    plan.check(model)
+    return _follow(model, images, names, FakeQuant(plan, model.points()))
+
+
+def _format(program: Program, name: str) -> FixedFormat:
+    fmt = _spec(program, name).format
+    assert isinstance(fmt, FixedFormat), name
+    return fmt
+
+
+def _values(program: Program, name: str, codes: NDArray[Any]) -> Values:
+    return codes.reshape(len(codes), -1) * 2.0 ** -_format(program, name).frac_bits
+
+
+def _program(program: Program, codes: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Level:
+    return {name: _values(program, name, codes[name]) for name in names}
+
+
+def _native(program: Program, codes: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Level:
+    """The compiled C keeps the last iteration only, and no coupling."""
+    last = {name.partition("[")[0]: name for name in names}
+    return {last[name]: _values(program, name, found) for name, found in codes.items() if name in last}
+
+
+class _Recorder:
+    """A point handler that keeps every computed tensor, in the device's order, and changes nothing itself."""
+
+    def __init__(self, names: Sequence[str], inner: PointHandler | None) -> None:
+        self.names, self.inner = frozenset(names), inner
+        self.kept: dict[str, Tensor] = {}
+
+    def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
+        if self.inner is not None:
+            value = self.inner.tap(key, spec, value, iteration)
+        each = f"{key}[{iteration}]"
+        name = each if each in self.names else key
+        if spec.storage is Storage.RAM and name in self.names:
+            ordered = value.detach().permute(0, *(1 + axis for axis in spec.device_axes))
+            self.kept[name] = ordered.reshape(len(value), -1).double()
+        return value
+
+    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
+        return softmax(logits, dim) if self.inner is None else self.inner.softmax(key, logits, dim, iteration)
+
+    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
+        return squash(capsules, dim) if self.inner is None else self.inner.squash(key, capsules, dim, iteration)
+
+
+def _follow(model: CapsNet, images: NDArray[np.uint8], names: Sequence[str], inner: PointHandler | None) -> Level:
+    recorder = _Recorder(names, inner)
+    model.eval()
+    with torch.no_grad(), model.handle(recorder):
+        model(to_float(torch.from_numpy(images)))
+    return {name: kept.expand(len(images), -1).numpy() for name, kept in recorder.kept.items()}
+
+
+def _compare(
+    program: Program, levels: tuple[LevelName, LevelName], first: Level, second: Level, names: Sequence[str]
+) -> Comparison:
+    rows = []
+    for name in names:
+        if name in first and name in second:
+            a, b = first[name], second[name]
+            gap = np.abs(a - b)
+            noise, signal = float((gap**2).sum()), float((a**2).sum())
+            ratio = 10 * float(np.log10(signal / noise)) if noise and signal else None
+            largest = float(gap.max())
+            steps = largest / _format(program, name).step
+            rows.append(Parting(name, int((gap > 0).sum()), gap.size, largest, steps, ratio))
+    parted = next((row for row in rows if row.differing), None)
+    return Comparison((str(levels[0]), str(levels[1])), parted, tuple(rows))
+
+
+def _saturated(program: Program, name: str, codes: Mapping[str, NDArray[Any]]) -> float:
+    fmt, found = _format(program, name), codes[name]
+    ends = found == fmt.max_code
+    if fmt.signed:
+        ends |= found == fmt.min_code
+    return float(ends.mean())
