@@ -21,10 +21,15 @@ from typing import Any
 from caplet.data import load_data
 from caplet.errors import ModelError
 from caplet.fixed import Rounding
+from caplet.jobs.bench import BenchSettings, bench
 from caplet.jobs.diff import Diff, diff_runs
 from caplet.jobs.engine import Engine
 from caplet.jobs.evaluate import Evaluation, evaluate
 from caplet.jobs.inspect import inspect_model
+from caplet.jobs.prune import PruneResult
+from caplet.jobs.prune import prune as prune_model
+from caplet.jobs.prune_curves import prune_curves
+from caplet.jobs.pruning import PruneSettings, prune_settings
 from caplet.jobs.quantize import QuantizeResult, QuantizeSettings, quantize
 from caplet.jobs.records import record_verified
 from caplet.jobs.report import write_report
@@ -56,6 +61,7 @@ BACKBONE_RECIPE = "backbone-cifar10"
 
 __all__ = [
     "BACKBONE_RECIPE",
+    "BenchSettings",
     "CapsNet",
     "Comparison",
     "Diff",
@@ -66,6 +72,8 @@ __all__ = [
     "Granularity",
     "Method",
     "Program",
+    "PruneResult",
+    "PruneSettings",
     "QuantizeResult",
     "QuantizeSettings",
     "Rounding",
@@ -75,6 +83,7 @@ __all__ = [
     "TrainRun",
     "Verified",
     "backbone_caps",
+    "bench",
     "build",
     "calibrate",
     "diff_runs",
@@ -91,6 +100,9 @@ __all__ = [
     "lower_model",
     "parse_levels",
     "parse_targets",
+    "prune_curves",
+    "prune_model",
+    "prune_settings",
     "quantize",
     "recipes",
     "record_trace",

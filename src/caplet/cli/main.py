@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 import caplet
 from caplet.cli import (
+    bench,
     demo,
     diff,
     doctor,
@@ -17,6 +18,7 @@ from caplet.cli import (
     export,
     inspect,
     models,
+    prune,
     quantize,
     report,
     sensitivity,
@@ -78,6 +80,7 @@ def options(
 app.command("demo")(demo.command)
 app.command("train")(train.command)
 app.command("eval")(evaluate.command)
+app.command("prune")(prune.command)
 app.command("quantize")(quantize.command)
 app.command("sensitivity")(sensitivity.command)
 app.command("export")(export.command)
@@ -85,6 +88,7 @@ app.command("verify")(verify.command)
 app.command("trace")(trace.command)
 app.command("diff")(diff.command)
 app.command("report")(report.command)
+app.command("bench")(bench.command)
 app.command("inspect")(inspect.command)
 app.command("models")(models.command)
 app.command("doctor")(doctor.command)

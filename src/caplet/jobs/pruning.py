@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from caplet.prune.rules import Kind
 from caplet.prune.scores import find_score, measure_scores
 from caplet.prune.structure import Selection, Structure, kept_sizes, prunable, structure_of
 from caplet.quant.evaluator import predict
+from caplet.settings import make
 from caplet.train.loss import margin_loss
 from caplet.train.settings import FinetuneSettings
 
@@ -119,6 +120,11 @@ class PruneSettings(BaseModel):
                 "keep": "last",
             }
         )
+
+
+def prune_settings(values: Mapping[str, Any]) -> PruneSettings:
+    """Settings from JSON-like values. Raises ConfigError for one that is unknown or out of range."""
+    return make(PruneSettings, values, "prune")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,113 @@
+"""How well scores rank: accuracy against what is kept, for every score, without any fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from caplet.data import Splits
+from caplet.errors import CapletError
+from caplet.jobs.evaluate import check_data
+from caplet.jobs.pruning import PruneSettings, answers, spread_set
+from caplet.models.assemble import named_tensors
+from caplet.models.base import CapsNet, check_finite
+from caplet.prune.cost import cost_of
+from caplet.prune.coupling import measure_activity
+from caplet.prune.order import macs_per_unit, removal_order, resized_cost
+from caplet.prune.scores import SCORES, measure_scores
+from caplet.prune.structure import prunable, structure_of
+from caplet.prune.surgery import cut
+from caplet.report.pruning import pruning_curves
+from caplet.runs import SPLITS, open_run
+from caplet.train.loss import margin_loss
+
+CURVES, PICTURE = "curves.json", "curves.png"
+KEPT = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
+"""Fractions of the removals that are left to do, that is, roughly of the units that are kept."""
+
+Note = Callable[[str], None]
+Progress = Callable[[int, int], None]
+
+
+def prune_curves(
+    model: CapsNet,
+    splits: Splits,
+    out: str | Path,
+    settings: PruneSettings,
+    *,
+    force: bool = False,
+    note: Note = lambda text: None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure every score's curve on the calibration split and write ``curves.json`` and ``curves.png``.
+
+    The scores look at ``settings.images`` images of the calibration split, and accuracies are measured on all of it.
+    ``settings`` also say what may go (``units``), the allocation and the seed; the target is not looked at.
+
+    Returns:
+        What ``curves.json`` holds: ``scores`` by name with ``points`` (``kept``: fraction of the units; ``macs``;
+        ``accuracy``) and ``area`` (under accuracy against kept units, between the smallest fraction and 1, divided by
+        its width), ``reference``, ``activity``.
+
+    Raises:
+        ConfigError, ModelError, ArtefactError: as :func:`caplet.jobs.prune.prune`.
+    """
+    check_finite(named_tensors(model), f"model {model.family}")
+    check_data(model, splits.calibration)
+    structure = structure_of(model)
+    spaces = prunable(structure, settings.units)
+    resolved = {
+        "analysis": "curves",
+        **settings.model_dump(mode="json", include={"units", "allocation", "images", "seed"}),
+        "config": model.config.model_dump(mode="json"),
+        "data_hashes": splits.info["hashes"],
+    }
+    with open_run(out, resolved, force=force) as run:
+        splits.save_ids(run / SPLITS)
+        seen = spread_set(splits.calibration, settings.images)
+        note(f"scoring on {len(seen):,} images")
+        measured = measure_scores(
+            model, seen.images, seen.labels, list(SCORES), margin_loss, seed=settings.seed, progress=progress
+        )
+        unit_macs = macs_per_unit(model, structure, spaces)
+        units, macs = sum(space.size for space in spaces), cost_of(model).macs
+
+        def share_correct(network: CapsNet) -> float:
+            return float(np.concatenate(list(answers(network, splits.calibration))).mean())
+
+        reference = share_correct(model)
+        lines: dict[str, Any] = {}
+        for name, scores in measured.items():
+            order = removal_order(structure, scores, spaces, settings.allocation, unit_macs)
+            if not order.removals:
+                raise CapletError(f"prune: nothing of {', '.join(settings.units)} can go from this model")
+            points = []
+            for kept in KEPT:
+                selection = order.selection(round((1 - kept) * len(order.removals)))
+                smaller = cut(model, selection, structure)
+                left = sum(int(selection[space.name].sum()) for space in spaces)
+                cost = resized_cost(model, structure, selection).macs / macs
+                found = reference if kept == 1.0 else share_correct(smaller)
+                points.append({"kept": left / units, "macs": cost, "accuracy": found})
+            lines[name] = {"points": points, "area": _area(points)}
+            note(f"{name}: area {lines[name]['area']:.4f}")
+        record = {
+            "scores": lines,
+            "reference": reference,
+            "images": len(splits.calibration),
+            "settings": resolved,
+            "activity": measure_activity(model, seen.images).to_json(),
+        }
+        run.write_json(CURVES, record)
+        run.write_bytes(PICTURE, pruning_curves(record, f"{model.family} on {splits.info['name']}, no fine-tuning"))
+        return record
+
+
+def _area(points: list[dict[str, float]]) -> float:
+    """Mean accuracy over the kept fraction, by the trapezoid rule."""
+    kept = np.array([point["kept"] for point in points])[::-1]
+    found = np.array([point["accuracy"] for point in points])[::-1]
+    return float(np.trapezoid(found, kept) / (kept[-1] - kept[0]))
