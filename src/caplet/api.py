@@ -50,6 +50,8 @@ from caplet.program.file import load_program, save_program
 from caplet.program.interpreter import run
 from caplet.quant.calibrate import calibrate
 from caplet.quant.plan import QuantPlan
+from caplet.quant.reconstruct.reconstruct import Reconstruction, reconstruct
+from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 from caplet.quant.search.methods import Method
 from caplet.quant.search.qcapsnets import search_qcapsnets as search
 from caplet.quant.sensitivity import SensitivitySettings
@@ -76,6 +78,8 @@ __all__ = [
     "PruneSettings",
     "QuantizeResult",
     "QuantizeSettings",
+    "ReconstructSettings",
+    "Reconstruction",
     "Rounding",
     "SensitivityResult",
     "SensitivitySettings",
@@ -99,12 +103,14 @@ __all__ = [
     "load_program",
     "lower_model",
     "parse_levels",
+    "parse_parts",
     "parse_targets",
     "prune_curves",
     "prune_model",
     "prune_settings",
     "quantize",
     "recipes",
+    "reconstruct",
     "record_trace",
     "record_verified",
     "run",

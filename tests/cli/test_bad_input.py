@@ -124,6 +124,8 @@ SETTINGS: list[tuple[list[object], str]] = [
     (["--budget", "5XB"], "size '5XB'"),
     (["--budget", "-5MB"], "size '-5MB'"),
     (["--budget", "9" * 400], "the rule is a number and a unit"),
+    (["--reconstruct", "bias,roundin"], "did you mean rounding?"),
+    (["--narrow"], "narrow needs reconstruction"),
     (["--seed", -1], "seed"),
     (["--seed", 2**40], "seed"),
     (["--calibration-size", 0], "at least 1 image"),

@@ -80,6 +80,16 @@ def command(
             "--exact", help="Decide on all calibration images, computing everything anew: slow, for comparison."
         ),
     ] = False,
+    reconstruct: Annotated[
+        str | None,
+        typer.Option(
+            "--reconstruct",
+            help="Fit proposed plans, by a comma-separated list of exponents, channels, bias, rounding.",
+        ),
+    ] = None,
+    narrow: Annotated[
+        bool, typer.Option("--narrow", help="Lower the widths of the accepted fit as far as the target allows.")
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of stochastic rounding.")] = 0,
     engine: Annotated[
         Literal["auto", "native", "interpreter"],
@@ -104,7 +114,7 @@ def command(
 
     Example: caplet quantize model.pt --data fashion-mnist --root ~/data --tolerance 0.2 --budget 5MB
     """
-    from caplet.api import Granularity, Method, QuantizeSettings, load_data, load_float, quantize
+    from caplet.api import Granularity, Method, QuantizeSettings, load_data, load_float, parse_parts, quantize
     from caplet.cli.verdict import show_quantized
     from caplet.errors import TargetNotMet
 
@@ -122,6 +132,8 @@ def command(
         log2_weights=log2_weights,
         paper_formats=paper_formats,
         tune=tune,
+        reconstruct=() if reconstruct is None else parse_parts(reconstruct),
+        narrow=narrow,
         exact=exact,
         seed=seed,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -28,6 +28,7 @@ from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.jobs.engine import Engine, predictions
 from caplet.jobs.evaluate import check_data, float_predictions
+from caplet.jobs.fitting import Fitter, check_request
 from caplet.jobs.footprint import footprint
 from caplet.jobs.records import record_details, record_flips, record_predictions
 from caplet.lower import lower
@@ -40,7 +41,9 @@ from caplet.quant.calibrate import Calibration, calibrate
 from caplet.quant.evaluator import DEFAULT_CACHE_BYTES, Evaluator
 from caplet.quant.formats import Exponents, FormatRule, FormatSource
 from caplet.quant.memory import FLOAT_BITS, count_memory
+from caplet.quant.plan import QuantPlan
 from caplet.quant.probes import FLOAT
+from caplet.quant.reconstruct.settings import Part
 from caplet.quant.search.methods import DEFAULT_COMPRESSION, Method, find_method
 from caplet.quant.search.request import Request, SearchResult, Workbench
 from caplet.quant.search.result import Candidate, Step, width_table
@@ -48,7 +51,7 @@ from caplet.quant.sequential import EarlyRule
 from caplet.quant.target import find_hardware
 from caplet.quant.tune import DEFAULT_IMAGES as TUNING_IMAGES
 from caplet.quant.tune import Tuner
-from caplet.quant.units import Granularity
+from caplet.quant.units import Granularity, UnitWidths
 from caplet.runs import METRICS, SPLITS, RunFolder, open_run
 
 CALIBRATION_IMAGES = 1024
@@ -78,6 +81,10 @@ class QuantizeSettings(BaseModel):
         paper_formats: one integer bit everywhere, as in the paper, instead of calibrated exponents.
         tune: choose exponents by their effect on the lengths of the class capsules (see :mod:`caplet.quant.tune`),
             instead of by the squared error of the tensor alone.
+        reconstruct: parts of reconstruction (:class:`caplet.quant.reconstruct.settings.Part`) that fit every plan which
+            the search proposes, before its integers are accepted. A plan within the budgets that missed the target
+            with nearest rounding may keep it when fitted.
+        narrow: lower the widths of the accepted fit further, as long as its fits keep the target.
         exact: every decision of the search looks at all calibration images and computes every stage: no early
             decisions, no kept stage outputs. For comparison; it takes several times as long.
         seed: of stochastic rounding, 0 .. 2**32 - 1.
@@ -100,6 +107,8 @@ class QuantizeSettings(BaseModel):
     log2_weights: bool = False
     paper_formats: bool = False
     tune: bool = True
+    reconstruct: tuple[Part, ...] = ()
+    narrow: bool = False
     exact: bool = False
     seed: int = Field(default=0, ge=0, lt=1 << 32)
 
@@ -209,6 +218,9 @@ def quantize(
     check_data(model, splits.calibration)
     request, method = settings.request(), find_method(settings.method)
     method.check(model, request)
+    check_request(settings.reconstruct, request)
+    if settings.narrow and not settings.reconstruct:
+        raise ConfigError("quantize: narrow needs reconstruction; name its parts (--reconstruct bias,rounding)")
     resolved = {
         **settings.model_dump(mode="json"),
         "hardware": request.hardware.to_json(),
@@ -243,7 +255,10 @@ def quantize(
         seconds = earlier + time.perf_counter() - began  # with calibration, all parts of a resumed run together
         costs = full_passes(evaluator, calibration, source, found)
         run.write_json(SEARCH, {**found.record, "full_passes": costs})
-        return _finish(_Shipper(run, model, splits, engine), settings, found, evaluator, costs, seconds, note)
+        fitter = Fitter(model, splits.calibration, settings.reconstruct, run.path, note, settings.seed)
+        shipper = _Shipper(run, model, splits, engine, fitter)
+        narrowed = (lambda plan: fitter.narrowed(plan, source, request)) if settings.narrow else None
+        return _finish(shipper, settings, found, evaluator, costs, seconds, note, narrowed)
 
 
 def artefacts(role: str) -> tuple[str, str]:
@@ -307,9 +322,11 @@ class _Shipper:
     model: CapsNet
     splits: Splits
     engine: Engine
+    fitter: Fitter
 
     def program(self, candidate: Candidate[Any]) -> Program:
-        return lower(self.model, candidate.plan, labels=self.splits.test.classes, meta={"family": self.model.family})
+        fit = self.fitter.fit(candidate.plan)
+        return lower(fit.model, fit.plan, labels=self.splits.test.classes, meta={"family": self.model.family})
 
     def predict(self, program: Program, images: ImageSet) -> NDArray[np.int64]:
         return predictions(program, images.images.numpy(), self.engine)[0]
@@ -325,7 +342,9 @@ class _Shipper:
         model_file, plan_file = artefacts(role)
         path = self.run / model_file
         save_program(program, path)
-        candidate.plan.save(self.run / plan_file)
+        fit = self.fitter.fit(candidate.plan)
+        fit.plan.save(self.run / plan_file)
+        memory = count_memory(self.model, fit.plan)
         predicted = self.predict(program, self.splits.test)
         hits = predicted == self.splits.test.labels.numpy()
         calibration, test = (accuracy(int(h.sum()), len(h)) for h in (kept, hits))
@@ -336,10 +355,11 @@ class _Shipper:
             "file_bytes": path.stat().st_size,
             "flash_bytes": program.flash_bytes,
             "widths": width_table(self.model, candidate),
-            "memory": count_memory(self.model, candidate.plan).to_json(),
-            "weight_reduction": candidate.memory.weight_reduction,
-            "activation_reduction": candidate.memory.activation_reduction,
-            "plan_digest": candidate.plan.digest(),
+            "memory": memory.to_json(),
+            "weight_reduction": memory.total.weight_reduction,
+            "activation_reduction": memory.total.activation_reduction,
+            "plan_digest": fit.plan.digest(),
+            "reconstruction": self.fitter.record(candidate.plan),
             "calibration": calibration.to_json(),
             "test": test.to_json(),
             "paired": against.to_json(),
@@ -355,16 +375,22 @@ def _finish(
     costs: dict[str, float],
     seconds: float,
     note: Note,
+    narrowed: Callable[[QuantPlan], QuantPlan] | None,
 ) -> QuantizeResult:
     """Accept by the integers on the calibration split, then open the test split and write everything.
 
     Fake-quant and integers may differ in single images; where the integers miss the target by one of them, the next
-    larger plan that the search had accepted is the answer.
+    larger plan that the search had accepted is the answer. With reconstruction, a plan within the budgets that missed
+    the target is looked at too: fitted, it may keep it.
     """
     splits = shipper.splits
     chosen: list[tuple[str, Candidate[Any], NDArray[np.bool_]]] = []
     met = False
-    for candidate in () if found.satisfied is None else (found.satisfied, *found.fallbacks):
+    if found.satisfied is not None:
+        tried: tuple[Candidate[Any], ...] = (found.satisfied, *found.fallbacks)
+    else:
+        tried = tuple(other for role, other in found.others if role == "memory" and shipper.fitter.active)
+    for candidate in tried:
         kept = shipper.hits(shipper.program(candidate), splits.calibration)
         met = int(kept.sum()) >= found.needed
         note(
@@ -372,6 +398,8 @@ def _finish(
             f" {'accepted' if met else 'rejected'}"
         )
         if met:
+            if narrowed is not None:
+                candidate, kept = _smaller(shipper, candidate, kept, found.needed, narrowed, note)
             chosen.append(("satisfied", candidate, kept))
             break
     if not met:
@@ -389,7 +417,13 @@ def _finish(
     budget: float | None = settings.budget
     if budget is None and settings.method is Method.QCAPSNETS:
         budget = FLOAT_BITS * weights / DEFAULT_COMPRESSION / 8
-    reason = found.reason if met == found.met else "the integers of every plan that the search accepted miss the target"
+    reason = found.reason
+    if met != found.met:
+        reason = (
+            "the plan of the budget keeps the target once it is reconstructed"
+            if met
+            else "the integers of every plan that the search accepted miss the target"
+        )
     metrics = {
         "method": str(settings.method),
         "met": met,
@@ -419,6 +453,29 @@ def _finish(
     record_details(shipper.run, {model.role: model.program for model in models})
     shipper.run.write_json(METRICS, metrics)
     return QuantizeResult(met, models, float_test, found, shipper.run.path, metrics)
+
+
+def _smaller(
+    shipper: _Shipper,
+    candidate: Candidate[Any],
+    kept: NDArray[np.bool_],
+    needed: int,
+    narrowed: Callable[[QuantPlan], QuantPlan],
+    note: Note,
+) -> tuple[Candidate[Any], NDArray[np.bool_]]:
+    """The candidate with narrower widths, where its integers keep the target on the whole calibration split."""
+    plan = narrowed(candidate.plan)
+    if plan == candidate.plan:
+        return candidate, kept
+    widths = UnitWidths(tuple(plan.points), tuple(fmt.bits for fmt in plan.points.values()))
+    smaller = replace(candidate, widths=widths, plan=plan, memory=count_memory(shipper.model, plan).total)
+    hits = shipper.hits(shipper.program(smaller), shipper.splits.calibration)
+    met = int(hits.sum()) >= needed
+    note(
+        f"integers of the narrowed plan: {int(hits.sum()):,} correct, {needed:,} needed:"
+        f" {'accepted' if met else 'rejected'}"
+    )
+    return (smaller, hits) if met else (candidate, kept)
 
 
 def spread(images: ImageSet, count: int) -> Tensor:

@@ -1,0 +1,129 @@
+"""Reconstruction inside a quantization run: plans become fitted models, and widths fall further where asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from caplet.data.imageset import ImageSet, to_float
+from caplet.errors import ConfigError
+from caplet.fixed import Rounding
+from caplet.models.base import CapsNet
+from caplet.quant.evaluator import predict
+from caplet.quant.fake import fake_quantized
+from caplet.quant.formats import FormatSource
+from caplet.quant.plan import QuantPlan
+from caplet.quant.reconstruct.narrow import Narrowing, narrow
+from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
+from caplet.quant.reconstruct.settings import DEFAULT_IMAGES, Part, ReconstructSettings
+from caplet.quant.search.request import Request
+
+NARROWING_IMAGES = 2000
+"""Calibration images on which single steps of narrowing are decided; the integers decide on all of them at the end."""
+_BATCH = 50
+
+Note = Callable[[str], None]
+
+
+def check_request(parts: tuple[Part, ...], request: Request) -> None:
+    """Raise ConfigError where reconstruction cannot work for what is asked."""
+    if not parts:
+        return
+    if request.roundings != (Rounding.NEAREST,):
+        found = ", ".join(request.roundings)
+        raise ConfigError(
+            f"reconstruction: rounding {found}; fitted weights must round to nearest (--rounding nearest)"
+        )
+    if request.rule.log2_weights:
+        raise ConfigError("reconstruction works for fixed-point weights; leave out --reconstruct or --log2-weights")
+
+
+class Fitter:
+    """Fits plans of one model and remembers the fits; without parts a plan's model is the float model itself.
+
+    Args:
+        images: the calibration split.
+        folder: of the run; keeps the last fit of every block.
+        note: called with a line of text.
+    """
+
+    def __init__(
+        self, model: CapsNet, images: ImageSet, parts: tuple[Part, ...], folder: Path, note: Note, seed: int = 0
+    ) -> None:
+        self._model, self._images, self._parts, self._note = model, images, parts, note
+        self._known: dict[QuantPlan, Reconstruction] = {}
+        self._tried: list[Narrowing] = []
+        self._fitter: Reconstructor | None = None
+        if parts:
+            step = max(1, len(images) // DEFAULT_IMAGES)
+            chosen = images.images[::step][:DEFAULT_IMAGES]
+            settings = ReconstructSettings(parts, seed=seed)
+            self._fitter = Reconstructor(model, chosen, settings, folder=folder)
+
+    @property
+    def active(self) -> bool:
+        """Whether plans are fitted at all."""
+        return self._fitter is not None
+
+    def fit(self, plan: QuantPlan) -> Reconstruction:
+        """The model for a plan, and the plan with the exponents that fitting chose."""
+        if self._fitter is None:
+            return Reconstruction(self._model, plan, ())
+        if plan not in self._known:
+            self._note(f"reconstructing: {', '.join(self._parts)}")
+            self._known[plan] = self._fitter.fit(plan)
+        return self._known[plan]
+
+    def narrowed(self, plan: QuantPlan, source: FormatSource, request: Request) -> QuantPlan:
+        """``plan`` with the narrowest widths whose fits keep the tolerance on the first calibration images."""
+        assert self._fitter is not None
+        count = min(NARROWING_IMAGES, len(self._images))
+        labels = self._images.labels[:count].numpy()
+
+        def measure(found: Reconstruction) -> int:
+            return int((_predictions(found, self._images, count) == labels).sum())
+
+        with torch.no_grad():
+            hits = int((_float_predictions(self._model, self._images, count) == labels).sum())
+        scale = hits / count if request.relative else 1.0
+        needed = hits - math.floor(request.tolerance / 100 * scale * count + 1e-9)
+
+        def on_step(step: Narrowing) -> None:
+            found = f"{step.correct:,} correct, {step.needed:,} needed: {'kept' if step.kept else 'rejected'}"
+            self._note(f"narrowing {step.key} to {step.bits} bits: {found}")
+
+        first = self.fit(plan)
+        if measure(first) < needed:
+            self._note(f"narrowing: the plan misses the tolerance on {count:,} images; its widths stay")
+            return plan
+        found, smaller, steps = narrow(
+            self._model, self._fitter, first, plan, source, request.rule, measure, needed, on_step
+        )
+        self._known[smaller] = found
+        self._tried.extend(steps)
+        return smaller
+
+    def record(self, plan: QuantPlan) -> dict[str, Any] | None:
+        """What was done for ``plan`` as JSON values; None without reconstruction."""
+        if self._fitter is None:
+            return None
+        return {
+            "parts": [str(part) for part in self._parts],
+            "blocks": [block.to_json() for block in self.fit(plan).blocks],
+            "narrowing": [step.to_json() for step in self._tried],
+        }
+
+
+def _predictions(found: Reconstruction, images: ImageSet, count: int) -> np.ndarray:
+    with torch.no_grad(), fake_quantized(found.model, found.plan):
+        return _float_predictions(found.model, images, count)
+
+
+def _float_predictions(model: CapsNet, images: ImageSet, count: int) -> np.ndarray:
+    batches = images.images[:count].split(_BATCH)
+    return torch.cat([predict(model(to_float(batch))) for batch in batches]).numpy()

@@ -1,0 +1,91 @@
+"""Quantization runs with reconstruction: what ships is the fitted model, and narrower where asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caplet import api
+from caplet.data import Splits, load_data
+from caplet.errors import ConfigError
+from caplet.jobs.evaluate import evaluate
+from caplet.jobs.quantize import QuantizeResult, QuantizeSettings, quantize
+from caplet.program import load_program
+from caplet.quant.plan import QuantPlan
+from caplet.quant.reconstruct.settings import Part
+
+FIT = (Part.BIAS, Part.ROUNDING)
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return load_data("digits", calibration_size=120)
+
+
+@pytest.fixture(scope="module")
+def narrowed(trained: Path, splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> QuantizeResult:
+    model = api.load_float(trained / "model.safetensors")
+    settings = QuantizeSettings(tolerance=5.0, reconstruct=FIT, narrow=True)
+    return quantize(model, splits, tmp_path_factory.mktemp("narrowed") / "run", settings)
+
+
+def test_what_ships_is_the_fitted_model(narrowed: QuantizeResult, splits: Splits) -> None:
+    assert narrowed.met
+    shipped = narrowed.models[0]
+    program = load_program(shipped.path)
+    assert evaluate(program, splits.test, engine="interpreter").accuracy == shipped.test
+    assert evaluate(program, splits.calibration, engine="interpreter").accuracy == shipped.calibration
+    record = shipped.record["reconstruction"]
+    assert record["parts"] == ["bias", "rounding"]
+    assert any(block["changed"] > 0 for block in record["blocks"])
+    plan = QuantPlan.load(narrowed.folder / "plan_satisfied.json")
+    assert {c.key: c.format for c in program.constants() if c.key in plan.points} == {
+        c.key: plan.points[c.key] for c in program.constants() if c.key in plan.points
+    }
+    files = {path.name for path in narrowed.folder.glob("reconstructed-*.safetensors")}
+    assert files == {f"reconstructed-{block['layer']}.safetensors" for block in record["blocks"]}
+
+
+def test_narrowing_saves_memory_and_keeps_the_target(narrowed: QuantizeResult, quantized: Path) -> None:
+    plain = api.load_program(quantized / "model_satisfied.caplet")
+    shipped = narrowed.models[0]
+    assert shipped.program.flash_bytes < plain.flash_bytes
+    assert shipped.calibration.correct >= narrowed.search.needed
+    steps = shipped.record["reconstruction"]["narrowing"]
+    assert any(step["kept"] for step in steps)
+    widths = shipped.record["widths"]
+    assert {"conv1", "primary", "digit"} <= set(widths)
+
+
+def test_a_plan_of_the_budget_that_missed_may_be_met_when_fitted(trained: Path, splits: Splits, tmp_path: Path) -> None:
+    """Nearest rounding misses the target at this budget; the fit of the same widths keeps it."""
+    model = api.load_float(trained / "model.safetensors")
+    budget = model.parameter_count() * 3 // 8
+    common: dict[str, Any] = {"tolerance": 2.0, "budget": budget}
+    plain = quantize(model, splits, tmp_path / "plain", QuantizeSettings(**common))
+    assert not plain.met
+    fitted = quantize(model, splits, tmp_path / "fitted", QuantizeSettings(**common, reconstruct=FIT))
+    assert fitted.met
+    assert "once it is reconstructed" in fitted.metrics["reason"]
+    memory = fitted.models[0].record["memory"][-1]
+    assert memory["weight_bits"] <= 8 * budget
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"narrow": True}, "narrow needs reconstruction"),
+        ({"reconstruct": FIT, "rounding": "stochastic"}, "round to nearest"),
+        ({"reconstruct": FIT, "rounding": "all"}, "round to nearest"),
+        ({"reconstruct": FIT, "log2_weights": True}, "fixed-point weights"),
+    ],
+)
+def test_what_cannot_be_reconstructed_is_refused_first(
+    trained: Path, splits: Splits, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    model = api.load_float(trained / "model.safetensors")
+    with pytest.raises(ConfigError, match=message):
+        quantize(model, splits, tmp_path / "run", QuantizeSettings(**settings))
+    assert not (tmp_path / "run").exists()
