@@ -9,13 +9,15 @@ that were not looked at yet. Three kinds of bounds are combined, the tightest co
    distribution. Valid whatever the plan does to the images; wide, so it settles what is plainly bad.
 3. *Margins.* An answer changes only where rounding moves the *margin* (length of the true class's capsule minus the
    longest other one) across 0. On the images looked at the moves are measured, and the margins of the float model are
-   known for all. The chance that a move is larger than m is taken to be at most exp(-m / b), with b the upper
+   known for all. The chance that a move is larger than m is taken to be at most exp(1 - m / b), with b the upper
    confidence limit of the mean absolute move, or more where the largest move asks for it. Plans measured before may
    stand in for the float model on the images that they were measured on: moves from a similar plan are smaller.
 
 Bound 3 settles most questions after the few hundred images of smallest margin. It rests on an assumption: that the
-moves' tail is no heavier than exponential, and that images which were not looked at do not move more than the others.
-So the error probability holds under that assumption only. A search's result does not: it is accepted on all images.
+moves' tail is no heavier than exponential; that images with margins of up to twice those looked at move no more than
+these, and all others no more than the random ones. A plan that breaks one image in a thousand and leaves all others
+alone breaks it. So the error probability is that of the assumed model, and a search's final plan does not rest on it:
+it is accepted on all images.
 
 The order of looking serves all three: of every batch, the most part are the images with the smallest float margins that
 are left, the rest are random ones.
@@ -41,9 +43,8 @@ from caplet.errors import ConfigError
 NEIGHBOURS = 2
 """Plans measured before, at most, that a question may lean on."""
 _SAMPLED = 0.01  # of a look's error probability, for each of the four sampled bounds
-_MARGIN = (1 - 4 * _SAMPLED) / 3 / (1 + NEIGHBOURS)  # for each bound by margins: scale, losses, gains of each base
+_MARGIN = (1 - 4 * _SAMPLED) / 4 / (1 + NEIGHBOURS)  # for each bound by margins: two scales, losses, gains, by base
 _LARGEST = 0.05  # the largest of exponential moves is above b * log(n / this) so often
-_LEAST = 20  # images of a kind below which their mean move is not looked at
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ class EarlyRule:
     """
 
     error: float = 1e-3
-    random_share: float = 0.1
+    random_share: float = 0.15
     first: int = 100
-    growth: float = 1.4
+    growth: float = 1.2
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -178,13 +179,16 @@ def bound(reference: Reference, plan: Measured, error: float, neighbours: Sequen
     if seen == n:
         return Bounds(found, found, found, found, plan.hits[:0])
     low, high = _sampled_bounds(reference, plan, _SAMPLED * error)
-    scale = _scale(reference.at_random, plan, reference.margins, _MARGIN * error)
-    bases = [_Base(reference.hits[seen:], np.abs(reference.margins[seen:]) / scale)]
+    bases = [_base(reference, plan, Measured(reference.hits, reference.margins), _MARGIN * error)]
     for other in neighbours[:NEIGHBOURS]:
         if len(other) > seen:
-            bases.append(
-                _replaced(bases[0], other, seen, _scale(reference.at_random, plan, other.margins, _MARGIN * error))
+            near = _base(reference, plan, other, _MARGIN * error)
+            rest = slice(len(other) - seen, None)
+            hits, distance = (
+                np.concatenate([mine, floats[rest]])
+                for mine, floats in ((near.hits, bases[0].hits), (near.distance, bases[0].distance))
             )
+            bases.append(_Base(hits, distance))
     ranges = [base.range(_MARGIN * error) for base in bases]
     best = min(range(len(bases)), key=lambda index: ranges[index][1] - ranges[index][0])
     low = max(0, low, *(base[0] for base in ranges))
@@ -201,18 +205,27 @@ class _Base:
 
     def range(self, error: float) -> tuple[int, int]:
         """Bounds on the correct ones; each is wrong with probability at most ``error``."""
-        changes = np.exp(-self.distance)
+        changes = np.exp(np.minimum(1 - self.distance, 0))
         lost, gained = (float(changes[self.hits == correct].sum()) for correct in (True, False))
         expected = int(self.hits.sum())
         return expected - _at_most(lost, error), expected + _at_most(gained, error)
 
 
-def _replaced(base: _Base, other: Measured, seen: int, scale: float) -> _Base:
-    """``base`` with a neighbour's answers where it was measured."""
-    hits, distance = base.hits.copy(), base.distance.copy()
-    known = slice(0, len(other) - seen)
-    hits[known], distance[known] = other.hits[seen:], np.abs(other.margins[seen:]) / scale
-    return _Base(hits, distance)
+def _base(reference: Reference, plan: Measured, other: Measured, error: float) -> _Base:
+    """What another plan, or the float model, says about the places where it was measured and ``plan`` was not.
+
+    Images with margins of up to twice those looked at in order are taken to move like these; the others like the random
+    ones, if that is more.
+    """
+    seen = len(plan)
+    moves = np.abs(plan.margins - other.margins[:seen])
+    lucky = reference.at_random[:seen]
+    largest = float(moves.max()) / math.log(seen / _LARGEST)
+    near = max(_mean_limit(moves[~lucky], error), largest, np.finfo(np.float64).tiny)
+    far = max(_mean_limit(moves[lucky], error), near)
+    margins = np.abs(reference.margins[seen : len(other)])
+    scale = np.where(margins <= 2 * margins.min(), near, far)
+    return _Base(other.hits[seen:], np.abs(other.margins[seen:]) / scale)
 
 
 def _at_most(expected: float, error: float) -> int:
@@ -220,14 +233,11 @@ def _at_most(expected: float, error: float) -> int:
     return int(poisson.isf(error, expected)) if expected > 0 else 0
 
 
-def _scale(at_random: NDArray[np.bool_], plan: Measured, margins: NDArray[np.float64], error: float) -> float:
-    """Upper confidence limit b of the mean absolute move from ``margins``, were the moves exponential; above 0."""
-    seen = len(plan)
-    moves = np.abs(plan.margins - margins[:seen])
-    lucky = at_random[:seen]
-    mean = max(float(group.mean()) for group in (moves, moves[lucky], moves[~lucky]) if len(group) >= min(_LEAST, seen))
-    limit = mean * 2 * seen / float(chi2.ppf(error, 2 * seen))
-    return max(limit, float(moves.max()) / math.log(seen / _LARGEST), np.finfo(np.float64).tiny)
+def _mean_limit(moves: NDArray[np.float64], error: float) -> float:
+    """Upper confidence limit of an exponential distribution's mean; infinite without any draw."""
+    if not len(moves):
+        return math.inf
+    return float(moves.sum()) * 2 / float(chi2.ppf(error, 2 * len(moves)))
 
 
 def _sampled_bounds(reference: Reference, plan: Measured, error: float) -> tuple[int, int]:

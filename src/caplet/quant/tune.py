@@ -19,7 +19,7 @@ from caplet.errors import ConfigError
 from caplet.fixed import AnyFormat, FixedFormat, Rounding
 from caplet.models.base import CapsNet, Stage, State
 from caplet.nn.functional import lengths, softmax, squash
-from caplet.nn.points import PointSpec, Storage
+from caplet.nn.points import PointSpec, Role, Storage
 from caplet.quant.calibrate import Calibration
 from caplet.quant.cost import stage_macs
 from caplet.quant.fake import point_noise
@@ -66,8 +66,8 @@ class _Reference:
 class Tuner:
     """Chooses formats on top of a calibration; each answer is computed when first asked for, and remembered.
 
-    Points with a declared bound, powers of two, the paper's formats and widths above :data:`WIDEST` are the
-    calibration's.
+    Points with a declared bound, biases (they keep many bits, and their exponents never moved where it was tried),
+    powers of two, the paper's formats and widths above :data:`WIDEST` are the calibration's.
 
     Args:
         images: uint8 (N, C, H, W), a few dozen calibration images.
@@ -96,8 +96,9 @@ class Tuner:
         """The format of point ``key`` at ``width`` bits that changes the class-capsule lengths least."""
         used = rule or FormatRule()
         start = self.calibration.format(key, width, used, rounding)
-        bounded = self.calibration.specs[key].bound is not None and used.exponents is Exponents.BOUND
-        if bounded or used.exponents is Exponents.PAPER or start.bits > WIDEST or not isinstance(start, FixedFormat):
+        spec = self.calibration.specs[key]
+        settled = spec.role is Role.BIAS or (spec.bound is not None and used.exponents is Exponents.BOUND)
+        if settled or used.exponents is Exponents.PAPER or start.bits > WIDEST or not isinstance(start, FixedFormat):
             return start
         if (key, width, used, rounding) not in self._known:
             self._known[key, width, used, rounding] = self._climb(key, start, rounding)
