@@ -21,6 +21,7 @@ _API = (
     "backbone_caps",
     "build",
     "calibrate",
+    "check_model",
     "diff_runs",
     "evaluate",
     "export_c",

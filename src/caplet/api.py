@@ -22,6 +22,7 @@ from caplet.data import load_data
 from caplet.errors import ModelError
 from caplet.fixed import Rounding
 from caplet.jobs.bench import BenchSettings, bench
+from caplet.jobs.check import Check, check_model
 from caplet.jobs.diff import Diff, diff_runs
 from caplet.jobs.engine import Engine
 from caplet.jobs.evaluate import Evaluation, evaluate
@@ -65,6 +66,7 @@ __all__ = [
     "BACKBONE_RECIPE",
     "BenchSettings",
     "CapsNet",
+    "Check",
     "Comparison",
     "Diff",
     "EmitSettings",
@@ -90,6 +92,7 @@ __all__ = [
     "bench",
     "build",
     "calibrate",
+    "check_model",
     "diff_runs",
     "evaluate",
     "export_c",

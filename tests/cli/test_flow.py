@@ -304,3 +304,13 @@ def test_trace_names_the_first_difference(caplet: Caplet, trained: Path, quantiz
     assert found["comparisons"][0]["first"] is None
     assert "--model" in caplet("trace", quantized).error()
     assert "0 to" in caplet("trace", quantized, "--levels", "program,native", "--sample", 10**6).error()
+
+
+def test_check_before_any_work(caplet: Caplet, trained: Path, quantized: Path) -> None:
+    done = caplet("check", trained / "model.safetensors", "--images", 100)
+    assert done.code == 0
+    assert "39,376 parameters" in done.out
+    assert "8 bits everywhere" in done.out
+    found = caplet("check", quantized / "model_satisfied.caplet", "--json").json()
+    assert found["fits"][0]["bits"] is None
+    assert "no such file" in caplet("check", quantized / "nothing.pt").error().lower()

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 import caplet
 from caplet.cli import (
     bench,
+    check,
     demo,
     diff,
     doctor,
@@ -81,6 +82,7 @@ app.command("demo")(demo.command)
 app.command("train")(train.command)
 app.command("eval")(evaluate.command)
 app.command("prune")(prune.command)
+app.command("check")(check.command)
 app.command("quantize")(quantize.command)
 app.command("sensitivity")(sensitivity.command)
 app.command("export")(export.command)
