@@ -25,6 +25,7 @@ _API = (
     "diff_runs",
     "evaluate",
     "export_c",
+    "finetune_model",
     "inspect",
     "list_models",
     "load",

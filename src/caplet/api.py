@@ -26,6 +26,7 @@ from caplet.jobs.check import Check, check_model
 from caplet.jobs.diff import Diff, diff_runs
 from caplet.jobs.engine import Engine
 from caplet.jobs.evaluate import Evaluation, evaluate
+from caplet.jobs.finetune import FinetuneRun, finetune_model, finetune_settings, plan_of_widths
 from caplet.jobs.inspect import inspect_model
 from caplet.jobs.prune import PruneResult
 from caplet.jobs.prune import prune as prune_model
@@ -73,6 +74,7 @@ __all__ = [
     "Engine",
     "Evaluation",
     "Export",
+    "FinetuneRun",
     "Granularity",
     "Method",
     "Program",
@@ -97,6 +99,8 @@ __all__ = [
     "evaluate",
     "export_c",
     "find_program",
+    "finetune_model",
+    "finetune_settings",
     "inspect",
     "list_models",
     "load",
@@ -108,10 +112,12 @@ __all__ = [
     "parse_levels",
     "parse_parts",
     "parse_targets",
+    "plan_of_widths",
     "prune_curves",
     "prune_model",
     "prune_settings",
     "quantize",
+    "read_plan",
     "recipes",
     "reconstruct",
     "record_trace",
@@ -154,6 +160,11 @@ def load_plan(program: str | Path) -> QuantPlan | None:
     program = Path(program)
     path = program.with_name(f"{program.stem.replace('model', 'plan', 1)}.json")
     return QuantPlan.load(path) if path.exists() else None
+
+
+def read_plan(path: str | Path) -> QuantPlan:
+    """Read a plan file, ``plan_*.json`` of a run folder. Raises ArtefactError or PlanError where it is none."""
+    return QuantPlan.load(path)
 
 
 def inspect(model: str | Path | CapsNet | Program, image_size: int | None = None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from caplet.cli import (
     doctor,
     evaluate,
     export,
+    finetune,
     inspect,
     models,
     prune,
@@ -85,6 +86,7 @@ app.command("prune")(prune.command)
 app.command("check")(check.command)
 app.command("quantize")(quantize.command)
 app.command("sensitivity")(sensitivity.command)
+app.command("finetune")(finetune.command)
 app.command("export")(export.command)
 app.command("verify")(verify.command)
 app.command("trace")(trace.command)

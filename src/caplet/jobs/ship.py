@@ -20,7 +20,7 @@ from caplet.runtime.difference import first_difference
 
 Target = Literal["interpreter", "native", "cortex-m4"]
 TARGETS: tuple[Target, ...] = ("interpreter", "native", "cortex-m4")
-PREFERRED = ("model_satisfied.caplet", "model_accuracy.caplet", "model_memory.caplet")
+PREFERRED = ("model_finetuned.caplet", "model_satisfied.caplet", "model_accuracy.caplet", "model_memory.caplet")
 _CHUNK = 16
 
 

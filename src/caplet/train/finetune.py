@@ -57,8 +57,8 @@ class FinetuneTask(Task[Tuning]):
     def __init__(self, settings: Tuning, model: CapsNet, teacher: CapsNet | None) -> None:
         super().__init__(settings, Network(copy.deepcopy(model)), copy.deepcopy(model))
         self.limit = settings.steps
-        self.teacher = None if teacher is None else copy.deepcopy(teacher).eval().requires_grad_(False)
         followed = settings.distill_lengths + settings.distill_poses if teacher is not None else 0.0
+        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False) if teacher is not None and followed else None
         if settings.margin_weight + followed == 0:
             raise ConfigError("fine-tuning: margin_weight and all weights of distances to a teacher are 0; set one")
         if teacher is not None:

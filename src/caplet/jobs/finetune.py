@@ -1,0 +1,286 @@
+"""Fine-tune a trained model, in float or under a plan: train, ship the integers, measure them, write the run folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caplet.data import Splits
+from caplet.data.imageset import ImageSet
+from caplet.errors import ConfigError
+from caplet.jobs.engine import Engine, predictions
+from caplet.jobs.evaluate import check_data, float_predictions
+from caplet.jobs.quantize import CALIBRATION_IMAGES, artefacts, spread
+from caplet.jobs.records import record_details, record_flips, record_predictions
+from caplet.jobs.train import CURVES, MODEL, parse_changes
+from caplet.lower import lower
+from caplet.metrics import Accuracy, Paired, accuracy, paired
+from caplet.models.assemble import check_finite, named_tensors
+from caplet.models.base import CapsNet
+from caplet.models.checkpoint import save_model
+from caplet.program import Program
+from caplet.program.file import save_program
+from caplet.quant.calibrate import calibrate
+from caplet.quant.memory import count_memory
+from caplet.quant.plan import QuantPlan
+from caplet.quant.widths import Widths, describe, make_plan
+from caplet.report.curves import learning_curves
+from caplet.runs import METRICS, SPLITS, RunFolder, open_run
+from caplet.settings import make
+from caplet.train.finetune import finetune, weights_digest
+from caplet.train.loop import TrainResult
+from caplet.train.qat import QatSettings, finetune_under_plan
+from caplet.train.settings import FinetuneSettings
+
+ROLE = "finetuned"
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class FinetuneRun:
+    """A finished fine-tuning run.
+
+    Attributes:
+        model: the fine-tuned float weights.
+        model_path: their checkpoint.
+        plan: the plan with the exponents that the weights were trained for; None without one.
+        program, program_path: the integer Program and its ``.caplet`` file; None without a plan.
+        test: accuracy on the test split, opened once: the Program's, or the float model's without a plan.
+        against_start: the float model given and the result on the test images, paired.
+        metrics: what ``metrics.json`` holds.
+    """
+
+    model: CapsNet
+    model_path: Path
+    plan: QuantPlan | None
+    program: Program | None
+    program_path: Path | None
+    test: Accuracy
+    against_start: Paired
+    metrics: dict[str, Any]
+
+
+def finetune_settings(
+    changes: list[str] | dict[str, Any] | None = None,
+    *,
+    under_plan: bool,
+    epochs: int | None = None,
+    steps: int | None = None,
+) -> FinetuneSettings:
+    """The default settings with some of them changed; those of quantization-aware training ``under_plan``.
+
+    Args:
+        changes: settings by name, or ``NAME=VALUE`` texts.
+        epochs, steps: the settings of these names; steps alone run as many epochs as they need.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+    """
+    changed = parse_changes(changes) if isinstance(changes, list) else dict(changes or {})
+    changed |= {name: value for name, value in (("epochs", epochs), ("steps", steps)) if value is not None}
+    if changed.get("steps") is not None:
+        changed.setdefault("epochs", changed["steps"])  # an epoch has at least one step
+    return make(QatSettings if under_plan else FinetuneSettings, changed, "finetune")
+
+
+def plan_of_widths(model: CapsNet, splits: Splits, text: str) -> QuantPlan:
+    """A plan from widths such as ``"conv1=4/5, primary=2/5, digit=3/5/6"``: weights/activations/routing by group.
+
+    The routing width is the activations' where it is left out. Exponents are those of least squared error on images of
+    the calibration split.
+
+    Raises:
+        ConfigError: not such a list, or not exactly one entry per group of ``model.groups()``.
+        PlanError: a width outside 1..16.
+    """
+    found: dict[str, list[int]] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([\w.]+)\s*=\s*(\d{1,3})/(\d{1,3})(?:/(\d{1,3}))?\s*", part)
+        if match is None or match[1] in found:
+            raise ConfigError(
+                f"widths: {part.strip()!r}; the rule is GROUP=WEIGHTS/ACTIVATIONS or GROUP=WEIGHTS/ACTIVATIONS/ROUTING,"
+                " each group once, e.g. conv1=4/5, primary=2/5, digit=3/5/6"
+            )
+        found[match[1]] = [int(match[2]), int(match[3]), int(match[4] or match[3])]
+    groups = model.groups()
+    if set(found) != set(groups):
+        wrong = sorted(set(found) ^ set(groups))
+        raise ConfigError(f"widths: {wrong[0]!r}; give one entry for each group of the model: {', '.join(groups)}")
+    weights, activations, routing = (tuple(found[group][kind] for group in groups) for kind in range(3))
+    calibration = calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES))
+    return make_plan(model, calibration, Widths(weights, activations, routing))
+
+
+def finetune_model(
+    model: CapsNet,
+    splits: Splits,
+    out: str | Path,
+    plan: QuantPlan | None = None,
+    settings: FinetuneSettings | None = None,
+    *,
+    teacher: CapsNet | None = None,
+    resume: bool = False,
+    force: bool = False,
+    engine: Engine | str = Engine.AUTO,
+    note: Note = lambda text: None,
+    progress: bool = False,
+) -> FinetuneRun:
+    """Fine-tune ``model`` and write a run folder; with a plan, train its numbers and ship the integers.
+
+    Training and the choice of the kept epoch see ``splits.train`` and ``splits.calibration``; ``splits.test`` is opened
+    once, at the end. With a plan the accuracy reported is the integer Program's.
+
+    Args:
+        out: the run folder. See :func:`caplet.runs.open_run` for ``resume`` and ``force``.
+        plan: formats to train for; widths stay, exponents move as the settings say.
+        settings: :class:`~caplet.train.qat.QatSettings` with a plan, else :class:`FinetuneSettings`.
+        teacher: a float model to follow; with a plan, ``model`` itself where none is given.
+        engine: what runs the Program.
+        note: called with one line of text at every step and alarm.
+        progress: progress bar and one line per epoch on stderr.
+
+    Raises:
+        PlanError: the plan does not fit the model. ModelError, ConfigError, ArtefactError: see their messages.
+        KeyboardInterrupt: interrupted; ``resume`` goes on.
+    """
+    engine, under_plan = Engine(engine), plan is not None
+    settings = settings or finetune_settings(under_plan=under_plan)
+    if isinstance(settings, QatSettings) != under_plan:
+        raise ConfigError("finetune: QatSettings go with a plan, FinetuneSettings go without one")
+    check_finite(named_tensors(model), f"model {model.family}")
+    check_data(model, splits.calibration)
+    teacher = model if teacher is None and under_plan else teacher
+    resolved = {
+        **settings.model_dump(mode="json"),
+        "family": model.family,
+        "config": model.config.model_dump(mode="json"),
+        "model": weights_digest(model),
+        "teacher": None if teacher is None else weights_digest(teacher),
+        "plan": None if plan is None else plan.digest(),
+        "data": splits.info["name"],
+        "data_hashes": splits.info["hashes"],
+    }
+    if plan is not None:
+        lower(model, plan)  # refuses now what could not be shipped after hours of training
+    with open_run(out, resolved, resume=resume, force=force) as run:
+        splits.save_ids(run / SPLITS)
+        shipping = _Shipping(run, model, splits, engine, note)
+        if plan is None:
+            result = finetune(model, splits, run.path, settings, teacher=teacher, resume=resume, progress=progress)
+            return shipping.float_(result)
+        assert isinstance(settings, QatSettings)
+        before = shipping.integers(lower(model, plan), splits.calibration)
+        note(f"integers before training, calibration split: {before}")
+        trained = finetune_under_plan(
+            model,
+            plan,
+            splits,
+            run.path,
+            settings,
+            teacher=teacher,
+            resume=resume,
+            progress=progress,
+            note=note,
+        )
+        return shipping.program(trained.trained, trained.plan, before, trained.alarms)
+
+
+@dataclass(frozen=True)
+class _Shipping:
+    """Measures and writes a run's result."""
+
+    run: RunFolder
+    start: CapsNet
+    splits: Splits
+    engine: Engine
+    note: Note
+
+    def predict(self, program: Program, images: ImageSet) -> NDArray[np.int64]:
+        return predictions(program, images.images.numpy(), self.engine)[0]
+
+    def integers(self, program: Program, images: ImageSet) -> Accuracy:
+        """Accuracy of a Program."""
+        return _accuracy(self.predict(program, images), images)
+
+    def float_(self, result: TrainResult) -> FinetuneRun:
+        """The outcome without a plan."""
+        test = self.splits.test
+        self.note(f"measuring the test split once, {len(test):,} images")
+        first, last = float_predictions(self.start, test), float_predictions(result.model, test)
+        against = _paired(first, last, test)
+        metrics = self._write(result, first, {"test": _accuracy(last, test).to_json(), "paired": against.to_json()})
+        record_predictions(self.run, test, last, {})
+        return FinetuneRun(result.model, self.run / MODEL, None, None, None, _accuracy(last, test), against, metrics)
+
+    def program(self, result: TrainResult, plan: QuantPlan, before: Accuracy, alarms: tuple[str, ...]) -> FinetuneRun:
+        """The outcome under a plan: the Program written, and measured on the test split."""
+        test = self.splits.test
+        program = lower(result.model, plan, labels=test.classes, meta={"family": result.model.family})
+        model_file, plan_file = artefacts(ROLE)
+        path = self.run / model_file
+        save_program(program, path)
+        plan.save(self.run / plan_file)
+        kept = self.integers(program, self.splits.calibration)
+        self.note(f"measuring the test split once, {len(test):,} images")
+        first, last = float_predictions(self.start, test), self.predict(program, test)
+        against, memory = _paired(first, last, test), count_memory(result.model, plan)
+        record = {
+            "role": ROLE,
+            "file": path.name,
+            "file_bytes": path.stat().st_size,
+            "flash_bytes": program.flash_bytes,
+            "widths": describe(result.model, plan),
+            "memory": memory.to_json(),
+            "weight_reduction": memory.total.weight_reduction,
+            "activation_reduction": memory.total.activation_reduction,
+            "plan_digest": plan.digest(),
+            "calibration_before": before.to_json(),
+            "calibration": kept.to_json(),
+            "test": _accuracy(last, test).to_json(),
+            "paired": against.to_json(),
+        }
+        metrics = self._write(result, first, {"models": [record], "alarms": list(alarms)})
+        record_predictions(self.run, test, first, {ROLE: last})
+        record_flips(self.run, test, ROLE, first, last)
+        record_details(self.run, {ROLE: program})
+        return FinetuneRun(result.model, self.run / MODEL, plan, program, path, _accuracy(last, test), against, metrics)
+
+    def _write(self, result: TrainResult, first: NDArray[np.int64], outcome: dict[str, Any]) -> dict[str, Any]:
+        """Write weights, curves and metrics; returns the metrics."""
+        metrics = {
+            **outcome,
+            "float": {
+                "test": _accuracy(first, self.splits.test).to_json(),
+                "weight_bytes": 4 * count_memory(self.start).total.weights,
+            },
+            "finetune": {
+                "epoch": result.epoch,
+                "steps": result.history[-1]["global_step"],
+                "calibration_accuracy": result.calibration_accuracy,
+                "seconds": round(result.seconds, 1),
+                "images_per_second": round(result.images_per_second, 1),
+                "history": result.history,
+            },
+            "data": self.splits.info["name"],
+            "data_note": self.splits.info["note"],
+        }
+        save_model(result.model, self.run / MODEL, {"data": metrics["data"], "finetune": metrics["finetune"]})
+        self.run.write_bytes(CURVES, learning_curves(result.history, f"fine-tuning on {metrics['data']}"))
+        self.run.write_json(METRICS, metrics)
+        return metrics
+
+
+def _accuracy(predicted: NDArray[np.int64], images: ImageSet) -> Accuracy:
+    return accuracy(int((predicted == images.labels.numpy()).sum()), len(images))
+
+
+def _paired(first: NDArray[np.int64], last: NDArray[np.int64], images: ImageSet) -> Paired:
+    labels = images.labels.numpy()
+    return paired(first == labels, last == labels)
