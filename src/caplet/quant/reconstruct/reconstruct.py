@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from caplet.models.base import CapsNet
 from caplet.nn.layer import Layer
 from caplet.nn.memory import keep_freed_memory
 from caplet.nn.points import Role, Storage
+from caplet.quant.calibrate import calibrate
 from caplet.quant.fake import FakeQuant
 from caplet.quant.formats import best_fixed_format
 from caplet.quant.histogram import Histogram
@@ -25,11 +27,14 @@ from caplet.quant.plan import QuantPlan, output_axis
 from caplet.quant.reconstruct.chains import Chain
 from caplet.quant.reconstruct.channels import channel_format
 from caplet.quant.reconstruct.descend import Grid, fit
+from caplet.quant.reconstruct.equalise import equalised
 from caplet.quant.reconstruct.exponents import ExponentTuner, computed_points
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings
 from caplet.quant.reconstruct.store import Block, BlockStore, identity
 from caplet.quant.reconstruct.views import bias_of, make_view
 
+FreshFormat = Callable[[int], PlanFormat]
+"""The format of least squared error at a width."""
 Progress = Callable[[str, int, int], None]
 """Called with (layer, blocks done, blocks in all) after every block."""
 
@@ -64,7 +69,7 @@ class Reconstruction:
     Attributes:
         model: a copy whose weights and biases lie on the plan's grid: nearest rounding leaves them as they are, so
             fake-quant, lowering and C take exactly the codes that were chosen.
-        plan: the plan given, with other exponents where asked for and for biases that moved out of their range.
+        plan: the plan given, with other exponents where asked for, and for biases that moved out of their range.
         blocks: what happened, in order.
     """
 
@@ -120,12 +125,18 @@ class Reconstructor:
         keep_freed_memory()
         self._model, self._settings, self._progress = copy.deepcopy(model).eval(), settings, progress
         self._images = images[: settings.images]
+        self._fresh: dict[str, FreshFormat] = {}
+        if Part.EQUALISE in settings.parts:
+            self._model, keys = equalised(self._model, self._images[: settings.tuning_images])
+            calibration = calibrate(self._model, self._images[: settings.tuning_images])
+            self._fresh = {key: partial(calibration.format, key) for key in keys}
         self._tuned: dict[QuantPlan, QuantPlan] = {}  # first exponents by the formats that they were tuned from
         self._store = BlockStore(folder, identity(model, self._images, settings))
 
     def fit(self, plan: QuantPlan) -> Reconstruction:
         """The model fitted to ``plan``."""
         check_plan(self._model, plan)
+        plan = plan.with_formats({key: choose(plan.points[key].bits) for key, choose in self._fresh.items()})
         return _Run(self._model, plan, self._images, self._settings, self._store, self._tuned, self._progress).run()
 
 

@@ -15,6 +15,8 @@ DEFAULT_IMAGES = 1024
 class Part(StrEnum):
     """The parts of reconstruction; each can be used alone.
 
+    * ``equalise``: channels between a ReLU convolution and the next one are scaled to use their formats' ranges; the
+      exponents of those points are then chosen anew, by squared error.
     * ``exponents``: exponents are tuned together on the lengths of the class capsules; those of weights only without
       ``rounding``, which chooses codes for the exponents that they have.
     * ``channels``: every output channel of a weight gets an exponent of its own.
@@ -22,6 +24,7 @@ class Part(StrEnum):
     * ``rounding``: every weight's code is chosen to minimise its block's output error, not the weight's own error.
     """
 
+    EQUALISE = "equalise"
     EXPONENTS = "exponents"
     CHANNELS = "channels"
     BIAS = "bias"
@@ -71,10 +74,10 @@ class ReconstructSettings:
 
     parts: tuple[Part, ...] = tuple(Part)
     images: int = DEFAULT_IMAGES
-    sweeps: int = 3
-    rows_per_column: float = 1.0
+    sweeps: int = 2
+    rows_per_column: float = 0.5
     least_rows: int = 8192
-    shrink: float = 0.1
+    shrink: float = 0.5
     tuning_images: int = 128
     tuning_sweeps: int = 2
     seed: int = 0

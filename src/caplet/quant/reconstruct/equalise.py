@@ -1,0 +1,114 @@
+"""Equalisation: channels of a ReLU convolution scaled so that they and the weights that read them use their ranges.
+
+ReLU is homogeneous: dividing a channel by a positive factor before it and multiplying the next convolution's weights
+for that channel by the same factor changes nothing in float. Squash is not homogeneous, so nothing is ever moved
+across one.
+
+Source: Nagel et al. 2019 (data-free quantization, cross-layer equalisation). Differs: the range of a channel is that of
+its activations on calibration images, the tensor that is rounded, not that of the weights that make it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from caplet.data.imageset import to_float
+from caplet.models.base import CapsNet
+from caplet.nn.caps import ConvCaps2d
+from caplet.nn.conv import ConvReLU
+from caplet.nn.functional import softmax, squash
+from caplet.nn.points import PointSpec
+
+_BATCH = 64
+_FARTHEST = 16.0
+"""Largest factor and largest reciprocal of one."""
+
+Pair = tuple[ConvReLU, ConvReLU | ConvCaps2d]
+
+
+def pairs(model: CapsNet) -> Iterator[Pair]:
+    """ReLU convolutions whose output a single other convolution reads, and that one."""
+    layers = {layer.name: layer for layer in model.layers()}
+    readers: dict[str, list[str]] = {}
+    for stage in model.stages():
+        for name, sources in stage.wiring.items():
+            for source in sources:
+                readers.setdefault(source, []).append(name)
+    for layer in layers.values():
+        if isinstance(layer, ConvReLU):
+            names = readers.get(f"{layer.name}.activation", [])
+            reader = layers[names[0]] if len(names) == 1 else None
+            if isinstance(reader, ConvReLU | ConvCaps2d):
+                yield layer, reader
+
+
+def equalised(model: CapsNet, images: Tensor) -> tuple[CapsNet, tuple[str, ...]]:
+    """A copy that computes the same, and the keys of the points whose values changed.
+
+    Channel i is divided by ``sqrt(a_i / w_i)``, a and w being the root mean squares of its activations and of the
+    weights that read it (a channel without either is left alone), up to one common factor that keeps the geometric
+    mean. A batch norm after the ReLU takes the factor into its scale and offset.
+
+    Args:
+        images: uint8 (N, C, H, W), a few dozen calibration images.
+    """
+    copied = copy.deepcopy(model).eval()
+    power = _channel_power(copied, images)
+    changed: list[str] = []
+    with torch.no_grad():
+        for first, second in pairs(copied):
+            factor = _factor(power[f"{first.name}.activation"], second.weight)
+            if first.batch_norm is None:
+                first.weight.div_(factor.view(-1, 1, 1, 1))
+                first.bias.div_(factor)
+                touched = ("weight", "bias", "activation")
+            else:
+                first.batch_norm.weight.div_(factor)
+                first.batch_norm.bias.div_(factor)
+                touched = ("scale", "offset", "activation")
+            second.weight.mul_(factor.view(1, -1, 1, 1))
+            changed += [*(f"{first.name}.{name}" for name in touched), f"{second.name}.weight"]
+    return copied, tuple(dict.fromkeys(changed))
+
+
+def _factor(power: Tensor, weight: Tensor) -> Tensor:
+    """What each channel is divided by, float (channels,)."""
+    reading = weight.square().mean((0, 2, 3)).sqrt()
+    size = power.sqrt()
+    alive = (size > 0) & (reading > 0)
+    logarithm = torch.zeros_like(size)
+    logarithm[alive] = (size[alive].log() - reading[alive].log()) / 2
+    logarithm[alive] -= logarithm[alive].mean()
+    return logarithm.exp().clamp(1 / _FARTHEST, _FARTHEST)
+
+
+class _Power:
+    """A :class:`~caplet.nn.points.PointHandler` that sums the squares of every channel of the activations."""
+
+    def __init__(self, keys: set[str]) -> None:
+        self.keys = keys
+        self.sums: dict[str, Tensor] = {}
+
+    def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
+        if key in self.keys:
+            self.sums[key] = self.sums.get(key, torch.zeros(spec.shape[0])) + value.square().sum((0, 2, 3))
+        return value
+
+    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
+        return softmax(logits, dim)
+
+    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
+        return squash(capsules, dim)
+
+
+def _channel_power(model: CapsNet, images: Tensor) -> dict[str, Tensor]:
+    """Sum of squares of every channel of the activations that can be scaled, by point."""
+    handler = _Power({f"{first.name}.activation" for first, _ in pairs(model)})
+    with torch.no_grad(), model.handle(handler):
+        for batch in images.split(_BATCH):
+            model(to_float(batch))
+    return handler.sums

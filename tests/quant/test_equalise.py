@@ -1,0 +1,94 @@
+"""Equalisation changes no function, and touches nothing beyond a ReLU and the next convolution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from caplet.data.imageset import to_float
+from caplet.models.base import CapsNet
+from caplet.models.registry import build
+from caplet.quant.reconstruct.equalise import _channel_power, equalised, pairs
+from caplet.quant.reconstruct.reconstruct import reconstruct
+from caplet.quant.reconstruct.settings import Part, ReconstructSettings
+from caplet.quant.widths import Widths, make_plan
+
+
+def uneven(model: CapsNet, seed: int = 0) -> CapsNet:
+    """Channels of the first convolution of very different sizes, one of them dead."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for first, second in pairs(model):
+            size = torch.exp(torch.randn(len(first.bias), generator=generator))
+            size[0] = 0.0
+            if first.batch_norm is None:
+                first.weight.mul_(size.view(-1, 1, 1, 1))
+                first.bias.mul_(size)
+            else:
+                first.batch_norm.weight.mul_(size)
+                first.batch_norm.bias.mul_(size).add_(0.1 * size)
+            second.weight.div_(size.clamp_min(0.1).view(1, -1, 1, 1))
+    return model
+
+
+def two_stems() -> CapsNet:
+    torch.manual_seed(3)
+    stem = [{"kernel": 3, "channels": 8}, {"kernel": 3, "channels": 6}]
+    settings = {"image": [1, 12, 12], "stem": stem, "primary_types": 3, "primary_dim": 4, "primary_kernel": 3}
+    return build("shallow", {**settings, "class_dim": 4}).eval()
+
+
+def deep() -> CapsNet:
+    torch.manual_seed(4)
+    block = {"types": 2, "dim": 4, "stride": 2}
+    return build("deep", {"image": [1, 16, 16], "channels": 8, "blocks": [block] * 4, "class_dim": 4}).eval()
+
+
+@pytest.mark.parametrize(("make", "expected"), [(two_stems, 2), (deep, 1)])
+def test_the_function_is_preserved(make: Any, expected: int) -> None:
+    model = uneven(make())
+    assert len(list(pairs(model))) == expected
+    images = torch.randint(0, 256, (12, *model.config.image), dtype=torch.uint8)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    copied, changed = equalised(model, images)
+    with torch.no_grad():
+        wanted, found = model(to_float(images)), copied(to_float(images))
+    assert float((found - wanted).norm()) <= 1e-5 * float(wanted.norm())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    after = copied.state_dict()
+    moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    for name in moved:
+        assert any(part in name for part in ("stem", "conv1", "primary.weight", "l1.weight")), name
+    assert not any(key.startswith("digit") or "primary.bias" in key for key in changed)
+
+
+def test_channels_and_their_weights_come_to_equal_sizes() -> None:
+    model = uneven(two_stems())
+    images = torch.randint(0, 256, (12, *model.config.image), dtype=torch.uint8)
+    copied, _ = equalised(model, images)
+
+    def ratio(net: CapsNet) -> float:
+        first, second = next(iter(pairs(net)))
+        power = _channel_power(net, images)[f"{first.name}.activation"].sqrt()
+        reading = second.weight.detach().square().mean((0, 2, 3)).sqrt()
+        alive = power > 0
+        return float((power[alive] / reading[alive]).log().std())
+
+    assert ratio(copied) < 0.2 * ratio(model)
+
+
+def test_reconstruction_starts_from_the_equalised_model(digits: Any) -> None:
+    plan = make_plan(digits.model, digits.calibration, Widths.uniform(3, 5))
+    settings = ReconstructSettings((Part.EQUALISE,), tuning_images=32)
+    found = reconstruct(digits.model, plan, digits.images[:40], settings)
+    assert {key: fmt.bits for key, fmt in found.plan.points.items()} == {
+        key: fmt.bits for key, fmt in plan.points.items()
+    }
+    copied, changed = equalised(digits.model, digits.images[:32])
+    assert set(found.plan.diff(plan)) <= set(changed)
+    for layer, other in zip(found.model.layers(), copied.layers(), strict=True):
+        for name in {"weight"} & set(layer.specs):
+            fmt = found.plan.points[f"{layer.name}.{name}"]
+            assert torch.equal(layer.weight.detach(), fmt.quantize(other.weight.detach()))
