@@ -23,6 +23,15 @@ from caplet.errors import ModelError
 from caplet.fixed import Rounding
 from caplet.jobs.bench import BenchSettings, bench
 from caplet.jobs.check import Check, check_model
+from caplet.jobs.compress.job import compress
+from caplet.jobs.compress.result import CompressedModel
+from caplet.jobs.compress.settings import CompressSettings, Limits
+from caplet.jobs.compress.start import (
+    compress_by_settings,
+    compress_settings,
+    estimate_compression,
+    write_settings,
+)
 from caplet.jobs.diff import Diff, diff_runs
 from caplet.jobs.engine import Engine
 from caplet.jobs.evaluate import Evaluation, evaluate
@@ -69,6 +78,8 @@ __all__ = [
     "CapsNet",
     "Check",
     "Comparison",
+    "CompressSettings",
+    "CompressedModel",
     "Diff",
     "EmitSettings",
     "Engine",
@@ -76,6 +87,7 @@ __all__ = [
     "Export",
     "FinetuneRun",
     "Granularity",
+    "Limits",
     "Method",
     "Program",
     "PruneResult",
@@ -95,7 +107,11 @@ __all__ = [
     "build",
     "calibrate",
     "check_model",
+    "compress",
+    "compress_by_settings",
+    "compress_settings",
     "diff_runs",
+    "estimate_compression",
     "evaluate",
     "export_c",
     "find_program",
@@ -131,6 +147,7 @@ __all__ = [
     "train_model",
     "verify_engines",
     "write_report",
+    "write_settings",
 ]
 
 

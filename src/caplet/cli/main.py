@@ -12,12 +12,14 @@ import caplet
 from caplet.cli import (
     bench,
     check,
+    compress,
     demo,
     diff,
     doctor,
     evaluate,
     export,
     finetune,
+    init,
     inspect,
     models,
     prune,
@@ -80,6 +82,8 @@ def options(
 
 
 app.command("demo")(demo.command)
+app.command("compress")(compress.command)
+app.command("init")(init.command)
 app.command("train")(train.command)
 app.command("eval")(evaluate.command)
 app.command("prune")(prune.command)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from caplet.cli.output import console, kilobytes
 
 if TYPE_CHECKING:
-    from caplet.api import QuantizeResult
+    from caplet.api import CompressedModel, QuantizeResult
 
 
 def show_quantized(result: QuantizeResult) -> None:
@@ -50,3 +50,48 @@ def show_quantized(result: QuantizeResult) -> None:
         f"{metrics['reason']}; {search['probes']} probes, {search['full_passes']:.1f} full passes of"
         f" {search['calibration_images']:,} calibration images, {search['seconds']:.0f} s"
     )
+
+
+def show_compressed(result: CompressedModel) -> None:
+    """The verdict: float against integers, every limit, every engine, and where the files are."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    metrics, out = result.metrics, console()
+    before, after, pair = metrics["float"], metrics["compressed"], metrics["compressed"]["paired"]
+    table = Table(
+        title=f"Float against the result: {pair['n']:,} test images, 95 % intervals",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for heading in ("model", "accuracy (%)", "loss (pp)", "bytes", "MACs"):
+        table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
+    first, second = before["test"], after["test"]
+    table.add_row(
+        "float",
+        f"{first['percent']:.2f} [{first['low']:.2f}, {first['high']:.2f}]",
+        "",
+        kilobytes(before["bytes"]),
+        f"{before['macs']:,}",
+    )
+    table.add_row(
+        "compressed",
+        f"{second['percent']:.2f} [{second['low']:.2f}, {second['high']:.2f}]",
+        f"{pair['loss']:+.2f} [{pair['low']:+.2f}, {pair['high']:+.2f}]",
+        kilobytes(after["file_bytes"]),
+        f"{metrics['limits']['macs']['found']:,}",
+    )
+    out.print(table)
+    names = {"max_drop": "loss on calibration images (pp)", "flash": "flash", "ram": "RAM", "macs": "MACs"}
+    for name, limit in metrics["limits"].items():
+        found = f"{limit['found']:+.2f}" if name == "max_drop" else f"{limit['found']:,}"
+        if limit["asked"] is None:
+            out.print(f"{names[name]}: {found}, no limit")
+        else:
+            kept = "missed" if name in metrics["missed"] else "kept"
+            out.print(f"{names[name]}: {found} of {limit['asked']:,}: {kept}")
+    for engine in metrics["verified"]:
+        same = engine["codes"] - engine["differing"]
+        out.print(f"{engine['target']}: {same:,} of {engine['codes']:,} codes identical")
+    out.print(f"{after['times_smaller']:.1f}x fewer bytes; see {result.report}")

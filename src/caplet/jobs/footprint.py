@@ -25,6 +25,14 @@ from caplet.program.verify import verify
 from caplet.quant.plan import QuantPlan
 from caplet.quant.target import Footprint
 
+CODE_BYTES = 12 << 10
+"""Room for the runtime's code in firmware, beside the packed constants."""
+
+
+def firmware_bytes(program: Program) -> int:
+    """Flash that firmware of ``program`` is expected to take: packed constants and code, in bytes."""
+    return program.flash_bytes + CODE_BYTES
+
 
 def footprint(model: CapsNet, plan: QuantPlan) -> Footprint:
     """The footprint of ``model`` under ``plan``; the RAM is the arena's, with all votes stored.

@@ -1,0 +1,1 @@
+"""Compression as one job: train or load, prune, fine-tune, quantize, verify, export, report."""

@@ -1,0 +1,167 @@
+"""The settings of a compression run: a model or a recipe, data, limits, and what each stage may do."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from caplet.amounts import parse_bytes, parse_count
+from caplet.errors import ConfigError
+from caplet.files import why
+from caplet.quant.search.methods import Method
+from caplet.settings import make
+
+Bytes = Annotated[PositiveInt, BeforeValidator(lambda value: parse_bytes(value) if isinstance(value, str) else value)]
+Count = Annotated[PositiveInt, BeforeValidator(lambda value: parse_count(value) if isinstance(value, str) else value)]
+Choice = Literal["auto", "yes", "no"]
+BATCH = 32
+"""Images per step of fine-tuning."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Limits(_Table):
+    """What the result must keep to; a limit that is None does not bind.
+
+    Attributes:
+        max_drop: accepted loss of accuracy against the float model in percentage points, on the calibration split.
+        flash: bytes of the whole firmware: packed weights, tables, code.
+        ram: bytes of the arena.
+        macs: multiply-accumulates of one image.
+    """
+
+    max_drop: float = Field(default=0.3, ge=0, lt=100)
+    flash: Bytes | None = None
+    ram: Bytes | None = None
+    macs: Count | None = None
+
+
+class Pruning(_Table):
+    """How capsules are removed.
+
+    Attributes:
+        use: ``auto`` prunes as far as the measured trade-off says, which may be not at all.
+        score: see :mod:`caplet.prune`.
+        epochs, least_steps, lr: of fine-tuning after pruning, distilled from the float model: so many epochs, but at
+            least so many steps of 32 images; the peak learning rate.
+        probes: fractions of the multiply-accumulates at which the trade-off is measured.
+        probe_steps: steps of fine-tuning at every probe.
+    """
+
+    use: Choice = "auto"
+    score: str = "taylor"
+    epochs: PositiveInt = 1
+    least_steps: NonNegativeInt = 1000
+    lr: PositiveFloat = 1e-3
+    probes: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.25, 0.12, 0.06)
+    probe_steps: NonNegativeInt = 200
+
+
+class Quantizing(_Table):
+    """How widths are found.
+
+    Attributes:
+        method: the search.
+        probes: widths at which the trade-off is measured, the same for every tensor.
+        finetune: quantization-aware training when the search alone does not keep to the limits (``auto``), or always.
+    """
+
+    method: Method = Method.ILP
+    probes: tuple[Annotated[int, Field(ge=2, le=8)], ...] = (8, 6, 5, 4, 3)
+    finetune: Choice = "auto"
+
+
+class Verifying(_Table):
+    """What is compared in the end.
+
+    Attributes:
+        images: of the test split, on every engine.
+        device_images: on an emulated device.
+    """
+
+    images: PositiveInt = 100
+    device_images: PositiveInt = 5
+
+
+class CompressSettings(_Table):
+    """Settings of a compression run, immutable and JSON-able.
+
+    Attributes:
+        model: a trained model's file, or None.
+        recipe: what to train instead: a name of ``caplet train --recipe`` or a TOML file.
+        data: dataset name or image folder; None for the recipe's.
+        root, size, channels, calibration_size: as ``caplet train``.
+        target: ``host``, or a device whose firmware is built and run in an emulator.
+        seed: of everything that draws.
+    """
+
+    model: str | None = None
+    recipe: str | None = None
+    data: str | None = None
+    root: str | None = None
+    size: PositiveInt | None = None
+    channels: Literal[1, 3] | None = None
+    calibration_size: PositiveInt | None = None
+    target: Literal["host", "cortex-m4"] = "host"
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
+    limits: Limits = Limits()
+    prune: Pruning = Pruning()
+    quantize: Quantizing = Quantizing()
+    verify: Verifying = Verifying()
+
+    def finetuned(self, images: int) -> float:
+        """Epochs of fine-tuning after pruning, with ``images`` in the training split."""
+        steps = max(1, images // BATCH)
+        return max(float(self.prune.epochs), self.prune.least_steps / steps)
+
+    @property
+    def ram(self) -> Literal["fast", "small"]:
+        """Memory plan of the firmware: votes are recomputed where RAM is limited, and stored elsewhere."""
+        return "fast" if self.limits.ram is None and self.target == "host" else "small"
+
+
+def read_settings(path: str | Path, changes: dict[str, Any] | None = None) -> CompressSettings:
+    """Settings from a TOML file, with some of them changed.
+
+    Args:
+        changes: nested as the file's tables are.
+
+    Raises:
+        ConfigError: unreadable, not TOML, or a setting is unknown (the nearest is named) or out of range.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the settings file {path}: {why(error)}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}") from None
+    return checked({**values, **(merged(values, changes or {}))}, str(path))
+
+
+def checked(values: dict[str, Any], where: str = "compress") -> CompressSettings:
+    """Settings from JSON-like values. Raises ConfigError, also unless one of model and recipe is given."""
+    settings = make(CompressSettings, values, where)
+    if (settings.model is None) == (settings.recipe is None):
+        found = "both" if settings.model is not None else "neither"
+        raise ConfigError(f"{where}: model and recipe: {found} given; give the trained model, or what to train")
+    if settings.model is not None and settings.data is None:
+        raise ConfigError(f"{where}: data: not given; name the dataset or image folder that the model was trained on")
+    return settings
+
+
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with ``changes``, table by table.
+
+    >>> merged({"a": 1, "t": {"x": 1, "y": 2}}, {"t": {"y": 3}})
+    {'a': 1, 't': {'x': 1, 'y': 3}}
+    """
+    result = dict(values)
+    for name, value in changes.items():
+        inner = result.get(name)
+        result[name] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return result

@@ -1,0 +1,180 @@
+"""Where a compression starts: settings from files and options, the model and the data they name, an estimate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from caplet.data import Splits, load_data
+from caplet.errors import ArtefactError
+from caplet.files import why, write_atomic
+from caplet.jobs.compress.job import Note, Progress, compress
+from caplet.jobs.compress.result import CompressedModel
+from caplet.jobs.compress.settings import BATCH, CompressSettings, checked, read_settings
+from caplet.jobs.compress.template import settings_template
+from caplet.jobs.train import fit_to_data, resolve_recipe
+from caplet.models.base import CapsNet
+from caplet.models.checkpoint import load_model
+from caplet.prune.cost import cost_of
+from caplet.train.loss import margin_loss
+from caplet.train.settings import build_model
+
+_BATCH, _TRAINED = 100, BATCH
+_SEARCH_PASSES = 12
+"""Full passes of the calibration images that a search for widths is reckoned with."""
+_TORCH_BYTES, _CACHE_BYTES = 500_000_000, 1_600_000_000
+
+
+def compress_settings(path: str | Path | None, changes: dict[str, Any]) -> CompressSettings:
+    """Settings from a TOML file, if there is one, with ``changes``. Raises ConfigError; see :func:`read_settings`."""
+    return checked(changes) if path is None else read_settings(path, changes)
+
+
+def write_settings(path: str | Path, *, model: str | None, recipe: str, data: str, force: bool = False) -> None:
+    """Write a commented settings file. Raises ArtefactError where there is one already, or none can be written."""
+    path = Path(path)
+    if path.exists() and not force:
+        raise ArtefactError(f"{path} exists; choose another name, or --force")
+    text = settings_template(model, recipe, data)
+    try:
+        write_atomic(path, lambda stream: stream.write(text.encode()))
+    except OSError as error:
+        raise ArtefactError(f"cannot write {path}: {why(error)}") from error
+
+
+def compress_by_settings(
+    settings: CompressSettings,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    threads: int | None = None,
+    note: Note = lambda text: None,
+    progress: Progress | None = None,
+    bars: bool = False,
+) -> CompressedModel:
+    """Load what the settings name and compress it; see :func:`caplet.jobs.compress.job.compress`.
+
+    Args:
+        threads: of the CPU; None for torch's choice.
+        bars: show a progress bar while data are read and networks are trained.
+    """
+    with_threads(threads)
+    model = None if settings.model is None else load_model(settings.model)
+    return compress(
+        model,
+        load_splits(settings, bars),
+        out,
+        settings,
+        resume=resume,
+        force=force,
+        note=note,
+        progress=progress,
+        bars=bars,
+    )
+
+
+def load_splits(settings: CompressSettings, progress: bool = False) -> Splits:
+    """The data that the settings, or their recipe, name. Raises DataError, ConfigError."""
+    recipe = None if settings.recipe is None else resolve_recipe(settings.recipe, {})
+    name = settings.data or (recipe.dataset if recipe is not None else "")
+    size = settings.calibration_size or (recipe.calibration_size if recipe is not None else None)
+    return load_data(
+        name,
+        settings.root,
+        calibration_size=size,
+        size=settings.size,
+        channels=settings.channels,
+        progress=progress,
+    )
+
+
+def with_threads(threads: int | None) -> None:
+    """Use so many CPU threads; None leaves torch's choice."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def estimate_compression(
+    settings: CompressSettings, *, threads: int | None = None, progress: bool = False
+) -> dict[str, Any]:
+    """What a compression would do, with estimated minutes and peak memory, from the speed of a few batches here.
+
+    Returns:
+        JSON values: ``stages`` (stage, about, minutes), ``minutes``, ``memory_bytes``.
+    """
+    with_threads(threads)
+    splits = load_splits(settings, progress)
+    rows: list[dict[str, Any]] = []
+    if settings.recipe is None:
+        assert settings.model is not None
+        model = load_model(settings.model)
+    else:
+        recipe = fit_to_data(resolve_recipe(settings.recipe, {}), splits)
+        model = build_model(recipe)
+        rows.append(_row("train", f"recipe {settings.recipe}", recipe.epochs * len(splits.train) / _training(model)))
+    infer, train = _inference(model), _training(model)
+    tested = (len(splits.calibration) + len(splits.test)) / infer
+    probes = () if settings.prune.use == "no" else settings.prune.probes
+    tuned = settings.prune.probe_steps * _TRAINED / train
+    looked = 2000 / infer
+    rows.append(
+        _row(
+            "curves",
+            f"{len(probes)} amounts of pruning, {len(settings.quantize.probes)} widths",
+            sum(tuned * fraction + looked for fraction in probes) + looked * len(settings.quantize.probes),
+        )
+    )
+    if probes:
+        epochs = settings.finetuned(len(splits.train))
+        spent = epochs * len(splits.train) / train * max(probes)
+        rows.append(_row("prune", f"at most to {max(probes):.0%}, {epochs:.3g} epochs", spent + tested))
+    passes = _SEARCH_PASSES * len(splits.calibration) / infer
+    rows.append(_row("quantize", f"{settings.quantize.method} on {len(splits.calibration):,} images", passes + tested))
+    rows.append(_row("firmware, verify", f"{settings.verify.images} images, {settings.target}", 60.0))
+    cost = cost_of(model)
+    batch = _BATCH * sum(layer.activation_bytes for layer in cost.layers)
+    memory = _TORCH_BYTES + _CACHE_BYTES + 4 * cost.bytes + 2 * batch
+    minutes = sum(row["minutes"] for row in rows)
+    return {"stages": rows, "minutes": minutes, "memory_bytes": memory}
+
+
+def _row(stage: str, about: str, seconds: float) -> dict[str, Any]:
+    return {"stage": stage, "about": about, "minutes": seconds / 60}
+
+
+def _inference(model: CapsNet) -> float:
+    """Images per second forward."""
+    images = torch.zeros(_BATCH, *model.config.image)
+
+    def step() -> None:
+        with torch.inference_mode():
+            model.eval()(images)
+
+    return _BATCH / _fastest(step)
+
+
+def _training(model: CapsNet) -> float:
+    """Images per second forward and backward."""
+    images = torch.zeros(_TRAINED, *model.config.image)
+    labels = torch.zeros(_TRAINED, dtype=torch.int64)
+
+    def step() -> None:
+        margin_loss(model.train()(images), labels).backward()
+        model.zero_grad()
+
+    return _TRAINED / _fastest(step)
+
+
+def _fastest(step: Callable[[], None], times: int = 3) -> float:
+    """Seconds of the fastest of a few calls."""
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)

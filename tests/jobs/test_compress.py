@@ -1,0 +1,128 @@
+"""Compression as one job, on a small network for digits."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caplet import api
+from caplet.data import Splits
+from caplet.errors import ArtefactError, ConfigError
+from caplet.jobs.compress.job import compress
+from caplet.jobs.compress.result import CompressedModel
+from caplet.jobs.compress.settings import CompressSettings, checked, read_settings
+from caplet.jobs.compress.start import estimate_compression, write_settings
+from caplet.jobs.compress.template import settings_template
+from caplet.jobs.stages import STAGES
+from caplet.runs import METRICS, RunFolder
+
+QUICK = {
+    "prune": {"probes": [0.5], "probe_steps": 5, "least_steps": 20},
+    "quantize": {"probes": [8, 4], "method": "progressive"},
+    "verify": {"images": 3},
+}
+
+
+def settings(model: Path, **limits: Any) -> CompressSettings:
+    return checked({**QUICK, "model": str(model), "data": "digits", "limits": limits})
+
+
+@pytest.fixture(scope="module")
+def data() -> Splits:
+    return api.load_data("digits", calibration_size=120)
+
+
+@pytest.fixture(scope="module")
+def compressed(trained: Path, data: Splits, tmp_path_factory: pytest.TempPathFactory) -> CompressedModel:
+    file = trained / "model.safetensors"
+    folder = tmp_path_factory.mktemp("compressed") / "run"
+    return compress(api.load_float(file), data, folder, settings(file, max_drop=20.0))
+
+
+def test_the_result_is_what_the_files_hold(compressed: CompressedModel, data: Splits, tmp_path: Path) -> None:
+    metrics = compressed.metrics
+    assert compressed.met
+    assert metrics["compressed"]["file_bytes"] == (compressed.folder / "model.caplet").stat().st_size
+    assert compressed.accuracy(data.test).percent == metrics["compressed"]["test"]["percent"]
+    assert {row["target"]: row["differing"] for row in metrics["verified"]} == {"interpreter": 0, "native": 0}
+    assert compressed.report.read_text().startswith("<!")
+    compressed.save(tmp_path / "copy.caplet")
+    assert api.load_program(tmp_path / "copy.caplet").name == compressed.program.name
+
+
+def test_a_second_run_does_nothing_again(compressed: CompressedModel, trained: Path, data: Splits) -> None:
+    file = trained / "model.safetensors"
+    before = (compressed.folder / STAGES).read_text()
+    again = compress(api.load_float(file), data, compressed.folder, settings(file, max_drop=20.0), resume=True)
+    assert (compressed.folder / STAGES).read_text() == before
+    assert all(stage["skipped"] for stage in again.metrics["stages"].values())
+
+
+def test_changed_inputs_are_refused_when_resuming(compressed: CompressedModel, trained: Path, data: Splits) -> None:
+    file = trained / "model.safetensors"
+    with pytest.raises(ConfigError, match="setting 'limits' was"):
+        compress(api.load_float(file), data, compressed.folder, settings(file, max_drop=19.0), resume=True)
+
+
+def test_limits_out_of_reach_give_the_nearest_network(trained: Path, data: Splits, tmp_path: Path) -> None:
+    file = trained / "model.safetensors"
+    result = compress(api.load_float(file), data, tmp_path / "run", settings(file, max_drop=30.0, ram=100, macs=10))
+    assert not result.met
+    assert result.metrics["missed"] == ["ram", "macs"]
+    assert (tmp_path / "run" / "model.caplet").exists()
+    assert RunFolder(tmp_path / "run").read_json(METRICS)["met"] is False
+
+
+def test_the_template_shows_every_setting_with_its_default() -> None:
+    text = settings_template('a "model".pt', data="digits")
+    assert read_text(text) == checked({"model": 'a "model".pt', "data": "digits"})
+    shown = read_text(re.sub(r"^# (?=[a-z_]+ = )", "", text, flags=re.M), recipe=None)
+    default = checked({"model": "x", "data": "digits"})
+    for table in ("prune", "quantize", "verify"):
+        assert getattr(shown, table) == getattr(default, table)
+        names = set(tomllib.loads(re.sub(r"^# (?=[a-z_]+ = )", "", text, flags=re.M))[table])
+        assert names == set(type(getattr(default, table)).model_fields)
+
+
+def read_text(text: str, **changes: Any) -> CompressSettings:
+    return checked({**tomllib.loads(text), **changes})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("recipe = 'digits'\nlimit = 3", "did you mean 'limits'"),
+        ("recipe = 'digits'\n[limits]\nflsh = '3KB'", r"limits.flsh: .*did you mean 'flash'"),
+        ("recipe = 'digits'\n[limits]\nflash = '3 cows'", "size '3 cows'"),
+        ("recipe = 'digits'\n[limits]\nmax_drop = -1", "limits.max_drop"),
+        ("recipe = 'digits'\n[prune]\nprobes = [2.0]", "prune.probes"),
+        ("data = 'digits'", "neither given"),
+        ("recipe = 'digits'\nmodel = 'x'", "both given"),
+        ("model = 'x'", "data: not given"),
+        ("model = ", "not a TOML file"),
+    ],
+)
+def test_mistakes_in_a_settings_file(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "compress.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_settings(path)
+
+
+def test_a_settings_file_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "compress.toml"
+    write_settings(path, model=None, recipe="digits", data="digits")
+    assert read_settings(path, {"limits": {"max_drop": 0.5}}).limits.max_drop == 0.5
+    with pytest.raises(ArtefactError, match="exists"):
+        write_settings(path, model=None, recipe="digits", data="digits")
+
+
+def test_an_estimate_names_every_stage() -> None:
+    plan = estimate_compression(checked({"recipe": "digits"}))
+    assert [row["stage"] for row in plan["stages"]] == ["train", "curves", "prune", "quantize", "firmware, verify"]
+    assert plan["minutes"] > 0
+    assert plan["memory_bytes"] > 5e8
