@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from caplet.report.cards import verdict
 from caplet.report.figure import Section
 from caplet.report.records import RunRecords
 from caplet.report.sections import sections
-from caplet.report.verdict import Verdict, verdict
+from caplet.report.verdict import Verdict
 
 
 @dataclass(frozen=True)

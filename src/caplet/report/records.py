@@ -11,8 +11,8 @@ from caplet.errors import ArtefactError
 
 METRICS, SETTINGS, ENVIRONMENT, SPLITS = "metrics.json", "settings.json", "environment.json", "splits.json"
 SEARCH, PREDICTIONS, FLIPS, DETAILS = "search.json", "predictions.json", "flips.json", "details.json"
-VERIFIED, TRACE = "verify.json", "trace.json"
-FILES = (METRICS, SETTINGS, ENVIRONMENT, SPLITS, SEARCH, PREDICTIONS, FLIPS, DETAILS, VERIFIED, TRACE)
+VERIFIED, TRACE, KEPT = "verify.json", "trace.json", "kept.json"
+FILES = (METRICS, SETTINGS, ENVIRONMENT, SPLITS, SEARCH, PREDICTIONS, FLIPS, DETAILS, VERIFIED, TRACE, KEPT)
 """Every file that a report reads."""
 
 
@@ -22,9 +22,17 @@ class Kind(StrEnum):
     TRAIN = "train"
     QUANTIZE = "quantize"
     SENSITIVITY = "sensitivity"
+    PRUNE = "prune"
+    COMPRESS = "compress"
 
 
-_MARKS = {"models": Kind.QUANTIZE, "history": Kind.TRAIN, "points": Kind.SENSITIVITY}
+_MARKS = {
+    "models": Kind.QUANTIZE,
+    "history": Kind.TRAIN,
+    "points": Kind.SENSITIVITY,
+    "rounds": Kind.PRUNE,
+    "choice": Kind.COMPRESS,
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class RunRecords:
                 return kind
         raise ArtefactError(
             f"run {self.name}: its metrics.json has none of {', '.join(_MARKS)}, so it is no run of training,"
-            " quantization or error analysis; a report shows those"
+            " pruning, quantization, compression or error analysis; a report shows those"
         )
 
     def find(self, name: str) -> Any | None:

@@ -13,6 +13,8 @@ from caplet.report.parts.levels import levels
 from caplet.report.parts.origin import origin
 from caplet.report.parts.search import search
 from caplet.report.parts.sensitivity import sensitivity
+from caplet.report.parts.survivors import rounds, survivors
+from caplet.report.parts.tradeoff import stages, tradeoff
 from caplet.report.parts.widths import widths
 from caplet.report.records import Kind, RunRecords
 from caplet.report.verdict import verified_reason
@@ -24,6 +26,8 @@ PARTS: dict[Kind, tuple[Part, ...]] = {
     Kind.TRAIN: (curves, origin),
     Kind.QUANTIZE: (widths, front, search, memory, confusion, flips, levels, origin),
     Kind.SENSITIVITY: (sensitivity, origin),
+    Kind.PRUNE: (rounds, survivors, origin),
+    Kind.COMPRESS: (tradeoff, stages, origin),
 }
 """What a page shows of each kind of run."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from caplet.report.figure import Number
-from caplet.report.records import SEARCH, VERIFIED, Kind, RunRecords
+from caplet.report.records import SEARCH, VERIFIED, RunRecords
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,6 @@ class Verdict:
     notes: tuple[str, ...] = ()
 
 
-def verdict(run: RunRecords) -> Verdict | None:
-    """The card of a run, None for a kind of run that has none."""
-    if run.kind is Kind.QUANTIZE:
-        return _quantized(run)
-    return _trained(run) if run.kind is Kind.TRAIN else None
-
-
 def bytes_text(count: float) -> str:
     """Bytes for people.
 
@@ -90,7 +83,7 @@ def interval_text(accuracy: dict[str, Any]) -> str:
     return f"{accuracy['low']:.2f} to {accuracy['high']:.2f} %, n = {accuracy['n']:,}"
 
 
-def _quantized(run: RunRecords) -> Verdict:
+def quantized(run: RunRecords) -> Verdict:
     metrics = run.metrics
     model, float_ = metrics["models"][0], metrics["float"]
     pair, at = model["paired"], "metrics.json:models.0"
@@ -230,15 +223,19 @@ def _exact(run: RunRecords) -> Iterator[tuple[str, bool]]:
     if record is None or run.details is None or record["sha256"] != run.details["sha256"]:
         return
     for engine in record["engines"]:
-        codes, differing = engine["codes"], engine["differing"]
-        text = (
-            f"{engine['target']}: {codes - differing:,} of {codes:,} codes of {engine['images']:,} images equal the"
-            " reference integers"
-        )
-        device = engine["device"]
-        if device is not None:
-            text += f"; {bytes_text(device['flash_bytes'])} of flash, {bytes_text(device['ram_bytes'])} of RAM"
-        yield text, not differing
+        yield engine_text(engine), not engine["differing"]
+
+
+def engine_text(engine: dict[str, Any]) -> str:
+    """What one engine computed, in a sentence."""
+    codes, differing, device = engine["codes"], engine["differing"], engine["device"]
+    text = (
+        f"{engine['target']}: {codes - differing:,} of {codes:,} codes of {engine['images']:,} images equal the"
+        " reference integers"
+    )
+    if device is not None:
+        text += f"; {bytes_text(device['flash_bytes'])} of flash, {bytes_text(device['ram_bytes'])} of RAM"
+    return text
 
 
 def verified_reason(run: RunRecords) -> str | None:
@@ -251,7 +248,7 @@ def verified_reason(run: RunRecords) -> str | None:
     return None
 
 
-def _trained(run: RunRecords) -> Verdict:
+def trained(run: RunRecords) -> Verdict:
     metrics = run.metrics
     test = metrics["test"]
     best = max(row["calibration_accuracy"] for row in metrics["history"])

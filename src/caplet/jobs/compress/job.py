@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from caplet.errors import ArtefactError, ConfigError, ToolMissing
 from caplet.files import why
 from caplet.jobs.compress.choose import Choice, Pruned, choose
 from caplet.jobs.compress.curves import Curves, measure
-from caplet.jobs.compress.result import MODEL, REPORT, CompressedModel
+from caplet.jobs.compress.result import MODEL, CompressedModel
 from caplet.jobs.compress.settings import BATCH, CompressSettings
 from caplet.jobs.engine import predictions
 from caplet.jobs.evaluate import check_data, float_predictions
@@ -123,7 +123,10 @@ def compress(
     with open_run(out, resolved, resume=resume, force=force) as run:
         splits.save_ids(run / SPLITS)
         start = _Start(run, splits, settings, note, progress, bars)
-        return _Compression(start, start.trained() if model is None else model).all()
+        result = _Compression(start, start.trained() if model is None else model).all()
+    folders = [result.folder / name for name in reversed(result.metrics["folders"])]
+    write_report([result.folder, *folders], result.report)
+    return result
 
 
 @dataclass
@@ -194,7 +197,7 @@ class _Compression:
             if not attempt.missed:
                 break
         assert best is not None
-        return self.finish(choice, best)
+        return self.finish(curves, choice, best)
 
     def choice(self) -> tuple[Curves, Choice]:
         """The measured curves, and what they say."""
@@ -290,7 +293,7 @@ class _Compression:
         self.note(f"{folders[-1].name}: {told}: " + (f"misses {', '.join(missed)}" if missed else "within all limits"))
         return Attempt(folders, program, path, values, missed)
 
-    def finish(self, choice: Choice, attempt: Attempt) -> CompressedModel:
+    def finish(self, curves: Curves, choice: Choice, attempt: Attempt) -> CompressedModel:
         """Export, verify, open the test split for the last time, and write metrics and report."""
         digest = sha256(attempt.path)
         inputs = {"program": digest, "ram": self.settings.ram}
@@ -302,9 +305,8 @@ class _Compression:
             shutil.copyfile(checked.folder / VERIFIED, attempt.folders[-1] / VERIFIED)
         except OSError as error:
             raise ArtefactError(f"cannot write to {self.run.path}: {why(error)}") from error
-        metrics = self.metrics(choice, attempt, RunFolder(checked.folder).read_json(VERIFIED))
+        metrics = self.metrics(curves, choice, attempt, RunFolder(checked.folder).read_json(VERIFIED))
         self.run.write_json(METRICS, metrics)
-        write_report([*reversed(attempt.folders)], self.run / REPORT)
         return CompressedModel(not attempt.missed, attempt.program, self.run.path, metrics)
 
     def export(self, attempt: Attempt, folder: Path, resume: bool) -> None:
@@ -330,7 +332,7 @@ class _Compression:
                 continue
             record_verified(folder, attempt.program, f"{self.splits.info['name']}, calibration", found)
 
-    def metrics(self, choice: Choice, attempt: Attempt, verified: dict[str, Any]) -> dict[str, Any]:
+    def metrics(self, curves: Curves, choice: Choice, attempt: Attempt, verified: dict[str, Any]) -> dict[str, Any]:
         """Everything that was reached, JSON values; opens the test split."""
         splits = self.splits
         self.note(f"measuring the test split, {len(splits.test):,} images")
@@ -358,7 +360,11 @@ class _Compression:
                 "times_smaller": float_bytes / file_bytes,
                 "macs_kept": attempt.values["macs"] / cost_of(self.model).macs,
             },
-            "choice": choice.to_json(),
+            "choice": {
+                **choice.to_json(),
+                "curve": [asdict(point) for point in curves.curve],
+                "widths": [asdict(point) for point in curves.widths],
+            },
             "verified": verified["engines"],
             "stages": {
                 name: {"folder": done.folder.name, "seconds": done.seconds, "skipped": done.skipped}

@@ -19,6 +19,7 @@ from caplet.jobs.compress.template import settings_template
 from caplet.jobs.train import fit_to_data, resolve_recipe
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
+from caplet.nn.functional import lengths
 from caplet.prune.cost import cost_of
 from caplet.train.loss import margin_loss
 from caplet.train.settings import build_model
@@ -164,7 +165,7 @@ def _training(model: CapsNet) -> float:
     labels = torch.zeros(_TRAINED, dtype=torch.int64)
 
     def step() -> None:
-        margin_loss(model.train()(images), labels).backward()
+        margin_loss(lengths(model.train()(images)), labels).backward()
         model.zero_grad()
 
     return _TRAINED / _fastest(step)
