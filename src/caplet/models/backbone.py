@@ -90,6 +90,10 @@ class BackboneCaps(CapsNet):
             Stage("digit", classify, (self.digit,), (classes,), {"digit": (primary,)}),
         )
 
+    def blocks(self) -> tuple[TrunkModule, ...]:
+        """The trunk's blocks in order of execution."""
+        return self._trunk
+
     def resized(self, sizes: Mapping[str, int], places: Mapping[str, tuple[int, ...] | None]) -> BackboneCapsConfig:
         channels = {name.removesuffix(".channels"): size for name, size in sizes.items()}
         trunk = self.config.trunk

@@ -120,17 +120,18 @@ class TrunkModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         values = {INPUT: x}
         last = x
-        for node, layer in zip(self.block.nodes, self._layers, strict=True):
+        for node, layer in self.nodes_and_layers():
             last = values[node.name] = layer(*(values[source] for source in sources_of(node)))
         return last
+
+    def nodes_and_layers(self) -> Iterator[tuple[Node, TrunkLayer]]:
+        """Every node with its layer, in order of execution."""
+        yield from zip(self.block.nodes, self._layers, strict=True)
 
     def stage(self, source: str) -> Stage:
         """The block as a stage of a model; ``source`` is the point key of its input."""
         keys = {INPUT: source} | {node.name: f"{self.block.name}.{node.name}.activation" for node in self.block.nodes}
-        wiring = {
-            layer.name: tuple(keys[name] for name in sources_of(node))
-            for node, layer in zip(self.block.nodes, self._layers, strict=True)
-        }
+        wiring = {layer.name: tuple(keys[name] for name in sources_of(node)) for node, layer in self.nodes_and_layers()}
 
         def run(state: State) -> State:
             return (self(state[0]),)

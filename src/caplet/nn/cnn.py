@@ -32,7 +32,7 @@ class Activation(StrEnum):
         return self in (Activation.NONE, Activation.HARDSWISH)
 
 
-_FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.NONE: lambda x: x,
     Activation.RELU: F.relu,
     Activation.RELU6: F.relu6,
@@ -94,11 +94,11 @@ class ConvNorm(Layer):
     def forward(self, x: Tensor) -> Tensor:
         if self.handler is None and self.norm.training:
             x = F.conv2d(x, self.weight, None, self.stride, self.padding, 1, self.groups)
-            return _FUNCTIONS[self.activation](self.norm(x))
+            return FUNCTIONS[self.activation](self.norm(x))
         weight, bias = self.folded()
         weight, bias = self.tap("weight", weight), self.tap("bias", bias)
         x = F.conv2d(x, weight, bias, self.stride, self.padding, 1, self.groups)
-        return self.tap("activation", _FUNCTIONS[self.activation](x))
+        return self.tap("activation", FUNCTIONS[self.activation](x))
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight (of the convolution's shape) and bias (channels,) that do what convolution and batch norm do."""

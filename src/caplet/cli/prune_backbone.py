@@ -1,0 +1,97 @@
+"""``caplet prune-backbone``: make the CNN under capsules smaller."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caplet.cli.output import CalibrationSize, Channels, Data, Json, Quiet, Root, Size, console, note, print_json
+
+
+def command(
+    model: Annotated[Path, typer.Argument(help="A trained model on a CNN (.safetensors).")],
+    macs: Annotated[float, typer.Option("--macs", help="Fraction of the multiply-accumulates to keep, e.g. 0.25.")],
+    data: Data = "digits",
+    root: Root = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/MODEL-pruned.")] = None,
+    score: Annotated[
+        str, typer.Option("--score", help="Importance: torch-pruning, taylor, length, coupling, weight or random.")
+    ] = "torch-pruning",
+    primary: Annotated[
+        str, typer.Option("--primary", help="Primary capsule types: follow (the last channels) or keep.")
+    ] = "follow",
+    candidates: Annotated[int, typer.Option("--candidates", help="How many ways to prune are compared.")] = 16,
+    spread: Annotated[float, typer.Option("--spread", help="How much the layers' shares differ, 0 to 1.")] = 0.75,
+    multiple: Annotated[int, typer.Option("--multiple", help="Keep multiples of so many channels.")] = 1,
+    epochs: Annotated[int, typer.Option("--epochs", help="Fine-tuning, passes over the training split; 0: none.")] = 1,
+    lr: Annotated[float, typer.Option("--lr", help="Peak learning rate of fine-tuning.")] = 1e-3,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images per step of fine-tuning.")] = 32,
+    shift: Annotated[int, typer.Option("--shift", help="Augmentation: largest random shift in pixels.")] = 0,
+    flip: Annotated[bool, typer.Option("--flip", help="Augmentation: random mirroring.")] = False,
+    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads of fine-tuning.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the candidates and of fine-tuning.")] = 0,
+    size: Size = None,
+    channels: Channels = None,
+    calibration_size: CalibrationSize = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Use only so many images of each split.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the run folder.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Remove channels of the CNN under capsules: the best of several candidates to one target, then fine-tuning.
+
+    Candidates are compared on the calibration split after their batch norms have seen training images again. The
+    primary capsules follow the channels that remain; prune them further with caplet prune --units types,capsules.
+
+    Example: caplet prune-backbone runs/resnet18-caps/model.safetensors --data cifar10 --root ~/data --macs 0.25
+    """
+    from caplet.api import backbone_prune_settings, load_data, load_float, prune_backbone_model
+
+    settings, tuning = backbone_prune_settings(
+        {
+            "macs": macs,
+            "score": score,
+            "primary": primary,
+            "candidates": candidates,
+            "spread": spread,
+            "multiple": multiple,
+            "seed": seed,
+        },
+        {
+            "epochs": epochs,
+            "lr": lr,
+            "batch_size": batch_size,
+            "shift": shift,
+            "flip": flip,
+            "threads": threads,
+            "seed": seed,
+        },
+    )
+    loaded = load_float(model)
+    splits = load_data(
+        data, root, calibration_size=calibration_size, size=size, channels=channels, limit=limit, progress=not quiet
+    )
+    name = model.resolve().parent.name if model.stem == "model" else model.stem
+    result = prune_backbone_model(
+        loaded,
+        splits,
+        out or Path("runs") / f"{name}-pruned",
+        settings,
+        tuning,
+        resume=resume,
+        force=force,
+        note=note if not quiet else lambda text: None,
+        bars=not quiet,
+    )
+    if json:
+        print_json({**result.metrics, "model": str(result.path)})
+        return
+    kept = result.metrics
+    console().print(
+        f"multiply-accumulates {100 * kept['macs_kept']:.1f} %, parameters {100 * kept['parameters_kept']:.1f} %"
+    )
+    console().print(f"test accuracy {result.original} before, {result.test} after")
+    note(f"model: {result.path}")

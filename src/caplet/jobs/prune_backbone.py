@@ -1,0 +1,113 @@
+"""Prune the CNN under capsules to a share of the multiply-accumulates, fine-tune, and write a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from caplet.data import Splits
+from caplet.jobs.evaluate import check_data, float_predictions
+from caplet.metrics import Accuracy, Paired, accuracy, paired
+from caplet.models.assemble import named_tensors
+from caplet.models.base import CapsNet, check_finite
+from caplet.models.checkpoint import load_model, save_model
+from caplet.prune.backbone import BackbonePruneSettings, prune_backbone
+from caplet.prune.cost import cost_of
+from caplet.runs import METRICS, SPLITS, open_run
+from caplet.train.finetune import finetune, weights_digest
+from caplet.train.loss import margin_loss
+from caplet.train.settings import FinetuneSettings
+
+MODEL, PRUNED, CANDIDATES, TUNING = "model.safetensors", "pruned.safetensors", "candidates.json", "tune"
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BackboneRun:
+    """A finished run.
+
+    Attributes:
+        model: the pruned and fine-tuned model, evaluation mode.
+        path: its checkpoint.
+        original, test: accuracy of the unpruned and of the pruned model on the test split, opened once.
+        against: the two on the same test images.
+        metrics: what ``metrics.json`` holds.
+    """
+
+    model: CapsNet
+    path: Path
+    original: Accuracy
+    test: Accuracy
+    against: Paired
+    metrics: dict[str, Any]
+
+
+def prune_backbone_model(
+    model: CapsNet,
+    splits: Splits,
+    out: str | Path,
+    settings: BackbonePruneSettings,
+    tuning: FinetuneSettings | None = None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    note: Note = lambda text: None,
+    bars: bool = False,
+) -> BackboneRun:
+    """Prune ``model``'s CNN, fine-tune it under the unpruned model, and write a run folder.
+
+    Candidates are judged on ``splits.calibration``; batch norms and fine-tuning see ``splits.train``; the test split is
+    opened once, at the end. An interrupted run goes on with ``resume``: after the candidates, or within fine-tuning.
+
+    Args:
+        tuning: of fine-tuning; None for none.
+
+    Raises:
+        ModelError: the model has no CNN, takes other images, or holds NaN weights.
+        ConfigError: a target that no network of this kind meets; see :func:`caplet.prune.backbone.prune_backbone`.
+        ToolMissing: torch-pruning is asked for and not installed.
+        ArtefactError: the run folder cannot be used.
+    """
+    check_finite(named_tensors(model), f"model {model.family}")
+    check_data(model, splits.calibration)
+    resolved = {
+        **settings.model_dump(mode="json"),
+        "tuning": None if tuning is None else tuning.model_dump(mode="json"),
+        "weights": weights_digest(model),
+        "data": splits.info["name"],
+        "data_hashes": splits.info["hashes"],
+    }
+    with open_run(out, resolved, resume=resume, force=force) as run:
+        splits.save_ids(run / SPLITS)
+        if not (run / CANDIDATES).exists():
+            found = prune_backbone(model, splits.train, splits.calibration, settings, margin_loss, note)
+            save_model(found.model, run / PRUNED)
+            candidates = [candidate.to_json() for candidate in found.candidates]
+            run.write_json(CANDIDATES, {"best": found.best.index, "candidates": candidates})
+        pruned = load_model(run / PRUNED)
+        result = pruned
+        if tuning is not None:
+            result = finetune(
+                pruned, splits, run / TUNING, tuning, teacher=model, resume=resume, progress=bars
+            ).model
+        note(f"measuring the test split once, {len(splits.test):,} images")
+        labels = splits.test.labels.numpy()
+        first, last = (float_predictions(network, splits.test) == labels for network in (model, result))
+        original, test = (accuracy(int(hits.sum()), len(hits)) for hits in (first, last))
+        before, after = cost_of(model), cost_of(result)
+        metrics = {
+            **run.read_json(CANDIDATES),
+            "original": {"cost": before.to_json(), "test": original.to_json()},
+            "pruned": {"cost": after.to_json(), "test": test.to_json()},
+            "macs_kept": after.macs / before.macs,
+            "parameters_kept": after.parameters / before.parameters,
+            "paired": paired(first, last).to_json(),
+            "data": splits.info["name"],
+            "data_note": splits.info["note"],
+        }
+        save_model(result, run / MODEL, {"pruned": True, "test": test.to_json(), "data": splits.info["name"]})
+        run.write_json(METRICS, metrics)
+        return BackboneRun(result, run / MODEL, original, test, paired(first, last), metrics)

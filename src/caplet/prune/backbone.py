@@ -1,0 +1,263 @@
+"""Prune the CNN under capsules to a share of the multiply-accumulates, by the best of several candidates.
+
+Every candidate removes another share of each layer's channels, all of them to one target. A candidate is judged after
+its batch norms have seen training images again (adaptive batch norm), without any fine-tuning: stale statistics, not
+lost channels, are what makes a freshly pruned network look bad.
+
+Source: Li et al. 2020, "EagleEye: Fast sub-net evaluation for efficient neural network pruning".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+
+from caplet.data.imageset import ImageSet, to_float
+from caplet.errors import ConfigError, ModelError
+from caplet.metrics import Accuracy, accuracy
+from caplet.models.backbone import BackboneCaps
+from caplet.models.base import CapsNet
+from caplet.nn.functional import lengths
+from caplet.nn.memory import keep_freed_memory
+from caplet.prune.backbone_groups import PRIMARY, group_importance
+from caplet.prune.order import resized_cost
+from caplet.prune.rules import Kind
+from caplet.prune.scores import SCORES, Loss, Values, find_score, measure_scores
+from caplet.prune.structure import Keep, Structure, kept_sizes, structure_of
+from caplet.prune.surgery import cut
+
+TORCH_PRUNING = "torch-pruning"
+"""As an importance: torch-pruning's group magnitude; any other is a score of :mod:`caplet.prune.scores`."""
+_STRONGEST = 4.0
+"""The largest ``t`` of :func:`propose`: exp(-4) keeps 2 % of the channels."""
+_STEPS = 13
+"""Bisection steps of ``t``: to 0.0005, that is one channel of 2,000."""
+Note = Callable[[str], None]
+
+
+class BackbonePruneSettings(BaseModel):
+    """Settings of pruning the CNN under capsules, immutable and JSON-able.
+
+    Attributes:
+        macs: share of the whole network's multiply-accumulates to keep, in (0, 1].
+        score: what says which channels matter: ``torch-pruning`` or a score of caplet's own (``taylor``, ...).
+        primary: ``follow``: as large a share of the primary capsule types goes as of the trunk's last channels;
+            ``keep``: they stay, to be pruned by their own saliency afterwards.
+        candidates: how many are tried; the first removes the same share everywhere.
+        spread: how much the layers' shares differ: exponents of the kept share are drawn from 1 - spread to 1 + spread.
+        multiple: kept channels are a multiple of this, where a layer has as many.
+        images: training images that the batch norms see again.
+        seed: of the candidates, and of the choice of images.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    macs: Annotated[float, Field(gt=0.0, le=1.0)]
+    score: str = TORCH_PRUNING
+    primary: Literal["follow", "keep"] = "follow"
+    candidates: PositiveInt = 16
+    spread: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.75
+    multiple: PositiveInt = 1
+    images: PositiveInt = 1000
+    seed: NonNegativeInt = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to prune.
+
+    Attributes:
+        index: its number, from 0.
+        selection: which units stay.
+        macs: multiply-accumulates that it keeps.
+        accuracy: on the calibration split, with adapted batch norms and no fine-tuning.
+        margin: mean length of the right class's capsule over the longest other one, there.
+    """
+
+    index: int
+    selection: Mapping[str, Keep]
+    macs: int
+    accuracy: Accuracy
+    margin: float
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Larger is better: images right, then the margin."""
+        return self.accuracy.correct, self.margin
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "index": self.index,
+            "macs": self.macs,
+            "accuracy": self.accuracy.to_json(),
+            "margin": self.margin,
+            "kept": kept_sizes(self.selection),
+        }
+
+
+@dataclass(frozen=True)
+class BackbonePruned:
+    """The outcome: the best candidate as a model with adapted batch norms, and all candidates."""
+
+    model: CapsNet
+    best: Candidate
+    candidates: tuple[Candidate, ...]
+
+
+def prune_backbone(
+    model: CapsNet,
+    train: ImageSet,
+    calibration: ImageSet,
+    settings: BackbonePruneSettings,
+    loss: Loss,
+    note: Note = lambda text: None,
+) -> BackbonePruned:
+    """Prune the trunk of ``model``; the result is an ordinary backbone model with smaller settings.
+
+    Args:
+        train: images that batch norms see again; labels are not looked at.
+        calibration: images on which scores are measured and candidates are judged.
+        loss: the training loss, for scores with gradients.
+        note: called with one line per candidate.
+
+    Raises:
+        ModelError: the model has no trunk, or takes other images.
+        ConfigError: unknown score; a target below what the smallest network needs (the message says how much).
+        ToolMissing: torch-pruning is asked for and not installed.
+    """
+    if not isinstance(model, BackboneCaps):
+        raise ModelError(
+            f"model {model.family}: it has no CNN under its capsules; prune its capsules instead (caplet prune)"
+        )
+    model.check_images(train.images)
+    model.check_images(calibration.images)
+    keep_freed_memory()
+    structure = structure_of(model)
+    scores = _scores(model, structure, calibration, settings, loss)
+    pixels = _spread(train.images, settings.images, settings.seed)
+    found: list[Candidate] = []
+    best: tuple[Candidate, CapsNet] | None = None
+    for index, (selection, macs) in enumerate(propose(model, structure, scores, settings)):
+        smaller = cut(model, selection, structure)
+        recalibrate(smaller, pixels)
+        right, margin = judge(smaller, calibration)
+        candidate = Candidate(index, selection, macs, right, margin)
+        found.append(candidate)
+        if best is None or candidate.rank > best[0].rank:
+            best = candidate, smaller
+        note(f"candidate {index}: calibration {right}, best so far number {best[0].index}")
+    assert best is not None
+    return BackbonePruned(best[1], best[0], tuple(found))
+
+
+def _scores(
+    model: BackboneCaps, structure: Structure, images: ImageSet, settings: BackbonePruneSettings, loss: Loss
+) -> Mapping[str, Values]:
+    if settings.score == TORCH_PRUNING:
+        return group_importance(model, structure)
+    if settings.score not in SCORES:
+        raise ConfigError(f"unknown score {settings.score!r}; the scores are {TORCH_PRUNING}, {', '.join(SCORES)}")
+    name = find_score(settings.score).name
+    return measure_scores(model, images.images, images.labels, [name], loss, seed=settings.seed)[name]
+
+
+def propose(
+    model: BackboneCaps, structure: Structure, scores: Mapping[str, Values], settings: BackbonePruneSettings
+) -> Iterator[tuple[dict[str, Keep], int]]:
+    """The candidates' selections and multiply-accumulates, each the largest of its kind within the target.
+
+    Channels of space s are kept to the share ``exp(-t * w_s)``, w_s drawn once per candidate, t by bisection.
+
+    Raises:
+        ConfigError: even the strongest pruning keeps more than the target.
+    """
+    channels = [space for space in structure.spaces.values() if space.kind is Kind.CHANNELS]
+    whole = resized_cost(model, structure, structure.whole()).macs
+    last = str(structure.layers[PRIMARY].tensors["weight"][1][0])
+
+    def selection(strength: float, weights: Mapping[str, float]) -> dict[str, Keep]:
+        keep = {
+            space.name: _best(scores[space.name], math.exp(-strength * weights[space.name]), settings.multiple)
+            for space in channels
+        }
+        if settings.primary == "follow":
+            types = f"{PRIMARY}.types"
+            keep[types] = _best(scores[types], float(keep[last].mean()), 1)
+        return structure.close(keep)
+
+    for index in range(settings.candidates):
+        rng = np.random.default_rng([settings.seed, index])
+        spread = settings.spread if index else 0.0
+        weights = {space.name: float(rng.uniform(1 - spread, 1 + spread)) for space in channels}
+        low, high = 0.0, _STRONGEST
+        smallest = resized_cost(model, structure, selection(high, weights)).macs
+        if smallest > settings.macs * whole:
+            raise ConfigError(
+                f"pruning to {settings.macs:g} of the multiply-accumulates: the smallest network of this kind still"
+                f" needs {smallest / whole:.3g} of them; ask for at least that"
+            )
+        if settings.macs < 1.0:
+            for _ in range(_STEPS):
+                middle = (low + high) / 2
+                fits = resized_cost(model, structure, selection(middle, weights)).macs <= settings.macs * whole
+                low, high = (low, middle) if fits else (middle, high)
+        chosen = selection(high if settings.macs < 1.0 else 0.0, weights)
+        yield chosen, resized_cost(model, structure, chosen).macs
+
+
+def _best(scores: Values, share: float, multiple: int) -> Keep:
+    """The best units by score: ``share`` of them, rounded to a multiple, at least one."""
+    count = round(share * len(scores) / multiple) * multiple
+    keep = np.zeros(len(scores), dtype=np.bool_)
+    keep[np.argsort(-scores, kind="stable")[: min(max(count, multiple, 1), len(scores))]] = True
+    return keep
+
+
+def _spread(images: Tensor, count: int, seed: int) -> Tensor:
+    """``count`` of the images, drawn without replacement."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images[order[:count]]
+
+
+@torch.no_grad()
+def recalibrate(model: CapsNet, images: Tensor, batch_size: int = 100) -> None:
+    """Measure the statistics of all batch norms anew on ``images`` uint8 (N, C, H, W): averages over all batches.
+
+    Weights, training mode and the order of images in later training are left alone. A last batch that is smaller than
+    half of the others is left out.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [(norm.training, norm.momentum) for norm in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # then PyTorch averages over all batches
+            norm.train()
+        for batch in images.split(batch_size):
+            if len(batch) * 2 >= min(batch_size, len(images)):
+                model(to_float(batch))
+    finally:
+        for norm, (training, momentum) in zip(norms, before, strict=True):
+            norm.train(training)
+            norm.momentum = momentum
+
+
+@torch.no_grad()
+def judge(model: CapsNet, images: ImageSet, batch_size: int = 100) -> tuple[Accuracy, float]:
+    """Accuracy, and the mean length of the right class's capsule over the longest other one."""
+    correct, margin = 0, 0.0
+    for pixels, labels in images.batches(batch_size):
+        size = lengths(model(pixels))
+        own = size.gather(1, labels[:, None])[:, 0]
+        others = size.scatter(1, labels[:, None], -torch.inf).amax(1)
+        correct += int((size.argmax(1) == labels).sum())
+        margin += float((own - others).sum())
+    return accuracy(correct, len(images)), margin / len(images)
