@@ -39,6 +39,7 @@ from caplet.jobs.finetune import FinetuneRun, finetune_model, finetune_settings,
 from caplet.jobs.inspect import inspect_model
 from caplet.jobs.prune import PruneResult
 from caplet.jobs.prune import prune as prune_model
+from caplet.jobs.prune_backbone import BackboneRun, backbone_prune_settings, prune_backbone_model
 from caplet.jobs.prune_curves import prune_curves
 from caplet.jobs.pruning import PruneSettings, prune_settings
 from caplet.jobs.quantize import QuantizeResult, QuantizeSettings, quantize
@@ -74,6 +75,7 @@ BACKBONE_RECIPE = "backbone-cifar10"
 
 __all__ = [
     "BACKBONE_RECIPE",
+    "BackboneRun",
     "BenchSettings",
     "CapsNet",
     "Check",
@@ -103,6 +105,7 @@ __all__ = [
     "TrainRun",
     "Verified",
     "backbone_caps",
+    "backbone_prune_settings",
     "bench",
     "build",
     "calibrate",
@@ -129,6 +132,7 @@ __all__ = [
     "parse_parts",
     "parse_targets",
     "plan_of_widths",
+    "prune_backbone_model",
     "prune_curves",
     "prune_model",
     "prune_settings",

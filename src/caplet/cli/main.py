@@ -23,6 +23,7 @@ from caplet.cli import (
     inspect,
     models,
     prune,
+    prune_backbone,
     quantize,
     report,
     sensitivity,
@@ -88,6 +89,7 @@ app.command("train")(train.command)
 app.command("eval")(evaluate.command)
 app.command("prune")(prune.command)
 app.command("check")(check.command)
+app.command("prune-backbone")(prune_backbone.command)
 app.command("quantize")(quantize.command)
 app.command("sensitivity")(sensitivity.command)
 app.command("finetune")(finetune.command)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from caplet.models.checkpoint import load_model, save_model
 from caplet.prune.backbone import BackbonePruneSettings, prune_backbone
 from caplet.prune.cost import cost_of
 from caplet.runs import METRICS, SPLITS, open_run
+from caplet.settings import make
 from caplet.train.finetune import finetune, weights_digest
 from caplet.train.loss import margin_loss
 from caplet.train.settings import FinetuneSettings
@@ -43,6 +44,14 @@ class BackboneRun:
     test: Accuracy
     against: Paired
     metrics: dict[str, Any]
+
+
+def backbone_prune_settings(
+    pruning: Mapping[str, Any], tuning: Mapping[str, Any]
+) -> tuple[BackbonePruneSettings, FinetuneSettings | None]:
+    """Settings from JSON-like values; no epochs mean no fine-tuning. Raises ConfigError for one out of range."""
+    settings = make(BackbonePruneSettings, pruning, "prune-backbone")
+    return settings, make(FinetuneSettings, tuning, "prune-backbone") if tuning["epochs"] else None
 
 
 def prune_backbone_model(
@@ -90,9 +99,7 @@ def prune_backbone_model(
         pruned = load_model(run / PRUNED)
         result = pruned
         if tuning is not None:
-            result = finetune(
-                pruned, splits, run / TUNING, tuning, teacher=model, resume=resume, progress=bars
-            ).model
+            result = finetune(pruned, splits, run / TUNING, tuning, teacher=model, resume=resume, progress=bars).model
         note(f"measuring the test split once, {len(splits.test):,} images")
         labels = splits.test.labels.numpy()
         first, last = (float_predictions(network, splits.test) == labels for network in (model, result))
