@@ -82,6 +82,13 @@ def test_other_targets(network: CapsNet, few: Splits, tmp_path: Path, target: di
         assert result.metrics["sizes"]["conv1.channels"] == [32, 32]
 
 
+def test_routing_iterations_change_alone(network: CapsNet, few: Splits, tmp_path: Path) -> None:
+    result = prune(network, few, tmp_path / "run", PruneSettings(iterations=1, epochs=0, score="weight", dead=False))
+    assert result.model.config.model_dump() == {**network.config.model_dump(), "iterations": 1}
+    assert result.metrics["pruned"]["cost"]["routing_macs"] < result.metrics["original"]["cost"]["routing_macs"]
+    torch.testing.assert_close(result.model.state_dict(), network.state_dict(), rtol=0, atol=0)
+
+
 def test_max_drop_finds_the_most_that_may_go(network: CapsNet, few: Splits, tmp_path: Path) -> None:
     settings = PruneSettings(max_drop=3.0, epochs=0, score="length")
     result = prune(network, few, tmp_path / "run", settings)

@@ -28,6 +28,7 @@ from caplet.prune.surgery import cut, with_iterations
 from caplet.report.pruning import survivors_plot
 from caplet.runs import METRICS, SPLITS, RunFolder, open_run
 from caplet.train.finetune import finetune, weights_digest
+from caplet.train.loop import CHECKPOINT
 
 MODEL, ROUND, KEPT, PICTURE = "model.safetensors", "round.json", "kept.json", "survivors.png"
 TRIALS = 7
@@ -242,6 +243,8 @@ class _Work:
                 "seconds": round(time.perf_counter() - began, 1),
             },
         )
+        if self.settings.epochs > 0:
+            RunFolder(folder / "finetune").remove(CHECKPOINT)  # large, and no longer needed
 
     def order(self, model: CapsNet) -> Order:
         """The order of removals; kept until another model is asked about."""
