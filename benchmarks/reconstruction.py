@@ -34,7 +34,7 @@ from caplet.jobs.evaluate import float_predictions
 from caplet.lower import lower
 from caplet.metrics import accuracy, paired
 from caplet.models.base import CapsNet
-from caplet.models.checkpoint import load_model
+from caplet.models.checkpoint import load_model, save_model
 from caplet.nn.functional import lengths
 from caplet.nn.points import Storage
 from caplet.quant.calibrate import calibrate
@@ -43,7 +43,7 @@ from caplet.quant.fake import fake_quantized
 from caplet.quant.formats import FormatRule, FormatSource, bits_of
 from caplet.quant.memory import count_memory
 from caplet.quant.plan import QuantPlan
-from caplet.quant.reconstruct.reconstruct import Reconstruction, reconstruct
+from caplet.quant.reconstruct.reconstruct import BlockReport, Reconstruction, reconstruct
 from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 from caplet.quant.tune import DEFAULT_IMAGES as TUNING_IMAGES
 from caplet.quant.tune import Tuner
@@ -69,6 +69,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shrink", type=float, default=ReconstructSettings.shrink)
     parser.add_argument("--rows-per-column", type=float, default=ReconstructSettings.rows_per_column)
     parser.add_argument("--name", help="of the record; default: the model's")
+    parser.add_argument("--folder", type=Path, help="keeps fits, so that a killed run, or one without --ship, goes on")
     return parser.parse_args()
 
 
@@ -130,7 +131,7 @@ def main() -> None:
                 shrink=args.shrink,
                 rows_per_column=args.rows_per_column,
             )
-            found = reconstruct(model, plan, images, settings)
+            found = kept_fit(model, plan, images, settings, args.folder and args.folder / name)
         seconds = time.perf_counter() - start
         fits[name] = found
         capsules = run(found.model, others, found.plan)
@@ -168,6 +169,28 @@ def main() -> None:
     path = RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-reconstruction-{args.name or args.model.stem}.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {path}")
+
+
+def kept_fit(
+    model: CapsNet, plan: QuantPlan, images: Tensor, settings: ReconstructSettings, folder: Path | None
+) -> Reconstruction:
+    """A fit, from the folder where it is there already."""
+    if folder is None:
+        return reconstruct(model, plan, images, settings)
+    done, wanted = folder / "fit.json", {"plan": plan.digest(), "settings": settings.to_json()}
+    if done.exists():
+        facts = json.loads(done.read_text(encoding="utf-8"))
+        if facts["wanted"] == wanted:
+            blocks = tuple(BlockReport(**block) for block in facts["blocks"])
+            return Reconstruction(
+                load_model(folder / "model.safetensors"), QuantPlan.load(folder / "plan.json"), blocks
+            )
+    found = reconstruct(model, plan, images, settings, folder=folder)
+    save_model(found.model, folder / "model.safetensors")
+    found.plan.save(folder / "plan.json")
+    blocks_json = [block.to_json() for block in found.blocks]
+    done.write_text(json.dumps({"wanted": wanted, "blocks": blocks_json}), encoding="utf-8")
+    return found
 
 
 def ship(found: Reconstruction, model: CapsNet, splits: Any, name: str, tolerance: float) -> dict[str, Any]:

@@ -18,10 +18,9 @@ from caplet.quant.reconstruct.descend import Grid, fit
 def outputs(linear: ConvLinear | CapsuleLinear, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Products of the quantized inputs with a weight, and of the differences to the float inputs."""
     matrices = linear.split(weight)
-    both = [linear.columns(block) for block in range(linear.blocks)]
-    return tuple(
-        sum(torch.bmm(pair[index], matrix) for pair, matrix in zip(both, matrices, strict=True)) for index in (0, 1)
-    )
+    found = [torch.bmm(linear.columns(block), matrix) for block, matrix in enumerate(matrices)]
+    difference = [torch.bmm(linear.difference(block), matrix) for block, matrix in enumerate(matrices)]
+    return torch.stack(found).sum(0), torch.stack(difference).sum(0)
 
 
 @pytest.mark.parametrize(("stride", "padding"), [(1, 0), (2, 0), (1, 1), (2, 1), (3, 2)])
@@ -86,9 +85,11 @@ class Rows:
         self.quantized, self.exact = quantized, exact
         self.scale = torch.ones(1, len(quantized), 1)
 
-    def columns(self, block: int) -> tuple[Tensor, Tensor]:
-        part = slice(0, 2) if block == 0 else slice(2, None)
-        return self.quantized[None, :, part], (self.quantized - self.exact)[None, :, part]
+    def columns(self, block: int) -> Tensor:
+        return self.quantized[None, :, 2 * block : 2 * block + 2]
+
+    def difference(self, block: int) -> Tensor:
+        return (self.quantized - self.exact)[None, :, 2 * block : 2 * block + 2]
 
     def split(self, weight: Tensor) -> list[Tensor]:
         return [weight[None, :2], weight[None, 2:]]

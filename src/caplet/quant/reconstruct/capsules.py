@@ -30,7 +30,8 @@ class CapsuleLinear:
         voters = slice(None) if layer.kept is None else torch.tensor(layer.kept)
         self._quantized, self._exact = quantized[:, voters], exact[:, voters]
         self._out = (layer.out_capsules, layer.dim)
-        self._coupling, preactivation = _routing(layer, exact)  # (T, N, G, I), (T, N, G, D)
+        coupling, preactivation = _routing(layer, exact)  # (T, N, G, I), (T, N, G, D)
+        self._coupling = coupling.permute(2, 0, 1, 3).flatten(1, 2)  # G, T * N, I
         per_block = max(1, _BLOCK // layer.in_dim)
         self._ranges = [
             slice(start, min(start + per_block, layer.in_capsules)) for start in range(0, layer.in_capsules, per_block)
@@ -38,15 +39,18 @@ class CapsuleLinear:
         self.blocks = len(self._ranges)
         self.scale = _passed(preactivation).permute(2, 0, 1).flatten(1).unsqueeze(-1)
 
-    def columns(self, block: int) -> tuple[Tensor, Tensor]:
+    def columns(self, block: int) -> Tensor:
+        return self._weighted(self._quantized[:, self._ranges[block]], block)
+
+    def difference(self, block: int) -> Tensor:
         chosen = self._ranges[block]
-        coupling = self._coupling[..., chosen].permute(2, 0, 1, 3).unsqueeze(-1)  # G, T, N, i, 1
+        return self._weighted(self._quantized[:, chosen] - self._exact[:, chosen], block)
 
-        def rows(capsules: Tensor) -> Tensor:
-            return self.scale * (coupling * capsules).flatten(3).flatten(1, 2)
-
-        quantized, exact = self._quantized[:, chosen], self._exact[:, chosen]
-        return rows(quantized), rows(quantized - exact)
+    def _weighted(self, capsules: Tensor, block: int) -> Tensor:
+        """Capsules (N, i, K) times coupling and row weight: (G, T * N, i * K)."""
+        factor = self._coupling[:, :, self._ranges[block]] * self.scale  # G, T * N, i
+        iterations = factor.shape[1] // len(capsules)
+        return (factor.unflatten(1, (iterations, -1)).unsqueeze(-1) * capsules).flatten(3).flatten(1, 2)
 
     def split(self, weight: Tensor) -> list[Tensor]:
         out_capsules, dim = self._out

@@ -49,12 +49,14 @@ class ConvLinear:
         self.blocks = len(self._offsets)
         self.scale = torch.ones(1, len(picked), 1)
 
-    def columns(self, block: int) -> tuple[Tensor, Tensor]:
-        quantized, exact = (
-            torch.cat([maps[self._base + offset] for offset in self._offsets[block]], 1)
-            for maps in (self._quantized, self._exact)
-        )
-        return quantized.unsqueeze(0), (quantized - exact).unsqueeze(0)
+    def columns(self, block: int) -> Tensor:
+        return self._gather(self._quantized, block)
+
+    def difference(self, block: int) -> Tensor:
+        return self._gather(self._quantized, block) - self._gather(self._exact, block)
+
+    def _gather(self, maps: Tensor, block: int) -> Tensor:
+        return torch.cat([maps[self._base + offset] for offset in self._offsets[block]], 1).unsqueeze(0)
 
     def split(self, weight: Tensor) -> list[Tensor]:
         out, channels = self._shape[:2]

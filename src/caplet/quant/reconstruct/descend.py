@@ -35,8 +35,12 @@ class Linear(Protocol):
     unit: int
     scale: Tensor
 
-    def columns(self, block: int) -> tuple[Tensor, Tensor]:
-        """Inputs as quantized, and their difference to the float inputs: float (groups, rows, columns) each."""
+    def columns(self, block: int) -> Tensor:
+        """The inputs as quantized, float (groups, rows, columns)."""
+        ...
+
+    def difference(self, block: int) -> Tensor:
+        """What quantization did to the inputs: :meth:`columns` less those of the float inputs."""
         ...
 
     def split(self, weight: Tensor) -> list[Tensor]:
@@ -96,7 +100,7 @@ def fit(linear: Linear, weight: Tensor, grid: Grid, *, sweeps: int, shrink: floa
     error = _input_error(linear, wanted)
     plain = error.clone()
     for block, (rounded, exact) in enumerate(zip(nearest, wanted, strict=True)):
-        plain.baddbmm_(linear.columns(block)[0], rounded - exact)
+        plain.baddbmm_(linear.columns(block), rounded - exact)
     before = float(plain.square().mean())
     shift = torch.zeros(error.shape[0], error.shape[2])
     best_shift = shift + _centre(plain, linear.scale) if correct_bias else shift
@@ -107,7 +111,7 @@ def fit(linear: Linear, weight: Tensor, grid: Grid, *, sweeps: int, shrink: floa
         moments: list[Tensor] = []
         for _ in range(sweeps):
             for block in range(linear.blocks):
-                inputs = linear.columns(block)[0]
+                inputs = linear.columns(block)
                 if len(moments) == block:
                     moments.append(_moments(inputs))
                 moved = _round_block(inputs, moments[block], error, chosen[block], wanted[block], grid, linear, shrink)
@@ -125,7 +129,7 @@ def _input_error(linear: Linear, wanted: list[Tensor]) -> Tensor:
     groups, rows, _ = linear.scale.shape
     error = torch.zeros(groups, rows, wanted[0].shape[2])
     for block, exact in enumerate(wanted):
-        error.baddbmm_(linear.columns(block)[1], exact)
+        error.baddbmm_(linear.difference(block), exact)
     return error
 
 
