@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from caplet.errors import DataError
-from caplet.metrics import accuracy, paired
+from caplet.metrics import accuracy, images_to_resolve, loss_limit, paired
 
 
 def test_the_interval_is_wilsons() -> None:
@@ -67,3 +67,32 @@ def test_equal_models_do_not_differ() -> None:
 def test_only_the_same_images_are_compared(first: tuple[int, ...], second: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match="the same images"):
         paired(np.ones(first, dtype=bool), np.ones(second, dtype=bool))
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0.004, 0.003), (0.001, 0.0), (0.02, 0.03), (0.0, 0.0)])
+def test_the_loss_is_above_its_limit_as_rarely_as_promised(lost: float, gained: float) -> None:
+    """2,000 made-up samples of 2,000 images; 5 % promised, a little more is known of score limits at small counts."""
+    draw = np.random.default_rng(0)
+    counts = draw.multinomial(2000, [lost, gained, 1 - lost - gained], size=2000)
+    pairs, repeats = np.unique(counts[:, :2], axis=0, return_counts=True)
+    missed = sum(
+        times * (loss_limit(2000, int(n10), int(n01)) < 100 * (lost - gained))
+        for (n10, n01), times in zip(pairs, repeats, strict=True)
+    )
+    assert missed / 2000 < 0.065
+
+
+def test_limits_of_the_loss_at_the_ends() -> None:
+    assert loss_limit(100, 0, 0) == pytest.approx(100 * 2.7055 / 102.7055, rel=1e-4)  # z^2 / (n + z^2)
+    assert loss_limit(100, 100, 0) == 100.0
+    assert loss_limit(100, 0, 100) < -90
+    assert loss_limit(5000, 20, 10, 0.5) == pytest.approx(0.2)
+    assert loss_limit(5000, 20, 10, 0.9) < loss_limit(5000, 20, 10, 0.99)
+    with pytest.raises(DataError, match="no limit"):
+        loss_limit(10, 6, 6)
+
+
+def test_enough_images_resolve_the_tolerance() -> None:
+    enough = images_to_resolve(5000, 16, 16, 0.2)
+    scale = enough / 5000
+    assert loss_limit(enough, round(16 * scale), round(16 * scale)) == pytest.approx(0.2, rel=0.06)

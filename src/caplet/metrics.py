@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.optimize import brentq
+from scipy.stats import binomtest, norm
 
 from caplet.errors import DataError
+
+_NEXT = 1e-9
 
 
 @dataclass(frozen=True)
@@ -90,3 +94,43 @@ def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
     loss = (n10 - n01) / n
     spread = 1.959964 * np.sqrt(max(discordant / n - loss**2, 0.0) / n)
     return Paired(n, n10, n01, 100 * loss, 100 * (loss - spread), 100 * (loss + spread), p_value)
+
+
+def loss_limit(n: int, n10: int, n01: int, confidence: float = 0.95) -> float:
+    """One-sided upper confidence limit of the loss, in percentage points, on images like these ones.
+
+    The score limit of a paired difference (Tango 1998), which also means something where no answer changed.
+
+    Args:
+        n, n10, n01: see :class:`Paired`.
+
+    >>> round(loss_limit(5000, 18, 14), 2), round(loss_limit(5000, 0, 0), 2)
+    (0.28, 0.05)
+    """
+    if n < 1 or min(n10, n01) < 0 or n10 + n01 > n or not 0.5 <= confidence < 1:
+        raise DataError(f"no limit of the loss from {n10} + {n01} changed answers of {n} images at {confidence}")
+    z = float(norm.ppf(confidence))
+
+    def score(loss: float) -> float:
+        linear = (2 * n - n10 + n01) * loss - n10 - n01
+        constant = -n01 * loss * (1 - loss)
+        gained = (math.sqrt(max(linear**2 - 8 * n * constant, 0.0)) - linear) / (4 * n)
+        spread = math.sqrt(max(n * (2 * gained + loss * (1 - loss)), 0.0))
+        return n10 - n01 - n * loss + z * spread
+
+    least = (n10 - n01) / n + _NEXT  # the score is above 0 just beyond the loss itself
+    if least >= 1 or score(1.0) >= 0:
+        return 100.0
+    return 100 * (float(brentq(score, least, 1.0)) if score(least) > 0 else least)
+
+
+def images_to_resolve(n: int, n10: int, n01: int, tolerance: float, confidence: float = 0.95) -> int:
+    """About how many images would tell a loss of ``tolerance`` percentage points from none, one-sidedly.
+
+    At the rate at which answers changed on these images, or 3 of them where none did.
+
+    >>> images_to_resolve(5000, 18, 14, 0.2)
+    4329
+    """
+    changed = (n10 + n01 or 3) / n
+    return math.ceil(float(norm.ppf(confidence)) ** 2 * changed / (tolerance / 100) ** 2)

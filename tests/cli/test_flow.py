@@ -166,6 +166,69 @@ def test_a_missed_target_is_exit_code_5_with_the_best_results(caplet: Caplet, tr
         assert (tmp_path / model["file"]).stat().st_size == model["file_bytes"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--method", "progressive", "--activation-budget", 700], "the activations take"),
+        (["--method", "progressive", "--budget", 5100], "the weights take"),
+        (
+            ["--method", "ilp", "--tolerance", 0, "--budget", 5100],
+            "even the plan of least noise within the budgets loses",
+        ),
+    ],
+)
+def test_targets_that_cannot_be_met_say_what_binds(
+    caplet: Caplet, trained: Path, tmp_path: Path, arguments: list[object], reason: str
+) -> None:
+    done = caplet(*quantize(trained, tmp_path, "--granularity", "network", *arguments, "--json"))
+    assert done.code == 5
+    assert reason in done.err.splitlines()[-1]
+    found = done.json()
+    assert found["met"] is False
+    assert reason in found["reason"]
+    assert (tmp_path / found["models"][0]["file"]).stat().st_size == found["models"][0]["file_bytes"]
+    assert (tmp_path / "plan_accuracy.json").exists()
+
+
+def test_too_few_calibration_images_are_told_with_how_many_would_do(
+    caplet: Caplet, trained: Path, tmp_path: Path
+) -> None:
+    done = caplet(*quantize(trained, tmp_path, "--calibration-size", 8))
+    assert done.code in (0, 5)
+    (line,) = [line for line in done.err.splitlines() if "cannot resolve a tolerance of 5" in line]
+    assert "20 images would allow one" in line
+    assert any("no calibration image is of class" in line for line in done.err.splitlines())
+
+
+def test_a_confidence_is_kept_on_the_calibration_split(caplet: Caplet, trained: Path, tmp_path: Path) -> None:
+    plain = caplet(*quantize(trained, tmp_path / "plain", "--json"))
+    sure = caplet(*quantize(trained, tmp_path / "sure", "--confidence", 0.95, "--json"))
+    assert plain.code == 0
+    assert sure.code in (0, 5)
+    first, second = plain.json()["models"][0], sure.json()["models"][0]
+    assert first["on_calibration"]["accepted"]
+    assert (first["on_calibration"]["loss_limit_95"] > 5) == ("--confidence 0.95 would not accept" in plain.err)
+    if sure.code == 0:
+        assert second["on_calibration"]["loss_limit_95"] <= 5
+        assert second["weight_reduction"] <= first["weight_reduction"]
+
+
+def test_without_early_decisions_every_image_is_seen(
+    caplet: Caplet, trained: Path, quantized: Path, tmp_path: Path
+) -> None:
+    done = caplet(*quantize(trained, tmp_path, "--exact", "--json"))
+    assert done.code == 0
+    search = json.loads((tmp_path / "search.json").read_text())
+    assert {step["seen"] for step in search["steps"]} == {120}
+    assert [step["cost"] for step in search["steps"]] == pytest.approx([1.0] * len(search["steps"]))
+    early = json.loads((quantized / "search.json").read_text())
+    assert early["satisfied"]["widths"] == search["satisfied"]["widths"]
+    assert early["full_passes"]["total"] < search["full_passes"]["total"]
+    parts = {name: cost for name, cost in search["full_passes"].items() if name != "total"}
+    assert set(parts) == {"calibration", "tuning", "float", "sensitivities", "probes"}
+    assert sum(parts.values()) == pytest.approx(search["full_passes"]["total"])
+
+
 def test_force_replaces_every_result_of_the_earlier_run(caplet: Caplet, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     assert caplet(*quantize(trained, tmp_path, "--force", "--json")).code == 0

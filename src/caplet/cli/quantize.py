@@ -90,6 +90,13 @@ def command(
     narrow: Annotated[
         bool, typer.Option("--narrow", help="Lower the widths of the accepted fit as far as the target allows.")
     ] = False,
+    confidence: Annotated[
+        float | None,
+        typer.Option(
+            "--confidence",
+            help="Accept only plans that lose at most the tolerance on other images too, with this confidence (0.95).",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of stochastic rounding.")] = 0,
     engine: Annotated[
         Literal["auto", "native", "interpreter"],
@@ -135,6 +142,7 @@ def command(
         reconstruct=() if reconstruct is None else parse_parts(reconstruct),
         narrow=narrow,
         exact=exact,
+        confidence=confidence,
         seed=seed,
     )
     splits = load_data(data, root, calibration_size=calibration_size, size=size, channels=channels, progress=not quiet)

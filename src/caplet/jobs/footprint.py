@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from caplet.errors import ConfigError
+from caplet.fixed import FixedFormat
 from caplet.lower import lower
 from caplet.models.base import CapsNet
 from caplet.program import Program
@@ -22,7 +24,9 @@ from caplet.program.ops import (
     Shift,
 )
 from caplet.program.verify import verify
+from caplet.quant.formats import bits_of
 from caplet.quant.plan import QuantPlan
+from caplet.quant.search.request import Request
 from caplet.quant.target import Footprint
 
 CODE_BYTES = 12 << 10
@@ -41,6 +45,20 @@ def footprint(model: CapsNet, plan: QuantPlan) -> Footprint:
         PlanError: the plan is not one for this model, or has no integer form.
     """
     return program_footprint(lower(model, plan))
+
+
+def check_ram(model: CapsNet, request: Request) -> None:
+    """Raise ConfigError where the RAM budget is below the arena of the narrowest widths everywhere."""
+    if request.ram_bytes is None:
+        return
+    bits = {key: bits_of(spec, 1, request.rule) for key, spec in model.points().items()}
+    narrow = {key: FixedFormat(bits[key], bits[key] - 1, spec.signed) for key, spec in model.points().items()}
+    least = footprint(model, QuantPlan(narrow)).ram_bytes
+    if request.ram_bytes < least:
+        raise ConfigError(
+            f"the RAM budget of {request.ram_bytes:,} bytes is below the smallest possible one for this model,"
+            f" {least:,} bytes (the narrowest widths everywhere, all votes stored); raise the budget"
+        )
 
 
 def program_footprint(program: Program) -> Footprint:

@@ -29,7 +29,8 @@ from caplet.fixed import Rounding
 from caplet.jobs.engine import Engine, predictions
 from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.jobs.fitting import Fitter, check_request
-from caplet.jobs.footprint import footprint
+from caplet.jobs.footprint import check_ram, footprint
+from caplet.jobs.judge import Judge
 from caplet.jobs.records import record_details, record_flips, record_predictions
 from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired, accuracy, paired
@@ -87,6 +88,8 @@ class QuantizeSettings(BaseModel):
         narrow: lower the widths of the accepted fit further, as long as its fits keep the target.
         exact: every decision of the search looks at all calibration images and computes every stage: no early
             decisions, no kept stage outputs. For comparison; it takes several times as long.
+        confidence: accept a plan only where the loss on images like the calibration images is at most the tolerance
+            with this one-sided confidence (0.5..1, e.g. 0.95); None accepts by the loss on these very images.
         seed: of stochastic rounding, 0 .. 2**32 - 1.
 
     Raises:
@@ -110,6 +113,7 @@ class QuantizeSettings(BaseModel):
     reconstruct: tuple[Part, ...] = ()
     narrow: bool = False
     exact: bool = False
+    confidence: float | None = Field(default=None, ge=0.5, lt=1)
     seed: int = Field(default=0, ge=0, lt=1 << 32)
 
     @model_validator(mode="wrap")
@@ -210,7 +214,7 @@ def quantize(
 
     Raises:
         ModelError: NaN weights, images of another size, a layer without an integer form.
-        ConfigError: settings out of range, a budget below 1 bit per weight.
+        ConfigError: settings out of range, a budget below the smallest possible one.
         ArtefactError: the run folder cannot be used.
     """
     settings, engine = settings or QuantizeSettings(), Engine(engine)
@@ -218,6 +222,7 @@ def quantize(
     check_data(model, splits.calibration)
     request, method = settings.request(), find_method(settings.method)
     method.check(model, request)
+    check_ram(model, request)
     check_request(settings.reconstruct, request)
     if settings.narrow and not settings.reconstruct:
         raise ConfigError("quantize: narrow needs reconstruction; name its parts (--reconstruct bias,rounding)")
@@ -384,6 +389,7 @@ def _finish(
     the target is looked at too: fitted, it may keep it.
     """
     splits = shipper.splits
+    judge = Judge(found.reference.hits, found.needed, settings.request().allowed(found.reference), settings.confidence)
     chosen: list[tuple[str, Candidate[Any], NDArray[np.bool_]]] = []
     met = False
     if found.satisfied is not None:
@@ -392,14 +398,11 @@ def _finish(
         tried = tuple(other for role, other in found.others if role == "memory" and shipper.fitter.active)
     for candidate in tried:
         kept = shipper.hits(shipper.program(candidate), splits.calibration)
-        met = int(kept.sum()) >= found.needed
-        note(
-            f"integers on the calibration split: {int(kept.sum()):,} correct, {found.needed:,} needed:"
-            f" {'accepted' if met else 'rejected'}"
-        )
+        met = judge.accepts(kept)
+        note(f"integers on the calibration split: {judge.describe(kept)}: {'accepted' if met else 'rejected'}")
         if met:
             if narrowed is not None:
-                candidate, kept = _smaller(shipper, candidate, kept, found.needed, narrowed, note)
+                candidate, kept = _smaller(shipper, candidate, kept, judge, narrowed, note)
             chosen.append(("satisfied", candidate, kept))
             break
     if not met:
@@ -408,6 +411,9 @@ def _finish(
         ]
     if not chosen:  # the integers of every accepted plan miss the target: the first one is as near as it gets
         chosen.append(("accuracy", found.best, shipper.hits(shipper.program(found.best), splits.calibration)))
+    on_calibration = [judge.record(kept) for _, _, kept in chosen]
+    if met and (warning := judge.warning(chosen[0][2])):
+        note(warning)
     note(f"measuring the test split once, {len(splits.test):,} images")
     float_predicted = float_predictions(shipper.model, splits.test)
     float_hits = float_predicted == splits.test.labels.numpy()
@@ -422,7 +428,7 @@ def _finish(
         reason = (
             "the plan of the budget keeps the target once it is reconstructed"
             if met
-            else "the integers of every plan that the search accepted miss the target"
+            else "the integers of every plan that the search accepted miss the target" + judge.condition
         )
     metrics = {
         "method": str(settings.method),
@@ -437,7 +443,10 @@ def _finish(
             "calibration": accuracy(found.reference.correct, found.reference.n).to_json(),
             "weight_bytes": 4 * weights,
         },
-        "models": [model.record for model in models],
+        "confidence": settings.confidence,
+        "models": [
+            {**model.record, "on_calibration": paired} for model, paired in zip(models, on_calibration, strict=True)
+        ],
         "search": {
             "seconds": round(seconds, 1),
             "probes": len(evaluator.probes),
@@ -459,7 +468,7 @@ def _smaller(
     shipper: _Shipper,
     candidate: Candidate[Any],
     kept: NDArray[np.bool_],
-    needed: int,
+    judge: Judge,
     narrowed: Callable[[QuantPlan], QuantPlan],
     note: Note,
 ) -> tuple[Candidate[Any], NDArray[np.bool_]]:
@@ -470,11 +479,8 @@ def _smaller(
     widths = UnitWidths(tuple(plan.points), tuple(fmt.bits for fmt in plan.points.values()))
     smaller = replace(candidate, widths=widths, plan=plan, memory=count_memory(shipper.model, plan).total)
     hits = shipper.hits(shipper.program(smaller), shipper.splits.calibration)
-    met = int(hits.sum()) >= needed
-    note(
-        f"integers of the narrowed plan: {int(hits.sum()):,} correct, {needed:,} needed:"
-        f" {'accepted' if met else 'rejected'}"
-    )
+    met = judge.accepts(hits)
+    note(f"integers of the narrowed plan: {judge.describe(hits)}: {'accepted' if met else 'rejected'}")
     return (smaller, hits) if met else (candidate, kept)
 
 
