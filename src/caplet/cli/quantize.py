@@ -97,6 +97,14 @@ def command(
             help="Accept only plans that lose at most the tolerance on other images too, with this confidence (0.95).",
         ),
     ] = None,
+    simplify_routing: Annotated[
+        bool,
+        typer.Option(
+            "--simplify-routing",
+            help="First try constant couplings and fewer routing iterations; kept where a paired test on the"
+            " calibration split accepts them.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of stochastic rounding.")] = 0,
     engine: Annotated[
         Literal["auto", "native", "interpreter"],
@@ -139,6 +147,7 @@ def command(
         log2_weights=log2_weights,
         paper_formats=paper_formats,
         tune=tune,
+        simplify_routing=simplify_routing,
         reconstruct=() if reconstruct is None else parse_parts(reconstruct),
         narrow=narrow,
         exact=exact,

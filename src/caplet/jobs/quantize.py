@@ -49,6 +49,7 @@ from caplet.quant.search.methods import DEFAULT_COMPRESSION, Method, find_method
 from caplet.quant.search.request import Request, SearchResult, Workbench
 from caplet.quant.search.result import Candidate, Step, width_table
 from caplet.quant.sequential import EarlyRule
+from caplet.quant.simplify import simplify_routing
 from caplet.quant.target import find_hardware
 from caplet.quant.tune import DEFAULT_IMAGES as TUNING_IMAGES
 from caplet.quant.tune import Tuner
@@ -57,7 +58,7 @@ from caplet.runs import METRICS, SPLITS, RunFolder, open_run
 
 CALIBRATION_IMAGES = 1024
 """Images whose activations choose the exponents."""
-PROBES, SEARCH = "probes.jsonl", "search.json"
+PROBES, SEARCH, SIMPLIFIED = "probes.jsonl", "search.json", "simplified.json"
 ROLES = ("satisfied", "memory", "accuracy")
 
 Note = Callable[[str], None]
@@ -90,6 +91,8 @@ class QuantizeSettings(BaseModel):
             decisions, no kept stage outputs. For comparison; it takes several times as long.
         confidence: accept a plan only where the loss on images like the calibration images is at most the tolerance
             with this one-sided confidence (0.5..1, e.g. 0.95); None accepts by the loss on these very images.
+        simplify_routing: first try fewer routing iterations and constant couplings (see :mod:`caplet.quant.simplify`);
+            what they cost is taken off the tolerance.
         seed: of stochastic rounding, 0 .. 2**32 - 1.
 
     Raises:
@@ -110,6 +113,7 @@ class QuantizeSettings(BaseModel):
     log2_weights: bool = False
     paper_formats: bool = False
     tune: bool = True
+    simplify_routing: bool = False
     reconstruct: tuple[Part, ...] = ()
     narrow: bool = False
     exact: bool = False
@@ -237,6 +241,13 @@ def quantize(
     with open_run(out, resolved, resume=resume, force=force) as run:
         splits.save_ids(run / SPLITS)
         began = time.perf_counter()
+        reference = model
+        if settings.simplify_routing:
+            asked, images = request, splits.calibration
+            simpler = simplify_routing(model, images, asked.tolerance, relative=asked.relative, note=note)
+            model, left = simpler.model, simpler.tolerance - simpler.loss
+            request = replace(request, tolerance=left, relative=False)
+            run.write_json(SIMPLIFIED, simpler.to_json())
         note(f"calibrating on {min(CALIBRATION_IMAGES, len(splits.calibration)):,} images")
         calibration = calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES))
         source: FormatSource = calibration
@@ -261,9 +272,9 @@ def quantize(
         costs = full_passes(evaluator, calibration, source, found)
         run.write_json(SEARCH, {**found.record, "full_passes": costs})
         fitter = Fitter(model, splits.calibration, settings.reconstruct, run.path, note, settings.seed)
-        shipper = _Shipper(run, model, splits, engine, fitter)
+        shipper = _Shipper(run, model, reference, splits, engine, fitter)
         narrowed = (lambda plan: fitter.narrowed(plan, source, request)) if settings.narrow else None
-        return _finish(shipper, settings, found, evaluator, costs, seconds, note, narrowed)
+        return _finish(shipper, settings, request, found, evaluator, costs, seconds, note, narrowed)
 
 
 def artefacts(role: str) -> tuple[str, str]:
@@ -321,10 +332,11 @@ def describe_step(step: Step[Any]) -> str:
 
 @dataclass(frozen=True)
 class _Shipper:
-    """Lowers candidates and measures their integers."""
+    """Lowers candidates and measures their integers against ``reference``, the float model given."""
 
     run: RunFolder
     model: CapsNet
+    reference: CapsNet
     splits: Splits
     engine: Engine
     fitter: Fitter
@@ -375,6 +387,7 @@ class _Shipper:
 def _finish(
     shipper: _Shipper,
     settings: QuantizeSettings,
+    request: Request,
     found: SearchResult,
     evaluator: Evaluator,
     costs: dict[str, float],
@@ -389,7 +402,7 @@ def _finish(
     the target is looked at too: fitted, it may keep it.
     """
     splits = shipper.splits
-    judge = Judge(found.reference.hits, found.needed, settings.request().allowed(found.reference), settings.confidence)
+    judge = Judge(found.reference.hits, found.needed, request.allowed(found.reference), settings.confidence)
     chosen: list[tuple[str, Candidate[Any], NDArray[np.bool_]]] = []
     met = False
     if found.satisfied is not None:
@@ -415,7 +428,7 @@ def _finish(
     if met and (warning := judge.warning(chosen[0][2])):
         note(warning)
     note(f"measuring the test split once, {len(splits.test):,} images")
-    float_predicted = float_predictions(shipper.model, splits.test)
+    float_predicted = float_predictions(shipper.reference, splits.test)
     float_hits = float_predicted == splits.test.labels.numpy()
     float_test = accuracy(int(float_hits.sum()), len(float_hits))
     models = tuple(shipper.ship(*item, float_hits) for item in chosen)

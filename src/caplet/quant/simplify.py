@@ -1,0 +1,233 @@
+"""Simpler routing: fewer iterations, or constant couplings folded into the weights, where a paired test accepts it.
+
+A routing's couplings often change little from image to image. With the mean couplings in place of the routed ones, a
+capsule layer is linear up to its squash: they are folded into the weights, and what is left is a routing of one
+iteration, with neither logits nor softmax, in an ordinary model whose settings say so.
+
+Related: Marchisio et al. 2020 count the routing's tensors as the most sensitive ones; here they are left out instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from caplet.data.imageset import ImageSet, to_float
+from caplet.metrics import Paired, paired
+from caplet.models.assemble import assemble, named_tensors, skeleton
+from caplet.models.base import CapsNet
+from caplet.nn.caps import DenseCaps
+from caplet.nn.functional import softmax, squash
+from caplet.nn.points import PointSpec, Role
+from caplet.nn.routed import RoutedConvCaps
+from caplet.quant.evaluator import predict
+
+COUPLING_IMAGES = 1024
+"""Calibration images whose couplings are averaged."""
+
+Routed = DenseCaps | RoutedConvCaps
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One simplification: so many ``iterations`` for ``layer``, with its mean couplings folded if ``constant``."""
+
+    layer: str
+    iterations: int
+    constant: bool
+
+    def __str__(self) -> str:
+        return f"{self.layer}: " + ("constant couplings" if self.constant else f"{self.iterations} iterations")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A choice that was tried on top of those accepted before it.
+
+    Attributes:
+        choice: what was tried.
+        result: the model given and the simplified one on the calibration images, paired.
+        accepted: whether it was kept.
+    """
+
+    choice: Choice
+    result: Paired
+    accepted: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The trial as JSON values."""
+        return {"choice": str(self.choice), "accepted": self.accepted, "paired": self.result.to_json()}
+
+
+@dataclass(frozen=True)
+class Simplified:
+    """A model with what was accepted, and all trials in order.
+
+    Attributes:
+        model: the model given where nothing was accepted.
+        tolerance: percentage points that could be given away on the calibration images.
+    """
+
+    model: CapsNet
+    trials: tuple[Trial, ...]
+    tolerance: float
+
+    @property
+    def loss(self) -> float:
+        """Percentage points that were given away on the calibration images, at least 0."""
+        accepted = [trial.result.loss for trial in self.trials if trial.accepted]
+        return max(0.0, accepted[-1]) if accepted else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Trials, and the settings of the model that came out."""
+        return {
+            "config": self.model.config.model_dump(mode="json"),
+            "tolerance": self.tolerance,
+            "loss": self.loss,
+            "trials": [trial.to_json() for trial in self.trials],
+        }
+
+
+def routed_layers(model: CapsNet) -> dict[str, Routed]:
+    """Layers with more than one routing iteration by name, in order of execution."""
+    found = (layer for layer in model.layers() if isinstance(layer, DenseCaps | RoutedConvCaps))
+    return {layer.name: layer for layer in found if layer.iterations > 1}
+
+
+def choices(layer: Routed) -> Iterator[Choice]:
+    """What can be tried for a layer, the simplest first."""
+    yield Choice(layer.name, 1, True)
+    for iterations in range(2, layer.iterations):
+        yield Choice(layer.name, iterations, False)
+
+
+def simplify_routing(
+    model: CapsNet,
+    images: ImageSet,
+    tolerance: float,
+    *,
+    relative: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+) -> Simplified:
+    """Try for every routed layer, in order, each simplification, and keep the first one that the paired test accepts.
+
+    Accepted is a model whose loss against the model given, on the same images, is at most ``tolerance`` at the upper
+    end of its 95 % interval: few images, or a tight tolerance, accept nothing.
+
+    Args:
+        model: left as it is.
+        images: the calibration split.
+        tolerance: percentage points; with ``relative`` percent of the model's accuracy.
+        note: called with one line for each trial.
+    """
+    labels, step = images.labels.numpy(), max(1, len(images) // COUPLING_IMAGES)
+    first = _hits(model, images, labels)
+    allowed = tolerance * float(first.mean()) if relative else tolerance
+    current = model
+    trials: list[Trial] = []
+    for name in routed_layers(model):
+        for choice in choices(routed_layers(current)[name]):
+            candidate = simplified(current, choice, images.images[::step][:COUPLING_IMAGES])
+            result = paired(first, _hits(candidate, images, labels))
+            accepted = bool(result.high <= allowed)
+            trials.append(Trial(choice, result, accepted))
+            verdict = "kept" if accepted else "rejected"
+            note(f"routing of {choice}: loss {result.loss:+.2f} pp, at most {result.high:+.2f}: {verdict}")
+            if accepted:
+                current = candidate
+                break
+    return Simplified(current, tuple(trials), allowed)
+
+
+def simplified(model: CapsNet, choice: Choice, images: Tensor) -> CapsNet:
+    """A new model of the same family with ``choice`` made.
+
+    Args:
+        images: uint8 (N, C, H, W), whose couplings are averaged for constant ones.
+    """
+    field = _setting(model, choice.layer)
+    config = {**model.config.model_dump(), field: choice.iterations}
+    tensors = dict(named_tensors(model))
+    if choice.constant:
+        tensors |= _folded(routed_layers(model)[choice.layer], mean_couplings(model, images)[choice.layer])
+    return assemble(model.family, config, tensors, f"simplified {model.family}")
+
+
+class _Couplings:
+    """A :class:`~caplet.nn.points.PointHandler` that adds up every routing's last couplings and changes nothing."""
+
+    def __init__(self, last: dict[str, int]) -> None:
+        self.last = last
+        self.sums: dict[str, Tensor] = {}
+
+    def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
+        layer = key.rpartition(".")[0]
+        if spec.role is Role.COUPLING and iteration == self.last.get(layer):
+            self.sums[layer] = self.sums.get(layer, 0.0) + value.double().sum(0)
+        return value
+
+    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
+        return softmax(logits, dim)
+
+    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
+        return squash(capsules, dim)
+
+
+def mean_couplings(model: CapsNet, images: Tensor, batch_size: int = 64) -> dict[str, Tensor]:
+    """The couplings of every routing's last iteration, averaged over images: layer -> float64 (G, I).
+
+    Args:
+        images: uint8 (N, C, H, W).
+    """
+    handler = _Couplings({name: layer.iterations - 1 for name, layer in routed_layers(model).items()})
+    with torch.inference_mode(), model.handle(handler):
+        for batch in images.split(batch_size):
+            model(to_float(batch))
+    return {name: total / len(images) for name, total in handler.sums.items()}
+
+
+def _folded(layer: Routed, couplings: Tensor) -> dict[str, Tensor]:
+    """The layer's tensors with constant couplings (G, I) folded in, for the uniform 1 / G of a single iteration.
+
+    A convolution shares its weights among positions and input types, so that there only the mean of each output type
+    can be folded.
+    """
+    factors = (couplings * couplings.shape[0]).float()
+    if isinstance(layer, DenseCaps):
+        weight = layer.weight.detach().unflatten(2, (layer.out_capsules, layer.dim))  # I, K, G, D
+        return {f"{layer.name}.weight": (weight * factors.T[:, None, :, None]).flatten(2)}
+    by_type = factors.mean(1).view(-1, layer.types).mean(0).repeat_interleave(layer.dim)  # types count fastest
+    return {
+        f"{layer.name}.weight": layer.weight.detach() * by_type[:, None, None, None],
+        f"{layer.name}.vote_bias": layer.vote_bias.detach() * by_type,
+    }
+
+
+def _setting(model: CapsNet, layer: str) -> str:
+    """The model's setting that holds the iterations of ``layer``: the one whose change changes them, and no others."""
+    config = model.config.model_dump()
+    for name, value in config.items():
+        if name.endswith("iterations") and value > 1:
+            other = skeleton(model.family, {**config, name: value - 1})
+            changed = [
+                key for key, found in routed_layers(model).items() if _iterations(other)[key] != found.iterations
+            ]
+            if changed == [layer]:
+                return name
+    raise ValueError(f"model {model.family}: no setting holds the iterations of {layer} alone")
+
+
+def _iterations(model: CapsNet) -> dict[str, int]:
+    return {la.name: la.iterations for la in model.layers() if isinstance(la, DenseCaps | RoutedConvCaps)}
+
+
+def _hits(model: CapsNet, images: ImageSet, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    with torch.inference_mode():
+        predicted = np.concatenate([predict(model(batch)).numpy() for batch, _ in images.batches(100)])
+    return np.asarray(predicted == labels)
