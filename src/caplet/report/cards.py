@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 from caplet.report.records import Kind, RunRecords
 from caplet.report.verdict import Verdict, quantized, trained
-from caplet.report.verdict_smaller import compressed, pruned
+from caplet.report.verdict_smaller import compressed, finetuned, pruned
 
 CARDS: dict[Kind, Callable[[RunRecords], Verdict]] = {
     Kind.TRAIN: trained,
     Kind.QUANTIZE: quantized,
     Kind.PRUNE: pruned,
+    Kind.FINETUNE: finetuned,
+    Kind.QAT: finetuned,
     Kind.COMPRESS: compressed,
 }
 

@@ -23,6 +23,8 @@ class Kind(StrEnum):
     QUANTIZE = "quantize"
     SENSITIVITY = "sensitivity"
     PRUNE = "prune"
+    FINETUNE = "finetune"
+    QAT = "qat"
     COMPRESS = "compress"
 
 
@@ -66,6 +68,8 @@ class RunRecords:
     @property
     def kind(self) -> Kind:
         """What the run did, by what its metrics hold."""
+        if "finetune" in self.files[METRICS]:
+            return Kind.QAT if "models" in self.files[METRICS] else Kind.FINETUNE
         for mark, kind in _MARKS.items():
             if mark in self.files[METRICS]:
                 return kind

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from caplet.report.figure import Section
 from caplet.report.parts.answers import confusion, flips
 from caplet.report.parts.arena import memory
-from caplet.report.parts.curves import curves
+from caplet.report.parts.curves import curves, finetuning
 from caplet.report.parts.front import front
 from caplet.report.parts.levels import levels
 from caplet.report.parts.origin import origin
@@ -26,6 +26,8 @@ PARTS: dict[Kind, tuple[Part, ...]] = {
     Kind.TRAIN: (curves, origin),
     Kind.QUANTIZE: (widths, front, search, memory, confusion, flips, levels, origin),
     Kind.SENSITIVITY: (sensitivity, origin),
+    Kind.FINETUNE: (finetuning, origin),
+    Kind.QAT: (finetuning, memory, confusion, flips, origin),
     Kind.PRUNE: (rounds, survivors, origin),
     Kind.COMPRESS: (tradeoff, stages, origin),
 }

@@ -72,6 +72,33 @@ def pruned(run: RunRecords) -> Verdict:
     return Verdict(run.name, metrics["met"], "Target met" if metrics["met"] else "Target not met", headline, facts)
 
 
+def finetuned(run: RunRecords) -> Verdict:
+    """The card of a fine-tuning run, in float or under a plan."""
+    metrics = run.metrics
+    model = metrics["models"][0] if "models" in metrics else metrics
+    at = "metrics.json:models.0" if "models" in metrics else "metrics.json"
+    before, after, pair = metrics["float"]["test"], model["test"], model["paired"]
+    what = "integers" if "models" in metrics else "float"
+    headline = (
+        f"After {metrics['finetune']['steps']:,} steps of fine-tuning the network classifies {after['percent']:.2f} %"
+        f" of {after['n']:,} test images correctly ({what}), the float network that it started from"
+        f" {before['percent']:.2f} %."
+    )
+    facts = [
+        _accuracy("Accuracy before, float", before, "metrics.json:float.test.percent"),
+        _accuracy(f"Accuracy after, {what}", after, f"{at}.test.percent"),
+        _loss(pair, f"{at}.paired.loss"),
+    ]
+    if "models" in metrics:
+        taken = model["file_bytes"]
+        reductions = (
+            f"weights {model['weight_reduction']:.1f}x, activations {model['activation_reduction']:.1f}x smaller"
+        )
+        facts.append(Fact("File", Number(bytes_text(taken), taken, f"{at}.file_bytes"), reductions))
+    notes = tuple(f"Alarm during training: {alarm}" for alarm in metrics.get("alarms", ()))
+    return Verdict(run.name, None, "Fine-tuned", headline, tuple(facts), notes=notes)
+
+
 def _accuracy(name: str, record: dict[str, Any], source: str) -> Fact:
     return Fact(name, Number(f"{record['percent']:.2f} %", record["percent"], source), interval_text(record))
 

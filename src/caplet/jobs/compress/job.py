@@ -21,30 +21,37 @@ from caplet.jobs.compress.result import MODEL, CompressedModel
 from caplet.jobs.compress.settings import BATCH, CompressSettings
 from caplet.jobs.engine import predictions
 from caplet.jobs.evaluate import check_data, float_predictions
+from caplet.jobs.finetune import ROLE, finetune_model, finetune_settings
 from caplet.jobs.footprint import CODE_BYTES, firmware_bytes
 from caplet.jobs.prune import prune
 from caplet.jobs.pruning import PruneSettings, spread_set
-from caplet.jobs.quantize import QuantizeSettings, quantize
+from caplet.jobs.quantize import CALIBRATION_IMAGES, QuantizeSettings, artefacts, quantize, spread
 from caplet.jobs.records import VERIFIED, record_verified
 from caplet.jobs.report import write_report
 from caplet.jobs.ship import Target, export_c, find_program, verify_engines
 from caplet.jobs.stages import Done, Stage, Stages, sha256
 from caplet.jobs.train import fit_to_data, resolve_recipe, train_by_recipe
+from caplet.lower import lower
 from caplet.metrics import accuracy, paired
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
 from caplet.models.checkpoint import load_model
+from caplet.nn.points import Role
 from caplet.program import Program
 from caplet.program.arena import plan_memory
 from caplet.program.c.emit import EmitSettings
 from caplet.program.file import load_program
 from caplet.prune.cost import FLOAT_BYTES, cost_of
+from caplet.quant.calibrate import calibrate
+from caplet.quant.plan import QuantPlan
 from caplet.runs import METRICS, SPLITS, RunFolder, open_run
 from caplet.train.finetune import weights_digest
 
 TRAIN, CURVES, FIRMWARE, VERIFY = "train", "curves", "firmware", "verify"
 MEMORY = "memory.json"
 FLOAT = "model.safetensors"
+RECOVERED = 3.0
+"""Points of accuracy that full fine-tuning may win back over the short one at the measured points."""
 TABLE_BYTES = 4096
 """Left of a flash limit beside the code, for what is not weights: tables, and rows that end within a byte."""
 Note = Callable[[str], None]
@@ -189,14 +196,13 @@ class _Compression:
     def all(self) -> CompressedModel:
         """Everything, to the report."""
         curves, choice = self.choice()
-        best: Attempt | None = None
-        for attempt in self.attempts(curves, choice):
-            limits = self.settings.limits.model_dump()
-            if best is None or attempt.distance(limits) < best.distance(limits):
-                best = attempt
-            if not attempt.missed:
+        limits = self.settings.limits.model_dump()
+        tried: list[Attempt] = []
+        for attempts in self.attempts(curves, choice):
+            tried += attempts
+            if any(not attempt.missed for attempt in attempts):
                 break
-        assert best is not None
+        best = min(tried, key=lambda attempt: (attempt.distance(limits), attempt.values["flash"]))
         return self.finish(curves, choice, best)
 
     def choice(self) -> tuple[Curves, Choice]:
@@ -210,14 +216,20 @@ class _Compression:
         self.run.write_json("choice.json", choice.to_json())
         return curves, choice
 
-    def attempts(self, curves: Curves, choice: Choice) -> Iterator[Attempt]:
-        """The chosen amount of pruning, then less and less of it, each quantized."""
+    def attempts(self, curves: Curves, choice: Choice) -> Iterator[list[Attempt]]:
+        """Amounts of pruning, each quantized: first more than was chosen, where full fine-tuning may win it back."""
         for point in sorted(curves.curve, key=lambda point: point.macs):
             if point.macs >= choice.pruned.macs:
-                yield from self.attempt(point)
+                yield self.attempt(point, 1.0)
+            elif point.drop <= self.settings.limits.max_drop + RECOVERED:
+                yield self.attempt(point, 0.5)
 
-    def attempt(self, point: Pruned) -> Iterator[Attempt]:
-        """One amount of pruning, quantized within what pruning left of the accepted loss."""
+    def attempt(self, point: Pruned, share: float) -> list[Attempt]:
+        """One amount of pruning, quantized within what pruning left of the accepted loss.
+
+        Args:
+            share: of the accepted loss that pruning may take.
+        """
         limits = self.settings.limits
         model, folders = self.model, []
         name = f"{100 * point.macs_kept:.3g}"
@@ -229,11 +241,15 @@ class _Compression:
         left = limits.max_drop - loss
         if model is not self.model:
             self.note(f"pruning to {name} % of the multiply-accumulates: {loss:+.2f} points, {left:.2f} are left")
-        if left < 0:
-            self.note("pruning alone loses more than accepted; pruning less")
-            return
+        if loss > share * limits.max_drop:
+            self.note(f"pruning alone takes more than {share:.0%} of the accepted loss; pruning less")
+            return []
         done = self.quantized(model, max(0.0, left), f"quantize-{name}")
-        yield self.measured((*folders, done.folder), find_program(done.folder), model)
+        found = self.measured((*folders, done.folder), find_program(done.folder), model)
+        use, missed = self.settings.quantize.finetune, set(found.missed)
+        if use == "yes" or (use == "auto" and missed and missed <= {"flash", "max_drop"}):
+            return [found, *self.finetuned(model, found, name)]
+        return [found]
 
     def pruned(self, point: Pruned, name: str) -> Done:
         """The stage that prunes."""
@@ -264,10 +280,15 @@ class _Compression:
 
     def quantized(self, model: CapsNet, tolerance: float, name: str) -> Done:
         """The stage that finds widths."""
-        limits = self.settings.limits
+        limits, chosen = self.settings.limits, self.settings.quantize
         budget = None if limits.flash is None else max(1, limits.flash - CODE_BYTES - TABLE_BYTES)
         settings = QuantizeSettings(
-            method=self.settings.quantize.method, tolerance=round(tolerance, 6), budget=budget, seed=self.settings.seed
+            method=chosen.method,
+            tolerance=round(tolerance, 6),
+            budget=budget,
+            reconstruct=chosen.reconstruct,
+            narrow=chosen.narrow and bool(chosen.reconstruct),
+            seed=self.settings.seed,
         )
 
         def work(folder: Path, resume: bool) -> None:
@@ -275,6 +296,57 @@ class _Compression:
 
         inputs = {"model": weights_digest(model), "settings": settings.model_dump(mode="json")}
         return self.do(name, inputs, work, METRICS)
+
+    def finetuned(self, model: CapsNet, found: Attempt, name: str) -> list[Attempt]:
+        """Quantization-aware training with weights one bit narrower than the search's, or as narrow as flash asks."""
+        plan = self.narrower(model, QuantPlan.load(plan_file(found.path)))
+        if plan is None:
+            self.note("no width is left to narrow by training")
+            return []
+        chosen, splits = self.settings.quantize, self.splits
+        steps = round(self.settings.finetuned(len(splits.train)) * (len(splits.train) // BATCH))
+        changes = {"lr": chosen.finetune_lr, "batch_size": BATCH, "seed": self.settings.seed}
+        settings = finetune_settings(changes, under_plan=True, steps=steps)
+
+        def work(folder: Path, resume: bool) -> None:
+            finetune_model(
+                model,
+                splits,
+                folder,
+                plan,
+                settings,
+                teacher=self.model,
+                resume=resume,
+                note=self.note,
+                progress=self.start.bars,
+            )
+
+        inputs = {
+            "model": weights_digest(model),
+            "teacher": weights_digest(self.model),
+            "plan": plan.digest(),
+            "settings": settings.model_dump(mode="json"),
+        }
+        done = self.do(f"finetune-{name}", inputs, work, METRICS, artefacts(ROLE)[0])
+        return [self.measured((*found.folders, done.folder), done.folder / artefacts(ROLE)[0], model)]
+
+    def narrower(self, model: CapsNet, plan: QuantPlan) -> QuantPlan | None:
+        """``plan`` with weights of at most the width that a flash limit asks for, else of a bit less; None below 2."""
+        calibration = calibrate(model, spread(self.splits.calibration, CALIBRATION_IMAGES))
+        specs = model.points()
+        weights = {key: plan.points[key].bits for key, spec in specs.items() if spec.role is Role.WEIGHT}
+
+        def at_most(width: int) -> QuantPlan:
+            return plan.with_formats(
+                {key: calibration.format(key, width) for key, bits in weights.items() if bits > width}
+            )
+
+        limit = self.settings.limits.flash
+        for width in range(max(weights.values()) - 1, 1, -1):
+            tried = at_most(width)
+            if limit is None or firmware_bytes(lower(model, tried)) <= limit:
+                return tried
+        return None
 
     def measured(self, folders: tuple[Path, ...], path: Path, model: CapsNet) -> Attempt:
         """What an attempt reached, and which limits it misses."""
@@ -374,3 +446,8 @@ class _Compression:
             "data": splits.info["name"],
             "data_note": splits.info["note"],
         }
+
+
+def plan_file(program: Path) -> Path:
+    """The plan beside a shipped ``model_ROLE.caplet``."""
+    return program.with_name(f"plan_{program.stem.removeprefix('model_')}.json")

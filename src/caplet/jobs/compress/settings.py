@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeI
 from caplet.amounts import parse_bytes, parse_count
 from caplet.errors import ConfigError
 from caplet.files import why
+from caplet.quant.reconstruct.settings import Part
 from caplet.quant.search.methods import Method
 from caplet.settings import make
 
@@ -67,13 +68,20 @@ class Quantizing(_Table):
 
     Attributes:
         method: the search.
+        reconstruct: parts of reconstruction that fit the plans found; empty for none.
+        narrow: lower the widths of the fitted plan further, as long as it keeps the target.
         probes: widths at which the trade-off is measured, the same for every tensor.
-        finetune: quantization-aware training when the search alone does not keep to the limits (``auto``), or always.
+        finetune: quantization-aware training with narrower weights: ``auto`` where the search alone misses a limit of
+            bytes, ``yes`` also where it does not.
+        finetune_lr: its peak learning rate; epochs and least steps are those of pruning.
     """
 
     method: Method = Method.ILP
+    reconstruct: tuple[Part, ...] = (Part.BIAS, Part.ROUNDING)
+    narrow: bool = True
     probes: tuple[Annotated[int, Field(ge=2, le=8)], ...] = (8, 6, 5, 4, 3)
     finetune: Choice = "auto"
+    finetune_lr: PositiveFloat = 2e-4
 
 
 class Verifying(_Table):

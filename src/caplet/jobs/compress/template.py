@@ -43,6 +43,9 @@ max_drop = {limits.max_drop}
 [quantize]
 # method = "{quantize.method}"               # ilp, progressive or qcapsnets
 # probes = {widths}     # widths at which the trade-off is measured
+# reconstruct = {parts}   # fit weights and biases to the plans found: docs/reconstruction.md
+# narrow = true                # lower widths further while the fitted network keeps the target
+# finetune_lr = {quantize.finetune_lr}         # peak learning rate of quantization-aware training
 # finetune = "{quantize.finetune}"            # quantization-aware training: auto is where the search misses a limit
 
 [verify]
@@ -65,5 +68,6 @@ def settings_template(model: str | None = None, recipe: str = "digits", data: st
         probes=list(Pruning().probes),
         widths=list(Quantizing().probes),
         quantize=Quantizing(),
+        parts=json.dumps([*map(str, Quantizing().reconstruct)]),
         verify=Verifying(),
     )

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from caplet.report.charts import Labels, Level, Series, chart
 from caplet.report.figure import Figure, Section, Table
 from caplet.report.records import RunRecords
 
 
 def curves(run: RunRecords) -> Section | str:
-    """Loss and accuracy by epoch."""
-    history = run.metrics["history"]
+    """Loss and accuracy of a training run by epoch."""
+    return _curves(run.metrics)
+
+
+def finetuning(run: RunRecords) -> Section | str:
+    """Loss and accuracy of a fine-tuning run by epoch."""
+    return _curves(run.metrics["finetune"])
+
+
+def _curves(metrics: dict[str, Any]) -> Section | str:
+    history = metrics["history"]
     if not history:
         return "Learning curves: no epoch was recorded."
-    kept = Level(run.metrics["epoch"], "kept", across=False)
+    kept = Level(metrics["epoch"], "kept", across=False)
 
     def line(name: str, key: str, style: str, scale: float = 1.0) -> Series:
         return Series(name, tuple((row["epoch"], scale * row[key]) for row in history if key in row), style)
@@ -38,5 +49,5 @@ def curves(run: RunRecords) -> Section | str:
         table,
     )
     return Section(
-        "Learning curves", f"{len(history)} epochs; the weights of epoch {run.metrics['epoch']} were kept.", (figure,)
+        "Learning curves", f"{len(history)} epochs; the weights of epoch {metrics['epoch']} were kept.", (figure,)
     )
