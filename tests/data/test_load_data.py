@@ -21,7 +21,7 @@ from caplet.errors import DataError
 
 
 def test_names():
-    assert DATASETS.names() == ("digits", "mnist", "fashion-mnist", "cifar10", "svhn", "folder")
+    assert DATASETS.names() == ("digits", "mnist", "fashion-mnist", "cifar10", "svhn", "tiny-imagenet", "folder")
     assert all(dataset.summary for dataset in DATASETS)
 
 

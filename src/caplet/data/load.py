@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from caplet.data import cifar10, digits, folder, idx, svhn
+from caplet.data import cifar10, digits, folder, idx, svhn, tiny_imagenet
 from caplet.data.archive import is_archive
 from caplet.data.convert import convert
 from caplet.data.files import is_folder
@@ -38,6 +38,12 @@ def builtin_datasets() -> DatasetRegistry:
         ),
         Dataset(cifar10.NAME, "60,000 objects and animals, 32x32 RGB", cifar10.LAYOUT, cifar10.load_cifar10),
         Dataset(svhn.NAME, "99,289 house-number digits, 32x32 RGB", svhn.LAYOUT, svhn.load_svhn),
+        Dataset(
+            tiny_imagenet.NAME,
+            "110,000 photographs of 200 classes, 64x64 RGB",
+            tiny_imagenet.LAYOUT,
+            tiny_imagenet.load_tiny_imagenet,
+        ),
         Dataset("folder", "your own images, one folder per class", LAYOUT, folder.load_folder),
     ):
         registry.register(dataset)
