@@ -21,26 +21,32 @@ def needs_unpacking(weight: Constant) -> bool:
     return not (isinstance(fmt, FixedFormat) and fmt.signed and fmt.bits in (8, 16))
 
 
+def routing_rows(outputs: int) -> int:
+    """Input capsules that a routing to ``outputs`` capsules takes together: up to 8, while their scratch stays small."""
+    return max(1, min(8, 256 // outputs))
+
+
 def workspace(op: Op, tensors: Tensors, proof: Proof) -> dict[str, int]:
     """Scratch of one op: purpose -> bytes.
 
     * ``filter`` (convolutions): one output channel's filter, unpacked.
-    * ``acc`` and ``row`` (dense votes): the accumulators of one input capsule's votes, and one unpacked row of
-      G * D weights (one input component).
-    * ``acc``, ``coupling``, ``exponentials`` (routing): the accumulators of the weighted sum over all G * D, and one
-      input capsule's G coupling codes and G uint32 exponentials (several iterations only).
+    * ``acc`` and ``row`` (dense votes): the accumulators of one input capsule's votes, and unpacked rows of G * D
+      weights, for up to four input components.
+    * ``acc``, ``coupling``, ``exponentials`` (routing): the accumulators of the weighted sum over all G * D, and the G
+      coupling codes and G uint32 exponentials (several iterations only) of :func:`routing_rows` input capsules.
     """
     if isinstance(op, Conv2d | ConvVotes | GroupedConv2d):
         size = op.weight.codes[0].size * unpacked_bytes(op.weight)
         return {"filter": size} if needs_unpacking(op.weight) else {}
     if isinstance(op, DenseVotes):
-        votes = op.weight.shape[2]
+        _, in_dim, votes = op.weight.shape
         widest = max(proof.find(op.name, f"acc:{source}").bytes for source in op.sources)
-        row = {"row": votes * unpacked_bytes(op.weight)} if needs_unpacking(op.weight) else {}
+        row = {"row": min(in_dim, 4) * votes * unpacked_bytes(op.weight)} if needs_unpacking(op.weight) else {}
         return {"acc": votes * widest, **row}
     if isinstance(op, Routing):
         _, outputs, dim = tensors[op.votes].shape
-        several = {"exponentials": 4 * outputs} if op.iterations > 1 else {}
+        row = routing_rows(outputs) * outputs
+        several = {"exponentials": 4 * row} if op.iterations > 1 else {}
         acc = outputs * dim * proof.find(op.name, "acc").bytes
-        return {"acc": acc, "coupling": outputs * tensors[op.coupling].element_bytes, **several}
+        return {"acc": acc, "coupling": row * tensors[op.coupling].element_bytes, **several}
     return {}

@@ -87,7 +87,7 @@ RoutingOp = _structure(
     "RoutingOp",
     ("acc", Accumulator),
     *[(name, Format) for name in ("coupling", "logits", "preactivation", "activation")],
-    *_sizes("inputs", "outputs", "dim", "types", "iterations"),
+    *_sizes("inputs", "outputs", "dim", "types", "iterations", "rows"),
     ("agreement_shift", c_int8),
     *[(name, c_uint8) for name in ("agreement_wide", "votes_type", "scale_bits")],
 )

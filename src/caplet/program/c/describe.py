@@ -35,6 +35,7 @@ from caplet.program.ops import (
 from caplet.program.program import Program
 from caplet.program.tensor import Constant, IntArray, TensorSpec, WideFormat
 from caplet.program.verify import Proof
+from caplet.program.workspace import routing_rows
 
 INT8, UINT8, INT16, UINT16 = range(4)
 SIGNED, UNSIGNED, POWERS = range(3)
@@ -359,6 +360,7 @@ def _routing(op: Routing, to: Descriptions) -> Struct:
             "dim": dim,
             "types": op.types,
             "iterations": op.iterations,
+            "rows": routing_rows(outputs),
             "agreement_shift": op.agreement_shift(to.program.tensors) if routed else 0,
             "agreement_wide": int(routed and to.proof.find(op.name, "agreement").bytes == 8),
             "votes_type": element_type(votes),

@@ -241,7 +241,7 @@ typedef struct {
  * Votes of input capsule `input`: acc[j] = sum over k of x[input, k] * weight[input, k, j], j = 0..votes - 1.
  * x: one pointer per source, elements of source.type. row: out.type (votes), row `input` of the votes.
  * acc: scratch, int32_t or int64_t (votes), the widest that a source's accumulator needs.
- * weights: scratch for `votes` unpacked weights; may be NULL where they are signed with 8 or 16 bits.
+ * weights: scratch for min(in_dim, 4) * votes unpacked weights; may be NULL where they are signed with 8 or 16 bits.
  */
 void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, uint32_t input, void *row, void *acc,
                         void *weights);
@@ -271,7 +271,7 @@ void caplet_store_votes(const caplet_votes *votes, uint32_t first, uint32_t coun
 /*
  * Dynamic routing of votes (inputs, outputs, dim). acc.bias: (types, dim), element (g % types) * dim + d for output g.
  * agreement_shift: rounding shift from agreements to logits; agreement_wide: agreements need int64_t.
- * scale_bits: fraction bits of the exponentials.
+ * scale_bits: fraction bits of the exponentials. rows: input capsules that are taken together where their votes are stored.
  */
 typedef struct {
     caplet_accumulator acc;
@@ -284,6 +284,7 @@ typedef struct {
     uint32_t dim;
     uint32_t types;
     uint32_t iterations;
+    uint32_t rows;
     int8_t agreement_shift;
     uint8_t agreement_wide;
     uint8_t votes_type;
@@ -293,8 +294,8 @@ typedef struct {
 /*
  * Memory of a routing. logits: (inputs, outputs), NULL for one iteration; need not be cleared. preactivation and
  * activation: (outputs, dim), may be one buffer where the elements have one size. acc: scratch int32_t or int64_t
- * (outputs * dim). coupling: scratch for one row of `outputs` codes. exponentials: scratch (outputs), NULL for one
- * iteration.
+ * (outputs * dim). coupling: scratch for `rows` rows of `outputs` codes. exponentials: scratch (rows, outputs), NULL for
+ * one iteration.
  */
 typedef struct {
     void *logits;

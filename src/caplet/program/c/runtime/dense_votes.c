@@ -1,6 +1,9 @@
 /* Votes of a fully connected capsule layer. */
 #include "fixed.h"
 
+/* Components of an input capsule, and rows of weights, that are taken together. */
+enum { ROWS = 4 };
+
 void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, uint32_t input, void *row, void *acc,
                         void *weights)
 {
@@ -9,6 +12,7 @@ void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, u
     uint32_t local = op->selected != NULL ? op->selected[input] : input;
     uint32_t count = source->types * source->rows * source->columns;
     uint32_t first;
+    uint32_t rows;
     uint32_t j;
     uint32_t k;
     while (local >= count) {
@@ -27,13 +31,18 @@ void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, u
             ((int32_t *)acc)[j] = 0;
         }
     }
-    for (k = 0; k < op->in_dim; k++) {
-        const int32_t code = caplet_load(*x, source->type, first + k);
-        const void *from = caplet_row(&op->weight, (input * op->in_dim + k) * op->votes, op->votes, weights);
+    for (k = 0; k < op->in_dim; k += rows) {
+        int32_t codes[ROWS];
+        const void *from;
+        rows = op->in_dim - k < ROWS ? op->in_dim - k : ROWS;
+        for (j = 0; j < rows; j++) {
+            codes[j] = caplet_load(*x, source->type, first + k + j);
+        }
+        from = caplet_row(&op->weight, (input * op->in_dim + k) * op->votes, rows * op->votes, weights);
         if (source->acc.wide) {
-            caplet_axpy64((int64_t *)acc, code, from, weight_type, op->votes);
+            caplet_axpy64((int64_t *)acc, codes, from, weight_type, rows, op->votes);
         } else {
-            caplet_axpy32((int32_t *)acc, code, from, weight_type, op->votes);
+            caplet_axpy32((int32_t *)acc, codes, from, weight_type, rows, op->votes);
         }
     }
     caplet_narrow_row(&source->acc, &op->out, acc, op->votes, row, input * op->votes);

@@ -51,17 +51,30 @@ int64_t caplet_dot64(const void *x, uint8_t x_type, const void *w, uint8_t w_typ
     DOT_BY_TYPES(int64_t);
 }
 
-#define AXPY(TW, ACC)                                                    \
-    do {                                                                 \
-        const TW *restrict b = (const TW *)w;                            \
-        ACC *restrict sums = acc;                                        \
-        for (j = 0; j < n; j++) {                                        \
-            sums[j] += (ACC)x * (ACC)b[j];                               \
-        }                                                                \
+/* Four rows at a time, so that a sum is loaded and stored once for all of them; then the rest one by one. */
+#define AXPY(TW, ACC)                                                                        \
+    do {                                                                                     \
+        ACC *restrict sums = acc;                                                            \
+        for (; row + 4 <= rows; row += 4) {                                                  \
+            const TW *restrict w0 = (const TW *)w + (size_t)row * n, *restrict w1 = w0 + n;  \
+            const TW *restrict w2 = w1 + n, *restrict w3 = w2 + n;                           \
+            const ACC x0 = x[row], x1 = x[row + 1], x2 = x[row + 2], x3 = x[row + 3];        \
+            for (j = 0; j < n; j++) {                                                        \
+                sums[j] += x0 * (ACC)w0[j] + x1 * (ACC)w1[j] + x2 * (ACC)w2[j] + x3 * (ACC)w3[j]; \
+            }                                                                                \
+        }                                                                                    \
+        for (; row < rows; row++) {                                                          \
+            const TW *restrict w0 = (const TW *)w + (size_t)row * n;                         \
+            const ACC x0 = x[row];                                                           \
+            for (j = 0; j < n; j++) {                                                        \
+                sums[j] += x0 * (ACC)w0[j];                                                  \
+            }                                                                                \
+        }                                                                                    \
     } while (0)
 
 #define AXPY_BY_WEIGHT(ACC)                                              \
     do {                                                                 \
+        uint32_t row = 0;                                                \
         uint32_t j;                                                      \
         if (w_type == CAPLET_INT8) {                                     \
             AXPY(int8_t, ACC);                                           \
@@ -72,12 +85,12 @@ int64_t caplet_dot64(const void *x, uint8_t x_type, const void *w, uint8_t w_typ
         }                                                                \
     } while (0)
 
-void caplet_axpy32(int32_t *acc, int32_t x, const void *w, uint8_t w_type, uint32_t n)
+void caplet_axpy32(int32_t *acc, const int32_t *x, const void *w, uint8_t w_type, uint32_t rows, uint32_t n)
 {
     AXPY_BY_WEIGHT(int32_t);
 }
 
-void caplet_axpy64(int64_t *acc, int32_t x, const void *w, uint8_t w_type, uint32_t n)
+void caplet_axpy64(int64_t *acc, const int32_t *x, const void *w, uint8_t w_type, uint32_t rows, uint32_t n)
 {
     AXPY_BY_WEIGHT(int64_t);
 }

@@ -8,6 +8,13 @@
 
 #include "caplet.h"
 
+/* Before a loop of known length: gcc shall vectorise it as it stands, not after taking it apart into single steps. */
+#if defined(__GNUC__) && !defined(__clang__)
+#define CAPLET_WHOLE_LOOP _Pragma("GCC unroll 1")
+#else
+#define CAPLET_WHOLE_LOOP
+#endif
+
 /* Bytes of one element. type: CAPLET_INT8 .. CAPLET_UINT16. */
 static inline uint32_t caplet_element_bytes(uint8_t type)
 {
@@ -145,7 +152,7 @@ void caplet_narrow_row(const caplet_accumulator *acc, const caplet_format *out, 
 /* Bits of n: 0 for 0, else the position of the highest set bit plus one. */
 uint32_t caplet_bit_length(uint64_t n);
 
-/* Floor of the square root. n: below 2^62. */
+/* Floor of the square root. n: 2^60 .. 2^62 - 1. */
 uint32_t caplet_isqrt(uint64_t n);
 
 /* Code `index` of a constant as the integer to multiply with: -32768..65535. */
@@ -161,18 +168,18 @@ const void *caplet_row(const caplet_constant *constant, uint32_t first, uint32_t
 int32_t caplet_dot32(const void *x, uint8_t x_type, const void *w, uint8_t w_type, uint32_t n);
 int64_t caplet_dot64(const void *x, uint8_t x_type, const void *w, uint8_t w_type, uint32_t n);
 
-/* acc[j] += x * w[j], j < n. */
-void caplet_axpy32(int32_t *acc, int32_t x, const void *w, uint8_t w_type, uint32_t n);
-void caplet_axpy64(int64_t *acc, int32_t x, const void *w, uint8_t w_type, uint32_t n);
+/* acc[j] += sum over k < rows of x[k] * w[k, j], j < n. */
+void caplet_axpy32(int32_t *acc, const int32_t *x, const void *w, uint8_t w_type, uint32_t rows, uint32_t n);
+void caplet_axpy64(int64_t *acc, const int32_t *x, const void *w, uint8_t w_type, uint32_t rows, uint32_t n);
 
 /* Squared length of a capsule of dim <= 64 elements. */
 uint64_t caplet_squared_length(const void *x, uint8_t type, uint32_t dim);
 
 /*
- * Coupling codes of one row of `count` logits (frac fraction bits), or of equal logits where logits is NULL.
- * exponentials: scratch (count), may be NULL where logits is. out: element `element` on of the noise stream.
+ * Coupling codes of `rows` rows of `count` logits (frac fraction bits), or of equal logits where logits is NULL.
+ * exponentials: scratch (rows, count), may be NULL where logits is. out: element `element` on of the noise stream.
  */
-void caplet_softmax(const void *logits, uint8_t type, int16_t frac, uint32_t count, uint8_t scale_bits,
+void caplet_softmax(const void *logits, uint8_t type, int16_t frac, uint32_t rows, uint32_t count, uint8_t scale_bits,
                     uint32_t *exponentials, const caplet_format *out, void *coupling, uint32_t element);
 
 #endif

@@ -1,39 +1,45 @@
 /*
- * Dynamic routing by agreement. One pass over the input capsules per iteration: the row of votes of an input capsule is
- * read (or made) once, updates its logits with the activation of the iteration before, becomes a row of coupling, and
- * is added to the weighted sum.
+ * Dynamic routing by agreement. One pass over the input capsules per iteration, a block of rows at a time: the rows of
+ * votes are read (or made) once, update their logits with the activation of the iteration before, become rows of
+ * coupling, and are added to the weighted sums.
  */
 #include "fixed.h"
 
-/* Codes of one byte in capsules of whole eights are the common case; a fixed inner count lets compilers vectorise it. */
-enum { LANES = 8 };
+/* Rows of votes that are weighed together: each sum is loaded and stored once for all of them. */
+enum { TOGETHER = 4 };
 
-/* sums[d] += share * v[d]. */
-static void weigh_bytes(int32_t *restrict sums, int32_t share, const int8_t *restrict v, uint32_t dim)
+/* Capsules of 16 dimensions are common; where compilers know the length of a loop, they make straight code of it. */
+#define WITH_DIM(CALL)       \
+    do {                     \
+        if (op->dim == 16) { \
+            CALL(16);        \
+        } else {             \
+            CALL(op->dim);   \
+        }                    \
+    } while (0)
+
+/* sums[d] += the sum of shares[r] * v[r * row + d] over TOGETHER rows. */
+static inline void weigh_four(int32_t *restrict sums, const int32_t *restrict shares, const int8_t *restrict v,
+                              uint32_t row, uint32_t dim)
 {
+    const int8_t *restrict v1 = v + row;
+    const int8_t *restrict v2 = v1 + row;
+    const int8_t *restrict v3 = v2 + row;
     uint32_t d;
-    uint32_t lane;
-    for (d = 0; d < dim; d += LANES) {
-        for (lane = 0; lane < LANES; lane++) {
-            sums[d + lane] += share * v[d + lane];
-        }
+    CAPLET_WHOLE_LOOP
+    for (d = 0; d < dim; d++) {
+        sums[d] += shares[0] * v[d] + shares[1] * v1[d] + shares[2] * v2[d] + shares[3] * v3[d];
     }
 }
 
 /* sum over d of a[d] * v[d]. */
-static int32_t dot_bytes(const int8_t *restrict a, const int8_t *restrict v, uint32_t dim)
+static inline int32_t dot_bytes(const int8_t *restrict a, const int8_t *restrict v, uint32_t dim)
 {
-    int32_t sums[LANES] = {0};
     int32_t sum = 0;
     uint32_t d;
-    uint32_t lane;
-    for (d = 0; d < dim; d += LANES) {
-        for (lane = 0; lane < LANES; lane++) {
-            sums[lane] += a[d + lane] * v[d + lane];
-        }
-    }
-    for (lane = 0; lane < LANES; lane++) {
-        sum += sums[lane];
+    CAPLET_WHOLE_LOOP
+    for (d = 0; d < dim; d++) {
+        sum += a[d] * v[d];
     }
     return sum;
 }
@@ -71,20 +77,38 @@ static int32_t dot_bytes(const int8_t *restrict a, const int8_t *restrict v, uin
         }                                  \
     } while (0)
 
-static void weigh(const caplet_routing_op *op, const void *votes, const void *coupling, void *acc)
+/* acc[g, d] += sum over r of coupling[r, g] * votes[r, g, d], r < rows. */
+static void weigh(const caplet_routing_op *op, const void *rows_of_votes, const void *couplings, uint32_t rows, void *acc)
 {
     const uint32_t dim = op->dim;
+    const uint32_t row = op->outputs * dim;
+    uint32_t r = 0;
     uint32_t g;
     uint32_t d;
-    if (!op->acc.wide && op->votes_type == CAPLET_INT8 && dim % LANES == 0) {
-        for (g = 0; g < op->outputs; g++) {
-            const int32_t share = caplet_load(coupling, op->coupling.type, g);
-            weigh_bytes((int32_t *)acc + g * dim, share, (const int8_t *)votes + g * dim, dim);
+    if (!op->acc.wide && op->votes_type == CAPLET_INT8) {
+        for (; r + TOGETHER <= rows; r += TOGETHER) {
+            const int8_t *votes = (const int8_t *)rows_of_votes + r * row;
+            int32_t *sums = (int32_t *)acc;
+            for (g = 0; g < op->outputs; g++) {
+                int32_t shares[TOGETHER];
+                for (d = 0; d < TOGETHER; d++) {
+                    shares[d] = caplet_load(couplings, op->coupling.type, (r + d) * op->outputs + g);
+                }
+#define WEIGH_FOUR(DIM) weigh_four(sums, shares, votes, row, DIM)
+                WITH_DIM(WEIGH_FOUR);
+                votes += dim;
+                sums += dim;
+            }
         }
-    } else if (op->acc.wide) {
-        WEIGH_BY_TYPE(int64_t);
-    } else {
-        WEIGH_BY_TYPE(int32_t);
+    }
+    for (; r < rows; r++) {
+        const void *votes = caplet_at(rows_of_votes, op->votes_type, r * row);
+        const void *coupling = caplet_at(couplings, op->coupling.type, r * op->outputs);
+        if (op->acc.wide) {
+            WEIGH_BY_TYPE(int64_t);
+        } else {
+            WEIGH_BY_TYPE(int32_t);
+        }
     }
 }
 
@@ -95,9 +119,6 @@ static int64_t agreement_of(const caplet_routing_op *op, const void *activation,
     int64_t wide = 0;
     int32_t sum = 0;
     uint32_t d;
-    if (op->activation.type == CAPLET_INT8 && op->votes_type == CAPLET_INT8 && op->dim % LANES == 0) {
-        return dot_bytes((const int8_t *)activation + first, (const int8_t *)votes + first, op->dim); /* below 2^21 */
-    }
     if (op->agreement_wide) {
         for (d = 0; d < op->dim; d++) {
             wide += (int64_t)caplet_load(activation, op->activation.type, first + d) *
@@ -111,20 +132,84 @@ static int64_t agreement_of(const caplet_routing_op *op, const void *activation,
     return sum;
 }
 
-/* Add the rounded agreements of one input capsule to its logits; fresh: they are zero and not stored yet. */
-static void update_logits(const caplet_routing_op *op, const void *activation, const void *votes, void *logits,
-                          uint32_t fresh, uint32_t element)
+/* The agreements of rows of bytes: agreements (rows, outputs). */
+static void agree_bytes(const caplet_routing_op *op, const int8_t *activation, const int8_t *votes, uint32_t rows,
+                        int32_t *agreements)
+{
+    uint32_t r;
+    uint32_t g;
+    for (r = 0; r < rows; r++) {
+        for (g = 0; g < op->outputs; g++) {
+#define AGREE(DIM) *agreements++ = dot_bytes(activation + g * (DIM), votes, DIM)
+            WITH_DIM(AGREE);
+            votes += op->dim;
+        }
+    }
+}
+
+#define ADD_AGREEMENTS(T)                                                           \
+    do {                                                                            \
+        T *restrict codes = (T *)logits;                                            \
+        for (e = 0; e < count; e++) {                                               \
+            const int32_t step = (caplet_left32(agreements[e], extra) + term) >> right; \
+            codes[e] = (T)caplet_clip32(fresh ? step : codes[e] + step, low, high); \
+        }                                                                           \
+    } while (0)
+
+/* Add `count` agreements to the logits, all in int32_t and with one rounding term. */
+static void add_agreements(const caplet_routing_op *op, const int32_t *restrict agreements, uint32_t count, void *logits,
+                           uint32_t extra, uint32_t right, uint32_t fresh)
+{
+    const int32_t term = (int32_t)caplet_rounding_term(&op->logits, right, 0);
+    const int32_t low = op->logits.low;
+    const int32_t high = op->logits.high;
+    uint32_t e;
+    switch (op->logits.type) {
+    case CAPLET_INT8:
+        ADD_AGREEMENTS(int8_t);
+        break;
+    case CAPLET_UINT8:
+        ADD_AGREEMENTS(uint8_t);
+        break;
+    case CAPLET_INT16:
+        ADD_AGREEMENTS(int16_t);
+        break;
+    default:
+        ADD_AGREEMENTS(uint16_t);
+        break;
+    }
+}
+
+/*
+ * Add the rounded agreements of `rows` input capsules to their logits; fresh: they are zero and not stored yet.
+ * agreements: scratch (rows, outputs). element: noise index of the first logit.
+ */
+static void update_logits(const caplet_routing_op *op, const void *activation, const void *votes, uint32_t rows,
+                          void *logits, int32_t *agreements, uint32_t fresh, uint32_t element)
 {
     const uint32_t extra = op->agreement_shift < 0 ? (uint32_t)-op->agreement_shift : 0u;
     const uint32_t right = op->agreement_shift < 0 ? 0u : (uint32_t)op->agreement_shift;
+    const uint32_t count = rows * op->outputs;
+    uint32_t r;
     uint32_t g;
-    for (g = 0; g < op->outputs; g++) {
-        int64_t step = caplet_left64(agreement_of(op, activation, votes, g), extra);
-        step = (step + caplet_rounding_term(&op->logits, right, element + g)) >> right;
-        if (!fresh) {
-            step += caplet_load(logits, op->logits.type, g);
+    uint32_t e = 0;
+    if (op->activation.type == CAPLET_INT8 && op->votes_type == CAPLET_INT8 && !op->agreement_wide &&
+        op->logits.rounding != CAPLET_STOCHASTIC) {
+        agree_bytes(op, (const int8_t *)activation, (const int8_t *)votes, rows, agreements);
+        add_agreements(op, agreements, count, logits, extra, right, fresh);
+        return;
+    }
+    for (r = 0; r < rows; r++) {
+        const void *row = caplet_at(votes, op->votes_type, r * op->outputs * op->dim);
+        for (g = 0; g < op->outputs; g++) {
+            int64_t step = caplet_left64(agreement_of(op, activation, row, g), extra);
+            step = (step + caplet_rounding_term(&op->logits, right, element + e)) >> right;
+            if (!fresh) {
+                step += caplet_load(logits, op->logits.type, e);
+            }
+            caplet_store(logits, op->logits.type, e, caplet_clip64(step, op->logits.low, op->logits.high));
+            e++;
         }
-        caplet_store(logits, op->logits.type, g, caplet_clip64(step, op->logits.low, op->logits.high));
     }
 }
 
@@ -168,6 +253,7 @@ void caplet_routing(const caplet_routing_op *op, const caplet_votes *votes, cons
     caplet_squash_op squash;
     uint32_t iteration;
     uint32_t input;
+    uint32_t rows;
     squash.out = op->activation;
     squash.count = op->outputs;
     squash.dim = op->dim;
@@ -175,26 +261,31 @@ void caplet_routing(const caplet_routing_op *op, const caplet_votes *votes, cons
     squash.in_type = op->preactivation.type;
     for (iteration = 0; iteration < op->iterations; iteration++) {
         clear_sums(op, memory->acc);
-        for (input = 0; input < op->inputs; input++) {
-            const uint32_t first = input * op->outputs; /* of this row of logits and coupling */
+        for (input = 0; input < op->inputs; input += rows) {
+            const uint32_t first = input * op->outputs; /* of these rows of logits and coupling */
             const uint32_t element = iteration * op->inputs * op->outputs + first;
             void *logits = NULL;
             const void *row = votes->row;
+            rows = 1;
             if (input < votes->kept) {
                 row = caplet_at(votes->stored, op->votes_type, input * row_elements);
+                rows = votes->kept - input < op->rows ? votes->kept - input : op->rows;
             } else {
                 votes->make(votes, input, votes->row);
             }
             if (iteration > 0) {
                 logits = caplet_at_writable(memory->logits, op->logits.type, first);
-                update_logits(op, memory->activation, row, logits, iteration == 1,
-                              element - op->inputs * op->outputs);
+                update_logits(op, memory->activation, row, rows, logits, (int32_t *)memory->exponentials,
+                              iteration == 1, element - op->inputs * op->outputs);
             }
-            if (iteration > 0 || input == 0 || !uniform) {
-                caplet_softmax(logits, op->logits.type, op->logits.frac, op->outputs, op->scale_bits,
+            if (iteration > 0 || !uniform) {
+                caplet_softmax(logits, op->logits.type, op->logits.frac, rows, op->outputs, op->scale_bits,
                                memory->exponentials, &op->coupling, memory->coupling, element);
+            } else if (input == 0) {
+                caplet_softmax(NULL, op->logits.type, op->logits.frac, op->rows, op->outputs, op->scale_bits, NULL,
+                               &op->coupling, memory->coupling, element);
             }
-            weigh(op, row, memory->coupling, memory->acc);
+            weigh(op, row, memory->coupling, rows, memory->acc);
         }
         narrow_sums(op, memory, iteration);
         caplet_squash(&squash, memory->preactivation, memory->activation, iteration * row_elements);

@@ -18,69 +18,113 @@ static const uint32_t exp2_table[129] = {
     8760003u, 8712694u, 8665641u, 8618841u, 8572295u, 8525999u, 8479954u, 8434157u, 8388608u,
 };
 
-/* exp(-distance * 2^-frac) with scale_bits (19..24) fraction bits. distance: below 2^16. Result: at most 2^24. */
-static uint32_t negative_exponential(uint32_t distance, int16_t frac, uint8_t scale_bits)
+/*
+ * exp(-distance * 2^-frac) with scale_bits (19..24) fraction bits, at most 2^24, for every element: distances, below
+ * 2^16, in, exponentials out.
+ */
+static void negative_exponentials(uint32_t *restrict values, uint32_t count, int16_t frac, uint8_t scale_bits)
 {
     const uint32_t limit = (uint32_t)1 << 25;
-    const uint32_t p = distance * 47274u; /* log2(e) with 15 fraction bits; below 2^32 */
-    uint32_t t;
-    uint32_t i;
-    uint32_t y;
-    uint32_t shift;
-    if (frac >= 5) {
-        const uint32_t right = frac - 5 < 31 ? (uint32_t)(frac - 5) : 31u;
-        t = p >> right;
-        t = t < limit ? t : limit;
-    } else {
-        const uint32_t left = 5 - frac < 25 ? (uint32_t)(5 - frac) : 25u;
-        t = (p < (limit >> left) ? p : limit >> left) << left;
+    const uint32_t right = frac < 5 ? 0u : frac - 5 < 31 ? (uint32_t)(frac - 5) : 31u;
+    const uint32_t left = frac >= 5 ? 0u : 5 - frac < 25 ? (uint32_t)(5 - frac) : 25u;
+    const uint32_t most = limit >> left;
+    const uint32_t spare = 24u - scale_bits;
+    uint32_t e;
+    for (e = 0; e < count; e++) {
+        const uint32_t p = values[e] * 47274u >> right; /* log2(e) with 15 fraction bits; below 2^32 */
+        const uint32_t t = (p < most ? p : most) << left; /* the exponent with 20 fraction bits, at most 32 */
+        const uint32_t i = (t >> 13) & 127u;
+        const uint32_t y = exp2_table[i] - (((exp2_table[i] - exp2_table[i + 1]) * (t & 8191u) + 4096u) >> 13);
+        const uint32_t shift = (t >> 20) + spare;
+        const uint32_t by = shift < 26u ? shift : 26u; /* y <= 2^24: nothing is left */
+        values[e] = (y + (((uint32_t)1 << by) >> 1)) >> by;
     }
-    /* t: the exponent with 20 fraction bits, at most 32. */
-    i = (t >> 13) & 127u;
-    y = exp2_table[i] - (((exp2_table[i] - exp2_table[i + 1]) * (t & 8191u) + 4096u) >> 13);
-    shift = (t >> 20) + 24u - scale_bits;
-    if (shift == 0) {
-        return y;
-    }
-    /* y <= 2^24, so shifts of 26 and more leave nothing. */
-    return shift > 25u ? 0u : (y + ((uint32_t)1 << (shift - 1))) >> shift;
 }
 
+#define DISTANCES(T)                                                \
+    do {                                                            \
+        const T *codes = (const T *)logits;                         \
+        for (r = 0; r < rows; r++) {                                \
+            T largest = codes[0];                                   \
+            for (g = 1; g < count; g++) {                           \
+                largest = codes[g] > largest ? codes[g] : largest;  \
+            }                                                       \
+            for (g = 0; g < count; g++) {                           \
+                distances[g] = (uint32_t)(largest - codes[g]);      \
+            }                                                       \
+            codes += count;                                         \
+            distances += count;                                     \
+        }                                                           \
+    } while (0)
+
+/* How far every logit lies below the largest of its row. */
+static void distances_of(const void *logits, uint8_t type, uint32_t rows, uint32_t count, uint32_t *restrict distances)
+{
+    uint32_t r;
+    uint32_t g;
+    switch (type) {
+    case CAPLET_INT8:
+        DISTANCES(int8_t);
+        break;
+    case CAPLET_UINT8:
+        DISTANCES(uint8_t);
+        break;
+    case CAPLET_INT16:
+        DISTANCES(int16_t);
+        break;
+    default:
+        DISTANCES(uint16_t);
+        break;
+    }
+}
+
+/* product: below 2^56; right: 34..55. */
 static void store_coupling(uint64_t product, uint32_t right, const caplet_format *out, void *coupling, uint32_t index,
                            uint32_t element)
 {
     const uint64_t sum = product + (uint64_t)caplet_rounding_term(out, right, element + index);
-    caplet_store(coupling, out->type, index, caplet_clip64((int64_t)(sum >> right), out->low, out->high));
+    const int32_t code = (int32_t)((uint32_t)(sum >> 32) >> (right - 32));
+    caplet_store(coupling, out->type, index, code < out->high ? code : out->high);
 }
 
-void caplet_softmax(const void *logits, uint8_t type, int16_t frac, uint32_t count, uint8_t scale_bits,
+void caplet_softmax(const void *logits, uint8_t type, int16_t frac, uint32_t rows, uint32_t count, uint8_t scale_bits,
                     uint32_t *exponentials, const caplet_format *out, void *coupling, uint32_t element)
 {
     const uint32_t one = (uint32_t)1 << scale_bits;
     const uint32_t right = (uint32_t)(scale_bits + 31 - out->frac); /* 34..55 */
-    uint32_t sum = 0;
-    uint64_t reciprocal;
+    const uint64_t term = (uint64_t)caplet_rounding_term(out, right, element);
+    const uint32_t most = (uint32_t)out->high;
+    uint64_t reciprocal = ((uint64_t)1 << (scale_bits + 31)) / (count * one);
+    uint32_t index = 0;
+    uint32_t r;
     uint32_t g;
-    int32_t largest;
     if (logits == NULL) {
-        reciprocal = ((uint64_t)1 << (scale_bits + 31)) / (count * one);
-        for (g = 0; g < count; g++) {
-            store_coupling(one * reciprocal, right, out, coupling, g, element);
+        for (index = 0; index < rows * count; index++) {
+            store_coupling(one * reciprocal, right, out, coupling, index, element);
         }
         return;
     }
-    largest = caplet_load(logits, type, 0);
-    for (g = 1; g < count; g++) {
-        const int32_t logit = caplet_load(logits, type, g);
-        largest = logit > largest ? logit : largest;
-    }
-    for (g = 0; g < count; g++) {
-        const uint32_t distance = (uint32_t)(largest - caplet_load(logits, type, g));
-        exponentials[g] = negative_exponential(distance, frac, scale_bits);
-        sum += exponentials[g]; /* 2^scale_bits .. 2^31 */
-    }
-    reciprocal = ((uint64_t)1 << (scale_bits + 31)) / sum; /* at most 2^31 */
-    for (g = 0; g < count; g++) {
-        store_coupling(exponentials[g] * reciprocal, right, out, coupling, g, element);
+    distances_of(logits, type, rows, count, exponentials);
+    negative_exponentials(exponentials, rows * count, frac, scale_bits);
+    for (r = 0; r < rows; r++) {
+        uint32_t sum = 0;
+        for (g = 0; g < count; g++) {
+            sum += exponentials[index + g]; /* 2^scale_bits .. 2^31 */
+        }
+        reciprocal = ((uint64_t)1 << (scale_bits + 31)) / sum; /* at most 2^31 */
+        if (out->type == CAPLET_UINT8 && out->rounding != CAPLET_STOCHASTIC) {
+            uint8_t *restrict codes = (uint8_t *)coupling + index;
+            for (g = 0; g < count; g++) {
+                const uint64_t sum_of = (uint64_t)exponentials[index + g] * (uint32_t)reciprocal + term;
+                const uint32_t code = (uint32_t)(sum_of >> 32) >> (right - 32);
+                codes[g] = (uint8_t)(code < most ? code : most);
+            }
+            index += count;
+            continue;
+        }
+        for (g = 0; g < count; g++) {
+            store_coupling(exponentials[index] * reciprocal, right, out, coupling, index, element);
+            index++;
+        }
     }
 }

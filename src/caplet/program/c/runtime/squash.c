@@ -27,6 +27,7 @@ static factor factor_of(uint64_t length, int16_t in_frac, int16_t out_frac)
 
 void caplet_squash(const caplet_squash_op *op, const void *x, void *y, uint32_t element)
 {
+    const uint32_t noisy = op->out.rounding == CAPLET_STOCHASTIC;
     uint32_t capsule;
     uint32_t d;
     for (capsule = 0; capsule < op->count; capsule++) {
@@ -36,9 +37,10 @@ void caplet_squash(const caplet_squash_op *op, const void *x, void *y, uint32_t 
         const uint64_t length = caplet_squared_length(codes, op->in_type, op->dim);
         /* A zero capsule has any factor: its products are zero. */
         const factor by = factor_of(length > 0 ? length : 1u, op->in_frac, op->out.frac);
+        const int64_t term = noisy ? 0 : caplet_rounding_term(&op->out, by.shift, 0);
         for (d = 0; d < op->dim; d++) {
             int64_t product = (int64_t)caplet_load(codes, op->in_type, d) * (int64_t)by.multiplier; /* below 2^47 */
-            product += caplet_rounding_term(&op->out, by.shift, element + first + d);
+            product += noisy ? caplet_rounding_term(&op->out, by.shift, element + first + d) : term;
             caplet_store(out, op->out.type, d, caplet_clip64(product >> by.shift, op->out.low, op->out.high));
         }
     }
