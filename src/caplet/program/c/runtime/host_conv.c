@@ -10,59 +10,65 @@
 
 enum { TILE = 4, BLOCK = 16, CHUNK = 2304 };
 
-/* sums[p * BLOCK + f] += sum over k < n of x[p, k] * w[f, k], p, f < 4. n: a multiple of 32. */
-#define DEFINE_TILE(NAME, TX, TW)                                                                                  \
-    static void NAME(const TX *restrict x, const TW *restrict w, size_t stride, size_t n, int32_t *restrict sums) \
-    {                                                                                                              \
-        const TX *restrict x0 = x, *restrict x1 = x + stride;                                                      \
-        const TX *restrict x2 = x1 + stride, *restrict x3 = x2 + stride;                                           \
-        const TW *restrict w0 = w, *restrict w1 = w + stride;                                                      \
-        const TW *restrict w2 = w1 + stride, *restrict w3 = w2 + stride;                                           \
-        int32_t s00 = 0, s01 = 0, s02 = 0, s03 = 0, s10 = 0, s11 = 0, s12 = 0, s13 = 0;                            \
-        int32_t s20 = 0, s21 = 0, s22 = 0, s23 = 0, s30 = 0, s31 = 0, s32 = 0, s33 = 0;                            \
-        const size_t end = n & ~(size_t)31;                                                                        \
-        size_t k;                                                                                                  \
-        for (k = 0; k < end; k++) {                                                                                \
-            s00 += x0[k] * w0[k];                                                                                  \
-            s01 += x0[k] * w1[k];                                                                                  \
-            s02 += x0[k] * w2[k];                                                                                  \
-            s03 += x0[k] * w3[k];                                                                                  \
-            s10 += x1[k] * w0[k];                                                                                  \
-            s11 += x1[k] * w1[k];                                                                                  \
-            s12 += x1[k] * w2[k];                                                                                  \
-            s13 += x1[k] * w3[k];                                                                                  \
-            s20 += x2[k] * w0[k];                                                                                  \
-            s21 += x2[k] * w1[k];                                                                                  \
-            s22 += x2[k] * w2[k];                                                                                  \
-            s23 += x2[k] * w3[k];                                                                                  \
-            s30 += x3[k] * w0[k];                                                                                  \
-            s31 += x3[k] * w1[k];                                                                                  \
-            s32 += x3[k] * w2[k];                                                                                  \
-            s33 += x3[k] * w3[k];                                                                                  \
-        }                                                                                                          \
-        sums[0] += s00;                                                                                            \
-        sums[1] += s01;                                                                                            \
-        sums[2] += s02;                                                                                            \
-        sums[3] += s03;                                                                                            \
-        sums += BLOCK;                                                                                             \
-        sums[0] += s10;                                                                                            \
-        sums[1] += s11;                                                                                            \
-        sums[2] += s12;                                                                                            \
-        sums[3] += s13;                                                                                            \
-        sums += BLOCK;                                                                                             \
-        sums[0] += s20;                                                                                            \
-        sums[1] += s21;                                                                                            \
-        sums[2] += s22;                                                                                            \
-        sums[3] += s23;                                                                                            \
-        sums += BLOCK;                                                                                             \
-        sums[0] += s30;                                                                                            \
-        sums[1] += s31;                                                                                            \
-        sums[2] += s32;                                                                                            \
-        sums[3] += s33;                                                                                            \
+/*
+ * sums[p * BLOCK + f] += sum over k < n of x[p, k] * w[f, k], p, f < TILE. stride: elements from one position, and from one
+ * filter, to the next. n: a multiple of 32. TP holds every product; gcc needs to be told that those of bytes fit 16 bits,
+ * or some sums miss the processor's dot-product instruction.
+ */
+typedef void tile(const void *x, const void *w, size_t stride, size_t n, int32_t *sums);
+
+#define DEFINE_TILE(NAME, TX, TW, TP)                                                      \
+    static void NAME(const void *x, const void *w, size_t stride, size_t n, int32_t *sums) \
+    {                                                                                      \
+        const TX *restrict x0 = (const TX *)x, *restrict x1 = x0 + stride;                 \
+        const TX *restrict x2 = x1 + stride, *restrict x3 = x2 + stride;                   \
+        const TW *restrict w0 = (const TW *)w, *restrict w1 = w0 + stride;                 \
+        const TW *restrict w2 = w1 + stride, *restrict w3 = w2 + stride;                   \
+        int32_t s00 = 0, s01 = 0, s02 = 0, s03 = 0, s10 = 0, s11 = 0, s12 = 0, s13 = 0;    \
+        int32_t s20 = 0, s21 = 0, s22 = 0, s23 = 0, s30 = 0, s31 = 0, s32 = 0, s33 = 0;    \
+        const size_t end = n & ~(size_t)31;                                                \
+        size_t k;                                                                          \
+        for (k = 0; k < end; k++) {                                                        \
+            s00 += (TP)(x0[k] * w0[k]);                                                    \
+            s01 += (TP)(x0[k] * w1[k]);                                                    \
+            s02 += (TP)(x0[k] * w2[k]);                                                    \
+            s03 += (TP)(x0[k] * w3[k]);                                                    \
+            s10 += (TP)(x1[k] * w0[k]);                                                    \
+            s11 += (TP)(x1[k] * w1[k]);                                                    \
+            s12 += (TP)(x1[k] * w2[k]);                                                    \
+            s13 += (TP)(x1[k] * w3[k]);                                                    \
+            s20 += (TP)(x2[k] * w0[k]);                                                    \
+            s21 += (TP)(x2[k] * w1[k]);                                                    \
+            s22 += (TP)(x2[k] * w2[k]);                                                    \
+            s23 += (TP)(x2[k] * w3[k]);                                                    \
+            s30 += (TP)(x3[k] * w0[k]);                                                    \
+            s31 += (TP)(x3[k] * w1[k]);                                                    \
+            s32 += (TP)(x3[k] * w2[k]);                                                    \
+            s33 += (TP)(x3[k] * w3[k]);                                                    \
+        }                                                                                  \
+        sums[0] += s00;                                                                    \
+        sums[1] += s01;                                                                    \
+        sums[2] += s02;                                                                    \
+        sums[3] += s03;                                                                    \
+        sums += BLOCK;                                                                     \
+        sums[0] += s10;                                                                    \
+        sums[1] += s11;                                                                    \
+        sums[2] += s12;                                                                    \
+        sums[3] += s13;                                                                    \
+        sums += BLOCK;                                                                     \
+        sums[0] += s20;                                                                    \
+        sums[1] += s21;                                                                    \
+        sums[2] += s22;                                                                    \
+        sums[3] += s23;                                                                    \
+        sums += BLOCK;                                                                     \
+        sums[0] += s30;                                                                    \
+        sums[1] += s31;                                                                    \
+        sums[2] += s32;                                                                    \
+        sums[3] += s33;                                                                    \
     }
 
-DEFINE_TILE(tile_bytes, uint8_t, int8_t)
-DEFINE_TILE(tile_words, int16_t, int16_t)
+DEFINE_TILE(tile_bytes, uint8_t, int8_t, int16_t)
+DEFINE_TILE(tile_words, int16_t, int16_t, int32_t)
 
 /* Copy one run of n elements of the input into a patch. */
 static void copy_run(const caplet_host_conv *op, const void *from, void *patch, uint32_t at, uint32_t n)
@@ -105,9 +111,14 @@ static void gather(const caplet_host_conv *op, const void *x, uint32_t first_cha
     const int64_t last = beyond < conv->kernel_columns ? beyond : conv->kernel_columns; /* exclusive */
     const size_t bytes = op->method == CAPLET_WORDS ? 2 : 1;
     const uint32_t whole = conv->depth == conv->in_channels;
+    const uint32_t filled = conv->kernel_rows * conv->kernel_columns * conv->depth;
+    const int outside = op->method == CAPLET_FLIPPED ? 0x80 : 0;
     int64_t row;
     int64_t column;
-    memset(patch, op->method == CAPLET_FLIPPED ? 0x80 : 0, bytes * op->patch);
+    if (top < 0 || left < 0 || top + conv->kernel_rows > conv->in_rows || beyond < conv->kernel_columns) {
+        memset(patch, outside, bytes * filled);
+    }
+    memset((uint8_t *)patch + bytes * filled, 0, bytes * (op->patch - filled));
     for (row = 0; row < conv->kernel_rows; row++) {
         const int64_t y = top + row;
         if (y < 0 || y >= conv->in_rows) {
@@ -126,6 +137,9 @@ static void gather(const caplet_host_conv *op, const void *x, uint32_t first_cha
 static void multiply(const caplet_host_conv *op, const void *patches, uint32_t positions, uint32_t filter,
                      uint32_t count, int32_t *sums)
 {
+    /* Called by address: inlined here, the sixteen sums and eight rows run out of registers. */
+    tile *const sum_tile = op->method == CAPLET_WORDS ? tile_words : tile_bytes;
+    const size_t bytes = op->method == CAPLET_WORDS ? 2 : 1;
     uint32_t start;
     uint32_t p;
     uint32_t f;
@@ -135,78 +149,102 @@ static void multiply(const caplet_host_conv *op, const void *patches, uint32_t p
     for (start = 0; start < op->patch; start += CHUNK) {
         const uint32_t n = op->patch - start < CHUNK ? op->patch - start : CHUNK;
         for (p = 0; p < positions; p += TILE) {
+            const uint8_t *x = (const uint8_t *)patches + ((size_t)p * op->patch + start) * bytes;
             for (f = 0; f < count; f += TILE) {
-                const size_t x = (size_t)p * op->patch + start;
-                const size_t w = (size_t)(filter + f) * op->patch + start;
-                int32_t *to = sums + (size_t)p * BLOCK + f;
-                if (op->method == CAPLET_WORDS) {
-                    tile_words((const int16_t *)patches + x, (const int16_t *)op->weights + w, op->patch, n, to);
-                } else {
-                    tile_bytes((const uint8_t *)patches + x, (const int8_t *)op->weights + w, op->patch, n, to);
-                }
+                const uint8_t *w = (const uint8_t *)op->weights + ((size_t)(filter + f) * op->patch + start) * bytes;
+                sum_tile(x, w, op->patch, n, sums + (size_t)p * BLOCK + f);
             }
         }
     }
 }
 
-#define STORE(T)                                                                       \
-    do {                                                                               \
-        T *restrict to = (T *)y + index;                                               \
-        for (f = 0; f < count; f++) {                                                  \
-            to[f] = (T)codes[f];                                                       \
-        }                                                                              \
+/* What makes codes of the sums of one filter of a block. */
+typedef struct {
+    int32_t left[BLOCK];
+    int32_t right[BLOCK];
+    int32_t add[BLOCK];
+} block_scale;
+
+/* Codes of one position; a loop of its own, so that it is vectorised as one of int32_t. */
+static inline void narrow_position(const block_scale *restrict scale, const int32_t *restrict sums, int32_t low,
+                                   int32_t high, int32_t *restrict codes)
+{
+    uint32_t f;
+    CAPLET_WHOLE_LOOP
+    for (f = 0; f < BLOCK; f++) {
+        const int32_t sum = (int32_t)(((uint32_t)sums[f] << scale->left[f]) + (uint32_t)scale->add[f]);
+        codes[f] = caplet_clip32(sum >> scale->right[f], low, high);
+    }
+}
+
+#define NARROW(T)                                                             \
+    do {                                                                      \
+        T *restrict to = (T *)y;                                              \
+        for (p = 0; p < positions; p++) {                                     \
+            int32_t codes[BLOCK];                                             \
+            narrow_position(&scale, sums, low, high, codes);                  \
+            if (count == BLOCK) {                                             \
+                CAPLET_WHOLE_LOOP                                             \
+                for (f = 0; f < BLOCK; f++) {                                 \
+                    to[f] = (T)codes[f];                                      \
+                }                                                             \
+            } else {                                                          \
+                for (f = 0; f < count; f++) {                                 \
+                    to[f] = (T)codes[f];                                      \
+                }                                                             \
+            }                                                                 \
+            to += conv->out_channels;                                         \
+            sums += BLOCK;                                                    \
+        }                                                                     \
     } while (0)
 
-/* Sums of `positions` positions, from position `first` on, to codes of the filters filter .. filter + count - 1. */
-static void narrow_block(const caplet_conv_op *conv, const int32_t *sums, uint32_t first, uint32_t positions,
-                         uint32_t filter, uint32_t count, void *y, uint32_t element)
+/*
+ * Sums (positions, BLOCK) of the filters filter .. filter + count - 1 to codes. y: the first position's code of the first
+ * filter. element: its noise index.
+ */
+static void narrow_block(const caplet_conv_op *conv, const int32_t *restrict sums, uint32_t positions, uint32_t filter,
+                         uint32_t count, void *y, uint32_t element)
 {
     caplet_scale scales[BLOCK];
-    int32_t left[BLOCK] = {0};
-    int32_t right[BLOCK] = {0};
-    int32_t add[BLOCK] = {0};
-    int32_t codes[BLOCK];
-    const uint32_t simple = !conv->acc.wide && conv->out.rounding != CAPLET_STOCHASTIC;
+    block_scale scale;
     const int32_t low = conv->out.low;
     const int32_t high = conv->out.high;
     uint32_t p;
     uint32_t f;
+    memset(&scale, 0, sizeof scale);
     for (f = 0; f < count; f++) {
         scales[f] = caplet_scale_of(&conv->acc, &conv->out, filter + f, filter + f);
-        left[f] = (int32_t)scales[f].left;
-        right[f] = (int32_t)scales[f].right;
-        if (simple) {
-            add[f] = (int32_t)(scales[f].add + caplet_rounding_term(&conv->out, scales[f].right, 0));
-        }
+        scale.left[f] = (int32_t)scales[f].left;
+        scale.right[f] = (int32_t)scales[f].right;
     }
-    for (p = 0; p < positions; p++) {
-        const uint32_t index = (first + p) * conv->out_channels + filter;
-        const int32_t *restrict in = sums + (size_t)p * BLOCK;
-        if (simple) {
-            for (f = 0; f < BLOCK; f++) {
-                const int32_t sum = (int32_t)(((uint32_t)in[f] << left[f]) + (uint32_t)add[f]);
-                codes[f] = caplet_clip32(sum >> right[f], low, high);
-            }
-        } else {
+    if (conv->acc.wide || conv->out.rounding == CAPLET_STOCHASTIC) {
+        for (p = 0; p < positions; p++) {
             for (f = 0; f < count; f++) {
-                codes[f] = conv->acc.wide ? caplet_narrow64(in[f], &scales[f], &conv->out, element + index + f)
-                                          : caplet_narrow32(in[f], &scales[f], &conv->out, element + index + f);
+                const uint32_t index = p * conv->out_channels + f;
+                const int32_t sum = sums[(size_t)p * BLOCK + f];
+                caplet_store(y, conv->out.type, index,
+                             conv->acc.wide ? caplet_narrow64(sum, &scales[f], &conv->out, element + index)
+                                            : caplet_narrow32(sum, &scales[f], &conv->out, element + index));
             }
         }
-        switch (conv->out.type) {
-        case CAPLET_INT8:
-            STORE(int8_t);
-            break;
-        case CAPLET_UINT8:
-            STORE(uint8_t);
-            break;
-        case CAPLET_INT16:
-            STORE(int16_t);
-            break;
-        default:
-            STORE(uint16_t);
-            break;
-        }
+        return;
+    }
+    for (f = 0; f < count; f++) {
+        scale.add[f] = (int32_t)(scales[f].add + caplet_rounding_term(&conv->out, scales[f].right, 0));
+    }
+    switch (conv->out.type) {
+    case CAPLET_INT8:
+        NARROW(int8_t);
+        break;
+    case CAPLET_UINT8:
+        NARROW(uint8_t);
+        break;
+    case CAPLET_INT16:
+        NARROW(int16_t);
+        break;
+    default:
+        NARROW(uint16_t);
+        break;
     }
 }
 
@@ -234,8 +272,9 @@ void caplet_host_convolve(const caplet_host_conv *op, const void *x, uint32_t fi
         memset((uint8_t *)scratch + positions * patch_bytes, 0, (rounded - positions) * patch_bytes);
         for (f = 0; f < conv->out_channels; f += BLOCK) {
             const uint32_t count = conv->out_channels - f < BLOCK ? conv->out_channels - f : BLOCK;
+            const uint32_t index = first * conv->out_channels + f;
             multiply(op, scratch, rounded, f, count, sums);
-            narrow_block(conv, sums, first, positions, f, count, y, element);
+            narrow_block(conv, sums, positions, f, count, caplet_at_writable(y, conv->out.type, index), element + index);
         }
     }
 }
