@@ -2,6 +2,7 @@ import json
 import os
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,26 @@ def test_round_trip(setting: SampleSettings, tmp_path: Path) -> None:
         path = tmp_path / "model.caplet"
         save_program(program, path)
         loaded = load_program(path)
+        assert loaded == program
+        assert hash(loaded) == hash(program)
         assert dumps(loaded) == path.read_bytes() == dumps(program)
         assert list(loaded.constants()) == list(program.constants())
         assert dict(loaded.tensors) == dict(program.tensors)
         assert (loaded.name, loaded.seed, loaded.output) == (program.name, program.seed, program.output)
         _same(program, loaded)
     assert os.listdir(tmp_path) == ["model.caplet"]
+
+
+def test_equality_looks_into_arrays() -> None:
+    program = sample_shallow(0, SampleSettings(channel_shifts=True))
+    op = next(op for op in program.ops if getattr(op, "channel_shifts", None) is not None)
+    other = replace(op, channel_shifts=op.channel_shifts + 1)
+    assert op == replace(op, channel_shifts=op.channel_shifts.copy())
+    assert op != other
+    assert op != replace(op, channel_shifts=None)
+    assert replace(op, channel_shifts=None) != op
+    ops = tuple(other if one is op else one for one in program.ops)
+    assert program == replace(program) != replace(program, ops=ops)
 
 
 def test_three_bits_take_three_bits() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caplet.errors import ConfigError
 from caplet.program.c.emit import EmitSettings, emit
 from caplet.program.c.identifiers import Identifiers, identifier
 from caplet.program.sample import sample_shallow
@@ -34,6 +35,14 @@ def test_identifiers_are_unique(texts: list[str]) -> None:
     [("net", "net"), ("my-net v2", "my_net_v2"), ("int", "m_int"), ("caplet", "m_caplet"), ("table", "m_table")],
 )
 def test_prefix(name: str, prefix: str, tmp_path: Path) -> None:
-    program = replace(sample_shallow(0))
-    assert emit(program, tmp_path / "x", EmitSettings(prefix=name)).prefix == prefix
+    program = replace(sample_shallow(0), name=name)
+    assert emit(program, tmp_path / "x").prefix == prefix
     assert f"int {prefix}_run(" in (tmp_path / "x" / f"{prefix}.h").read_text()
+    assert emit(program, tmp_path / "y", EmitSettings(prefix=prefix)).prefix == prefix
+
+
+@pytest.mark.parametrize("prefix", ["1 x", "", "a b", "a__b", "_a", "int", "table", "caplet_x", "a-b", "été"])
+def test_a_prefix_that_was_asked_for_is_not_changed(prefix: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"prefix {prefix!r}; the rule is a C identifier")):
+        emit(sample_shallow(0), tmp_path / "x", EmitSettings(prefix=prefix))
+    assert not (tmp_path / "x").exists()

@@ -80,7 +80,7 @@ def _notes(model: CapsNet | Program) -> dict[str, str]:
     wide = [f"{bound.op} {bound.what}" for bound in verify(model).accumulators if bound.c_type.endswith("64_t")]
     largest = ", ".join(f"{name} {size:,}" for name, size in memory.peak[:3])
     return {
-        "flash": f"{model.flash_bytes:,} bytes of packed constants",
+        "flash": f"{model.flash_bytes:,} bytes of packed constants; about {model.firmware_bytes:,} with code, in C",
         "peak RAM": f"{memory.bytes:,} bytes during {memory.peak_op} ({largest})",
         "64-bit accumulators": ", ".join(wide) or "none",
     }

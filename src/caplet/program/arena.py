@@ -20,7 +20,7 @@ from caplet.errors import PlanError
 from caplet.program.ops import Add, ChannelAffine, ConvVotes, DenseVotes, Routing, Squash
 from caplet.program.program import Program
 from caplet.program.verify import Proof, verify
-from caplet.program.workspace import workspace
+from caplet.program.workspace import routing_rows, workspace
 
 ALIGNMENT = 8
 """Every buffer starts at a multiple of this many bytes."""
@@ -30,7 +30,7 @@ ALIGNMENT = 8
 class Buffer:
     """Bytes ``offset .. offset + bytes - 1`` of the arena, in use from op ``first`` to op ``last`` inclusive.
 
-    name: a tensor's name, ``"<op>/<purpose>"`` for scratch, ``"<op>/vote_row"`` for one recomputed input capsule.
+    name: a tensor's name, ``"<op>/<purpose>"`` for scratch, ``"<op>/vote_rows"`` for recomputed votes.
     """
 
     name: str
@@ -172,7 +172,7 @@ def _requests(
             if kept:
                 add(op.output, kept * outputs * dim * element, first, end)
             if kept < inputs:
-                add(f"{op.name}/vote_row", outputs * dim * element, end, end)
+                add(f"{op.name}/vote_rows", routing_rows(outputs) * outputs * dim * element, end, end)
             for what, size in scratch.items():
                 add(f"{op.name}/{what}", size, first, first)
             continue

@@ -32,7 +32,7 @@ routing) draws element ``t * elements + e`` of ``stochastic_noise(program seed, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import ClassVar
 
@@ -78,6 +78,10 @@ def weight_frac(weight: Constant, channel_shifts: IntArray | None) -> Shift:
     return weight.format.frac_bits + channel_shifts.astype(np.int64)
 
 
+def _equal(a: object, b: object) -> bool:
+    return not isinstance(b, np.ndarray) and a == b
+
+
 def _bias_frac(bias: Constant | None) -> int | None:
     return None if bias is None else bias.format.frac_bits
 
@@ -102,6 +106,16 @@ class Op:
     def constants(self) -> tuple[Constant, ...]:
         """The constants in flash, in a fixed order."""
         return ()
+
+    def __eq__(self, other: object) -> bool:
+        """Whether ``other`` is the same op: every field equal, arrays element by element."""
+        if type(other) is not type(self):
+            return NotImplemented
+        pairs = [(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]  # type: ignore[arg-type]
+        return all(np.array_equal(a, b) if isinstance(a, np.ndarray) else _equal(a, b) for a, b in pairs)
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.name))
 
 
 class _Unary(Op):

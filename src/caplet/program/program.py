@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 from caplet.program.ops import Conv2d, ConvVotes, DenseVotes, GroupedConv2d, Op, Routing
 from caplet.program.tensor import Constant, TensorSpec
 
+CODE_BYTES = 17 * 1024
+"""Flash of the runtime's code and tables and of a model's descriptors, as arm-none-eabi-gcc -O2 makes them for
+Cortex-M4: it depends little on the model."""
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True)
 class Program:
     """A capsule network in integers.
 
@@ -67,3 +71,11 @@ class Program:
         ]
         packed = sum(constant.packed_bytes for constant in self.constants())
         return packed + sum(shift.size for shift in shifts if shift is not None) + 2 * selected
+
+    @property
+    def firmware_bytes(self) -> int:
+        """Flash that an exported model is expected to take: its constants, and :data:`CODE_BYTES`."""
+        return self.flash_bytes + CODE_BYTES
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.seed, self.ops))

@@ -21,15 +21,22 @@ def needs_unpacking(weight: Constant) -> bool:
     return not (isinstance(fmt, FixedFormat) and fmt.signed and fmt.bits in (8, 16))
 
 
+def filters_together(weight: Constant) -> int:
+    """Filters that a convolution takes at once: 4, or fewer where 4 unpacked ones would fill more than 4 KiB."""
+    if not needs_unpacking(weight):
+        return 4
+    return max(1, min(4, 4096 // (weight.codes[0].size * unpacked_bytes(weight))))
+
+
 def routing_rows(outputs: int) -> int:
-    """Input capsules that a routing to ``outputs`` capsules takes together: up to 8, while their scratch stays small."""
+    """Input capsules that a routing to ``outputs`` capsules takes together: up to 8, while their scratch is small."""
     return max(1, min(8, 256 // outputs))
 
 
 def workspace(op: Op, tensors: Tensors, proof: Proof) -> dict[str, int]:
     """Scratch of one op: purpose -> bytes.
 
-    * ``filter`` (convolutions): one output channel's filter, unpacked.
+    * ``filter`` (convolutions): the filters of :func:`filters_together` output channels, unpacked.
     * ``acc`` and ``row`` (dense votes): the accumulators of one input capsule's votes, and unpacked rows of G * D
       weights, for up to four input components.
     * ``acc``, ``coupling``, ``exponentials`` (routing): the accumulators of the weighted sum over all G * D, and the G
@@ -37,7 +44,7 @@ def workspace(op: Op, tensors: Tensors, proof: Proof) -> dict[str, int]:
     """
     if isinstance(op, Conv2d | ConvVotes | GroupedConv2d):
         size = op.weight.codes[0].size * unpacked_bytes(op.weight)
-        return {"filter": size} if needs_unpacking(op.weight) else {}
+        return {"filter": filters_together(op.weight) * size} if needs_unpacking(op.weight) else {}
     if isinstance(op, DenseVotes):
         _, in_dim, votes = op.weight.shape
         widest = max(proof.find(op.name, f"acc:{source}").bytes for source in op.sources)
@@ -45,8 +52,8 @@ def workspace(op: Op, tensors: Tensors, proof: Proof) -> dict[str, int]:
         return {"acc": votes * widest, **row}
     if isinstance(op, Routing):
         _, outputs, dim = tensors[op.votes].shape
-        row = routing_rows(outputs) * outputs
-        several = {"exponentials": 4 * row} if op.iterations > 1 else {}
+        shares = routing_rows(outputs) * outputs
+        several = {"exponentials": 4 * shares} if op.iterations > 1 else {}
         acc = outputs * dim * proof.find(op.name, "acc").bytes
-        return {"acc": acc, "coupling": row * tensors[op.coupling].element_bytes, **several}
+        return {"acc": acc, "coupling": shares * tensors[op.coupling].element_bytes, **several}
     return {}

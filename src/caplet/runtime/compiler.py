@@ -19,7 +19,10 @@ import platformdirs
 from caplet.errors import ArtefactError, ToolMissing
 from caplet.program.c.sources import runtime_files
 
-_FLAGS = ("-std=c99", "-O3", "-funroll-loops", "-fPIC", "-shared", "-fno-strict-aliasing")
+_FLAGS = (
+    *("-std=c99", "-O3", "-funroll-loops", "-fPIC", "-shared"),
+    *("-fno-strict-aliasing", "-fno-semantic-interposition"),
+)
 _NATIVE = ("-march=native",)
 _SUFFIX = ".dll" if sys.platform == "win32" else ".dylib" if sys.platform == "darwin" else ".so"
 

@@ -26,9 +26,9 @@ from caplet.runtime.traces import read_traces
 _EMULATOR = "qemu-system-arm"
 _SHIFT = 6  # every instruction takes 2**6 ns of the emulated clock
 _TICK = 40  # ns of the board's timer
-_COMMON = ("-std=c99", "-Os", "-ffreestanding", "-fno-strict-aliasing", "-ffunction-sections", "-fdata-sections")
-_GCC = ("-mcpu=cortex-m4", "-mthumb", "-nostdlib")
-_ZIG = ("-target", "thumb-freestanding-eabi", "-mcpu=cortex_m4", "-fno-sanitize=all")
+_COMMON = ("-std=c99", "-ffreestanding", "-fno-strict-aliasing", "-ffunction-sections", "-fdata-sections")
+_GCC = ("-O2", "-mcpu=cortex-m4", "-mthumb", "-nostdlib")
+_ZIG = ("-Os", "-target", "thumb-freestanding-eabi", "-mcpu=cortex_m4", "-fno-sanitize=all")
 _LINK = ("-nostartfiles", "-T", "cortex_m/mps2_an386.ld", "-Wl,--gc-sections")
 _INSTALL = (
     "install them, on Debian with 'apt install qemu-system-arm gcc-arm-none-eabi'; 'pip install ziglang' serves as the "

@@ -54,7 +54,7 @@ ConvOp = _structure(
     ("acc", Accumulator),
     ("out", Format),
     *_sizes("in_rows", "in_columns", "in_channels", "out_rows", "out_columns", "out_channels"),
-    *_sizes("kernel_rows", "kernel_columns", "depth", "types", "stride", "padding"),
+    *_sizes("kernel_rows", "kernel_columns", "depth", "types", "stride", "padding", "together"),
     ("in_type", c_uint8),
 )
 ChannelAffineOp = _structure(

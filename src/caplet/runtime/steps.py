@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from caplet.program.arena import MemoryMap, plan_memory
-from caplet.program.c.describe import INT8, INT16, UINT8, Descriptions
+from caplet.program.c.describe import INT8, INT16, UINT8, UINT16, Descriptions, fixed
 from caplet.program.c.structure import Array, Ref, Struct
 from caplet.program.ops import (
     Add,
@@ -142,6 +142,8 @@ class StepBuilder:
     def _convolution(self, op: Conv2d | ConvVotes | GroupedConv2d, conv: Struct) -> Struct:
         """Descriptor of ``caplet_host_convolve``: the filters as rows of a padded matrix, where they fit its tiles."""
         filters = op.weight.integers.reshape(op.weight.shape[0], -1)
+        if conv.fields["in_type"] == UINT16 and fixed(self.tensors[op.input]).max_code <= 32767:
+            conv = replace(conv, fields={**conv.fields, "in_type": INT16})  # the same codes
         in_groups = isinstance(op, GroupedConv2d) and op.groups > 1
         method = _PORTABLE if self.portable or in_groups else _method(conv, filters)
         outputs, size = filters.shape

@@ -101,7 +101,7 @@ class CallWriter:
         kept = self._plan.stored[op.output]
         fields = [
             self.place(op.output) if kept else "NULL",
-            self.place(f"{op.name}/vote_row"),
+            self.place(f"{op.name}/vote_rows"),
             "caplet_make_dense_votes" if dense else "caplet_make_conv_votes",
             f"&{self._symbols[op.name]}",
             "sources",

@@ -35,7 +35,7 @@ from caplet.program.ops import (
 from caplet.program.program import Program
 from caplet.program.tensor import Constant, IntArray, TensorSpec, WideFormat
 from caplet.program.verify import Proof
-from caplet.program.workspace import routing_rows
+from caplet.program.workspace import filters_together, routing_rows
 
 INT8, UINT8, INT16, UINT16 = range(4)
 SIGNED, UNSIGNED, POWERS = range(3)
@@ -203,6 +203,7 @@ def _conv(
             "types": types,
             "stride": op.stride,
             "padding": op.padding,
+            "together": filters_together(op.weight),
             "in_type": element_type(to.spec(op.input)),
         },
     )

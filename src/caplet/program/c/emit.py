@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet.errors import ArtefactError, DataError, PlanError
+from caplet.errors import ArtefactError, ConfigError, DataError, PlanError
 from caplet.program import interpreter
 from caplet.program.arena import ALIGNMENT, MemoryMap, plan_memory
 from caplet.program.c.calls import CallWriter
@@ -30,7 +30,7 @@ RUNTIME_FOLDER = "caplet"
 class EmitSettings:
     """How to export.
 
-    prefix: of every C name; the Program's name if None. ram: as for :func:`caplet.program.arena.plan_memory`.
+    prefix: of every C name; made of the Program's name if None. ram: as for :func:`caplet.program.arena.plan_memory`.
     in_place: False keeps every tensor in a buffer of its own, for debugging. vectors: images of the self-test.
     preprocessing: sentences for the README on how images were prepared; that of the Program's ``meta`` if empty.
     """
@@ -63,7 +63,8 @@ def emit(
 
     images: uint8 (N, channels, rows, columns) from which the self-test's vectors are taken; noise if None.
     Raises PlanError when the Program does not verify, does not fit the RAM asked for, or has class capsules that int16
-    cannot hold; DataError when the images do not fit; ArtefactError when the folder cannot be written.
+    cannot hold; ConfigError when the prefix is no C identifier; DataError when the images do not fit; ArtefactError
+    when the folder cannot be written.
     """
     settings = settings or EmitSettings()
     proof = verify(program)
@@ -131,9 +132,19 @@ TEMPLATES = {
 
 
 def _prefix(program: Program, settings: EmitSettings) -> str:
-    """The prefix of every public C name; never one of the runtime's or of the file's own tables."""
-    word = identifier(settings.prefix or program.name)
-    return f"m_{word}" if word in ("op", "table") or word.lower().startswith("caplet") else word
+    """The prefix of every public C name; never one of the runtime's or of the file's own tables.
+
+    A Program's name is made to fit; a prefix that was asked for is taken as it is, or refused with ConfigError.
+    """
+    word = identifier(program.name if settings.prefix is None else settings.prefix)
+    word = f"m_{word}" if word in ("op", "table") or word.lower().startswith("caplet") else word
+    if settings.prefix not in (None, word):
+        raise ConfigError(
+            f"export: prefix {settings.prefix!r}; the rule is a C identifier: letters, digits and single underscores, "
+            "a letter first, no underscore at the end, no keyword of C or C++, not 'op' or 'table', and not starting "
+            f"with 'caplet'; {word!r} would do"
+        )
+    return word
 
 
 def _context(program: Program, proof: Proof, plan: MemoryMap, settings: EmitSettings, prefix: str) -> dict[str, Any]:

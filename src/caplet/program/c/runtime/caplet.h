@@ -107,8 +107,9 @@ void caplet_input_quantize(const caplet_input_quantize_op *op, const uint8_t *x,
 
 /*
  * A convolution with square stride and zero padding. in_channels: of the input map; depth: of one filter, equal to
- * in_channels, or their capsule dimension for convolutional votes, or the channels of one group. types: input capsule types (1 for a plain
- * convolution). weight: (out_channels, kernel_rows, kernel_columns, depth).
+ * in_channels, their capsule dimension for convolutional votes, or the channels of one group. types: input capsule types
+ * (1 for a plain convolution). weight: (out_channels, kernel_rows, kernel_columns, depth). together: filters that are
+ * taken at once, 1..4.
  */
 typedef struct {
     caplet_constant weight;
@@ -126,13 +127,14 @@ typedef struct {
     uint32_t types;
     uint32_t stride;
     uint32_t padding;
+    uint32_t together;
     uint8_t in_type;
 } caplet_conv_op;
 
 /*
  * x: in_type (in_rows, in_columns, in_channels). y: out.type (out_rows, out_columns, out_channels); must not overlap x.
- * filter: scratch for one unpacked filter (kernel_rows * kernel_columns * depth elements of caplet_constant_type);
- *   unused, and may be NULL, where the weights are signed with 8 or 16 bits.
+ * filter: scratch for `together` unpacked filters (of kernel_rows * kernel_columns * depth elements of
+ *   caplet_constant_type); unused, and may be NULL, where the weights are signed with 8 or 16 bits.
  */
 void caplet_conv2d(const caplet_conv_op *op, const void *x, void *y, void *filter);
 
@@ -249,10 +251,11 @@ void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, u
 /*
  * Where a routing finds the votes of an input capsule: the first `kept` rows are stored, the others are made again in
  * every iteration by `make(self, input, row)`, which may be NULL where all are kept. op, x, acc, weights: its arguments.
+ * made: room for as many rows as the routing takes together; may be NULL, too, where all are kept.
  */
 typedef struct caplet_votes {
     const void *stored;
-    void *row;
+    void *made;
     void (*make)(const struct caplet_votes *self, uint32_t input, void *row);
     const void *op;
     const void *const *x;
@@ -271,7 +274,7 @@ void caplet_store_votes(const caplet_votes *votes, uint32_t first, uint32_t coun
 /*
  * Dynamic routing of votes (inputs, outputs, dim). acc.bias: (types, dim), element (g % types) * dim + d for output g.
  * agreement_shift: rounding shift from agreements to logits; agreement_wide: agreements need int64_t.
- * scale_bits: fraction bits of the exponentials. rows: input capsules that are taken together where their votes are stored.
+ * scale_bits: fraction bits of the exponentials. rows: input capsules that are taken together.
  */
 typedef struct {
     caplet_accumulator acc;

@@ -24,13 +24,7 @@ void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, u
     /* Capsule (type * rows + row) * columns + column of a map (rows, columns, types * in_dim). */
     first = local % (source->rows * source->columns) * source->types + local / (source->rows * source->columns);
     first *= op->in_dim;
-    for (j = 0; j < op->votes; j++) {
-        if (source->acc.wide) {
-            ((int64_t *)acc)[j] = 0;
-        } else {
-            ((int32_t *)acc)[j] = 0;
-        }
-    }
+    caplet_clear_sums(acc, source->acc.wide, op->votes);
     for (k = 0; k < op->in_dim; k += rows) {
         int32_t codes[ROWS];
         const void *from;

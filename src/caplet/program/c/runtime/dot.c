@@ -51,30 +51,77 @@ int64_t caplet_dot64(const void *x, uint8_t x_type, const void *w, uint8_t w_typ
     DOT_BY_TYPES(int64_t);
 }
 
+/* Pointers that move keep the registers of small processors free. */
+#define DOT_FOUR(TX, TW)                                                                                \
+    do {                                                                                                \
+        const TX *a = (const TX *)x;                                                                    \
+        const TX *const end = a + n;                                                                    \
+        const TW *w0 = (const TW *)w, *w1 = w0 + stride, *w2 = w1 + stride, *w3 = w2 + stride;          \
+        int32_t s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3];                                 \
+        while (a < end) {                                                                               \
+            const int32_t code = *a++;                                                                  \
+            s0 += code * *w0++;                                                                         \
+            s1 += code * *w1++;                                                                         \
+            s2 += code * *w2++;                                                                         \
+            s3 += code * *w3++;                                                                         \
+        }                                                                                               \
+        sums[0] = s0, sums[1] = s1, sums[2] = s2, sums[3] = s3;                                         \
+    } while (0)
+
+uint8_t caplet_dot_four(const void *x, uint8_t x_type, const void *w, uint8_t w_type, uint32_t stride, uint32_t n,
+                        int32_t *restrict sums)
+{
+    if (x_type == CAPLET_UINT8 && w_type == CAPLET_INT8) {
+        DOT_FOUR(uint8_t, int8_t);
+    } else if (x_type == CAPLET_INT8 && w_type == CAPLET_INT8) {
+        DOT_FOUR(int8_t, int8_t);
+    } else if (x_type == CAPLET_INT16 && w_type == CAPLET_INT16) {
+        DOT_FOUR(int16_t, int16_t);
+    } else {
+        return 0;
+    }
+    return 1;
+}
+
+void caplet_clear_sums(void *sums, uint8_t wide, uint32_t count)
+{
+    uint32_t j;
+    if (wide) {
+        for (j = 0; j < count; j++) {
+            ((int64_t *)sums)[j] = 0;
+        }
+    } else {
+        for (j = 0; j < count; j++) {
+            ((int32_t *)sums)[j] = 0;
+        }
+    }
+}
+
 /* Four rows at a time, so that a sum is loaded and stored once for all of them; then the rest one by one. */
-#define AXPY(TW, ACC)                                                                        \
-    do {                                                                                     \
-        ACC *restrict sums = acc;                                                            \
-        for (; row + 4 <= rows; row += 4) {                                                  \
-            const TW *restrict w0 = (const TW *)w + (size_t)row * n, *restrict w1 = w0 + n;  \
-            const TW *restrict w2 = w1 + n, *restrict w3 = w2 + n;                           \
-            const ACC x0 = x[row], x1 = x[row + 1], x2 = x[row + 2], x3 = x[row + 3];        \
-            for (j = 0; j < n; j++) {                                                        \
+#define AXPY(TW, ACC)                                                                             \
+    do {                                                                                          \
+        const TW *restrict w0 = (const TW *)w;                                                    \
+        ACC *restrict sums = acc;                                                                 \
+        for (; rows >= 4; rows -= 4) {                                                            \
+            const TW *restrict w1 = w0 + n, *restrict w2 = w1 + n, *restrict w3 = w2 + n;         \
+            const ACC x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3];                                 \
+            for (j = 0; j < n; j++) {                                                             \
                 sums[j] += x0 * (ACC)w0[j] + x1 * (ACC)w1[j] + x2 * (ACC)w2[j] + x3 * (ACC)w3[j]; \
-            }                                                                                \
-        }                                                                                    \
-        for (; row < rows; row++) {                                                          \
-            const TW *restrict w0 = (const TW *)w + (size_t)row * n;                         \
-            const ACC x0 = x[row];                                                           \
-            for (j = 0; j < n; j++) {                                                        \
-                sums[j] += x0 * (ACC)w0[j];                                                  \
-            }                                                                                \
-        }                                                                                    \
+            }                                                                                     \
+            w0 = w3 + n;                                                                          \
+            x += 4;                                                                               \
+        }                                                                                         \
+        for (; rows > 0; rows--) {                                                                \
+            const ACC x0 = *x++;                                                                  \
+            for (j = 0; j < n; j++) {                                                             \
+                sums[j] += x0 * (ACC)w0[j];                                                       \
+            }                                                                                     \
+            w0 += n;                                                                              \
+        }                                                                                         \
     } while (0)
 
 #define AXPY_BY_WEIGHT(ACC)                                              \
     do {                                                                 \
-        uint32_t row = 0;                                                \
         uint32_t j;                                                      \
         if (w_type == CAPLET_INT8) {                                     \
             AXPY(int8_t, ACC);                                           \

@@ -144,9 +144,9 @@ static inline int32_t caplet_narrow64(int64_t acc, const caplet_scale *scale, co
 
 /*
  * A row of accumulators of channels 0..count - 1, without bias -> codes.
- * sums: int32_t, or int64_t where acc->wide. element: noise index of the first one.
+ * sums: int32_t, or int64_t where acc->wide; not kept. element: noise index of the first one.
  */
-void caplet_narrow_row(const caplet_accumulator *acc, const caplet_format *out, const void *sums, uint32_t count,
+void caplet_narrow_row(const caplet_accumulator *acc, const caplet_format *out, void *sums, uint32_t count,
                        void *y, uint32_t element);
 
 /* Bits of n: 0 for 0, else the position of the highest set bit plus one. */
@@ -167,6 +167,16 @@ const void *caplet_row(const caplet_constant *constant, uint32_t first, uint32_t
 /* Sum of x[k] * w[k], k < n; the caller knows that no partial sum overflows. */
 int32_t caplet_dot32(const void *x, uint8_t x_type, const void *w, uint8_t w_type, uint32_t n);
 int64_t caplet_dot64(const void *x, uint8_t x_type, const void *w, uint8_t w_type, uint32_t n);
+
+/*
+ * sums[f] += sum of x[k] * w[f * stride + k], k < n, for four f; the caller knows that no partial sum overflows. Returns 0,
+ * and does nothing, for types that it has no loop for.
+ */
+uint8_t caplet_dot_four(const void *x, uint8_t x_type, const void *w, uint8_t w_type, uint32_t stride, uint32_t n,
+                        int32_t *sums);
+
+/* count sums, int32_t or int64_t, become 0. */
+void caplet_clear_sums(void *sums, uint8_t wide, uint32_t count);
 
 /* acc[j] += sum over k < rows of x[k] * w[k, j], j < n. */
 void caplet_axpy32(int32_t *acc, const int32_t *x, const void *w, uint8_t w_type, uint32_t rows, uint32_t n);

@@ -5,7 +5,10 @@ void caplet_grouped_conv2d(const caplet_conv_op *op, const void *x, void *y, voi
 {
     const uint32_t filters = op->out_channels / (op->in_channels / op->depth); /* of one group */
     uint32_t channel;
-    for (channel = 0; channel < op->out_channels; channel++) {
-        caplet_convolve_filter(op, x, channel / filters * op->depth, channel, y, 0, filter);
+    uint32_t count;
+    for (channel = 0; channel < op->out_channels; channel += count) {
+        const uint32_t left = filters - channel % filters; /* in this group */
+        count = left < op->together ? left : op->together;
+        caplet_convolve_filters(op, x, channel / filters * op->depth, channel, count, y, 0, filter);
     }
 }

@@ -232,19 +232,6 @@ static void narrow_sums(const caplet_routing_op *op, const caplet_routing_memory
     }
 }
 
-static void clear_sums(const caplet_routing_op *op, void *acc)
-{
-    const uint32_t count = op->outputs * op->dim;
-    uint32_t j;
-    for (j = 0; j < count; j++) {
-        if (op->acc.wide) {
-            ((int64_t *)acc)[j] = 0;
-        } else {
-            ((int32_t *)acc)[j] = 0;
-        }
-    }
-}
-
 void caplet_routing(const caplet_routing_op *op, const caplet_votes *votes, const caplet_routing_memory *memory)
 {
     const uint32_t row_elements = op->outputs * op->dim;
@@ -260,22 +247,25 @@ void caplet_routing(const caplet_routing_op *op, const caplet_votes *votes, cons
     squash.in_frac = op->preactivation.frac;
     squash.in_type = op->preactivation.type;
     for (iteration = 0; iteration < op->iterations; iteration++) {
-        clear_sums(op, memory->acc);
+        caplet_clear_sums(memory->acc, op->acc.wide, row_elements);
         for (input = 0; input < op->inputs; input += rows) {
             const uint32_t first = input * op->outputs; /* of these rows of logits and coupling */
             const uint32_t element = iteration * op->inputs * op->outputs + first;
             void *logits = NULL;
-            const void *row = votes->row;
-            rows = 1;
+            const void *block = votes->made;
+            const uint32_t end = input < votes->kept ? votes->kept : op->inputs;
+            rows = end - input < op->rows ? end - input : op->rows;
             if (input < votes->kept) {
-                row = caplet_at(votes->stored, op->votes_type, input * row_elements);
-                rows = votes->kept - input < op->rows ? votes->kept - input : op->rows;
+                block = caplet_at(votes->stored, op->votes_type, input * row_elements);
             } else {
-                votes->make(votes, input, votes->row);
+                uint32_t r;
+                for (r = 0; r < rows; r++) {
+                    votes->make(votes, input + r, caplet_at_writable(votes->made, op->votes_type, r * row_elements));
+                }
             }
             if (iteration > 0) {
                 logits = caplet_at_writable(memory->logits, op->logits.type, first);
-                update_logits(op, memory->activation, row, rows, logits, (int32_t *)memory->exponentials,
+                update_logits(op, memory->activation, block, rows, logits, (int32_t *)memory->exponentials,
                               iteration == 1, element - op->inputs * op->outputs);
             }
             if (iteration > 0 || !uniform) {
@@ -285,7 +275,7 @@ void caplet_routing(const caplet_routing_op *op, const caplet_votes *votes, cons
                 caplet_softmax(NULL, op->logits.type, op->logits.frac, op->rows, op->outputs, op->scale_bits, NULL,
                                &op->coupling, memory->coupling, element);
             }
-            weigh(op, row, memory->coupling, rows, memory->acc);
+            weigh(op, block, memory->coupling, rows, memory->acc);
         }
         narrow_sums(op, memory, iteration);
         caplet_squash(&squash, memory->preactivation, memory->activation, iteration * row_elements);
