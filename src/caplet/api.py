@@ -37,6 +37,7 @@ from caplet.jobs.engine import Engine
 from caplet.jobs.evaluate import Evaluation, evaluate
 from caplet.jobs.finetune import FinetuneRun, finetune_model, finetune_settings, plan_of_widths
 from caplet.jobs.inspect import inspect_model
+from caplet.jobs.onnx import OnnxCheck, check_onnx, export_onnx
 from caplet.jobs.prune import PruneResult
 from caplet.jobs.prune import prune as prune_model
 from caplet.jobs.prune_backbone import BackboneRun, backbone_prune_settings, prune_backbone_model
@@ -91,6 +92,7 @@ __all__ = [
     "Granularity",
     "Limits",
     "Method",
+    "OnnxCheck",
     "Program",
     "PruneResult",
     "PruneSettings",
@@ -110,6 +112,7 @@ __all__ = [
     "build",
     "calibrate",
     "check_model",
+    "check_onnx",
     "compress",
     "compress_by_settings",
     "compress_settings",
@@ -117,6 +120,7 @@ __all__ = [
     "estimate_compression",
     "evaluate",
     "export_c",
+    "export_onnx",
     "find_program",
     "finetune_model",
     "finetune_settings",

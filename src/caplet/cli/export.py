@@ -1,4 +1,4 @@
-"""``caplet export``: a quantized model as C99 for firmware."""
+"""``caplet export``: a quantized model as C99 for firmware, or any model as ONNX."""
 
 from __future__ import annotations
 
@@ -7,27 +7,49 @@ from typing import Annotated, Literal
 
 import typer
 
-from caplet.cli.output import Json, note, parse_ram, print_json
+from caplet.cli.output import Channels, Json, Root, Size, note, parse_ram, print_json
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="A .caplet file, or the run folder of `caplet quantize`.")],
-    to: Annotated[Literal["c"], typer.Option("--to", help="What to write.")] = "c",
+    run: Annotated[
+        Path,
+        typer.Argument(help="A .caplet file, or the run folder of `caplet quantize`; for onnx also a float model."),
+    ],
+    to: Annotated[Literal["c", "onnx"], typer.Option("--to", help="What to write.")] = "c",
     out: Annotated[
-        Path | None, typer.Option("--out", help="New folder. Default: export/ beside the .caplet file.")
+        Path | None,
+        typer.Option("--out", help="New folder, or .onnx file. Default: export/, or NAME.onnx, beside the model."),
     ] = None,
     ram: Annotated[
         str, typer.Option("--ram", help="fast stores all votes, small recomputes them; or a limit such as 64KB.")
     ] = "fast",
     prefix: Annotated[str | None, typer.Option("--prefix", help="Of every C name. Default: the model's name.")] = None,
+    images: Annotated[
+        int, typer.Option("--images", help="Of onnx: images on which the file is compared with the model.", min=1)
+    ] = 100,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Of onnx: dataset whose test images those are. Default: random images.")
+    ] = None,
+    root: Root = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", help="Image side of an imported model, where its file leaves it open.")
+    ] = None,
+    size: Size = None,
+    channels: Channels = None,
     json: Json = False,
 ) -> None:
     """Write C99 sources that compute exactly the integers of the .caplet file: no malloc, no float, no libm.
 
     The folder has the model, the runtime, a self-test with embedded vectors, a Makefile, CMake files and a README.
 
+    With --to onnx, a .caplet file becomes an ONNX graph of the same integers; a float model is exported, its routing
+    unrolled; where onnxruntime is installed, the file is run and compared (exit code 6 if a code differs).
+
     Example: caplet export runs/fmnist --to c --ram small
     """
+    if to == "onnx":
+        _onnx(run, out, images, data, root, image_size, size, channels, json)
+        return
     from caplet.api import EmitSettings, export_c, find_program
 
     source = find_program(run)
@@ -38,3 +60,46 @@ def command(
         return
     note(f"{len(export.files)} files in {export.folder}; arena {export.plan.bytes:,} bytes")
     note(f"test them on this machine: make -C {export.folder} test")
+
+
+def _onnx(
+    run: Path,
+    out: Path | None,
+    images: int,
+    data: str | None,
+    root: Path | None,
+    image_size: int | None,
+    size: int | None,
+    channels: int | None,
+    json: bool,
+) -> None:
+    import numpy as np
+
+    from caplet.api import Program, check_onnx, export_onnx, find_program, load, load_data
+    from caplet.errors import NotExact, ToolMissing
+
+    source = find_program(run) if run.is_dir() else run
+    model = load(source, image_size=image_size)
+    path = export_onnx(model, out or source.with_suffix(".onnx"))
+    if data is None:
+        shape = model.image_shape if isinstance(model, Program) else model.config.image
+        pixels = np.random.default_rng(0).integers(0, 256, (images, *shape), dtype=np.uint8)
+    else:
+        test = load_data(data, root, size=size, channels=channels, progress=False).test
+        pixels = test.images[:: max(1, len(test) // images)][:images].numpy()
+    try:
+        found = check_onnx(path, model, pixels)
+    except ToolMissing as error:
+        found = None
+        note(f"not checked: {error}")
+    if json:
+        print_json({"file": str(path), "bytes": path.stat().st_size, "check": found and found.to_json()})
+    else:
+        note(f"{path}: {path.stat().st_size:,} bytes")
+    if found is not None:
+        note(
+            f"onnxruntime: {found.equal_predictions:,} of {found.images:,} predictions equal; {found.differing:,} of"
+            f" {found.values:,} class-capsule values differ, by at most {found.largest:.3g}"
+        )
+        if isinstance(model, Program) and found.differing:
+            raise NotExact(f"{path}: {found.differing:,} of {found.values:,} codes differ in onnxruntime")

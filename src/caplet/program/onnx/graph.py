@@ -1,0 +1,138 @@
+"""An ONNX graph under construction, and the arithmetic that every op of a Program is made of.
+
+Codes are float64 tensors that hold integers: products and sums stay below 2**53 (the verifier's bounds are far below),
+so that float64 computes them exactly, in any order. A rounding shift is a multiplication by a power of two, which is
+exact, and a floor. Softmax and squash divide integers and are made in int64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caplet.errors import ToolMissing
+from caplet.fixed.format import FixedFormat
+from caplet.fixed.rounding import Rounding
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET, IR_VERSION = 18, 10
+INSTALL = "pip install 'caplet[onnx]'"
+Value = str
+"""The name of a tensor of the graph."""
+
+
+def require_onnx() -> None:
+    """Raise ToolMissing where the package onnx is not installed."""
+    if find_spec("onnx") is None:
+        raise ToolMissing(f"ONNX export needs the Python package onnx; install it with {INSTALL}")
+
+
+class Graph:
+    """An ONNX graph under construction. Every method adds nodes and returns the name of their result."""
+
+    def __init__(self) -> None:
+        require_onnx()
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self._count = 0
+
+    def name(self, hint: str) -> Value:
+        """A new name."""
+        self._count += 1
+        return f"{hint}.{self._count}"
+
+    def op(self, kind: str, *inputs: Value, attributes: Mapping[str, Any] | None = None, to: Value = "") -> Value:
+        """One ONNX node with one output, named ``to`` if that is given."""
+        from onnx import helper
+
+        output = to or self.name(kind.lower())
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], **dict(attributes or {})))
+        return output
+
+    def constant(self, values: Any, dtype: Any = np.float64, hint: str = "constant") -> Value:
+        """A constant tensor."""
+        from onnx import numpy_helper
+
+        name = self.name(hint)
+        self.initializers.append(numpy_helper.from_array(np.asarray(values, dtype=dtype), name))
+        return name
+
+    def weights(self, integers: NDArray[Any], hint: str) -> Value:
+        """Integers of at most 32 bits, stored in the smallest type that holds them, as float64."""
+        low, high = int(integers.min()), int(integers.max())
+        dtypes = (np.int8, np.int16, np.int32)
+        dtype = next(d for d in dtypes if np.iinfo(d).min <= low and high <= np.iinfo(d).max)
+        return self.double(self.constant(integers, dtype, hint))
+
+    def cast(self, value: Value, dtype: Any, to: Value = "") -> Value:
+        """Another element type."""
+        from onnx import helper
+
+        return self.op("Cast", value, attributes={"to": helper.np_dtype_to_tensor_dtype(np.dtype(dtype))}, to=to)
+
+    def double(self, value: Value) -> Value:
+        """As float64."""
+        return self.cast(value, np.float64)
+
+    def integer(self, value: Value) -> Value:
+        """As int64."""
+        return self.cast(value, np.int64)
+
+    def reshape(self, value: Value, shape: Sequence[int]) -> Value:
+        """Another shape; one extent may be -1."""
+        return self.op("Reshape", value, self.constant(shape, np.int64))
+
+    def transpose(self, value: Value, axes: Sequence[int]) -> Value:
+        """Another order of axes."""
+        return self.op("Transpose", value, attributes={"perm": list(axes)})
+
+    def gather(self, value: Value, indices: Any, axis: int) -> Value:
+        """Elements of an axis by constant indices."""
+        return self.op("Gather", value, self.constant(indices, np.int64), attributes={"axis": axis})
+
+    def reduce(self, kind: str, value: Value, axis: int, *, keep: bool) -> Value:
+        """``ReduceSum`` or ``ReduceMax`` along one axis."""
+        axes = self.constant([axis], np.int64)
+        return self.op(kind, value, axes, attributes={"keepdims": int(keep)})
+
+    def scaled(self, value: Value, power: Any) -> Value:
+        """``value * 2**power``, exactly; power: an integer, or integers that broadcast against the value."""
+        power = np.asarray(power)
+        if not power.any():
+            return value
+        return self.op("Mul", value, self.constant(np.exp2(power.astype(np.float64))))
+
+    def rounding_shift(self, value: Value, shift: Any, rounding: Rounding, noise: NDArray[Any] | None = None) -> Value:
+        """:func:`caplet.fixed.rounding_shift` by a constant shift: an integer, or integers that broadcast.
+
+        noise: 32 random bits for each element of one image, broadcasting against the value.
+        """
+        shift = np.asarray(shift, dtype=np.int64)
+        if (shift <= 0).all():
+            return self.scaled(value, -shift)
+        right = np.clip(shift, 0, None)
+        value = self.scaled(value, np.clip(-shift, 0, None))
+        if rounding is Rounding.NEAREST:
+            value = self.op("Add", value, self.constant(np.floor(np.exp2(right.astype(np.float64) - 1))))
+        elif rounding is Rounding.STOCHASTIC:
+            assert noise is not None
+            bits = noise.astype(np.int64)
+            term = (bits >> np.clip(32 - right, 0, None)) << np.clip(right - 32, 0, None)
+            value = self.op("Add", value, self.constant(term))
+        return self.op("Floor", self.scaled(value, -right))
+
+    def saturate(self, value: Value, fmt: FixedFormat) -> Value:
+        """Clip to a format's codes."""
+        return self.clip(value, fmt.min_code, fmt.max_code)
+
+    def clip(self, value: Value, low: float | None, high: float | None, dtype: Any = np.float64) -> Value:
+        """Clip to constants; None for no limit."""
+        if low is not None:
+            value = self.op("Max", value, self.constant(low, dtype))
+        return value if high is None else self.op("Min", value, self.constant(high, dtype))

@@ -1,0 +1,72 @@
+"""Exporting to ONNX and checking the file: a Program code by code, a float model within rounding."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "lower"))
+from tiny_models import tiny
+
+from caplet import api
+from caplet.data import Splits
+from caplet.errors import ToolMissing
+from caplet.jobs import onnx as job
+from caplet.jobs.onnx import check_onnx, export_onnx
+
+
+@pytest.fixture
+def _packages() -> None:
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name)
+
+
+@pytest.mark.usefixtures("_packages")
+def test_a_program_predicts_the_same_on_the_whole_test_split(quantized: Path, digits: Splits, tmp_path: Path) -> None:
+    program = api.load_program(quantized / "model_satisfied.caplet")
+    path = export_onnx(program, tmp_path / "deep" / "model.onnx")
+    found = check_onnx(path, program, digits.test.images.numpy())
+    assert (found.images, found.equal_predictions, found.differing, found.largest) == (359, 359, 0, 0.0)
+    assert found.values == 359 * 10 * 8
+    other = api.load_program(quantized / "model_satisfied.caplet")
+    object.__setattr__(other, "seed", 1)  # no rounding draws from it: the same Program
+    assert export_onnx(other, tmp_path / "again.onnx").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.usefixtures("_packages")
+@pytest.mark.parametrize("name", ["shallow", "deep"])
+def test_a_float_model_is_exported_with_its_routing(tmp_path: Path, name: str) -> None:
+    made = tiny(name)
+    path = export_onnx(made.model, tmp_path / "float.onnx")
+    for count in (1, 24):
+        found = check_onnx(path, made.model, made.images.numpy()[:count])
+        assert found.equal_predictions == found.images == count
+        assert found.differing == 0
+        assert 0 < found.largest < 1e-4
+
+
+@pytest.mark.usefixtures("_packages")
+def test_a_difference_is_counted(quantized: Path, trained: Path, digits: Splits, tmp_path: Path) -> None:
+    program = api.load_program(quantized / "model_satisfied.caplet")
+    op = program.ops[1]
+    changed = api.load_program(quantized / "model_satisfied.caplet")
+    codes = np.array(op.weight.codes)
+    codes[0, 0, 0, 0] = -codes[0, 0, 0, 0] or 1
+    object.__setattr__(changed.ops[1].weight, "codes", codes)
+    path = export_onnx(changed, tmp_path / "changed.onnx")
+    found = check_onnx(path, program, digits.test.images[:50].numpy())
+    assert found.differing > 0
+    assert found.largest >= 1
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, quantized: Path, tmp_path: Path) -> None:
+    monkeypatch.setattr(job, "find_spec", lambda name: None)
+    monkeypatch.setattr(job, "require_onnx", lambda: None)
+    with pytest.raises(ToolMissing, match="onnxscript"):
+        export_onnx(tiny("shallow").model, tmp_path / "float.onnx")
+    program = api.load_program(quantized / "model_satisfied.caplet")
+    with pytest.raises(ToolMissing, match="onnxruntime"):
+        check_onnx(tmp_path / "x.onnx", program, np.zeros((1, 1, 8, 8), np.uint8))
