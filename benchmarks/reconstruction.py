@@ -68,7 +68,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sweeps", type=int, default=ReconstructSettings.sweeps)
     parser.add_argument("--shrink", type=float, default=ReconstructSettings.shrink)
     parser.add_argument("--rows-per-column", type=float, default=ReconstructSettings.rows_per_column)
+    parser.add_argument("--tuning-images", type=int, default=ReconstructSettings.tuning_images)
     parser.add_argument("--name", help="of the record; default: the model's")
+    parser.add_argument("--fit-only", action="store_true", help="with --folder: fit and compare, no record, no test")
     parser.add_argument("--folder", type=Path, help="keeps fits, so that a killed run, or one without --ship, goes on")
     return parser.parse_args()
 
@@ -130,6 +132,7 @@ def main() -> None:
                 sweeps=args.sweeps,
                 shrink=args.shrink,
                 rows_per_column=args.rows_per_column,
+                tuning_images=args.tuning_images,
             )
             found = kept_fit(model, plan, images, settings, args.folder and args.folder / name)
         seconds = time.perf_counter() - start
@@ -162,6 +165,8 @@ def main() -> None:
         "images": {"calibration": len(images), "fitted": f"first {args.images}", "compared": f"last {len(others)}"},
         "rows": rows,
     }
+    if args.fit_only:
+        return
     if args.ship:
         record["shipped"] = ship(fits[args.ship], model, splits, args.ship, args.tolerance)
         print(json.dumps({key: value for key, value in record["shipped"].items() if key != "plan"}, indent=1))
