@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from caplet.nn.caps import DenseCaps
-from caplet.quant.reconstruct.capsules import CapsuleLinear
+from caplet.nn.functional import squash
+from caplet.quant.reconstruct.capsules import CapsuleLinear, passed
 from caplet.quant.reconstruct.convolution import ConvLinear
 from caplet.quant.reconstruct.descend import Grid, fit
 
@@ -41,6 +42,28 @@ def test_a_convolution_equals_its_linear_map(stride: int, padding: int, channels
     rows = outputs(few, weight)[0][0]
     whole = found[0]
     assert all(((whole - row).abs().max(1).values < 1e-3).any() for row in rows)
+
+
+def test_rows_of_a_convolution_weigh_what_its_nonlinearity_passes_on() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(6, 3, 2, 2, generator=generator), torch.randn(6, generator=generator)
+    quantized, exact = torch.randn(2, 4, 3, 5, 5, generator=generator)
+    linear = ConvLinear(weight.shape, quantized, exact, 1, 0, 10**6, generator)
+    plain, plain_difference = outputs(linear, weight)
+    linear.weigh(weight, bias, lambda sums: (sums > 0).float().mean(1).sqrt())
+    active = (F.conv2d(exact, weight, bias) > 0).float().mean(1).flatten().sqrt().view(1, -1, 1)
+    torch.testing.assert_close(linear.scale, active)
+    found, difference = outputs(linear, weight)
+    torch.testing.assert_close(found, plain * active, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(difference, plain_difference * active, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_squash_passes_on_is_the_size_of_its_jacobian() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for capsule in torch.randn(5, 4, generator=generator) * torch.tensor([[0.1], [0.5], [1.0], [3.0], [10.0]]):
+        jacobian = torch.autograd.functional.jacobian(lambda s: squash(s, 0), capsule)
+        expected = jacobian.square().sum() / 4
+        torch.testing.assert_close(passed(capsule).square(), expected, rtol=1e-3, atol=1e-7)
 
 
 def test_class_capsules_equal_their_linear_map() -> None:

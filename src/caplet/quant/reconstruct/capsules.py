@@ -37,7 +37,7 @@ class CapsuleLinear:
             slice(start, min(start + per_block, layer.in_capsules)) for start in range(0, layer.in_capsules, per_block)
         ]
         self.blocks = len(self._ranges)
-        self.scale = _passed(preactivation).permute(2, 0, 1).flatten(1).unsqueeze(-1)
+        self.scale = passed(preactivation).permute(2, 0, 1).flatten(1).unsqueeze(-1)
 
     def columns(self, block: int) -> Tensor:
         return self._weighted(self._quantized[:, self._ranges[block]], block)
@@ -99,7 +99,7 @@ def _routing(layer: DenseCaps, capsules: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(couplings, 1).clone(), torch.cat(preactivations, 1).clone()
 
 
-def _passed(preactivation: Tensor) -> Tensor:
+def passed(preactivation: Tensor) -> Tensor:
     """Root mean square of the squash's Jacobian over the directions of a capsule: (..., D) -> (...).
 
     Across s the squash multiplies by f = |s| / (1 + |s|^2), along s by 2 |s| / (1 + |s|^2)^2.

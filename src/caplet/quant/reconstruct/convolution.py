@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,11 +51,26 @@ class ConvLinear:
         self.blocks = len(self._offsets)
         self.scale = torch.ones(1, len(picked), 1)
 
+    def weigh(self, weight: Tensor, bias: Tensor | None, passed: Callable[[Tensor], Tensor]) -> None:
+        """Weigh every row by how much of an error there the non-linearity after the sums passes on.
+
+        Args:
+            weight, bias: of the float layer.
+            passed: from the float sums (rows, O) to the rows' weights (rows,).
+        """
+        sums = (
+            torch.zeros(self.scale.shape[1], self._shape[0]) if bias is None else bias.expand(self.scale.shape[1], -1)
+        )
+        sums = sums.unsqueeze(0).clone()
+        for block, matrix in enumerate(self.split(weight)):
+            sums.baddbmm_(self._gather(self._exact, block), matrix)
+        self.scale = passed(sums[0]).view(1, -1, 1)
+
     def columns(self, block: int) -> Tensor:
-        return self._gather(self._quantized, block)
+        return self.scale * self._gather(self._quantized, block)
 
     def difference(self, block: int) -> Tensor:
-        return self._gather(self._quantized, block) - self._gather(self._exact, block)
+        return self.scale * (self._gather(self._quantized, block) - self._gather(self._exact, block))
 
     def _gather(self, maps: Tensor, block: int) -> Tensor:
         return torch.cat([maps[self._base + offset] for offset in self._offsets[block]], 1).unsqueeze(0)

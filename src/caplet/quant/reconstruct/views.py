@@ -14,7 +14,7 @@ from caplet.nn.caps import ConvCaps2d, DenseCaps
 from caplet.nn.conv import ConvReLU
 from caplet.nn.layer import Layer
 from caplet.nn.routed import RoutedConvCaps
-from caplet.quant.reconstruct.capsules import CapsuleLinear
+from caplet.quant.reconstruct.capsules import CapsuleLinear, passed
 from caplet.quant.reconstruct.convolution import ConvLinear
 from caplet.quant.reconstruct.descend import Linear
 from caplet.quant.reconstruct.settings import ReconstructSettings
@@ -76,12 +76,17 @@ def _convolution(
 
 @views(ConvReLU)
 def _conv_relu(layer: ConvReLU, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
-    return View(_convolution(layer.weight, quantized, exact, layer.stride, layer.padding, settings), "bias")
+    linear = _convolution(layer.weight, quantized, exact, layer.stride, layer.padding, settings)
+    linear.weigh(layer.weight.detach(), layer.bias.detach(), lambda sums: (sums > 0).float().mean(1).sqrt())
+    return View(linear, "bias")
 
 
 @views(ConvCaps2d)
 def _conv_caps(layer: ConvCaps2d, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
     linear = _convolution(layer.weight, quantized, exact, layer.stride, layer.padding, settings)
+    capsules = (layer.types, layer.dim)
+    bias = None if layer.bias is None else layer.bias.detach()
+    linear.weigh(layer.weight.detach(), bias, lambda sums: passed(sums.unflatten(1, capsules)).square().mean(1).sqrt())
     return View(linear, None if layer.bias is None else "bias")
 
 
