@@ -1,0 +1,88 @@
+"""Exported ONNX files against the models they were made from, in onnxruntime, on test images.
+
+Every tensor of a trained model gets ``--bits``, with exponents from 1,024 images cut from the training split. The
+Program's ONNX file and the float model's are run on test images: how many predictions are equal, how many class-capsule
+values differ, and by how much at most. Needs the packages onnx, onnxruntime and onnxscript.
+
+    python benchmarks/onnx_equality.py --shared ../shared --models q7,shallow --images 1000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from caplet.data import load_data
+from caplet.jobs.onnx import check_onnx, export_onnx
+from caplet.jobs.quantize import CALIBRATION_IMAGES, spread
+from caplet.lower import lower
+from caplet.models.checkpoint import load_model
+from caplet.quant.calibrate import calibrate
+from caplet.quant.widths import Widths, make_plan
+
+RECORDS = Path(__file__).parent / "records"
+CASES = {
+    "q7": ("models/q7_mnist.h5", "mnist", "data"),
+    "shallow": ("models/shallow_fmnist.pt", "fashion-mnist", "data"),
+    "deep": ("models/deep_cifar10.pt", "cifar10", "data/cifar10-jpeg.tar.xz"),
+}
+
+
+def measure(case: str, shared: Path, bits: int, count: int) -> dict[str, Any]:
+    """One model: its Program's file and its float file, each against the model."""
+    file, data, root = CASES[case]
+    splits = load_data(data, shared / root, progress=False)
+    model = load_model(shared / file, splits.test.image_shape[-1])
+    plan = make_plan(
+        model,
+        calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES)),
+        Widths.uniform(len(model.groups()), bits),
+    )
+    images = spread(splits.test, count).numpy()
+    found: dict[str, Any] = {"file": file, "data": data, "bits": bits}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, one in (("program", lower(model, plan)), ("float", model)):
+            path = export_onnx(one, Path(folder) / f"{name}.onnx")
+            began = time.perf_counter()
+            found[name] = check_onnx(path, one, images).to_json() | {
+                "file_bytes": path.stat().st_size,
+                "seconds": round(time.perf_counter() - began, 1),
+            }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, required=True)
+    parser.add_argument("--models", default="q7,shallow")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--bits", type=int, default=8)
+    parser.add_argument("--no-record", action="store_true")
+    arguments = parser.parse_args()
+    results = [
+        measure(case, arguments.shared, arguments.bits, arguments.images) for case in arguments.models.split(",")
+    ]
+    record = {
+        "benchmark": "onnx_equality",
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": shlex.join(["python", "benchmarks/onnx_equality.py", *sys.argv[1:]]),
+        "machine": platform.machine(),
+        "packages": {name: version(name) for name in ("torch", "onnx", "onnxruntime", "onnxscript")},
+        "results": results,
+    }
+    print(json.dumps(record, indent=1))
+    if not arguments.no_record:
+        (RECORDS / f"{record['date']}-onnx-equality.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
