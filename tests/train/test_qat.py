@@ -10,16 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from caplet.data import Splits
+from caplet.data import Splits, load_data
 from caplet.data.imageset import to_float
 from caplet.errors import ConfigError, ModelError, PlanError
 from caplet.fixed import FixedFormat
+from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet
+from caplet.models.registry import build
 from caplet.quant.calibrate import calibrate
 from caplet.quant.fake import fake_quantized
 from caplet.quant.plan import QuantPlan
 from caplet.quant.widths import Widths, make_plan
 from caplet.train.evaluate import evaluate
+from caplet.train.initialise import initialise
 from caplet.train.loop import train
 from caplet.train.qat import QatResult, QatSettings, finetune_under_plan
 from caplet.train.settings import TrainSettings
@@ -152,6 +155,24 @@ def test_divergence_is_named(model: CapsNet, few_digits: Splits, tmp_path: Path)
         patch.setattr(Trainer, "step", poisoned)
         with pytest.raises(ModelError, match=r"point conv1\.weight: its float values hold NaN: training diverged"):
             finetune_under_plan(model, plan, few_digits, tmp_path, settings(steps=4), progress=False)
+
+
+def test_batch_norms_are_constants_of_the_plan(tmp_path: Path) -> None:
+    blocks = [{"types": 2, "dim": 4, "stride": 2}] * 4
+    splits = load_data("digits", size=16, calibration_size=40, limit=40)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build("deep", {"image": [1, 16, 16], "channels": 8, "blocks": blocks, "class_dim": 4})
+    initialise(model, to_float(splits.train.images))
+    model.eval()
+    before = named_tensors(model)
+    plan = make_plan(model, calibrate(model, splits.calibration.images), Widths.uniform(len(model.groups()), 6))
+    result = finetune_under_plan(model, plan, splits, tmp_path, settings(steps=2), teacher=model, progress=False)
+    after = named_tensors(result.trained.model)
+    for statistic in ("running_mean", "running_var"):
+        assert torch.equal(after[f"conv1.batch_norm.{statistic}"], before[f"conv1.batch_norm.{statistic}"])
+    assert not torch.equal(after["conv1.batch_norm.weight"], before["conv1.batch_norm.weight"])
+    assert not torch.equal(after["block4.skip.weight"], before["block4.skip.weight"])
 
 
 def test_a_plan_of_another_model_is_refused(model: CapsNet, few_digits: Splits, tmp_path: Path) -> None:
