@@ -94,8 +94,8 @@ class _Search:
             raise ConfigError(f"the budgets contradict each other: {self._limits_in_words()}; raise one of them")
         widths = self._widths(quietest)
         if not self._probe("quietest", "least noise within the budgets", widths):
-            lost = self.trials.reference.correct - self.trials.steps[-1].correct
-            reason = f"even the plan of least noise within the budgets loses {lost:,} images"
+            lost = self.trials.reference.correct - self.trials.steps[-1].high
+            reason = f"even the plan of least noise within the budgets loses {lost:,} images or more"
             return self._result(reason)
         for trade_off in self.settings.trade_offs:
             self._explore(trade_off, _noise(quietest))
