@@ -14,8 +14,10 @@ from caplet.program import (
     Constant,
     Conv2d,
     DenseVotes,
+    GroupedConv2d,
     InputQuantize,
     Lengths,
+    MaxPool2d,
     Op,
     Program,
     Routing,
@@ -108,6 +110,29 @@ BROKEN: list[tuple[Callable[[Program], Program], str]] = [
 def test_a_broken_program_is_refused(breaking: Callable[[Program], Program], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         verify(breaking(sample_shallow()))
+
+
+BROKEN_TRUNK: list[tuple[Callable[[Program], Program], str]] = [
+    (_change(GroupedConv2d, groups=5), "5 groups; the rule: groups of 1 channels that make up the input's 6"),
+    (_change(GroupedConv2d, groups=0), "0 groups"),
+    (_change(GroupedConv2d, high=256), "high 256; the rule: 0 .. "),
+    (_change(GroupedConv2d, high=-1), "high -1"),
+    (_change(GroupedConv2d, stride=0), "stride 1..64"),
+    (_change(GroupedConv2d, bias=_constant((3,))), "shape"),
+    (_change(GroupedConv2d, channel_shifts=np.zeros(3, dtype=np.int32)), "exponents"),
+    (_change(GroupedConv2d, weight=_constant((12, 3))), "four axes"),
+    (_change(MaxPool2d, kernel=0), "kernel 0; the rule: at least 1"),
+    (_change(MaxPool2d, padding=3), "padding less than the kernel"),
+    (_change(MaxPool2d, kernel=40, padding=0), "the kernel fits"),
+    (_change(MaxPool2d, stride=1), "shape"),
+]
+
+
+@pytest.mark.parametrize(("breaking", "message"), BROKEN_TRUNK)
+def test_a_broken_trunk_is_refused(breaking: Callable[[Program], Program], message: str) -> None:
+    verify(sample_backbone())
+    with pytest.raises(PlanError, match=message):
+        verify(breaking(sample_backbone()))
 
 
 def test_constant_keys_are_unique() -> None:
