@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from caplet import api
 from caplet.errors import ArtefactError
 from caplet.jobs.diff import diff_runs
+from caplet.jobs.prune import PruneSettings, prune
 from caplet.metrics import paired
 
 
@@ -79,3 +81,25 @@ def test_an_unfinished_run_is_refused(quantized: Path, tmp_path: Path) -> None:
     (tmp_path / "part" / "metrics.json").unlink()
     with pytest.raises(ArtefactError, match="not finished"):
         diff_runs(quantized, tmp_path / "part")
+
+
+def test_a_compression_is_what_its_last_stage_shipped(quantized: Path, trained: Path, tmp_path: Path) -> None:
+    """The records that such a run leaves in its own folder, beside those of the stage."""
+    shutil.copytree(quantized, tmp_path / "small" / "quantize-1")
+    for name in ("settings.json", "environment.json", "splits.json"):
+        shutil.copy(quantized / name, tmp_path / "small" / name)
+    (tmp_path / "small" / "metrics.json").write_text(json.dumps({"choice": {}, "folders": ["quantize-1"]}))
+    found = diff_runs(tmp_path / "small", quantized)
+    assert found.names[0] == "small"
+    assert found.pair is not None
+    assert (found.pair.n10, found.pair.n01) == (0, 0)
+
+
+def test_pruned_networks_are_compared(trained: Path, tmp_path: Path) -> None:
+    model, few = api.load_float(trained / "model.safetensors"), api.load_data("digits", calibration_size=120, limit=240)
+    pruned = prune(model, few, tmp_path / "pruned", PruneSettings(macs=0.6, epochs=0))
+    found = diff_runs(trained, tmp_path / "pruned")
+    assert found.pair == pruned.against
+    figures = {value.name: value for value in found.figures}
+    assert figures["test accuracy (%)"].second == pruned.test.percent
+    assert figures["weight bytes"].second == 4 * pruned.model.parameter_count()

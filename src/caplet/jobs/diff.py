@@ -55,19 +55,16 @@ class Diff:
 
 
 def diff_runs(first: str | Path, second: str | Path) -> Diff:
-    """Compare the models of two finished runs, each a training's float model or a quantization's first model.
+    """Compare the models of two finished runs.
 
-    A positive ``pair.loss`` means that the first one classifies more test images correctly.
+    Of a training, a pruning or a fine-tuning that is the float model; of a quantization or a training with quantization
+    the first Program; of a compression the Program that it chose. A positive ``pair.loss`` means that the first one
+    classifies more test images correctly.
 
     Raises:
-        ArtefactError: a folder holds no finished run of training or quantization.
+        ArtefactError: a folder holds no finished run, or one without a model.
     """
-    runs = read_run(first), read_run(second)
-    for run in runs:
-        if run.kind is Kind.SENSITIVITY:
-            raise ArtefactError(
-                f"run {run.name}: an error analysis has no model to compare; give train or quantize runs"
-            )
+    runs = _read(Path(first)), _read(Path(second))
     one, two = (_answers(run) for run in runs)
     unpaired = _why_unpaired(runs, (one, two))
     pair = agree = None
@@ -85,12 +82,27 @@ def diff_runs(first: str | Path, second: str | Path) -> Diff:
     )
 
 
+def _read(path: Path) -> RunRecords:
+    """A run's records; of a compression those of the stage whose Program it chose."""
+    run = read_run(path)
+    if run.kind is Kind.SENSITIVITY:
+        raise ArtefactError(f"run {run.name}: an error analysis has no model to compare; give a run that made one")
+    if run.kind is Kind.COMPRESS:
+        return RunRecords(run.name, read_run(path / run.metrics["folders"][-1]).files)
+    return run
+
+
+def _ships(run: RunRecords) -> bool:
+    """Whether the run's model is a Program."""
+    return run.kind in (Kind.QUANTIZE, Kind.QAT)
+
+
 def _answers(run: RunRecords) -> NDArray[np.int64] | None:
     """What the run's model answers, (N,), None where it was not recorded."""
     record = run.find(PREDICTIONS)
     if record is None:
         return None
-    return np.array(record["models"][_first(run)["role"]] if run.kind is Kind.QUANTIZE else record["float"])
+    return np.array(record["models"][_first(run)["role"]] if _ships(run) else record["float"])
 
 
 def _why_unpaired(runs: tuple[RunRecords, RunRecords], answers: tuple[Any, Any]) -> str | None:
@@ -112,16 +124,22 @@ def _first(run: RunRecords) -> dict[str, Any]:
 
 def _figures(run: RunRecords) -> Iterator[tuple[str, float | int | str | None]]:
     metrics = run.metrics
-    if run.kind is Kind.TRAIN:
-        yield "kind", "float model, trained"
-        yield "test accuracy (%)", metrics["test"]["percent"]
-        yield "test images", metrics["test"]["n"]
-        yield "weight bytes", 4 * metrics["parameters"]
-        yield "seconds", metrics["seconds"]
+    if not _ships(run):
+        test = metrics["pruned"]["test"] if run.kind is Kind.PRUNE else metrics["test"]
+        yield "kind", f"float model ({run.kind})"
+        yield "test accuracy (%)", test["percent"]
+        yield "test images", test["n"]
+        if run.kind is Kind.TRAIN:
+            yield "weight bytes", 4 * metrics["parameters"]
+            yield "seconds", metrics["seconds"]
+        if run.kind is Kind.PRUNE:
+            yield "weight bytes", 4 * metrics["pruned"]["cost"]["parameters"]
+            yield "multiply-accumulates", metrics["pruned"]["cost"]["macs"]
         return
     model = _first(run)
-    yield "kind", f"integers, {metrics['method']} ({model['role']})"
-    yield "limits met", "yes" if metrics["met"] else "no"
+    yield "kind", f"integers ({metrics.get('method', run.kind)}, {model['role']})"
+    if "met" in metrics:
+        yield "limits met", "yes" if metrics["met"] else "no"
     yield "test accuracy (%)", model["test"]["percent"]
     yield "test images", model["test"]["n"]
     yield "loss against its float model (pp)", model["paired"]["loss"]
@@ -131,8 +149,9 @@ def _figures(run: RunRecords) -> Iterator[tuple[str, float | int | str | None]]:
     if run.details is not None:
         yield "RAM bytes, all votes stored", run.details["memory"]["fast"]["bytes"]
         yield "RAM bytes, votes recomputed", run.details["memory"]["small"]["bytes"]
-    yield "probes", metrics["search"]["probes"]
-    yield "seconds", metrics["search"]["seconds"]
+    if "search" in metrics:
+        yield "probes", metrics["search"]["probes"]
+        yield "seconds", metrics["search"]["seconds"]
 
 
 def _settings(run: RunRecords) -> dict[str, Any]:
@@ -140,7 +159,7 @@ def _settings(run: RunRecords) -> dict[str, Any]:
 
 
 def _has_widths(run: RunRecords) -> bool:
-    return run.kind is Kind.QUANTIZE and run.details is not None
+    return _ships(run) and run.details is not None
 
 
 def _widths(run: RunRecords) -> dict[str, Any]:

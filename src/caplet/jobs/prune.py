@@ -14,6 +14,7 @@ import numpy as np
 from caplet.data import Splits
 from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.jobs.pruning import PruneSettings, Sizes, answers, put_in_order, removals_for, spread_set
+from caplet.jobs.records import record_predictions
 from caplet.jobs.stages import Done, Stage, Stages
 from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.assemble import named_tensors
@@ -288,7 +289,9 @@ def _finish(work: _Work, outcome: Outcome) -> PruneResult:
     model = load_model(run / final["folder"] / MODEL)
     work.note(f"measuring the test split once, {len(splits.test):,} images")
     labels = splits.test.labels.numpy()
-    first, second = (float_predictions(network, splits.test) == labels for network in (original, model))
+    answered = [float_predictions(network, splits.test) for network in (original, model)]
+    record_predictions(run, splits.test, answered[1], {})
+    first, second = (predicted == labels for predicted in answered)
     test = tuple(accuracy(int(hits.sum()), len(hits)) for hits in (first, second))
     against = paired(first, second)
     kept = _kept(original, final["kept_units"])
