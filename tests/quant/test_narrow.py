@@ -12,6 +12,7 @@ from caplet.quant.formats import FormatRule
 from caplet.quant.reconstruct.narrow import Narrowing, narrow
 from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings
+from caplet.quant.target import HARDWARE
 from caplet.quant.widths import Widths, make_plan
 
 SETTINGS = ReconstructSettings((Part.BIAS, Part.ROUNDING), sweeps=1, least_rows=500)
@@ -30,7 +31,16 @@ def test_widths_fall_while_the_target_holds(digits: Any) -> None:
     needed = measure(first) - 2
     seen: list[Narrowing] = []
     found, narrowed, steps = narrow(
-        digits.model, fitter, first, plan, digits.calibration, FormatRule(), measure, needed, seen.append
+        digits.model,
+        fitter,
+        first,
+        plan,
+        digits.calibration,
+        FormatRule(),
+        measure,
+        needed,
+        HARDWARE["portable"],
+        seen.append,
     )
     assert list(steps) == seen
     assert measure(found) >= needed
@@ -44,6 +54,18 @@ def test_widths_fall_while_the_target_holds(digits: Any) -> None:
     }
     assert kept["primary.weight"] <= 5
     assert "conv1.bias" not in kept
+
+
+def test_only_widths_of_the_hardware_are_tried(digits: Any) -> None:
+    plan = make_plan(digits.model, digits.calibration, Widths.uniform(3, 10))
+    fitter = Reconstructor(digits.model, digits.images[:40], SETTINGS)
+    first, rule = fitter.fit(plan), FormatRule()
+    _, narrowed, steps = narrow(
+        digits.model, fitter, first, plan, digits.calibration, rule, lambda found: 1, 1, HARDWARE["bytes"]
+    )
+    bits = {key: fmt.bits for key, fmt in narrowed.points.items()}
+    assert {step.bits for step in steps if step.key == "digit.votes"} == {8}
+    assert (bits["digit.votes"], bits["primary.weight"]) == (8, 2)
 
 
 def test_blocks_are_fitted_once_for_plans_that_agree_up_to_them(digits: Any) -> None:

@@ -55,7 +55,7 @@ def command(
     ] = "layer",
     hardware: Annotated[
         str,
-        typer.Option("--hardware", help="What plans must run on: portable, mcu32, int8, or a .json file."),
+        typer.Option("--hardware", help="What plans must run on: portable, mcu32, bytes, int8, or a .json file."),
     ] = "portable",
     rounding: Annotated[
         Literal["nearest", "truncate", "stochastic", "all"],

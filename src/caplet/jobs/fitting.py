@@ -102,7 +102,7 @@ class Fitter:
             self._note(f"narrowing: the plan misses the tolerance on {count:,} images; its widths stay")
             return plan
         found, smaller, steps = narrow(
-            self._model, self._fitter, first, plan, source, request.rule, measure, needed, on_step
+            self._model, self._fitter, first, plan, source, request.rule, measure, needed, request.hardware, on_step
         )
         self._known[smaller] = found
         self._tried.extend(steps)

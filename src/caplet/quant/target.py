@@ -122,11 +122,13 @@ HARDWARE: Mapping[str, Hardware] = {
     for hardware in (
         Hardware("portable"),
         Hardware("mcu32", shift=(-31, 31), accumulator_bits=32),
+        Hardware("bytes", only_containers=True),
         Hardware("int8", (8,), (8,), shift=(0, 31), accumulator_bits=32),
     )
 }
 """Ready-made descriptions. ``portable``: all that caplet's C runtime can do. ``mcu32``: 32-bit accumulators only, such
-as a Cortex-M runs without long multiplications. ``int8``: nothing wider than a byte and right shifts only, as integer
+as a Cortex-M runs without long multiplications. ``bytes``: computed tensors in whole
+bytes, as RAM has them. ``int8``: nothing wider than a byte and right shifts only, as integer
 inference libraries have them."""
 
 

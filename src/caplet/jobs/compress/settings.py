@@ -59,7 +59,7 @@ class Pruning(_Table):
     epochs: PositiveInt = 1
     least_steps: NonNegativeInt = 1000
     lr: PositiveFloat = 1e-3
-    probes: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.25, 0.12, 0.06)
+    probes: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.35, 0.25, 0.12, 0.06)
     probe_steps: NonNegativeInt = 200
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from caplet.fixed import Rounding
 from caplet.models.base import CapsNet
-from caplet.nn.points import Role, Storage
+from caplet.nn.points import PointSpec, Role, Storage
 from caplet.quant.formats import FormatRule, FormatSource, bits_of
 from caplet.quant.plan import QuantPlan
 from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
+from caplet.quant.target import Hardware
 
 SHARE = 0.01
 """Points with fewer than this share of all elements of their storage keep their widths: they save next to nothing."""
@@ -52,6 +53,7 @@ def narrow(
     rule: FormatRule,
     measure: Measure,
     needed: int,
+    hardware: Hardware,
     on_step: Callable[[Narrowing], None] = lambda step: None,
 ) -> tuple[Reconstruction, QuantPlan, tuple[Narrowing, ...]]:
     """Lower widths point by point, the one with most bits first, weights before computed tensors.
@@ -63,6 +65,7 @@ def narrow(
         plan: as given to the fitter (without its exponents).
         source, rule: choose the format of a point at a new width.
         needed: images that ``measure`` must count.
+        hardware: its widths are tried; where it has only whole containers, those.
 
     Returns:
         The last fit that keeps the target, the plan that it was made for, and every width that was tried.
@@ -79,9 +82,11 @@ def narrow(
             and spec.role not in (Role.IMAGE, Role.BIAS, Role.SCALE, Role.OFFSET)
         ]
         for key in sorted(keys, key=lambda k: -specs[k].elements * plan.points[k].bits):
-            low, high = bits_of(specs[key], LEAST, rule), plan.points[key].bits  # high is known to work
+            offered = [bits for bits in _offered(specs[key], hardware, rule) if bits < plan.points[key].bits]
+            low, high = 0, len(offered)  # the width after the last one offered is the present one, known to work
             while low < high:
-                bits = (low + high) // 2
+                middle = (low + high) // 2
+                bits = offered[middle]
                 fmt = source.format(key, bits, rule, Rounding.NEAREST)
                 tried = plan.with_formats({key: fmt})
                 fitted = fitter.fit(tried)
@@ -90,7 +95,14 @@ def narrow(
                 steps.append(step)
                 on_step(step)
                 if step.kept:
-                    found, plan, high = fitted, tried, bits
+                    found, plan, high = fitted, tried, middle
                 else:
-                    low = bits + 1
+                    low = middle + 1
     return found, plan, tuple(steps)
+
+
+def _offered(spec: PointSpec, hardware: Hardware, rule: FormatRule) -> list[int]:
+    """Widths that a point may have, ascending."""
+    least, containers = bits_of(spec, LEAST, rule), hardware.containers(spec)
+    widths = containers if hardware.only_containers else range(1, containers[-1] + 1)
+    return [bits for bits in widths if bits >= least]
