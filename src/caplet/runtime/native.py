@@ -45,7 +45,7 @@ class NativeModel:
 
     def __init__(self, program: Program, threads: int | None = None, library: Path | None = None) -> None:
         self.program = program
-        self._threads = threads or _processors()
+        self._threads = threads or processors()
         self._library = load_library(library or build_library())
         self._steps = make_steps(program)
 
@@ -138,7 +138,7 @@ class NativeModel:
         )
 
 
-def _processors() -> int:
+def processors() -> int:
     """Processors that this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
