@@ -91,40 +91,41 @@ void caplet_softmax(const void *logits, uint8_t type, int16_t frac, uint32_t row
                     uint32_t *exponentials, const caplet_format *out, void *coupling, uint32_t element)
 {
     const uint32_t one = (uint32_t)1 << scale_bits;
+    const uint64_t dividend = (uint64_t)1 << (scale_bits + 31);
     const uint32_t right = (uint32_t)(scale_bits + 31 - out->frac); /* 34..55 */
-    const uint64_t term = (uint64_t)caplet_rounding_term(out, right, element);
+    const uint32_t simple = out->type == CAPLET_UINT8 && out->rounding != CAPLET_STOCHASTIC;
+    const uint64_t term = simple ? (uint64_t)caplet_rounding_term(out, right, 0) : 0u;
     const uint32_t most = (uint32_t)out->high;
-    uint64_t reciprocal = ((uint64_t)1 << (scale_bits + 31)) / (count * one);
-    uint32_t index = 0;
+    uint32_t first = 0; /* of this row */
     uint32_t r;
     uint32_t g;
     if (logits == NULL) {
-        for (index = 0; index < rows * count; index++) {
-            store_coupling(one * reciprocal, right, out, coupling, index, element);
+        for (g = 0; g < rows * count; g++) {
+            store_coupling(one * (dividend / (count * one)), right, out, coupling, g, element);
         }
         return;
     }
     distances_of(logits, type, rows, count, exponentials);
     negative_exponentials(exponentials, rows * count, frac, scale_bits);
     for (r = 0; r < rows; r++) {
-        uint32_t sum = 0;
-        for (g = 0; g < count; g++) {
-            sum += exponentials[index + g]; /* 2^scale_bits .. 2^31 */
+        uint32_t sum = exponentials[first]; /* then 2^scale_bits .. 2^31 */
+        uint32_t reciprocal;
+        for (g = 1; g < count; g++) {
+            sum += exponentials[first + g];
         }
-        reciprocal = ((uint64_t)1 << (scale_bits + 31)) / sum; /* at most 2^31 */
-        if (out->type == CAPLET_UINT8 && out->rounding != CAPLET_STOCHASTIC) {
-            uint8_t *restrict codes = (uint8_t *)coupling + index;
+        reciprocal = (uint32_t)(dividend / sum); /* at most 2^31 */
+        if (simple) {
+            uint8_t *restrict codes = (uint8_t *)coupling + first;
             for (g = 0; g < count; g++) {
-                const uint64_t sum_of = (uint64_t)exponentials[index + g] * (uint32_t)reciprocal + term;
-                const uint32_t code = (uint32_t)(sum_of >> 32) >> (right - 32);
+                const uint64_t product = (uint64_t)exponentials[first + g] * reciprocal + term;
+                const uint32_t code = (uint32_t)(product >> 32) >> (right - 32);
                 codes[g] = (uint8_t)(code < most ? code : most);
             }
-            index += count;
-            continue;
+        } else {
+            for (g = 0; g < count; g++) {
+                store_coupling((uint64_t)exponentials[first + g] * reciprocal, right, out, coupling, first + g, element);
+            }
         }
-        for (g = 0; g < count; g++) {
-            store_coupling(exponentials[index] * reciprocal, right, out, coupling, index, element);
-            index++;
-        }
+        first += count;
     }
 }
