@@ -32,7 +32,7 @@ def test_identifiers_are_unique(texts: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "prefix"),
-    [("net", "net"), ("my-net v2", "my_net_v2"), ("int", "m_int"), ("caplet", "m_caplet"), ("table", "m_table")],
+    [("net", "net"), ("my.net__v2_", "my_net_v2"), ("int", "m_int"), ("caplet", "m_caplet"), ("table", "m_table")],
 )
 def test_prefix(name: str, prefix: str, tmp_path: Path) -> None:
     program = replace(sample_shallow(0), name=name)
