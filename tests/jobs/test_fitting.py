@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import pytest
 from caplet import api
 from caplet.data import Splits, load_data
 from caplet.errors import ConfigError
+from caplet.fixed import FixedFormat
 from caplet.jobs.evaluate import evaluate
+from caplet.jobs.fitting import Fitter
 from caplet.jobs.quantize import QuantizeResult, QuantizeSettings, quantize
 from caplet.program import load_program
 from caplet.quant.plan import QuantPlan
+from caplet.quant.reconstruct.reconstruct import Reconstruction
 from caplet.quant.reconstruct.settings import Part
 
 FIT = (Part.BIAS, Part.ROUNDING)
@@ -71,6 +75,26 @@ def test_a_plan_of_the_budget_that_missed_may_be_met_when_fitted(trained: Path, 
     assert "once it is reconstructed" in fitted.metrics["reason"]
     memory = fitted.models[0].record["memory"][-1]
     assert memory["weight_bits"] <= 8 * budget
+
+
+def test_a_fit_that_the_hardware_cannot_run_is_not_accepted(
+    trained: Path, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exponents of a fit are not those that the search made fit the hardware's shifts."""
+    model = api.load_float(trained / "model.safetensors")
+
+    def elsewhere(self: Fitter, plan: QuantPlan) -> Reconstruction:
+        fmt = plan.points["digit.votes"]
+        assert isinstance(fmt, FixedFormat)
+        moved = plan.with_formats({"digit.votes": replace(fmt, frac_bits=fmt.frac_bits + 20)})
+        return Reconstruction(model, moved, ())
+
+    monkeypatch.setattr(Fitter, "fit", elsewhere)
+    notes: list[str] = []
+    settings = QuantizeSettings(method="progressive", tolerance=5.0, hardware="int8", reconstruct=(Part.ROUNDING,))
+    result = quantize(model, splits, tmp_path / "run", settings, note=notes.append)
+    assert not result.met
+    assert any("does not run on int8: digit.votes needs a shift by -" in note for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from caplet.fixed import Rounding
 from caplet.jobs.engine import Engine, predictions
 from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.jobs.fitting import Fitter, check_request
-from caplet.jobs.footprint import check_ram, footprint
+from caplet.jobs.footprint import check_ram, footprint, program_footprint
 from caplet.jobs.judge import Judge
 from caplet.jobs.records import record_details, record_flips, record_predictions
 from caplet.lower import lower
@@ -50,7 +50,7 @@ from caplet.quant.search.request import Request, SearchResult, Workbench
 from caplet.quant.search.result import Candidate, Step, width_table
 from caplet.quant.sequential import EarlyRule
 from caplet.quant.simplify import simplify_routing
-from caplet.quant.target import find_hardware
+from caplet.quant.target import Hardware, find_hardware
 from caplet.quant.tune import DEFAULT_IMAGES as TUNING_IMAGES
 from caplet.quant.tune import Tuner
 from caplet.quant.units import Granularity, UnitWidths
@@ -272,7 +272,7 @@ def quantize(
         costs = full_passes(evaluator, calibration, source, found)
         run.write_json(SEARCH, {**found.record, "full_passes": costs})
         fitter = Fitter(model, splits.calibration, settings.reconstruct, run.path, note, settings.seed)
-        shipper = _Shipper(run, model, reference, splits, engine, fitter)
+        shipper = _Shipper(run, model, reference, splits, engine, fitter, request.hardware)
         narrowed = (lambda plan: fitter.narrowed(plan, source, request)) if settings.narrow else None
         return _finish(shipper, settings, request, found, evaluator, costs, seconds, note, narrowed)
 
@@ -340,6 +340,13 @@ class _Shipper:
     splits: Splits
     engine: Engine
     fitter: Fitter
+    hardware: Hardware
+
+    def misfit(self, candidate: Candidate[Any]) -> str | None:
+        """Why the hardware cannot run a fitted plan, or None; the search has seen to plans that are not fitted."""
+        if self.hardware.is_free or not self.fitter.active:
+            return None
+        return program_footprint(self.program(candidate)).problem(self.hardware)
 
     def program(self, candidate: Candidate[Any]) -> Program:
         fit = self.fitter.fit(candidate.plan)
@@ -410,6 +417,10 @@ def _finish(
     else:
         tried = tuple(other for role, other in found.others if role == "memory" and shipper.fitter.active)
     for candidate in tried:
+        problem = shipper.misfit(candidate)
+        if problem is not None:
+            note(f"the reconstructed plan does not run on {shipper.hardware.name}: {problem}")
+            continue
         kept = shipper.hits(shipper.program(candidate), splits.calibration)
         met = judge.accepts(kept)
         note(f"integers on the calibration split: {judge.describe(kept)}: {'accepted' if met else 'rejected'}")
@@ -491,6 +502,10 @@ def _smaller(
         return candidate, kept
     widths = UnitWidths(tuple(plan.points), tuple(fmt.bits for fmt in plan.points.values()))
     smaller = replace(candidate, widths=widths, plan=plan, memory=count_memory(shipper.model, plan).total)
+    problem = shipper.misfit(smaller)
+    if problem is not None:
+        note(f"the narrowed plan does not run on {shipper.hardware.name}: {problem}")
+        return candidate, kept
     hits = shipper.hits(shipper.program(smaller), shipper.splits.calibration)
     met = judge.accepts(hits)
     note(f"integers of the narrowed plan: {judge.describe(hits)}: {'accepted' if met else 'rejected'}")
