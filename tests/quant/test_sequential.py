@@ -209,6 +209,16 @@ def test_a_later_question_goes_on_where_the_earlier_one_stopped(digits: Any) -> 
     assert early.decide(plan, whole.correct).bounds is None
 
 
+def test_a_question_may_be_left_open(digits: Any, tmp_path: Path) -> None:
+    early = evaluator(digits, log_path=tmp_path / "probes.jsonl")
+    truth = evaluator(digits, early=None).evaluate(uniform(digits, 6)).correct
+    probe = early.decide(uniform(digits, 6), truth, 60)
+    assert probe.looked_at <= 60
+    assert probe.low < truth <= probe.high
+    assert json.loads((tmp_path / "probes.jsonl").read_text().splitlines()[-1])["settled"] is False
+    assert early.decide(uniform(digits, 6), truth).low >= truth
+
+
 def test_kept_stage_outputs_change_no_answer(digits: Any) -> None:
     plans = [uniform(digits, 7)]
     for bits in (6, 5, 4):

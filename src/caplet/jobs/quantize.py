@@ -327,6 +327,8 @@ def describe_step(step: Step[Any]) -> str:
     found = f"{step.correct:,} correct"
     if step.low < step.high:
         found = f"{step.low:,} to {step.high:,} correct"
+    if step.low < step.needed <= step.high:
+        verdict = "not settled, rejected"
     return f"step {step.step}: {step.about}: {found}, {step.needed:,} needed: {verdict} ({step.seen:,} images seen)"
 
 

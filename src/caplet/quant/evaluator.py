@@ -152,12 +152,16 @@ class Evaluator:
         plan.check(self.model)
         return self._whole(plan.digest(), plan)
 
-    def decide(self, plan: QuantPlan, needed: int) -> Probe:
+    def decide(self, plan: QuantPlan, needed: int, most: int | None = None) -> Probe:
         """Whether at least ``needed`` images are correct under ``plan``: then ``low`` of the answer reaches it.
 
         Where they are not, ``high`` does not reach it. Raises as :meth:`evaluate`.
+
+        Args:
+            most: images after which a question that is not settled is left open: then ``low`` is below ``needed`` and
+                ``high`` is not. None, or no early rule: never.
         """
-        return self._ask(plan, {"needed": needed}, lambda low, high: low >= needed or high < needed)
+        return self._ask(plan, {"needed": needed}, lambda low, high: low >= needed or high < needed, most)
 
     def count(self, plan: QuantPlan) -> Probe:
         """How many images are correct under ``plan``, as soon as the bounds agree. Raises as :meth:`evaluate`."""
@@ -167,7 +171,9 @@ class Evaluator:
         """The last answer about ``plan``; its count where nothing was asked before."""
         return self._answers.get(plan.digest()) or self.count(plan)
 
-    def _ask(self, plan: QuantPlan, asked: Mapping[str, Any], settled: Callable[[int, int], bool]) -> Probe:
+    def _ask(
+        self, plan: QuantPlan, asked: Mapping[str, Any], settled: Callable[[int, int], bool], most: int | None = None
+    ) -> Probe:
         """Look at more and more images until the bounds settle the question."""
         if self.early is None:
             return self.evaluate(plan)
@@ -183,14 +189,14 @@ class Evaluator:
         before = self._charged.get(digest, 0)
         others = self._neighbours(digest)
         computed = False
-        for look in looks:
+        for look in (looks[0], *(look for look in looks[1:] if most is None or look <= most)):
             computed |= self._extend(digest, plan, look)
             found = bound(reference, self._known(digest, look), error / len(looks), others)
             if settled(found.low, found.high):
                 break
         sure = settled(found.sure_low, found.sure_high)
         probe = self._answer(digest, look, before, computed, found, 0.0 if sure else error)
-        self._log.decided(self._questions, asked, probe)
+        self._log.decided(self._questions, {**asked, "settled": settled(found.low, found.high)}, probe)
         return probe
 
     def _neighbours(self, digest: str) -> list[Measured]:

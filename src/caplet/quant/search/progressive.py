@@ -25,6 +25,8 @@ from caplet.quant.units import UnitWidths, make_units, unit_bits
 
 START_SHARE = 0.25
 """Share of the tolerance that the uniform start may spend."""
+PATIENCE = 2000
+"""Images that an early decision may take."""
 METHOD = "progressive"
 
 
@@ -49,12 +51,15 @@ class ProgressiveSettings:
         start_share: of the tolerance, for the uniform start.
         leaps: decide runs of steps by bisection; False measures every single step (the reference).
         images: for the susceptibilities.
+        patience: calibration images after which a step that is not settled is rejected; None for all. Steps that miss
+            or keep the target by a single image may take nearly all images to settle.
     """
 
     order: Order = Order.GAIN
     start_share: float = START_SHARE
     leaps: bool = True
     images: int = SENSITIVITY_IMAGES
+    patience: int | None = PATIENCE
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class _Search:
         model = bench.evaluator.model
         units = make_units(model, request.granularity, request.hardware, request.rule)
         self.units = fitting_units(bench, request, rounding, units)
-        self.trials = Trials(bench, request, rounding, self.units)
+        self.trials = Trials(bench, request, rounding, self.units, settings.patience)
         self.susceptibility = Susceptibility(
             bench.evaluator,
             bench.source,

@@ -19,6 +19,9 @@ from caplet.quant.units import Unit, UnitWidths, unit_memory, unit_point_widths
 class Trials:
     """All trials of one search with one rounding scheme.
 
+    Args:
+        patience: images after which a question that early decisions did not settle counts as a no; None for all.
+
     Attributes:
         reference: the float model's result.
         needed: images that must be classified correctly to keep the target.
@@ -26,8 +29,16 @@ class Trials:
         kept: trials that keep the target and all limits, in order.
     """
 
-    def __init__(self, bench: Workbench, request: Request, rounding: Rounding, units: Sequence[Unit]) -> None:
+    def __init__(
+        self,
+        bench: Workbench,
+        request: Request,
+        rounding: Rounding,
+        units: Sequence[Unit],
+        patience: int | None = None,
+    ) -> None:
         self.bench, self.request, self.rounding, self.units = bench, request, rounding, tuple(units)
+        self.patience = patience
         self.model = bench.evaluator.model
         self.reference = bench.evaluator.float_result()
         self.needed = request.needed(self.reference)
@@ -86,7 +97,7 @@ class Trials:
         if problem is not None:
             self._decide(Step(step, f"{about}: {problem}", widths, 0, needed, False, 0.0, 0, 0, 0))
             return False
-        probe = self.bench.evaluator.decide(self.plan(widths), needed)
+        probe = self.bench.evaluator.decide(self.plan(widths), needed, self.patience)
         self._decide(probed_step(step, about, widths, needed, probe))
         if probe.low >= self.needed and self.excess(widths) is None:
             candidate = self.candidate(widths)
