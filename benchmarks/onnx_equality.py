@@ -81,7 +81,8 @@ def main() -> None:
     }
     print(json.dumps(record, indent=1))
     if not arguments.no_record:
-        (RECORDS / f"{record['date']}-onnx-equality.json").write_text(json.dumps(record, indent=1) + "\n")
+        name = f"{record['date']}-onnx-equality-{arguments.models.replace(',', '-')}.json"
+        (RECORDS / name).write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

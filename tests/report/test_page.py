@@ -190,6 +190,19 @@ def test_a_run_that_goes_on_is_refused(run: Path, tmp_path: Path) -> None:
         read_run(folder)
 
 
+@pytest.mark.parametrize("broken", [{"steps": 3}, {"reference": {}}, {"needed": None}])
+def test_records_of_another_form_are_refused(run: Path, tmp_path: Path, broken: dict[str, Any]) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(run, folder)
+    record = json.loads((folder / "search.json").read_text())
+    (folder / "search.json").write_text(json.dumps({**record, **broken}))
+    with pytest.raises(ArtefactError, match="records of other are not what this version"):
+        write_report([folder])
+    (folder / "search.json").write_text("{")
+    with pytest.raises(ArtefactError, match="not valid JSON"):
+        write_report([folder])
+
+
 def test_a_folder_of_runs_is_all_of_them(run: Path, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "b")
     shutil.copytree(trained, tmp_path / "a")

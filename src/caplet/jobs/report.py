@@ -72,7 +72,14 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> P
     """
     records = [read_run(path) for given in runs for path in find_runs(given)]
     target = Path(runs[0]) / PAGE if out is None else Path(out)
-    page = render(records, caplet.__version__)
+    try:
+        page = render(records, caplet.__version__)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        names = ", ".join(record.name for record in records)
+        raise ArtefactError(
+            f"the records of {names} are not what this version of caplet writes ({type(error).__name__}: {error}); make"
+            " the runs again, or use the version that made them"
+        ) from error
     try:
         write_atomic(target, lambda stream: stream.write(page.encode()))
     except OSError as error:

@@ -120,12 +120,17 @@ class Axis:
 
         >>> Axis(0.0, 1.0, 0, 100).ticks(5), Axis(900, 21000, 0, 100, log=True).ticks()
         ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [1000.0, 2000.0, 5000.0, 10000.0, 20000.0])
+        >>> Axis(1400, 4300, 0, 100, log=True).ticks()
+        [2000.0, 3000.0, 4000.0]
         """
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            marks = [factor * 10.0**decade for decade in decades for factor in (1, 2, 5)]
-            shown = [mark for mark in marks if self.low <= mark <= self.high]
-            return shown if len(shown) >= 2 else [self.low, self.high]
+            for factors in ((1.0, 2.0, 5.0), tuple(map(float, range(1, 10)))):
+                marks = [factor * 10.0**decade for decade in decades for factor in factors]
+                shown = [mark for mark in marks if self.low <= mark <= self.high]
+                if len(shown) > 2:
+                    return shown
+            return [self.low, self.high]
         rough = (self.high - self.low) / count
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)

@@ -13,6 +13,10 @@ from caplet.report.verdict import bytes_text
 _AXES = (("weight_bytes", "weights (bytes)"), ("activation_bytes", "activations of one image (bytes)"))
 
 
+_DEPTH = 8.0
+"""Plans that lose more than this many times the tolerance (and a point) are only in the table."""
+
+
 def front(run: RunRecords) -> Section | str:
     """Bytes against loss for every plan of which no other one is better in every respect."""
     record = run.find(SEARCH)
@@ -22,13 +26,20 @@ def front(run: RunRecords) -> Section | str:
     assert record is not None
     chosen = (record["result"] or {}).get("widths")
     tolerance = 100 * (record["reference"]["correct"] - record["needed"]) / record["reference"]["n"]
-    pictures = tuple(_scatter(points, chosen, tolerance, key, words) for key, words in _AXES)
+    most = max(_DEPTH * tolerance, 1.0)
+    drawn = [point for point in points if point["loss"] <= most] or points
+    pictures = tuple(_scatter(drawn, chosen, tolerance, key, words) for key, words in _AXES)
     columns = ("weight_bytes", "activation_bytes", "ram_bytes", "loss", "weight_reduction", "activation_reduction")
     table = Table("front", columns, tuple(tuple(point[name] for name in columns) for point in points))
+    caption = (
+        "Each mark is a measured plan that no other one beats in weights, activations, RAM and accuracy together. The"
+        " filled one was chosen by the search."
+    )
+    if len(drawn) < len(points):
+        caption += f" {len(points) - len(drawn)} more that lose above {most:.1f} points are in the CSV file only."
     figure = Figure(
         "Bytes against loss",
-        "Each mark is a measured plan that no other one beats in weights, activations, RAM and accuracy together. The"
-        " filled one was chosen by the search.",
+        caption,
         pictures,
         table,
     )
@@ -37,8 +48,8 @@ def front(run: RunRecords) -> Section | str:
 
 def _scatter(points: list[dict[str, Any]], chosen: Any, tolerance: float, key: str, words: str) -> str:
     dots = []
-    for point in points:
-        picked = chosen is not None and point["widths"] == dict(zip(chosen["names"], chosen["bits"], strict=True))
+    for point in sorted(points, key=lambda point: _picked(point, chosen)):  # the chosen one on top
+        picked = _picked(point, chosen)
         tip = f"{bytes_text(point[key])}, {short(point['loss'])} pp"
         dots.append(Dot(point[key], point["loss"], "s1 chosen" if picked else "s0 hollow", tip))
     return chart(
@@ -48,3 +59,7 @@ def _scatter(points: list[dict[str, Any]], chosen: Any, tolerance: float, key: s
         legend=(("s0 hollow", "plan"), ("s1 chosen", "chosen")),
         log_x=True,
     )
+
+
+def _picked(point: dict[str, Any], chosen: Any) -> bool:
+    return chosen is not None and point["widths"] == dict(zip(chosen["names"], chosen["bits"], strict=True))

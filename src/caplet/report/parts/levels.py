@@ -15,14 +15,17 @@ def levels(run: RunRecords) -> Section | str:
     if run.details is None or record["sha256"] != run.details["sha256"]:
         return f"Noise by point: {TRACE} is about another model than the present one; run `caplet trace` again."
     rows = record["noise"]
+    if not rows:
+        return f"Noise by point: {TRACE} has none; `caplet trace` with the level float makes it."
     columns = ("tensor", "sqnr", "saturated", "elements")
     table = Table("noise", columns, tuple(tuple(row[name] for name in columns) for row in rows))
     ratio = [Bar(row["tensor"], row["sqnr"], row["sqnr"], row["sqnr"]) for row in rows if row["sqnr"] is not None]
     share = [Bar(row["tensor"], *3 * (100 * row["saturated"],), "s1") for row in rows]
+    pictures = (bars("Signal-to-noise ratio", "dB against the float model", ratio),) if ratio else ()
     figure = Figure(
         "Signal-to-noise ratio (left, dB) and saturated codes (right, %)",
         "In order of execution; a number in brackets is a routing iteration. Higher ratios are better.",
-        (bars("Signal-to-noise ratio", "dB against the float model", ratio), bars("Saturation", "% of codes", share)),
+        (*pictures, bars("Saturation", "% of codes", share)),
         table,
     )
     text = f"All integers of {record['images']:,} images against the float model's values."
