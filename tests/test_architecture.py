@@ -200,3 +200,10 @@ def test_every_op_has_a_c_function_and_a_file() -> None:
 def test_no_public_name_is_a_sub_package() -> None:
     """``import caplet.train.loop`` sets ``caplet.train``; a function of that name would be gone."""
     assert not set(caplet.__all__) & {_room(module) for module in MODULES}
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """Test folders are no packages, so pytest cannot tell two files of one name apart and collects nothing at all."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    assert not twice, f"several test files are called {', '.join(twice)}; give each a name of its own"
