@@ -1,4 +1,4 @@
-"""``caplet demo``: the whole main job on data that comes with scikit-learn."""
+"""``caplet demo``: the whole way on data that comes with scikit-learn."""
 
 from __future__ import annotations
 
@@ -9,36 +9,40 @@ import typer
 
 from caplet.cli.output import Json, Quiet, note, print_json
 
+SETTINGS = {
+    "recipe": "demo",
+    "calibration_size": 300,
+    "limits": {"max_drop": 0.4},
+    "prune": {"probes": [0.5, 0.35]},
+    "quantize": {"method": "progressive"},
+}
+
 
 def command(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the two runs.")] = Path("runs/demo"),
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the folder.")] = False,
+    out: Annotated[Path, typer.Option("--out", help="The run folder.")] = Path("runs/demo"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted demo.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Use the folder whatever it holds.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Train a small capsule net on 8x8 digits, quantize it, and compare. Needs no data and about a minute."""
-    from caplet.api import QuantizeSettings, load_data, quantize, train_model
+    """Train a capsule net on 8x8 digits and compress it. Needs no data and a minute or two.
+
+    It is `caplet compress` with a recipe: prune, fine-tune, quantize, write firmware, compare the integers of every
+    engine, and report.
+    """
+    from caplet.api import compress_by_settings, compress_settings
     from caplet.cli.progress import bar
-    from caplet.cli.verdict import show_quantized
+    from caplet.cli.verdict import show_compressed
     from caplet.errors import TargetNotMet
 
-    note("1/2 training a small capsule network on scikit-learn's digits")
-    trained = train_model("digits", out / "train", force=force, progress=not quiet)
-    note(f"float test accuracy {trained.test}")
-    note("2/2 quantizing it by the Q-CapsNets method: at most 0.7 percentage points of loss")
+    note("training a small capsule network on scikit-learn's digits, then making it smaller")
     with bar(not quiet) as (step, measured):
-        result = quantize(
-            trained.model,
-            load_data("digits"),
-            out / "quantize",
-            QuantizeSettings(tolerance=0.7),
-            force=force,
-            note=step,
-            progress=measured,
+        result = compress_by_settings(
+            compress_settings(None, SETTINGS), out, resume=resume, force=force, note=step, progress=measured
         )
     if json:
-        print_json({"train": trained.metrics, "quantize": result.metrics})
+        print_json({**result.metrics, "folder": str(result.folder)})
     else:
-        show_quantized(result)
+        show_compressed(result)
     if not result.met:
-        raise TargetNotMet(f"{result.search.reason}; the best models found are in {result.folder}")
+        raise TargetNotMet(f"no network was found within the limits; the nearest one is in {result.folder}")

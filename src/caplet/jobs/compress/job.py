@@ -395,7 +395,7 @@ class _Compression:
         """The stage that writes the firmware's sources."""
         if resume:  # begun, and only C text: written anew
             shutil.rmtree(folder)
-        export = export_c(attempt.program, folder, EmitSettings(prefix="caplet_model", ram=self.settings.ram))
+        export = export_c(attempt.program, folder, EmitSettings(prefix="network", ram=self.settings.ram))
         RunFolder(folder).write_json(MEMORY, export.plan.to_json())
 
     def verify(self, attempt: Attempt, folder: Path, resume: bool) -> None:
