@@ -152,7 +152,7 @@ def main() -> None:
                 "paired": paired(float_hits, hits).to_json(),
                 "weight_reduction": memory.weight_reduction,
                 "activation_reduction": memory.activation_reduction,
-                "seconds": round(seconds, 1),
+                "seconds": round(seconds, 1),  # a kept fit's are those of reading it
                 "blocks": [block.to_json() for block in found.blocks],
             }
         )
