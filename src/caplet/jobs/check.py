@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from caplet.errors import ModelError
+from caplet.jobs.footprint import firmware_bytes
 from caplet.lower import lower
 from caplet.lower.handlers import HANDLERS
 from caplet.models.assemble import named_tensors
@@ -26,8 +27,8 @@ from caplet.quant.widths import Widths, make_plan
 
 WIDTHS = (8, 4)
 """Uniform widths for which a Program is predicted."""
-CODE_BYTES, STACK_BYTES = 12_000, 2_000
-"""Flash for the runtime's code and RAM for the stack, with room to spare (8.4 KB and 0.5 KB for a small network)."""
+STACK_BYTES = 2_000
+"""RAM for the stack, with room to spare (0.5 KB for a small network)."""
 PASSES = (9, 14)
 """Full passes over the calibration images that Q-CapsNets searches took in benchmarks/records."""
 _NOISE_IMAGES, _TIMED_IMAGES = 16, 32
@@ -50,7 +51,7 @@ DEVICES = (
     Device("nRF52840 (Cortex-M4)", 1024 * 1024, 256 * 1024),
     Device("STM32F767ZI (Cortex-M7)", 2048 * 1024, 512 * 1024),
 )
-"""Common microcontrollers by their makers' data sheets, the smallest first."""
+"""Common microcontrollers with their nominal sizes, the smallest first."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _fit(program: Program, bits: int | None) -> Fit:
     proof = verify(program)
     fast, small = (plan_memory(program, ram, proof=proof).bytes for ram in ("fast", "small"))
     widest = max((8 * bound.bytes for bound in proof.accumulators), default=32)
-    flash, ram = program.flash_bytes + CODE_BYTES, small + STACK_BYTES
+    flash, ram = firmware_bytes(program), small + STACK_BYTES
     device = next((device.name for device in DEVICES if flash <= device.flash and ram <= device.ram), None)
     return Fit(bits, program.flash_bytes, fast, small, widest, device)
 
