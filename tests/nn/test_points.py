@@ -12,6 +12,7 @@ from torch import Tensor
 
 import caplet.nn
 from caplet.nn.caps import ConvCaps2d, DenseCaps
+from caplet.nn.cnn import Activation, ConvNorm, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.conv import ConvReLU, InputLayer
 from caplet.nn.functional import softmax, squash
 from caplet.nn.layer import Layer
@@ -51,6 +52,18 @@ CASES: dict[str, Case] = {
         lambda: RoutedConvCaps("x", (3, 4, 5, 6), 2, 7, 3, iterations=1),
         ((3, 4, 5, 6),),
     ),
+    "conv norm": (lambda: ConvNorm("x", (3, 9, 8), 4, 3, 2, 1), ((3, 9, 8),)),
+    "conv norm, depthwise": (
+        lambda: ConvNorm("x", (3, 9, 8), 3, 3, 1, 1, depthwise=True, activation=Activation.RELU6),
+        ((3, 9, 8),),
+    ),
+    "conv norm, hardswish": (
+        lambda: ConvNorm("x", (3, 9, 8), 4, 1, activation=Activation.HARDSWISH),
+        ((3, 9, 8),),
+    ),
+    "max pool": (lambda: MaxPool("x", (3, 9, 8), 3, 2, 1), ((3, 9, 8),)),
+    "map sum": (lambda: MapSum("x", (3, 5, 6), relu=True), ((3, 5, 6), (3, 5, 6))),
+    "squeeze and excite": (lambda: SqueezeExcite("x", (6, 5, 6), 2, signed=False), ((6, 5, 6),)),
     "residual add": (lambda: ResidualAdd("x", (3, 4, 5, 6)), ((3, 4, 5, 6), (3, 4, 5, 6))),
 }
 
