@@ -12,7 +12,6 @@ from caplet import api
 from caplet.errors import ModelError
 from caplet.jobs import check
 from caplet.jobs.check import DEVICES, STACK_BYTES, check_model
-from caplet.jobs.footprint import CODE_BYTES
 from caplet.lower.handlers import HANDLERS
 from caplet.nn.caps import DenseCaps
 from caplet.program import plan_memory
@@ -46,7 +45,7 @@ def test_a_program_is_looked_at_as_it_is(quantized: Path) -> None:
 
 def test_the_smallest_device_that_holds_it(quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = api.load_program(quantized / "model_satisfied.caplet")
-    flash = program.flash_bytes + CODE_BYTES
+    flash = program.firmware_bytes
     ram = plan_memory(program, "small").bytes + STACK_BYTES
     small, fits = check.Device("small", flash - 1, ram), check.Device("fits", flash, ram)
     monkeypatch.setattr(check, "DEVICES", (small, fits))

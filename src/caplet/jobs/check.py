@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from caplet.errors import ModelError
-from caplet.jobs.footprint import firmware_bytes
 from caplet.lower import lower
 from caplet.lower.handlers import HANDLERS
 from caplet.models.assemble import named_tensors
@@ -186,7 +185,7 @@ def _fit(program: Program, bits: int | None) -> Fit:
     proof = verify(program)
     fast, small = (plan_memory(program, ram, proof=proof).bytes for ram in ("fast", "small"))
     widest = max((8 * bound.bytes for bound in proof.accumulators), default=32)
-    flash, ram = firmware_bytes(program), small + STACK_BYTES
+    flash, ram = program.firmware_bytes, small + STACK_BYTES
     device = next((device.name for device in DEVICES if flash <= device.flash and ram <= device.ram), None)
     return Fit(bits, program.flash_bytes, fast, small, widest, device)
 

@@ -29,14 +29,6 @@ from caplet.quant.plan import QuantPlan
 from caplet.quant.search.request import Request
 from caplet.quant.target import Footprint
 
-CODE_BYTES = 12 << 10
-"""Room for the runtime's code in firmware, beside the packed constants."""
-
-
-def firmware_bytes(program: Program) -> int:
-    """Flash that firmware of ``program`` is expected to take: packed constants and code, in bytes."""
-    return program.flash_bytes + CODE_BYTES
-
 
 def footprint(model: CapsNet, plan: QuantPlan) -> Footprint:
     """The footprint of ``model`` under ``plan``; the RAM is the arena's, with all votes stored.

@@ -17,7 +17,6 @@ from caplet.errors import ConfigError
 from caplet.jobs.compress.choose import Pruned, Size, Width
 from caplet.jobs.compress.settings import BATCH, CompressSettings
 from caplet.jobs.evaluate import float_predictions
-from caplet.jobs.footprint import firmware_bytes
 from caplet.jobs.pruning import PruneSettings, Sizes, put_in_order, removals_for, spread_set
 from caplet.jobs.stages import Stage, Stages
 from caplet.lower import lower
@@ -165,7 +164,7 @@ def _sizes(
         model = models[pruned.macs_kept]
         widths = Widths.uniform(len(model.groups()), width.bits)
         program = lower(model, make_plan(model, calibration(pruned.macs_kept), widths))
-        return Size(firmware_bytes(program), plan_memory(program, settings.ram).bytes)
+        return Size(program.firmware_bytes, plan_memory(program, settings.ram).bytes)
 
     return size
 

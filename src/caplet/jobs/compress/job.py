@@ -23,7 +23,6 @@ from caplet.jobs.compress.settings import BATCH, CompressSettings
 from caplet.jobs.engine import predictions
 from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.jobs.finetune import ROLE, finetune_model, finetune_settings
-from caplet.jobs.footprint import CODE_BYTES, firmware_bytes
 from caplet.jobs.prune import prune
 from caplet.jobs.pruning import PruneSettings, spread_set
 from caplet.jobs.quantize import CALIBRATION_IMAGES, QuantizeSettings, artefacts, quantize, spread
@@ -42,6 +41,7 @@ from caplet.program import Program
 from caplet.program.arena import plan_memory
 from caplet.program.c.emit import EmitSettings
 from caplet.program.file import load_program
+from caplet.program.program import CODE_BYTES
 from caplet.prune.cost import FLOAT_BYTES, cost_of
 from caplet.quant.calibrate import calibrate
 from caplet.quant.plan import QuantPlan
@@ -354,7 +354,7 @@ class _Compression:
         mean = sum(plan.points[key].bits * count for key, count in large.items()) / sum(large.values())
         for width in range(math.ceil(mean) - 1, 1, -1):
             tried = at_most(width)
-            if limit is None or firmware_bytes(lower(model, tried)) <= limit:
+            if limit is None or lower(model, tried).firmware_bytes <= limit:
                 return tried
         return None
 
@@ -365,7 +365,7 @@ class _Compression:
         predicted, _ = predictions(program, calibration.images.numpy())
         values: dict[str, float] = {
             "max_drop": paired(self.right, predicted == calibration.labels.numpy()).loss,
-            "flash": firmware_bytes(program),
+            "flash": program.firmware_bytes,
             "ram": plan_memory(program, self.settings.ram).bytes,
             "macs": cost_of(model).macs,
         }
