@@ -76,12 +76,3 @@ def test_a_stage_that_leaves_nothing_is_an_error(tmp_path: Path) -> None:
     empty = Stage("one", {}, lambda folder, resume: folder.mkdir(exist_ok=True), ("out",))
     with pytest.raises(ArtefactError, match="ended without out"):
         Stages(RunFolder(tmp_path)).do(empty)
-
-
-def test_a_dropped_stage_leaves_no_folder(tmp_path: Path) -> None:
-    stages = Stages(RunFolder(tmp_path))
-    stages.do(stage(Work()))
-    stages.drop("one")
-    stages.drop("never begun")
-    assert not (tmp_path / "one").exists()
-    assert Stages(RunFolder(tmp_path)).do(stage(Work())).skipped is False

@@ -106,12 +106,6 @@ class Stages:
         self._remember(stage.name, {"inputs": digest, "seconds": seconds, "outputs": outputs})
         return Done(folder, outputs, seconds, False)
 
-    def drop(self, name: str) -> None:
-        """Remove a stage that the run no longer has, if it was ever begun."""
-        if self._records.pop(name, None) is not None:
-            _remove(self.run / name)
-            self.run.write_json(STAGES, self._records)
-
     def _remember(self, name: str, record: dict[str, Any]) -> None:
         self._records[name] = record
         self.run.write_json(STAGES, self._records)
