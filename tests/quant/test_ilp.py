@@ -24,8 +24,9 @@ from caplet.quant.search.ilp import IlpSettings, search_ilp
 from caplet.quant.search.methods import METHODS, Method, find_method
 from caplet.quant.search.request import Request, Workbench
 from caplet.quant.search.result import Candidate
+from caplet.quant.search.susceptibility import Susceptibility
 from caplet.quant.target import HARDWARE
-from caplet.quant.units import Granularity, UnitWidths
+from caplet.quant.units import Granularity, UnitWidths, make_units
 
 FEW = IlpSettings(images=32)
 
@@ -167,8 +168,28 @@ def test_a_budget_that_the_target_forbids(digits: Any) -> None:
     )
     assert not result.met
     assert "least noise within the budgets loses 50 images" in result.reason
-    assert [role for role, _ in result.others] == ["accuracy"]
+    assert [role for role, _ in result.others] == ["memory"]
     assert result.best.memory.weight_bits <= request.weight_bits
+
+
+def test_a_plan_rests_on_measured_noise_and_few_widths_are_measured(digits: Any, monkeypatch: Any) -> None:
+    """Every width of the plan of least noise was measured; most others were not needed."""
+    asked: set[tuple[int, int]] = set()
+    measure = Susceptibility.noise
+
+    def noise(self: Susceptibility, index: int, width: int) -> float:
+        asked.add((index, width))
+        return measure(self, index, width)
+
+    monkeypatch.setattr(Susceptibility, "noise", noise)
+    total = count_memory(digits.model).total
+    limits = Request(100.0, 4 * total.weights, 6 * total.activations, granularity=Granularity.TENSOR)
+    result = search_ilp(bench(digits, real(digits)), limits, IlpSettings(trade_offs=(), images=32))
+    units = make_units(digits.model, Granularity.TENSOR, limits.hardware)
+    for index, (unit, bits) in enumerate(zip(units, result.best.widths.bits, strict=True)):
+        assert (index, min(bits, unit.at_most(8))) in asked
+    assert len(asked) < 5 * len(units)
+    assert sum(len(unit.widths) for unit in units) > 8 * len(units)
 
 
 def test_probes_repair_what_the_additive_model_missed(digits: Any) -> None:

@@ -30,6 +30,8 @@ from caplet.quant.units import UnitWidths, make_units, unit_bits
 METHOD = "ilp"
 MEASURED_WIDTH = 8
 """Wider widths are not measured: their noise is a quarter per bit, as of a uniform error."""
+FIRST_WIDTH = 5
+"""Where every unit is measured first."""
 _RATIO = 2.0  # of neighbouring noise levels
 _CUTS = 60
 
@@ -62,6 +64,34 @@ def search_ilp(bench: Workbench, request: Request, settings: IlpSettings | None 
     return pick_result(results)
 
 
+@dataclass
+class NoiseCurve:
+    """A unit's noise by width: measured where it was needed, guessed elsewhere.
+
+    Between two measured widths it is guessed geometrically, beyond them by a factor of 4 per bit.
+
+    >>> curve = NoiseCurve({3: 1.0, 5: 0.25})
+    >>> curve.at(2), curve.at(4), curve.at(6)
+    (4.0, 0.5, 0.0625)
+    """
+
+    measured: dict[int, float]
+
+    def at(self, width: int) -> float:
+        """The noise at ``width`` bits."""
+        below = max((known for known in self.measured if known <= width), default=None)
+        above = min((known for known in self.measured if known >= width), default=None)
+        if below is None:
+            assert above is not None
+            return self.measured[above] * 4.0 ** (above - width)
+        if above is None:
+            return self.measured[below] / 4.0 ** (width - below)
+        if above == below:
+            return self.measured[below]
+        share = (width - below) / (above - below)
+        return self.measured[below] ** (1 - share) * self.measured[above] ** share
+
+
 class _Search:
     """One search with one rounding scheme."""
 
@@ -80,6 +110,7 @@ class _Search:
             rounding=rounding,
             seed=request.seed,
         )
+        self.noises = [self._first(index) for index in range(len(self.units))]
         self.menu = [self._choices(index) for index in range(len(self.units))]
         self.weights = sum(unit.elements for unit in self.units if unit.storage is Storage.FLASH)
         self.activations = sum(unit.elements for unit in self.units if unit.storage is Storage.RAM)
@@ -101,19 +132,34 @@ class _Search:
             self._explore(trade_off, _noise(quietest))
         return self._result("the smallest probed plan, weights and activations counted alike, within all limits")
 
+    def _first(self, index: int) -> NoiseCurve:
+        """A unit's noise, measured at the one width from which the others are guessed until they are wanted."""
+        first = self.units[index].at_most(FIRST_WIDTH)
+        return NoiseCurve({first: self.susceptibility.noise(index, first)})
+
     def _choices(self, index: int) -> list[Choice]:
         """The unit's widths; noise falls with the width, also where 128 images happen to say otherwise."""
         unit, specs = self.units[index], self.model.points()
         choices: list[Choice] = []
         noise = math.inf
         for width in unit.widths:
-            measured = min(width, unit.at_most(max(MEASURED_WIDTH, unit.widths[0])))
-            found = self.susceptibility.noise(index, measured) / 4.0 ** (width - measured)
-            noise = min(noise, found)
+            noise = min(noise, self.noises[index].at(width))
             bits = unit_bits(specs, unit, width, self.request.rule)
             flash = unit.storage is Storage.FLASH
             choices.append(Choice(index, width, noise, bits if flash else 0, 0 if flash else bits))
         return choices
+
+    def _measure(self, chosen: Sequence[Choice]) -> bool:
+        """Measure the noise of choices that so far was guessed; whether there were any."""
+        new = False
+        for choice in chosen:
+            unit, noises = self.units[choice.unit], self.noises[choice.unit]
+            width = min(choice.width, unit.at_most(max(MEASURED_WIDTH, unit.widths[0])))
+            if width not in noises.measured:
+                noises.measured[width] = self.susceptibility.noise(choice.unit, width)
+                self.menu[choice.unit] = self._choices(choice.unit)
+                new = True
+        return new
 
     def _budgets(self) -> list[Limit]:
         """The request's limits on bits. Raises ConfigError where the narrowest widths exceed one."""
@@ -170,21 +216,28 @@ class _Search:
         """Widen a plan that misses the target, where that takes most noise away for its memory, until it keeps it."""
         goal = self._goal(trade_off)
         for _ in range(self.settings.repairs):
-            options = []
-            for index, choices in enumerate(self.menu):
-                at = next(i for i, choice in enumerate(choices) if choice.width == widths.bits[index])
-                if at + 1 < len(choices):
-                    more = goal(choices[at + 1]) - goal(choices[at])
-                    relief = choices[at].noise - choices[at + 1].noise
-                    options.append((relief / more if more > 0 else math.inf, index, choices[at + 1].width))
-            if not options:
+            wider = self._wider(goal, widths)
+            while wider is not None and self._measure([wider]):
+                wider = self._wider(goal, widths)
+            if wider is None:
                 return
-            _, index, width = max(options)
+            index, width = wider.unit, wider.width
             widths = widths.with_width(index, width)
             if self.trials.excess(widths) is not None:
                 return
             if self._probe(f"repair {trade_off:g}", f"{self.units[index].name} to {width} bits", widths):
                 return
+
+    def _wider(self, goal: Measure, widths: UnitWidths) -> Choice | None:
+        """The next width of the unit in which it takes most noise away for its memory; None where all are widest."""
+        options = []
+        for index, choices in enumerate(self.menu):
+            at = next(i for i, choice in enumerate(choices) if choice.width == widths.bits[index])
+            if at + 1 < len(choices):
+                more = goal(choices[at + 1]) - goal(choices[at])
+                relief = choices[at].noise - choices[at + 1].noise
+                options.append((relief / more if more > 0 else math.inf, index, choices[at + 1]))
+        return max(options, key=lambda option: option[:2])[2] if options else None
 
     def _goal(self, trade_off: float) -> Measure:
         """The memory to keep small: shares of the 32-bit float size, weighed."""
@@ -197,6 +250,13 @@ class _Search:
         return math.fsum(noises[width] for noises, width in zip(by_width, widths.bits, strict=True))
 
     def _solve(self, goal: Measure, limits: Sequence[Limit]) -> tuple[Choice, ...] | None:
+        """The program's solution, in which no noise is a guess: what it uses is measured, and it is solved again."""
+        while True:
+            chosen = self._fitting(goal, limits)
+            if chosen is None or not self._measure(chosen):
+                return chosen
+
+    def _fitting(self, goal: Measure, limits: Sequence[Limit]) -> tuple[Choice, ...] | None:
         """The program's solution that also fits the arena: each misfit adds a linear cut on the buffers of its peak.
 
         A cut may exclude a plan that would fit, where the arena has gaps or a cap on widths is needed.
@@ -268,12 +328,13 @@ class _Search:
         best = kept[0] if kept else None
         record = trials.record(METHOD, best, reason, cost)
         record |= {"met": bool(kept), "front": self.front.to_json(trials.reference.correct)}
+        limited = bool(self.budgets) or self.request.ram_bytes is not None
         return SearchResult(
             METHOD,
             bool(kept),
             best,
             tuple(kept[1:]),
-            () if kept else (("accuracy", nearest),),
+            () if kept else (("memory" if limited else "accuracy", nearest),),
             trials.reference,
             trials.needed,
             trials.rounding,
