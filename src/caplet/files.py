@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -11,8 +12,11 @@ from typing import BinaryIO
 
 
 def why(error: OSError) -> str:
-    """The reason of an OSError without errno and path, such as ``permission denied``."""
-    return (error.strerror or str(error)).lower()
+    """The reason of an OSError without errno and path, such as ``permission denied``; for a full disk what to do."""
+    reason = (error.strerror or str(error)).lower()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        reason += " (nothing of it was written: make room, then start again, with --resume where the command has it)"
+    return reason
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:

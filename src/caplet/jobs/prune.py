@@ -28,6 +28,7 @@ from caplet.prune.structure import Selection, kept_sizes, structure_of
 from caplet.prune.surgery import cut, with_iterations
 from caplet.report.pruning import survivors_plot
 from caplet.runs import METRICS, SPLITS, RunFolder, open_run
+from caplet.train.answers import TeacherAnswers
 from caplet.train.finetune import finetune, weights_digest
 from caplet.train.loop import CHECKPOINT
 
@@ -71,6 +72,7 @@ def prune(
     *,
     resume: bool = False,
     force: bool = False,
+    taught: TeacherAnswers | None = None,
     note: Note = lambda text: None,
     progress: Progress | None = None,
     bars: bool = False,
@@ -83,6 +85,7 @@ def prune(
     Args:
         out: the run folder. See :func:`caplet.runs.open_run` for ``resume`` and ``force``; a run that was interrupted
             within fine-tuning goes on there.
+        taught: what ``model`` as a teacher is known to answer; see :class:`caplet.train.answers.TeacherAnswers`.
         note: called with one line of text at every decision.
         progress: called with (images done, images in all) while scoring.
         bars: a progress bar on stderr during fine-tuning.
@@ -105,7 +108,7 @@ def prune(
     }
     with open_run(out, resolved, resume=resume, force=force) as run:
         splits.save_ids(run / SPLITS)
-        work = _Work(run, model, splits, settings, note, progress, bars)
+        work = _Work(run, model, splits, settings, taught, note, progress, bars)
         return _finish(work, work.search() if settings.max_drop is not None else work.rounds())
 
 
@@ -126,6 +129,7 @@ class _Work:
     model: CapsNet
     splits: Splits
     settings: PruneSettings
+    taught: TeacherAnswers | None
     note: Note
     progress: Progress | None
     bars: bool
@@ -226,6 +230,7 @@ class _Work:
                 folder / "finetune",
                 self.settings.finetuning(len(self.splits.train)),
                 teacher=self.model if self.settings.teach else None,
+                answers=self.taught,
                 resume=True,
                 progress=self.bars,
             )

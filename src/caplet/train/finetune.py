@@ -20,6 +20,7 @@ from caplet.errors import ConfigError, ModelError
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
+from caplet.train.answers import TeacherAnswers
 from caplet.train.loop import TrainResult, run
 from caplet.train.precision import mixed
 from caplet.train.settings import FinetuneSettings
@@ -48,13 +49,16 @@ class FinetuneTask(Task[Tuning]):
     Args:
         model: where to start; a copy of it is trained.
         teacher: a float model of as many classes, e.g. the one that ``model`` was pruned from; None for no teacher.
+        answers: what teachers are known to answer, shared by several runs; None remembers nothing.
 
     Raises:
         ModelError: the teacher takes other images or has other classes.
         ConfigError: no part of the loss has a weight; poses of another dimension are to be followed.
     """
 
-    def __init__(self, settings: Tuning, model: CapsNet, teacher: CapsNet | None) -> None:
+    def __init__(
+        self, settings: Tuning, model: CapsNet, teacher: CapsNet | None, answers: TeacherAnswers | None = None
+    ) -> None:
         super().__init__(settings, Network(copy.deepcopy(model)), copy.deepcopy(model))
         self.limit = settings.steps
         followed = settings.distill_lengths + settings.distill_poses if teacher is not None else 0.0
@@ -63,6 +67,8 @@ class FinetuneTask(Task[Tuning]):
             raise ConfigError("fine-tuning: margin_weight and all weights of distances to a teacher are 0; set one")
         if teacher is not None:
             _check_teacher(settings, model, teacher)
+        self.answers = answers
+        self.asked = "" if self.teacher is None else f"{weights_digest(self.teacher)} {settings.precision}"
 
     def to(self, device: torch.device) -> None:
         super().to(device)
@@ -73,6 +79,18 @@ class FinetuneTask(Task[Tuning]):
         teacher = "none" if self.teacher is None else weights_digest(self.teacher)
         return {"data of the model": weights_digest(self.model), "data of the teacher": teacher}
 
+    def _taught(self, images: Tensor) -> Tensor:
+        """The teacher's class capsules, float32 (B, classes, D)."""
+        teacher = self.teacher
+        assert teacher is not None
+
+        def compute() -> Tensor:
+            with torch.no_grad(), mixed(teacher, images.device, self.settings.precision):
+                answer: Tensor = teacher(images).float()
+            return answer
+
+        return compute() if self.answers is None else self.answers.get(self.asked, images, compute)
+
     def losses(self, call: Call, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         settings = self.settings
         with mixed(self.network, images.device, settings.precision):
@@ -81,9 +99,7 @@ class FinetuneTask(Task[Tuning]):
         parts = {"margin": margin, "accuracy": batch_accuracy(capsules, labels)}
         if self.teacher is None:
             return {"loss": settings.margin_weight * margin, **parts}
-        with torch.no_grad(), mixed(self.teacher, images.device, settings.precision):
-            target = self.teacher(images).float()
-        distance = distillation_loss(capsules, target, settings)
+        distance = distillation_loss(capsules, self._taught(images), settings)
         return {"loss": settings.margin_weight * margin + distance, "distillation": distance, **parts}
 
 
@@ -94,6 +110,7 @@ def finetune(
     settings: FinetuneSettings | None = None,
     *,
     teacher: CapsNet | None = None,
+    answers: TeacherAnswers | None = None,
     resume: bool = False,
     progress: bool = True,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
@@ -104,12 +121,13 @@ def finetune(
     """Fine-tune a copy of ``model`` in float; only ``splits.train`` and ``splits.calibration`` are looked at.
 
     Batch norms go on learning their statistics. For the folder, the other arguments and what is raised see
-    :func:`caplet.train.loop.train`; a run can be resumed with the same model, teacher, settings and data.
+    :func:`caplet.train.loop.train`; a run can be resumed with the same model, teacher, settings and data. What the
+    teacher answers is looked up in ``answers`` and remembered there.
 
     Example: after pruning, ``finetune(pruned, splits, "runs/tuned", teacher=original).model``
     """
     return run(
-        FinetuneTask(settings or FinetuneSettings(), model, teacher),
+        FinetuneTask(settings or FinetuneSettings(), model, teacher, answers),
         splits,
         out_dir,
         resume=resume,

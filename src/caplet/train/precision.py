@@ -15,6 +15,13 @@ from caplet.nn.routed import RoutedConvCaps
 ROUTED = (DenseCaps, RoutedConvCaps)
 
 
+def has_bfloat16() -> bool:
+    """Whether this processor computes with bfloat16; False where torch is too old to tell."""
+    ask = getattr(torch.cpu, "get_capabilities", None)
+    found: dict[str, Any] = {} if ask is None else ask()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 @contextmanager
 def mixed(model: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
     """Run what is inside in ``precision``: ``float32``, or ``bfloat16`` by autocast.

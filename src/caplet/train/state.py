@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from dataclasses import dataclass, field
@@ -69,11 +70,12 @@ def save_state(path: Path, position: Position, made: dict[str, str], tensors: di
         ArtefactError: the file cannot be written.
     """
     record = {"format": FORMAT, "version": VERSION, "made": made, "position": vars(position), **tensors}
+    stream = io.BytesIO()  # written to a file by torch itself, a full disk would be an error without a reason
+    torch.save(record, stream)
     try:
-        write_atomic(path, lambda stream: torch.save(record, stream))
-    except (OSError, RuntimeError) as error:
-        reason = why(error) if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise ArtefactError(f"cannot write the training checkpoint {path}: {reason}") from error
+        write_atomic(path, lambda file: file.write(stream.getbuffer()))
+    except OSError as error:
+        raise ArtefactError(f"cannot write the training checkpoint {path}: {why(error)}") from error
 
 
 def load_state(path: Path, made: dict[str, str], settings: LoopSettings) -> tuple[Position, dict[str, Any]]:

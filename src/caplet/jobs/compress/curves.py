@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from functools import cache, partial
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caplet.data import Splits
-from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
 from caplet.jobs.compress.choose import Pruned, Size, Width
+from caplet.jobs.compress.context import Context
+from caplet.jobs.compress.probing import next_fraction
 from caplet.jobs.compress.settings import BATCH, CompressSettings
 from caplet.jobs.evaluate import float_predictions
 from caplet.jobs.pruning import PruneSettings, Sizes, put_in_order, removals_for, spread_set
@@ -25,6 +25,7 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.program.arena import plan_memory
 from caplet.prune.cost import cost_of
+from caplet.prune.order import Order
 from caplet.prune.surgery import cut
 from caplet.quant.calibrate import Calibration, calibrate
 from caplet.quant.evaluator import Evaluator
@@ -37,7 +38,6 @@ MODEL, POINT = "model.safetensors", "point.json"
 IMAGES = 2000
 """Calibration images that a point is measured on."""
 SCORED, CALIBRATED, TUNED = 1000, 256, 64
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -48,106 +48,127 @@ class Curves:
     widths: tuple[Width, ...]
     size: Callable[[Pruned, Width], Size]
 
+    def candidates(self, settings: CompressSettings) -> tuple[Pruned, ...]:
+        """The points that may be chosen: without the model as it was, where pruning is asked for."""
+        left_out = settings.prune.use == "yes" and len(self.curve) > 1
+        return self.curve[1:] if left_out else self.curve
 
-def measure(
-    model: CapsNet, splits: Splits, settings: CompressSettings, run: RunFolder, data: Mapping[str, Any], note: Note
-) -> Curves:
+
+def measure(context: Context, model: CapsNet, run: RunFolder) -> Curves:
     """Measure both curves on calibration images; every point is a stage in ``run``, so that a killed run goes on.
 
     A point that would empty a layer is left out, and said so.
-
-    Args:
-        data: what identifies the data, JSON values.
     """
-    stages = Stages(run, note)
-    images = spread_set(splits.calibration, IMAGES)
-    right = float_predictions(model, images) == images.labels.numpy()
-    whole = cost_of(model)
-    curve = [Pruned(1.0, whole.macs, whole.parameters, 0.0, len(images), 0)]
-    models = {1.0: model}
-    common = {"model": weights_digest(model), "data": dict(data), "seed": settings.seed}
-    asked = () if settings.prune.use == "no" else sorted(settings.prune.probes, reverse=True)
-    for fraction in asked:
-        inputs = {
-            **common,
-            "score": settings.prune.score,
-            "macs": fraction,
-            "steps": settings.prune.probe_steps,
-            "lr": settings.prune.lr,
-        }
-        work = partial(_prune, model, splits, images, right, settings, fraction)
-        try:
-            done = stages.do(Stage(f"macs-{fraction:g}", inputs, work, (MODEL, POINT)))
-        except ConfigError as error:
-            note(f"macs-{fraction:g}: left out: {error}")
-            break
-        point = Pruned(**RunFolder(done.folder).read_json(POINT))
-        note(f"{point.macs_kept:.1%} of the multiply-accumulates: {point.drop:+.2f} points")
-        curve.append(point)
-        models[point.macs_kept] = load_model(done.folder / MODEL)
-    inputs = {**common, "widths": list(settings.quantize.probes)}
-    done = stages.do(Stage("widths", inputs, partial(_widths, model, splits, images, right, settings, note), (POINT,)))
-    widths = tuple(Width(**point) for point in RunFolder(done.folder).read_json(POINT))
-    return Curves(tuple(curve), widths, _sizes(models, splits, settings))
+    return _Measurement(context, model, run).all()
 
 
-def _prune(
-    model: CapsNet,
-    splits: Splits,
-    images: ImageSet,
-    right: NDArray[np.bool_],
-    settings: CompressSettings,
-    fraction: float,
-    folder: Path,
-    resume: bool,
-) -> None:
-    """One point of the pruning curve."""
-    chosen = PruneSettings(
-        score=settings.prune.score,
-        macs=fraction,
-        images=SCORED,
-        lr=settings.prune.lr,
-        batch_size=BATCH,
-        seed=settings.seed,
-    )
-    order = put_in_order(model, splits.calibration, chosen)
-    whole = Sizes.whole(model, chosen.units)
-    smaller = cut(model, order.selection(removals_for(model, order, chosen, whole, 1.0)), order.structure)
-    folder.mkdir(parents=True, exist_ok=True)
-    steps = settings.prune.probe_steps
-    if steps:
-        tuning = chosen.finetuning(len(splits.train)).model_copy(update={"steps": steps, "epochs": 1 + steps})
-        smaller = finetune(
-            smaller, splits, folder / "finetune", tuning, teacher=model, resume=resume, progress=False
-        ).model
-    cost = cost_of(smaller)
-    drop = paired(right, float_predictions(smaller, images) == images.labels.numpy()).loss
-    point = Pruned(cost.macs / whole.macs, cost.macs, cost.parameters, drop, len(images), steps)
-    save_model(smaller, folder / MODEL)
-    RunFolder(folder).write_json(POINT, asdict(point))
+class _Measurement:
+    """Points in the making; what several of them need is computed once, when it is first asked for."""
 
+    def __init__(self, context: Context, model: CapsNet, run: RunFolder) -> None:
+        self.context, self.model, self.run = context, model, run
+        self.splits, self.settings, self.note = context.splits, context.settings, context.note
+        self.images = spread_set(self.splits.calibration, IMAGES)
 
-def _widths(
-    model: CapsNet,
-    splits: Splits,
-    images: ImageSet,
-    right: NDArray[np.bool_],
-    settings: CompressSettings,
-    note: Note,
-    folder: Path,
-    resume: bool,
-) -> None:
-    """The width curve."""
-    calibration = _calibration(model, splits)
-    tuner = Tuner(model, calibration, spread_set(splits.calibration, TUNED).images)
-    folder.mkdir(parents=True, exist_ok=True)
-    evaluator = Evaluator(model, images.images, images.labels, log_path=folder / "probes.jsonl")
-    points = []
-    for bits in sorted(settings.quantize.probes, reverse=True):
-        plan = make_plan(model, tuner, Widths.uniform(len(model.groups()), bits))
-        points.append(Width(bits, paired(right, evaluator.evaluate(plan).hits).loss, len(images)))
-        note(f"{bits} bits everywhere: {points[-1].drop:+.2f} points")
-    RunFolder(folder).write_json(POINT, [asdict(point) for point in points])
+    @cached_property
+    def right(self) -> NDArray[np.bool_]:
+        """The images that the model classifies correctly."""
+        hits: NDArray[np.bool_] = float_predictions(self.model, self.images) == self.images.labels.numpy()
+        return hits
+
+    @cached_property
+    def order(self) -> Order:
+        """The order in which capsules go, the same for every amount."""
+        return put_in_order(self.model, self.splits.calibration, self.pruning(1.0), self.context.progress)
+
+    def pruning(self, fraction: float) -> PruneSettings:
+        """Settings of one amount of pruning."""
+        chosen = self.settings.prune
+        return PruneSettings(
+            score=chosen.score,
+            macs=fraction,
+            images=SCORED,
+            lr=chosen.lr,
+            batch_size=BATCH,
+            precision=chosen.arithmetic,
+            seed=self.settings.seed,
+        )
+
+    def all(self) -> Curves:
+        """Both curves."""
+        stages, settings = Stages(self.run, self.note), self.settings
+        whole = cost_of(self.model)
+        curve = [Pruned(1.0, whole.macs, whole.parameters, 0.0, len(self.images), 0)]
+        models = {1.0: self.model}
+        common = {"model": weights_digest(self.model), "data": self.context.data, "seed": settings.seed}
+        steps = settings.prune.probe_steps
+        while settings.prune.use != "no":
+            fraction = next_fraction(settings.prune.probes, curve, settings.limits)
+            if fraction is None:
+                break
+            asked = self.pruning(fraction).model_dump(mode="json")
+            stage = Stage(
+                f"macs-{fraction:.4g}",
+                {**common, "steps": steps, "settings": asked},
+                partial(self.prune, fraction),
+                (MODEL, POINT),
+            )
+            try:
+                done = stages.do(stage)
+            except ConfigError as error:
+                self.note(f"{stage.name}: left out: {error}")
+                break
+            point = Pruned(**RunFolder(done.folder).read_json(POINT))
+            self.note(f"{point.macs_kept:.1%} of the multiply-accumulates: {point.drop:+.2f} points")
+            curve.append(point)
+            models[point.macs_kept] = load_model(done.folder / MODEL)
+        inputs = {**common, "widths": list(settings.quantize.probes)}
+        done = stages.do(Stage("widths", inputs, self.narrow, (POINT,)))
+        widths = tuple(Width(**point) for point in RunFolder(done.folder).read_json(POINT))
+        return Curves(tuple(curve), widths, _sizes(models, self.splits, settings))
+
+    def prune(self, fraction: float, folder: Path, resume: bool) -> None:
+        """One point of the pruning curve."""
+        settings, model = self.pruning(fraction), self.model
+        whole, order = Sizes.whole(model, settings.units), self.order
+        smaller = cut(model, order.selection(removals_for(model, order, settings, whole, 1.0)), order.structure)
+        folder.mkdir(parents=True, exist_ok=True)
+        steps = self.settings.prune.probe_steps
+        if steps:
+            tuning = settings.finetuning(len(self.splits.train)).model_copy(
+                update={"steps": steps, "epochs": 1 + steps}
+            )
+            splits = replace(self.splits, calibration=self.images)
+            smaller = finetune(
+                smaller,
+                splits,
+                folder / "finetune",
+                tuning,
+                teacher=model,
+                answers=self.context.answers,
+                resume=resume,
+                progress=False,
+            ).model
+        cost = cost_of(smaller)
+        drop = paired(self.right, float_predictions(smaller, self.images) == self.images.labels.numpy()).loss
+        point = Pruned(cost.macs / whole.macs, cost.macs, cost.parameters, drop, len(self.images), steps)
+        save_model(smaller, folder / MODEL)
+        RunFolder(folder).write_json(POINT, asdict(point))
+
+    def narrow(self, folder: Path, resume: bool) -> None:
+        """The width curve."""
+        model, images = self.model, self.images
+        tuner = Tuner(model, _calibration(model, self.splits), spread_set(self.splits.calibration, TUNED).images)
+        folder.mkdir(parents=True, exist_ok=True)
+        evaluator = Evaluator(
+            model, images.images, images.labels, log_path=folder / "probes.jsonl", progress=self.context.progress
+        )
+        points = []
+        for bits in sorted(self.settings.quantize.probes, reverse=True):
+            plan = make_plan(model, tuner, Widths.uniform(len(model.groups()), bits))
+            points.append(Width(bits, paired(self.right, evaluator.evaluate(plan).hits).loss, len(images)))
+            self.note(f"{bits} bits everywhere: {points[-1].drop:+.2f} points")
+        RunFolder(folder).write_json(POINT, [asdict(point) for point in points])
 
 
 def _sizes(

@@ -14,6 +14,7 @@ from caplet.files import why
 from caplet.quant.reconstruct.settings import Part
 from caplet.quant.search.methods import Method
 from caplet.settings import make
+from caplet.train.precision import has_bfloat16
 
 Bytes = Annotated[PositiveInt, BeforeValidator(lambda value: parse_bytes(value) if isinstance(value, str) else value)]
 Count = Annotated[PositiveInt, BeforeValidator(lambda value: parse_count(value) if isinstance(value, str) else value)]
@@ -46,11 +47,15 @@ class Pruning(_Table):
     """How capsules are removed.
 
     Attributes:
-        use: ``auto`` prunes as far as the measured trade-off says, which may be not at all.
+        use: ``auto`` prunes as far as the measured trade-off says, which may be not at all; ``yes`` prunes at least to
+            the largest of ``probes``; ``no`` never.
         score: see :mod:`caplet.prune`.
+        precision: of fine-tuning: ``bfloat16`` is nearly twice as fast where the processor has such instructions;
+            ``auto`` asks the processor.
         epochs, least_steps, lr: of fine-tuning after pruning, distilled from the float model: so many epochs, but at
             least so many steps of 32 images; the peak learning rate.
-        probes: fractions of the multiply-accumulates at which the trade-off is measured.
+        probes: fractions of the multiply-accumulates at which the trade-off is measured, from the largest on, as long
+            as they may be chosen.
         probe_steps: steps of fine-tuning at every probe.
     """
 
@@ -59,8 +64,16 @@ class Pruning(_Table):
     epochs: PositiveInt = 1
     least_steps: NonNegativeInt = 1000
     lr: PositiveFloat = 1e-3
-    probes: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.35, 0.25, 0.12, 0.06)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    probes: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.35, 0.25, 0.12, 0.06, 0.03)
     probe_steps: NonNegativeInt = 200
+
+    @property
+    def arithmetic(self) -> Literal["float32", "bfloat16"]:
+        """The precision that fine-tuning computes in on this processor."""
+        if self.precision == "auto":
+            return "bfloat16" if has_bfloat16() else "float32"
+        return self.precision
 
 
 class Quantizing(_Table):
@@ -88,12 +101,14 @@ class Verifying(_Table):
     """What is compared in the end.
 
     Attributes:
-        images: of the test split, on every engine.
+        images: of the calibration split, on every engine.
         device_images: on an emulated device.
+        timed: images per turn, when speed is measured.
     """
 
     images: PositiveInt = 100
     device_images: PositiveInt = 5
+    timed: PositiveInt = 256
 
 
 class CompressSettings(_Table):

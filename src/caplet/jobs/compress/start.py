@@ -12,7 +12,8 @@ import torch
 from caplet.data import Splits, load_data
 from caplet.errors import ArtefactError
 from caplet.files import why, write_atomic
-from caplet.jobs.compress.job import Note, Progress, compress
+from caplet.jobs.compress.context import Note, Progress
+from caplet.jobs.compress.job import compress
 from caplet.jobs.compress.result import CompressedModel
 from caplet.jobs.compress.settings import BATCH, CompressSettings, checked, read_settings
 from caplet.jobs.compress.template import settings_template

@@ -31,9 +31,10 @@ max_drop = {limits.max_drop}
 # macs = "12M"                 # multiply-accumulates of one image
 
 [prune]
-# auto: as far as the measured trade-off says; no: not at all
+# auto: as far as the measured trade-off says, which may be not at all; yes: at least to the largest of probes; no
 # use = "{prune.use}"
 # score = "{prune.score}"             # how capsules are ranked: docs/pruning.md
+# precision = "{prune.precision}"         # of fine-tuning: bfloat16 where the processor has it, or float32
 # epochs = {prune.epochs}                   # of fine-tuning after pruning, distilled from the float model
 # least_steps = {prune.least_steps}           # but at least so many steps
 # lr = {prune.lr}                   # peak learning rate
@@ -51,6 +52,7 @@ max_drop = {limits.max_drop}
 [verify]
 # images = {verify.images}                 # compared code by code on every engine
 # device_images = {verify.device_images}            # on the emulated device
+# timed = {verify.timed}                  # images per turn, when speed is measured
 """
 
 

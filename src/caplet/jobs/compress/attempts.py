@@ -1,0 +1,290 @@
+"""Attempts: networks pruned and quantized by different amounts, each measured against the limits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caplet.jobs.compress.choose import Choice, Pruned
+from caplet.jobs.compress.context import FLOAT, Context
+from caplet.jobs.compress.probing import RECOVERED
+from caplet.jobs.compress.settings import BATCH, Limits
+from caplet.jobs.engine import predictions
+from caplet.jobs.evaluate import float_predictions
+from caplet.jobs.finetune import ROLE, finetune_model, finetune_settings
+from caplet.jobs.prune import prune
+from caplet.jobs.pruning import PruneSettings
+from caplet.jobs.quantize import CALIBRATION_IMAGES, QuantizeSettings, artefacts, quantize, spread
+from caplet.jobs.ship import find_program
+from caplet.jobs.stages import Done
+from caplet.lower import lower
+from caplet.metrics import paired
+from caplet.models.base import CapsNet
+from caplet.models.checkpoint import load_model
+from caplet.nn.points import Role
+from caplet.program import Program
+from caplet.program.arena import plan_memory
+from caplet.program.file import load_program
+from caplet.program.program import CODE_BYTES
+from caplet.prune.cost import cost_of
+from caplet.quant.calibrate import calibrate
+from caplet.quant.memory import count_memory
+from caplet.quant.plan import QuantPlan
+from caplet.quant.search.methods import Method
+from caplet.quant.widths import Widths, make_plan
+from caplet.runs import METRICS
+from caplet.train.finetune import weights_digest
+
+LARGE = 0.05
+"""Share of all weights from which a layer's are narrowed by training."""
+NARROWEST = 2
+"""Bits that no search is asked to go below."""
+TABLE_BYTES = 4096
+"""Left of a flash limit beside the code, for what is not weights: tables, and rows that end within a byte."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One pruned and quantized network, measured against the limits.
+
+    Attributes:
+        folders: of its stages, in order.
+        model: the float network that was quantized.
+        program, path: the integers and their file.
+        values: by limit, what was reached: ``max_drop`` in percentage points on the calibration split, ``flash`` and
+            ``ram`` in bytes, ``macs``.
+        missed: names of the limits that are not kept.
+    """
+
+    folders: tuple[Path, ...]
+    model: CapsNet
+    program: Program
+    path: Path
+    values: dict[str, float]
+    missed: tuple[str, ...]
+
+    def distance(self, limits: Limits) -> tuple[int, float]:
+        """How far from the limits: number missed, then their excess, each relative to its limit."""
+        allowed = limits.model_dump()
+        excess = (self.values[name] / max(float(allowed[name] or 0), 0.1) - 1 for name in self.missed)
+        return len(self.missed), sum(excess)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"folder": self.folders[-1].name, "values": self.values, "missed": list(self.missed)}
+
+
+class Attempts:
+    """The attempts of a run.
+
+    Args:
+        model: the float model.
+        right: the calibration images that it classifies correctly, bool (N,).
+    """
+
+    def __init__(self, context: Context, model: CapsNet, right: NDArray[np.bool_]) -> None:
+        self.context, self.model, self.right = context, model, right
+        self.splits, self.settings, self.note = context.splits, context.settings, context.note
+        self.tried: list[Attempt] = []
+        self.left_out: list[tuple[float, Pruned]] = []
+
+    def best(self, curve: Sequence[Pruned], choice: Choice) -> Attempt:
+        """Try amounts of pruning until a network keeps to all limits; the nearest one where none does.
+
+        More than was chosen is tried first, where full fine-tuning may win back what the short one did not.
+
+        Args:
+            curve: the amounts that may be tried.
+        """
+        limits = self.settings.limits
+        for point in sorted(curve, key=lambda point: point.macs):
+            if limits.macs is not None and point.macs > limits.macs and (self.tried or self.left_out):
+                break
+            if point.macs >= choice.pruned.macs:
+                self.attempt(point, 1.0)
+            elif point.drop <= limits.max_drop + RECOVERED:
+                self.attempt(point, 0.5)
+            if self.met:
+                break
+        if not self.met and self.left_out:
+            loss, point = min(self.left_out, key=lambda left: left[0])
+            self.note(f"of the networks that lose too much by pruning alone, the best one: {loss:+.2f} points")
+            self.attempt(point, math.inf)
+        return min(self.tried, key=lambda attempt: (attempt.distance(limits), attempt.values["flash"]))
+
+    @property
+    def met(self) -> bool:
+        """Whether a network keeps to all limits."""
+        return any(not attempt.missed for attempt in self.tried)
+
+    def attempt(self, point: Pruned, share: float) -> None:
+        """One amount of pruning, quantized within what pruning left of the accepted loss.
+
+        Args:
+            share: of the accepted loss that pruning may take.
+        """
+        limits = self.settings.limits
+        model, folders = self.model, []
+        name = f"{100 * point.macs_kept:.3g}"
+        if point.macs_kept < 1:
+            done = self.pruned(point, f"prune-{name}")
+            model, folders = load_model(done.folder / FLOAT), [done.folder]
+        calibration = self.splits.calibration
+        loss = paired(self.right, float_predictions(model, calibration) == calibration.labels.numpy()).loss
+        left = limits.max_drop - loss
+        if model is not self.model:
+            self.note(f"pruning to {name} % of the multiply-accumulates: {loss:+.2f} points, {left:.2f} are left")
+        if loss > share * limits.max_drop:
+            self.note(f"pruning alone takes more than {share:.0%} of the accepted loss; pruning less")
+            self.left_out.append((loss, point))
+            return
+        done = self.quantized(model, max(0.0, left), f"quantize-{name}")
+        found = self.measured((*folders, done.folder), find_program(done.folder), model)
+        self.tried.append(found)
+        use, missed = self.settings.quantize.finetune, set(found.missed)
+        if use == "yes" or (use == "auto" and missed and missed <= {"flash", "max_drop"}):
+            self.finetuned(model, found, name)
+
+    def pruned(self, point: Pruned, name: str) -> Done:
+        """The stage that prunes."""
+        context, chosen = self.context, self.settings.prune
+        settings = PruneSettings(
+            score=chosen.score,
+            macs=min(1.0, point.macs_kept * (1 + 1e-6)),
+            epochs=self.settings.finetuned(len(self.splits.train)),
+            lr=chosen.lr,
+            batch_size=BATCH,
+            precision=chosen.arithmetic,
+            seed=self.settings.seed,
+        )
+
+        def work(folder: Path, resume: bool) -> None:
+            prune(
+                self.model,
+                self.splits,
+                folder,
+                settings,
+                resume=resume,
+                taught=context.answers,
+                note=self.note,
+                progress=context.progress,
+                bars=context.bars,
+            )
+
+        inputs = {"model": weights_digest(self.model), "settings": settings.model_dump(mode="json")}
+        return context.do(name, inputs, work, FLOAT, METRICS)
+
+    def quantized(self, model: CapsNet, tolerance: float, name: str) -> Done:
+        """The stage that finds widths."""
+        chosen = self.settings.quantize
+        settings = QuantizeSettings(
+            method=chosen.method,
+            hardware="portable" if chosen.method is Method.QCAPSNETS else "bytes",  # limits are bytes, not bits
+            tolerance=round(tolerance, 6),
+            budget=self.budget(model),
+            reconstruct=chosen.reconstruct,
+            narrow=chosen.narrow and bool(chosen.reconstruct),
+            seed=self.settings.seed,
+        )
+
+        def work(folder: Path, resume: bool) -> None:
+            quantize(
+                model, self.splits, folder, settings, resume=resume, note=self.note, progress=self.context.progress
+            )
+
+        inputs = {"model": weights_digest(model), "settings": settings.model_dump(mode="json")}
+        return self.context.do(name, inputs, work, METRICS)
+
+    def budget(self, model: CapsNet) -> int | None:
+        """Bytes of weights that a limit of flash leaves, but no fewer than a search can reach."""
+        limit = self.settings.limits.flash
+        if limit is None:
+            return None
+        calibration = calibrate(model, spread(self.splits.calibration, CALIBRATION_IMAGES))
+        plan = make_plan(model, calibration, Widths.uniform(len(model.groups()), NARROWEST))
+        least = math.ceil(count_memory(model, plan).total.weight_bits / 8)
+        return max(least, limit - CODE_BYTES - TABLE_BYTES)
+
+    def finetuned(self, model: CapsNet, found: Attempt, name: str) -> None:
+        """Quantization-aware training with narrower weights than the search's."""
+        plan = self.narrower(model, QuantPlan.load(plan_file(found.path)))
+        if plan is None:
+            self.note("no width is left to narrow by training")
+            return
+        chosen, splits = self.settings.quantize, self.splits
+        steps = round(self.settings.finetuned(len(splits.train)) * (len(splits.train) // BATCH))
+        changes = {"lr": chosen.finetune_lr, "batch_size": BATCH, "seed": self.settings.seed}
+        settings = finetune_settings(changes, under_plan=True, steps=steps)
+
+        def work(folder: Path, resume: bool) -> None:
+            finetune_model(
+                model,
+                splits,
+                folder,
+                plan,
+                settings,
+                teacher=self.model,
+                resume=resume,
+                note=self.note,
+                progress=self.context.bars,
+            )
+
+        inputs = {
+            "model": weights_digest(model),
+            "teacher": weights_digest(self.model),
+            "plan": plan.digest(),
+            "settings": settings.model_dump(mode="json"),
+        }
+        done = self.context.do(f"finetune-{name}", inputs, work, METRICS, artefacts(ROLE)[0])
+        self.tried.append(self.measured((*found.folders, done.folder), done.folder / artefacts(ROLE)[0], model))
+
+    def narrower(self, model: CapsNet, plan: QuantPlan) -> QuantPlan | None:
+        """``plan`` with large weights a bit narrower than their mean, or as flash asks; None below 2 bits.
+
+        Weights that are few keep their widths: narrowing them costs accuracy and saves next to nothing.
+        """
+        calibration = calibrate(model, spread(self.splits.calibration, CALIBRATION_IMAGES))
+        specs = model.points()
+        elements = {key: spec.elements for key, spec in specs.items() if spec.role is Role.WEIGHT}
+        large = {key: count for key, count in elements.items() if count >= LARGE * sum(elements.values())}
+
+        def at_most(width: int) -> QuantPlan:
+            return plan.with_formats(
+                {key: calibration.format(key, width) for key in large if plan.points[key].bits > width}
+            )
+
+        limit = self.settings.limits.flash
+        mean = sum(plan.points[key].bits * count for key, count in large.items()) / sum(large.values())
+        for width in range(math.ceil(mean) - 1, NARROWEST - 1, -1):
+            tried = at_most(width)
+            if limit is None or lower(model, tried).firmware_bytes <= limit:
+                return tried
+        return None
+
+    def measured(self, folders: tuple[Path, ...], path: Path, model: CapsNet) -> Attempt:
+        """What an attempt reached, and which limits it misses."""
+        program, limits = load_program(path), self.settings.limits
+        calibration = self.splits.calibration
+        predicted, _ = predictions(program, calibration.images.numpy())
+        values: dict[str, float] = {
+            "max_drop": paired(self.right, predicted == calibration.labels.numpy()).loss,
+            "flash": program.firmware_bytes,
+            "ram": plan_memory(program, self.settings.ram).bytes,
+            "macs": cost_of(model).macs,
+        }
+        allowed = limits.model_dump()
+        missed = tuple(name for name, value in values.items() if allowed[name] is not None and value > allowed[name])
+        told = f"{values['max_drop']:+.2f} points, {values['flash']:,} bytes of flash, {values['ram']:,} of RAM"
+        self.note(f"{folders[-1].name}: {told}: " + (f"misses {', '.join(missed)}" if missed else "within all limits"))
+        return Attempt(folders, model, program, path, values, missed)
+
+
+def plan_file(program: Path) -> Path:
+    """The plan beside a shipped ``model_ROLE.caplet``."""
+    return program.with_name(f"plan_{program.stem.removeprefix('model_')}.json")

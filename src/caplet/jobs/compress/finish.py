@@ -1,0 +1,172 @@
+"""The end of a compression: firmware, verification, analysis, speed, and the last look at the test split."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caplet.errors import ToolMissing
+from caplet.jobs.compress.attempts import Attempt, plan_file
+from caplet.jobs.compress.choose import Choice
+from caplet.jobs.compress.context import Context
+from caplet.jobs.compress.curves import Curves
+from caplet.jobs.compress.outlook import outlook
+from caplet.jobs.compress.result import MODEL, CompressedModel
+from caplet.jobs.compress.speed import SPEED, measure_speed
+from caplet.jobs.engine import predictions
+from caplet.jobs.evaluate import float_predictions
+from caplet.jobs.pruning import spread_set
+from caplet.jobs.records import VERIFIED, record_verified
+from caplet.jobs.sensitivity import sensitivity
+from caplet.jobs.ship import Target, export_c, verify_engines
+from caplet.jobs.stages import sha256
+from caplet.jobs.trace import TRACE, LevelName, record_trace, trace_levels
+from caplet.metrics import accuracy, paired
+from caplet.models.base import CapsNet
+from caplet.program.c.emit import EmitSettings
+from caplet.prune.cost import FLOAT_BYTES, cost_of
+from caplet.quant.plan import QuantPlan
+from caplet.quant.sensitivity import SensitivitySettings
+from caplet.runs import METRICS, RunFolder
+from caplet.train.finetune import weights_digest
+
+FIRMWARE, VERIFY, NOISE, SENSITIVITY, TIMING = "firmware", "verify", "noise", "sensitivity", "speed"
+MEMORY = "memory.json"
+TRACED = 8
+"""Images whose tensors are compared with the float model's."""
+SENSITIVE = SensitivitySettings(widths=(8, 4, 2), draws=3, images=32)
+
+
+class Finish:
+    """What is done once the network is found.
+
+    Args:
+        model: the float model.
+        right: the calibration images that it classifies correctly, bool (N,).
+    """
+
+    def __init__(self, context: Context, model: CapsNet, right: NDArray[np.bool_], attempt: Attempt) -> None:
+        self.context, self.model, self.right, self.attempt = context, model, right, attempt
+        self.run, self.splits, self.settings, self.note = context.run, context.splits, context.settings, context.note
+
+    def all(self, curves: Curves, choice: Choice, tried: Sequence[Attempt]) -> CompressedModel:
+        """Export, verify, analyse, time, open the test split for the last time, and write metrics."""
+        attempt, do = self.attempt, self.context.do
+        inputs = {"program": sha256(attempt.path), "ram": self.settings.ram}
+        do(FIRMWARE, inputs, self.export, MEMORY)
+        asked = {**inputs, **self.settings.verify.model_dump(), "target": self.settings.target}
+        checked = do(VERIFY, asked, self.verify, VERIFIED)
+        both = {**inputs, "model": weights_digest(attempt.model), "images": TRACED}
+        noise = do(NOISE, both, self.noise, TRACE)
+        do(SENSITIVITY, {"model": both["model"], **SENSITIVE.to_json()}, self.sensitive, METRICS)
+        threads = self.context.threads
+        timed = do(TIMING, {**both, "float": weights_digest(self.model), "threads": threads}, self.time, SPEED)
+        for source, target in (
+            (attempt.path, self.run / MODEL),
+            (checked.folder / VERIFIED, attempt.folders[-1] / VERIFIED),
+            (noise.folder / TRACE, attempt.folders[-1] / TRACE),
+        ):
+            RunFolder(target.parent).write_bytes(target.name, source.read_bytes())
+        metrics = {
+            **self.measures(),
+            "choice": {
+                **choice.to_json(),
+                "curve": [asdict(point) for point in curves.curve],
+                "widths": [asdict(point) for point in curves.widths],
+            },
+            "attempts": [found.to_json() for found in tried],
+            "outlook": list(outlook(tried, self.settings.limits)),
+            "verified": RunFolder(checked.folder).read_json(VERIFIED)["engines"],
+            "speed": RunFolder(timed.folder).read_json(SPEED),
+            "stages": {
+                name: {"folder": done.folder.name, "seconds": done.seconds, "skipped": done.skipped}
+                for name, done in self.context.done.items()
+            },
+            "folders": [folder.name for folder in attempt.folders],
+        }
+        self.run.write_json(METRICS, metrics)
+        return CompressedModel(not attempt.missed, attempt.program, self.run.path, metrics)
+
+    def export(self, folder: Path, resume: bool) -> None:
+        """The stage that writes the firmware's sources."""
+        if resume:  # begun, and only C text: written anew
+            shutil.rmtree(folder)
+        export = export_c(self.attempt.program, folder, EmitSettings(prefix="network", ram=self.settings.ram))
+        RunFolder(folder).write_json(MEMORY, export.plan.to_json())
+
+    def verify(self, folder: Path, resume: bool) -> None:
+        """The stage that compares every engine's integers, on calibration images."""
+        chosen, program = self.settings.verify, self.attempt.program
+        folder.mkdir(exist_ok=True)
+        images = spread_set(self.splits.calibration, chosen.images).images.numpy()
+        asked: list[tuple[tuple[Target, ...], int]] = [(("interpreter", "native"), len(images))]
+        if self.settings.target == "cortex-m4":
+            asked.append((("cortex-m4",), chosen.device_images))
+        for targets, count in asked:
+            try:
+                found = verify_engines(program, images[:count], targets, ram=self.settings.ram, note=self.note)
+            except ToolMissing as error:
+                self.note(f"{', '.join(targets)}: not verified: {error}")
+                continue
+            record_verified(folder, program, f"{self.splits.info['name']}, calibration", found)
+
+    def noise(self, folder: Path, resume: bool) -> None:
+        """The stage that compares every tensor with the float model's, on a few calibration images."""
+        folder.mkdir(exist_ok=True)
+        images = spread_set(self.splits.calibration, TRACED).images.numpy()
+        plan = QuantPlan.load(plan_file(self.attempt.path))
+        levels = (LevelName.FLOAT, LevelName.PROGRAM)
+        found = trace_levels(self.attempt.program, images, levels, model=self.attempt.model, plan=plan)
+        record_trace(folder, self.attempt.program, found)
+
+    def sensitive(self, folder: Path, resume: bool) -> None:
+        """The stage that rounds one point at a time, on a few calibration images."""
+        fewer = min(SENSITIVE.images, max(1, len(self.splits.calibration) // SENSITIVE.draws))
+        settings = SensitivitySettings(widths=SENSITIVE.widths, draws=SENSITIVE.draws, images=fewer)
+        sensitivity(self.attempt.model, self.splits, folder, settings, resume=resume, progress=self.context.progress)
+
+    def time(self, folder: Path, resume: bool) -> None:
+        """The stage that times the float model, the pruned one, and the integers."""
+        folder.mkdir(exist_ok=True)
+        images = spread_set(self.splits.calibration, self.settings.verify.timed).images
+        pruned = None if self.attempt.model is self.model else self.attempt.model
+        found = measure_speed(self.model, pruned, self.attempt.program, images, self.context.threads)
+        RunFolder(folder).write_json(SPEED, found)
+
+    def measures(self) -> dict[str, Any]:
+        """Limits and accuracies, JSON values; opens the test split."""
+        splits, attempt = self.splits, self.attempt
+        self.note(f"measuring the test split, {len(splits.test):,} images")
+        labels = splits.test.labels.numpy()
+        float_hits = float_predictions(self.model, splits.test) == labels
+        hits = predictions(attempt.program, splits.test.images.numpy())[0] == labels
+        float_bytes = FLOAT_BYTES * self.model.parameter_count()
+        file_bytes = attempt.path.stat().st_size
+        limits = self.settings.limits.model_dump()
+        return {
+            "met": not attempt.missed,
+            "missed": list(attempt.missed),
+            "limits": {name: {"asked": limits[name], "found": value} for name, value in attempt.values.items()},
+            "float": {
+                "test": accuracy(int(float_hits.sum()), len(labels)).to_json(),
+                "calibration": accuracy(int(self.right.sum()), len(self.right)).to_json(),
+                "bytes": float_bytes,
+                "macs": cost_of(self.model).macs,
+            },
+            "compressed": {
+                "test": accuracy(int(hits.sum()), len(labels)).to_json(),
+                "paired": paired(float_hits, hits).to_json(),
+                "file": MODEL,
+                "file_bytes": file_bytes,
+                "times_smaller": float_bytes / file_bytes,
+                "macs_kept": attempt.values["macs"] / cost_of(self.model).macs,
+            },
+            "data": splits.info["name"],
+            "data_note": splits.info["note"],
+        }
