@@ -18,6 +18,7 @@ from caplet.models.base import CapsNet
 from caplet.nn.functional import softmax, squash
 from caplet.nn.points import PointSpec, Role, Storage
 from caplet.quant.plan import QuantPlan, sibling
+from caplet.quant.table_squash import table_squash
 
 _BLOCK = 1 << 18  # elements rounded at a time: one block stays in the cache through all passes
 _KEPT_PER_WEIGHT = 2
@@ -162,11 +163,15 @@ class FakeQuant:
             return squash(capsules, dim)
         ordered, order = in_memory_order(capsules, last=dim % capsules.ndim)
         noise = self._noise(key, iteration)
+        values = None
         if noise is not None:
             noise = noise.permute(order)
-        codes = (ordered * 2.0**fmt.frac_bits).to(torch.int32)
-        activation = integer_squash(codes, fmt, out, self.plan.rounding, noise)
-        self._exact = out.decode(activation).permute(*np.argsort(order).tolist())
+        elif ordered.is_contiguous() and ordered.device.type == "cpu":
+            values = table_squash(ordered, fmt, out, self.plan.rounding)
+        if values is None:
+            codes = (ordered * 2.0**fmt.frac_bits).to(torch.int32)
+            values = out.decode(integer_squash(codes, fmt, out, self.plan.rounding, noise))
+        self._exact = values.permute(*np.argsort(order).tolist())
         return self._exact
 
     def _format(self, key: str) -> FixedFormat:
