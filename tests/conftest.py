@@ -82,3 +82,36 @@ def quantized(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = quantize(model, splits, folder, QuantizeSettings(tolerance=5.0))
     assert result.met
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root under which the dataset ``mnist`` is: 60 training and 20 test images of noise."""
+    import numpy as np
+
+    root = tmp_path_factory.mktemp("tiny") / "root"
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    draws = np.random.default_rng(0)
+    for name, count in (("train", 60), ("t10k", 20)):
+        arrays = {"images-idx3": draws.integers(0, 256, (count, 28, 28)), "labels-idx1": np.arange(count) % 10}
+        for kind, array in arrays.items():
+            head = bytes([0, 0, 8, array.ndim]) + b"".join(side.to_bytes(4, "big") for side in array.shape)
+            (folder / f"{name}-{kind}-ubyte").write_bytes(head + array.astype(np.uint8).tobytes())
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_28(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained checkpoint of a tiny ShallowCaps for 1x28x28 images."""
+    import torch
+
+    from caplet.models.checkpoint import save_model
+    from caplet.models.registry import build
+
+    torch.manual_seed(0)
+    stem = ({"kernel": 9, "channels": 4, "stride": 3},)
+    small = {"stem": stem, "primary_types": 4, "primary_dim": 4, "primary_kernel": 3, "class_dim": 4}
+    path = tmp_path_factory.mktemp("tiny") / "model.safetensors"
+    save_model(build("shallow", {"image": (1, 28, 28), **small}), path)
+    return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -36,17 +37,32 @@ def test_python_examples_are_valid(page: Path) -> None:
         compile(block, page.name, "exec")
 
 
+def command_of(line: str) -> tuple[Any, str, list[str]]:
+    """The typer command of a command line, its name, and the words after it; KeyError where there is none."""
+    command, name, words = typer.main.get_command(app), "caplet", shlex.split(line, comments=True)
+    while hasattr(command, "commands") and words and words[0] != "--help":
+        if name == "bench" and words[0] not in command.commands:
+            words = ["models", *words]
+        name, *words = words
+        command = command.commands[name]
+    return command, name, words
+
+
 @by_page
-def test_commands_and_their_options_exist(page: Path) -> None:
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+def test_command_lines_parse(page: Path) -> None:
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = re.findall(r"^\$ caplet (.+)$", text, re.MULTILINE) + re.findall(r"`caplet ([a-z]+(?: [^`]*)?)`", text)
-    for line in lines:
-        name, *words = shlex.split(line, comments=True)
-        assert name in commands, f"{page.name}: caplet {line}"
-        known = {
-            option for parameter in commands[name].params for option in (*parameter.opts, *parameter.secondary_opts)
-        }
+    code = "\n".join(re.findall(r"^```\w*\n.*?^```|^ {4}[^\n]*$", text, re.DOTALL | re.MULTILINE))
+    for line in re.findall(r"^(?:\$ | {4})?caplet (.+)$", code, re.MULTILINE):
+        command, name, words = command_of(line)
+        if "--help" not in words:
+            command.make_context(name, words)  # a wrong option, choice or number raises; nothing is run
+
+
+@by_page
+def test_commands_named_in_the_text_and_their_options_exist(page: Path) -> None:
+    for line in re.findall(r"`caplet ([a-z]+(?: [^`]*)?)`", page.read_text(encoding="utf-8")):
+        command, _, words = command_of(line)
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         given = {word.partition("=")[0] for word in words if word.startswith("--")}
         assert given <= known | {"--help"}, f"{page.name}: caplet {line}: unknown {sorted(given - known)}"
 

@@ -38,6 +38,7 @@ from caplet.jobs.evaluate import Evaluation, evaluate
 from caplet.jobs.finetune import FinetuneRun, finetune_model, finetune_settings, plan_of_widths
 from caplet.jobs.inspect import inspect_model
 from caplet.jobs.onnx import OnnxCheck, check_onnx, export_onnx
+from caplet.jobs.papers.job import PapersResult, PapersSettings, estimate_papers, list_papers, redo_papers
 from caplet.jobs.prune import PruneResult
 from caplet.jobs.prune import prune as prune_model
 from caplet.jobs.prune_backbone import BackboneRun, backbone_prune_settings, prune_backbone_model
@@ -93,6 +94,8 @@ __all__ = [
     "Limits",
     "Method",
     "OnnxCheck",
+    "PapersResult",
+    "PapersSettings",
     "Program",
     "PruneResult",
     "PruneSettings",
@@ -118,6 +121,7 @@ __all__ = [
     "compress_settings",
     "diff_runs",
     "estimate_compression",
+    "estimate_papers",
     "evaluate",
     "export_c",
     "export_onnx",
@@ -126,6 +130,7 @@ __all__ = [
     "finetune_settings",
     "inspect",
     "list_models",
+    "list_papers",
     "load",
     "load_data",
     "load_float",
@@ -146,6 +151,7 @@ __all__ = [
     "reconstruct",
     "record_trace",
     "record_verified",
+    "redo_papers",
     "run",
     "save_model",
     "save_program",

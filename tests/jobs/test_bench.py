@@ -21,7 +21,7 @@ from caplet.prune.surgery import cut
 
 def test_a_smaller_model_is_measured_faster_in_the_same_run(trained: Path) -> None:
     model = load_model(trained / "model.safetensors")
-    big = build("shallow", {**model.config.model_dump(), "primary_types": 64})
+    big = build("shallow", {**model.config.model_dump(), "primary_types": 512})
     before = {key: value.clone() for key, value in big.state_dict().items()}
     record = bench(big, model, BenchSettings(inference_batch=16, training_batch=8, turns=3))
     for what in ("inference", "training"):

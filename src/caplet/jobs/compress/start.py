@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +15,12 @@ from caplet.jobs.compress.job import compress
 from caplet.jobs.compress.result import CompressedModel
 from caplet.jobs.compress.settings import BATCH, CompressSettings, checked, read_settings
 from caplet.jobs.compress.template import settings_template
+from caplet.jobs.rates import FORWARD, forward_rate, training_rate
 from caplet.jobs.train import fit_to_data, resolve_recipe
-from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
-from caplet.nn.functional import lengths
 from caplet.prune.cost import cost_of
-from caplet.train.loss import margin_loss
 from caplet.train.settings import build_model
 
-_BATCH, _TRAINED = 100, BATCH
 _SEARCH_PASSES = 12
 """Full passes of the calibration images that a search for widths is reckoned with."""
 _TORCH_BYTES, _CACHE_BYTES = 500_000_000, 1_600_000_000
@@ -118,11 +113,13 @@ def estimate_compression(
     else:
         recipe = fit_to_data(resolve_recipe(settings.recipe, {}), splits)
         model = build_model(recipe)
-        rows.append(_row("train", f"recipe {settings.recipe}", recipe.epochs * len(splits.train) / _training(model)))
-    infer, train = _inference(model), _training(model)
+        rows.append(
+            _row("train", f"recipe {settings.recipe}", recipe.epochs * len(splits.train) / training_rate(model))
+        )
+    infer, train = forward_rate(model), training_rate(model)
     tested = (len(splits.calibration) + len(splits.test)) / infer
     probes = () if settings.prune.use == "no" else settings.prune.probes
-    tuned = settings.prune.probe_steps * _TRAINED / train
+    tuned = settings.prune.probe_steps * BATCH / train
     looked = 2000 / infer
     rows.append(
         _row(
@@ -139,7 +136,7 @@ def estimate_compression(
     rows.append(_row("quantize", f"{settings.quantize.method} on {len(splits.calibration):,} images", passes + tested))
     rows.append(_row("firmware, verify", f"{settings.verify.images} images, {settings.target}", 60.0))
     cost = cost_of(model)
-    batch = _BATCH * sum(layer.activation_bytes for layer in cost.layers)
+    batch = FORWARD * sum(layer.activation_bytes for layer in cost.layers)
     memory = _TORCH_BYTES + _CACHE_BYTES + 4 * cost.bytes + 2 * batch
     minutes = sum(row["minutes"] for row in rows)
     return {"stages": rows, "minutes": minutes, "memory_bytes": memory}
@@ -147,36 +144,3 @@ def estimate_compression(
 
 def _row(stage: str, about: str, seconds: float) -> dict[str, Any]:
     return {"stage": stage, "about": about, "minutes": seconds / 60}
-
-
-def _inference(model: CapsNet) -> float:
-    """Images per second forward."""
-    images = torch.zeros(_BATCH, *model.config.image)
-
-    def step() -> None:
-        with torch.inference_mode():
-            model.eval()(images)
-
-    return _BATCH / _fastest(step)
-
-
-def _training(model: CapsNet) -> float:
-    """Images per second forward and backward."""
-    images = torch.zeros(_TRAINED, *model.config.image)
-    labels = torch.zeros(_TRAINED, dtype=torch.int64)
-
-    def step() -> None:
-        margin_loss(lengths(model.train()(images)), labels).backward()
-        model.zero_grad()
-
-    return _TRAINED / _fastest(step)
-
-
-def _fastest(step: Callable[[], None], times: int = 3) -> float:
-    """Seconds of the fastest of a few calls."""
-    seconds = []
-    for _ in range(times):
-        began = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)

@@ -1,0 +1,247 @@
+"""Redo the rows of papers' tables that have their model and data here; each is a folder, done once for equal inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from caplet.data import Splits, load_data
+from caplet.errors import ArtefactError, CapletError, ConfigError
+from caplet.files import why
+from caplet.jobs.papers.page import PAGE, RECORD, page, record_of
+from caplet.jobs.papers.rows import Row, find_network, select
+from caplet.jobs.papers.work import Rates
+from caplet.jobs.pruning import spread_set
+from caplet.jobs.rates import forward_rate, training_rate
+from caplet.jobs.stages import Stage, Stages, sha256
+from caplet.models.base import CapsNet
+from caplet.models.checkpoint import load_model
+from caplet.runs import RunFolder, environment, open_run
+
+ROW = "row.json"
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PapersSettings:
+    """Which rows, and what they are made from.
+
+    Attributes:
+        models: checkpoint files by the names of :data:`caplet.jobs.papers.rows.NETWORKS`.
+        roots: where the files of a dataset are, by its name; ``root`` serves all others. Nothing is downloaded.
+        only: patterns of :func:`caplet.jobs.papers.rows.select`; empty for all rows.
+        calibration_size: images cut from the training split; None for the dataset's own number.
+        test_images: look at so many test images at most, at even distances; None for all.
+        threads: of the CPU; None for torch's choice.
+
+    Raises:
+        ConfigError: an unknown network, or a number below 1.
+    """
+
+    models: Mapping[str, Path] = field(default_factory=dict)
+    root: Path | None = None
+    roots: Mapping[str, Path] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
+    calibration_size: int | None = None
+    test_images: int | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.models:
+            find_network(name)
+        for name in ("calibration_size", "test_images", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"papers: {name} is {value}; the rule is at least 1")
+
+
+@dataclass
+class Sources:
+    """The models and the data of a call; the last ones loaded are kept."""
+
+    settings: PapersSettings
+    _data: tuple[str, Splits] | None = None
+
+    def missing(self, row: Row) -> str | None:
+        """Why a row cannot be made, as far as it shows before anything is loaded; None where nothing does."""
+        if row.missing is not None:
+            return row.missing
+        name = row.network.name
+        if name in self.settings.models:
+            return None
+        how = "" if row.network.command is None else f" ({row.network.command} makes one)"
+        return f"no checkpoint: give --model {name}=FILE{how}"
+
+    def model(self, row: Row) -> CapsNet:
+        """The row's network. Raises ModelError."""
+        return load_model(self.settings.models[row.network.name])
+
+    def digest(self, row: Row) -> str:
+        """SHA-256 of the checkpoint. Raises ArtefactError where it cannot be read."""
+        path = self.settings.models[row.network.name]
+        try:
+            return sha256(path)
+        except OSError as error:
+            raise ArtefactError(f"cannot read {path}: {why(error)}") from error
+
+    def data(self, row: Row) -> Splits:
+        """The row's data. Raises DataError where they are not here."""
+        name = row.network.data
+        if self._data is None or self._data[0] != name:
+            settings = self.settings
+            root = settings.roots.get(name, settings.root)
+            splits = load_data(name, root, calibration_size=settings.calibration_size, download=False)
+            self._data = name, _limited(splits, settings.test_images)
+        return self._data[1]
+
+
+@dataclass(frozen=True)
+class PapersResult:
+    """What a call left: ``papers.md``, ``papers.json`` and a folder for each row, in ``folder``.
+
+    Attributes:
+        done, blank: names of the rows with figures, and why the others have none, by name.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+
+    @cached_property
+    def done(self) -> tuple[str, ...]:
+        """Names of the rows that have figures."""
+        return tuple(row["name"] for row in self.record["rows"] if row["measured"] is not None)
+
+    @cached_property
+    def blank(self) -> dict[str, str]:
+        """Why a row has none, by name."""
+        return {row["name"]: row["missing"] for row in self.record["rows"] if row["measured"] is None}
+
+
+def redo_papers(
+    settings: PapersSettings,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    note: Note = lambda text: None,
+) -> PapersResult:
+    """Make every chosen row whose model and data are here, and write the page and its record after each.
+
+    Searches, calibration and pruning see calibration (and training) images; every row opens the test split once, at
+    its end. A row that is finished, with an equal model file, data and settings, is kept; one that was interrupted
+    goes on. A row that fails says why on the page, and the others are made.
+
+    Args:
+        out: the run folder. ``resume`` goes on with it under equal limits; ``force`` also under others. Which rows are
+            asked for may change: the page has all that the folder holds.
+        note: called with one line of text at every decision.
+
+    Raises:
+        ConfigError: no row fits a pattern; other limits than those of the folder to go on with.
+        ArtefactError: the run folder cannot be used.
+    """
+    rows, sources = select(settings.only), Sources(settings)
+    limits = {"calibration_size": settings.calibration_size, "test_images": settings.test_images}
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    with open_run(out, {"job": "papers", **limits}, resume=resume, force=force) as run:
+        made = _Made(run, limits)
+        made.write()
+        for row in rows:
+            missing = sources.missing(row)
+            if missing is None:
+                try:
+                    made.rows[row.name] = _make(row, sources, Stages(run, note), note), None
+                except CapletError as error:
+                    missing = str(error)
+                    note(f"{row.name}: {error}")
+            if missing is not None and not made.has(row):
+                made.rows[row.name] = None, missing
+            made.write()
+    return PapersResult(run.path, made.record())
+
+
+@dataclass
+class _Made:
+    """The page as it grows."""
+
+    run: RunFolder
+    limits: Mapping[str, Any]
+    rows: dict[str, tuple[dict[str, Any] | None, str | None]] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=environment)
+
+    def __post_init__(self) -> None:
+        if (self.run / RECORD).exists():  # of an earlier call for this folder
+            for row in self.run.read_json(RECORD)["rows"]:
+                self.rows[row["name"]] = row["measured"], row["missing"]
+
+    def has(self, row: Row) -> bool:
+        """Whether an earlier call made the row."""
+        return self.rows.get(row.name, (None, None))[0] is not None
+
+    def record(self) -> dict[str, Any]:
+        return record_of(self.rows, self.limits, torch.get_num_threads(), self.environment)
+
+    def write(self) -> None:
+        record = self.record()
+        self.run.write_json(RECORD, record)
+        self.run.write_text(PAGE, page(record))
+
+
+def _make(row: Row, sources: Sources, stages: Stages, note: Note) -> dict[str, Any]:
+    """One row, or what is left of it to do; JSON values of :class:`caplet.jobs.papers.work.Measured`, and seconds."""
+    splits = sources.data(row)
+    inputs = {"work": row.work.to_json(), "model": sources.digest(row), "data": splits.info["hashes"]}
+
+    def work(folder: Path, resume: bool) -> None:
+        found = row.work.run(sources.model(row), splits, folder, resume, note)
+        RunFolder(folder).write_json(ROW, {**found.to_json(), "data_note": splits.info["note"]})
+
+    done = stages.do(Stage(row.name, inputs, work, (ROW,)))
+    found: dict[str, Any] = RunFolder(done.folder).read_json(ROW)
+    return {**found, "seconds": done.seconds, "calibration_images": len(splits.calibration)}
+
+
+def list_papers(settings: PapersSettings) -> Iterator[tuple[Row, None, str | None]]:
+    """Every chosen row, and why it would be blank as far as it shows without loading anything."""
+    sources = Sources(settings)
+    for row in select(settings.only):
+        yield row, None, sources.missing(row)
+
+
+def estimate_papers(settings: PapersSettings) -> Iterator[tuple[Row, float | None, str | None]]:
+    """Every chosen row with its estimated minutes, from a few batches through its model here, or why it is blank."""
+    sources = Sources(settings)
+    known: dict[str, Rates] = {}
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    for row in select(settings.only):
+        missing, name = sources.missing(row), row.network.name
+        if missing is None:
+            try:
+                splits = sources.data(row)
+                if name not in known:
+                    model = sources.model(row)
+                    known[name] = Rates(forward_rate(model), training_rate(model))
+            except CapletError as error:
+                missing = str(error)
+        yield row, None if missing else row.work.seconds(known[name], splits) / 60, missing
+
+
+def _limited(splits: Splits, test_images: int | None) -> Splits:
+    """With at most so many test images, at even distances."""
+    if test_images is None or test_images >= len(splits.test):
+        return splits
+    test = spread_set(splits.test, test_images)
+    info = {
+        **splits.info,
+        "sizes": {**splits.info["sizes"], "test": len(test)},
+        "hashes": {**splits.info["hashes"], "test": test.sha256()},
+    }
+    return replace(splits, test=test, info=info)

@@ -1,0 +1,253 @@
+"""The rows: which table of which paper each belongs to, what it needs, and what the paper's authors published.
+
+Published figures are those of the papers' abstracts and stand beside their source. What a paper's inner tables say is
+not repeated here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from caplet.errors import ConfigError
+from caplet.jobs.papers.work import Prune, PruneCnn, Search, Uniform, Work
+from caplet.jobs.pruning import PruneSettings
+from caplet.jobs.quantize import QuantizeSettings
+from caplet.prune.backbone import BackbonePruneSettings
+from caplet.quant.search.methods import Method
+from caplet.quant.units import Granularity
+from caplet.train.settings import FinetuneSettings
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A publication.
+
+    Attributes:
+        name: short, for commands.
+        title: authors, title, place and year.
+        doi: where it is found.
+        reading: how its table is redone here, and what is our choice.
+    """
+
+    name: str
+    title: str
+    doi: str
+    reading: str
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network that rows need.
+
+    Attributes:
+        name: as in ``--model NAME=FILE``.
+        about: what it is.
+        data: name of its dataset.
+        command: what makes such a checkpoint, without ``--root`` and ``--out``; None where caplet has no recipe for it.
+    """
+
+    name: str
+    about: str
+    data: str
+    command: str | None
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the authors report; None where the source does not say.
+
+    Attributes:
+        loss: of accuracy, percentage points, as they write it.
+        weights, activations: memory, how many times smaller, as they write it.
+        source: where it stands.
+    """
+
+    loss: str | None
+    weights: str | None
+    activations: str | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: a network of a paper, and what is done with it. ``missing`` says why it cannot be made."""
+
+    name: str
+    paper: Paper
+    network: Network
+    work: Work
+    published: Published | None = None
+    missing: str | None = None
+
+
+QCAPSNETS = Paper(
+    "qcapsnets",
+    "A. Marchisio, B. Bussolino, A. Colucci, M. Martina, G. Masera, M. Shafique: Q-CapsNets: A Specialized Framework"
+    " for Quantizing Capsule Networks. DAC 2020",
+    "10.1109/DAC18072.2020.9218746",
+    "tolerance 0.2 % of the float accuracy, weights in a fifth of their float size; once with one integer bit and the"
+    " three rounding schemes of the paper, once with calibrated exponents and rounding to nearest",
+)
+PROGRESSIVE = Paper(
+    "progressive",
+    "M. Raji, A. Ghazizadeh Ahsaei, K. Soroush, B. Ghavami: Progressive Bitwidth Assignment Approaches for Efficient"
+    " Capsule Networks Quantization. IEEE Access 2025",
+    "10.1109/ACCESS.2025.3534434",
+    "tolerance 0.2 percentage points, no budget; the search is our reading (docs/progressive.md)",
+)
+EFFICIENT = Paper(
+    "efficient",
+    "R. Renzulli, M. Grangetto: Towards Efficient Capsule Networks. ICIP 2022",
+    "10.48550/arXiv.2208.09203",
+    "W, A and bytes are of float32; shares of the multiply-accumulates, scores and epochs are our choice"
+    " (docs/pruning.md, docs/backbones.md)",
+)
+Q7 = Paper(
+    "q7",
+    "M. Costa, D. Costa, T. Gomes, S. Pinto: Shifting Capsule Networks from the Cloud to the Deep Edge. ACM TIST 2022",
+    "10.48550/arXiv.2110.02911",
+    "8 bits for every tensor, power-of-two scales, nothing searched; and the same network with widths that were"
+    " searched, which the paper does not do",
+)
+PAPERS = (QCAPSNETS, PROGRESSIVE, EFFICIENT, Q7)
+
+NETWORKS: dict[str, Network] = {
+    network.name: network
+    for network in (
+        Network("shallow-mnist", "ShallowCaps", "mnist", "caplet train --recipe shallow-mnist"),
+        Network("shallow-fashion-mnist", "ShallowCaps", "fashion-mnist", "caplet train --recipe shallow-fashion-mnist"),
+        Network("deep-mnist", "DeepCaps", "mnist", "caplet train --recipe deepcaps-fashion-mnist --data mnist"),
+        Network("deep-fashion-mnist", "DeepCaps", "fashion-mnist", "caplet train --recipe deepcaps-fashion-mnist"),
+        Network("deep-cifar10", "DeepCaps", "cifar10", "caplet train --recipe deepcaps-cifar10"),
+        Network("deep-svhn", "DeepCaps", "svhn", "caplet train --recipe deepcaps-cifar10 --data svhn"),
+        Network("q7-mnist", "Q7-CapsNets", "mnist", "caplet train --recipe shallow-mnist --model q7-mnist"),
+        Network("q7-cifar10", "Q7-CapsNets", "cifar10", None),
+        Network("q7-smallnorb", "Q7-CapsNets", "smallnorb", None),
+        Network("resnet50-cifar10", "ResNet-50 with capsules", "cifar10", "caplet train --model resnet50-caps"),
+        Network(
+            "resnet50-tiny-imagenet",
+            "ResNet-50 with capsules",
+            "tiny-imagenet",
+            "caplet train --model resnet50-caps --data tiny-imagenet",
+        ),
+        Network("mobilenetv1-cifar10", "MobileNetV1 with capsules", "cifar10", "caplet train --model mobilenetv1-caps"),
+    )
+}
+"""Every network that a row needs."""
+
+
+def _qcapsnets() -> Iterator[Row]:
+    published = Published("0.15", "6.2x (memory)", None, "abstract")
+    for name in ("shallow-mnist", "shallow-fashion-mnist", "deep-mnist", "deep-fashion-mnist", "deep-cifar10"):
+        papers = QuantizeSettings(tolerance=0.2, relative=True, paper_formats=True, rounding="all")
+        ours = QuantizeSettings(tolerance=0.2, relative=True)
+        reported = published if name == "deep-cifar10" else None
+        yield Row(
+            f"qcapsnets-{name}-paper",
+            QCAPSNETS,
+            NETWORKS[name],
+            Search("Q-CapsNets, one integer bit, 3 rounding schemes", papers),
+            reported,
+        )
+        yield Row(f"qcapsnets-{name}", QCAPSNETS, NETWORKS[name], Search("Q-CapsNets, calibrated exponents", ours))
+
+
+def _progressive() -> Iterator[Row]:
+    published = Published("0.09", "7.02x", "3.74x", "abstract; for which approach, it does not say")
+    ways = {
+        Granularity.NETWORK: "network-wise",
+        Granularity.BLOCK: "block-wise",
+        Granularity.LAYER: "layer-wise",
+        Granularity.TENSOR: "layer-wise, and routing",
+    }
+    networks = (
+        "shallow-mnist",
+        "shallow-fashion-mnist",
+        "deep-mnist",
+        "deep-fashion-mnist",
+        "deep-cifar10",
+        "deep-svhn",
+    )
+    for name in networks:
+        for granularity, way in ways.items():
+            settings = QuantizeSettings(method=Method.PROGRESSIVE, tolerance=0.2, granularity=granularity)
+            yield Row(
+                f"progressive-{name}-{granularity}",
+                PROGRESSIVE,
+                NETWORKS[name],
+                Search(f"progressive, {way}", settings),
+                published if name == "deep-cifar10" else None,
+            )
+
+
+def _efficient() -> Iterator[Row]:
+    for name in ("shallow-mnist", "shallow-fashion-mnist"):
+        for macs in (0.5, 0.1):
+            settings = PruneSettings(macs=macs, teach=False, lr=1e-3)
+            work = Prune(f"capsules and channels pruned to {macs:.0%} of the MACs, 1 epoch", settings)
+            yield Row(f"efficient-{name}-{macs:.0%}".replace("%", ""), EFFICIENT, NETWORKS[name], work)
+    for name in ("resnet50-cifar10", "resnet50-tiny-imagenet", "mobilenetv1-cifar10"):
+        for macs in (0.5, 0.25):
+            cnn = PruneCnn(
+                f"CNN pruned to {macs:.0%} of the MACs, 3 epochs",
+                BackbonePruneSettings(macs=macs),
+                FinetuneSettings(epochs=3),
+            )
+            yield Row(f"efficient-{name}-{macs:.0%}".replace("%", ""), EFFICIENT, NETWORKS[name], cnn)
+
+
+def _q7() -> Iterator[Row]:
+    network = NETWORKS["q7-mnist"]
+    published = Published("0.07 to 0.18", "almost 4x (memory, -75 %)", None, "abstract, over its three networks")
+    yield Row("q7-mnist-8", Q7, network, Uniform(8), published)
+    searches = {
+        "qcapsnets": Search("Q-CapsNets, 0.2 points", QuantizeSettings(tolerance=0.2)),
+        "progressive": Search("progressive, 0.2 points", QuantizeSettings(method=Method.PROGRESSIVE, tolerance=0.2)),
+        "ilp": Search("integer program, 0.2 points", QuantizeSettings(method=Method.ILP, tolerance=0.2)),
+    }
+    for name, work in searches.items():
+        yield Row(f"q7-mnist-{name}", Q7, network, work)
+    other = "the network's layers are not public to us, so that there is none to import or to train"
+    yield Row("q7-cifar10-8", Q7, NETWORKS["q7-cifar10"], Uniform(8), published, other)
+    yield Row(
+        "q7-smallnorb-8", Q7, NETWORKS["q7-smallnorb"], Uniform(8), published, f"no reader for smallNORB; {other}"
+    )
+
+
+ROWS: dict[str, Row] = {row.name: row for part in (_qcapsnets, _progressive, _efficient, _q7) for row in part()}
+"""Every row by its name, paper by paper."""
+
+
+def select(patterns: Iterable[str]) -> tuple[Row, ...]:
+    """The rows whose name, paper, network or dataset fits one of the patterns (``*`` and ``?``); all without patterns.
+
+    >>> [row.name for row in select(["q7-mnist-?", "q7-smallnorb"])]
+    ['q7-mnist-8', 'q7-smallnorb-8']
+
+    Raises:
+        ConfigError: a pattern that fits none; the message names the nearest.
+    """
+    patterns = tuple(patterns)
+    for pattern in patterns:
+        if not any(_fits(row, pattern) for row in ROWS.values()):
+            known = [*ROWS, *NETWORKS, *(paper.name for paper in PAPERS)]
+            near = get_close_matches(pattern, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"no row fits {pattern!r}{hint} (caplet bench papers --list shows all)")
+    return tuple(row for row in ROWS.values() if not patterns or any(_fits(row, pattern) for pattern in patterns))
+
+
+def find_network(name: str) -> Network:
+    """The network of a name. Raises ConfigError, with the nearest name, where there is none."""
+    if name not in NETWORKS:
+        near = get_close_matches(name, NETWORKS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"no row needs a model {name!r}{hint} (they need {', '.join(NETWORKS)})")
+    return NETWORKS[name]
+
+
+def _fits(row: Row, pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in (row.name, row.paper.name, row.network.name, row.network.data))

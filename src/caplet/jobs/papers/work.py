@@ -1,0 +1,257 @@
+"""What a row of a paper's table does: a search for widths, one width everywhere, or pruning; by the jobs that exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from caplet.data import Splits
+from caplet.jobs.engine import predictions
+from caplet.jobs.evaluate import check_data, float_predictions
+from caplet.jobs.footprint import program_footprint
+from caplet.jobs.prune import prune
+from caplet.jobs.prune_backbone import prune_backbone_model
+from caplet.jobs.pruning import PruneSettings
+from caplet.jobs.quantize import CALIBRATION_IMAGES, QuantizeSettings, quantize, spread
+from caplet.lower import lower
+from caplet.metrics import Accuracy, Paired, accuracy, paired
+from caplet.models.base import CapsNet
+from caplet.program.file import save_program
+from caplet.prune.backbone import BackbonePruneSettings
+from caplet.prune.cost import Cost, cost_of
+from caplet.quant.calibrate import calibrate
+from caplet.quant.memory import count_memory
+from caplet.quant.search.methods import Method
+from caplet.quant.tune import DEFAULT_IMAGES as TUNING_IMAGES
+from caplet.quant.tune import Tuner
+from caplet.quant.widths import Widths, make_plan
+from caplet.train.settings import FinetuneSettings
+
+PASSES = {Method.QCAPSNETS: 5.0, Method.PROGRESSIVE: 10.0, Method.ILP: 14.0}
+"""Full passes of the calibration images that a search is reckoned with (benchmarks/README.md has what some took)."""
+PAPER_ROUNDINGS = 3
+"""Schemes that ``rounding="all"`` tries."""
+MODEL = "model.caplet"
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one row's work found. Accuracies are on the test split, opened once.
+
+    Attributes:
+        float_, compressed: the model as given, and the smaller one: a Program's integers, or float where it was pruned.
+        against: the two on the same test images.
+        weights, activations: how many times smaller than the given float model, by the papers' count (elements x bits).
+        bytes: of what ships: the ``.caplet`` file, or the parameters of a pruned model in float32.
+        ram: bytes of RAM at the peak: the Program's arena with all votes stored, or a pruned model's float32 tensors.
+        macs: multiply-accumulates of one image.
+        passes: what the search cost in passes of the calibration images through the model; None without a search.
+        met: whether the row's own target was met on the calibration split; ``reason`` says why.
+    """
+
+    float_: Accuracy
+    compressed: Accuracy
+    against: Paired
+    weights: float
+    activations: float
+    bytes: int
+    ram: int
+    macs: int
+    passes: float | None
+    met: bool
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values; ``float_`` is called ``float``."""
+        values = asdict(self)
+        return {"float": values.pop("float_"), **values}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Images per second of one model on this machine: forward, and forward with backward."""
+
+    forward: float
+    training: float
+
+
+class Work(Protocol):
+    """How a row is made."""
+
+    @property
+    def method(self) -> str:
+        """In a few words, for the table."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that the outcome depends on beside the model and the data, JSON values."""
+
+    def seconds(self, rates: Rates, splits: Splits) -> float:
+        """A rough estimate of the time that :meth:`run` takes."""
+
+    def run(self, model: CapsNet, splits: Splits, folder: Path, resume: bool, note: Note) -> Measured:
+        """Do it in ``folder``; ``resume`` goes on with what an interrupted call left there."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search for widths: ``caplet quantize``."""
+
+    method: str
+    settings: QuantizeSettings
+
+    def to_json(self) -> dict[str, Any]:
+        """See :class:`Work`."""
+        return {"quantize": self.settings.model_dump(mode="json")}
+
+    def seconds(self, rates: Rates, splits: Splits) -> float:
+        """See :class:`Work`."""
+        schemes = PAPER_ROUNDINGS if self.settings.rounding == "all" else 1
+        passes = schemes * PASSES[self.settings.method] + 1
+        return (passes * len(splits.calibration) + 2 * len(splits.test)) / rates.forward
+
+    def run(self, model: CapsNet, splits: Splits, folder: Path, resume: bool, note: Note) -> Measured:
+        """See :class:`Work`."""
+        result = quantize(model, splits, folder, self.settings, resume=resume, note=note)
+        best = result.models[0]
+        return Measured(
+            result.float_test,
+            best.test,
+            best.against_float,
+            best.record["weight_reduction"],
+            best.record["activation_reduction"],
+            best.record["file_bytes"],
+            program_footprint(best.program).ram_bytes,
+            cost_of(model).macs,
+            result.metrics["search"]["full_passes"],
+            result.met,
+            result.metrics["reason"],
+        )
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """One width for every tensor, exponents calibrated and tuned; nothing is searched."""
+
+    bits: int
+
+    @property
+    def method(self) -> str:
+        """See :class:`Work`."""
+        return f"{self.bits} bits everywhere"
+
+    def to_json(self) -> dict[str, Any]:
+        """See :class:`Work`."""
+        return {"uniform": asdict(self)}
+
+    def seconds(self, rates: Rates, splits: Splits) -> float:
+        """See :class:`Work`."""
+        return (2 * CALIBRATION_IMAGES + 2 * len(splits.test)) / rates.forward
+
+    def run(self, model: CapsNet, splits: Splits, folder: Path, resume: bool, note: Note) -> Measured:
+        """See :class:`Work`."""
+        check_data(model, splits.test)
+        folder.mkdir(parents=True, exist_ok=True)
+        calibration = calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES))
+        tuner = Tuner(model, calibration, spread(splits.calibration, TUNING_IMAGES))
+        plan = make_plan(model, tuner, Widths.uniform(len(model.groups()), self.bits))
+        program = lower(model, plan, labels=splits.test.classes, meta={"family": model.family})
+        save_program(program, folder / MODEL)
+        note(f"measuring the test split once, {len(splits.test):,} images")
+        labels = splits.test.labels.numpy()
+        before = float_predictions(model, splits.test) == labels
+        after = predictions(program, splits.test.images.numpy())[0] == labels
+        memory = count_memory(model, plan).total
+        return Measured(
+            accuracy(int(before.sum()), len(labels)),
+            accuracy(int(after.sum()), len(labels)),
+            paired(before, after),
+            memory.weight_reduction,
+            memory.activation_reduction,
+            (folder / MODEL).stat().st_size,
+            program_footprint(program).ram_bytes,
+            cost_of(model).macs,
+            None,
+            True,
+            "the paper sets no target",
+        )
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Units removed, then fine-tuning: ``caplet prune``."""
+
+    method: str
+    settings: PruneSettings
+
+    def to_json(self) -> dict[str, Any]:
+        """See :class:`Work`."""
+        return {"prune": self.settings.model_dump(mode="json")}
+
+    def seconds(self, rates: Rates, splits: Splits) -> float:
+        """See :class:`Work`."""
+        kept = self.settings.macs or 1.0
+        images = self.settings.epochs * len(splits.train)
+        scored = self.settings.images / rates.training
+        tested = (2 * len(splits.calibration) + 2 * len(splits.test)) / rates.forward
+        taught = images / rates.forward if self.settings.teach else 0.0
+        return scored + images * kept / rates.training + taught + tested
+
+    def run(self, model: CapsNet, splits: Splits, folder: Path, resume: bool, note: Note) -> Measured:
+        """See :class:`Work`."""
+        result = prune(model, splits, folder, self.settings, resume=resume, note=note)
+        reason = f"{100 * result.metrics['macs_kept']:.1f} % of the multiply-accumulates are left"
+        costs = cost_of(model), cost_of(result.model)
+        return _pruned(result.original, result.test, result.against, *costs, result.met, reason)
+
+
+@dataclass(frozen=True)
+class PruneCnn:
+    """The CNN under the capsules pruned, then fine-tuning: ``caplet prune-backbone``."""
+
+    method: str
+    settings: BackbonePruneSettings
+    tuning: FinetuneSettings
+
+    def to_json(self) -> dict[str, Any]:
+        """See :class:`Work`."""
+        return {
+            "prune_backbone": self.settings.model_dump(mode="json"),
+            "finetune": self.tuning.model_dump(mode="json"),
+        }
+
+    def seconds(self, rates: Rates, splits: Splits) -> float:
+        """See :class:`Work`."""
+        images = self.tuning.epochs * len(splits.train)
+        candidates = self.settings.candidates * len(splits.calibration)
+        return (candidates + images + 2 * len(splits.test)) / rates.forward + images / rates.training
+
+    def run(self, model: CapsNet, splits: Splits, folder: Path, resume: bool, note: Note) -> Measured:
+        """See :class:`Work`."""
+        result = prune_backbone_model(model, splits, folder, self.settings, self.tuning, resume=resume, note=note)
+        reason = f"{100 * result.metrics['macs_kept']:.1f} % of the multiply-accumulates are left"
+        costs = cost_of(model), cost_of(result.model)
+        return _pruned(result.original, result.test, result.against, *costs, True, reason)
+
+
+def _pruned(
+    original: Accuracy, test: Accuracy, against: Paired, before: Cost, after: Cost, met: bool, reason: str
+) -> Measured:
+    """Of a model that was pruned from cost ``before`` to ``after``; both are in float32."""
+    activations = [sum(layer.activation_bytes for layer in cost.layers) for cost in (before, after)]
+    return Measured(
+        original,
+        test,
+        against,
+        before.parameters / after.parameters,
+        activations[0] / activations[1],
+        after.bytes,
+        after.peak_bytes,
+        after.macs,
+        None,
+        met,
+        reason,
+    )

@@ -1,0 +1,53 @@
+"""``caplet bench``: its three forms."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from caplet.cli.main import app
+from caplet.jobs.papers.rows import NETWORKS
+from conftest import Caplet
+
+
+def test_help_teaches_all_forms(caplet: Caplet) -> None:
+    text = " ".join(caplet("bench", "--help").out.split())
+    assert all(form in text for form in ("bench papers", "bench A B"))
+
+
+def test_papers_makes_rows_and_lists_them(caplet: Caplet, tiny_mnist: Path, tiny_28: Path, tmp_path: Path) -> None:
+    given = ("--model", f"q7-mnist={tiny_28}", "--root", tiny_mnist, "--calibration-size", 20, "--only", "q7-mnist-8")
+    listed = caplet("bench", "papers", *given, "--list", "--json").json()
+    assert [(row["name"], row["missing"]) for row in listed["rows"]] == [("q7-mnist-8", None)]
+    done = caplet("bench", "papers", *given, "--out", tmp_path / "run", "--quiet")
+    assert done.code == 0
+    assert "| Q7-CapsNets | mnist | 8 bits everywhere |" in done.out
+    assert (tmp_path / "run" / "papers.md").read_text() == done.out
+    again = caplet("bench", "papers", *given, "--out", tmp_path / "run", "--json").error()
+    assert "is not empty" in again
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("--model", "model.pt"), "the rule is NAME=FILE"),
+        (("--model", "q7-mnist=a", "--model", "q7-mnist=b"), "q7-mnist is given twice"),
+        (("--root", "a", "--root", "b"), "the folder is given twice"),
+        (("--only", "q8-mnist"), "did you mean q7-mnist"),
+    ],
+)
+def test_papers_refuses(caplet: Caplet, tmp_path: Path, words: tuple[str, ...], part: str) -> None:
+    assert part in caplet("bench", "papers", *words, "--out", tmp_path / "run").error()
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_commands_that_make_checkpoints_exist() -> None:
+    train = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
+    for network in NETWORKS.values():
+        if network.command is not None:
+            caplet, name, *words = shlex.split(network.command)
+            assert (caplet, name) == ("caplet", "train")
+            train.make_context("train", words)

@@ -1,0 +1,151 @@
+"""The tables of papers, redone: which rows are made, what they say, what is left blank, and going on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caplet.errors import ConfigError
+from caplet.jobs.papers import job
+from caplet.jobs.papers.job import PapersSettings, estimate_papers, redo_papers
+from caplet.jobs.papers.page import page
+from caplet.jobs.papers.rows import NETWORKS, PAPERS, ROWS, select
+
+UNIFORM, SEARCH = "q7-mnist-8", "q7-mnist-qcapsnets"
+
+
+@pytest.fixture
+def settings(tiny_mnist: Path, tiny_28: Path) -> PapersSettings:
+    return PapersSettings({"q7-mnist": tiny_28}, tiny_mnist, only=(UNIFORM, SEARCH), calibration_size=20)
+
+
+def rows_of(record: dict[str, Any]) -> dict[str, Any]:
+    return {row["name"]: row for row in record["rows"]}
+
+
+def test_rows_are_made_and_their_figures_are_those_of_the_run(settings: PapersSettings, tmp_path: Path) -> None:
+    result = redo_papers(settings, tmp_path / "run")
+    assert result.done == (UNIFORM, SEARCH)
+    assert result.blank == {}
+    saved = json.loads((tmp_path / "run" / "papers.json").read_text())
+    assert saved == json.loads(json.dumps(result.record))
+    found = rows_of(saved)[SEARCH]["measured"]
+    metrics = json.loads((tmp_path / "run" / SEARCH / "metrics.json").read_text())
+    assert found["float"] == metrics["float"]["test"]
+    assert found["compressed"] == metrics["models"][0]["test"]
+    assert found["against"] == metrics["models"][0]["paired"]
+    assert found["bytes"] == metrics["models"][0]["file_bytes"]
+    assert found["passes"] == metrics["search"]["full_passes"] > 0
+    uniform = rows_of(saved)[UNIFORM]["measured"]
+    assert uniform["weights"] == uniform["activations"] == 4.0
+    assert uniform["bytes"] == (tmp_path / "run" / UNIFORM / "model.caplet").stat().st_size
+    assert uniform["passes"] is None
+    assert uniform["macs"] == found["macs"] > 0
+    text = (tmp_path / "run" / "papers.md").read_text()
+    assert text == page(saved)
+    for measured in (found, uniform):
+        assert f"{measured['compressed']['percent']:.2f} [{measured['compressed']['low']:.2f}" in text
+        assert f"{measured['ram']:,}" in text
+
+
+def test_pruned_rows(tiny_mnist: Path, tiny_28: Path, tmp_path: Path) -> None:
+    settings = PapersSettings({"shallow-mnist": tiny_28}, tiny_mnist, only=("efficient-shallow-mnist-50",))
+    found = redo_papers(replace(settings, calibration_size=20), tmp_path / "run").record["rows"][0]["measured"]
+    metrics = json.loads((tmp_path / "run" / "efficient-shallow-mnist-50" / "metrics.json").read_text())
+    assert found["macs"] == metrics["pruned"]["cost"]["macs"] <= 0.5 * metrics["original"]["cost"]["macs"]
+    assert found["bytes"] == metrics["pruned"]["cost"]["bytes"]
+    assert found["weights"] == pytest.approx(metrics["original"]["cost"]["bytes"] / found["bytes"])
+    assert found["compressed"] == metrics["pruned"]["test"]
+
+
+def test_blank_rows_say_why(tmp_path: Path, tiny_28: Path) -> None:
+    empty = tmp_path / "no-data"
+    empty.mkdir()
+    models = {"q7-mnist": tiny_28, "shallow-fashion-mnist": tiny_28}
+    only = (UNIFORM, "q7-smallnorb", "qcapsnets-deep-cifar10", "progressive-shallow-fashion-mnist-layer")
+    result = redo_papers(PapersSettings(models, empty, only=only), tmp_path / "run")
+    assert result.done == ()
+    assert "mnist" in result.blank[UNIFORM]
+    assert "no-data" in result.blank[UNIFORM]
+    assert "no reader for smallNORB" in result.blank["q7-smallnorb-8"]
+    assert result.blank["qcapsnets-deep-cifar10"].startswith("no checkpoint: give --model deep-cifar10=FILE")
+    text = (tmp_path / "run" / "papers.md").read_text()
+    assert "Not redone" in text
+    assert all(reason in text for reason in result.blank.values())
+
+
+def test_a_model_of_another_kind_leaves_its_row_blank_and_the_others_are_made(
+    settings: PapersSettings, tmp_path: Path, trained: Path
+) -> None:
+    models = {**settings.models, "shallow-mnist": trained / "model.safetensors"}
+    only = ("qcapsnets-shallow-mnist", UNIFORM)
+    result = redo_papers(replace(settings, models=models, only=only), tmp_path / "run")
+    assert result.done == (UNIFORM,)
+    assert "1x8x8" in result.blank["qcapsnets-shallow-mnist"]
+
+
+def test_an_interrupted_call_keeps_finished_rows_and_resume_goes_on(settings: PapersSettings, tmp_path: Path) -> None:
+    def stop(text: str) -> None:
+        if text == SEARCH:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        redo_papers(settings, tmp_path / "run", note=stop)
+    before = json.loads((tmp_path / "run" / "papers.json").read_text())
+    assert [row["name"] for row in before["rows"]] == [UNIFORM]
+    notes: list[str] = []
+    result = redo_papers(settings, tmp_path / "run", resume=True, note=notes.append)
+    assert f"{UNIFORM}: unchanged, skipped" in notes
+    assert result.done == (UNIFORM, SEARCH)
+    assert rows_of(result.record)[UNIFORM] == rows_of(before)[UNIFORM]
+    later = redo_papers(replace(settings, models={}, only=()), tmp_path / "run", resume=True)
+    assert later.done == result.done
+    assert len(later.record["rows"]) == len(ROWS)
+    with pytest.raises(ConfigError, match="test_images"):
+        redo_papers(replace(settings, test_images=5), tmp_path / "run", resume=True)
+
+
+def test_test_images_are_limited(settings: PapersSettings, tmp_path: Path) -> None:
+    result = redo_papers(replace(settings, only=(UNIFORM,), test_images=7), tmp_path / "run")
+    found = result.record["rows"][0]["measured"]
+    assert found["float"]["n"] == found["compressed"]["n"] == found["against"]["n"] == 7
+    assert "test images 7" in (tmp_path / "run" / "papers.md").read_text()
+
+
+def test_estimates(settings: PapersSettings) -> None:
+    found = {
+        row.name: (minutes, missing)
+        for row, minutes, missing in estimate_papers(replace(settings, only=("q7-*", "deep-svhn")))
+    }
+    minutes = {name: found[name][0] for name in (UNIFORM, SEARCH, "q7-mnist-ilp")}
+    assert 0 < minutes[SEARCH] < minutes["q7-mnist-ilp"]  # type: ignore[operator]
+    assert minutes[UNIFORM] is not None
+    assert found["progressive-deep-svhn-layer"][0] is None
+    assert "no checkpoint" in (found["progressive-deep-svhn-layer"][1] or "")
+
+
+def test_the_registry() -> None:
+    assert {row.paper for row in ROWS.values()} == set(PAPERS)
+    assert {row.network.name for row in ROWS.values()} == set(NETWORKS)
+    assert all(row.published is None or row.published.source.startswith("abstract") for row in ROWS.values())
+    assert select([]) == tuple(ROWS.values())
+    assert {row.network.data for row in select(["cifar10"])} == {"cifar10"}
+    with pytest.raises(ConfigError, match="did you mean q7-mnist"):
+        select(["q7-mnst"])
+
+
+def test_what_is_refused(tiny_28: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean q7-mnist"):
+        PapersSettings({"q7mnist": tiny_28})
+    with pytest.raises(ConfigError, match="test_images is 0"):
+        PapersSettings(test_images=0)
+
+
+def test_published_figures_are_shown_with_their_source(settings: PapersSettings, tmp_path: Path) -> None:
+    text = page(redo_papers(replace(settings, only=(UNIFORM,)), tmp_path / "run").record)
+    assert "(abstract, over its three networks)" in text
+    assert job.ROW in {path.name for path in (tmp_path / "run" / UNIFORM).iterdir()}
