@@ -40,7 +40,10 @@ def test_one_shot_to_a_share_of_the_macs(network: CapsNet, few: Splits, tmp_path
     assert loaded.config == result.model.config
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["test" if "test" in metrics else "pruned"]["test"]["n"] == len(few.test)
-    assert metrics["rounds"][0]["images_trained"] <= len(few.train)
+    (record,) = metrics["rounds"]
+    assert record["images_trained"] <= len(few.train)
+    assert record["refitted"] == ["primary"]
+    assert record["calibration_before"]["correct"] > record["calibration_cut"]["correct"]
     kept = json.loads((tmp_path / "run" / "kept.json").read_text())
     types = kept["spaces"]["primary.types"]["kept"]
     assert len(types) == loaded.config.model_dump()["primary_types"]
@@ -49,6 +52,18 @@ def test_one_shot_to_a_share_of_the_macs(network: CapsNet, few: Splits, tmp_path
     assert any("of the MACs" in note for note in notes)
     assert (tmp_path / "run" / "survivors.png").read_bytes()[:4] == b"\x89PNG"
     assert set(metrics["activity"]["pruned"]["entropy"]) == {"digit"}
+
+
+def test_without_refitting_the_weights_are_the_originals(network: CapsNet, few: Splits, tmp_path: Path) -> None:
+    result = prune(network, few, tmp_path / "run", PruneSettings(macs=0.4, epochs=0, refit=0))
+    (record,) = result.metrics["rounds"]
+    assert record["refitted"] == []
+    assert record["calibration"] == record["calibration_before"] == record["calibration_cut"]
+    spaces = json.loads((tmp_path / "run" / "kept.json").read_text())["spaces"]
+    channels, types = (spaces[name]["kept"] for name in ("conv1.channels", "primary.types"))
+    dim = spaces["primary.dim"]["of"]
+    left, original = (model.state_dict()["primary.weight"].unflatten(0, (-1, dim)) for model in (result.model, network))
+    torch.testing.assert_close(left, original[types][:, :, channels], rtol=0, atol=0)
 
 
 def test_rounds_keep_track_of_the_original_units(network: CapsNet, few: Splits, tmp_path: Path) -> None:

@@ -69,6 +69,9 @@ def command(
     teach: Annotated[
         bool, typer.Option("--teach/--no-teach", help="Fine-tuning follows the unpruned model beside the labels.")
     ] = True,
+    refit: Annotated[
+        int, typer.Option("--refit", help="Training images that weights are refitted on after surgery; 0 for none.")
+    ] = 1000,
     images: Annotated[int, typer.Option("--images", help="Calibration images that scores look at.")] = 1000,
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads of fine-tuning.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the score 'random' and of fine-tuning.")] = 0,
@@ -117,6 +120,7 @@ def command(
         "shift": shift,
         "flip": flip,
         "teach": teach,
+        "refit": refit,
         "images": images,
         "threads": threads,
         "seed": seed,

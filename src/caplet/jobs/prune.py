@@ -24,6 +24,7 @@ from caplet.prune.accept import accept
 from caplet.prune.cost import cost_of
 from caplet.prune.coupling import measure_activity
 from caplet.prune.order import Order
+from caplet.prune.refit import refitted
 from caplet.prune.structure import Selection, kept_sizes, structure_of
 from caplet.prune.surgery import cut, with_iterations
 from caplet.report.pruning import survivors_plot
@@ -222,7 +223,14 @@ class _Work:
             count = removals_for(model, order, self.settings, self.whole, share)
         selection = order.selection(count)
         smaller = cut(model, selection, order.structure)
-        before = self.correct(smaller)
+        bare = self.correct(smaller)
+        refitted_layers: tuple[str, ...] = ()
+        if self.settings.refit:
+            images = spread_set(self.splits.train, self.settings.refit).images
+            smaller, refitted_layers = refitted(
+                model, smaller, selection, images, structure=order.structure, seed=self.settings.seed
+            )
+        before = self.correct(smaller) if refitted_layers else bare
         if self.settings.epochs > 0:
             tuned = finetune(
                 smaller,
@@ -243,6 +251,8 @@ class _Work:
                 "kept_units": _follow(origins, selection),
                 "sizes": kept_sizes(selection),
                 "cost": cost_of(smaller).to_json(),
+                "refitted": list(refitted_layers),
+                "calibration_cut": bare.to_json(),
                 "calibration_before": before.to_json(),
                 "calibration": after.to_json(),
                 "images_trained": self.trained(),
@@ -277,7 +287,8 @@ class _Work:
         macs, parameters = found["cost"]["macs"] / self.whole.macs, found["cost"]["parameters"] / self.whole.params
         self.note(
             f"{done.folder.name}: {100 * macs:.1f} % of the MACs, {100 * parameters:.1f} % of the parameters,"
-            f" calibration {found['calibration_before']['percent']:.2f} % before and"
+            f" calibration {found['calibration_cut']['percent']:.2f} % after surgery,"
+            f" {found['calibration_before']['percent']:.2f} % refitted and"
             f" {found['calibration']['percent']:.2f} % after fine-tuning, {found['seconds']:.0f} s"
         )
         return record

@@ -55,6 +55,8 @@ class PruneSettings(BaseModel):
         teach: whether the fine-tuned model follows the unpruned one beside the labels.
         lr, batch_size, precision, shift, flip, threads: of fine-tuning, see
             :class:`caplet.train.settings.FinetuneSettings`.
+        refit: training images on which the convolutions that lost inputs are refitted after every surgery
+            (:mod:`caplet.prune.refit`); 0 for none.
         dead: remove units that are never active on the calibration split first.
         images: calibration images that scores look at.
         seed: of the score ``random`` and of fine-tuning.
@@ -81,6 +83,7 @@ class PruneSettings(BaseModel):
     shift: NonNegativeInt = 0
     flip: bool = False
     threads: PositiveInt | None = None
+    refit: NonNegativeInt = 1000
     dead: bool = True
     images: PositiveInt = 1000
     seed: NonNegativeInt = 0

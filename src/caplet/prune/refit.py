@@ -1,0 +1,168 @@
+"""Refitting: the convolutions that read removed units take over what those gave, by linear least squares.
+
+What a removed input added to a convolution can in part be said by the inputs that stay, as activations are correlated.
+For every convolution that lost inputs, the change of its weights and bias is found that gives back most of its outputs
+on training images; no gradient is computed.
+
+Source: He, Zhang and Sun 2017, "Channel pruning for accelerating very deep neural networks" (section 3.1, feature map
+reconstruction). Differs from the paper: all layers are fitted in one pass, to the original's own inputs and outputs,
+and the change is penalised, so that inputs which say nothing keep their weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from caplet.data.imageset import to_float
+from caplet.models.base import CapsNet
+from caplet.nn.caps import ConvCaps2d
+from caplet.nn.cnn import ConvNorm
+from caplet.nn.conv import ConvReLU
+from caplet.nn.layer import Layer
+from caplet.nn.memory import keep_freed_memory
+from caplet.prune.structure import Selection, Structure, structure_of
+
+Convolution = ConvReLU | ConvCaps2d | ConvNorm
+RIDGE = 1e-2
+"""Penalty on the change of weights, in mean variances of the inputs."""
+POSITIONS = 16
+"""Positions of an output map that are looked at in every image, drawn at random."""
+LARGEST = 6144
+"""Layers with more kept inputs (channels x kernel) than this are left as they are: their moments would fill 150 MB."""
+
+
+def refitted(
+    model: CapsNet,
+    smaller: CapsNet,
+    selection: Selection,
+    images: Tensor,
+    *,
+    structure: Structure | None = None,
+    seed: int = 0,
+    batch_size: int = 50,
+) -> tuple[CapsNet, tuple[str, ...]]:
+    """A copy of ``smaller`` whose convolutions make up for the inputs that they lost.
+
+    Args:
+        model: the network before surgery.
+        smaller: what :func:`caplet.prune.surgery.cut` made of it with ``selection``.
+        images: uint8 (N, C, H, W), of the training split.
+        seed: of the positions that are looked at.
+
+    Returns:
+        The model, in evaluation mode, and the names of the layers that were refitted. Layers that lost no input, whose
+        inputs are more than :data:`LARGEST`, and those with votes are as they were.
+    """
+    structure = structure or structure_of(model)
+    selection = structure.close(selection)
+    keep_freed_memory()
+    moments: dict[str, _Moments] = {}
+    hooks = []
+    draws = torch.Generator().manual_seed(seed)
+    for layer in model.layers():
+        found = _moments(layer, structure, selection, draws)
+        if found is not None:
+            moments[layer.name] = found
+            hooks.append(layer.register_forward_pre_hook(found.see))
+    result = copy.deepcopy(smaller).eval()
+    if not moments:
+        return result, ()
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(images), batch_size):
+                model(to_float(images[start : start + batch_size]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for layer in result.layers():
+        if layer.name in moments:
+            moments[layer.name].apply(layer)
+    return result, tuple(moments)
+
+
+def _moments(layer: Layer, structure: Structure, selection: Selection, draws: torch.Generator) -> _Moments | None:
+    """What has to be measured for ``layer``; None where there is nothing to refit."""
+    if not isinstance(layer, ConvReLU | ConvCaps2d | ConvNorm) or (isinstance(layer, ConvNorm) and layer.depthwise):
+        return None
+    axes = structure.layers[layer.name].tensors["weight"]
+    inputs = structure.kept(axes[1], selection)
+    outputs = structure.kept(axes[0], selection)
+    patch = layer.kernel**2
+    if inputs.all() or int(inputs.sum()) * patch > LARGEST:
+        return None
+    kept = torch.from_numpy(inputs).repeat_interleave(patch)
+    lost = layer.weight.detach()[torch.from_numpy(outputs)].flatten(1)[:, ~kept]
+    count, size = int(kept.sum()), len(lost)
+    return _Moments(
+        layer,
+        kept,
+        lost,
+        draws,
+        torch.zeros(count, count),
+        torch.zeros(count, size),
+        torch.zeros(count),
+        torch.zeros(size),
+    )
+
+
+@dataclass
+class _Moments:
+    """Sums over images and positions, of the kept inputs x of one convolution and of what the lost ones added, y.
+
+    Attributes:
+        kept: which elements of an input patch (channel by channel, row by row) stay, bool (inputs,).
+        lost: the weights of the others, float (outputs that stay, inputs that go).
+        xx, xy, x, y: sums of their products and of themselves.
+    """
+
+    layer: Convolution
+    kept: Tensor
+    lost: Tensor
+    draws: torch.Generator
+    xx: Tensor
+    xy: Tensor
+    x: Tensor
+    y: Tensor
+    count: int = 0
+
+    def see(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Take in the layer's input, float (B, C, H, W)."""
+        layer = self.layer
+        patches = F.unfold(inputs[0], layer.kernel, padding=layer.padding, stride=layer.stride)
+        images, size, positions = patches.shape
+        if positions > POSITIONS:
+            chosen = torch.randint(positions, (images, 1, POSITIONS), generator=self.draws)
+            patches = patches.gather(2, chosen.expand(-1, size, -1))
+        rows = patches.transpose(1, 2).reshape(-1, size)
+        x = rows[:, self.kept]
+        y = rows[:, ~self.kept] @ self.lost.T
+        self.xx.addmm_(x.T, x)
+        self.xy.addmm_(x.T, y)
+        self.x += x.sum(0)
+        self.y += y.sum(0)
+        self.count += len(x)
+
+    def apply(self, layer: Layer) -> None:
+        """Change weights and bias of ``layer``, the one after surgery; a batch norm's mean is its bias."""
+        assert isinstance(layer, ConvReLU | ConvCaps2d | ConvNorm)
+        xx, xy, x, y = (sums.double() / self.count for sums in (self.xx, self.xy, self.x, self.y))
+        with_bias = isinstance(layer, ConvNorm) or layer.bias is not None
+        if with_bias:
+            xx, xy = xx - x[:, None] * x, xy - x[:, None] * y
+        diagonal = xx.diagonal()
+        diagonal += RIDGE * diagonal.mean().clamp_min(1e-12)
+        change = torch.cholesky_solve(xy, torch.linalg.cholesky(xx)).T
+        shift = (y - change @ x).float()
+        with torch.no_grad():
+            layer.weight.add_(change.float().reshape(layer.weight.shape))
+            if isinstance(layer, ConvNorm):
+                assert layer.norm.running_mean is not None
+                layer.norm.running_mean.sub_(shift)
+            elif layer.bias is not None:
+                layer.bias.add_(shift)
