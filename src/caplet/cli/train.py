@@ -30,7 +30,9 @@ def command(
     freeze: Annotated[bool, typer.Option("--freeze", help="Do not train the CNN under the capsules.")] = False,
     pretrained: Annotated[
         str | None,
-        typer.Option("--pretrained", help="Weights for that CNN: a state dict's path, or torchvision (its cache)."),
+        typer.Option(
+            "--pretrained", help="Weights for that CNN: a state dict's path, or torchvision or timm (its cache)."
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Use only so many images of each split.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,

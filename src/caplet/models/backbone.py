@@ -15,6 +15,7 @@ from torch import nn
 from caplet.errors import ModelError
 from caplet.models.architectures import ARCHITECTURES, Architecture
 from caplet.models.base import CapsNet, ModelConfig, Stage, State
+from caplet.models.timm_trunk import PREFIX, timm_trunk
 from caplet.models.trunk import ConvNode, TrunkModule, TrunkSettings, resized_blocks, walk
 from caplet.nn.caps import ConvCaps2d, DenseCaps, flatten_capsules
 from caplet.nn.conv import InputLayer
@@ -122,16 +123,30 @@ class BackboneCaps(CapsNet):
 
 
 def architecture(name: str) -> Architecture:
-    """The trunk called ``name``.
+    """The trunk called ``name``; ``timm/NAME`` is timm's network of that name.
 
     Raises:
-        ModelError: unknown name; the message suggests the nearest.
+        ModelError: unknown name; the message suggests the nearest. A network of timm's that cannot be a trunk.
+        ToolMissing: a network of timm's where timm is not installed.
     """
+    if name.startswith(PREFIX):
+        return _of_timm(name)
     if name not in ARCHITECTURES:
         near = get_close_matches(name, ARCHITECTURES, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ModelError(f"unknown backbone {name!r}{hint} (known: {', '.join(ARCHITECTURES)})")
+        raise ModelError(f"unknown backbone {name!r}{hint} (known: {', '.join(ARCHITECTURES)}, {PREFIX}NAME)")
     return ARCHITECTURES[name]
+
+
+def _of_timm(name: str) -> Architecture:
+    trunk = timm_trunk(name.removeprefix(PREFIX)).settings
+
+    def make(width: float) -> TrunkSettings:
+        if width != 1.0:
+            raise ModelError(f"backbone {name}: width {width:g}; timm's networks have the widths that their names say")
+        return trunk
+
+    return Architecture(make, None, f"timm's {name.removeprefix(PREFIX)}")
 
 
 def backbone_config(
@@ -147,11 +162,12 @@ def backbone_config(
     class_dim: int = 16,
     iterations: int = 3,
 ) -> BackboneCapsConfig:
-    """Settings of capsules on the trunk ``name`` (``resnet18``, ``mobilenetv2``, ...).
+    """Settings of capsules on the trunk ``name`` (``resnet18``, ``mobilenetv2``, ``timm/resnet34``, ...).
 
     Args:
         width: factor on every channel count of the trunk.
-        mean, std: normalisation of the images per channel, as pretrained weights need it; None for none.
+        mean, std: normalisation of the images per channel, as pretrained weights need it; None for none, or timm's own
+            for its networks.
         primary_types: capsule types; as many as the last map's channels divided by ``primary_dim`` if None.
 
     Raises:
@@ -159,7 +175,9 @@ def backbone_config(
     """
     if not width > 0:
         raise ModelError(f"backbone {name}: width {width}; the rule is above 0")
-    trunk = architecture(name).make(width).model_copy(update={"mean": mean, "std": std})
+    trunk = architecture(name).make(width)
+    if mean is not None or std is not None or not name.startswith(PREFIX):
+        trunk = trunk.model_copy(update={"mean": mean, "std": std})
     return BackboneCapsConfig(
         image=image,
         classes=classes,

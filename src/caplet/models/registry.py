@@ -14,6 +14,7 @@ from caplet.models.backbone import BackboneCaps, BackboneCapsConfig, backbone_co
 from caplet.models.base import CapsNet, ModelConfig
 from caplet.models.deep import DeepCaps, DeepCapsConfig
 from caplet.models.shallow import ShallowCaps, ShallowCapsConfig, StemConv
+from caplet.models.timm_trunk import PREFIX
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,14 @@ def build(family: str, config: ModelConfig | dict[str, Any]) -> CapsNet:
 
 
 def named_model(name: str) -> NamedModel:
-    """The ready-made configuration ``name``.
+    """The ready-made configuration ``name``; ``timm/NAME`` is capsules on timm's network of that name.
 
     Raises:
-        ModelError: unknown name; the message suggests the nearest.
+        ModelError: unknown name; the message suggests the nearest. A network of timm's that cannot be a trunk.
+        ToolMissing: a network of timm's where timm is not installed.
     """
+    if name.startswith(PREFIX):
+        return NamedModel("backbone", backbone_config(name), f"capsules on timm's {name.removeprefix(PREFIX)}, 3x64x64")
     if name not in NAMED:
         raise ModelError(_unknown("model", name, NAMED))
     return NAMED[name]

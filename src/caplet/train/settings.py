@@ -93,8 +93,8 @@ class TrainSettings(LoopSettings):
         initial_norm: mean length before squash that data-dependent initialisation gives every capsule layer; None for
             the layers' own initialisation.
         initial_norms: the same for single layers by name (``digit``, ``block1.l2``).
-        pretrained: weights for the CNN under the capsules: the path of a state dict, or ``torchvision`` for those in
-            torchvision's cache; None for random ones.
+        pretrained: weights for the CNN under the capsules: the path of a state dict, or ``torchvision`` or ``timm``
+            for those in that package's cache; None for random ones.
     """
 
     model: str

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from caplet.data.imageset import ImageSet, to_float
 from caplet.models.base import CapsNet
-from caplet.models.importers.torchvision import load_pretrained
+from caplet.models.importers.pretrained import load_pretrained
 from caplet.nn.decoder import Decoder, longest
 from caplet.nn.functional import lengths
 from caplet.train.evaluate import Score, evaluate

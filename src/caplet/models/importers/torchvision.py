@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
@@ -13,9 +10,7 @@ from torch import Tensor
 from caplet.errors import ModelError
 from caplet.models.assemble import check_shape, listed
 from caplet.models.backbone import BackboneCaps, architecture
-from caplet.models.base import CapsNet, check_finite
-from caplet.models.importers.files import read_head
-from caplet.models.importers.torch_file import is_torch_file, read_state_dict
+from caplet.models.base import check_finite
 from caplet.nn.cnn import ConvNorm, SqueezeExcite
 
 TORCHVISION = "torchvision"
@@ -23,45 +18,6 @@ TORCHVISION = "torchvision"
 HEADS = ("fc.", "classifier.")
 """What torchvision's networks have after their last feature map; capsules take its place."""
 _NORM = ("weight", "bias", "running_mean", "running_var")
-
-_log = logging.getLogger(__name__)
-
-
-def load_pretrained(model: CapsNet, source: str | Path) -> bool:
-    """Give the trunk of ``model`` pretrained weights; the capsules stay as they are.
-
-    Args:
-        model: a backbone model, changed in place.
-        source: a file with torchvision's state dict of the same network, or ``"torchvision"``: its default weights,
-            from torchvision's cache folder. Nothing is downloaded.
-
-    Returns:
-        Whether weights were loaded; False, with a warning, where ``"torchvision"`` has none in its cache.
-
-    Raises:
-        ModelError: the model has no trunk; a missing or damaged file; tensors of another network; NaN weights.
-    """
-    if not isinstance(model, BackboneCaps):
-        raise ModelError(
-            f"model {model.family}: it has no backbone, so there is nothing to load {source} into; leave pretrained"
-            " out, or choose a model on a CNN (caplet models)"
-        )
-    path = Path(source)
-    if str(source) == TORCHVISION:
-        name, address = torchvision_weights(model.config.architecture)
-        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(address).path).name
-        if not path.is_file():
-            _log.warning(
-                "no pretrained weights for %s: %s is not there, so training starts from random ones; download %s to it",
-                name,
-                path,
-                address,
-            )
-            return False
-    if not is_torch_file(read_head(path)):
-        raise ModelError(f"{path}: not a PyTorch file; give a state dict that torch.save wrote")
-    read_trunk(model, read_state_dict(path), str(path))
-    return True
 
 
 def torchvision_weights(name: str | None) -> tuple[str, str]:

@@ -1,0 +1,359 @@
+"""timm's CNNs as trunks: a network is traced once and written down as a trunk's settings, or refused part by part.
+
+The trunk's layers are caplet's own, so that what is trained, pruned and lowered is the same as for every other trunk;
+timm is needed only to make the settings and to read its state dicts.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import takewhile
+from types import ModuleType
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import GraphModule, Tracer
+from torch.fx import Node as GraphNode
+
+from caplet.errors import ModelError, ToolMissing
+from caplet.models.trunk import (
+    INPUT,
+    ConvNode,
+    GateNode,
+    Node,
+    PoolNode,
+    SumNode,
+    TrunkBlock,
+    TrunkSettings,
+    sources_of,
+)
+from caplet.nn.cnn import Activation
+
+PREFIX = "timm/"
+"""A trunk's name is this and timm's own name of the network, e.g. ``timm/resnet34`` or ``timm/resnet18.a1_in1k``."""
+_ACTIVATIONS: dict[type[nn.Module], Activation] = {
+    nn.ReLU: Activation.RELU,
+    nn.ReLU6: Activation.RELU6,
+    nn.Hardswish: Activation.HARDSWISH,
+    nn.Identity: Activation.NONE,
+}
+_FUNCTIONS: dict[Callable[..., Any], Activation] = {
+    F.relu: Activation.RELU,
+    torch.relu: Activation.RELU,
+    F.relu6: Activation.RELU6,
+    F.hardswish: Activation.HARDSWISH,
+}
+_ADDS = (operator.add, operator.iadd, torch.add)
+_KNOWN = (
+    "convolutions with batch norm (square, dense or depthwise, no dilation), ReLU, ReLU6, hardswish, max pooling, sums,"
+    " squeeze-and-excite gates with ReLU and hardsigmoid"
+)
+
+
+@dataclass(frozen=True)
+class TimmTrunk:
+    """A timm network up to its last feature map.
+
+    Attributes:
+        settings: the trunk, with timm's normalisation of images.
+        modules: by layer of the trunk (``block.node``), the timm modules that hold its tensors: convolution and batch
+            norm, or a gate's two convolutions.
+        repository: of its pretrained weights, on Hugging Face; None where timm has none.
+    """
+
+    settings: TrunkSettings
+    modules: dict[str, tuple[str, str]]
+    repository: str | None
+
+
+def timm() -> ModuleType:
+    """The package ``timm``. Raises ToolMissing where it is not installed."""
+    try:
+        import timm as package
+    except ImportError:
+        raise ToolMissing("timm is not installed: pip install 'caplet[timm]', or choose another backbone") from None
+    return package
+
+
+def timm_trunk(name: str) -> TimmTrunk:
+    """The trunk of timm's network ``name`` (without :data:`PREFIX`).
+
+    Raises:
+        ToolMissing: timm is not installed.
+        ModelError: timm has no such network, or it has a part that trunks cannot have; the message names the part.
+    """
+    package = timm()
+    if not package.is_model(name.partition(".")[0]):
+        near = get_close_matches(name, package.list_models(), 3)
+        hint = f"; near are {', '.join(near)}" if near else ""
+        raise ModelError(f"backbone {PREFIX}{name}: timm {package.__version__} has no network of that name{hint}")
+    try:
+        network = package.create_model(name, pretrained=False).eval()
+    except RuntimeError as error:  # an unknown tag after the dot
+        raise ModelError(f"backbone {PREFIX}{name}: timm cannot build it: {error}") from None
+    walker = _Walker(name, _traced(name, network))
+    pretrained = network.pretrained_cfg
+    settings = TrunkSettings(
+        blocks=walker.blocks(),
+        eps=walker.eps or 1e-5,
+        mean=tuple(pretrained["mean"]),
+        std=tuple(pretrained["std"]),
+    )
+    return TimmTrunk(settings, walker.modules, pretrained.get("hf_hub_id"))
+
+
+class _Features(nn.Module):
+    """timm's network up to its last feature map."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.network.forward_features(x)  # type: ignore[operator]
+        return result
+
+
+class _Leaves(Tracer):
+    """Does not look inside timm's own batch norm with activation, nor inside gates."""
+
+    def is_leaf_module(self, module: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(module, nn.BatchNorm2d) or _is_gate(module) or not list(module.children())
+
+
+def _is_gate(module: nn.Module) -> bool:
+    return type(module).__name__ in ("SqueezeExcite", "SEModule")
+
+
+def _traced(name: str, network: nn.Module) -> GraphModule:
+    features = _Features(network)
+    try:
+        return GraphModule(features, _Leaves().trace(features))
+    except Exception as error:  # whatever a network's code does with a symbolic tensor
+        raise ModelError(
+            f"backbone {PREFIX}{name}: its forward pass cannot be traced ({str(error).splitlines()[0][:120]}); choose a"
+            " plain CNN"
+        ) from None
+
+
+@dataclass
+class _Walker:
+    """Reads a traced network node by node; what it does not know it refuses by name."""
+
+    name: str
+    graph: GraphModule
+    eps: float | None = None
+    modules: dict[str, tuple[str, str]] = field(default_factory=dict)
+    _nodes: list[tuple[str, Node, tuple[str, ...]]] = field(default_factory=list)  # path, node, paths of its tensors
+    _outputs: dict[GraphNode, str] = field(default_factory=dict)  # graph node -> path of the trunk's node
+    _pending: dict[GraphNode, tuple[nn.Conv2d, str, str]] = field(default_factory=dict)
+    """Convolutions whose batch norm is still to come: module, its path, the path of what it reads."""
+
+    def __post_init__(self) -> None:
+        for node in self.graph.graph.nodes:
+            if node.op == "placeholder":
+                self._outputs[node] = INPUT
+            elif node.op == "call_module":
+                self._module(node, self.graph.get_submodule(node.target), node.target.partition(".")[2])
+            elif node.op == "call_function" and node.target in _ADDS:
+                self._sum(node)
+            elif node.op == "call_function" and node.target in _FUNCTIONS:
+                self._activation(node, _FUNCTIONS[node.target], node.name)
+            elif node.op == "output":
+                if self._source(node, node.args[0]) != self._nodes[-1][0]:
+                    self._refuse(node.name, "an output that is not its last layer's")
+            else:
+                self._refuse(node.name, f"the operation {getattr(node.target, '__name__', node.target)}")
+
+    def _refuse(self, path: str, what: str) -> NoReturn:
+        raise ModelError(
+            f"backbone {PREFIX}{self.name}: its part {path} is {what}; the rule for trunks is {_KNOWN}; choose another"
+            " network"
+        )
+
+    def _source(self, node: GraphNode, read: Any) -> str:
+        """The path of the trunk's node that ``node`` reads."""
+        if read in self._pending:
+            self._refuse(self._pending[read][1], "a convolution without batch norm")
+        if read not in self._outputs:
+            self._refuse(node.name, f"a layer that reads {read}")
+        return self._outputs[read]
+
+    def _module(self, node: GraphNode, module: nn.Module, path: str) -> None:
+        read = _read(node)
+        if type(module) in (nn.Dropout, nn.Dropout2d) or type(module).__name__ == "DropPath":
+            self._outputs[node] = self._source(node, read)
+        elif type(module) is nn.Identity and read in self._pending:
+            self._pending[node] = self._pending[read]
+        elif type(module) is nn.Conv2d:
+            self._pending[node] = (self._checked(module, path), path, self._source(node, read))
+        elif isinstance(module, nn.BatchNorm2d):
+            self._norm(node, module, path)
+        elif type(module) in _ACTIVATIONS:
+            self._activation(node, _ACTIVATIONS[type(module)], path)
+        elif type(module) is nn.MaxPool2d:
+            self._pool(node, module, path)
+        elif _is_gate(module):
+            self._gate(node, module, path)
+        else:
+            self._refuse(path, f"of type {type(module).__name__}")
+
+    def _checked(self, conv: nn.Conv2d, path: str) -> nn.Conv2d:
+        square = len(set(conv.kernel_size)) == len(set(conv.stride)) == 1
+        if not square or isinstance(conv.padding, str) or len(set(conv.padding)) != 1 or conv.padding_mode != "zeros":
+            self._refuse(path, f"a convolution of {conv.kernel_size}, stride {conv.stride}, padding {conv.padding}")
+        if set(conv.dilation) != {1}:
+            self._refuse(path, f"a convolution with dilation {conv.dilation[0]}")
+        if conv.groups != 1 and not conv.groups == conv.in_channels == conv.out_channels:
+            self._refuse(path, f"a convolution in {conv.groups} groups")
+        if conv.bias is not None:
+            self._refuse(path, "a convolution with a bias")
+        return conv
+
+    def _norm(self, node: GraphNode, norm: nn.BatchNorm2d, path: str) -> None:
+        read = _read(node)
+        if read not in self._pending:
+            self._refuse(path, "a batch norm that follows no convolution")
+        if not norm.affine or not norm.track_running_stats:
+            self._refuse(path, "a batch norm without factors or statistics of its own")
+        if self.eps not in (None, norm.eps):
+            self._refuse(path, f"a batch norm with eps {norm.eps:g} where others have {self.eps:g}")
+        self.eps = norm.eps
+        conv, conv_path, source = self._pending[read]
+        made = ConvNode(
+            name="x",
+            channels=conv.out_channels,
+            kernel=conv.kernel_size[0],
+            stride=conv.stride[0],
+            padding=int(conv.padding[0]),
+            depthwise=conv.groups > 1,
+            activation=Activation.NONE,
+        )
+        self._add(node, conv_path, made, (source,), (conv_path, path))
+        for part, act in norm.named_children():  # timm's batch norm holds the activation that follows
+            if type(act) not in _ACTIVATIONS:
+                self._refuse(f"{path}.{part}", f"of type {type(act).__name__}")
+            self._activation(node, _ACTIVATIONS[type(act)], f"{path}.{part}", node)
+
+    def _activation(self, node: GraphNode, kind: Activation, path: str, read: GraphNode | None = None) -> None:
+        """Make ``kind`` part of the layer that is read; it must be read by nothing else before."""
+        before = read or _read(node)
+        source = self._source(node, before)
+        if kind is not Activation.NONE:
+            at = next((index for index, entry in enumerate(self._nodes) if entry[0] == source), None)
+            found = None if at is None else self._nodes[at][1]
+            alone = read is not None or len(before.users) == 1
+            if isinstance(found, ConvNode) and found.activation is Activation.NONE and alone:
+                changed: Node = found.model_copy(update={"activation": kind})
+            elif isinstance(found, SumNode) and not found.relu and kind is Activation.RELU and alone:
+                changed = found.model_copy(update={"relu": True})
+            else:
+                self._refuse(path, f"a {kind} that follows neither a batch norm nor (as ReLU) a sum")
+            assert at is not None
+            self._nodes[at] = (source, changed, self._nodes[at][2])
+        self._outputs[node] = source
+
+    def _sum(self, node: GraphNode) -> None:
+        if len(node.args) != 2 or node.kwargs:
+            self._refuse(node.name, "a sum with factors")
+        sources = tuple(self._source(node, read) for read in node.args)
+        parent = sources[0].rpartition(".")[0]
+        self._add(node, f"{parent}.{node.name}", SumNode(name="x", relu=False), sources, ())
+
+    def _pool(self, node: GraphNode, pool: nn.MaxPool2d, path: str) -> None:
+        sizes = (pool.kernel_size, pool.stride, pool.padding)
+        if not all(isinstance(size, int) for size in sizes) or pool.dilation != 1 or pool.ceil_mode:
+            self._refuse(path, "a max pooling of other than square windows")
+        kernel, stride, padding = sizes
+        made = PoolNode(name="x", kernel=kernel, stride=stride, padding=padding)  # type: ignore[arg-type]
+        self._add(node, path, made, (self._source(node, node.args[0]),), ())
+
+    def _gate(self, node: GraphNode, gate: Any, path: str) -> None:
+        names = ("conv_reduce", "conv_expand") if hasattr(gate, "conv_reduce") else ("fc1", "fc2")
+        reduce, expand = (getattr(gate, name) for name in names)
+        inner, gating = getattr(gate, "act1", None) or getattr(gate, "act", None), gate.gate
+        hard = type(gating) is nn.Hardsigmoid or type(gating).__name__ == "HardSigmoid"
+        plain = all(
+            conv.kernel_size == (1, 1) and conv.groups == 1 and conv.bias is not None for conv in (reduce, expand)
+        )
+        plain = plain and type(getattr(gate, "bn", None)) in (nn.Identity, type(None))
+        if type(inner) is not nn.ReLU or not hard or not plain or getattr(gate, "add_maxpool", False):
+            self._refuse(path, f"a gate with {type(inner).__name__} and {type(gating).__name__}")
+        made = GateNode(name="x", hidden=reduce.out_channels)
+        source = self._source(node, node.args[0])
+        self._add(node, path, made, (source,), tuple(f"{path}.{name}" for name in names))
+
+    def _add(self, node: GraphNode, path: str, made: Node, sources: tuple[str, ...], tensors: tuple[str, ...]) -> None:
+        update = {"source": sources[0]} | ({"other": sources[1]} if isinstance(made, SumNode) else {})
+        self._nodes.append((path, made.model_copy(update=update), tensors))  # sources are paths until blocks are made
+        self._outputs[node] = path
+
+    def blocks(self) -> tuple[TrunkBlock, ...]:
+        """The nodes in blocks: cut where one map alone is read later, then joined where timm has one block."""
+        groups: list[list[int]] = []
+        places = {INPUT: -1} | {path: index for index, (path, _, _) in enumerate(self._nodes)}
+        first = 0
+        for index in range(len(self._nodes)):
+            later = (places[source] for _, node, _ in self._nodes[index + 1 :] for source in sources_of(node))
+            if all(place >= index for place in later):
+                groups.append(list(range(first, index + 1)))
+                first = index + 1
+        joined: list[tuple[str, list[int]]] = []
+        for group in groups:
+            parent = self._parent(group)
+            if joined and joined[-1][0] == parent:
+                joined[-1][1].extend(group)
+            else:
+                joined.append((parent, group))
+        result: list[TrunkBlock] = []
+        for parent, group in joined:
+            taken = {block.name for block in result}
+            name = _unique(_identifier(parent) or ("stem" if not result else "last"), taken)
+            result.append(self._block(name, parent, group))
+        return tuple(result)
+
+    def _parent(self, group: list[int]) -> str:
+        """The timm module that holds all of a group's nodes."""
+        paths = [self._nodes[index][0].split(".")[:-1] for index in group]
+        common = takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+        return ".".join(parts[0] for parts in common)
+
+    def _block(self, name: str, parent: str, group: list[int]) -> TrunkBlock:
+        names: dict[str, str] = {}
+        nodes: list[Node] = []
+        for index in group:
+            path, node, tensors = self._nodes[index]
+            own = "sum" if isinstance(node, SumNode) else _identifier(path.removeprefix(parent)) or "layer"
+            names[path] = _unique(own, set(names.values()) | {INPUT})
+            update = {"name": names[path], "source": names.get(node.source, INPUT)}
+            if isinstance(node, SumNode):
+                update["other"] = names.get(node.other, INPUT)
+            nodes.append(node.model_copy(update=update))
+            if tensors:
+                self.modules[f"{name}.{names[path]}"] = (tensors[0], tensors[1])
+        return TrunkBlock(name=name, nodes=tuple(nodes))
+
+
+def _read(node: GraphNode) -> GraphNode:
+    """What a module or an activation reads."""
+    read = node.args[0]
+    assert isinstance(read, GraphNode)
+    return read
+
+
+def _identifier(path: str) -> str:
+    """A path as a name of blocks and layers."""
+    name = path.strip(".").replace(".", "_")
+    return name if not name or name[0].isalpha() else f"b{name}"
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    number, result = 2, name
+    while result in taken:
+        result, number = f"{name}_{number}", number + 1
+    return result
