@@ -6,6 +6,7 @@ calibration images, like ``caplet quantize`` does.
     python benchmarks/search_cost.py shared/models/shallow_fmnist.pt fashion-mnist --root shared/data --budget-mb 5
     python benchmarks/search_cost.py ... --exact          # no kept stage outputs, no early decisions
     python benchmarks/search_cost.py ... --method progressive --granularity layer
+    python benchmarks/search_cost.py ... --method ilp     # the record has the front, without its plans
 
 1 MB is 1e6 bytes. Writes benchmarks/records/<date>-search-<method>-<model>[-exact].json; ``--log`` lets a killed run go
 on.
@@ -122,6 +123,7 @@ def main() -> None:
             }
             for step in found.record["steps"]
         ],
+        "front": [{key: value for key, value in row.items() if key != "plan"} for row in found.record.get("front", [])],
         "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     }
     print(json.dumps({key: value for key, value in record.items() if key != "steps"}, indent=1))

@@ -76,7 +76,7 @@ def _show(result: SensitivityResult) -> None:
     table = Table(
         title=f"One point at a time; {draws}, ± half their range", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
-    for heading in ("point", "bits", "dB", "dB out", "loss", "pp", "lost/won", "sat.%"):
+    for heading in ("point", "bits", "dB", "dB out", "loss", "pp", "lost/won", "sat%"):
         table.add_column(heading, justify="left" if heading == "point" else "right", no_wrap=True)
     for summary in result.summaries:
         table.add_row(
@@ -85,7 +85,7 @@ def _show(result: SensitivityResult) -> None:
             _spread(summary.sqnr, ".0f"),
             _spread(summary.output_sqnr, ".0f"),
             _spread(summary.loss_change, ".3f"),
-            f"{summary.accuracy_change.mean:.2f}",
+            f"{summary.accuracy_change.mean:.{2 if summary.accuracy_change.mean > -10 else 1}f}",
             f"{summary.n10}/{summary.n01}",
             f"{100 * summary.saturation.mean:.1f}",
         )
