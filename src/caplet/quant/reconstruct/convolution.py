@@ -37,19 +37,12 @@ class ConvLinear:
         generator: torch.Generator,
     ) -> None:
         self._shape = weight
-        _, channels, kernel_rows, kernel_columns = weight
         self._quantized, self._exact = _channels_last(quantized, padding), _channels_last(exact, padding)
-        images, height, width = len(quantized), *(size + 2 * padding for size in quantized.shape[2:])
-        out_height, out_width = (height - kernel_rows) // stride + 1, (width - kernel_columns) // stride + 1
-        total = images * out_height * out_width
-        picked = torch.randperm(total, generator=generator)[:rows].sort().values
-        image, position = picked // (out_height * out_width), picked % (out_height * out_width)
-        self._base = (image * height + position // out_width * stride) * width + position % out_width * stride
-        offsets = [row * width + column for row in range(kernel_rows) for column in range(kernel_columns)]
-        per_block = max(1, _BLOCK // channels)
+        self._base, offsets = _sample(weight, quantized.shape, stride, padding, rows, generator)
+        per_block = max(1, _BLOCK // weight[1])
         self._offsets = [offsets[start : start + per_block] for start in range(0, len(offsets), per_block)]
         self.blocks = len(self._offsets)
-        self.scale = torch.ones(1, len(picked), 1)
+        self.scale = torch.ones(1, len(self._base), 1)
 
     def weigh(self, weight: Tensor, bias: Tensor | None, passed: Callable[[Tensor], Tensor]) -> None:
         """Weigh every row by how much of an error there the non-linearity after the sums passes on.
@@ -85,6 +78,63 @@ class ConvLinear:
         out, channels, kernel_rows, kernel_columns = self._shape
         matrix = torch.cat(matrices, 1).view(kernel_rows, kernel_columns, channels, out)
         return matrix.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+
+
+class DepthwiseLinear:
+    """A depthwise convolution (C, 1, kh, kw) as one small linear map per channel; arguments as of
+    :class:`ConvLinear`."""
+
+    unit = 1
+    blocks = 1
+
+    def __init__(
+        self,
+        weight: torch.Size,
+        quantized: Tensor,
+        exact: Tensor,
+        stride: int,
+        padding: int,
+        rows: int,
+        generator: torch.Generator,
+    ) -> None:
+        self._shape = weight
+        base, offsets = _sample(weight, quantized.shape, stride, padding, rows, generator)
+        index = base[:, None] + torch.tensor(offsets)
+        self._quantized, self._exact = (
+            _channels_last(maps, padding)[index].permute(2, 0, 1).contiguous() for maps in (quantized, exact)
+        )  # C, rows, kh * kw
+        self.scale = torch.ones(weight[0], len(base), 1)
+
+    def weigh(self, weight: Tensor, bias: Tensor, passed: Callable[[Tensor], Tensor]) -> None:
+        """As :meth:`ConvLinear.weigh`, with a weight for every channel of a row: ``passed`` keeps the shape."""
+        self.scale = passed(torch.bmm(self._exact, self.split(weight)[0]) + bias.view(-1, 1, 1))
+
+    def columns(self, block: int) -> Tensor:
+        return self.scale * self._quantized
+
+    def difference(self, block: int) -> Tensor:
+        return self.scale * (self._quantized - self._exact)
+
+    def split(self, weight: Tensor) -> list[Tensor]:
+        return [weight.flatten(1).unsqueeze(-1).contiguous()]
+
+    def join(self, matrices: list[Tensor]) -> Tensor:
+        return matrices[0].reshape(self._shape)
+
+
+def _sample(
+    weight: torch.Size, maps: torch.Size, stride: int, padding: int, rows: int, generator: torch.Generator
+) -> tuple[Tensor, list[int]]:
+    """Some output positions, as places of their windows' first elements among all padded positions of all images, and
+    the distances of the windows' elements from there."""
+    _, _, kernel_rows, kernel_columns = weight
+    images, height, width = maps[0], *(size + 2 * padding for size in maps[2:])
+    out_height, out_width = (height - kernel_rows) // stride + 1, (width - kernel_columns) // stride + 1
+    total = images * out_height * out_width
+    picked = torch.randperm(total, generator=generator)[:rows].sort().values
+    image, position = picked // (out_height * out_width), picked % (out_height * out_width)
+    base = (image * height + position // out_width * stride) * width + position % out_width * stride
+    return base, [row * width + column for row in range(kernel_rows) for column in range(kernel_columns)]
 
 
 def _channels_last(maps: Tensor, padding: int) -> Tensor:

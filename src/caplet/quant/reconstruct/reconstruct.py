@@ -29,9 +29,10 @@ from caplet.quant.reconstruct.channels import channel_format
 from caplet.quant.reconstruct.descend import Grid, fit
 from caplet.quant.reconstruct.equalise import equalised
 from caplet.quant.reconstruct.exponents import ExponentTuner, computed_points
+from caplet.quant.reconstruct.fold import folded
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings
 from caplet.quant.reconstruct.store import Block, BlockStore, identity
-from caplet.quant.reconstruct.views import bias_of, make_view
+from caplet.quant.reconstruct.views import make_view, parameter_of
 
 FreshFormat = Callable[[int], PlanFormat]
 """The format of least squared error at a width."""
@@ -123,7 +124,7 @@ class Reconstructor:
             raise ConfigError("reconstruction needs at least one image, got none")
         model.check_images(images)
         keep_freed_memory()
-        self._model, self._settings, self._progress = copy.deepcopy(model).eval(), settings, progress
+        self._model, self._settings, self._progress = folded(model), settings, progress
         self._images = images[: settings.images]
         self._fresh: dict[str, FreshFormat] = {}
         if Part.EQUALISE in settings.parts:
@@ -226,7 +227,7 @@ class _Run:
             self.store.save(layer.name, upto, block)
         with torch.no_grad():
             for name, tensor in block.tensors.items():
-                bias_of(layer, name).copy_(tensor)
+                parameter_of(layer, name).copy_(tensor)
         for name in set(block.tensors) - {"weight"}:
             self._widen(f"{layer.name}.{name}", block.tensors[name])
         self.reports.append(BlockReport(layer.name, **block.facts))
@@ -244,7 +245,7 @@ class _Run:
         """The block's new parameters by name, and what became better."""
         settings, parts = self.settings, self.settings.parts
         view = make_view(exact, self.quantized.input_of(layer), self.exact.input_of(exact), settings)
-        weight = bias_of(exact, "weight").detach()
+        weight = parameter_of(exact, "weight").detach()
         fmt = self.handler.plan.points[f"{layer.name}.weight"]
         found = fit(
             view.linear,
@@ -257,7 +258,7 @@ class _Run:
         nearest = fmt.quantize(weight)
         tensors = {"weight": found.weight}
         if Part.BIAS in parts and view.bias is not None:
-            bias = bias_of(exact, view.bias).detach()
+            bias = parameter_of(exact, view.bias).detach()
             tensors[view.bias] = bias + found.shift.view(bias.shape)
         changed = float((nearest != found.weight).float().mean())
         return tensors, {"before": found.before, "after": found.after, "changed": changed}
@@ -281,7 +282,7 @@ class _Run:
             for layer in self.model.layers():
                 for name, spec in layer.specs.items():
                     if spec.role in (Role.WEIGHT, Role.BIAS):
-                        parameter = bias_of(layer, name)
+                        parameter = parameter_of(layer, name)
                         parameter.copy_(plan.points[f"{layer.name}.{name}"].quantize(parameter.detach()))
 
 
@@ -292,7 +293,7 @@ def with_channel_formats(model: CapsNet, plan: QuantPlan) -> QuantPlan:
         for name, spec in layer.specs.items():
             fmt = plan.points[f"{layer.name}.{name}"]
             if spec.role is Role.WEIGHT and isinstance(fmt, FixedFormat):
-                formats[f"{layer.name}.{name}"] = channel_format(bias_of(layer, name), fmt, output_axis(spec))
+                formats[f"{layer.name}.{name}"] = channel_format(parameter_of(layer, name), fmt, output_axis(spec))
     return plan.with_formats(formats)
 
 

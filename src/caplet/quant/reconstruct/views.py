@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from caplet.errors import ModelError
 from caplet.nn.caps import ConvCaps2d, DenseCaps
+from caplet.nn.cnn import Activation, ConvNorm
 from caplet.nn.conv import ConvReLU
 from caplet.nn.layer import Layer
 from caplet.nn.routed import RoutedConvCaps
 from caplet.quant.reconstruct.capsules import CapsuleLinear, passed
-from caplet.quant.reconstruct.convolution import ConvLinear
+from caplet.quant.reconstruct.convolution import ConvLinear, DepthwiseLinear
 from caplet.quant.reconstruct.descend import Linear
 from caplet.quant.reconstruct.settings import ReconstructSettings
 
@@ -102,8 +103,38 @@ def _dense_caps(layer: DenseCaps, quantized: Tensor, exact: Tensor, settings: Re
     return View(CapsuleLinear(layer, quantized, exact), None if layer.bias is None else "bias")
 
 
-def bias_of(layer: Layer, name: str) -> nn.Parameter:
-    """The parameter of that name."""
+_PASSED: dict[Activation, Callable[[Tensor], Tensor]] = {
+    Activation.NONE: torch.ones_like,
+    Activation.RELU: lambda sums: (sums > 0).float(),
+    Activation.RELU6: lambda sums: ((sums > 0) & (sums < 6)).float(),
+    Activation.HARDSWISH: lambda sums: (
+        ((2 * sums + 3) / 6).masked_fill(sums > 3, 1.0).masked_fill(sums < -3, 0.0).abs()
+    ),
+}
+"""How much of a small error the activation passes on: its slope, by size."""
+_DEPTHWISE_ROWS = 2048
+"""A depthwise filter has a handful of weights."""
+
+
+@views(ConvNorm)
+def _conv_norm(layer: ConvNorm, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
+    """A trunk's convolution whose batch norm is folded (:func:`caplet.quant.reconstruct.fold.folded`)."""
+    weight, bias = (tensor.detach() for tensor in layer.folded())
+    slope = _PASSED[layer.activation]
+    if layer.depthwise:
+        generator = torch.Generator().manual_seed(settings.seed)
+        own = DepthwiseLinear(weight.shape, quantized, exact, layer.stride, layer.padding, _DEPTHWISE_ROWS, generator)
+        own.weigh(weight, bias, slope)
+        return View(own, "bias")
+    linear = _convolution(weight, quantized, exact, layer.stride, layer.padding, settings)
+    linear.weigh(weight, bias, lambda sums: slope(sums).square().mean(1).sqrt())
+    return View(linear, "bias")
+
+
+def parameter_of(layer: Layer, name: str) -> nn.Parameter:
+    """The parameter that holds a point; of a trunk's convolution, the bias is that of its folded batch norm."""
+    if isinstance(layer, ConvNorm) and name == "bias":
+        return layer.norm.bias
     parameter = getattr(layer, name)
     assert isinstance(parameter, nn.Parameter)
     return parameter
