@@ -111,6 +111,20 @@ def test_exponents_per_channel_help_and_are_chosen_channel_by_channel(case: Any)
     assert reached[Part.CHANNELS, Part.ROUNDING] < reached[ROUNDING]
 
 
+def test_without_fitted_codes_exponents_per_channel_go_by_the_outputs(case: Any, tmp_path: Path) -> None:
+    """Least squared error among the weights is not least squared error of what they compute."""
+    plan, settings = plan_of(case, 3), quick((Part.CHANNELS,))
+    found = reconstruct(case.model, plan, case.images[:100], settings, folder=tmp_path)
+    by_weight = with_channel_formats(case.model, plan)
+    assert found.plan.diff(by_weight)
+    fixed = reconstruct(case.model, by_weight, case.images[:100], quick(BIAS))  # keeps its exponents
+    first, other = found.blocks[0], fixed.blocks[0]
+    assert first.after <= other.before
+    assert sum(b.after for b in found.blocks) < sum(b.before for b in fixed.blocks)
+    again = reconstruct(case.model, plan, case.images[:100], settings, folder=tmp_path)  # from the files
+    assert again.plan == found.plan
+
+
 def test_the_model_is_left_alone_and_the_copy_keeps_everything_else(case: Any) -> None:
     before = {name: tensor.clone() for name, tensor in case.model.state_dict().items()}
     plan = plan_of(case, 4)

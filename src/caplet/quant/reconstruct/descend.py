@@ -103,7 +103,7 @@ def fit(linear: Linear, weight: Tensor, grid: Grid, *, sweeps: int, shrink: floa
         plain.baddbmm_(linear.columns(block), rounded - exact)
     before = float(plain.square().mean())
     shift = torch.zeros(error.shape[0], error.shape[2])
-    best_shift = shift + _centre(plain, linear.scale) if correct_bias else shift
+    best_shift = shift + centred(plain, linear.scale) if correct_bias else shift
     best, after = nearest, float(plain.square().mean())
     del plain
     if sweeps:
@@ -117,7 +117,7 @@ def fit(linear: Linear, weight: Tensor, grid: Grid, *, sweeps: int, shrink: floa
                 moved = _round_block(inputs, moments[block], error, chosen[block], wanted[block], grid, linear, shrink)
                 error.baddbmm_(inputs, moved)
             if correct_bias:
-                shift += _centre(error, linear.scale)
+                shift += centred(error, linear.scale)
             reached = float(error.square().mean())
             if reached < after:
                 best, best_shift, after = [matrix.clone() for matrix in chosen], shift.clone(), reached
@@ -133,8 +133,8 @@ def _input_error(linear: Linear, wanted: list[Tensor]) -> Tensor:
     return error
 
 
-def _centre(error: Tensor, scale: Tensor) -> Tensor:
-    """Take the best constant per output out of ``error`` (in place); returns it, float (groups, outputs)."""
+def centred(error: Tensor, scale: Tensor) -> Tensor:
+    """Take the best constant per output out of ``error`` (in place); returns its negative, float (groups, outputs)."""
     power = scale.square().sum(1).clamp_min(_EPSILON)
     shift = -torch.bmm(scale.transpose(1, 2), error).squeeze(1) / power
     error.baddbmm_(scale, shift.unsqueeze(1))

@@ -25,7 +25,7 @@ from caplet.quant.formats import best_fixed_format
 from caplet.quant.histogram import Histogram
 from caplet.quant.plan import QuantPlan, output_axis
 from caplet.quant.reconstruct.chains import Chain
-from caplet.quant.reconstruct.channels import channel_format
+from caplet.quant.reconstruct.channels import channel_format, from_exponents, output_channel_format
 from caplet.quant.reconstruct.descend import Grid, fit
 from caplet.quant.reconstruct.equalise import equalised
 from caplet.quant.reconstruct.exponents import ExponentTuner, computed_points
@@ -33,6 +33,9 @@ from caplet.quant.reconstruct.fold import folded
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings
 from caplet.quant.reconstruct.store import Block, BlockStore, identity
 from caplet.quant.reconstruct.views import make_view, parameter_of
+
+_EXPONENTS = "exponents"
+"""Name under which a block keeps the exponents per output channel of its weight."""
 
 FreshFormat = Callable[[int], PlanFormat]
 """The format of least squared error at a width."""
@@ -225,12 +228,25 @@ class _Run:
             tensors, facts = self._fit(layer, exact)
             block = Block(tensors, {**facts, "seconds": round(time.perf_counter() - began, 3)})
             self.store.save(layer.name, upto, block)
+        self._take_exponents(layer, block)
         with torch.no_grad():
             for name, tensor in block.tensors.items():
-                parameter_of(layer, name).copy_(tensor)
-        for name in set(block.tensors) - {"weight"}:
+                if name != _EXPONENTS:
+                    parameter_of(layer, name).copy_(tensor)
+        for name in set(block.tensors) - {"weight", _EXPONENTS}:
             self._widen(f"{layer.name}.{name}", block.tensors[name])
         self.reports.append(BlockReport(layer.name, **block.facts))
+
+    def _take_exponents(self, layer: Layer, block: Block) -> None:
+        """Move the plan's exponents per channel of the layer's weight to those that the block was fitted for."""
+        exponents = block.tensors.get(_EXPONENTS)
+        if exponents is None:
+            return
+        key = f"{layer.name}.weight"
+        fmt = self.handler.plan.points[key]
+        assert isinstance(fmt, ChannelFormat)
+        moved = from_exponents(exponents, fmt.bits, fmt.signed, fmt.axis)
+        self.handler.plan = self.handler.plan.with_formats({key: moved})
 
     def _keys_upto(self, last: Layer) -> set[str]:
         """What a fit of ``last`` depends on: the points of all layers before it, and its own constants."""
@@ -247,17 +263,23 @@ class _Run:
         view = make_view(exact, self.quantized.input_of(layer), self.exact.input_of(exact), settings)
         weight = parameter_of(exact, "weight").detach()
         fmt = self.handler.plan.points[f"{layer.name}.weight"]
+        correct_bias = Part.BIAS in parts and view.bias is not None
+        tensors: dict[str, Tensor] = {}
+        if isinstance(fmt, ChannelFormat) and Part.CHANNELS in parts and Part.ROUNDING not in parts:
+            fmt = output_channel_format(view.linear, weight, fmt, correct_bias=correct_bias)
+            tensors[_EXPONENTS] = torch.tensor([fmt.frac_bits + shift for shift in fmt.shifts])
         found = fit(
             view.linear,
             weight,
             weight_grid(fmt, len(view.linear.scale)),
             sweeps=settings.sweeps if Part.ROUNDING in parts else 0,
             shrink=settings.shrink,
-            correct_bias=Part.BIAS in parts and view.bias is not None,
+            correct_bias=correct_bias,
         )
         nearest = fmt.quantize(weight)
-        tensors = {"weight": found.weight}
-        if Part.BIAS in parts and view.bias is not None:
+        tensors["weight"] = found.weight
+        if correct_bias:
+            assert view.bias is not None
             bias = parameter_of(exact, view.bias).detach()
             tensors[view.bias] = bias + found.shift.view(bias.shape)
         changed = float((nearest != found.weight).float().mean())
