@@ -4,7 +4,10 @@
 set -e
 shared=${1:?usage: sh benchmarks/run_native.sh FOLDER_WITH_MODELS_AND_DATA}
 unset OMP_NUM_THREADS
-python benchmarks/integer_runs.py --shared "$shared" --models shallow --speed-only --turns 9
+for threads in 1 2; do
+    caplet bench speed "$shared/models/shallow_fmnist.pt" --threads $threads --turns 9 --json \
+        > "benchmarks/records/$(date +%F)-speed-shallow-8-threads-$threads.json"
+done
 python benchmarks/device_runs.py --shared "$shared"
 python benchmarks/op_equality.py
 python benchmarks/hostile_files.py

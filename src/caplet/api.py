@@ -49,6 +49,7 @@ from caplet.jobs.records import record_verified
 from caplet.jobs.report import write_report
 from caplet.jobs.sensitivity import SensitivityResult, sensitivity
 from caplet.jobs.ship import Verified, export_c, find_program, parse_targets, verify_engines
+from caplet.jobs.speed.job import SpeedSettings, bench_speed
 from caplet.jobs.trace import Comparison, Trace, parse_levels, record_trace, trace_levels
 from caplet.jobs.train import TrainRun
 from caplet.jobs.train import train_by_recipe as train_model
@@ -106,12 +107,14 @@ __all__ = [
     "Rounding",
     "SensitivityResult",
     "SensitivitySettings",
+    "SpeedSettings",
     "Trace",
     "TrainRun",
     "Verified",
     "backbone_caps",
     "backbone_prune_settings",
     "bench",
+    "bench_speed",
     "build",
     "calibrate",
     "check_model",
@@ -134,6 +137,7 @@ __all__ = [
     "load",
     "load_data",
     "load_float",
+    "load_or_build",
     "load_plan",
     "load_program",
     "lower_model",
@@ -186,6 +190,12 @@ def load_float(path: str | Path, image_size: int | None = None) -> CapsNet:
     return model
 
 
+def load_or_build(model: str | Path, image_size: int | None = None) -> CapsNet:
+    """A float model from its file, or a ready-made one, untrained, by its name. Raises ModelError."""
+    named = None if Path(model).exists() else _ready_made(str(model))
+    return load_float(model, image_size) if named is None else named
+
+
 def load_plan(program: str | Path) -> QuantPlan | None:
     """The plan beside a ``.caplet`` file of a run, None where there is none. Raises ArtefactError, PlanError."""
     program = Path(program)
@@ -203,14 +213,19 @@ def inspect(model: str | Path | CapsNet | Program, image_size: int | None = None
     if isinstance(model, CapsNet | Program):
         return inspect_model(model)
     path = Path(model)
-    if not path.exists():
-        if str(model) in NAMED:
-            named = named_model(str(model))
-            return inspect_model(build(named.family, named.config))
-        near = get_close_matches(str(model), NAMED, 1)
-        if near:
-            raise ModelError(f"{model}: neither a file nor a ready-made model; did you mean {near[0]!r}?")
-    return inspect_model(load(path, image_size), path)
+    named = None if path.exists() else _ready_made(str(model))
+    return inspect_model(load(path, image_size), path) if named is None else inspect_model(named)
+
+
+def _ready_made(name: str) -> CapsNet | None:
+    """The ready-made model of a name, untrained; None where no name is like it. Raises ModelError for a near one."""
+    if name in NAMED:
+        named = named_model(name)
+        return build(named.family, named.config)
+    near = get_close_matches(name, NAMED, 1)
+    if near:
+        raise ModelError(f"{name}: neither a file nor a ready-made model; did you mean {near[0]!r}?")
+    return None
 
 
 def list_models() -> list[dict[str, Any]]:

@@ -9,13 +9,31 @@ import pytest
 import typer
 
 from caplet.cli.main import app
+from caplet.errors import ToolMissing
 from caplet.jobs.papers.rows import NETWORKS
+from caplet.jobs.speed import job
 from conftest import Caplet
 
 
 def test_help_teaches_all_forms(caplet: Caplet) -> None:
     text = " ".join(caplet("bench", "--help").out.split())
-    assert all(form in text for form in ("bench papers", "bench A B"))
+    assert all(form in text for form in ("bench papers", "bench speed", "bench A B"))
+
+
+def test_speed_prints_sides_and_what_is_left_out(
+    caplet: Caplet, tiny_28: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_compiler(*_: object, **__: object) -> None:
+        raise ToolMissing("no C compiler")
+
+    monkeypatch.setattr(job, "NativeModel", no_compiler)
+    monkeypatch.setattr(job, "plain_form", lambda model: None)
+    words = ("--batch", 2, "--interpreted", 1, "--turns", 1)
+    done = caplet("bench", "speed", tiny_28, *words)
+    assert done.code == 0, done.err
+    assert all(side in done.out for side in ("PyTorch, caplet", "fake-quant", "interpreter", "1 thread(s)"))
+    assert "compiled C: not measured: no C compiler" in done.err
+    assert "did you mean 'shallow'" in caplet("bench", "speed", "shalow", *words).error()
 
 
 def test_papers_makes_rows_and_lists_them(caplet: Caplet, tiny_mnist: Path, tiny_28: Path, tmp_path: Path) -> None:

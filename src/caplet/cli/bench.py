@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from caplet.cli import bench_models, bench_papers
+from caplet.cli import bench_models, bench_papers, bench_speed
 
 COMPARE = "models"
 
@@ -31,9 +31,12 @@ def group() -> None:
     [bold]caplet bench papers[/bold] --model q7-mnist=FILE --root DIR redoes tables of published work on the models and
     data at hand, as Markdown and JSON.
 
+    [bold]caplet bench speed[/bold] MODEL measures training, search, interpreter, compiled C and PyTorch in turns.
+
     [bold]caplet bench[/bold] A B compares two float models, such as before and after pruning.
     """
 
 
 app.command("papers")(bench_papers.command)
+app.command("speed")(bench_speed.command)
 app.command(COMPARE)(bench_models.command)

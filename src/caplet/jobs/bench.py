@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import copy
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
+from caplet.data.imageset import to_float
 from caplet.errors import ConfigError, ModelError
+from caplet.jobs.speed.turns import Timed, in_turns, spread
+from caplet.jobs.speed.works import inference, noise, training
 from caplet.models.base import CapsNet
-from caplet.nn.functional import lengths
 from caplet.nn.memory import keep_freed_memory
 from caplet.prune.cost import cost_of
-from caplet.train.loss import margin_loss
-from caplet.train.precision import mixed
 
 
 @dataclass(frozen=True)
@@ -70,72 +66,33 @@ def bench(first: CapsNet, second: CapsNet, settings: BenchSettings | None = None
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
-        models = [copy.deepcopy(model) for model in (first, second)]
-        inference = _turns([_inference(model, settings) for model in models], settings.inference_batch, settings.turns)
-        training = _turns([_training(model, settings) for model in models], settings.training_batch, settings.turns)
+        a, b = copy.deepcopy(first), copy.deepcopy(second)
+        found = {
+            "inference": _compared(_inference(a, settings), _inference(b, settings), settings.turns),
+            "training": _compared(_training(a, settings), _training(b, settings), settings.turns),
+        }
     finally:
         torch.set_num_threads(threads)
     return {
         "settings": asdict(settings),
-        "inference": inference,
-        "training": training,
+        **found,
         "cost": {name: cost_of(model).to_json() for name, model in zip("ab", (first, second), strict=True)},
     }
 
 
-def _images(model: CapsNet, count: int) -> Tensor:
-    draws = torch.Generator().manual_seed(0)
-    images = torch.rand((count, *model.config.image), generator=draws)
-    return images.to(memory_format=torch.channels_last)
+def _inference(model: CapsNet, settings: BenchSettings) -> Timed:
+    images = to_float(noise(model, settings.inference_batch))
+    return Timed(settings.inference_batch, inference(model, images))
 
 
-def _inference(model: CapsNet, settings: BenchSettings) -> Callable[[], None]:
-    images = _images(model, settings.inference_batch)
-    model.eval()
-
-    def work() -> None:
-        with torch.inference_mode():
-            model(images)
-
-    return work
-
-
-def _training(model: CapsNet, settings: BenchSettings) -> Callable[[], None]:
-    images = _images(model, settings.training_batch)
+def _training(model: CapsNet, settings: BenchSettings) -> Timed:
+    images = to_float(noise(model, settings.training_batch))
     labels = torch.arange(settings.training_batch) % model.config.classes
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
-
-    def work() -> None:
-        model.train()
-        with mixed(model, images.device, settings.precision):
-            capsules = model(images)
-        loss = margin_loss(lengths(capsules.float()), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-    return work
+    return Timed(settings.training_batch, training(model, images, labels, settings.precision))
 
 
-def _turns(works: list[Callable[[], None]], images: int, turns: int) -> dict[str, Any]:
-    """Images per second of each, in turns. Before them each works twice unmeasured; the faster one works as long."""
-    times = []
-    for work in works:
-        work()
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    repeats = [max(1, round(max(times) / spent)) for spent in times]
-    speeds: list[list[float]] = [[], []]
-    for _ in range(turns):
-        for index, work in enumerate(works):
-            began = time.perf_counter()
-            for _ in range(repeats[index]):
-                work()
-            speeds[index].append(images * repeats[index] / (time.perf_counter() - began))
-    ratios = [b / a for a, b in zip(*speeds, strict=True)]
-    return {"a": _spread(speeds[0]), "b": _spread(speeds[1]), "ratio": _spread(ratios)}
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+def _compared(first: Timed, second: Timed, turns: int) -> dict[str, Any]:
+    """Images per second of both, and the ratio of each turn; the faster one works as long as the slower one."""
+    speeds = in_turns({"a": first, "b": second}, turns)
+    ratios = [b / a for a, b in zip(speeds["a"], speeds["b"], strict=True)]
+    return {"a": spread(speeds["a"]), "b": spread(speeds["b"]), "ratio": spread(ratios)}

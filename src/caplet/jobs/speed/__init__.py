@@ -1,0 +1,1 @@
+"""Speed: everything that runs a model, measured in turns within one call."""
