@@ -165,13 +165,25 @@ def _acquire(lock: int, path: Path) -> None:
 
 
 def _check_same(run: RunFolder, settings: dict[str, Any]) -> None:
-    before = run.read_json(SETTINGS)
-    for key in sorted({*before, *settings}):
-        if before.get(key) != settings.get(key):
+    before, now = _flat(run.read_json(SETTINGS)), _flat(settings)
+    for key in sorted({*before, *now}):
+        if before.get(key) != now.get(key):
             raise ConfigError(
-                f"cannot resume {run.path}: setting {key!r} was {before.get(key)!r} and is now {settings.get(key)!r};"
-                " use the same settings, or --force to start again"
+                f"cannot resume {run.path}: setting {key!r} was {before.get(key)!r} and is now {now.get(key)!r};"
+                " use the same settings, model and data, or --force to start again"
             )
+
+
+def _flat(settings: dict[str, Any], place: str = "") -> dict[str, Any]:
+    """Settings by dotted name, tables of settings opened.
+
+    >>> _flat({"a": 1, "limits": {"flash": 2}})
+    {'a': 1, 'limits.flash': 2}
+    """
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{place}{key}.") if isinstance(value, dict) and value else {f"{place}{key}": value}
+    return found
 
 
 def _unfinished(name: str) -> bool:

@@ -38,6 +38,10 @@ def _first(kind: type[BaseModel], error: ValidationError) -> str:
         near = get_close_matches(place[-1], _fields(kind, place[:-1]), 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "no setting of this name"
+    elif first["type"] in ("model_type", "model_attributes_type"):
+        message = "a table of settings is needed"
     return f"{'.'.join(place)}{': ' if place else ''}{message}{found}{hint}"
 
 

@@ -64,7 +64,7 @@ def test_a_second_run_does_nothing_again(compressed: CompressedModel, trained: P
 
 def test_changed_inputs_are_refused_when_resuming(compressed: CompressedModel, trained: Path, data: Splits) -> None:
     file = trained / "model.safetensors"
-    with pytest.raises(ConfigError, match="setting 'limits' was"):
+    with pytest.raises(ConfigError, match=r"setting 'limits.max_drop' was 20.0 and is now 19.0"):
         compress(api.load_float(file), data, compressed.folder, settings(file, max_drop=19.0), resume=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,7 +50,13 @@ def command(
     calibration_size: CalibrationSize = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything that draws.")] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", help="CPU threads. Default: all cores, or OMP_NUM_THREADS.", min=1)
+        int | None,
+        typer.Option(
+            "--jobs",
+            help="CPU threads that every stage computes with; stages run one after another. Default: all cores, or"
+            " OMP_NUM_THREADS.",
+            min=1,
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done, with estimated minutes and memory.")
@@ -68,39 +76,41 @@ def command(
 
     Example: caplet compress model.safetensors --data mnist --root ~/data --max-drop 0.2 --flash 160KB --ram 32KB
     """
-    from caplet.api import compress_by_settings, compress_settings, estimate_compression
-    from caplet.cli.progress import bar
-    from caplet.errors import TargetNotMet
+    with _going_on(tells=not dry_run):
+        from caplet.api import compress_by_settings, compress_settings, estimate_compression
+        from caplet.cli.progress import bar
+        from caplet.errors import TargetNotMet
 
-    limits = {"max_drop": max_drop, "flash": flash, "ram": ram, "macs": macs}
-    changes: dict[str, Any] = {
-        "model": None if model is None else str(model),
-        "recipe": recipe,
-        "data": data,
-        "root": None if root is None else str(root),
-        "size": size,
-        "channels": channels,
-        "calibration_size": calibration_size,
-        "target": target,
-        "seed": seed,
-        "limits": limits,
-        "prune": {"use": prune},
-        "quantize": {"method": method},
-    }
-    resolved = compress_settings(settings, _given(changes))
-    if dry_run:
-        plan = estimate_compression(resolved, threads=jobs, progress=not quiet)
-        if json:
-            print_json(plan)
+        limits = {"max_drop": max_drop, "flash": flash, "ram": ram, "macs": macs}
+        changes: dict[str, Any] = {
+            "model": None if model is None else str(model),
+            "recipe": recipe,
+            "data": data,
+            "root": None if root is None else str(root),
+            "size": size,
+            "channels": channels,
+            "calibration_size": calibration_size,
+            "target": target,
+            "seed": seed,
+            "limits": limits,
+            "prune": {"use": prune},
+            "quantize": {"method": method},
+        }
+        resolved = compress_settings(settings, _given(changes))
+        if dry_run:
+            plan = estimate_compression(resolved, threads=jobs, progress=not quiet)
+            if json:
+                print_json(plan)
+                return
+            for row in plan["stages"]:
+                console().print(f"{row['stage']}: {row['about']}: about {row['minutes']:.1f} minutes")
+            console().print(
+                f"in all about {plan['minutes']:.0f} minutes, {plan['memory_bytes'] / 1e9:.1f} GB of memory"
+            )
             return
-        for row in plan["stages"]:
-            console().print(f"{row['stage']}: {row['about']}: about {row['minutes']:.1f} minutes")
-        console().print(f"in all about {plan['minutes']:.0f} minutes, {plan['memory_bytes'] / 1e9:.1f} GB of memory")
-        return
-    source = resolved.model or resolved.recipe or ""
-    folder = out or Path("runs") / f"{Path(source).stem}-compress"
-    with bar(not quiet) as (step, measured):
-        try:
+        source = resolved.model or resolved.recipe or ""
+        folder = out or Path("runs") / f"{Path(source).stem}-compress"
+        with bar(not quiet) as (step, measured):
             result = compress_by_settings(
                 resolved,
                 folder,
@@ -111,18 +121,19 @@ def command(
                 progress=measured,
                 bars=not quiet,
             )
-        except KeyboardInterrupt:
-            note("go on with: " + _again(folder))
-            raise
-    if json:
-        print_json({**result.metrics, "folder": str(result.folder)})
-    else:
-        from caplet.cli.verdict import show_compressed
+        if json:
+            print_json({**result.metrics, "folder": str(result.folder)})
+        else:
+            from caplet.cli.verdict import show_compressed
 
-        show_compressed(result)
-    if not result.met:
-        missed = ", ".join(result.metrics["missed"])
-        raise TargetNotMet(f"no network was found within {missed}; the nearest one is in {result.folder}")
+            show_compressed(result)
+        if not result.met:
+            missed = ", ".join(result.metrics["missed"])
+            give = "; or ".join(result.metrics["outlook"])
+            raise TargetNotMet(
+                f"no network keeps to all limits; the nearest one, in {result.folder}, misses {missed}. What would have"
+                f" to give: {give}"
+            )
 
 
 def _given(changes: dict[str, Any]) -> dict[str, Any]:
@@ -131,12 +142,16 @@ def _given(changes: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None and value != {}}
 
 
-def _again(folder: Path) -> str:
-    """The command that goes on with this one."""
+@contextmanager
+def _going_on(tells: bool) -> Iterator[None]:
+    """Where what is inside is interrupted, say which command goes on with it."""
     import shlex
     import sys
 
-    words = [word for word in sys.argv[1:] if word not in ("--force", "--resume")]
-    if "--out" not in words:
-        words += ["--out", str(folder)]
-    return shlex.join(["caplet", *words, "--resume"])
+    try:
+        yield
+    except KeyboardInterrupt:
+        if tells:
+            words = [word for word in sys.argv[1:] if word not in ("--force", "--resume")]
+            note("go on with: " + shlex.join(["caplet", *words, "--resume"]))
+        raise

@@ -94,4 +94,8 @@ def show_compressed(result: CompressedModel) -> None:
     for engine in metrics["verified"]:
         same = engine["codes"] - engine["differing"]
         out.print(f"{engine['target']}: {same:,} of {engine['codes']:,} codes identical")
+    threads = metrics["speed"]["threads"]
+    for side, rate in metrics["speed"]["sides"].items():
+        told = "" if side == "float" else f", {rate['times']:.1f}x the float model's"
+        out.print(f"{side}: {rate['median']:,.0f} images/s on {threads} thread{'s' * (threads > 1)}{told}")
     out.print(f"{after['times_smaller']:.1f}x fewer bytes; see {result.report}")

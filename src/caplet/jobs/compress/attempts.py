@@ -69,6 +69,11 @@ class Attempt:
     values: dict[str, float]
     missed: tuple[str, ...]
 
+    @property
+    def pruning(self) -> tuple[Path, ...]:
+        """The stage that pruned, if one did."""
+        return tuple(folder for folder in self.folders if folder.name.startswith("prune-"))
+
     def distance(self, limits: Limits) -> tuple[int, float]:
         """How far from the limits: number missed, then their excess, each relative to its limit."""
         allowed = limits.model_dump()
@@ -97,16 +102,18 @@ class Attempts:
     def best(self, curve: Sequence[Pruned], choice: Choice) -> Attempt:
         """Try amounts of pruning until a network keeps to all limits; the nearest one where none does.
 
-        More than was chosen is tried first, where full fine-tuning may win back what the short one did not.
+        More than was chosen is tried first, where full fine-tuning may win back what the short one did not. Where there
+        is a limit of multiply-accumulates, the largest network within it is tried in any case, and no larger one.
 
         Args:
             curve: the amounts that may be tried.
         """
         limits = self.settings.limits
+        light = [point.macs for point in curve if limits.macs is not None and point.macs <= limits.macs]
         for point in sorted(curve, key=lambda point: point.macs):
-            if limits.macs is not None and point.macs > limits.macs and (self.tried or self.left_out):
+            if light and point.macs > max(light):
                 break
-            if point.macs >= choice.pruned.macs:
+            if point.macs >= choice.pruned.macs or point.macs == max(light, default=None):
                 self.attempt(point, 1.0)
             elif point.drop <= limits.max_drop + RECOVERED:
                 self.attempt(point, 0.5)
@@ -116,7 +123,12 @@ class Attempts:
             loss, point = min(self.left_out, key=lambda left: left[0])
             self.note(f"of the networks that lose too much by pruning alone, the best one: {loss:+.2f} points")
             self.attempt(point, math.inf)
-        return min(self.tried, key=lambda attempt: (attempt.distance(limits), attempt.values["flash"]))
+        nearest = min(self.tried, key=lambda attempt: (attempt.distance(limits), attempt.values["flash"]))
+        if {"flash", "max_drop"} <= set(nearest.missed):
+            self.note("what keeping to the loss alone would take:")
+            self.quantize(nearest.model, nearest.pruning, self.left(nearest.model), None)
+            nearest = min(self.tried, key=lambda attempt: (attempt.distance(limits), attempt.values["flash"]))
+        return nearest
 
     @property
     def met(self) -> bool:
@@ -135,21 +147,36 @@ class Attempts:
         if point.macs_kept < 1:
             done = self.pruned(point, f"prune-{name}")
             model, folders = load_model(done.folder / FLOAT), [done.folder]
-        calibration = self.splits.calibration
-        loss = paired(self.right, float_predictions(model, calibration) == calibration.labels.numpy()).loss
-        left = limits.max_drop - loss
+        left = self.left(model)
+        loss = limits.max_drop - left
         if model is not self.model:
             self.note(f"pruning to {name} % of the multiply-accumulates: {loss:+.2f} points, {left:.2f} are left")
         if loss > share * limits.max_drop:
-            self.note(f"pruning alone takes more than {share:.0%} of the accepted loss; pruning less")
+            self.note(f"pruning alone takes more than {share:.0%} of the accepted loss")
             self.left_out.append((loss, point))
             return
-        done = self.quantized(model, max(0.0, left), f"quantize-{name}")
-        found = self.measured((*folders, done.folder), find_program(done.folder), model)
-        self.tried.append(found)
+        found = self.quantize(model, folders, left, self.budget(model))
         use, missed = self.settings.quantize.finetune, set(found.missed)
         if use == "yes" or (use == "auto" and missed and missed <= {"flash", "max_drop"}):
-            self.finetuned(model, found, name)
+            self.finetuned(found, name)
+
+    def left(self, model: CapsNet) -> float:
+        """Of the accepted loss in percentage points, what a float model leaves; more than all of it where it gained."""
+        calibration = self.splits.calibration
+        hits = float_predictions(model, calibration) == calibration.labels.numpy()
+        return self.settings.limits.max_drop - paired(self.right, hits).loss
+
+    def quantize(self, model: CapsNet, pruning: Sequence[Path], left: float, budget: int | None) -> Attempt:
+        """An attempt without any training.
+
+        Args:
+            pruning: folder of the stage that made ``model``, if one did.
+            left: of the accepted loss.
+            budget: bytes for all weights.
+        """
+        done = self.quantized(model, max(0.0, left), budget)
+        self.tried.append(self.measured((*pruning, done.folder), find_program(done.folder), model))
+        return self.tried[-1]
 
     def pruned(self, point: Pruned, name: str) -> Done:
         """The stage that prunes."""
@@ -180,14 +207,16 @@ class Attempts:
         inputs = {"model": weights_digest(self.model), "settings": settings.model_dump(mode="json")}
         return context.do(name, inputs, work, FLOAT, METRICS)
 
-    def quantized(self, model: CapsNet, tolerance: float, name: str) -> Done:
+    def quantized(self, model: CapsNet, tolerance: float, budget: int | None) -> Done:
         """The stage that finds widths."""
-        chosen = self.settings.quantize
+        chosen, limit = self.settings.quantize, self.settings.limits.flash
+        kept = cost_of(model).macs / cost_of(self.model).macs
+        name = f"quantize-{100 * kept:.3g}" + ("-any-size" if budget is None and limit is not None else "")
         settings = QuantizeSettings(
             method=chosen.method,
             hardware="portable" if chosen.method is Method.QCAPSNETS else "bytes",  # limits are bytes, not bits
             tolerance=round(tolerance, 6),
-            budget=self.budget(model),
+            budget=budget,
             reconstruct=chosen.reconstruct,
             narrow=chosen.narrow and bool(chosen.reconstruct),
             seed=self.settings.seed,
@@ -211,8 +240,9 @@ class Attempts:
         least = math.ceil(count_memory(model, plan).total.weight_bits / 8)
         return max(least, limit - CODE_BYTES - TABLE_BYTES)
 
-    def finetuned(self, model: CapsNet, found: Attempt, name: str) -> None:
+    def finetuned(self, found: Attempt, name: str) -> None:
         """Quantization-aware training with narrower weights than the search's."""
+        model = found.model
         plan = self.narrower(model, QuantPlan.load(plan_file(found.path)))
         if plan is None:
             self.note("no width is left to narrow by training")
