@@ -183,8 +183,11 @@ def test_a_plan_rests_on_measured_noise_and_few_widths_are_measured(digits: Any,
 
     monkeypatch.setattr(Susceptibility, "noise", noise)
     total = count_memory(digits.model).total
-    limits = Request(100.0, 4 * total.weights, 6 * total.activations, granularity=Granularity.TENSOR)
-    result = search_ilp(bench(digits, real(digits)), limits, IlpSettings(trade_offs=(), images=32))
+    limits = Request(100.0, 4 * total.weights, 6 * total.activations, granularity=Granularity.TENSOR, explore=False)
+    result = search_ilp(bench(digits, real(digits)), limits, FEW)
+    assert [step["step"] for step in result.record["steps"]] == ["quietest"]
+    with pytest.raises(ConfigError, match="within no budget"):
+        METHODS[Method.ILP].check(digits.model, Request(1.0, explore=False))
     units = make_units(digits.model, Granularity.TENSOR, limits.hardware)
     for index, (unit, bits) in enumerate(zip(units, result.best.widths.bits, strict=True)):
         assert (index, min(bits, unit.at_most(8))) in asked

@@ -90,6 +90,13 @@ def command(
     narrow: Annotated[
         bool, typer.Option("--narrow", help="Lower the widths of the accepted fit as far as the target allows.")
     ] = False,
+    explore: Annotated[
+        bool,
+        typer.Option(
+            "--explore/--no-explore",
+            help="ilp: also look for plans smaller than the budgets, or only propose the one of least noise in them.",
+        ),
+    ] = True,
     confidence: Annotated[
         float | None,
         typer.Option(
@@ -150,6 +157,7 @@ def command(
         simplify_routing=simplify_routing,
         reconstruct=() if reconstruct is None else parse_parts(reconstruct),
         narrow=narrow,
+        explore=explore,
         exact=exact,
         confidence=confidence,
         seed=seed,

@@ -87,6 +87,8 @@ class QuantizeSettings(BaseModel):
             the search proposes, before its integers are accepted. A plan within the budgets that missed the target
             with nearest rounding may keep it when fitted.
         narrow: lower the widths of the accepted fit further, as long as its fits keep the target.
+        explore: the method ilp looks for plans smaller than the budgets; without it, it proposes the plan of least
+            noise within them and no other.
         exact: every decision of the search looks at all calibration images and computes every stage: no early
             decisions, no kept stage outputs. For comparison; it takes several times as long.
         confidence: accept a plan only where the loss on images like the calibration images is at most the tolerance
@@ -116,6 +118,7 @@ class QuantizeSettings(BaseModel):
     simplify_routing: bool = False
     reconstruct: tuple[Part, ...] = ()
     narrow: bool = False
+    explore: bool = True
     exact: bool = False
     confidence: float | None = Field(default=None, ge=0.5, lt=1)
     seed: int = Field(default=0, ge=0, lt=1 << 32)
@@ -144,6 +147,7 @@ class QuantizeSettings(BaseModel):
             self.seed,
             self.granularity,
             find_hardware(self.hardware),
+            self.explore,
         )
 
 

@@ -119,6 +119,15 @@ def _check_limits(model: CapsNet, request: Request) -> None:
             )
 
 
+def _check_ilp(model: CapsNet, request: Request) -> None:
+    _check_limits(model, request)
+    if not request.explore and (request.weight_bits, request.activation_bits, request.ram_bytes) == (None, None, None):
+        raise ConfigError(
+            "the plan of least noise within no budget has all widths at their largest; give --budget,"
+            " --activation-budget or --ram, or leave out --no-explore"
+        )
+
+
 METHODS: dict[Method, SearchMethod] = {
     Method.QCAPSNETS: SearchMethod(
         "Q-CapsNets: uniform, then a weight profile for the budget, then activations and routing from the front",
@@ -132,7 +141,7 @@ METHODS: dict[Method, SearchMethod] = {
     ),
     Method.ILP: SearchMethod(
         "integer program over measured sensitivities under budgets; returns a Pareto front",
-        _check_limits,
+        _check_ilp,
         search_ilp,
     ),
 }

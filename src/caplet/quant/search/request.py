@@ -35,6 +35,7 @@ class Request:
         seed: of stochastic rounding.
         granularity: which points share a width, where the method has a choice.
         hardware: what plans must run on.
+        explore: whether a method that can fill given budgets (ilp) looks for smaller plans too.
 
     Raises:
         ConfigError: a negative, infinite or NaN tolerance; a budget that is not above 0; no scheme, or one twice.
@@ -50,6 +51,7 @@ class Request:
     seed: int = 0
     granularity: Granularity = Granularity.LAYER
     hardware: Hardware = HARDWARE["portable"]
+    explore: bool = True
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.tolerance) or self.tolerance < 0:
