@@ -42,6 +42,7 @@ from caplet.errors import ConfigError
 
 NEIGHBOURS = 2
 """Plans measured before, at most, that a question may lean on."""
+_EARLY = 16  # questions that get half of the error probability
 _SAMPLED = 0.01  # of a look's error probability, for each of the four sampled bounds
 _MARGIN = (1 - 4 * _SAMPLED) / 4 / (1 + NEIGHBOURS)  # for each bound by margins: two scales, losses, gains, by base
 _LARGEST = 0.05  # the largest of exponential moves is above b * log(n / this) so often
@@ -63,7 +64,7 @@ class EarlyRule:
         ConfigError: a probability outside 0..0.5, a share outside 0..1, a growth of 1 or less, ...
     """
 
-    error: float = 1e-3
+    error: float = 1e-2
     random_share: float = 0.15
     first: int = 100
     growth: float = 1.2
@@ -90,8 +91,11 @@ class EarlyRule:
         return counts
 
     def question_error(self, question: int) -> float:
-        """The probability that an answer to question 1, 2, ... is wrong; all of them sum up to ``error``."""
-        return self.error / (question * (question + 1))
+        """The probability that an answer to question 1, 2, ... is wrong; all of them sum up to ``error``.
+
+        Half of it goes to the first ``_EARLY`` questions, about as many as a search asks, in shares of similar size.
+        """
+        return self.error * _EARLY / ((question + _EARLY - 1) * (question + _EARLY))
 
     def to_json(self) -> dict[str, Any]:
         """All fields as plain data."""

@@ -25,7 +25,7 @@ from caplet.quant.units import UnitWidths, make_units, unit_bits
 
 START_SHARE = 0.25
 """Share of the tolerance that the uniform start may spend."""
-PATIENCE = 2000
+PATIENCE = 1700
 """Images that an early decision may take."""
 METHOD = "progressive"
 

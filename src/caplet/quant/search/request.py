@@ -16,7 +16,7 @@ from caplet.quant.search.result import Candidate, Step
 from caplet.quant.target import HARDWARE, FootprintOf, Hardware
 from caplet.quant.units import Granularity
 
-SENSITIVITY_IMAGES = 128
+SENSITIVITY_IMAGES = 64
 """Calibration images on which one-at-a-time sensitivities are measured."""
 _TINY = 1e-9  # a tolerance of exactly k images must allow k
 
