@@ -32,8 +32,9 @@ from caplet.quant.calibrate import calibrate
 from caplet.quant.tune import DEFAULT_IMAGES, Tuner
 from caplet.quant.widths import Widths, make_plan
 from caplet.runtime import NativeModel
+from caplet.runtime.boards import CORTEX_M4
 from caplet.runtime.elf import read_sizes
-from caplet.runtime.emulator import build_firmware, find_cross_compiler, run_on_cortex_m4
+from caplet.runtime.emulator import build_firmware, run_on_device
 
 
 def make_program(name: str, bits: int, shared: Path, tuned: bool) -> Program:
@@ -55,7 +56,7 @@ def device(name: str, shared: Path, count: int, ram: int) -> dict[str, Any]:
     images = load_data(case.data, shared / case.root).test.images[:count].numpy()
     reference = interpreter.run(program, images).capsules
     native = NativeModel(program).run(images).capsules
-    run = run_on_cortex_m4(program, images, EmitSettings(ram=ram))
+    run = run_on_device(CORTEX_M4, program, images, EmitSettings(ram=ram))
     return {
         "file": case.file,
         "bits": 8,
@@ -81,8 +82,8 @@ def flash(name: str, bits: int, shared: Path) -> dict[str, Any]:
     """Predicted and measured flash of one model."""
     program = make_program(name, bits, shared, tuned=False)
     with tempfile.TemporaryDirectory() as folder:
-        compiler = find_cross_compiler()
-        measured = read_sizes(build_firmware(emit(program, Path(folder) / "export"), compiler)).flash
+        compiler = CORTEX_M4.find_compiler()
+        measured = read_sizes(build_firmware(CORTEX_M4, emit(program, Path(folder) / "export"), compiler)).flash
     difference = measured - program.firmware_bytes
     return {
         "file": CASES[name].file,

@@ -35,11 +35,11 @@ def test_what_is_absent_is_named_with_a_cure(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
     findings = {finding.name: finding for finding in examine()}
-    for name in ("torch", "C compiler", "QEMU", "Cortex-M compiler"):
+    for name in ("torch", "C compiler", "cortex-m4 emulator", "cortex-m4 compiler"):
         assert not findings[name].found
         assert "install" in findings[name].install
     assert findings["torch"].required
-    assert not findings["QEMU"].required
+    assert not findings["cortex-m4 emulator"].required
 
 
 def test_an_unwritable_cache_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:

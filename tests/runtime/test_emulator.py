@@ -1,4 +1,4 @@
-"""The emulated Cortex-M4: every code, sizes from the ELF file, and what is said when tools are missing."""
+"""Emulated microcontrollers: every code, sizes from the ELF file, and what is said when tools are missing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,27 +17,41 @@ from caplet.program.arena import plan_memory
 from caplet.program.c.emit import EmitSettings
 from caplet.program.sample import SampleSettings, sample_deep, sample_shallow
 from caplet.runtime import emulator
+from caplet.runtime.boards import BOARDS, CORTEX_M4, Board
 from caplet.runtime.elf import read_sizes
-from caplet.runtime.emulator import find_cross_compiler, run_on_cortex_m4, zig_cross_compiler
+from caplet.runtime.emulator import run_on_device
 from caplet.runtime.traces import read_traces
 
-QEMU = shutil.which("qemu-system-arm")
-GCC = shutil.which("arm-none-eabi-gcc")
 ZIG = importlib.util.find_spec("ziglang")
+
+
+def tools_of(board: Board) -> bool:
+    return shutil.which(board.emulator) is not None and (shutil.which(board.gcc) is not None or ZIG is not None)
+
+
+def device(board: Board) -> Any:
+    """A parameter for a board, skipped where its tools are missing."""
+    missing = pytest.mark.skipif(
+        not tools_of(board), reason=f"{board.emulator} or a compiler for {board.name} is not installed"
+    )
+    return pytest.param(board, id=board.name, marks=missing)
+
+
 needs_device = pytest.mark.skipif(
-    QEMU is None or (GCC is None and ZIG is None), reason="qemu-system-arm or a compiler for Cortex-M is not installed"
+    not tools_of(CORTEX_M4), reason="qemu-system-arm or a compiler for Cortex-M is not installed"
 )
+every_board = pytest.mark.parametrize("board", [device(board) for board in BOARDS.values()])
 
 
 def images_for(shape: tuple[int, ...], count: int) -> np.ndarray:
     return np.random.default_rng(5).integers(0, 256, size=(count, *shape), dtype=np.uint8)
 
 
-@needs_device
-def test_every_code_equals_the_interpreters() -> None:
+@every_board
+def test_every_code_equals_the_interpreters(board: Board) -> None:
     program = sample_shallow(0, SampleSettings(5, 8))
     images = images_for(program.image_shape, 3)
-    run = run_on_cortex_m4(program, images)
+    run = run_on_device(board, program, images)
     assert np.array_equal(run.capsules, interpreter.run(program, images).capsules)
     assert (run.differing, run.first) == (0, None)
     assert run.arena_bytes == plan_memory(program).bytes
@@ -49,19 +64,20 @@ def test_every_code_equals_the_interpreters() -> None:
     assert (run.instructions < 6_000_000).all()
 
 
-@needs_device
-def test_recomputed_votes_of_a_deep_program() -> None:
+@every_board
+def test_recomputed_votes_of_a_deep_program(board: Board) -> None:
     program = sample_deep(1, SampleSettings(7, 12))
-    run = run_on_cortex_m4(program, images_for(program.image_shape, 2), EmitSettings(ram="small"))
+    run = run_on_device(board, program, images_for(program.image_shape, 2), EmitSettings(ram="small"))
     assert run.differing == 0
     assert run.arena_bytes == plan_memory(program, "small").bytes
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(QEMU is None or ZIG is None, reason="qemu-system-arm or ziglang is not installed")
-def test_zig_builds_firmware_too() -> None:
+@pytest.mark.skipif(ZIG is None, reason="ziglang is not installed")
+@every_board
+def test_zig_builds_firmware_too(board: Board) -> None:
     program = sample_shallow(2)
-    run = run_on_cortex_m4(program, images_for(program.image_shape, 2), compiler=zig_cross_compiler())
+    run = run_on_device(board, program, images_for(program.image_shape, 2), compiler=board.zig())
     assert run.differing == 0
     assert run.toolchain.startswith("zig ")
 
@@ -77,7 +93,7 @@ def test_the_first_difference_is_located(monkeypatch: pytest.MonkeyPatch) -> Non
     changed = tuple(replace(op, bias=bias) if op is conv else op for op in program.ops)  # type: ignore[call-arg]
     real = emulator.emit
     monkeypatch.setattr(emulator, "emit", lambda _, *rest: real(replace(program, ops=changed), *rest))
-    run = run_on_cortex_m4(program, images_for(program.image_shape, 1), EmitSettings(in_place=False))
+    run = run_on_device(CORTEX_M4, program, images_for(program.image_shape, 1), EmitSettings(in_place=False))
     assert run.differing > 0
     assert run.first is not None
     assert run.first.tensor == "conv1.activation"
@@ -89,7 +105,7 @@ def test_no_emulator_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(shutil, "which", lambda name: None)
     program = sample_shallow(0)
     with pytest.raises(ToolMissing, match="apt install qemu-system-arm gcc-arm-none-eabi") as caught:
-        run_on_cortex_m4(program, images_for(program.image_shape, 1))
+        run_on_device(CORTEX_M4, program, images_for(program.image_shape, 1))
     assert caught.value.exit_code == 7
 
 
@@ -97,7 +113,7 @@ def test_no_cross_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ToolMissing, match="pip install ziglang"):
-        find_cross_compiler()
+        CORTEX_M4.find_compiler()
 
 
 def test_a_file_that_is_no_elf_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from caplet.cli.output import Channels, Json, Quiet, Root, Size, console, note, 
 def command(
     run: Annotated[Path, typer.Argument(help="A .caplet file, or the run folder of `caplet quantize`.")],
     on: Annotated[
-        str, typer.Option("--on", help="Engines, separated by commas: interpreter, native, cortex-m4.")
+        str, typer.Option("--on", help="Engines, separated by commas: interpreter, native, cortex-m4, riscv32.")
     ] = "interpreter,native",
     images: Annotated[int, typer.Option("--images", help="How many images.", min=1)] = 50,
     data: Annotated[
@@ -31,8 +31,8 @@ def command(
 
     Given a run folder, it also writes verify.json there, for `caplet report`.
 
-    cortex-m4 builds firmware (arm-none-eabi-gcc or the ziglang package) and runs it in QEMU; instructions are those the
-    emulator counts, not clock cycles of a device.
+    cortex-m4 and riscv32 build firmware (a GNU cross-compiler or the ziglang package) and run it in QEMU; instructions
+    are those the emulator counts, not clock cycles of a device.
 
     Example: caplet verify runs/q7 --on interpreter,native,cortex-m4 --images 50 --data mnist --root ~/data
     """

@@ -18,8 +18,8 @@ from caplet.program.file import load_program
 from caplet.program.interpreter import run, trace
 from caplet.runtime.difference import first_difference
 
-Target = Literal["interpreter", "native", "cortex-m4"]
-TARGETS: tuple[Target, ...] = ("interpreter", "native", "cortex-m4")
+Target = Literal["interpreter", "native", "cortex-m4", "riscv32"]
+TARGETS: tuple[Target, ...] = ("interpreter", "native", "cortex-m4", "riscv32")
 PREFERRED = ("model_finetuned.caplet", "model_satisfied.caplet", "model_accuracy.caplet", "model_memory.caplet")
 _CHUNK = 16
 
@@ -104,7 +104,7 @@ def verify_engines(
     """Run ``images`` on every engine and compare every code with the reference interpreter's int64 arithmetic.
 
     ``interpreter`` compares all tensors of its fast path (exact float64 sums) with plain int64 sums; ``native`` all
-    class capsules; ``cortex-m4`` all class capsules of firmware built for ``ram`` (see
+    class capsules; ``cortex-m4`` and ``riscv32`` all class capsules of firmware built for ``ram`` (see
     :func:`caplet.program.arena.plan_memory`), run by an emulator.
 
     Args:
@@ -116,12 +116,11 @@ def verify_engines(
     """
     if not len(images):
         raise ConfigError("verify: no image to run; ask for at least one")
-    engines = {"interpreter": _interpreter, "native": _native, "cortex-m4": _cortex_m4}
     results = []
     for target in targets:
         note(f"{target}: {len(images):,} images")
         began = time.perf_counter()
-        codes, differing, first, device = engines[target](program, images, ram)
+        codes, differing, first, device = _run(target, program, images, ram)
         results.append(Verified(target, len(images), codes, differing, first, time.perf_counter() - began, device))
     return results
 
@@ -129,7 +128,13 @@ def verify_engines(
 Outcome = tuple[int, int, str | None, dict[str, Any] | None]
 
 
-def _interpreter(program: Program, images: NDArray[np.uint8], ram: str | int) -> Outcome:
+def _run(target: Target, program: Program, images: NDArray[np.uint8], ram: str | int) -> Outcome:
+    if target == "interpreter":
+        return _interpreter(program, images)
+    return _native(program, images) if target == "native" else _device(target, program, images, ram)
+
+
+def _interpreter(program: Program, images: NDArray[np.uint8]) -> Outcome:
     codes = differing = 0
     first: str | None = None
     for start in range(0, len(images), _CHUNK):
@@ -142,7 +147,7 @@ def _interpreter(program: Program, images: NDArray[np.uint8], ram: str | int) ->
     return codes, differing, first, None
 
 
-def _native(program: Program, images: NDArray[np.uint8], ram: str | int) -> Outcome:
+def _native(program: Program, images: NDArray[np.uint8]) -> Outcome:
     from caplet.runtime import NativeModel
 
     model = NativeModel(program)
@@ -155,10 +160,11 @@ def _native(program: Program, images: NDArray[np.uint8], ram: str | int) -> Outc
     return unequal.size, int(unequal.sum()), f"image {image}, run alone: {found}", None
 
 
-def _cortex_m4(program: Program, images: NDArray[np.uint8], ram: str | int) -> Outcome:
-    from caplet.runtime.emulator import run_on_cortex_m4
+def _device(name: str, program: Program, images: NDArray[np.uint8], ram: str | int) -> Outcome:
+    from caplet.runtime.boards import BOARDS
+    from caplet.runtime.emulator import run_on_device
 
-    run = run_on_cortex_m4(program, images, EmitSettings(ram=ram))
+    run = run_on_device(BOARDS[name], program, images, EmitSettings(ram=ram))
     device = {
         "flash_bytes": run.flash_bytes,
         "arena_bytes": run.arena_bytes,

@@ -10,11 +10,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 from caplet.errors import CapletError, ToolMissing
+from caplet.runtime.boards import CORTEX_M4, RISCV32, Board
 from caplet.runtime.compiler import build_library, cache_folder, compilers, load_library
-from caplet.runtime.emulator import find_cross_compiler, require_emulator
 
 OLDEST_PYTHON = (3, 11)
 
@@ -50,13 +51,30 @@ def examine() -> list[Finding]:
         _compiler(),
         _native(),
         _ziglang(),
-        _tool("Cortex-M compiler", _cross_compiler, "firmware for `caplet verify --on cortex-m4`", _CROSS),
-        _tool("QEMU", _emulator, "the emulated Cortex-M4 of `caplet verify --on cortex-m4`", _QEMU),
+        *_board(CORTEX_M4, "gcc-arm-none-eabi", "qemu-system-arm"),
+        *_board(RISCV32, "gcc-riscv64-unknown-elf", "qemu-system-misc"),
     ]
 
 
-_CROSS = "apt install gcc-arm-none-eabi, or pip install 'caplet[compiler]'"
-_QEMU = "apt install qemu-system-arm (Debian), brew install qemu (macOS)"
+def _board(board: Board, compiler: str, emulator: str) -> tuple[Finding, Finding]:
+    """Compiler and emulator of a board, and the Debian packages that have them."""
+    verify = f"`caplet verify --on {board.name}`"
+    return (
+        _tool(
+            f"{board.name} compiler",
+            partial(_cross_compiler, board),
+            f"firmware for {verify}",
+            f"apt install {compiler}, or pip install 'caplet[compiler]'",
+        ),
+        _tool(
+            f"{board.name} emulator",
+            partial(_emulator, board),
+            f"the emulated board of {verify}",
+            f"apt install {emulator} (Debian), brew install qemu (macOS)",
+        ),
+    )
+
+
 _PACKAGES = (
     ("torch", "training, search, float models", True, "pip install torch"),
     ("numpy", "integers, the interpreter", True, "pip install numpy"),
@@ -130,16 +148,16 @@ def _native() -> Finding:
 
 def _ziglang() -> Finding:
     install = "pip install 'caplet[compiler]'"
-    return _package("ziglang", "a C compiler from pip, for this machine and for Cortex-M", False, install)
+    return _package("ziglang", "a C compiler from pip, for this machine, Cortex-M and RISC-V", False, install)
 
 
-def _cross_compiler() -> str:
-    compiler, _ = find_cross_compiler()
+def _cross_compiler(board: Board) -> str:
+    compiler, _ = board.find_compiler()
     return f"{' '.join(compiler.command)} ({compiler.version.splitlines()[0]})"
 
 
-def _emulator() -> str:
-    path = require_emulator()
+def _emulator(board: Board) -> str:
+    path = board.require_emulator()
     done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     if done.returncode:
         raise ToolMissing(f"{path} cannot be run: {done.stderr.strip()[:200]}")
