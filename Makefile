@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types install clean
+.PHONY: demo test lint types docs install clean
 
 demo: install
 	$(BIN)/caplet demo --out runs/demo --force
@@ -19,6 +19,10 @@ lint: install
 types: install
 	$(BIN)/mypy
 
+docs: install
+	$(BIN)/python -m pdoc --docformat google --output-directory build/api \
+		caplet.api caplet.errors caplet.metrics caplet.data caplet.fixed caplet.program
+
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -28,4 +32,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs build .pytest_cache .mypy_cache .ruff_cache

@@ -209,7 +209,11 @@ def read_plan(path: str | Path) -> QuantPlan:
 
 
 def inspect(model: str | Path | CapsNet | Program, image_size: int | None = None) -> dict[str, Any]:
-    """Describe a model, a model file, or a ready-made model by name; see :func:`caplet.jobs.inspect.inspect_model`."""
+    """Describe a model, a model file, or a ready-made model by name; see :func:`caplet.jobs.inspect.inspect_model`.
+
+    Raises:
+        ModelError, ArtefactError: missing, damaged, or of no known kind.
+    """
     if isinstance(model, CapsNet | Program):
         return inspect_model(model)
     path = Path(model)

@@ -63,7 +63,13 @@ class Parting:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two levels, tensor by tensor in order of execution. ``first`` is the first row that differs, or None."""
+    """Two levels, tensor by tensor.
+
+    Attributes:
+        levels: the two, such as ``("fake", "program")``.
+        first: the first row that differs, or None.
+        rows: every tensor, in order of execution.
+    """
 
     levels: tuple[str, str]
     first: Parting | None

@@ -208,7 +208,20 @@ def backbone_caps(
     class_dim: int = 16,
     iterations: int = 3,
 ) -> BackboneCaps:
-    """A network of :func:`backbone_config`, with random weights.
+    """A network of :func:`backbone_config`, with random weights: a CNN, primary capsules, class capsules.
+
+    It takes float (B, *image) in [0, 1] and gives class capsules, float (B, classes, class_dim).
+
+    Args:
+        name: of a CNN without its capsules, such as ``resnet18`` or ``mobilenetv2``.
+        image: channels, rows, columns.
+        width, mean, std, primary_types: as :func:`backbone_config`.
+        primary_dim, class_dim, iterations: of the capsules and their routing.
+
+    Raises:
+        ModelError: unknown CNN, a width that is not above 0, an image that is too small.
+
+    Source: Renzulli and Grangetto 2022.
 
     >>> model = backbone_caps("resnet18", image=(3, 32, 32), width=0.125)
     >>> model.config.primary_types, model.digit.weight.shape

@@ -48,6 +48,7 @@ class Program:
 
     @property
     def classes(self) -> int:
+        """Number of classes."""
         return self.tensors[self.output].shape[0]
 
     def constants(self) -> Iterator[Constant]:

@@ -121,6 +121,11 @@ class CompressSettings(_Table):
         root, size, channels, calibration_size: as ``caplet train``.
         target: ``host``, or a device whose firmware is built and run in an emulator.
         seed: of everything that draws.
+        limits: what the result must keep to.
+        prune, quantize, verify: of the stages of these names.
+
+    Raises:
+        ConfigError: from :func:`caplet.compress_settings`, where a setting is unknown or out of range.
     """
 
     model: str | None = None

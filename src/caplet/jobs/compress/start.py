@@ -59,6 +59,9 @@ def compress_by_settings(
     Args:
         threads: of the CPU; None for torch's choice.
         bars: show a progress bar while data are read and networks are trained.
+
+    Raises:
+        ModelError, DataError, ConfigError, ArtefactError: see there, and what the settings name cannot be used.
     """
     with_threads(threads)
     model = None if settings.model is None else load_model(settings.model)
@@ -103,6 +106,9 @@ def estimate_compression(
 
     Returns:
         JSON values: ``stages`` (stage, about, minutes), ``minutes``, ``memory_bytes``.
+
+    Raises:
+        ModelError, DataError, ConfigError: the model, the recipe or the data cannot be used.
     """
     with_threads(threads)
     splits = load_splits(settings, progress)

@@ -106,7 +106,8 @@ class PapersResult:
     """What a call left: ``papers.md``, ``papers.json`` and a folder for each row, in ``folder``.
 
     Attributes:
-        done, blank: names of the rows with figures, and why the others have none, by name.
+        folder: the run folder.
+        record: what ``papers.json`` holds.
     """
 
     folder: Path
@@ -209,14 +210,22 @@ def _make(row: Row, sources: Sources, stages: Stages, note: Note) -> dict[str, A
 
 
 def list_papers(settings: PapersSettings) -> Iterator[tuple[Row, None, str | None]]:
-    """Every chosen row, and why it would be blank as far as it shows without loading anything."""
+    """Every chosen row, and why it would be blank as far as it shows without loading anything.
+
+    Raises:
+        ConfigError: no row fits a pattern.
+    """
     sources = Sources(settings)
     for row in select(settings.only):
         yield row, None, sources.missing(row)
 
 
 def estimate_papers(settings: PapersSettings) -> Iterator[tuple[Row, float | None, str | None]]:
-    """Every chosen row with its estimated minutes, from a few batches through its model here, or why it is blank."""
+    """Every chosen row with its estimated minutes, from a few batches through its model here, or why it is blank.
+
+    Raises:
+        ConfigError: no row fits a pattern.
+    """
     sources = Sources(settings)
     known: dict[str, Rates] = {}
     if settings.threads is not None:

@@ -72,6 +72,9 @@ def bench_speed(model: CapsNet, settings: SpeedSettings | None = None) -> dict[s
     Returns:
         JSON values: ``settings``; ``sides``, each with ``what``, ``side``, ``images`` (a call), ``images_per_second``
         (median, low, high); ``left_out`` by side, with the reason; ``cost``; ``load``, the machine's before; versions.
+
+    Raises:
+        ConfigError: the process of the plain form ended.
     """
     settings = settings or SpeedSettings()
     load = os.getloadavg()[0]

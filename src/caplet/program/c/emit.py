@@ -44,7 +44,15 @@ class EmitSettings:
 
 @dataclass(frozen=True)
 class Export:
-    """What was written: the folder, the C prefix, the memory plan and the overflow proof."""
+    """What was written.
+
+    Attributes:
+        folder: where it is.
+        prefix: of every C name in it.
+        plan: where each tensor lies in the arena, in bytes.
+        proof: the overflow proof.
+        files: names of the files in the folder.
+    """
 
     folder: Path
     prefix: str
