@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
 import shutil
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,6 +73,24 @@ def read_page(path: Path) -> Page:
     reader.feed(path.read_text(encoding="utf-8"))
     reader.close()
     return reader.page
+
+
+def look_up(folder: Path, source: str) -> Any:
+    """The value at ``metrics.json:models.0.test.percent``."""
+    name, _, path = source.partition(":")
+    value = json.loads((folder / name).read_text())
+    for key in path.split("."):
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return value
+
+
+MEASURE = """<!DOCTYPE html><body><iframe id="f" src="{src}" style="width:{width}px;height:3000px;border:0"></iframe>
+<script>document.getElementById("f").onload = (event) => {{
+  const page = event.target.contentDocument, at = page.documentElement;
+  const broken = [...page.images].filter((image) => !image.naturalWidth).length;
+  document.title = [at.scrollWidth, page.querySelectorAll("svg").length, broken].join(" ");
+}};</script></body>"""
+"""A page that measures another one: its width, its pictures, those that are broken."""
 
 
 @pytest.fixture(scope="session")

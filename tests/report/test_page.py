@@ -17,16 +17,7 @@ from caplet.errors import ArtefactError
 from caplet.jobs.report import read_run, write_report
 from caplet.report.figure import Table
 from caplet.runs import RUNNING
-from conftest import Page, read_page
-
-
-def look_up(folder: Path, source: str) -> Any:
-    """The value at ``metrics.json:models.0.test.percent``."""
-    name, _, path = source.partition(":")
-    value = json.loads((folder / name).read_text())
-    for key in path.split("."):
-        value = value[int(key)] if isinstance(value, list) else value[key]
-    return value
+from conftest import MEASURE, Page, look_up, read_page
 
 
 @pytest.fixture(scope="module")
@@ -237,14 +228,6 @@ def test_names_of_classes_cannot_break_a_download_or_the_page(run: Path, tmp_pat
     assert '<i>"a, b"</i>' in page.text
     assert '<i>"a, b"</i>' in {row[0] for row in page.downloads["confusion.csv"]}
     assert Table("t", ("a",), (("x",),)).csv() == "a\r\nx\r\n"
-
-
-MEASURE = """<!DOCTYPE html><body><iframe id="f" src="{src}" style="width:{width}px;height:3000px;border:0"></iframe>
-<script>document.getElementById("f").onload = (event) => {{
-  const page = event.target.contentDocument, at = page.documentElement;
-  const broken = [...page.images].filter((image) => !image.naturalWidth).length;
-  document.title = [at.scrollWidth, page.querySelectorAll("svg").length, broken].join(" ");
-}};</script></body>"""
 
 
 @pytest.mark.parametrize("width", [390, 800, 1280])

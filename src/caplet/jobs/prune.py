@@ -31,7 +31,8 @@ from caplet.report.pruning import survivors_plot
 from caplet.runs import METRICS, SPLITS, RunFolder, open_run
 from caplet.train.answers import TeacherAnswers
 from caplet.train.finetune import finetune, weights_digest
-from caplet.train.loop import CHECKPOINT
+from caplet.train.logs import read_steps
+from caplet.train.loop import CHECKPOINT, LOG
 
 MODEL, ROUND, KEPT, PICTURE = "model.safetensors", "round.json", "kept.json", "survivors.png"
 TRIALS = 7
@@ -231,6 +232,7 @@ class _Work:
                 model, smaller, selection, images, structure=order.structure, seed=self.settings.seed
             )
         before = self.correct(smaller) if refitted_layers else bare
+        curve: dict[str, Any] = {"steps": [], "epochs": []}
         if self.settings.epochs > 0:
             tuned = finetune(
                 smaller,
@@ -243,6 +245,9 @@ class _Work:
                 progress=self.bars,
             )
             smaller = tuned.model
+            curve["steps"] = read_steps(folder / "finetune" / LOG)
+            kept = ("epoch", "global_step", "calibration_accuracy", "calibration_loss")
+            curve["epochs"] = [{name: row[name] for name in kept} for row in tuned.history]
         after = self.correct(smaller) if self.settings.epochs > 0 else before
         save_model(smaller, folder / MODEL)
         run.write_json(
@@ -256,6 +261,7 @@ class _Work:
                 "calibration_before": before.to_json(),
                 "calibration": after.to_json(),
                 "images_trained": self.trained(),
+                "finetuning": curve,
                 "seconds": round(time.perf_counter() - began, 1),
             },
         )

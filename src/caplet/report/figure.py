@@ -98,6 +98,7 @@ class Section:
         figures: in order.
         thumbnails: a grid of images.
         rows: name and value of single facts, as a two-column table.
+        grid: a table that is shown, and can be downloaded.
         table: numbers of the thumbnails, to download.
         folded: a title and more facts, shown when asked for.
     """
@@ -107,5 +108,6 @@ class Section:
     figures: tuple[Figure, ...] = ()
     thumbnails: tuple[Thumbnail, ...] = ()
     rows: tuple[tuple[str, str], ...] = ()
+    grid: Table | None = None
     table: Table | None = None
     folded: tuple[str, tuple[tuple[str, str], ...]] | None = None

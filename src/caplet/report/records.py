@@ -16,6 +16,10 @@ FILES = (METRICS, SETTINGS, ENVIRONMENT, SPLITS, SEARCH, PREDICTIONS, FLIPS, DET
 """Every file that a report reads."""
 
 
+COMPRESSED = "compressed"
+"""The role of the one model that a compression ships."""
+
+
 class Kind(StrEnum):
     """What a run did."""
 
@@ -83,7 +87,13 @@ class RunRecords:
         return self.files.get(name)
 
     @property
+    def role(self) -> str:
+        """The first shipped model's, under which other records tell about it."""
+        role: str = COMPRESSED if self.kind is Kind.COMPRESS else self.metrics["models"][0]["role"]
+        return role
+
+    @property
     def details(self) -> dict[str, Any] | None:
         """The details of the first shipped model, None where none were recorded."""
         found = self.find(DETAILS)
-        return None if found is None else found["models"].get(self.metrics["models"][0]["role"])
+        return None if found is None else found["models"].get(self.role)

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from caplet.report.figure import Section
 from caplet.report.parts.answers import confusion, flips
 from caplet.report.parts.arena import memory
-from caplet.report.parts.curves import curves, finetuning
+from caplet.report.parts.curves import curves, finetuning, tuning
 from caplet.report.parts.front import front
 from caplet.report.parts.levels import levels
 from caplet.report.parts.origin import origin
+from caplet.report.parts.pairs import pairs
 from caplet.report.parts.search import search
 from caplet.report.parts.sensitivity import sensitivity
+from caplet.report.parts.speed import speed
 from caplet.report.parts.survivors import rounds, survivors
 from caplet.report.parts.tradeoff import stages, tradeoff
 from caplet.report.parts.widths import widths
@@ -27,9 +29,9 @@ PARTS: dict[Kind, tuple[Part, ...]] = {
     Kind.QUANTIZE: (widths, front, search, memory, confusion, flips, levels, origin),
     Kind.SENSITIVITY: (sensitivity, origin),
     Kind.FINETUNE: (finetuning, origin),
-    Kind.QAT: (finetuning, memory, confusion, flips, origin),
-    Kind.PRUNE: (rounds, survivors, origin),
-    Kind.COMPRESS: (tradeoff, stages, origin),
+    Kind.QAT: (finetuning, widths, memory, confusion, flips, levels, origin),
+    Kind.PRUNE: (rounds, tuning, survivors, origin),
+    Kind.COMPRESS: (tradeoff, pairs, speed, widths, memory, confusion, flips, levels, stages, origin),
 }
 """What a page shows of each kind of run."""
 

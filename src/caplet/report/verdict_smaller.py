@@ -14,6 +14,7 @@ def compressed(run: RunRecords) -> Verdict:
     """The card of a compression: float against integers, and every limit."""
     metrics = run.metrics
     before, after, pair = metrics["float"], metrics["compressed"], metrics["compressed"]["paired"]
+    found = metrics["limits"]
     lost = f"{abs(pair['loss']):.2f} percentage points {'less' if pair['loss'] >= 0 else 'more'}"
     headline = (
         f"The network takes {bytes_text(after['file_bytes'])}, {after['times_smaller']:.1f} times less than its float"
@@ -30,13 +31,24 @@ def compressed(run: RunRecords) -> Verdict:
             Number(bytes_text(after["file_bytes"]), after["file_bytes"], "metrics.json:compressed.file_bytes"),
             f"{after['file']}; float parameters {bytes_text(before['bytes'])}",
         ),
+        Fact(
+            "Flash of the firmware",
+            Number(bytes_text(found["flash"]["found"]), found["flash"]["found"], "metrics.json:limits.flash.found"),
+            "packed constants, and room for code",
+        ),
+        Fact(
+            "RAM",
+            Number(bytes_text(found["ram"]["found"]), found["ram"]["found"], "metrics.json:limits.ram.found"),
+            f"the arena; {found['macs']['found']:,} multiply-accumulates",
+        ),
     )
     notes = [
         f"The limits were checked on {before['calibration']['n']:,} calibration images, cut from the training split. No"
         " decision looked at the test split."
     ]
     if metrics["missed"]:
-        notes.insert(0, f"No network was found within {', '.join(metrics['missed'])}; the nearest one is shown.")
+        give = "; or ".join(metrics["outlook"])
+        notes.insert(0, f"No network keeps to all limits; the nearest one is shown. What would have to give: {give}.")
     return Verdict(
         run.name,
         metrics["met"],

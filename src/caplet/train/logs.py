@@ -33,6 +33,23 @@ COLUMNS = (
 )
 
 
+def read_steps(path: Path) -> list[dict[str, float]]:
+    """The rows of single steps in a log: ``step``, and ``loss`` and ``accuracy`` of that step's batch.
+
+    Raises:
+        ArtefactError: the file cannot be read.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = [row for row in csv.DictReader(stream) if row["kind"] == "step"]
+    except OSError as error:
+        raise ArtefactError(f"cannot read the training log {path}: {why(error)}") from error
+    return [
+        {"step": int(row["global_step"]), "loss": float(row["loss"]), "accuracy": float(row["accuracy"])}
+        for row in rows
+    ]
+
+
 class CsvLog:
     """Appends rows to a CSV file; a resumed run first drops the rows written after its checkpoint.
 

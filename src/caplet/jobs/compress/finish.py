@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from caplet.jobs.compress.speed import SPEED, measure_speed
 from caplet.jobs.engine import predictions
 from caplet.jobs.evaluate import float_predictions
 from caplet.jobs.pruning import spread_set
-from caplet.jobs.records import VERIFIED, record_verified
+from caplet.jobs.records import VERIFIED, record_details, record_flips, record_predictions, record_verified
 from caplet.jobs.sensitivity import sensitivity
 from caplet.jobs.ship import Target, export_c, verify_engines
 from caplet.jobs.stages import sha256
@@ -33,6 +33,7 @@ from caplet.program.c.emit import EmitSettings
 from caplet.prune.cost import FLOAT_BYTES, cost_of
 from caplet.quant.plan import QuantPlan
 from caplet.quant.sensitivity import SensitivitySettings
+from caplet.report.records import COMPRESSED
 from caplet.runs import METRICS, RunFolder
 from caplet.train.finetune import weights_digest
 
@@ -71,6 +72,7 @@ class Finish:
             (attempt.path, self.run / MODEL),
             (checked.folder / VERIFIED, attempt.folders[-1] / VERIFIED),
             (noise.folder / TRACE, attempt.folders[-1] / TRACE),
+            (noise.folder / TRACE, self.run / TRACE),
         ):
             RunFolder(target.parent).write_bytes(target.name, source.read_bytes())
         metrics = {
@@ -79,6 +81,7 @@ class Finish:
                 **choice.to_json(),
                 "curve": [asdict(point) for point in curves.curve],
                 "widths": [asdict(point) for point in curves.widths],
+                "pairs": list(self.pairs(curves)),
             },
             "attempts": [found.to_json() for found in tried],
             "outlook": list(outlook(tried, self.settings.limits)),
@@ -92,6 +95,14 @@ class Finish:
         }
         self.run.write_json(METRICS, metrics)
         return CompressedModel(not attempt.missed, attempt.program, self.run.path, metrics)
+
+    def pairs(self, curves: Curves) -> Iterator[dict[str, Any]]:
+        """Every pair that was reckoned with, JSON values."""
+        for point in curves.candidates(self.settings):
+            for width in curves.widths:
+                size = curves.size(point, width)
+                drop = max(0.0, point.drop) + max(0.0, width.drop)
+                yield {"macs_kept": point.macs_kept, "bits": width.bits, "drop": drop, **asdict(size)}
 
     def export(self, folder: Path, resume: bool) -> None:
         """The stage that writes the firmware's sources."""
@@ -144,8 +155,12 @@ class Finish:
         splits, attempt = self.splits, self.attempt
         self.note(f"measuring the test split, {len(splits.test):,} images")
         labels = splits.test.labels.numpy()
-        float_hits = float_predictions(self.model, splits.test) == labels
-        hits = predictions(attempt.program, splits.test.images.numpy())[0] == labels
+        before = float_predictions(self.model, splits.test)
+        after = predictions(attempt.program, splits.test.images.numpy())[0]
+        float_hits, hits = before == labels, after == labels
+        record_predictions(self.run, splits.test, before, {COMPRESSED: after})
+        record_flips(self.run, splits.test, COMPRESSED, before, after)
+        record_details(self.run, {COMPRESSED: attempt.program})
         float_bytes = FLOAT_BYTES * self.model.parameter_count()
         file_bytes = attempt.path.stat().st_size
         limits = self.settings.limits.model_dump()

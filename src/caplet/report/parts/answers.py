@@ -22,7 +22,7 @@ def confusion(run: RunRecords) -> Section | str:
     classes: list[str] = record["classes"]
     if len(classes) > MOST_CLASSES:
         return f"Confusion: {len(classes)} classes are too many to draw (at most {MOST_CLASSES})."
-    role = run.metrics["models"][0]["role"]
+    role = run.role
     before = _count(record["labels"], record["float"], len(classes))
     after = _count(record["labels"], record["models"][role], len(classes))
     rows: list[tuple[Cell, ...]] = [
@@ -73,7 +73,7 @@ def flips(run: RunRecords) -> Section | str:
     record, answers = run.find(FLIPS), run.find(PREDICTIONS)
     if record is None or answers is None:
         return f"Changed answers: the run has no {FLIPS}; quantize again to have it."
-    if record["role"] != run.metrics["models"][0]["role"]:
+    if record["role"] != run.role:
         return f"Changed answers: {FLIPS} is about another model than the first one; quantize again."
     counts, classes = record["counts"], answers["classes"]
     total = sum(counts.values())

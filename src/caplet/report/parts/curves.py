@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from caplet.report.charts import Labels, Level, Series, chart
+from caplet.report.charts import Dot, Labels, Level, Series, chart
 from caplet.report.figure import Figure, Section, Table
 from caplet.report.records import RunRecords
 
@@ -17,6 +17,49 @@ def curves(run: RunRecords) -> Section | str:
 def finetuning(run: RunRecords) -> Section | str:
     """Loss and accuracy of a fine-tuning run by epoch."""
     return _curves(run.metrics["finetune"])
+
+
+def tuning(run: RunRecords) -> Section | str:
+    """Loss and accuracy of the fine-tuning after pruning, by step, round by round."""
+    rounds = run.metrics["rounds"]
+    points = [
+        (row["round"], step["step"], step["loss"], 100 * step["accuracy"])
+        for row in rounds
+        for step in row.get("finetuning", {}).get("steps", ())
+    ]
+    if not points:
+        return "Learning curves: no step of fine-tuning was recorded."
+    epochs = [
+        (row["round"], epoch["global_step"], 100 * epoch["calibration_accuracy"])
+        for row in rounds
+        for epoch in row["finetuning"]["epochs"]
+    ]
+
+    def lines(name: str, at: int, style: str) -> list[Series]:
+        found = [tuple((point[1], point[at]) for point in points if point[0] == row["round"]) for row in rounds]
+        named = [name if len(rounds) == 1 else f"{name} {row['round']}" for row in rounds]
+        return [Series(word, line, style) for word, line in zip(named, found, strict=True) if line]
+
+    evaluated = [
+        Dot(step, percent, "s1", f"round {index}, calibration: {percent:.2f} %") for index, step, percent in epochs
+    ]
+    loss = chart(Labels("Loss by step", "step", "loss of one batch"), lines("training", 2, "s0"), whole_x=True)
+    accuracy = chart(
+        Labels("Accuracy by step", "step", "correct (%)"),
+        lines("training", 3, "s0"),
+        evaluated,
+        legend=(("s1", "calibration"),),
+        whole_x=True,
+    )
+    table = Table("fine-tuning", ("round", "step", "loss", "accuracy_percent"), tuple(points))
+    figure = Figure(
+        "Loss and accuracy of fine-tuning",
+        "Every point of a line is one batch; dots are all calibration images, which are never trained on.",
+        (loss, accuracy),
+        table,
+    )
+    last = f"{epochs[-1][2]:.2f} % of the calibration images are classified correctly at the end." if epochs else ""
+    return Section("Learning curves", last, (figure,))
 
 
 def _curves(metrics: dict[str, Any]) -> Section | str:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from caplet.report.figure import Section
-from caplet.report.records import ENVIRONMENT, SPLITS, RunRecords
+from caplet.report.records import ENVIRONMENT, SPLITS, Kind, RunRecords
 
 _LONGEST = 300
 
@@ -28,7 +28,7 @@ def origin(run: RunRecords) -> Section | str:
         for split in ("train", "calibration", "test"):
             found = splits[split]
             rows.append((f"{split.capitalize()} split", f"{found['count']:,} images, SHA-256 {found['sha256']}"))
-    details = run.details if "models" in run.metrics else None
+    details = run.details if "models" in run.metrics or run.kind is Kind.COMPRESS else None
     if details is not None:
         rows.append(("Model file", f"SHA-256 {details['sha256']}"))
     if "seed" in run.settings:

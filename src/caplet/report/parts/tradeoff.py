@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from caplet.report.charts import Dot, Labels, Level, Series, chart
 from caplet.report.figure import Figure, Section, Table
 from caplet.report.records import RunRecords
@@ -39,7 +41,27 @@ def tradeoff(run: RunRecords) -> Section | str:
         (pruning, narrowing),
         table,
     )
-    return Section("Pruning or narrower integers", " ".join(f"{reason}." for reason in found["reasons"]), (figure,))
+    grid = tuple(_point(point, chosen) for point in curve if point["steps"] or point["macs_kept"] < 1)
+    grid += tuple(_width(point, width) for point in widths)
+    heads = ("measured", "parameters", "fine-tuning steps", "images", "loss (points)", "")
+    decision = f"Chosen to begin with: {found['reasons'][-1]}."
+    return Section("Pruning or narrower integers", decision, (figure,), grid=Table("measured", heads, grid))
+
+
+def _point(point: dict[str, Any], chosen: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        f"pruned to {point['macs_kept']:.0%} of the multiply-accumulates",
+        f"{point['parameters']:,}",
+        f"{point['steps']:,}",
+        f"{point['images']:,}",
+        f"{point['drop']:+.2f}",
+        "chosen" if point["macs_kept"] == chosen["macs_kept"] else "",
+    )
+
+
+def _width(point: dict[str, Any], chosen: dict[str, Any]) -> tuple[str, ...]:
+    picked = "reckoned with" if point["bits"] == chosen["bits"] else ""
+    return f"{point['bits']} bits everywhere", "", "", f"{point['images']:,}", f"{point['drop']:+.2f}", picked
 
 
 def stages(run: RunRecords) -> Section | str:
