@@ -3,8 +3,8 @@
     caplet quantize ../shared/models/q7_mnist.h5 --data mnist --root ../shared/data --simplify-routing --out RUN
     python benchmarks/record_quantize.py RUN q7-mnist-simple-routing
 
-Reads ``metrics.json``, ``environment.json``, ``search.json`` and, where it is, ``simplified.json`` of the run folder, which
-were written when the test split was opened, and looks at no image itself; writes
+Reads ``metrics.json``, ``environment.json``, ``search.json`` and, where it is, ``simplified.json`` of the run folder,
+which were written when the test split was opened, and looks at no image itself. Writes
 benchmarks/records/<date>-quantize-<name>.json.
 """
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from caplet.data.imageset import to_float
 from caplet.errors import PlanError
-from caplet.fixed import FixedFormat
+from caplet.fixed import FixedFormat, PlanFormat
 from caplet.models.base import CapsNet, State
 from caplet.nn.functional import lengths
 from caplet.nn.points import PointSpec, Storage
@@ -24,6 +24,8 @@ from caplet.quant.plan import QuantPlan
 
 _FARTHEST = 3
 """Steps that an exponent may move in one sweep."""
+_HARM = 1e-2
+"""A step that adds more than this share of the error is not tried again in a later sweep."""
 _GAIN = 1e-3
 """A step must take away at least this share of the error, or it is no more than noise."""
 
@@ -71,6 +73,7 @@ class ExponentTuner:
         self._weights = WeightCache()
         self._handler = FakeQuant if constants else ComputedOnly
         self._images = to_float(images)
+        self._harmful: set[tuple[str, PlanFormat]] = set()
         with torch.no_grad():
             self._wanted = lengths(source.eval()(self._images))
 
@@ -84,6 +87,7 @@ class ExponentTuner:
         order = [key for key in self._specs if key in wanted and isinstance(plan.points[key], FixedFormat)]
         states, error = self._run(plan, [(self._images,)])
         before = error
+        self._harmful.clear()
         for _ in range(sweeps):
             start = plan
             for key in order:
@@ -103,10 +107,12 @@ class ExponentTuner:
             start = plan
             for distance in range(1, _FARTHEST + 1):
                 tried = self._with_exponent(plan, key, replace(fmt, frac_bits=fmt.frac_bits + direction * distance))
-                if tried is None:
+                if tried is None or (key, tried.points[key]) in self._harmful:
                     break
                 found, reached = self._run(tried, prefix)
                 if reached >= (1 - _GAIN) * error:
+                    if reached > (1 + _HARM) * error:
+                        self._harmful.add((key, tried.points[key]))
                     break
                 plan, states, error = tried, found, reached
             if plan != start:
