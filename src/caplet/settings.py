@@ -32,7 +32,7 @@ def _first(kind: type[BaseModel], error: ValidationError) -> str:
     """The first mistake, in words."""
     first = error.errors()[0]
     place = [part for part in first["loc"] if isinstance(part, str)]
-    found = "" if first["type"] == "missing" else f" (found {first['input']!r:.100})"
+    found = "" if first["type"] == "missing" or not place else f" (found {first['input']!r:.100})"
     hint = ""
     if first["type"] == "extra_forbidden":
         near = get_close_matches(place[-1], _fields(kind, place[:-1]), 1)

@@ -159,7 +159,7 @@ def test_interrupted_fine_tuning_goes_on(
         ({"macs": -1}, r"prune: macs: .*greater than 0"),
         ({}, r"prune: .*exactly one of keep, macs, params, bytes, max_drop \(found none\), or spaces"),
         ({"keep": 0.5, "macs": 0.5}, r"\(found keep, macs\)"),
-        ({"max_drop": 1.0, "rounds": 3}, "max_drop searches by itself"),
+        ({"max_drop": 1.0, "rounds": 3}, "max_drop searches by itself; leave rounds at 1$"),
         ({"keep": 0.5, "units": ["filters"]}, r"units: .*'channels', 'types', 'dim' or 'capsules'"),
         ({"keep": 0.5, "scor": "taylor"}, r"did you mean 'score'"),
     ],
@@ -181,12 +181,16 @@ def test_targets_that_would_empty_a_layer_name_the_smallest(network: CapsNet, fe
         prune(network, few, tmp_path / "b", PruneSettings(spaces={"primary.kinds": 0.5}, epochs=0, score="weight"))
     with pytest.raises(ConfigError, match=r"space primary\.types: 0\.01 of 8 types would leave none"):
         prune(network, few, tmp_path / "c", PruneSettings(spaces={"primary.types": 0.01}, epochs=0, score="weight"))
+    assert not list(tmp_path.iterdir())  # the run can be started again as it was meant
 
 
 def test_a_calibration_split_that_is_too_small_is_refused(network: CapsNet, tmp_path: Path) -> None:
     tiny = load_data("digits", calibration_size=12, limit=60)
     with pytest.raises(ConfigError, match="12 calibration images are too few to score 10 classes"):
         prune(network, tiny, tmp_path / "run", PruneSettings(keep=0.5, epochs=0))
+    with pytest.raises(ConfigError, match=r"3 calibration images are too few .*--images"):
+        prune(network, tiny, tmp_path / "run", PruneSettings(keep=0.5, epochs=0, images=3))
+    assert not list(tmp_path.iterdir())
 
 
 def test_gradients_that_are_not_finite_stop_the_run(network: CapsNet, few: Splits, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from caplet.data import Splits
 from caplet.jobs.evaluate import check_data, float_predictions
-from caplet.jobs.pruning import PruneSettings, Sizes, answers, put_in_order, removals_for, spread_set
+from caplet.jobs.pruning import PruneSettings, Sizes, answers, check_target, put_in_order, removals_for, spread_set
 from caplet.jobs.records import record_predictions
 from caplet.jobs.stages import Done, Stage, Stages
 from caplet.metrics import Accuracy, Paired, accuracy, paired
@@ -100,6 +100,7 @@ def prune(
     """
     check_finite(named_tensors(model), f"model {model.family}")
     check_data(model, splits.calibration)
+    check_target(model, splits.calibration, settings)
     resolved = {
         **settings.model_dump(mode="json"),
         "family": model.family,

@@ -19,8 +19,9 @@ from caplet.nn.memory import keep_freed_memory
 from caplet.prune.cost import Cost, cost_of
 from caplet.prune.order import Allocation, Order, fewest_removals, macs_per_unit, removal_order, resized_cost
 from caplet.prune.rules import Kind
-from caplet.prune.scores import find_score, measure_scores
+from caplet.prune.scores import check_scoring, find_score, measure_scores
 from caplet.prune.structure import Selection, Structure, kept_sizes, prunable, structure_of
+from caplet.prune.surgery import with_iterations
 from caplet.quant.evaluator import predict
 from caplet.settings import make
 from caplet.train.loss import margin_loss
@@ -166,6 +167,24 @@ def put_in_order(model: CapsNet, images: ImageSet, settings: PruneSettings, prog
     spaces = () if settings.target is None else prunable(structure, settings.units)
     unit_macs = macs_per_unit(model, structure, spaces)
     return removal_order(structure, scores[settings.score], spaces, settings.allocation, unit_macs, settings.spaces)
+
+
+def check_target(model: CapsNet, images: ImageSet, settings: PruneSettings) -> None:
+    """Whether a run can begin: the calibration ``images`` suffice for the score, and the target empties no layer.
+
+    Raises:
+        ConfigError: see :func:`put_in_order` and :func:`removals_for`.
+        ModelError: a layer without a pruning rule; a family without routing iterations to change.
+    """
+    chosen = spread_set(images, settings.images)
+    check_scoring(model, chosen.images, chosen.labels, [find_score(settings.score)])
+    if settings.iterations is not None:
+        model = with_iterations(model, settings.iterations)
+    structure = structure_of(model)
+    spaces = () if settings.target is None else prunable(structure, settings.units)
+    flat = {name: np.zeros(space.size) for name, space in structure.spaces.items()}
+    order = removal_order(structure, flat, spaces, settings.allocation, dict.fromkeys(flat, 1.0), settings.spaces)
+    removals_for(model, order, settings, Sizes.whole(model, settings.units), 1.0)
 
 
 def removals_for(model: CapsNet, order: Order, settings: PruneSettings, whole: Sizes, share: float) -> int:

@@ -101,18 +101,8 @@ def measure_scores(
         CapletError: a gradient is not finite.
     """
     chosen = [find_score(name) for name in names]
-    model.check_images(images)
     gradients = any(score.gradients for score in chosen)
-    if gradients and (labels is None or len(labels) != len(images)):
-        needing = ", ".join(score.name for score in chosen if score.gradients)
-        found = "none" if labels is None else f"{len(labels):,} for {len(images):,} images"
-        raise ConfigError(f"score {needing}: it needs a label for every calibration image, found {found}")
-    least = IMAGES_PER_CLASS * model.config.classes
-    if len(images) < least:
-        raise ConfigError(
-            f"{len(images):,} calibration images are too few to score {model.config.classes} classes; the rule is at"
-            f" least {least:,} (--calibration-size)"
-        )
+    check_scoring(model, images, labels, chosen)
     structure = structure_of(model)
     totals = {score.name: _zeros(structure) for score in chosen}
     places, voters = sites(structure, model), voter_layers(model, structure)
@@ -145,6 +135,21 @@ def measure_scores(
         elif score.types_from_votes:
             _from_votes(structure, totals[score.name])
     return totals
+
+
+def check_scoring(model: CapsNet, images: Tensor, labels: Tensor | None, scores: Sequence[Score]) -> None:
+    """Whether ``images`` and ``labels`` suffice for ``scores``; raises as :func:`measure_scores` does."""
+    model.check_images(images)
+    if any(score.gradients for score in scores) and (labels is None or len(labels) != len(images)):
+        needing = ", ".join(score.name for score in scores if score.gradients)
+        found = "none" if labels is None else f"{len(labels):,} for {len(images):,} images"
+        raise ConfigError(f"score {needing}: it needs a label for every calibration image, found {found}")
+    least = IMAGES_PER_CLASS * model.config.classes
+    if len(images) < least:
+        raise ConfigError(
+            f"{len(images):,} calibration images are too few to score {model.config.classes} classes; the rule is at"
+            f" least {least:,} (--calibration-size, --images)"
+        )
 
 
 def _backward(loss: Tensor, pixels: Tensor) -> None:
