@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from caplet.errors import ArtefactError, CapletError, ConfigError
 from caplet.jobs import prune as job
 from caplet.jobs.prune import prune
 from caplet.jobs.pruning import PruneSettings
+from caplet.jobs.report import write_report
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.prune.cost import cost_of
@@ -64,6 +66,27 @@ def test_without_refitting_the_weights_are_the_originals(network: CapsNet, few: 
     dim = spaces["primary.dim"]["of"]
     left, original = (model.state_dict()["primary.weight"].unflatten(0, (-1, dim)) for model in (result.model, network))
     torch.testing.assert_close(left, original[types][:, :, channels], rtol=0, atol=0)
+
+
+def test_idle_units_go_for_free_and_the_page_says_so(network: CapsNet, few: Splits, tmp_path: Path) -> None:
+    idle = copy.deepcopy(network)
+    tensors = dict(idle.named_parameters())
+    with torch.no_grad():
+        tensors["stem.0.bias"][3] = -100.0
+        tensors["primary.weight"].unflatten(0, (8, -1))[5] = 0.0
+        tensors["primary.bias"].unflatten(0, (8, -1))[5] = 0.0
+    notes: list[str] = []
+    result = prune(idle, few, tmp_path / "run", PruneSettings(keep=1.0, epochs=0), note=notes.append)
+    removed = result.metrics["dead_removed"]
+    assert removed["primary.types"] >= 1
+    assert removed["conv1.channels"] >= 1
+    assert result.metrics["activity"]["pruned"]["dead"]["primary.types"] == 0
+    assert any("never active" in note for note in notes)
+    assert result.against.n10 == result.against.n01 == 0
+    page = write_report([result.folder]).read_text()
+    assert f"{removed['primary.types']} removed for free; 0 in the pruned network" in page
+    for words in ("Coupling entropy", "Entropy of the couplings of digit", "Capsules of primary that vote"):
+        assert words in page
 
 
 def test_rounds_keep_track_of_the_original_units(network: CapsNet, few: Splits, tmp_path: Path) -> None:
@@ -194,8 +217,6 @@ def test_a_calibration_split_that_is_too_small_is_refused(network: CapsNet, tmp_
 
 
 def test_gradients_that_are_not_finite_stop_the_run(network: CapsNet, few: Splits, tmp_path: Path) -> None:
-    import copy
-
     broken = copy.deepcopy(network)
     with torch.no_grad():
         dict(broken.named_parameters())["digit.weight"][0] = 3e38

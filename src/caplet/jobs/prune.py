@@ -138,6 +138,7 @@ class _Work:
     bars: bool
     whole: Sizes = field(init=False)
     stages: Stages = field(init=False)
+    dead: dict[str, int] = field(default_factory=dict)  # units that were removed for free, by space
     _ordered: tuple[CapsNet, Order] | None = None
 
     def __post_init__(self) -> None:
@@ -156,7 +157,8 @@ class _Work:
             found = measure_activity(model, images).dead()
             dead = {name: keep for name, keep in found.items() if spaces[name].kind in self.settings.units}
             if dead:
-                gone = ", ".join(f"{int((~keep).sum())} of {name}" for name, keep in dead.items())
+                self.dead = {name: int((~keep).sum()) for name, keep in dead.items()}
+                gone = ", ".join(f"{count} of {name}" for name, count in self.dead.items())
                 self.note(f"never active on {len(images):,} calibration images, removed: {gone}")
                 selection = structure_of(model).close(dead)
                 model, origins = cut(model, selection), _follow(origins, selection)
@@ -329,6 +331,7 @@ def _finish(work: _Work, outcome: Outcome) -> PruneResult:
         "parameters_kept": cost_of(model).parameters / work.whole.params,
         "sizes": {name: [len(row["kept"]), row["of"]] for name, row in kept["spaces"].items()},
         "paired": against.to_json(),
+        "dead_removed": work.dead,
         "activity": {
             "original": measure_activity(original, images).to_json(),
             "pruned": measure_activity(model, images).to_json(),

@@ -15,7 +15,7 @@ from caplet.report.parts.pairs import pairs
 from caplet.report.parts.search import search
 from caplet.report.parts.sensitivity import sensitivity
 from caplet.report.parts.speed import speed
-from caplet.report.parts.survivors import rounds, survivors
+from caplet.report.parts.survivors import activity, rounds, survivors
 from caplet.report.parts.tradeoff import stages, tradeoff
 from caplet.report.parts.widths import widths
 from caplet.report.records import Kind, RunRecords
@@ -30,7 +30,7 @@ PARTS: dict[Kind, tuple[Part, ...]] = {
     Kind.SENSITIVITY: (sensitivity, origin),
     Kind.FINETUNE: (finetuning, origin),
     Kind.QAT: (finetuning, widths, memory, confusion, flips, levels, origin),
-    Kind.PRUNE: (rounds, tuning, survivors, origin),
+    Kind.PRUNE: (rounds, tuning, survivors, activity, origin),
     Kind.COMPRESS: (tradeoff, pairs, speed, widths, memory, confusion, flips, levels, stages, origin),
 }
 """What a page shows of each kind of run."""
