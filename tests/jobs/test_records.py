@@ -18,7 +18,7 @@ from caplet.data.splits import unpack_ids
 from caplet.jobs.evaluate import evaluate, float_predictions
 from caplet.jobs.records import MOST_FLIPS, png, record_flips
 from caplet.models.checkpoint import load_model
-from caplet.program import load_program, plan_memory
+from caplet.program import load_program, plan_memory, verify
 from caplet.runs import RunFolder
 
 
@@ -44,6 +44,7 @@ def test_details_describe_the_shipped_file(quantized: Path) -> None:
     program = load_program(path)
     assert details["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert details["ops"] == [op.name for op in program.ops]
+    assert details["accumulators"] == verify(program).to_json()
     assert details["memory"]["fast"]["bytes"] == plan_memory(program).bytes
     assert details["memory"]["small"]["bytes"] == plan_memory(program, "small").bytes
     assert {row["point"]: row["bits"] for row in details["tensors"]}["digit.votes"] == program.tensors[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -208,6 +209,8 @@ def test_proof_and_arena_are_in_the_source(tmp_path: Path) -> None:
     for bound in export.proof.accumulators:
         assert f"{bound.what}: {bound.c_type}, products at most {bound.products}" in source
     assert f"SAMPLE_SHALLOW_ARENA_BYTES {export.plan.bytes}u" in (tmp_path / "sample_shallow.h").read_text()
+    written = json.loads((tmp_path / "proof.json").read_text())
+    assert written == {"accumulators": export.proof.to_json(), "memory": export.plan.to_json()}
 
 
 def test_free_text_cannot_leave_its_comment(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def record_flips(run: RunFolder, images: ImageSet, role: str, float_: Classes, i
 
 
 def record_details(run: RunFolder, programs: Mapping[str, Program]) -> None:
-    """Write ``details.json``: by role, every stored tensor, and the memory plans with all and with no votes stored."""
+    """Write ``details.json``: by role, stored tensors, accumulators, memory plans with all and no votes stored."""
     models: dict[str, Any] = {}
     for role, program in programs.items():
         proof = verify(program)
@@ -93,6 +93,7 @@ def record_details(run: RunFolder, programs: Mapping[str, Program]) -> None:
             "sha256": program_digest(program),
             "tensors": inspect_model(program)["points"],
             "ops": [op.name for op in program.ops],
+            "accumulators": proof.to_json(),
             "memory": {ram: plan_memory(program, ram, proof=proof).to_json() for ram in ("fast", "small")},
         }
     run.write_json(DETAILS, {"models": models})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def emit(
     proof = verify(program)
     plan = plan_memory(program, settings.ram, proof=proof, in_place=settings.in_place)
     files = render(program, proof, plan, settings, images)
+    files[PROOF] = json.dumps({"accumulators": proof.to_json(), "memory": plan.to_json()}, indent=1) + "\n"
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ArtefactError(f"export: {folder} exists and is not an empty folder; choose another, or remove it")
@@ -121,6 +123,8 @@ def render(
     return files
 
 
+PROOF = "proof.json"
+"""File of the export: the largest value of every accumulator and the memory plan, as plain data."""
 TEMPLATES = {
     "model.h.j2": "{prefix}.h",
     "model.c.j2": "{prefix}.c",
