@@ -32,18 +32,18 @@ def command(
 
 
 def _show(found: dict[str, Any], points: bool) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     out = console()
-    table = Table(title=found["title"])
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=found["title"])
     if points:
-        for heading in ("point", "role", "shape", "storage", "format", "elements", "bytes"):
+        for heading in ("point", "shape", "storage", "format", "elements", "bytes"):
             table.add_column(heading, justify="right" if heading in ("elements", "bytes") else "left")
         for row in found["points"]:
             shape = "x".join(map(str, row["shape"]))
             table.add_row(
                 row["point"],
-                row["role"],
                 shape,
                 row["storage"],
                 row["format"],

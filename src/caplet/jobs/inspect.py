@@ -10,6 +10,7 @@ from typing import Any
 from caplet.fixed.format import SHIFT_BITS
 from caplet.models.base import CapsNet
 from caplet.program import Program
+from caplet.program.document import format_text
 
 FLOAT_BITS = 32
 TABLE = "table"
@@ -19,7 +20,8 @@ TABLE = "table"
 def inspect_model(model: CapsNet | Program, path: Path | None = None) -> dict[str, Any]:
     """A description as JSON values: ``title``, ``groups``, ``points``, ``file_bytes``, ``notes``.
 
-    Groups are layer groups; a point is one tensor that the device stores. ``bytes`` of a point is its count in bits
+    Groups are layer groups; a point is one tensor that the device stores, its ``format`` as in a ``.caplet`` file:
+    ``s8.5`` is signed, 8 bits, 5 of them after the point. ``bytes`` of a point is its count in bits
     over 8 (as packed), the shifts of output channels (``shift_bits``) included; widths are 32 bits for a float model.
     Groups count what the papers count: not the input's table.
     """
@@ -95,7 +97,7 @@ def _program_points(program: Program) -> Iterator[dict[str, Any]]:
     for op in program.ops:
         for constant in op.constants:
             role = constant.key.rpartition(".")[2]
-            row = _row(constant.key, role, constant.shape, "flash", str(constant.format), constant.format.bits)
+            row = _row(constant.key, role, constant.shape, "flash", format_text(constant.format), constant.format.bits)
             shifts = getattr(op, "channel_shifts", None)
             if role == "weight" and shifts is not None:
                 row["format"] += f", shifted by {shifts.min()} to {shifts.max()} per output channel"
@@ -106,7 +108,7 @@ def _program_points(program: Program) -> Iterator[dict[str, Any]]:
             if name == program.lengths:
                 continue
             spec = program.tensors[name]
-            yield _row(name, name.rpartition(".")[2], spec.shape, "ram", str(spec.format), spec.format.bits)
+            yield _row(name, name.rpartition(".")[2], spec.shape, "ram", format_text(spec.format), spec.format.bits)
 
 
 def _row(key: str, role: str, shape: tuple[int, ...], storage: str, fmt: str, bits: int) -> dict[str, Any]:

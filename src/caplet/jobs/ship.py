@@ -20,7 +20,8 @@ from caplet.runtime.difference import first_difference
 
 Target = Literal["interpreter", "native", "cortex-m4", "riscv32"]
 TARGETS: tuple[Target, ...] = ("interpreter", "native", "cortex-m4", "riscv32")
-PREFERRED = ("model_finetuned.caplet", "model_satisfied.caplet", "model_accuracy.caplet", "model_memory.caplet")
+PREFERRED = ("model.caplet", *(f"model_{role}.caplet" for role in ("finetuned", "satisfied", "accuracy", "memory")))
+"""Of a run folder: what a compression chose, then the results of the other jobs."""
 _CHUNK = 16
 
 

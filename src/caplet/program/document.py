@@ -128,10 +128,10 @@ def _shape(where: str, value: Any) -> tuple[int, ...]:
     return shape
 
 
-def _write_format(fmt: AnyFormat | WideFormat) -> str:
+def format_text(fmt: AnyFormat | WideFormat) -> str:
     """``s8.5``: signed, 8 bits, 5 of them after the point; ``u`` unsigned, ``w`` wide, ``p`` powers of two.
 
-    >>> _write_format(FixedFormat(8, 5, True)), _write_format(FixedFormat(4, -2, False)), _write_format(LogFormat(3, 0))
+    >>> format_text(FixedFormat(8, 5, True)), format_text(FixedFormat(4, -2, False)), format_text(LogFormat(3, 0))
     ('s8.5', 'u4.-2', 'p3.0')
     """
     if isinstance(fmt, LogFormat):
@@ -162,7 +162,7 @@ def _record(where: str, value: Any, names: tuple[str, ...]) -> list[Any]:
 
 
 def _write_tensor(spec: TensorSpec) -> list[Any]:
-    return [spec.name, list(spec.shape), _write_format(spec.format), str(spec.rounding)]
+    return [spec.name, list(spec.shape), format_text(spec.format), str(spec.rounding)]
 
 
 def _read_tensor(where: str, data: object) -> TensorSpec:
@@ -174,7 +174,7 @@ def _read_tensor(where: str, data: object) -> TensorSpec:
 
 
 def _write_constant(constant: Constant) -> list[Any]:
-    return [constant.key, list(constant.shape), _write_format(constant.format)]
+    return [constant.key, list(constant.shape), format_text(constant.format)]
 
 
 def _read_constant(where: str, data: object, codes_of: CodesOf) -> Constant:
