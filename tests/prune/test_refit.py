@@ -126,6 +126,22 @@ def test_too_many_inputs_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.equal(outputs(result, images), outputs(smaller, images))
 
 
+def test_large_means_cost_no_digits() -> None:
+    """Inputs of 10,000 that vary by about one: their products alone, in float32, would leave no variance."""
+    model, images = living("shallow")
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        dict(model.named_parameters())["stem.0.bias"].fill_(1e4)
+    keep = {"conv1.channels": np.array([True, False, True, True, True])}
+    smaller = cut(model, keep)
+    result, _ = refitted(model, smaller, keep, images.repeat(4, 1, 1, 1))
+    errors = [
+        float((linear(network, "primary", images) - linear(model, "primary", images)).abs().max())
+        for network in (smaller, result)
+    ]
+    assert errors[1] < 1e-3 * errors[0]
+
+
 def test_a_silent_layer_keeps_its_weights() -> None:
     """Inputs that are zero on all images say nothing; the change is zero, not NaN."""
     model, images = living("shallow")

@@ -99,16 +99,8 @@ def _moments(layer: Layer, structure: Structure, selection: Selection, draws: to
     kept = torch.from_numpy(inputs).repeat_interleave(patch)
     lost = layer.weight.detach()[torch.from_numpy(outputs)].flatten(1)[:, ~kept]
     count, size = int(kept.sum()), len(lost)
-    return _Moments(
-        layer,
-        kept,
-        lost,
-        draws,
-        torch.zeros(count, count),
-        torch.zeros(count, size),
-        torch.zeros(count),
-        torch.zeros(size),
-    )
+    sums = torch.zeros(count, count), torch.zeros(count, size), torch.zeros(count), torch.zeros(size)
+    return _Moments(layer, kept, lost, draws, *sums, torch.zeros(count), torch.zeros(size))
 
 
 @dataclass
@@ -118,7 +110,9 @@ class _Moments:
     Attributes:
         kept: which elements of an input patch (channel by channel, row by row) stay, bool (inputs,).
         lost: the weights of the others, float (outputs that stay, inputs that go).
-        xx, xy, x, y: sums of their products and of themselves.
+        xx, xy, x, y: sums of their products and of themselves, less ``origin_x`` and ``origin_y``.
+        origin_x, origin_y: means over the first images where the layer has a bias, so that a large mean costs no digits
+            of the variances; zero where it has none.
     """
 
     layer: Convolution
@@ -129,7 +123,14 @@ class _Moments:
     xy: Tensor
     x: Tensor
     y: Tensor
+    origin_x: Tensor
+    origin_y: Tensor
     count: int = 0
+
+    @property
+    def shifts(self) -> bool:
+        """Whether the layer has a bias, or a batch norm's mean in its place."""
+        return isinstance(self.layer, ConvNorm) or self.layer.bias is not None
 
     def see(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Take in the layer's input, float (B, C, H, W)."""
@@ -142,6 +143,10 @@ class _Moments:
         rows = patches.transpose(1, 2).reshape(-1, size)
         x = rows[:, self.kept]
         y = rows[:, ~self.kept] @ self.lost.T
+        if self.shifts:
+            if not self.count:
+                self.origin_x, self.origin_y = x.mean(0), y.mean(0)
+            x, y = x - self.origin_x, y - self.origin_y
         self.xx.addmm_(x.T, x)
         self.xy.addmm_(x.T, y)
         self.x += x.sum(0)
@@ -152,13 +157,12 @@ class _Moments:
         """Change weights and bias of ``layer``, the one after surgery; a batch norm's mean is its bias."""
         assert isinstance(layer, ConvReLU | ConvCaps2d | ConvNorm)
         xx, xy, x, y = (sums.double() / self.count for sums in (self.xx, self.xy, self.x, self.y))
-        with_bias = isinstance(layer, ConvNorm) or layer.bias is not None
-        if with_bias:
+        if self.shifts:
             xx, xy = xx - x[:, None] * x, xy - x[:, None] * y
         diagonal = xx.diagonal()
         diagonal += RIDGE * diagonal.mean().clamp_min(1e-12)
         change = torch.cholesky_solve(xy, torch.linalg.cholesky(xx)).T
-        shift = (y - change @ x).float()
+        shift = (y + self.origin_y - change @ (x + self.origin_x)).float()
         with torch.no_grad():
             layer.weight.add_(change.float().reshape(layer.weight.shape))
             if isinstance(layer, ConvNorm):
