@@ -28,6 +28,7 @@ from caplet.lower import lower
 from caplet.models.checkpoint import load_model
 from caplet.quant.calibrate import calibrate
 from caplet.quant.widths import Widths, make_plan
+from caplet.train.finetune import weights_digest
 
 RECORDS = Path(__file__).parent / "records"
 CASES = {
@@ -37,18 +38,19 @@ CASES = {
 }
 
 
-def measure(case: str, shared: Path, bits: int, count: int) -> dict[str, Any]:
+def measure(case: str, shared: Path, checkpoint: Path | None, bits: int, count: int) -> dict[str, Any]:
     """One model: its Program's file and its float file, each against the model."""
     file, data, root = CASES[case]
     splits = load_data(data, shared / root, progress=False)
-    model = load_model(shared / file, splits.test.image_shape[-1])
+    model = load_model(checkpoint or shared / file, splits.test.image_shape[-1])
     plan = make_plan(
         model,
         calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES)),
         Widths.uniform(len(model.groups()), bits),
     )
     images = spread(splits.test, count).numpy()
-    found: dict[str, Any] = {"file": file, "data": data, "bits": bits}
+    name = file if checkpoint is None else checkpoint.name
+    found: dict[str, Any] = {"file": name, "weights": weights_digest(model), "data": data, "bits": bits}
     with tempfile.TemporaryDirectory() as folder:
         for name, one in (("program", lower(model, plan)), ("float", model)):
             path = export_onnx(one, Path(folder) / f"{name}.onnx")
@@ -60,21 +62,30 @@ def measure(case: str, shared: Path, bits: int, count: int) -> dict[str, Any]:
     return found
 
 
+def short(word: str) -> str:
+    """A word of the command; of an absolute path its last part, as records name no folder of one machine."""
+    return Path(word).name if word.startswith("/") else word
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--models", default="q7,shallow")
+    parser.add_argument("--checkpoint", type=Path, help="another trained model of the one case asked for")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--bits", type=int, default=8)
     parser.add_argument("--no-record", action="store_true")
     arguments = parser.parse_args()
+    cases = arguments.models.split(",")
+    if arguments.checkpoint is not None and len(cases) > 1:
+        parser.error("--checkpoint goes with one case of --models")
     results = [
-        measure(case, arguments.shared, arguments.bits, arguments.images) for case in arguments.models.split(",")
+        measure(case, arguments.shared, arguments.checkpoint, arguments.bits, arguments.images) for case in cases
     ]
     record = {
         "benchmark": "onnx_equality",
         "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join(["python", "benchmarks/onnx_equality.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/onnx_equality.py", *map(short, sys.argv[1:])]),
         "machine": platform.machine(),
         "packages": {name: version(name) for name in ("torch", "onnx", "onnxruntime", "onnxscript")},
         "results": results,
