@@ -14,7 +14,6 @@ SETTINGS = {
     "calibration_size": 300,
     "limits": {"max_drop": 0.4},
     "prune": {"probes": [0.5, 0.35]},
-    "quantize": {"method": "progressive"},
 }
 
 
