@@ -79,8 +79,11 @@ class Fitter:
             self._known[plan] = self._fitter.fit(plan)
         return self._known[plan]
 
-    def narrowed(self, plan: QuantPlan, source: FormatSource, request: Request) -> QuantPlan:
-        """``plan`` with the narrowest widths whose fits keep the tolerance on the first calibration images."""
+    def narrowed(self, plan: QuantPlan, source: FormatSource, request: Request) -> tuple[QuantPlan, ...]:
+        """``plan`` with narrower widths whose fits keep the tolerance on the first calibration images, smallest first.
+
+        All calibration images may say otherwise: then the next larger plan is the one to look at.
+        """
         assert self._fitter is not None
         count = min(NARROWING_IMAGES, len(self._images))
         labels = self._images.labels[:count].numpy()
@@ -97,16 +100,15 @@ class Fitter:
             found = f"{step.correct:,} correct, {step.needed:,} needed: {'kept' if step.kept else 'rejected'}"
             self._note(f"narrowing {step.key} to {step.bits} bits: {found}")
 
-        first = self.fit(plan)
-        if measure(first) < needed:
+        if measure(self.fit(plan)) < needed:
             self._note(f"narrowing: the plan misses the tolerance on {count:,} images; its widths stay")
-            return plan
-        found, smaller, steps = narrow(
-            self._model, self._fitter, first, plan, source, request.rule, measure, needed, request.hardware, on_step
+            return ()
+        kept, steps = narrow(
+            self._model, self._fitter, plan, source, request.rule, measure, needed, request.hardware, on_step
         )
-        self._known[smaller] = found
+        self._known |= dict(kept)
         self._tried.extend(steps)
-        return smaller
+        return tuple(smaller for smaller, _ in reversed(kept))
 
     def record(self, plan: QuantPlan) -> dict[str, Any] | None:
         """What was done for ``plan`` as JSON values; None without reconstruction."""

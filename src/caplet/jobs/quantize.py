@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -406,7 +406,7 @@ def _finish(
     costs: dict[str, float],
     seconds: float,
     note: Note,
-    narrowed: Callable[[QuantPlan], QuantPlan] | None,
+    narrowed: Callable[[QuantPlan], Sequence[QuantPlan]] | None,
 ) -> QuantizeResult:
     """Accept by the integers on the calibration split, then open the test split and write everything.
 
@@ -499,23 +499,23 @@ def _smaller(
     candidate: Candidate[Any],
     kept: NDArray[np.bool_],
     judge: Judge,
-    narrowed: Callable[[QuantPlan], QuantPlan],
+    narrowed: Callable[[QuantPlan], Sequence[QuantPlan]],
     note: Note,
 ) -> tuple[Candidate[Any], NDArray[np.bool_]]:
-    """The candidate with narrower widths, where its integers keep the target on the whole calibration split."""
-    plan = narrowed(candidate.plan)
-    if plan == candidate.plan:
-        return candidate, kept
-    widths = UnitWidths(tuple(plan.points), tuple(fmt.bits for fmt in plan.points.values()))
-    smaller = replace(candidate, widths=widths, plan=plan, memory=count_memory(shipper.model, plan).total)
-    problem = shipper.misfit(smaller)
-    if problem is not None:
-        note(f"the narrowed plan does not run on {shipper.hardware.name}: {problem}")
-        return candidate, kept
-    hits = shipper.hits(shipper.program(smaller), shipper.splits.calibration)
-    met = judge.accepts(hits)
-    note(f"integers of the narrowed plan: {judge.describe(hits)}: {'accepted' if met else 'rejected'}")
-    return (smaller, hits) if met else (candidate, kept)
+    """The smallest narrowed candidate whose integers keep the target on all calibration images, else the candidate."""
+    for plan in narrowed(candidate.plan):
+        widths = UnitWidths(tuple(plan.points), tuple(fmt.bits for fmt in plan.points.values()))
+        smaller = replace(candidate, widths=widths, plan=plan, memory=count_memory(shipper.model, plan).total)
+        problem = shipper.misfit(smaller)
+        if problem is not None:
+            note(f"a narrowed plan does not run on {shipper.hardware.name}: {problem}")
+            continue
+        hits = shipper.hits(shipper.program(smaller), shipper.splits.calibration)
+        met = judge.accepts(hits)
+        note(f"integers of a narrowed plan: {judge.describe(hits)}: {'accepted' if met else 'rejected'}")
+        if met:
+            return smaller, hits
+    return candidate, kept
 
 
 def spread(images: ImageSet, count: int) -> Tensor:

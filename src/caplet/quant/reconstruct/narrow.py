@@ -47,7 +47,6 @@ class Narrowing:
 def narrow(
     model: CapsNet,
     fitter: Reconstructor,
-    found: Reconstruction,
     plan: QuantPlan,
     source: FormatSource,
     rule: FormatRule,
@@ -55,23 +54,23 @@ def narrow(
     needed: int,
     hardware: Hardware,
     on_step: Callable[[Narrowing], None] = lambda step: None,
-) -> tuple[Reconstruction, QuantPlan, tuple[Narrowing, ...]]:
+) -> tuple[tuple[tuple[QuantPlan, Reconstruction], ...], tuple[Narrowing, ...]]:
     """Lower widths point by point, the one with most bits first, weights before computed tensors.
 
     The narrowest width that keeps the target is found by bisection, all other widths as they are by then.
 
     Args:
-        found: the fit of ``plan``, which keeps the target.
-        plan: as given to the fitter (without its exponents).
+        plan: as given to the fitter (without its exponents); its fit keeps the target.
         source, rule: choose the format of a point at a new width.
         needed: images that ``measure`` must count.
         hardware: its widths are tried; where it has only whole containers, those.
 
     Returns:
-        The last fit that keeps the target, the plan that it was made for, and every width that was tried.
+        Every plan that keeps the target with its fit, each smaller than the one before; and every width that was tried.
     """
     specs = model.points()
     steps: list[Narrowing] = []
+    kept: list[tuple[QuantPlan, Reconstruction]] = []
     for storage in (Storage.FLASH, Storage.RAM):
         total = sum(spec.elements for spec in specs.values() if spec.storage is storage)
         keys = [
@@ -95,10 +94,11 @@ def narrow(
                 steps.append(step)
                 on_step(step)
                 if step.kept:
-                    found, plan, high = fitted, tried, middle
+                    plan, high = tried, middle
+                    kept.append((tried, fitted))
                 else:
                     low = middle + 1
-    return found, plan, tuple(steps)
+    return tuple(kept), tuple(steps)
 
 
 def _offered(spec: PointSpec, hardware: Hardware, rule: FormatRule) -> list[int]:
