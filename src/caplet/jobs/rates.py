@@ -12,24 +12,25 @@ from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.memory import keep_freed_memory
 from caplet.train.loss import margin_loss
+from caplet.train.precision import mixed
 
 FORWARD, TRAINED = 100, 32
 """Images per batch, forward and with the backward pass."""
 
 
-def forward_rate(model: CapsNet) -> float:
+def forward_rate(model: CapsNet, precision: str = "float32") -> float:
     """Images per second forward."""
     keep_freed_memory()
     images = torch.zeros(FORWARD, *model.config.image)
 
     def step() -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), mixed(model, images.device, precision):
             model.eval()(images)
 
     return FORWARD / _fastest(step)
 
 
-def training_rate(model: CapsNet) -> float:
+def training_rate(model: CapsNet, precision: str = "float32") -> float:
     """Images per second forward and backward, of a copy."""
     keep_freed_memory()
     model = copy.deepcopy(model).train()
@@ -37,7 +38,9 @@ def training_rate(model: CapsNet) -> float:
     labels = torch.zeros(TRAINED, dtype=torch.int64)
 
     def step() -> None:
-        margin_loss(lengths(model(images)), labels).backward()
+        with mixed(model, images.device, precision):
+            capsules = model(images)
+        margin_loss(lengths(capsules.float()), labels).backward()
         model.zero_grad()
 
     return TRAINED / _fastest(step)

@@ -65,7 +65,7 @@ class Pruning(_Table):
     least_steps: NonNegativeInt = 1000
     lr: PositiveFloat = 1e-3
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    probes: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.35, 0.25, 0.12, 0.06, 0.03)
+    probes: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.35, 0.25, 0.12, 0.06, 0.03, 0.015)
     probe_steps: NonNegativeInt = 200
 
     @property

@@ -11,6 +11,7 @@ from caplet.data import Splits, load_data
 from caplet.errors import ArtefactError
 from caplet.files import why, write_atomic
 from caplet.jobs.compress.context import Note, Progress
+from caplet.jobs.compress.curves import IMAGES, SCORED
 from caplet.jobs.compress.job import compress
 from caplet.jobs.compress.result import CompressedModel
 from caplet.jobs.compress.settings import BATCH, CompressSettings, checked, read_settings
@@ -21,6 +22,8 @@ from caplet.models.checkpoint import load_model
 from caplet.prune.cost import cost_of
 from caplet.train.settings import build_model
 
+_FAKE = 2.0
+"""Times that a fake-quantized pass takes as long as a float one."""
 _SEARCH_PASSES = 12
 """Full passes of the calibration images that a search for widths is reckoned with."""
 _TORCH_BYTES, _CACHE_BYTES = 500_000_000, 1_600_000_000
@@ -119,28 +122,29 @@ def estimate_compression(
     else:
         recipe = fit_to_data(resolve_recipe(settings.recipe, {}), splits)
         model = build_model(recipe)
-        rows.append(
-            _row("train", f"recipe {settings.recipe}", recipe.epochs * len(splits.train) / training_rate(model))
-        )
-    infer, train = forward_rate(model), training_rate(model)
+        spent = recipe.epochs * len(splits.train) / training_rate(model, recipe.precision)
+        rows.append(_row("train", f"recipe {settings.recipe}", spent))
+    arithmetic = settings.prune.arithmetic
+    infer, teach, train = forward_rate(model), forward_rate(model, arithmetic), training_rate(model, arithmetic)
     tested = (len(splits.calibration) + len(splits.test)) / infer
     probes = () if settings.prune.use == "no" else settings.prune.probes
-    tuned = settings.prune.probe_steps * BATCH / train
-    looked = 2000 / infer
-    rows.append(
-        _row(
-            "curves",
-            f"{len(probes)} amounts of pruning, {len(settings.quantize.probes)} widths",
-            sum(tuned * fraction + looked for fraction in probes) + looked * len(settings.quantize.probes),
-        )
-    )
+    shown = settings.prune.probe_steps * BATCH
+    looked = min(IMAGES, len(splits.calibration)) / infer
+    spent = sum((shown / train + 3 * looked) * fraction for fraction in probes)  # training looks at them, too
+    spent += looked * (1 + _FAKE * len(settings.quantize.probes))
+    if probes:
+        spent += SCORED / train + shown / teach
+    about = f"at most {len(probes)} amounts of pruning, {len(settings.quantize.probes)} widths"
+    rows.append(_row("curves", about, spent))
     if probes:
         epochs = settings.finetuned(len(splits.train))
-        spent = epochs * len(splits.train) / train * max(probes)
-        rows.append(_row("prune", f"at most to {max(probes):.0%}, {epochs:.3g} epochs", spent + tested))
+        seen = epochs * len(splits.train)
+        about = f"at most to {max(probes):.0%}, {epochs:.3g} epochs"
+        rows.append(_row("prune", about, seen * max(probes) / train + seen / teach + SCORED / train + tested))
     passes = _SEARCH_PASSES * len(splits.calibration) / infer
     rows.append(_row("quantize", f"{settings.quantize.method} on {len(splits.calibration):,} images", passes + tested))
-    rows.append(_row("firmware, verify", f"{settings.verify.images} images, {settings.target}", 60.0))
+    about = f"{settings.verify.images} images, {settings.target}; the test split"
+    rows.append(_row("firmware, verify", about, 60.0 + tested))
     cost = cost_of(model)
     batch = FORWARD * sum(layer.activation_bytes for layer in cost.layers)
     memory = _TORCH_BYTES + _CACHE_BYTES + 4 * cost.bytes + 2 * batch
