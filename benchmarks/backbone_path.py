@@ -101,6 +101,7 @@ def main() -> None:
                 "parameters_kept": cost.parameters / whole.parameters,
                 "primary_types": found.model.config.model_dump()["primary_types"],
                 "best": found.best.to_json(),
+                "refitted": None if found.refitted is None else found.refitted.to_json(),
                 "uniform": found.candidates[0].to_json(),
                 "calibration_correct": [candidate.accuracy.correct for candidate in found.candidates],
             }

@@ -170,7 +170,7 @@ def test_the_best_candidate_wins_and_is_whole(digits: Splits) -> None:
     torch.manual_seed(2)
     model = backbone_caps("resnet18", image=(1, 8, 8), width=0.125, class_dim=4).eval()
     train, calibration = digits.train.subset(range(80)), digits.calibration.subset(range(60))
-    settings = BackbonePruneSettings(macs=0.5, score="length", candidates=3, images=60)
+    settings = BackbonePruneSettings(macs=0.5, score="length", candidates=3, images=60, refit=False)
     notes: list[str] = []
     found = prune_backbone(model, train, calibration, settings, margin_loss, notes.append)
     assert [candidate.index for candidate in found.candidates] == [0, 1, 2]
@@ -179,6 +179,7 @@ def test_the_best_candidate_wins_and_is_whole(digits: Splits) -> None:
     assert (right, margin) == (found.best.accuracy, found.best.margin)
     assert cost_of(found.model).macs == found.best.macs <= 0.5 * cost_of(model).macs
     assert len(notes) == 3
+    assert found.refitted is None
     assert found.best.to_json()["kept"]["primary.types"] == found.model.config.model_dump()["primary_types"]
 
 
@@ -220,6 +221,8 @@ def test_the_whole_path_on_a_tiny_network(digits: Splits, tmp_path: Path) -> Non
         margin_loss,
     )
     assert cost_of(pruned.model).macs <= 0.25 * cost_of(trained.model).macs
+    assert pruned.refitted == judge(pruned.model, splits.calibration)[0]
+    assert pruned.refitted.correct > pruned.best.accuracy.correct
     tuning = FinetuneSettings(epochs=2, lr=2e-3, ema=0.9, batch_size=32, threads=1)
     tuned = finetune(pruned.model, splits, tmp_path / "tune", tuning, teacher=trained.model, progress=False)
     assert tuned.calibration_accuracy > 0.2  # of ten classes

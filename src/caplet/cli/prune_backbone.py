@@ -25,6 +25,9 @@ def command(
     candidates: Annotated[int, typer.Option("--candidates", help="How many ways to prune are compared.")] = 16,
     spread: Annotated[float, typer.Option("--spread", help="How much the layers' shares differ, 0 to 1.")] = 0.75,
     multiple: Annotated[int, typer.Option("--multiple", help="Keep multiples of so many channels.")] = 1,
+    refit: Annotated[
+        bool, typer.Option("--refit/--no-refit", help="Refit the chosen candidate's weights before fine-tuning.")
+    ] = True,
     epochs: Annotated[int, typer.Option("--epochs", help="Fine-tuning, passes over the training split; 0: none.")] = 1,
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate of fine-tuning.")] = 1e-3,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images per step of fine-tuning.")] = 32,
@@ -44,7 +47,8 @@ def command(
     """Remove channels of the CNN under capsules: the best of several candidates to one target, then fine-tuning.
 
     Candidates are compared on the calibration split after their batch norms have seen training images again. The
-    primary capsules follow the channels that remain; prune them further with caplet prune --units types,capsules.
+    chosen one's convolutions are refitted on those images. The primary capsules follow the channels that remain; prune
+    them further with caplet prune --units types,capsules.
 
     Example: caplet prune-backbone runs/resnet18-caps/model.safetensors --data cifar10 --root ~/data --macs 0.25
     """
@@ -58,6 +62,7 @@ def command(
             "candidates": candidates,
             "spread": spread,
             "multiple": multiple,
+            "refit": refit,
             "seed": seed,
         },
         {

@@ -95,7 +95,8 @@ def prune_backbone_model(
             found = prune_backbone(model, splits.train, splits.calibration, settings, margin_loss, note)
             save_model(found.model, run / PRUNED)
             candidates = [candidate.to_json() for candidate in found.candidates]
-            run.write_json(CANDIDATES, {"best": found.best.index, "candidates": candidates})
+            refitted = None if found.refitted is None else found.refitted.to_json()
+            run.write_json(CANDIDATES, {"best": found.best.index, "refitted": refitted, "candidates": candidates})
         pruned = load_model(run / PRUNED)
         result = pruned
         if tuning is not None:

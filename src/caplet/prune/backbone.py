@@ -28,6 +28,7 @@ from caplet.nn.functional import lengths
 from caplet.nn.memory import keep_freed_memory
 from caplet.prune.backbone_groups import PRIMARY, group_importance
 from caplet.prune.order import resized_cost
+from caplet.prune.refit import refitted
 from caplet.prune.rules import Kind
 from caplet.prune.scores import SCORES, Loss, Values, find_score, measure_scores
 from caplet.prune.structure import Keep, Structure, kept_sizes, structure_of
@@ -53,7 +54,8 @@ class BackbonePruneSettings(BaseModel):
         candidates: how many are tried; the first removes the same share everywhere.
         spread: how much the layers' shares differ: exponents of the kept share are drawn from 1 - spread to 1 + spread.
         multiple: kept channels are a multiple of this, where a layer has as many.
-        images: training images that the batch norms see again.
+        images: training images that the batch norms see again, and on which the chosen candidate is refitted.
+        refit: refit the convolutions of the chosen candidate that lost inputs (:mod:`caplet.prune.refit`).
         seed: of the candidates, and of the choice of images.
     """
 
@@ -66,6 +68,7 @@ class BackbonePruneSettings(BaseModel):
     spread: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.75
     multiple: PositiveInt = 1
     images: PositiveInt = 1000
+    refit: bool = True
     seed: NonNegativeInt = 0
 
 
@@ -105,11 +108,18 @@ class Candidate:
 
 @dataclass(frozen=True)
 class BackbonePruned:
-    """The outcome: the best candidate as a model with adapted batch norms, and all candidates."""
+    """The outcome.
+
+    Attributes:
+        model: the best candidate with adapted batch norms, refitted where asked for.
+        best, candidates: which one it is; all of them.
+        refitted: its accuracy on the calibration split once refitted, None without.
+    """
 
     model: CapsNet
     best: Candidate
     candidates: tuple[Candidate, ...]
+    refitted: Accuracy | None
 
 
 def prune_backbone(
@@ -155,7 +165,14 @@ def prune_backbone(
             best = candidate, smaller
         note(f"candidate {index}: calibration {right}, best so far number {best[0].index}")
     assert best is not None
-    return BackbonePruned(best[1], best[0], tuple(found))
+    if not settings.refit:
+        return BackbonePruned(best[1], best[0], tuple(found), None)
+    chosen = best[0].selection
+    result, _ = refitted(model, cut(model, chosen, structure), chosen, pixels, structure=structure, seed=settings.seed)
+    recalibrate(result, pixels)
+    after, _ = judge(result, calibration)
+    note(f"candidate {best[0].index} refitted: calibration {after}")
+    return BackbonePruned(result, best[0], tuple(found), after)
 
 
 def _scores(
