@@ -47,5 +47,5 @@ def test_a_gain_is_not_spent() -> None:
 
 def test_reasons_give_every_measured_point() -> None:
     text = "\n".join(choose((WHOLE, HALF, TENTH), WIDTHS, size, Limits(max_drop=0.4)).reasons)
-    for part in ("50%", "10%", "8 bits", "4 bits", "2 bits", "+2.00 points", "250 bytes of flash"):
+    for part in ("50 %", "10 %", "8 bits", "4 bits", "2 bits", "+2.00 points", "250 bytes of flash"):
         assert part in text

@@ -18,7 +18,7 @@ def compressed(run: RunRecords) -> Verdict:
     lost = f"{abs(pair['loss']):.2f} percentage points {'less' if pair['loss'] >= 0 else 'more'}"
     headline = (
         f"The network takes {bytes_text(after['file_bytes'])}, {after['times_smaller']:.1f} times less than its float"
-        f" parameters, needs {after['macs_kept']:.0%} of the multiply-accumulates, and classifies"
+        f" parameters, needs {100 * after['macs_kept']:.3g} % of the multiply-accumulates, and classifies"
         f" {after['test']['percent']:.2f} % of {after['test']['n']:,} test images correctly: {lost} than the float"
         f" network (95 % interval of the difference: {pair['low']:+.2f} to {pair['high']:+.2f})."
     )

@@ -129,15 +129,14 @@ def _reasons(
     for point in curve:
         if point is not whole:
             lines.append(
-                f"pruned to {point.macs_kept:.0%} of the multiply-accumulates, with {point.parameters:,} of"
+                f"pruned to {100 * point.macs_kept:.3g} % of the multiply-accumulates, with {point.parameters:,} of"
                 f" {whole.parameters:,} parameters: {point.drop:+.2f} points of loss on {point.images:,} calibration"
                 f" images after {point.steps} steps of fine-tuning"
             )
     lines += [f"{point.bits} bits everywhere: {point.drop:+.2f} points of loss" for point in widths]
+    kept, lost = 100 * pruned.macs_kept, max(0.0, pruned.drop)
     share = (
-        "no pruning"
-        if pruned is whole
-        else f"pruning to {pruned.macs_kept:.0%} of the multiply-accumulates ({max(0.0, pruned.drop):.2f} points)"
+        "no pruning" if pruned is whole else f"pruning to {kept:.3g} % of the multiply-accumulates ({lost:.2f} points)"
     )
     told = (
         f"{share} and {width.bits} bits on average ({max(0.0, width.drop):.2f} points): {size.flash:,} bytes of flash"

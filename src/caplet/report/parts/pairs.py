@@ -19,7 +19,7 @@ def pairs(run: RunRecords) -> Section | str:
     shown = [pair for pair in reckoned if pair["drop"] <= most]
     dots = []
     for pair in shown:
-        about = f"{pair['macs_kept']:.0%} of the multiply-accumulates, {pair['bits']} bits"
+        about = f"{100 * pair['macs_kept']:.3g} % of the multiply-accumulates, {pair['bits']} bits"
         tip = f"reckoned: {about}: {bytes_text(pair['flash'])}, {pair['drop']:+.2f} points"
         dots.append(Dot(pair["flash"], pair["drop"], "s0 hollow", tip))
     for attempt in sorted(made, key=lambda attempt: attempt["folder"] == result):  # the result on top

@@ -43,25 +43,25 @@ def tradeoff(run: RunRecords) -> Section | str:
     )
     grid = tuple(_point(point, chosen) for point in curve if point["steps"] or point["macs_kept"] < 1)
     grid += tuple(_width(point, width) for point in widths)
-    heads = ("measured", "parameters", "fine-tuning steps", "images", "loss (points)", "")
+    heads = ("measured", "loss (points)", "", "parameters", "fine-tuning steps", "images")
     decision = f"Chosen to begin with: {found['reasons'][-1]}."
     return Section("Pruning or narrower integers", decision, (figure,), grid=Table("measured", heads, grid))
 
 
 def _point(point: dict[str, Any], chosen: dict[str, Any]) -> tuple[str, ...]:
     return (
-        f"pruned to {point['macs_kept']:.0%} of the multiply-accumulates",
+        f"pruned to {100 * point['macs_kept']:.3g} % of the multiply-accumulates",
+        f"{point['drop']:+.2f}",
+        "chosen" if point["macs_kept"] == chosen["macs_kept"] else "",
         f"{point['parameters']:,}",
         f"{point['steps']:,}",
         f"{point['images']:,}",
-        f"{point['drop']:+.2f}",
-        "chosen" if point["macs_kept"] == chosen["macs_kept"] else "",
     )
 
 
 def _width(point: dict[str, Any], chosen: dict[str, Any]) -> tuple[str, ...]:
     picked = "reckoned with" if point["bits"] == chosen["bits"] else ""
-    return f"{point['bits']} bits everywhere", "", "", f"{point['images']:,}", f"{point['drop']:+.2f}", picked
+    return f"{point['bits']} bits everywhere", f"{point['drop']:+.2f}", picked, "", "", f"{point['images']:,}"
 
 
 def stages(run: RunRecords) -> Section | str:
