@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"])
 RUN = ("arithmetic.md", "adding.md")
 """Pages whose Python runs without any data."""
+METHODS = ("qcapsnets", "progressive", "ilp", "reconstruction", "routing", "finetune", "pruning", "backbones")
+"""Pages of methods."""
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -65,6 +67,14 @@ def test_commands_named_in_the_text_and_their_options_exist(page: Path) -> None:
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         given = {word.partition("=")[0] for word in words if word.startswith("--")}
         assert given <= known | {"--help"}, f"{page.name}: caplet {line}: unknown {sorted(given - known)}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_pages_of_methods_say_whose_they_are_and_when_to_use_them(name: str) -> None:
+    text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    assert re.search(r"\b(19|20)\d\d\b", text)
+    assert re.search(r"^## .*(caplet differs|differs from the papers)", text, re.MULTILINE)
+    assert re.search(r"^## When to use it\n\n\w", text, re.MULTILINE)
 
 
 @by_page

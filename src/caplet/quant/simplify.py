@@ -4,7 +4,7 @@ A routing's couplings often change little from image to image. With the mean cou
 capsule layer is linear up to its squash: they are folded into the weights, and what is left is a routing of one
 iteration, with neither logits nor softmax, in an ordinary model whose settings say so.
 
-Related: Marchisio et al. 2020 count the routing's tensors as the most sensitive ones; here they are left out instead.
+Related: Marchisio et al. 2020 give the routing's tensors widths of their own; here they are left out instead.
 """
 
 from __future__ import annotations
