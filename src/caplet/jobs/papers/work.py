@@ -128,7 +128,7 @@ class Search:
             cost_of(model).macs,
             result.metrics["search"]["full_passes"],
             result.met,
-            result.metrics["reason"],
+            result.metrics["reason"] + ("" if result.met else f"; the row is model_{best.role}"),
         )
 
 
