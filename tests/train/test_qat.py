@@ -20,12 +20,15 @@ from caplet.models.registry import build
 from caplet.quant.calibrate import calibrate
 from caplet.quant.fake import fake_quantized
 from caplet.quant.plan import QuantPlan
+from caplet.quant.reconstruct.reconstruct import reconstruct
+from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 from caplet.quant.widths import Widths, make_plan
 from caplet.train.evaluate import evaluate
 from caplet.train.initialise import initialise
 from caplet.train.loop import train
-from caplet.train.qat import QatResult, QatSettings, finetune_under_plan
+from caplet.train.qat import FIT_IMAGES, QatResult, QatSettings, QatTask, finetune_under_plan
 from caplet.train.settings import TrainSettings
+from caplet.train.task import INITIALISE, generator
 from caplet.train.trainer import Trainer
 
 SIZES = {"stem": ({"kernel": 3, "channels": 16},), "primary_types": 4, "primary_dim": 4, "class_dim": 4}
@@ -180,3 +183,35 @@ def test_a_plan_of_another_model_is_refused(model: CapsNet, few_digits: Splits, 
     with pytest.raises(PlanError, match="does not fit model shallow"):
         finetune_under_plan(model, plan, few_digits, tmp_path, progress=False)
     assert not any(tmp_path.iterdir())
+
+
+def test_training_may_start_from_fitted_codes(model: CapsNet, digits: Splits, tmp_path: Path) -> None:
+    """A reconstruction's codes are where training begins: better than nearest rounding, and every code is the fit's."""
+    plan = plan_of(model, digits, (4, 2, 2), 6)
+    task = QatTask(settings(fit="channels,bias,rounding", exponents="fixed"), model, None, plan)
+    task.prepare(digits.train)
+    task.start(digits.train)
+    found = reconstruct(
+        model,
+        plan,
+        digits.train.images[torch.randperm(len(digits.train), generator=generator(0, INITIALISE))[:FIT_IMAGES]],
+        ReconstructSettings(parse_parts("channels,bias,rounding")),
+    )
+    assert task.plan == found.plan
+    for layer, fitted in zip(task.model.layers(), found.model.layers(), strict=True):
+        for name in {"weight"} & set(layer.specs):
+            codes = task.plan.points[f"{layer.name}.{name}"].quantize(layer.weight.detach())
+            assert torch.equal(codes, fitted.weight)
+            assert not torch.equal(layer.weight, fitted.weight)  # nearer to the float weights, within its cell
+    assert hits(task.model, task.plan, digits) > hits(model, plan, digits)
+    trained = finetune_under_plan(
+        model, plan, digits, tmp_path / "run", settings(fit="bias,rounding", steps=4), progress=False
+    )
+    assert {fmt.bits for fmt in trained.plan.points.values()} == {fmt.bits for fmt in plan.points.values()}
+
+
+def test_exponents_per_channel_are_not_learned(model: CapsNet, digits: Splits) -> None:
+    with pytest.raises(ConfigError, match="per channel"):
+        QatTask(settings(fit="channels", exponents="learned"), model, None, plan_of(model, digits, (4, 4, 4), 6))
+    with pytest.raises(ConfigError, match="did you mean rounding"):
+        settings(fit="roundin")

@@ -23,6 +23,9 @@ from caplet.nn.squash import no_autocast, squash_backward
 from caplet.quant.fake import FakeQuant, point_noise, quantize_in_place
 from caplet.quant.plan import QuantPlan
 
+_CELL = 0.45
+"""Share of a step on either side of a value that is safely rounded to it."""
+
 
 def clipping_edges(fmt: PlanFormat, rounding: Rounding) -> tuple[float, float]:
     """The values below and above which a format clips: where rounding would give a code that it does not have.
@@ -144,6 +147,17 @@ def _shift_factors(fmt: ChannelFormat, value: Tensor) -> Tensor:
     """``2**shift`` of every output channel, shaped to multiply ``value``."""
     shape = [-1 if axis == fmt.axis else 1 for axis in range(value.ndim)]
     return torch.exp2(torch.tensor(fmt.shifts, dtype=value.dtype, device=value.device)).view(shape)
+
+
+def towards(rounded: Tensor, exact: Tensor, fmt: PlanFormat) -> Tensor:
+    """The value nearest to ``exact`` that still rounds to ``rounded`` (values of ``fmt``): where training goes on.
+
+    Weights in the middle of their cells would all be half a step away from any other code.
+    """
+    step = torch.full((), _CELL * fmt.step)
+    if isinstance(fmt, ChannelFormat):
+        step = step / _shift_factors(fmt, rounded)
+    return rounded + torch.minimum(torch.maximum(exact - rounded, -step), step)
 
 
 class _Computed(torch.autograd.Function):

@@ -12,17 +12,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
 
 from caplet.data.imageset import ImageSet, to_float
 from caplet.data.splits import Splits
+from caplet.errors import ConfigError
 from caplet.models.base import CapsNet
-from caplet.nn.points import Storage
+from caplet.nn.points import Role, Storage
 from caplet.quant.fake import FakeQuant
 from caplet.quant.plan import QuantPlan
+from caplet.quant.reconstruct.fold import folded
+from caplet.quant.reconstruct.reconstruct import reconstruct
+from caplet.quant.reconstruct.settings import Part, ReconstructSettings, parse_parts
+from caplet.quant.reconstruct.views import parameter_of
 from caplet.quant.rescale import LearnedExponents, Observed, observe, refit
-from caplet.quant.straight import StraightThrough
+from caplet.quant.straight import StraightThrough, towards
 from caplet.train.evaluate import Score, evaluate
 from caplet.train.finetune import FinetuneTask
 from caplet.train.loop import TrainResult, run
@@ -30,6 +35,8 @@ from caplet.train.settings import FinetuneSettings
 from caplet.train.task import INITIALISE, Call, generator
 
 Note = Callable[[str], None]
+FIT_IMAGES = 512
+"""Training images on which a reconstruction fits the model that training starts from."""
 
 
 class QatSettings(FinetuneSettings):
@@ -44,6 +51,9 @@ class QatSettings(FinetuneSettings):
         watch_steps: how often the numbers are looked at, for alarms and ``refit``.
         watch_images: training images that are looked at.
         clipped_limit: alarm where a larger fraction of a computed tensor is clipped.
+        fit: parts of reconstruction (e.g. ``channels,bias,rounding``) that fit the model to the plan on
+            :data:`FIT_IMAGES` training images before the first step, so that training starts from codes that work; the
+            exponents are then the fit's. Empty for none.
     """
 
     exponents: Literal["fixed", "refit", "learned"] = "refit"
@@ -51,6 +61,12 @@ class QatSettings(FinetuneSettings):
     watch_steps: PositiveInt = 100
     watch_images: PositiveInt = 128
     clipped_limit: PositiveFloat = 0.3
+    fit: str = ""
+
+    @field_validator("fit")
+    @classmethod
+    def _names_parts(cls, value: str) -> str:
+        return value and ",".join(parse_parts(value))
 
 
 @dataclass(frozen=True)
@@ -78,6 +94,7 @@ class QatTask(FinetuneTask[QatSettings]):
 
     Raises:
         PlanError: the plan does not fit the model.
+        ConfigError: exponents that a fit chooses per channel are to be learned.
     """
 
     def __init__(
@@ -89,6 +106,8 @@ class QatTask(FinetuneTask[QatSettings]):
         note: Note = lambda text: None,
     ) -> None:
         plan.check(model)
+        if settings.exponents == "learned" and Part.CHANNELS in (parse_parts(settings.fit) if settings.fit else ()):
+            raise ConfigError("fine-tuning: exponents per channel (fit) are not learned; set exponents=fixed or refit")
         super().__init__(settings, model, teacher)
         self.note = note
         self.alarms: list[str] = []
@@ -127,10 +146,11 @@ class QatTask(FinetuneTask[QatSettings]):
         self._images = pixels.to(next(self.model.parameters()).device)
 
     def start(self, images: ImageSet) -> None:
-        if self.settings.exponents == "fixed":
-            return
-        for _ in range(2):  # the first time with the ranges of float, the second with those of the narrow network
-            self.handler.plan = refit(self.plan, self.specs, self._observe())
+        if self.settings.fit:
+            self._fit(images)
+        elif self.settings.exponents != "fixed":
+            for _ in range(2):  # the first time with the ranges of float, the second with those of the narrow network
+                self.handler.plan = refit(self.plan, self.specs, self._observe())
         if self.learned is not None:
             self.learned.start(self.plan)
 
@@ -164,6 +184,20 @@ class QatTask(FinetuneTask[QatSettings]):
         self.alarms = list(state["alarms"])
         if self.learned is not None:
             self.learned.restore(state["exponents"])
+
+    def _fit(self, images: ImageSet) -> None:
+        """Begin with the codes, biases and exponents of a reconstruction."""
+        chosen = torch.randperm(len(images), generator=generator(self.settings.seed, INITIALISE))
+        settings = ReconstructSettings(parse_parts(self.settings.fit), seed=self.settings.seed)
+        found = reconstruct(self.model, self.plan, images.images[chosen[:FIT_IMAGES]], settings)
+        with torch.no_grad():
+            for layer, exact in zip(found.model.layers(), folded(self.model).layers(), strict=True):
+                for name in (name for name, spec in layer.specs.items() if spec.role is Role.WEIGHT):
+                    fitted = parameter_of(layer, name)
+                    fmt = found.plan.points[f"{layer.name}.{name}"]
+                    fitted.copy_(towards(fitted, parameter_of(exact, name), fmt))
+        self.model.load_state_dict(found.model.state_dict())
+        self.handler.plan = found.plan
 
     def _follow(self) -> None:
         """Move to the exponents that the trained scales say, where the integer functions accept them."""
