@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from caplet import api
 from caplet.cli.main import app
 from caplet.errors import ToolMissing
 from caplet.jobs.papers.rows import NETWORKS
@@ -46,6 +47,16 @@ def test_papers_makes_rows_and_lists_them(caplet: Caplet, tiny_mnist: Path, tiny
     assert (tmp_path / "run" / "papers.md").read_text() == done.out
     again = caplet("bench", "papers", *given, "--out", tmp_path / "run", "--json").error()
     assert "is not empty" in again
+
+
+def test_an_interrupted_call_says_how_to_go_on(caplet: Caplet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "redo_papers", stop)
+    done = caplet("bench", "papers", "--force", "--only", "q7", "--out", tmp_path / "run")
+    assert done.code == 130
+    assert f"go on with: caplet bench papers --only q7 --out {tmp_path / 'run'} --resume" in done.err
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caplet.cli.output import CalibrationSize, Json, Quiet, console, note, print_json
+from caplet.cli.output import CalibrationSize, Json, Quiet, console, going_on, note, print_json
 from caplet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def command(
     if list_ or dry_run:
         _show_rows(settings, minutes=dry_run, json=json)
         return
-    result = redo_papers(settings, out, resume=resume, force=force, note=(lambda text: None) if quiet else note)
+    with going_on(tells=True):
+        result = redo_papers(settings, out, resume=resume, force=force, note=(lambda text: None) if quiet else note)
     if json:
         print_json({**result.record, "folder": str(result.folder)})
         return

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from caplet.cli.output import CalibrationSize, Channels, Json, Quiet, Root, Size, console, note, print_json
+from caplet.cli.output import CalibrationSize, Channels, Json, Quiet, Root, Size, console, going_on, print_json
 
 
 def command(
@@ -76,7 +74,7 @@ def command(
 
     Example: caplet compress model.safetensors --data mnist --root ~/data --max-drop 0.2 --flash 160KB --ram 32KB
     """
-    with _going_on(tells=not dry_run):
+    with going_on(tells=not dry_run):
         from caplet.api import compress_by_settings, compress_settings, estimate_compression
         from caplet.cli.progress import bar
         from caplet.errors import TargetNotMet
@@ -140,18 +138,3 @@ def _given(changes: dict[str, Any]) -> dict[str, Any]:
     """The options that were given."""
     found = {name: _given(value) if isinstance(value, dict) else value for name, value in changes.items()}
     return {name: value for name, value in found.items() if value is not None and value != {}}
-
-
-@contextmanager
-def _going_on(tells: bool) -> Iterator[None]:
-    """Where what is inside is interrupted, say which command goes on with it."""
-    import shlex
-    import sys
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        if tells:
-            words = [word for word in sys.argv[1:] if word not in ("--force", "--resume")]
-            note("go on with: " + shlex.join(["caplet", *words, "--resume"]))
-        raise

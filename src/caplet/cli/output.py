@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,6 +73,18 @@ def print_json(data: Any) -> None:
 def note(text: str) -> None:
     """A line for the user on stderr."""
     print(text, file=sys.stderr)
+
+
+@contextmanager
+def going_on(tells: bool) -> Iterator[None]:
+    """Where what is inside is interrupted, and ``tells``, say which command goes on with it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if tells:
+            words = [word for word in sys.argv[1:] if word not in ("--force", "--resume")]
+            note("go on with: " + shlex.join(["caplet", *words, "--resume"]))
+        raise
 
 
 def fail(text: str, code: int) -> int:
