@@ -20,6 +20,7 @@ from caplet.jobs.report import write_report
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.prune.cost import cost_of
+from caplet.prune.order import Allocation
 from caplet.settings import make
 
 
@@ -104,6 +105,17 @@ def test_rounds_keep_track_of_the_original_units(network: CapsNet, few: Splits, 
     torch.testing.assert_close(
         result.model.state_dict()["digit.weight"], network.state_dict()["digit.weight"][capsules], rtol=0, atol=0
     )
+
+
+def test_measured_allocation(network: CapsNet, few: Splits, tmp_path: Path) -> None:
+    settings = PruneSettings(macs=0.4, epochs=0, allocation=Allocation.MEASURED)
+    result = prune(network, few, tmp_path / "run", settings)
+    assert cost_of(result.model).macs <= 0.4 * cost_of(network).macs
+    shares = {name: left / of for name, (left, of) in result.metrics["sizes"].items()}
+    assert shares["primary.types"] != shares["conv1.channels"]
+    uniform = prune(network, few, tmp_path / "uniform", PruneSettings(macs=0.4, epochs=0))
+    found, other = (run.metrics["rounds"][0]["calibration_cut"]["correct"] for run in (result, uniform))
+    assert found >= other
 
 
 @pytest.mark.parametrize("target", [{"params": 0.5}, {"bytes": 30_000}, {"spaces": {"primary.types": 3}}])

@@ -55,7 +55,9 @@ def test_orders_shrink_to_any_target(name: str, allocation: Allocation) -> None:
     structure = structure_of(model)
     spaces = prunable(structure, UNITS)
     scores = measure_scores(model, images, None, ["length"], margin_loss)["length"]
-    order = removal_order(structure, scores, spaces, allocation, macs_per_unit(model, structure, spaces))
+    prices = {name: np.linspace(0.1, 1.0, len(values)) for name, values in scores.items()}
+    unit_macs = macs_per_unit(model, structure, spaces)
+    order = removal_order(structure, scores, spaces, allocation, unit_macs, prices=prices)
     macs = [resized_cost(model, structure, order.selection(count)).macs for count in range(len(order.removals) + 1)]
     assert macs == sorted(macs, reverse=True)
     assert macs[0] == cost_of(model).macs

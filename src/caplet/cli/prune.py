@@ -52,7 +52,11 @@ def command(
         str, typer.Option("--score", help="Importance: taylor, length, coupling, weight or random.")
     ] = "taylor",
     allocation: Annotated[
-        str, typer.Option("--allocation", help="uniform (same fraction everywhere) or global (score per MAC).")
+        str,
+        typer.Option(
+            "--allocation",
+            help="uniform (same fraction everywhere), measured (loss per MAC, measured) or global (score per MAC).",
+        ),
     ] = "uniform",
     iterations: Annotated[
         int | None, typer.Option("--iterations", help="Routing iterations of the pruned model's class capsules.")

@@ -11,12 +11,12 @@ import numpy as np
 from caplet.data import Splits
 from caplet.errors import CapletError
 from caplet.jobs.evaluate import check_data
-from caplet.jobs.pruning import PruneSettings, answers, spread_set
+from caplet.jobs.pruning import PruneSettings, allocate, answers, spread_set
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
 from caplet.prune.cost import cost_of
 from caplet.prune.coupling import measure_activity
-from caplet.prune.order import macs_per_unit, removal_order, resized_cost
+from caplet.prune.order import macs_per_unit, resized_cost
 from caplet.prune.scores import SCORES, measure_scores
 from caplet.prune.structure import prunable, structure_of
 from caplet.prune.surgery import cut
@@ -81,7 +81,7 @@ def prune_curves(
         reference = share_correct(model)
         lines: dict[str, Any] = {}
         for name, scores in measured.items():
-            order = removal_order(structure, scores, spaces, settings.allocation, unit_macs)
+            order = allocate(model, structure, scores, spaces, unit_macs, splits.calibration, settings)
             if not order.removals:
                 raise CapletError(f"prune: nothing of {', '.join(settings.units)} can go from this model")
             points = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -16,10 +16,11 @@ from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
 from caplet.models.base import CapsNet
 from caplet.nn.memory import keep_freed_memory
+from caplet.prune.allocate import measured_prices
 from caplet.prune.cost import Cost, cost_of
 from caplet.prune.order import Allocation, Order, fewest_removals, macs_per_unit, removal_order, resized_cost
-from caplet.prune.rules import Kind
-from caplet.prune.scores import check_scoring, find_score, measure_scores
+from caplet.prune.rules import Kind, Space
+from caplet.prune.scores import Scores, check_scoring, find_score, measure_scores
 from caplet.prune.structure import Selection, Structure, kept_sizes, prunable, structure_of
 from caplet.prune.surgery import with_iterations
 from caplet.quant.evaluator import predict
@@ -30,6 +31,8 @@ from caplet.train.settings import FinetuneSettings
 Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
 TARGETS = ("keep", "macs", "params", "bytes", "max_drop")
 BATCH = 100
+ALLOCATION_SHARE = 2
+"""The allocation ``measured`` looks at ``images`` divided by this: it compares many networks, not single units."""
 Progress = Callable[[int, int], None]
 
 
@@ -42,7 +45,8 @@ class PruneSettings(BaseModel):
         score: name of the importance score (:data:`caplet.prune.scores.SCORES`).
         units: what goes: ``channels``, ``types``, ``dim``, ``capsules`` (single capsules that vote for the classes).
         allocation: ``uniform`` takes the same fraction of every space, ``global`` the lowest score per
-            multiply-accumulate anywhere.
+            multiply-accumulate anywhere, ``measured`` the least measured loss per multiply-accumulate
+            (:mod:`caplet.prune.allocate`).
         keep: fraction of the units to keep.
         macs, params: fraction of the multiply-accumulates or of the parameters to keep.
         bytes: size of the float32 parameters.
@@ -166,7 +170,28 @@ def put_in_order(model: CapsNet, images: ImageSet, settings: PruneSettings, prog
     )
     spaces = () if settings.target is None else prunable(structure, settings.units)
     unit_macs = macs_per_unit(model, structure, spaces)
-    return removal_order(structure, scores[settings.score], spaces, settings.allocation, unit_macs, settings.spaces)
+    return allocate(model, structure, scores[settings.score], spaces, unit_macs, images, settings, progress)
+
+
+def allocate(
+    model: CapsNet,
+    structure: Structure,
+    scores: Scores,
+    spaces: Sequence[Space],
+    unit_macs: Mapping[str, float],
+    images: ImageSet,
+    settings: PruneSettings,
+    progress: Progress | None = None,
+) -> Order:
+    """The order of removals by ``scores``; for the allocation ``measured`` after measuring losses on ``images``."""
+    prices = None
+    if settings.allocation is Allocation.MEASURED:
+        seen = spread_set(images, settings.images // ALLOCATION_SHARE)
+        free = [space for space in spaces if space.name not in settings.spaces]
+        prices = measured_prices(
+            model, structure, scores, free, seen.images, seen.labels, margin_loss, progress=progress
+        )
+    return removal_order(structure, scores, spaces, settings.allocation, unit_macs, settings.spaces, prices)
 
 
 def check_target(model: CapsNet, images: ImageSet, settings: PruneSettings) -> None:
@@ -183,7 +208,8 @@ def check_target(model: CapsNet, images: ImageSet, settings: PruneSettings) -> N
     structure = structure_of(model)
     spaces = () if settings.target is None else prunable(structure, settings.units)
     flat = {name: np.zeros(space.size) for name, space in structure.spaces.items()}
-    order = removal_order(structure, flat, spaces, settings.allocation, dict.fromkeys(flat, 1.0), settings.spaces)
+    unit_macs = dict.fromkeys(flat, 1.0)
+    order = removal_order(structure, flat, spaces, settings.allocation, unit_macs, settings.spaces, flat)
     removals_for(model, order, settings, Sizes.whole(model, settings.units), 1.0)
 
 

@@ -13,11 +13,11 @@ from caplet.models.assemble import skeleton
 from caplet.models.base import CapsNet
 from caplet.prune.cost import Cost, cost_of
 from caplet.prune.rules import Kind, Space
-from caplet.prune.scores import Scores
+from caplet.prune.scores import Scores, Values
 from caplet.prune.structure import Keep, Selection, Structure
 
 GLOBAL_FLOOR = 0.125
-"""The fraction of every space that the global allocation leaves at least: first-order scores say nothing beyond."""
+"""The fraction of every space that the allocations ``global`` and ``measured`` leave at least: beyond it they guess."""
 
 
 class Allocation(StrEnum):
@@ -25,6 +25,7 @@ class Allocation(StrEnum):
 
     UNIFORM = "uniform"  # the same fraction of every space
     GLOBAL = "global"  # units of all spaces in one order: score per multiply-accumulate
+    MEASURED = "measured"  # the same, by the loss that removals from each space alone were measured to add
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,14 @@ def removal_order(
     allocation: Allocation,
     unit_macs: Mapping[str, float],
     fixed: Mapping[str, float] | None = None,
+    prices: Mapping[str, Values] | None = None,
 ) -> Order:
     """The order in which units of ``spaces`` go.
 
     Args:
-        unit_macs: by space, the multiply-accumulates that one of its units costs; for the global allocation.
+        unit_macs: by space, the multiply-accumulates that one of its units costs; for ``global`` and ``measured``.
+        prices: by space, what each removal adds to the loss, the least important unit first; for ``measured``
+            (:func:`caplet.prune.allocate.measured_prices`).
         fixed: by space, what stays from the start: a fraction up to 1, or from 2 on a number of units. Such spaces are
             not in the sequence.
 
@@ -91,6 +95,9 @@ def removal_order(
         for rank, unit in enumerate(ranked[: space.size - least].tolist()):
             if allocation is Allocation.UNIFORM:
                 key = (rank + 1) / space.size
+            elif allocation is Allocation.MEASURED:
+                assert prices is not None
+                key = float(prices[space.name][rank]) / max(unit_macs[space.name], 1.0)
             else:
                 key = float(scores[space.name][unit]) / max(unit_macs[space.name], 1.0)
             keyed.append((key, place, space.name, unit))

@@ -1,0 +1,59 @@
+"""Prices of removals: measured losses, and an order that takes the cheapest multiply-accumulates first."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from networks import CONFIGS, living
+
+from caplet.prune.allocate import _slopes, measured_prices
+from caplet.prune.order import Allocation, macs_per_unit, removal_order
+from caplet.prune.rules import Kind
+from caplet.prune.structure import prunable, structure_of
+from caplet.train.loss import margin_loss
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_every_space_has_prices_that_never_fall(name: str) -> None:
+    model, images = living(name)
+    structure = structure_of(model)
+    spaces = tuple(space for space in structure.spaces.values() if space.kind is not Kind.DIM)
+    scores = {name: np.arange(space.size, dtype=float) for name, space in structure.spaces.items()}
+    labels = torch.arange(len(images)) % model.config.classes
+    calls: list[tuple[int, int]] = []
+    prices = measured_prices(
+        model, structure, scores, spaces, images, labels, margin_loss, progress=lambda *call: calls.append(call)
+    )
+    assert {name: len(values) for name, values in prices.items()} == {space.name: space.size for space in spaces}
+    assert all((np.diff(values) >= -1e-12).all() for values in prices.values())
+    assert calls[-1][0] == calls[-1][1] == len(calls)
+
+
+def test_units_that_nobody_listens_to_cost_nothing_and_go_first() -> None:
+    model, images = living("deep")
+    model = copy.deepcopy(model)
+    deaf = dict(model.named_parameters())["blocks.0.l1.weight"]
+    with torch.no_grad():
+        deaf.zero_()
+    structure = structure_of(model)
+    spaces = prunable(structure, (Kind.CHANNELS, Kind.TYPES))
+    scores = {name: np.arange(space.size, dtype=float) for name, space in structure.spaces.items()}
+    labels = torch.arange(len(images)) % model.config.classes
+    prices = measured_prices(model, structure, scores, spaces, images, labels, margin_loss)
+    assert np.abs(prices["conv1.channels"]).max() < 1e-6
+    assert max(prices["block4.types"]) > 1e-5
+    unit_macs = macs_per_unit(model, structure, spaces)
+    order = removal_order(structure, scores, spaces, Allocation.MEASURED, unit_macs, None, prices)
+    cheap = [space for space, _ in order.removals if prices[space].max() < 1e-6 or space == "conv1.channels"]
+    assert "conv1.channels" in cheap
+    first = order.removals.index(("conv1.channels", 0))
+    dear = [index for index, (space, unit) in enumerate(order.removals) if prices[space][unit] > 1e-5]
+    assert all(first < index for index in dear)
+
+
+def test_a_dip_does_not_empty_a_space() -> None:
+    assert _slopes([(0, 0.0), (4, -1.0), (8, 3.0)], 10).tolist() == [-0.25] * 4 + [1.0] * 6
+    assert _slopes([(0, 0.0), (1, 0.1), (2, 0.3), (3, 0.35)], 4).tolist() == pytest.approx([0.1, 0.125, 0.125, 0.125])
