@@ -32,11 +32,17 @@ class Pruned:
 
 @dataclass(frozen=True)
 class Width:
-    """A point of the width curve: the float model with every tensor at ``bits``; ``drop`` as in :class:`Pruned`."""
+    """A point of the width curve: a network with every tensor at ``bits``.
+
+    Attributes:
+        drop: loss of accuracy against the same network in float, in percentage points on ``images`` images.
+        macs_kept: how far the network was pruned, as in :class:`Pruned`.
+    """
 
     bits: int
     drop: float
     images: int
+    macs_kept: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,9 @@ def _reasons(
                 f" {whole.parameters:,} parameters: {point.drop:+.2f} points of loss on {point.images:,} calibration"
                 f" images after {point.steps} steps of fine-tuning"
             )
-    lines += [f"{point.bits} bits everywhere: {point.drop:+.2f} points of loss" for point in widths]
+    for width_point in widths:
+        where = "" if width_point.macs_kept == 1 else f", pruned to {100 * width_point.macs_kept:.3g} %"
+        lines.append(f"{width_point.bits} bits everywhere{where}: {width_point.drop:+.2f} points of loss")
     kept, lost = 100 * pruned.macs_kept, max(0.0, pruned.drop)
     share = (
         "no pruning" if pruned is whole else f"pruning to {kept:.3g} % of the multiply-accumulates ({lost:.2f} points)"

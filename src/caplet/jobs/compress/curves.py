@@ -122,8 +122,10 @@ class _Measurement:
             self.note(f"{point.macs_kept:.1%} of the multiply-accumulates: {point.drop:+.2f} points")
             curve.append(point)
             models[point.macs_kept] = load_model(done.folder / MODEL)
-        inputs = {**common, "widths": list(settings.quantize.probes)}
-        done = stages.do(Stage("widths", inputs, self.narrow, (POINT,)))
+        base = min((point for point in curve if point.drop <= settings.limits.max_drop), key=lambda point: point.macs)
+        network = models[base.macs_kept]
+        inputs = {**common, "network": weights_digest(network), "widths": list(settings.quantize.probes)}
+        done = stages.do(Stage("widths", inputs, partial(self.narrow, network, base), (POINT,)))
         widths = tuple(Width(**point) for point in RunFolder(done.folder).read_json(POINT))
         return Curves(tuple(curve), widths, _sizes(models, self.splits, settings))
 
@@ -155,9 +157,10 @@ class _Measurement:
         save_model(smaller, folder / MODEL)
         RunFolder(folder).write_json(POINT, asdict(point))
 
-    def narrow(self, folder: Path, resume: bool) -> None:
-        """The width curve."""
-        model, images = self.model, self.images
+    def narrow(self, model: CapsNet, base: Pruned, folder: Path, resume: bool) -> None:
+        """The width curve, of the smallest network that keeps to the accepted loss: its like will be quantized."""
+        images = self.images
+        right = self.right if model is self.model else float_predictions(model, images) == images.labels.numpy()
         tuner = Tuner(model, _calibration(model, self.splits), spread_set(self.splits.calibration, TUNED).images)
         folder.mkdir(parents=True, exist_ok=True)
         evaluator = Evaluator(
@@ -166,7 +169,8 @@ class _Measurement:
         points = []
         for bits in sorted(self.settings.quantize.probes, reverse=True):
             plan = make_plan(model, tuner, Widths.uniform(len(model.groups()), bits))
-            points.append(Width(bits, paired(self.right, evaluator.evaluate(plan).hits).loss, len(images)))
+            drop = paired(right, evaluator.evaluate(plan).hits).loss
+            points.append(Width(bits, drop, len(images), base.macs_kept))
             self.note(f"{bits} bits everywhere: {points[-1].drop:+.2f} points")
         RunFolder(folder).write_json(POINT, [asdict(point) for point in points])
 

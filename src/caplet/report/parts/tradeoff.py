@@ -37,7 +37,8 @@ def tradeoff(run: RunRecords) -> Section | str:
     table = Table("trade-off", ("kind", "macs_kept", "bits", "loss_points", "images"), tuple(rows))
     figure = Figure(
         "A few points of either curve",
-        "Each point is one network, measured on calibration images; the losses of a pair are added.",
+        "Each point is one network, measured on calibration images; the losses of a pair are added. Losses by width are"
+        " those against the same network in float.",
         (pruning, narrowing),
         table,
     )
@@ -61,7 +62,9 @@ def _point(point: dict[str, Any], chosen: dict[str, Any]) -> tuple[str, ...]:
 
 def _width(point: dict[str, Any], chosen: dict[str, Any]) -> tuple[str, ...]:
     picked = "reckoned with" if point["bits"] == chosen["bits"] else ""
-    return f"{point['bits']} bits everywhere", f"{point['drop']:+.2f}", picked, "", "", f"{point['images']:,}"
+    kept = point.get("macs_kept", 1.0)
+    where = "" if kept == 1 else f", pruned to {100 * kept:.3g} %"
+    return f"{point['bits']} bits everywhere{where}", f"{point['drop']:+.2f}", picked, "", "", f"{point['images']:,}"
 
 
 def stages(run: RunRecords) -> Section | str:
