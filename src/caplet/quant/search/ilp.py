@@ -34,6 +34,7 @@ FIRST_WIDTH = 5
 """Where every unit is measured first."""
 _RATIO = 2.0  # of neighbouring noise levels
 _CUTS = 60
+_RELIEF = 0.05
 
 
 @dataclass(frozen=True)
@@ -231,15 +232,20 @@ class _Search:
                 return
 
     def _wider(self, goal: Measure, widths: UnitWidths) -> Choice | None:
-        """The next width of the unit in which it takes most noise away for its memory; None where all are widest."""
-        options = []
+        """The next width of the unit in which it takes most noise away for its memory; None where all are widest.
+
+        Units that take less than :data:`_RELIEF` of all noise away do not count where others take more: a tensor of a
+        few elements costs nothing and would come first without helping.
+        """
+        options: list[tuple[bool, float, int, Choice]] = []
+        enough = _RELIEF * self.predicted(widths)
         for index, choices in enumerate(self.menu):
             at = next(i for i, choice in enumerate(choices) if choice.width == widths.bits[index])
             if at + 1 < len(choices):
                 more = goal(choices[at + 1]) - goal(choices[at])
                 relief = choices[at].noise - choices[at + 1].noise
-                options.append((relief / more if more > 0 else math.inf, index, choices[at + 1]))
-        return max(options, key=lambda option: option[:2])[2] if options else None
+                options.append((relief >= enough, relief / more if more > 0 else math.inf, index, choices[at + 1]))
+        return max(options, key=lambda option: option[:3])[3] if options else None
 
     def _goal(self, trade_off: float) -> Measure:
         """The memory to keep small: shares of the 32-bit float size, weighed."""
