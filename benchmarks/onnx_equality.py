@@ -38,8 +38,8 @@ CASES = {
 }
 
 
-def measure(case: str, shared: Path, checkpoint: Path | None, bits: int, count: int) -> dict[str, Any]:
-    """One model: its Program's file and its float file, each against the model."""
+def measure(case: str, shared: Path, checkpoint: Path | None, bits: int, count: int, floats: bool) -> dict[str, Any]:
+    """One model: its Program's file and, where ``floats``, its float file, each against the model."""
     file, data, root = CASES[case]
     splits = load_data(data, shared / root, progress=False)
     model = load_model(checkpoint or shared / file, splits.test.image_shape[-1])
@@ -52,7 +52,7 @@ def measure(case: str, shared: Path, checkpoint: Path | None, bits: int, count: 
     name = file if checkpoint is None else checkpoint.name
     found: dict[str, Any] = {"file": name, "weights": weights_digest(model), "data": data, "bits": bits}
     with tempfile.TemporaryDirectory() as folder:
-        for name, one in (("program", lower(model, plan)), ("float", model)):
+        for name, one in (("program", lower(model, plan)), *((("float", model),) if floats else ())):
             path = export_onnx(one, Path(folder) / f"{name}.onnx")
             began = time.perf_counter()
             found[name] = check_onnx(path, one, images).to_json() | {
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--models", default="q7,shallow")
     parser.add_argument("--checkpoint", type=Path, help="another trained model of the one case asked for")
+    parser.add_argument("--program", action="store_true", help="only the Program's file")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--bits", type=int, default=8)
     parser.add_argument("--no-record", action="store_true")
@@ -80,7 +81,8 @@ def main() -> None:
     if arguments.checkpoint is not None and len(cases) > 1:
         parser.error("--checkpoint goes with one case of --models")
     results = [
-        measure(case, arguments.shared, arguments.checkpoint, arguments.bits, arguments.images) for case in cases
+        measure(case, arguments.shared, arguments.checkpoint, arguments.bits, arguments.images, not arguments.program)
+        for case in cases
     ]
     record = {
         "benchmark": "onnx_equality",

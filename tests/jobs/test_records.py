@@ -78,6 +78,20 @@ def test_only_some_flips_keep_their_pixels(digits: Splits, tmp_path: Path) -> No
     assert flips["counts"]["lost"] == len(labels) > MOST_FLIPS == len(flips["shown"])
 
 
+def test_no_kind_of_flip_crowds_the_others_out(digits: Splits, tmp_path: Path) -> None:
+    images = digits.test
+    labels = images.labels.numpy()
+    wrong, other = (labels + 1) % 10, (labels + 2) % 10
+    lost, won = slice(0, 100), slice(100, 125)
+    before, after = labels.copy(), labels.copy()
+    after[lost], before[won] = wrong[lost], wrong[won]
+    before[125:128], after[125:128] = wrong[125:128], other[125:128]
+    record_flips(RunFolder(tmp_path), images, "one", before, after)
+    kinds = [shown["kind"] for shown in json.loads((tmp_path / "flips.json").read_text())["shown"]]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"lost": 37, "won": 20, "other": 3}
+    assert kinds == sorted(kinds, key=("lost", "won", "other").index)
+
+
 @pytest.mark.parametrize(("shape", "size", "mode"), [((3, 200, 100), (48, 96), "RGB"), ((2, 5, 7), (7, 5), "L")])
 def test_pictures_are_small(shape: tuple[int, ...], size: tuple[int, int], mode: str) -> None:
     with Image.open(io.BytesIO(png(np.full(shape, 7, np.uint8)))) as picture:

@@ -29,6 +29,8 @@ PREDICTIONS, FLIPS, DETAILS = "predictions.json", "flips.json", "details.json"
 VERIFIED = "verify.json"
 MOST_FLIPS = 60
 """Flipped images whose pixels are kept."""
+SHARES = {"lost": 30, "won": 20, "other": 10}
+"""Of them by kind, where there are enough."""
 LARGEST_SIDE = 96
 """Pixels; larger images are kept smaller."""
 
@@ -59,8 +61,9 @@ def record_predictions(run: RunFolder, images: ImageSet, float_: Classes, models
 def record_flips(run: RunFolder, images: ImageSet, role: str, float_: Classes, integers: Classes) -> None:
     """Write ``flips.json``: how many answers differ between the float model and one Program, and some of the images.
 
-    Images that only the float model had right come first, then those that only the Program had right, then the rest;
-    of all of them the first :data:`MOST_FLIPS` are kept, as PNG files in base64.
+    Images that only the float model had right come first, then those that only the Program had right, then the rest.
+    At most :data:`MOST_FLIPS` are kept, as PNG files in base64: of every kind the first ones, up to :data:`SHARES`, and
+    what that leaves free goes to the kinds in their order.
     """
     labels = images.labels.numpy()
     kinds = {
@@ -68,7 +71,11 @@ def record_flips(run: RunFolder, images: ImageSet, role: str, float_: Classes, i
         "won": (float_ != labels) & (integers == labels),
         "other": (float_ != labels) & (integers != labels) & (float_ != integers),
     }
-    chosen = [(kind, int(at)) for kind, mask in kinds.items() for at in np.flatnonzero(mask)][:MOST_FLIPS]
+    places = {kind: np.flatnonzero(mask).tolist() for kind, mask in kinds.items()}
+    taken = {kind: min(len(places[kind]), SHARES[kind]) for kind in kinds}
+    for kind in kinds:
+        taken[kind] += min(len(places[kind]) - taken[kind], MOST_FLIPS - sum(taken.values()))
+    chosen = [(kind, at) for kind in kinds for at in places[kind][: taken[kind]]]
     shown = [
         {
             "id": int(images.ids[at]),

@@ -82,7 +82,7 @@ def flips(run: RunRecords) -> Section | str:
     parts = ", ".join(f"{counts[kind]:,} where {words}" for kind, words in _KINDS.items() if counts[kind])
     text = f"{total:,} of {record['n']:,} test images get another answer as integers: {parts}."
     if len(record["shown"]) < total:
-        text += f" The first {len(record['shown'])} are shown."
+        text += f" {len(record['shown'])} of them are shown."
     thumbnails = tuple(_thumbnail(shown, classes) for shown in record["shown"])
     return Section("Changed answers", text, thumbnails=thumbnails, table=_changed(answers, record["role"]))
 
