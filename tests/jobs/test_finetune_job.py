@@ -102,3 +102,12 @@ def test_settings_and_plans_that_do_not_go_together(model: CapsNet, splits: Spli
     with pytest.raises(ConfigError, match=r"exponent: .*did you mean 'exponents'"):
         finetune_settings({"exponent": "fixed"}, under_plan=True)
     assert not (tmp_path / "a").exists()
+
+
+def test_training_that_makes_it_worse_says_so(model: CapsNet, splits: Splits, tmp_path: Path) -> None:
+    plan = plan_of_widths(model, splits, "conv1=8/8, primary=8/8, digit=8/8")
+    settings = finetune_settings(["batch_size=16", "lr=0.3", "threads=1"], under_plan=True, steps=3)
+    notes: list[str] = []
+    done = finetune_model(model, splits, tmp_path / "run", plan, settings=settings, note=notes.append, progress=False)
+    assert "lower lr, or train longer" in done.metrics["alarms"][-1]
+    assert any("after training" in note and note.startswith("warning") for note in notes)

@@ -228,6 +228,12 @@ class _Shipping:
         save_program(program, path)
         plan.save(self.run / plan_file)
         kept = self.integers(program, self.splits.calibration)
+        if kept.correct < before.correct:
+            alarms += (
+                f"the integers have {kept.correct:,} of {kept.n:,} calibration images right after training, and had"
+                f" {before.correct:,} before it: lower lr, or train longer",
+            )
+            self.note(f"warning: {alarms[-1]}")
         self.note(f"measuring the test split once, {len(test):,} images")
         first, last = float_predictions(self.start, test), self.predict(program, test)
         against, memory = _paired(first, last, test), count_memory(result.model, plan)
