@@ -1,4 +1,4 @@
-"""Record a finished fine-tuning run under a plan: command, sizes, accuracies, time.
+"""Record a finished fine-tuning run, under a plan or in float: command, sizes, accuracies, time.
 
     caplet finetune ../shared/models/shallow_fmnist.pt --data fashion-mnist --root ../shared/data \\
         --widths conv1=4/5,primary=2/5,digit=3/5/6 --steps 850 --set batch_size=64 --set lr=1e-3 \\
@@ -36,7 +36,7 @@ def main() -> None:
     metrics, settings, environment = (
         read(options.folder, f"{name}.json") for name in ("metrics", "settings", "environment")
     )
-    (model,) = metrics["models"]
+    model = metrics["models"][0] if "models" in metrics else {key: metrics[key] for key in ("test", "paired")}
     steps, batch = metrics["finetune"]["steps"], settings["batch_size"]
     record = {
         "command": re.sub(r"--out \S+", "--out RUN", environment["command"]),
@@ -48,12 +48,13 @@ def main() -> None:
         "seconds": metrics["finetune"]["seconds"],
         "images_per_second": metrics["finetune"]["images_per_second"],
         "float_test": metrics["float"]["test"],
-        "alarms": metrics["alarms"],
+        "calibration_accuracy": metrics["finetune"]["calibration_accuracy"],
+        "alarms": metrics.get("alarms", []),
         **{key: value for key, value in model.items() if key != "memory"},
     }
     path = RECORDS / f"{environment['started'][:10]}-finetune-{options.name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"{path}: W {model['weight_reduction']:.2f}x, A {model['activation_reduction']:.2f}x")
+    print(path, *(f"{key} {model[key]:.2f}x" for key in ("weight_reduction", "activation_reduction") if key in model))
 
 
 if __name__ == "__main__":
