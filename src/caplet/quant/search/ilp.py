@@ -49,7 +49,7 @@ class IlpSettings:
 
     trade_offs: tuple[float, ...] = (0.5, 0.9, 0.1)
     repairs: int = 3
-    images: int = SENSITIVITY_IMAGES // 2
+    images: int = SENSITIVITY_IMAGES
 
 
 def search_ilp(bench: Workbench, request: Request, settings: IlpSettings | None = None) -> SearchResult:
