@@ -94,7 +94,8 @@ def main() -> None:
     }
     print(json.dumps(record, indent=1))
     if not arguments.no_record:
-        name = f"{record['date']}-onnx-equality-{arguments.models.replace(',', '-')}.json"
+        part = "-program" if arguments.program else ""
+        name = f"{record['date']}-onnx-equality-{arguments.models.replace(',', '-')}{part}.json"
         (RECORDS / name).write_text(json.dumps(record, indent=1) + "\n")
 
 
