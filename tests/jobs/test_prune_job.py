@@ -57,6 +57,23 @@ def test_one_shot_to_a_share_of_the_macs(network: CapsNet, few: Splits, tmp_path
     assert set(metrics["activity"]["pruned"]["entropy"]) == {"digit"}
 
 
+def test_refitting_that_does_harm_is_undone(
+    network: CapsNet, few: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def harm(model: CapsNet, smaller: CapsNet, *rest: Any, **options: Any) -> tuple[CapsNet, tuple[str, ...]]:
+        broken = copy.deepcopy(smaller)
+        with torch.no_grad():
+            for parameter in broken.parameters():
+                parameter.mul_(-1)
+        return broken, ("primary",)
+
+    monkeypatch.setattr("caplet.jobs.prune.refitted", harm)
+    result = prune(network, few, tmp_path / "run", PruneSettings(macs=0.4, epochs=0))
+    (record,) = result.metrics["rounds"]
+    assert record["refitted"] == []
+    assert record["calibration"] == record["calibration_before"] == record["calibration_cut"]
+
+
 def test_without_refitting_the_weights_are_the_originals(network: CapsNet, few: Splits, tmp_path: Path) -> None:
     result = prune(network, few, tmp_path / "run", PruneSettings(macs=0.4, epochs=0, refit=0))
     (record,) = result.metrics["rounds"]

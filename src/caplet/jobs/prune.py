@@ -228,13 +228,16 @@ class _Work:
         selection = order.selection(count)
         smaller = cut(model, selection, order.structure)
         bare = self.correct(smaller)
+        before = bare
         refitted_layers: tuple[str, ...] = ()
         if self.settings.refit:
             images = spread_set(self.splits.train, self.settings.refit).images
-            smaller, refitted_layers = refitted(
+            candidate, layers = refitted(
                 model, smaller, selection, images, structure=order.structure, seed=self.settings.seed
             )
-        before = self.correct(smaller) if refitted_layers else bare
+            found = self.correct(candidate) if layers else bare
+            if found.correct > bare.correct:  # where nearly everything is gone, refitting can do harm
+                smaller, before, refitted_layers = candidate, found, layers
         curve: dict[str, Any] = {"steps": [], "epochs": []}
         if self.settings.epochs > 0:
             tuned = finetune(

@@ -111,7 +111,7 @@ class BackbonePruned:
     """The outcome.
 
     Attributes:
-        model: the best candidate with adapted batch norms, refitted where asked for.
+        model: the best candidate with adapted batch norms, refitted where asked for and where that makes it better.
         best, candidates: which one it is; all of them.
         refitted: its accuracy on the calibration split once refitted, None without.
     """
@@ -170,9 +170,10 @@ def prune_backbone(
     chosen = best[0].selection
     result, _ = refitted(model, cut(model, chosen, structure), chosen, pixels, structure=structure, seed=settings.seed)
     recalibrate(result, pixels)
-    after, _ = judge(result, calibration)
-    note(f"candidate {best[0].index} refitted: calibration {after}")
-    return BackbonePruned(result, best[0], tuple(found), after)
+    after, margin = judge(result, calibration)
+    better = (after.correct, margin) > best[0].rank
+    note(f"candidate {best[0].index} refitted: calibration {after}{'' if better else ', no better: left as it was'}")
+    return BackbonePruned(result if better else best[1], best[0], tuple(found), after)
 
 
 def _scores(
