@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from caplet import api
 from caplet.data import Splits, load_data
@@ -17,7 +19,7 @@ from caplet.jobs.fitting import Fitter
 from caplet.jobs.quantize import QuantizeResult, QuantizeSettings, quantize
 from caplet.program import load_program
 from caplet.quant.plan import QuantPlan
-from caplet.quant.reconstruct.reconstruct import Reconstruction
+from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
 from caplet.quant.reconstruct.settings import Part
 
 FIT = (Part.BIAS, Part.ROUNDING)
@@ -50,6 +52,30 @@ def test_what_ships_is_the_fitted_model(narrowed: QuantizeResult, splits: Splits
     }
     files = {path.name for path in narrowed.folder.glob("reconstructed-*.safetensors")}
     assert files == {f"reconstructed-{block['layer']}.safetensors" for block in record["blocks"]}
+
+
+def test_a_fit_that_misses_the_target_gives_way_to_nearest_rounding(
+    trained: Path, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def harm(self: Reconstructor, plan: QuantPlan) -> Reconstruction:
+        broken = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in broken.parameters():
+                parameter.mul_(-1)
+        return Reconstruction(broken, plan, ())
+
+    model = api.load_float(trained / "model.safetensors")
+    monkeypatch.setattr(Reconstructor, "fit", harm)
+    notes: list[str] = []
+    settings = QuantizeSettings(tolerance=5.0, reconstruct=FIT)
+    found = quantize(model, splits, tmp_path / "run", settings, note=notes.append)
+    assert found.met
+    shipped = found.models[0]
+    assert shipped.record["reconstruction"]["left"]
+    assert shipped.calibration.correct >= found.search.needed
+    assert evaluate(load_program(shipped.path), splits.test, engine="interpreter").accuracy == shipped.test
+    verdicts = [note for note in notes if note.startswith("integers")]
+    assert ["rejected" in note for note in verdicts] == [True, False]
 
 
 def test_narrowing_saves_memory_and_keeps_the_target(narrowed: QuantizeResult, quantized: Path) -> None:

@@ -57,6 +57,7 @@ class Fitter:
     ) -> None:
         self._model, self._images, self._parts, self._note = model, images, parts, note
         self._known: dict[QuantPlan, Reconstruction] = {}
+        self._plain: set[QuantPlan] = set()
         self._tried: list[Narrowing] = []
         self._fitter: Reconstructor | None = None
         if parts:
@@ -72,12 +73,20 @@ class Fitter:
 
     def fit(self, plan: QuantPlan) -> Reconstruction:
         """The model for a plan, and the plan with the exponents that fitting chose."""
-        if self._fitter is None:
+        if self._fitter is None or plan in self._plain:
             return Reconstruction(self._model, plan, ())
         if plan not in self._known:
             self._note(f"reconstructing: {', '.join(self._parts)}")
             self._known[plan] = self._fitter.fit(plan)
         return self._known[plan]
+
+    def leave(self, plan: QuantPlan) -> None:
+        """From now on the plan's model is the float model itself: its weights round to nearest."""
+        self._plain.add(plan)
+
+    def take_up(self, plan: QuantPlan) -> None:
+        """Undo :meth:`leave`."""
+        self._plain.discard(plan)
 
     def narrowed(self, plan: QuantPlan, source: FormatSource, request: Request) -> tuple[QuantPlan, ...]:
         """``plan`` with narrower widths whose fits keep the tolerance on the first calibration images, smallest first.
@@ -116,6 +125,7 @@ class Fitter:
             return None
         return {
             "parts": [str(part) for part in self._parts],
+            "left": plan in self._plain,
             "blocks": [block.to_json() for block in self.fit(plan).blocks],
             "narrowing": [step.to_json() for step in self._tried],
         }

@@ -412,7 +412,8 @@ def _finish(
 
     Fake-quant and integers may differ in single images; where the integers miss the target by one of them, the next
     larger plan that the search had accepted is the answer. With reconstruction, a plan within the budgets that missed
-    the target is looked at too: fitted, it may keep it.
+    the target is looked at too: fitted, it may keep it. Where the fit of an accepted plan misses the target, the same
+    plan is looked at with weights rounded to nearest.
     """
     splits = shipper.splits
     judge = Judge(found.reference.hits, found.needed, request.allowed(found.reference), settings.confidence)
@@ -423,14 +424,16 @@ def _finish(
     else:
         tried = tuple(other for role, other in found.others if role == "memory" and shipper.fitter.active)
     for candidate in tried:
-        problem = shipper.misfit(candidate)
-        if problem is not None:
-            note(f"the reconstructed plan does not run on {shipper.hardware.name}: {problem}")
-            continue
-        kept = shipper.hits(shipper.program(candidate), splits.calibration)
-        met = judge.accepts(kept)
-        note(f"integers on the calibration split: {judge.describe(kept)}: {'accepted' if met else 'rejected'}")
-        if met:
+        kept = _kept(shipper, candidate, judge, note)
+        if kept is None and shipper.fitter.active and found.satisfied is not None:
+            # With nearest rounding the search had accepted it.
+            shipper.fitter.leave(candidate.plan)
+            note("the same plan with weights rounded to nearest:")
+            kept = _kept(shipper, candidate, judge, note)
+            if kept is None:
+                shipper.fitter.take_up(candidate.plan)
+        if kept is not None:
+            met = True
             if narrowed is not None:
                 candidate, kept = _smaller(shipper, candidate, kept, judge, narrowed, note)
             chosen.append(("satisfied", candidate, kept))
@@ -492,6 +495,18 @@ def _finish(
     record_details(shipper.run, {model.role: model.program for model in models})
     shipper.run.write_json(METRICS, metrics)
     return QuantizeResult(met, models, float_test, found, shipper.run.path, metrics)
+
+
+def _kept(shipper: _Shipper, candidate: Candidate[Any], judge: Judge, note: Note) -> NDArray[np.bool_] | None:
+    """Which calibration images the candidate's integers have right; None where it does not run or misses the target."""
+    problem = shipper.misfit(candidate)
+    if problem is not None:
+        note(f"the reconstructed plan does not run on {shipper.hardware.name}: {problem}")
+        return None
+    hits = shipper.hits(shipper.program(candidate), shipper.splits.calibration)
+    met = judge.accepts(hits)
+    note(f"integers on the calibration split: {judge.describe(hits)}: {'accepted' if met else 'rejected'}")
+    return hits if met else None
 
 
 def _smaller(
