@@ -197,3 +197,14 @@ def _clean(run: RunFolder, everything: bool) -> None:
     for name in os.listdir(run.path):
         if _unfinished(name) or (everything and name.endswith((".jsonl", ".ckpt"))):
             run.remove(name)
+
+
+def sweep(folder: Path) -> None:
+    """Remove, in a folder and those below it, what a killed process had not finished writing; marks of runs stay.
+
+    Raises:
+        ArtefactError: a file cannot be removed.
+    """
+    for path in folder.rglob(f".*{_UNFINISHED}"):
+        if path.name != RUNNING:
+            RunFolder(path.parent).remove(path.name)

@@ -187,7 +187,8 @@ def test_targets_that_cannot_be_met_say_what_binds(
     assert found["met"] is False
     assert reason in found["reason"]
     assert (tmp_path / found["models"][0]["file"]).stat().st_size == found["models"][0]["file_bytes"]
-    assert (tmp_path / "plan_accuracy.json").exists()
+    role = {"progressive": "accuracy", "ilp": "memory"}[str(arguments[1])]  # the integer program keeps its budgets
+    assert (found["models"][0]["role"], (tmp_path / f"plan_{role}.json").exists()) == (role, True)
 
 
 def test_too_few_calibration_images_are_told_with_how_many_would_do(

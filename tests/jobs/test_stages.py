@@ -8,7 +8,7 @@ import pytest
 
 from caplet.errors import ArtefactError
 from caplet.jobs.stages import Stage, Stages
-from caplet.runs import RunFolder
+from caplet.runs import RUNNING, RunFolder
 
 
 class Work:
@@ -46,8 +46,13 @@ def test_an_interrupted_stage_goes_on(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         Stages(RunFolder(tmp_path)).do(stage(work))
     work.fails = False
+    below = tmp_path / "one" / "run"
+    below.mkdir()
+    (below / ".model.safetensors.x7.part").write_text("what a killed process was writing")
+    (below / RUNNING).write_text("")  # says that the run in this folder has not ended; its own business
     Stages(RunFolder(tmp_path)).do(stage(work))
     assert work.calls == [False, True]
+    assert [path.name for path in below.iterdir()] == [RUNNING]
 
 
 def test_other_inputs_start_again(tmp_path: Path) -> None:

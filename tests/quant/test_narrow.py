@@ -30,10 +30,9 @@ def test_widths_fall_while_the_target_holds(digits: Any) -> None:
     first = fitter.fit(plan)
     needed = measure(first) - 2
     seen: list[Narrowing] = []
-    found, narrowed, steps = narrow(
+    pairs, steps = narrow(
         digits.model,
         fitter,
-        first,
         plan,
         digits.calibration,
         FormatRule(),
@@ -43,7 +42,8 @@ def test_widths_fall_while_the_target_holds(digits: Any) -> None:
         seen.append,
     )
     assert list(steps) == seen
-    assert measure(found) >= needed
+    assert all(measure(found) >= needed for _, found in pairs)
+    narrowed, found = pairs[-1]
     assert all(step.kept == (step.correct >= needed) for step in steps)
     kept = {step.key: step.bits for step in steps if step.kept}
     assert {key: fmt.bits for key, fmt in narrowed.points.items()} == {
@@ -59,11 +59,10 @@ def test_widths_fall_while_the_target_holds(digits: Any) -> None:
 def test_only_widths_of_the_hardware_are_tried(digits: Any) -> None:
     plan = make_plan(digits.model, digits.calibration, Widths.uniform(3, 10))
     fitter = Reconstructor(digits.model, digits.images[:40], SETTINGS)
-    first, rule = fitter.fit(plan), FormatRule()
-    _, narrowed, steps = narrow(
-        digits.model, fitter, first, plan, digits.calibration, rule, lambda found: 1, 1, HARDWARE["bytes"]
+    pairs, steps = narrow(
+        digits.model, fitter, plan, digits.calibration, FormatRule(), lambda found: 1, 1, HARDWARE["bytes"]
     )
-    bits = {key: fmt.bits for key, fmt in narrowed.points.items()}
+    bits = {key: fmt.bits for key, fmt in pairs[-1][0].points.items()}
     assert {step.bits for step in steps if step.key == "digit.votes"} == {8}
     assert (bits["digit.votes"], bits["primary.weight"]) == (8, 2)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from caplet.errors import ArtefactError
 from caplet.files import why
-from caplet.runs import RunFolder
+from caplet.runs import RunFolder, sweep
 
 STAGES = "stages.json"
 
@@ -88,7 +88,9 @@ class Stages:
             self.note(f"{stage.name}: unchanged, skipped")
             return Done(folder, before["outputs"], before["seconds"], True)
         resume = equal and not before.get("outputs") and folder.is_dir()
-        if not resume:
+        if resume:
+            sweep(folder)
+        else:
             _remove(folder)
         spent = before.get("seconds", 0.0) if resume else 0.0
         self.note(f"{stage.name}: going on" if resume else stage.name)
