@@ -56,13 +56,14 @@ class NativeModel:
         out, squared = program.tensors[program.output], program.tensors[program.lengths]
         capsules = np.empty((len(images), *out.shape), dtype=out.c_type.removesuffix("_t"))
         lengths = np.empty((len(images), *squared.shape), dtype=squared.c_type.removesuffix("_t"))
-        starts = range(0, len(images), _CHUNK)
+        size = min(_CHUNK, -(-len(images) // self._threads))  # small batches keep every thread busy too
+        starts = range(0, len(images), size)
         workers = min(self._threads, len(starts))
         free = [self._arena() for _ in range(workers)]
 
         def chunk(start: int) -> None:
             arena = free.pop()
-            part = slice(start, start + _CHUNK)
+            part = slice(start, start + size)
             self._run(arena, images[part], capsules[part], lengths[part])
             free.append(arena)
 
