@@ -29,7 +29,7 @@ import torch
 from caplet.data import load_data
 from caplet.jobs.engine import Engine, predictions
 from caplet.jobs.footprint import footprint
-from caplet.jobs.quantize import CALIBRATION_IMAGES, describe_step, full_passes, spread
+from caplet.jobs.searching import CALIBRATION_IMAGES, describe_step, full_passes, spread
 from caplet.lower import lower
 from caplet.metrics import paired
 from caplet.models.checkpoint import load_model

@@ -21,6 +21,7 @@ from typing import Any
 from caplet.data import load_data
 from caplet.errors import ModelError
 from caplet.fixed import Rounding
+from caplet.jobs.accept import QuantizeResult
 from caplet.jobs.bench import BenchSettings, bench
 from caplet.jobs.check import Check, check_model
 from caplet.jobs.compress.job import compress
@@ -44,7 +45,8 @@ from caplet.jobs.prune import prune as prune_model
 from caplet.jobs.prune_backbone import BackboneRun, backbone_prune_settings, prune_backbone_model
 from caplet.jobs.prune_curves import prune_curves
 from caplet.jobs.pruning import PruneSettings, prune_settings
-from caplet.jobs.quantize import QuantizeResult, QuantizeSettings, quantize
+from caplet.jobs.quantize import quantize
+from caplet.jobs.quantizing import QuantizeSettings
 from caplet.jobs.records import record_verified
 from caplet.jobs.report import write_report
 from caplet.jobs.sensitivity import SensitivityResult, sensitivity

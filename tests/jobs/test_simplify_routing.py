@@ -8,7 +8,8 @@ from pathlib import Path
 from caplet import api
 from caplet.data import Splits
 from caplet.jobs.evaluate import evaluate
-from caplet.jobs.quantize import SIMPLIFIED, QuantizeSettings, quantize
+from caplet.jobs.quantize import SIMPLIFIED, quantize
+from caplet.jobs.quantizing import QuantizeSettings
 from caplet.program.ops import Routing
 
 

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from caplet.errors import ConfigError
 from caplet.jobs.papers.work import Prune, PruneCnn, Search, Uniform, Work
 from caplet.jobs.pruning import PruneSettings
-from caplet.jobs.quantize import QuantizeSettings
+from caplet.jobs.quantizing import QuantizeSettings
 from caplet.prune.backbone import BackbonePruneSettings
 from caplet.quant.search.methods import Method
 from caplet.quant.units import Granularity

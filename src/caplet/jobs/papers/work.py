@@ -14,7 +14,9 @@ from caplet.jobs.footprint import program_footprint
 from caplet.jobs.prune import prune
 from caplet.jobs.prune_backbone import prune_backbone_model
 from caplet.jobs.pruning import PruneSettings
-from caplet.jobs.quantize import CALIBRATION_IMAGES, QuantizeSettings, quantize, spread
+from caplet.jobs.quantize import quantize
+from caplet.jobs.quantizing import QuantizeSettings
+from caplet.jobs.searching import CALIBRATION_IMAGES, spread
 from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.base import CapsNet

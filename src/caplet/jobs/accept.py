@@ -1,0 +1,293 @@
+"""The end of a quantization run: plans are accepted by their integers, shipped, and measured on the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caplet.data import Splits
+from caplet.data.imageset import ImageSet
+from caplet.jobs.engine import Engine, predictions
+from caplet.jobs.evaluate import float_predictions
+from caplet.jobs.fitting import Fitter
+from caplet.jobs.footprint import program_footprint
+from caplet.jobs.judge import Judge
+from caplet.jobs.quantizing import QuantizeSettings
+from caplet.jobs.records import record_details, record_flips, record_predictions
+from caplet.jobs.searching import Note
+from caplet.lower import lower
+from caplet.metrics import Accuracy, Paired, accuracy, paired
+from caplet.models.base import CapsNet
+from caplet.program import Program
+from caplet.program.file import save_program
+from caplet.quant.evaluator import Evaluator
+from caplet.quant.memory import FLOAT_BITS, count_memory
+from caplet.quant.plan import QuantPlan
+from caplet.quant.search.methods import DEFAULT_COMPRESSION, Method
+from caplet.quant.search.request import Request, SearchResult
+from caplet.quant.search.result import Candidate, width_table
+from caplet.quant.target import Hardware
+from caplet.quant.units import UnitWidths
+from caplet.runs import METRICS, RunFolder
+
+ROLES = ("satisfied", "memory", "accuracy")
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """One quantized model of a run: what was written and how well its integers do.
+
+    Attributes:
+        role: ``satisfied``, ``memory`` or ``accuracy`` (the papers' model_satisfied, model_memory, model_accuracy).
+        program: the integer Program.
+        path: its ``.caplet`` file.
+        calibration: accuracy of the Program on the calibration split.
+        test: accuracy of the Program on the test split.
+        against_float: the float model and the Program on the test images, paired.
+        predictions: classes that the Program predicts for the test images, int64 (n,).
+        record: accuracies, pairing, file and the memory counts as JSON values.
+    """
+
+    role: str
+    program: Program
+    path: Path
+    calibration: Accuracy
+    test: Accuracy
+    against_float: Paired
+    predictions: NDArray[np.int64]
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """The outcome of a quantization run.
+
+    Attributes:
+        met: whether a model within the budget keeps the target on the calibration split, as integers.
+        models: the shipped models, the one to use first.
+        float_test: the float model on the test split.
+        search: the search's result.
+        folder: the run folder.
+        metrics: what ``metrics.json`` holds.
+    """
+
+    met: bool
+    models: tuple[Shipped, ...]
+    float_test: Accuracy
+    search: SearchResult
+    folder: Path
+    metrics: dict[str, Any]
+
+
+def artefacts(role: str) -> tuple[str, str]:
+    """Names of the files of one shipped model: the Program and its plan.
+
+    >>> artefacts("satisfied")
+    ('model_satisfied.caplet', 'plan_satisfied.json')
+    """
+    return f"model_{role}.caplet", f"plan_{role}.json"
+
+
+@dataclass(frozen=True)
+class Shipper:
+    """Lowers candidates and measures their integers against ``reference``, the float model given."""
+
+    run: RunFolder
+    model: CapsNet
+    reference: CapsNet
+    splits: Splits
+    engine: Engine
+    fitter: Fitter
+    hardware: Hardware
+
+    def misfit(self, candidate: Candidate[Any]) -> str | None:
+        """Why the hardware cannot run a fitted plan, or None; the search has seen to plans that are not fitted."""
+        if self.hardware.is_free or not self.fitter.active:
+            return None
+        return program_footprint(self.program(candidate)).problem(self.hardware)
+
+    def program(self, candidate: Candidate[Any]) -> Program:
+        """The integers of a candidate, fitted where the run fits."""
+        fit = self.fitter.fit(candidate.plan)
+        return lower(fit.model, fit.plan, labels=self.splits.test.classes, meta={"family": self.model.family})
+
+    def predict(self, program: Program, images: ImageSet) -> NDArray[np.int64]:
+        """The classes that ``program`` predicts, int64 (n,)."""
+        return predictions(program, images.images.numpy(), self.engine)[0]
+
+    def hits(self, program: Program, images: ImageSet) -> NDArray[np.bool_]:
+        """Which images ``program`` classifies correctly, bool (n,)."""
+        return self.predict(program, images) == images.labels.numpy()
+
+    def ship(
+        self, role: str, candidate: Candidate[Any], kept: NDArray[np.bool_], float_hits: NDArray[np.bool_]
+    ) -> Shipped:
+        """Write the ``.caplet`` file and the plan, and measure the test split."""
+        program = self.program(candidate)
+        model_file, plan_file = artefacts(role)
+        path = self.run / model_file
+        save_program(program, path)
+        fit = self.fitter.fit(candidate.plan)
+        fit.plan.save(self.run / plan_file)
+        memory = count_memory(self.model, fit.plan)
+        predicted = self.predict(program, self.splits.test)
+        hits = predicted == self.splits.test.labels.numpy()
+        calibration, test = (accuracy(int(h.sum()), len(h)) for h in (kept, hits))
+        against = paired(float_hits, hits)
+        record = {
+            "role": role,
+            "file": path.name,
+            "file_bytes": path.stat().st_size,
+            "flash_bytes": program.flash_bytes,
+            "widths": width_table(self.model, candidate),
+            "memory": memory.to_json(),
+            "weight_reduction": memory.total.weight_reduction,
+            "activation_reduction": memory.total.activation_reduction,
+            "plan_digest": fit.plan.digest(),
+            "reconstruction": self.fitter.record(candidate.plan),
+            "calibration": calibration.to_json(),
+            "test": test.to_json(),
+            "paired": against.to_json(),
+        }
+        return Shipped(role, program, path, calibration, test, against, predicted, record)
+
+
+def finish(
+    shipper: Shipper,
+    settings: QuantizeSettings,
+    request: Request,
+    found: SearchResult,
+    evaluator: Evaluator,
+    costs: dict[str, float],
+    seconds: float,
+    note: Note,
+    narrowed: Callable[[QuantPlan], Sequence[QuantPlan]] | None,
+) -> QuantizeResult:
+    """Accept by the integers on the calibration split, then open the test split and write everything.
+
+    Fake-quant and integers may differ in single images; where the integers miss the target by one of them, the next
+    larger plan that the search had accepted is the answer. With reconstruction, a plan within the budgets that missed
+    the target is looked at too: fitted, it may keep it. Where the fit of an accepted plan misses the target, the same
+    plan is looked at with weights rounded to nearest.
+    """
+    splits = shipper.splits
+    judge = Judge(found.reference.hits, found.needed, request.allowed(found.reference), settings.confidence)
+    chosen: list[tuple[str, Candidate[Any], NDArray[np.bool_]]] = []
+    met = False
+    if found.satisfied is not None:
+        tried: tuple[Candidate[Any], ...] = (found.satisfied, *found.fallbacks)
+    else:
+        tried = tuple(other for role, other in found.others if role == "memory" and shipper.fitter.active)
+    for candidate in tried:
+        kept = _kept(shipper, candidate, judge, note)
+        if kept is None and shipper.fitter.active and found.satisfied is not None:
+            # With nearest rounding the search had accepted it.
+            shipper.fitter.leave(candidate.plan)
+            note("the same plan with weights rounded to nearest:")
+            kept = _kept(shipper, candidate, judge, note)
+            if kept is None:
+                shipper.fitter.take_up(candidate.plan)
+        if kept is not None:
+            met = True
+            if narrowed is not None:
+                candidate, kept = _smaller(shipper, candidate, kept, judge, narrowed, note)
+            chosen.append(("satisfied", candidate, kept))
+            break
+    if not met:
+        chosen += [
+            (role, other, shipper.hits(shipper.program(other), splits.calibration)) for role, other in found.others
+        ]
+    if not chosen:  # the integers of every accepted plan miss the target: the first one is as near as it gets
+        chosen.append(("accuracy", found.best, shipper.hits(shipper.program(found.best), splits.calibration)))
+    on_calibration = [judge.record(kept) for _, _, kept in chosen]
+    if met and (warning := judge.warning(chosen[0][2])):
+        note(warning)
+    note(f"measuring the test split once, {len(splits.test):,} images")
+    float_predicted = float_predictions(shipper.reference, splits.test)
+    float_hits = float_predicted == splits.test.labels.numpy()
+    float_test = accuracy(int(float_hits.sum()), len(float_hits))
+    models = tuple(shipper.ship(*item, float_hits) for item in chosen)
+    weights = count_memory(shipper.model).total.weights
+    budget: float | None = settings.budget
+    if budget is None and settings.method is Method.QCAPSNETS:
+        budget = FLOAT_BITS * weights / DEFAULT_COMPRESSION / 8
+    reason = found.reason
+    if met != found.met:
+        reason = (
+            "the plan of the budget keeps the target once it is reconstructed"
+            if met
+            else "the integers of every plan that the search accepted miss the target" + judge.condition
+        )
+    metrics = {
+        "method": str(settings.method),
+        "met": met,
+        "reason": reason,
+        "tolerance": settings.tolerance,
+        "relative": settings.relative,
+        "budget_bytes": budget,
+        "rounding": str(found.rounding),
+        "float": {
+            "test": float_test.to_json(),
+            "calibration": accuracy(found.reference.correct, found.reference.n).to_json(),
+            "weight_bytes": 4 * weights,
+        },
+        "confidence": settings.confidence,
+        "models": [
+            {**model.record, "on_calibration": paired} for model, paired in zip(models, on_calibration, strict=True)
+        ],
+        "search": {
+            "seconds": round(seconds, 1),
+            "probes": len(evaluator.probes),
+            "full_passes": costs["total"],
+            "calibration_images": len(splits.calibration),
+        },
+    }
+    for role in sorted(set(ROLES) - {model.role for model in models}):  # of an earlier run, overwritten by this one
+        for name in artefacts(role):
+            shipper.run.remove(name)
+    record_predictions(shipper.run, splits.test, float_predicted, {model.role: model.predictions for model in models})
+    record_flips(shipper.run, splits.test, models[0].role, float_predicted, models[0].predictions)
+    record_details(shipper.run, {model.role: model.program for model in models})
+    shipper.run.write_json(METRICS, metrics)
+    return QuantizeResult(met, models, float_test, found, shipper.run.path, metrics)
+
+
+def _kept(shipper: Shipper, candidate: Candidate[Any], judge: Judge, note: Note) -> NDArray[np.bool_] | None:
+    """Which calibration images the candidate's integers have right; None where it does not run or misses the target."""
+    problem = shipper.misfit(candidate)
+    if problem is not None:
+        note(f"the reconstructed plan does not run on {shipper.hardware.name}: {problem}")
+        return None
+    hits = shipper.hits(shipper.program(candidate), shipper.splits.calibration)
+    met = judge.accepts(hits)
+    note(f"integers on the calibration split: {judge.describe(hits)}: {'accepted' if met else 'rejected'}")
+    return hits if met else None
+
+
+def _smaller(
+    shipper: Shipper,
+    candidate: Candidate[Any],
+    kept: NDArray[np.bool_],
+    judge: Judge,
+    narrowed: Callable[[QuantPlan], Sequence[QuantPlan]],
+    note: Note,
+) -> tuple[Candidate[Any], NDArray[np.bool_]]:
+    """The smallest narrowed candidate whose integers keep the target on all calibration images, else the candidate."""
+    for plan in narrowed(candidate.plan):
+        widths = UnitWidths(tuple(plan.points), tuple(fmt.bits for fmt in plan.points.values()))
+        smaller = replace(candidate, widths=widths, plan=plan, memory=count_memory(shipper.model, plan).total)
+        problem = shipper.misfit(smaller)
+        if problem is not None:
+            note(f"a narrowed plan does not run on {shipper.hardware.name}: {problem}")
+            continue
+        hits = shipper.hits(shipper.program(smaller), shipper.splits.calibration)
+        met = judge.accepts(hits)
+        note(f"integers of a narrowed plan: {judge.describe(hits)}: {'accepted' if met else 'rejected'}")
+        if met:
+            return smaller, hits
+    return candidate, kept

@@ -1,0 +1,76 @@
+"""A search inside a job: the images that it looks at, what it says, and what it cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from caplet.data import Splits
+from caplet.data.imageset import ImageSet
+from caplet.quant.calibrate import Calibration
+from caplet.quant.evaluator import Evaluator
+from caplet.quant.formats import FormatSource
+from caplet.quant.probes import FLOAT
+from caplet.quant.search.request import Request, SearchResult
+from caplet.quant.search.result import Step
+from caplet.quant.tune import Tuner
+
+CALIBRATION_IMAGES = 1024
+"""Images whose activations choose the exponents."""
+
+Note = Callable[[str], None]
+
+
+def spread(images: ImageSet, count: int) -> Tensor:
+    """At most ``count`` images at even distances through the set, uint8 (N, C, H, W)."""
+    step = max(1, len(images) // count)
+    return images.images[::step][:count]
+
+
+def full_passes(
+    evaluator: Evaluator, calibration: Calibration, source: FormatSource, found: SearchResult
+) -> dict[str, float]:
+    """What a search cost by purpose, each in passes of all the evaluator's images through the whole model.
+
+    Everything that chose the plan is counted; the integers' final accept, one pass more for each plan that it looks at,
+    is not. Of a search that was interrupted, every probe counts once; calibrating and tuning are repeated and not
+    counted twice.
+    """
+    probes = {digest: probe.cost for digest, probe in evaluator.probes.items()}
+    costs = {
+        "calibration": calibration.images / len(evaluator),
+        "tuning": source.spent / len(evaluator) if isinstance(source, Tuner) else 0.0,
+        "float": probes.pop(FLOAT, 0.0),
+        "sensitivities": found.cost,
+        "probes": sum(probes.values()),
+    }
+    return {**costs, "total": sum(costs.values())}
+
+
+def warn_about(splits: Splits, request: Request, evaluator: Evaluator, note: Note) -> None:
+    """Say so where the calibration images cannot resolve the tolerance, or miss a class."""
+    allowed = request.allowed(evaluator.float_result())
+    if 0 < allowed < 1:
+        enough = math.ceil(len(evaluator) / allowed)
+        note(
+            f"warning: {len(evaluator):,} calibration images cannot resolve a tolerance of {request.tolerance:g}: not"
+            f" one image may be lost; {enough:,} images would allow one (--calibration-size)"
+        )
+    counts = splits.calibration.class_counts()
+    missing = [name for name, count in zip(splits.calibration.classes, counts, strict=True) if count == 0]
+    if missing:
+        note(f"warning: no calibration image is of class {', '.join(missing)}; the search cannot see what it loses")
+
+
+def describe_step(step: Step[Any]) -> str:
+    """One line about a search step."""
+    verdict = "kept" if step.accepted else "rejected"
+    found = f"{step.correct:,} correct"
+    if step.low < step.high:
+        found = f"{step.low:,} to {step.high:,} correct"
+    if step.low < step.needed <= step.high:
+        verdict = "not settled, rejected"
+    return f"step {step.step}: {step.about}: {found}, {step.needed:,} needed: {verdict} ({step.seen:,} images seen)"
