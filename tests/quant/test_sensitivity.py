@@ -104,9 +104,10 @@ def test_the_figures_are_those_of_the_definition(digits: Any, perturber: Perturb
 
 def test_only_later_stages_are_computed(digits: Any) -> None:
     perturber = Perturber(digits.model, digits.images[:50], digits.labels[:50])
-    assert perturber.spent == 50
+    assert perturber.spent == 0
     perturber.effect({"digit.logits": FixedFormat(4, 2, True)})
     late = perturber.spent - 50
+    assert late == pytest.approx(perturber.cost(["digit.logits"]))
     perturber.effect({"conv1.weight": FixedFormat(4, 3, True)})
     assert 0 < late < 50
     assert perturber.spent - 50 - late == pytest.approx(50)

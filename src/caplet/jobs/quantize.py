@@ -15,12 +15,22 @@ from caplet.jobs.evaluate import check_data
 from caplet.jobs.fitting import Fitter, check_request
 from caplet.jobs.footprint import check_ram, footprint
 from caplet.jobs.quantizing import QuantizeSettings
-from caplet.jobs.searching import CALIBRATION_IMAGES, Note, describe_step, full_passes, spread, warn_about
+from caplet.jobs.searching import (
+    SENSITIVITIES,
+    TUNING,
+    Note,
+    calibrated,
+    describe_step,
+    full_passes,
+    spread,
+    warn_about,
+)
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
-from caplet.quant.calibrate import calibrate
 from caplet.quant.evaluator import DEFAULT_CACHE_BYTES, Evaluator
 from caplet.quant.formats import FormatSource
+from caplet.quant.identity import model_identity
+from caplet.quant.kept import Kept
 from caplet.quant.search.methods import find_method
 from caplet.quant.search.request import Workbench
 from caplet.quant.sequential import EarlyRule
@@ -89,12 +99,7 @@ def quantize(
             model, left = simpler.model, simpler.tolerance - simpler.loss
             request = replace(request, tolerance=left, relative=False)
             run.write_json(SIMPLIFIED, simpler.to_json())
-        note(f"calibrating on {min(CALIBRATION_IMAGES, len(splits.calibration)):,} images")
-        calibration = calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES))
-        source: FormatSource = calibration
-        if settings.tune and not settings.paper_formats:
-            source = Tuner(model, calibration, spread(splits.calibration, TUNING_IMAGES))
-        evaluator = Evaluator(
+        evaluator = Evaluator(  # first: it refuses the log of another model or other images
             model,
             splits.calibration.images,
             splits.calibration.labels,
@@ -103,13 +108,25 @@ def quantize(
             progress=progress,
             early=None if settings.exact else EarlyRule(),
         )
-        earlier = sum(probe.seconds for probe in evaluator.probes.values())  # of the interrupted part, when resumed
+        identity = model_identity(model)
+        tuned = Kept(run / TUNING, "tuning log", identity)
+        noises = Kept(run / SENSITIVITIES, "log of sensitivities", identity)
+        earlier = sum(probe.seconds for probe in evaluator.probes.values()) + tuned.earlier + noises.earlier
+        calibration, known = calibrated(run, model, splits.calibration, resume, note)
+        earlier += calibration.seconds if known else 0.0
+        source: FormatSource = calibration
+        if settings.tune and not settings.paper_formats:
+            source = Tuner(model, calibration, spread(splits.calibration, TUNING_IMAGES), tuned)
         warn_about(splits, request, evaluator, note)
         bench = Workbench(
-            evaluator, source, lambda plan: footprint(model, plan), lambda step: note(describe_step(step))
+            evaluator,
+            source,
+            lambda plan: footprint(model, plan),
+            lambda step: note(describe_step(step)),
+            noises,
         )
         found = method.run(bench, request)
-        seconds = earlier + time.perf_counter() - began  # with calibration, all parts of a resumed run together
+        seconds = earlier + time.perf_counter() - began  # all parts of a resumed run together
         costs = full_passes(evaluator, calibration, source, found)
         run.write_json(SEARCH, {**found.record, "full_passes": costs})
         fitter = Fitter(model, splits.calibration, settings.reconstruct, run.path, note, settings.seed)

@@ -10,14 +10,19 @@ from torch import Tensor
 
 from caplet.data import Splits
 from caplet.data.imageset import ImageSet
-from caplet.quant.calibrate import Calibration
+from caplet.models.base import CapsNet
+from caplet.quant.calibrate import Calibration, calibrate
 from caplet.quant.evaluator import Evaluator
 from caplet.quant.formats import FormatSource
+from caplet.quant.identity import images_digest, model_identity
 from caplet.quant.probes import FLOAT
 from caplet.quant.search.request import Request, SearchResult
 from caplet.quant.search.result import Step
 from caplet.quant.tune import Tuner
+from caplet.runs import RunFolder
 
+CALIBRATION, TUNING, SENSITIVITIES = "calibration.npz", "tuning.jsonl", "sensitivities.jsonl"
+"""What a search measured besides its probes, for a resumed run."""
 CALIBRATION_IMAGES = 1024
 """Images whose activations choose the exponents."""
 
@@ -30,14 +35,33 @@ def spread(images: ImageSet, count: int) -> Tensor:
     return images.images[::step][:count]
 
 
+def calibrated(run: RunFolder, model: CapsNet, images: ImageSet, resume: bool, note: Note) -> tuple[Calibration, bool]:
+    """The calibration of ``model`` and whether it is an interrupted run's: that is read, a new one is kept in ``run``.
+
+    Args:
+        images: the calibration split.
+        resume: whether ``run`` may hold one. One of another model or other images is replaced.
+
+    Raises:
+        ModelError: a NaN at a point (named). ArtefactError: a damaged file, or it cannot be written.
+    """
+    chosen, path = spread(images, CALIBRATION_IMAGES), run / CALIBRATION
+    identity = {**model_identity(model), "images": images_digest(chosen)}
+    if resume and path.exists() and Calibration.made_of(path) == identity:
+        return Calibration.load(path, model), True
+    note(f"calibrating on {len(chosen):,} images")
+    calibration = calibrate(model, chosen)
+    calibration.save(path, identity)
+    return calibration, False
+
+
 def full_passes(
     evaluator: Evaluator, calibration: Calibration, source: FormatSource, found: SearchResult
 ) -> dict[str, float]:
     """What a search cost by purpose, each in passes of all the evaluator's images through the whole model.
 
     Everything that chose the plan is counted; the integers' final accept, one pass more for each plan that it looks at,
-    is not. Of a search that was interrupted, every probe counts once; calibrating and tuning are repeated and not
-    counted twice.
+    is not. Of a search that was interrupted, everything counts once.
     """
     probes = {digest: probe.cost for digest, probe in evaluator.probes.items()}
     costs = {

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from caplet.data.imageset import to_float
@@ -62,11 +66,13 @@ class Calibration:
         specs: the model's points by key.
         histograms: by key: of the parameters for flash points, of the calibration images for RAM points.
         images: number of calibration images.
+        seconds: that observing them took.
     """
 
     specs: Mapping[str, PointSpec]
     histograms: Mapping[str, Histogram]
     images: int
+    seconds: float = 0.0
     _formats: dict[tuple[str, int, FormatRule, Rounding], AnyFormat] = field(default_factory=dict, repr=False)
 
     def format(
@@ -84,10 +90,18 @@ class Calibration:
             self._formats[wanted] = choose_format(self.specs[key], self.histograms[key], width, wanted[2], rounding)
         return self._formats[wanted]
 
-    def save(self, path: str | Path) -> None:
-        """Write the histograms (.npz, whole or not at all). Raises ArtefactError when it cannot be written."""
+    def save(self, path: str | Path, identity: Mapping[str, Any] | None = None) -> None:
+        """Write the histograms (.npz, whole or not at all).
+
+        Args:
+            identity: what they depend on, plain JSON values, for :meth:`made_of`.
+
+        Raises:
+            ArtefactError: it cannot be written.
+        """
         points = {key: (h.exponent, h.zeros, h.low, h.high) for key, h in self.histograms.items()}
         meta = {"kind": KIND, "version": VERSION, "images": self.images, "points": points}
+        meta |= {"seconds": self.seconds, "identity": identity}
         counts = np.stack([histogram.counts for histogram in self.histograms.values()])
         text = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
         try:
@@ -103,24 +117,44 @@ class Calibration:
             ArtefactError: unreadable, damaged, or not a calibration.
             PlanError: made for a model with other points.
         """
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                counts, meta = archive["counts"], json.loads(archive["meta"].tobytes())
-            if meta["kind"] != KIND or meta["version"] != VERSION or counts.shape != (len(meta["points"]), 2 * HALF):
-                raise ValueError("unexpected kind, version or shape")
+        with _reading(path):
+            counts, meta = _read(path)
             histograms = {
                 key: Histogram(row.astype(np.int64), exponent, zeros, low, high)
                 for row, (key, (exponent, zeros, low, high)) in zip(counts, meta["points"].items(), strict=True)
             }
-            images = int(meta["images"])
-        except OSError as error:
-            raise ArtefactError(f"cannot read the calibration {path}: {why(error)}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-            raise ArtefactError(f"{path} is not a calibration of version {VERSION}: {error}") from error
+            images, seconds = int(meta["images"]), float(meta.get("seconds", 0.0))
         specs = model.points()
         if set(specs) != set(histograms):
             raise PlanError(f"{path}: this calibration was made for a model with other points than {model.family}")
-        return cls(specs, histograms, images)
+        return cls(specs, histograms, images, seconds)
+
+    @staticmethod
+    def made_of(path: str | Path) -> dict[str, Any] | None:
+        """What the calibration at ``path`` depends on, as :meth:`save` was told. Raises as :meth:`load`."""
+        with _reading(path):
+            found: dict[str, Any] | None = _read(path)[1].get("identity")
+            return found
+
+
+def _read(path: str | Path) -> tuple[NDArray[np.int64], dict[str, Any]]:
+    """Counts and facts of a saved calibration."""
+    with np.load(path, allow_pickle=False) as archive:
+        counts, meta = archive["counts"], json.loads(archive["meta"].tobytes())
+    if meta["kind"] != KIND or meta["version"] != VERSION or counts.shape != (len(meta["points"]), 2 * HALF):
+        raise ValueError("unexpected kind, version or shape")
+    return counts, meta
+
+
+@contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    """Whatever is wrong with the file ``path`` becomes one ArtefactError."""
+    try:
+        yield
+    except OSError as error:
+        raise ArtefactError(f"cannot read the calibration {path}: {why(error)}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise ArtefactError(f"{path} is not a calibration of version {VERSION}: {error}; move it away") from error
 
 
 def calibrate(model: CapsNet, images: Tensor, *, batch_size: int = 64, progress: Progress | None = None) -> Calibration:
@@ -138,6 +172,7 @@ def calibrate(model: CapsNet, images: Tensor, *, batch_size: int = 64, progress:
     model.check_images(images)
     keep_freed_memory()
     observer = Observer()
+    began = time.perf_counter()
     training = model.training
     model.eval()
     try:
@@ -150,4 +185,6 @@ def calibrate(model: CapsNet, images: Tensor, *, batch_size: int = 64, progress:
     finally:
         model.train(training)
     specs = model.points()
-    return Calibration(specs, {key: observer.histograms[key] for key in specs}, len(images))
+    return Calibration(
+        specs, {key: observer.histograms[key] for key in specs}, len(images), time.perf_counter() - began
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -15,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import caplet
 from caplet.data.imageset import to_float
 from caplet.errors import ConfigError
 from caplet.fixed import FixedFormat
@@ -24,6 +22,7 @@ from caplet.nn.functional import lengths
 from caplet.nn.memory import keep_freed_memory
 from caplet.quant.cost import stage_macs
 from caplet.quant.fake import FakeQuant, WeightCache
+from caplet.quant.identity import images_digest, model_identity
 from caplet.quant.plan import QuantPlan
 from caplet.quant.probes import FLOAT, Part, Probe, ProbeLog
 from caplet.quant.sequential import NEIGHBOURS, Bounds, EarlyRule, Measured, Reference, bound, make_reference
@@ -337,17 +336,9 @@ class Evaluator:
 
     def _identity(self) -> dict[str, Any]:
         """What the answers depend on besides the plan."""
-        weights = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            weights.update(name.encode())
-            weights.update(tensor.detach().contiguous().numpy().tobytes())
-        data = hashlib.sha256(self.images.numpy().tobytes() + self.labels.tobytes())
         return {
-            "caplet": caplet.__version__,
-            "family": self.model.family,
-            "config": self.model.config.model_dump(mode="json"),
-            "weights": weights.hexdigest(),
-            "images": data.hexdigest(),
+            **model_identity(self.model),
+            "images": images_digest(self.images, torch.from_numpy(self.labels)),
             "n": len(self),
             "integer": self._integer,
             "early": None if self.early is None else self.early.to_json(),

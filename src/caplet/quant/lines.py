@@ -21,15 +21,19 @@ class JsonLines:
         path: of the file; None keeps the rows in memory only.
         what: what the file is called in errors.
         identity: what the rows depend on, plain JSON values.
+        replace: whether a file of another identity is started anew; otherwise it is refused.
 
     Attributes:
         rows: all rows known so far, in the order in which they were added.
 
     Raises:
-        ArtefactError: the file cannot be read or written, is damaged, or belongs to another identity.
+        ArtefactError: the file cannot be read or written, is damaged, or belongs to another identity, and not
+            ``replace``.
     """
 
-    def __init__(self, path: str | Path | None, what: str, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: str | Path | None, what: str, identity: Mapping[str, Any], *, replace: bool = False
+    ) -> None:
         self.path = None if path is None else Path(path)
         self.what = what
         self.rows: list[dict[str, Any]] = []
@@ -37,10 +41,11 @@ class JsonLines:
             return
         head = json.loads(json.dumps({"kind": what, **identity}))
         lines = self._whole_lines(self.path)
-        if not lines:
+        found = self._parse(1, lines[0]) if lines else None
+        if found is None or (replace and found != head):
             self._write(head, "w")
             return
-        self._check(head, self._parse(1, lines[0]))
+        self._check(head, found)
         self.rows = [self._parse(number, line) for number, line in enumerate(lines[1:], start=2)]
 
     def add(self, row: Mapping[str, Any]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -186,23 +187,35 @@ class Perturber:
         self._loss = loss
         self._stages = model.stages()
         macs = np.array(stage_macs(model), dtype=np.float64)
-        self._tail = np.cumsum(macs[::-1])[::-1] / macs.sum()  # cost of stage k and all later ones
+        self._tail = np.append(np.cumsum(macs[::-1])[::-1], 0.0) / macs.sum()  # cost of stage k and all later ones
         self._stage_of = {
             key: i for i, stage in enumerate(self._stages) for layer in stage.layers for key in layer.points()
         }
-        self._batches = [
-            self._reference(to_float(images[start : start + batch_size]), labels[start : start + batch_size])
-            for start in range(0, len(images), batch_size)
-        ]
-        self.spent = float(self.n)
+        self._images, self._labels, self._batch_size = images, labels, batch_size
+        self.spent = 0.0
+
+    @cached_property
+    def _batches(self) -> list[_Batch]:
+        """The float model on all images, from the first question on."""
+        self.spent += self.n
+        batches = zip(self._images.split(self._batch_size), self._labels.split(self._batch_size), strict=True)
+        return [self._reference(to_float(images), labels) for images, labels in batches]
+
+    def cost(self, keys: Iterable[str]) -> float:
+        """What :meth:`effect` of these points takes, in passes of one image through the whole model."""
+        return self.n * float(self._tail[self._first(keys)])
+
+    def _first(self, keys: Iterable[str]) -> int:
+        """The first stage that has one of these points, the number of all stages where none has."""
+        return min((self._stage_of[key] for key in keys), default=len(self._stages))
 
     def effect(self, formats: Mapping[str, AnyFormat], rounding: Rounding = Rounding.NEAREST, seed: int = 0) -> Effect:
         """What rounding the points of ``formats``, all others in float, does. Raises KeyError for an unknown point."""
-        first = min((self._stage_of[key] for key in formats), default=len(self._stages))
+        first = self._first(formats)
         if first == len(self._stages):
             return Effect(self.n)
         total = sum((self._one(batch, first, formats, rounding, seed) for batch in self._batches), Effect())
-        self.spent += self.n * float(self._tail[first])
+        self.spent += self.cost(formats)
         return total
 
     def _one(

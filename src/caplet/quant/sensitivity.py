@@ -9,7 +9,6 @@ networks. Differs from a search's probes: softmax and squash are computed in flo
 
 from __future__ import annotations
 
-import hashlib
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import caplet
 from caplet.errors import ArtefactError, ConfigError
 from caplet.fixed import PlanFormat, Rounding, format_from_json
 from caplet.fixed.format import MAX_BITS
@@ -28,6 +26,7 @@ from caplet.models.base import CapsNet
 from caplet.nn.points import PointSpec
 from caplet.quant.calibrate import calibrate
 from caplet.quant.formats import FormatRule, bits_of
+from caplet.quant.identity import images_digest, model_identity
 from caplet.quant.lines import JsonLines
 from caplet.quant.perturb import Effect, Loss, Perturber
 
@@ -267,14 +266,4 @@ def _read(log: JsonLines) -> Iterator[Row]:
 
 
 def _identity(model: CapsNet, images: Tensor, labels: Tensor, settings: SensitivitySettings) -> dict[str, Any]:
-    weights = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        weights.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
-    return {
-        "caplet": caplet.__version__,
-        "family": model.family,
-        "config": model.config.model_dump(mode="json"),
-        "weights": weights.hexdigest(),
-        "images": hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest(),
-        "settings": settings.to_json(),
-    }
+    return {**model_identity(model), "images": images_digest(images, labels), "settings": settings.to_json()}

@@ -8,7 +8,8 @@ with the least change of the class-capsule lengths is taken.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,13 +18,15 @@ from torch import Tensor
 from caplet.data.imageset import to_float
 from caplet.errors import ConfigError
 from caplet.fixed import AnyFormat, FixedFormat, Rounding
-from caplet.models.base import CapsNet, Stage, State
+from caplet.models.base import CapsNet, State
 from caplet.nn.functional import lengths, softmax, squash
 from caplet.nn.points import PointSpec, Role, Storage
 from caplet.quant.calibrate import Calibration
 from caplet.quant.cost import stage_macs
 from caplet.quant.fake import point_noise
 from caplet.quant.formats import Exponents, FormatRule
+from caplet.quant.identity import images_digest
+from caplet.quant.kept import Kept
 
 DEFAULT_IMAGES = 64
 WIDEST = 10
@@ -57,10 +60,8 @@ class OnePoint:
 class _Reference:
     """The float model on the tuning images: the state before every stage, and the class-capsule lengths."""
 
-    stages: tuple[Stage, ...]
     states: tuple[State, ...]
     lengths: Tensor
-    stage_of: dict[str, int] = field(repr=False)
 
 
 class Tuner:
@@ -71,24 +72,30 @@ class Tuner:
 
     Args:
         images: uint8 (N, C, H, W), a few dozen calibration images.
+        kept: answers of the same model; None for none.
 
     Attributes:
-        spent: cost of everything computed, in passes of one image through the whole model (multiply-accumulates).
+        spent: cost of all that was asked, in passes of one image through the whole model (multiply-accumulates); the
+            same where an interrupted run had measured it.
 
     Raises:
         ConfigError: no images. ModelError: images of another size.
     """
 
-    def __init__(self, model: CapsNet, calibration: Calibration, images: Tensor) -> None:
+    def __init__(self, model: CapsNet, calibration: Calibration, images: Tensor, kept: Kept | None = None) -> None:
         if len(images) == 0:
             raise ConfigError("tuning needs at least one image, got none")
         model.check_images(images)
         self.model, self.calibration = model.eval(), calibration
+        self.spent = 0.0
+        self._images, self._digest = images, images_digest(images)
+        self._kept = Kept(None, "tuning log", {}) if kept is None else kept
         self._known: dict[tuple[str, int, FormatRule, Rounding], AnyFormat] = {}
+        self._errors: dict[tuple[str, AnyFormat, Rounding], float] = {}
+        self._stages = model.stages()
+        self._stage_of = {key: i for i, stage in enumerate(self._stages) for la in stage.layers for key in la.points()}
         macs = np.array(stage_macs(model), dtype=np.float64)
         self._tail = np.cumsum(macs[::-1])[::-1] / macs.sum()  # cost of stage k and all later ones
-        self.spent = float(len(images))
-        self._reference = self._run_float(to_float(images))
 
     def format(
         self, key: str, width: int, rule: FormatRule | None = None, rounding: Rounding = Rounding.NEAREST
@@ -120,20 +127,27 @@ class Tuner:
 
     def error(self, key: str, fmt: AnyFormat, rounding: Rounding = Rounding.NEAREST) -> float:
         """Mean squared change of the class-capsule lengths when only point ``key`` is rounded, to ``fmt``."""
-        reference = self._reference
-        first = reference.stage_of[key]
+        asked = (key, fmt, rounding)
+        if asked not in self._errors:
+            if not self._errors:
+                self.spent += len(self._images)  # the reference
+            self.spent += len(self._images) * float(self._tail[self._stage_of[key]])
+            question = {"point": key, "format": fmt.to_json(), "rounding": str(rounding), "images": self._digest}
+            self._errors[asked] = self._kept.answer(question, lambda: self._measure(*asked))
+        return self._errors[asked]
+
+    def _measure(self, key: str, fmt: AnyFormat, rounding: Rounding) -> float:
+        reference, first = self._reference, self._stage_of[key]
         state = reference.states[first]
         with torch.inference_mode(), self.model.handle(OnePoint(key, fmt, rounding)):
-            for stage in reference.stages[first:]:
+            for stage in self._stages[first:]:
                 state = stage.run(state)
-        self.spent += len(reference.lengths) * float(self._tail[first])
         return float(((lengths(state[0]) - reference.lengths) ** 2).mean())
 
-    def _run_float(self, images: Tensor) -> _Reference:
-        stages = self.model.stages()
-        states: list[State] = [(images,)]
+    @cached_property
+    def _reference(self) -> _Reference:
+        states: list[State] = [(to_float(self._images),)]
         with torch.inference_mode():
-            for stage in stages:
+            for stage in self._stages:
                 states.append(stage.run(states[-1]))
-        stage_of = {key: i for i, stage in enumerate(stages) for layer in stage.layers for key in layer.points()}
-        return _Reference(stages, tuple(states[:-1]), lengths(states[-1][0]), stage_of)
+        return _Reference(tuple(states[:-1]), lengths(states[-1][0]))

@@ -115,6 +115,7 @@ class _Search:
             rule=request.rule,
             rounding=rounding,
             seed=request.seed,
+            kept=bench.kept,
         )
         specs = model.points()
         totals: dict[Any, int] = {}

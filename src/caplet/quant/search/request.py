@@ -11,6 +11,7 @@ from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.quant.evaluator import Evaluator
 from caplet.quant.formats import FormatRule, FormatSource
+from caplet.quant.kept import Kept
 from caplet.quant.probes import Probe
 from caplet.quant.search.result import Candidate, Step
 from caplet.quant.target import HARDWARE, FootprintOf, Hardware
@@ -87,12 +88,14 @@ class Workbench:
         source: chooses formats.
         footprint_of: lowers a plan and looks at the integers, for RAM budgets and restricted hardware.
         on_step: called after every decision.
+        kept: sensitivities of an interrupted run of the same model; None for none.
     """
 
     evaluator: Evaluator
     source: FormatSource
     footprint_of: FootprintOf
     on_step: Callable[[Step[Any]], None] = lambda step: None
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,16 @@ makes up the integer program's loss."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from caplet.fixed import Rounding
+from caplet.fixed import AnyFormat, Rounding
 from caplet.quant.evaluator import Evaluator
 from caplet.quant.formats import FormatRule, FormatSource
-from caplet.quant.perturb import Effect, Perturber
+from caplet.quant.identity import images_digest
+from caplet.quant.kept import Kept
+from caplet.quant.perturb import Perturber
 from caplet.quant.units import Unit
 
 
@@ -24,6 +26,11 @@ class Susceptibility:
 
     Args:
         images: how many of the evaluator's images to use, at even distances.
+        kept: answers of the same model; None for none.
+
+    Attributes:
+        cost: of all that was asked, in full passes of all the evaluator's images; the same where an interrupted run had
+            measured it.
     """
 
     def __init__(
@@ -36,6 +43,7 @@ class Susceptibility:
         rule: FormatRule,
         rounding: Rounding,
         seed: int = 0,
+        kept: Kept | None = None,
     ) -> None:
         self.units, self.source = tuple(units), source
         self._rule, self._rounding, self._seed = rule, rounding, seed
@@ -43,23 +51,33 @@ class Susceptibility:
         chosen = torch.arange(count) * len(evaluator) // count
         labels = torch.from_numpy(evaluator.labels)[chosen]
         self._perturber = Perturber(evaluator.model, evaluator.images[chosen], labels)
+        self._digest = images_digest(evaluator.images[chosen])
+        self._kept = Kept(None, "log of sensitivities", {}) if kept is None else kept
         self._classes = evaluator.model.config.classes
         self._all = len(evaluator)
         self._known: dict[tuple[int, int], float] = {}
-
-    @property
-    def cost(self) -> float:
-        """What was computed, in full passes of all the evaluator's images."""
-        return self._perturber.spent / self._all
+        self.cost = 0.0
 
     def noise(self, index: int, width: int) -> float:
         """The noise of unit ``index`` at ``width`` bits."""
         if (index, width) not in self._known:
             keys = self.units[index].points
+            if not self._known:
+                self.cost += self._perturber.n / self._all  # the reference
+            self.cost += self._perturber.cost(keys) / self._all
             self._known[index, width] = self._measure(dict.fromkeys(keys, width))
         return self._known[index, width]
 
     def _measure(self, widths: dict[str, int]) -> float:
         formats = {key: self.source.format(key, width, self._rule, self._rounding) for key, width in widths.items()}
-        effect: Effect = self._perturber.effect(formats, self._rounding, self._seed)
+        question = {
+            "formats": {key: fmt.to_json() for key, fmt in formats.items()},
+            "rounding": str(self._rounding),
+            "seed": self._seed,
+            "images": self._digest,
+        }
+        return self._kept.answer(question, lambda: self._noise(formats))
+
+    def _noise(self, formats: Mapping[str, AnyFormat]) -> float:
+        effect = self._perturber.effect(formats, self._rounding, self._seed)
         return effect.length_noise / effect.n / self._classes
