@@ -288,7 +288,7 @@ import json
 from caplet.quant.lines import JsonLines
 write = JsonLines._write
 def cut(self, row, mode, count=[0]):
-    count[0] += 1
+    count[0] += self.path.name == "probes.jsonl"
     if count[0] == 5:
         with open(self.path, "a") as stream:
             stream.write(json.dumps(row)[:100])
