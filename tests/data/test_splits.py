@@ -36,6 +36,28 @@ def test_cut_is_a_partition_with_the_quotas(counts, data):
     assert (rest.name, part.name) == ("rest", "part")
 
 
+@given(st.lists(st.integers(2, 60), min_size=2, max_size=8).map(tuple), st.data())
+def test_the_first_calibration_images_are_even_over_the_classes(counts, data):
+    """Also where the data are sorted by class, as these are."""
+    images = make(counts)
+    _, part = cut_calibration(images, "made", data.draw(st.integers(1, len(images) // 2)), 3)
+    first = data.draw(st.integers(1, len(part)))
+    seen = torch.bincount(part.labels[:first], minlength=len(counts)).tolist()
+    for found, whole in zip(seen, part.class_counts(), strict=True):
+        share = whole / len(part)
+        assert abs(found - first * share) <= 1 + share * len(counts)
+    assert len(set(part.ids.tolist())) == len(part)
+
+
+def test_the_order_of_the_calibration_split_is_its_own():
+    """It depends on ids and labels, not on the order in which the images came."""
+    images = make((20, 30))
+    turned = images.subset(list(range(49, -1, -1)))
+    parts = [cut_calibration(given, "made", 12, 5)[1] for given in (images, turned)]
+    assert parts[0].ids.tolist() == parts[1].ids.tolist()
+    assert parts[0].name == "made/calibration"
+
+
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=9).map(tuple).filter(any), st.floats(0, 1))
 def test_quotas_are_proportional_and_add_up(counts, share):
     size = round(share * sum(counts))

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from caplet.data.imageset import ImageSet
-from caplet.data.stratify import cut
+from caplet.data.stratify import cut, in_turns
 from caplet.errors import ArtefactError, DataError
 from caplet.files import why, write_atomic
 
@@ -80,12 +80,16 @@ def default_calibration_size(train: ImageSet) -> int:
 def cut_calibration(images: ImageSet, name: str, size: int | None, seed: int) -> tuple[ImageSet, ImageSet]:
     """(train, calibration) of the images that may be trained on; see :func:`caplet.data.stratify.cut`.
 
+    In the calibration split the classes take turns (:func:`caplet.data.stratify.in_turns`): datasets are often sorted
+    by class, and who looks at the first thousand images must not see two classes only.
+
     Raises:
         ConfigError: ``size`` is below 1 or ``seed`` is negative.
         DataError: a class would be left without a training image.
     """
     chosen = default_calibration_size(images) if size is None else size
-    return cut(images, chosen, seed=seed, rest_name=f"{name}/train", cut_name=f"{name}/calibration")
+    rest, part = cut(images, chosen, seed=seed, rest_name=f"{name}/train", cut_name=f"{name}/calibration")
+    return rest, part.subset(in_turns(part.labels, part.ids, seed=seed))
 
 
 def pack_ids(ids: Tensor | Iterable[int]) -> str:

@@ -70,6 +70,27 @@ def stratified_choice(labels: Tensor, ids: Tensor, size: int, *, seed: int) -> T
     return from_numpy(np.sort(np.concatenate(chosen)))
 
 
+def in_turns(labels: Tensor, ids: Tensor, *, seed: int) -> Tensor:
+    """An order in which the classes take turns: the first images, however many, are an even choice over the classes.
+
+    Image number k (from 0, by rank) of a class of n comes at the fraction (k + 1/2) / n of the order; ties go to the
+    first class.
+
+    Args:
+        labels: int64 (N,).
+        ids: int64 (N,), unique and not negative.
+        seed: orders the images of a class, 0 or more.
+
+    Returns:
+        int64 (N,), positions.
+    """
+    label, rank = labels.numpy(), _rank(ids.numpy(), seed)
+    order = np.lexsort((rank, label))
+    counts = np.bincount(label)
+    place = np.concatenate([(np.arange(n) + 0.5) / n for n in counts if n]) if len(label) else np.zeros(0)
+    return from_numpy(order[np.lexsort((label[order], place))])
+
+
 def cut(images: ImageSet, size: int, *, seed: int, rest_name: str, cut_name: str) -> tuple[ImageSet, ImageSet]:
     """Cut ``size`` images off a set, stratified by class; both parts keep the original order and ids.
 
