@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from caplet.quant.search.request import Request
 NARROWING_IMAGES = 2000
 """Calibration images on which single steps of narrowing are decided; the integers decide on all of them at the end."""
 _BATCH = 50
+_REPORTS = 8
+"""Notes on the way through a part of many steps."""
 
 Note = Callable[[str], None]
 
@@ -60,11 +63,15 @@ class Fitter:
         self._plain: set[QuantPlan] = set()
         self._tried: list[Narrowing] = []
         self._fitter: Reconstructor | None = None
+        self._narrower: Reconstructor | None = None  # narrowing fits dozens of plans, each block by block alone
         if parts:
             step = max(1, len(images) // DEFAULT_IMAGES)
             chosen = images.images[::step][:DEFAULT_IMAGES]
             settings = ReconstructSettings(parts, seed=seed)
-            self._fitter = Reconstructor(model, chosen, settings, folder=folder)
+            self._fitter = Reconstructor(model, chosen, settings, folder=folder, progress=self._report)
+            alone = tuple(part for part in parts if part is not Part.JOINT)
+            alike = alone == parts or not alone
+            self._narrower = self._fitter if alike else Reconstructor(model, chosen, replace(settings, parts=alone))
 
     @property
     def active(self) -> bool:
@@ -93,7 +100,7 @@ class Fitter:
 
         All calibration images may say otherwise: then the next larger plan is the one to look at.
         """
-        assert self._fitter is not None
+        assert self._narrower is not None
         count = min(NARROWING_IMAGES, len(self._images))
         labels = self._images.labels[:count].numpy()
 
@@ -109,15 +116,20 @@ class Fitter:
             found = f"{step.correct:,} correct, {step.needed:,} needed: {'kept' if step.kept else 'rejected'}"
             self._note(f"narrowing {step.key} to {step.bits} bits: {found}")
 
-        if measure(self.fit(plan)) < needed:
+        if measure(self._narrower.fit(plan)) < needed:
             self._note(f"narrowing: the plan misses the tolerance on {count:,} images; its widths stay")
             return ()
         kept, steps = narrow(
-            self._model, self._fitter, plan, source, request.rule, measure, needed, request.hardware, on_step
+            self._model, self._narrower, plan, source, request.rule, measure, needed, request.hardware, on_step
         )
-        self._known |= dict(kept)
+        if self._narrower is self._fitter:
+            self._known |= dict(kept)
         self._tried.extend(steps)
         return tuple(smaller for smaller, _ in reversed(kept))
+
+    def _report(self, name: str, done: int, total: int) -> None:
+        if done == total or done % math.ceil(total / _REPORTS) == 0:
+            self._note(f"reconstructing: {name}, {done:,} of {total:,}")
 
     def record(self, plan: QuantPlan) -> dict[str, Any] | None:
         """What was done for ``plan`` as JSON values; None without reconstruction."""

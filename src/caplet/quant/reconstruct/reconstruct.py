@@ -30,17 +30,20 @@ from caplet.quant.reconstruct.descend import Grid, fit
 from caplet.quant.reconstruct.equalise import equalised
 from caplet.quant.reconstruct.exponents import ExponentTuner, computed_points
 from caplet.quant.reconstruct.fold import folded
+from caplet.quant.reconstruct.joint import fit_jointly
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings
 from caplet.quant.reconstruct.store import Block, BlockStore, identity
 from caplet.quant.reconstruct.views import make_view, parameter_of
 
+_JOINT = "joint"
+"""Name under which the result of moving all blocks together is kept and reported."""
 _EXPONENTS = "exponents"
 """Name under which a block keeps the exponents per output channel of its weight."""
 
 FreshFormat = Callable[[int], PlanFormat]
 """The format of least squared error at a width."""
 Progress = Callable[[str, int, int], None]
-"""Called with (layer, blocks done, blocks in all) after every block."""
+"""Called with (layer, blocks done, blocks in all) after every block, then with ("joint", steps done, steps in all)."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,10 @@ class BlockReport:
     """What reconstruction did to one block.
 
     Attributes:
-        layer: its name.
+        layer: its name; ``joint`` for all blocks moved together.
         before, after: mean squared error of the block's sums (before squash or ReLU) on the calibration images, with
-            weights rounded to nearest and with the result.
-        changed: fraction of weights whose code is not the nearest one.
+            weights rounded to nearest and with the result; for ``joint``, that of the lengths of the class capsules.
+        changed: fraction of weights whose code is not the nearest one; for ``joint``, not the one from before it.
         seconds: it took.
     """
 
@@ -99,7 +102,7 @@ def reconstruct(
         model: float; left as it is.
         images: uint8 (N, C, H, W); the first ``settings.images`` are used.
         folder: keeps the result of every block; a second call with equal arguments goes on from there.
-        progress: called with (layer, blocks done, blocks in all) after every block.
+        progress: see :data:`Progress`.
 
     Raises:
         PlanError: the plan does not fit the model, rounds otherwise than to nearest, or has powers-of-two weights.
@@ -171,7 +174,7 @@ class _Run:
         progress: Progress | None,
     ) -> None:
         self.source, self.settings, self.progress = model, settings, progress
-        self._tuning_images = images[: settings.tuning_images]
+        self._images, self._tuning_images = images, images[: settings.tuning_images]
         self.store, self.tuned = store, tuned
         self.model = copy.deepcopy(model)
         self.exact = Chain(model, images)
@@ -200,6 +203,8 @@ class _Run:
         self._put_on_grid()
         if Part.EXPONENTS in self.settings.parts:
             self._tune(ExponentTuner(self.model, self.source, self._tuning_images), computed_points(self.model))
+        if Part.JOINT in self.settings.parts:
+            self._move_together()
         return Reconstruction(self.model, self.handler.plan, tuple(self.reports))
 
     def _tune_first(self) -> None:
@@ -236,6 +241,24 @@ class _Run:
         for name in set(block.tensors) - {"weight", _EXPONENTS}:
             self._widen(f"{layer.name}.{name}", block.tensors[name])
         self.reports.append(BlockReport(layer.name, **block.facts))
+
+    def _move_together(self) -> None:
+        """The last part: all blocks' constants by gradient."""
+        plan = self.handler.plan
+        block = self.store.load(_JOINT, plan)
+        if block is None:
+            began = time.perf_counter()
+            report = None if self.progress is None else partial(self.progress, _JOINT)
+            found = fit_jointly(self.model, self.source, plan, self._images, self.settings, report)
+            facts = {"before": found.before, "after": found.after, "changed": found.changed}
+            block = Block(found.tensors, {**facts, "seconds": round(time.perf_counter() - began, 3)})
+            self.store.save(_JOINT, plan, block)
+        with torch.no_grad():
+            for layer in self.model.layers():
+                for name in layer.specs:
+                    if (key := f"{layer.name}.{name}") in block.tensors:
+                        parameter_of(layer, name).copy_(block.tensors[key])
+        self.reports.append(BlockReport(_JOINT, **block.facts))
 
     def _take_exponents(self, layer: Layer, block: Block) -> None:
         """Move the plan's exponents per channel of the layer's weight to those that the block was fitted for."""

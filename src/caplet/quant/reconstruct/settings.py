@@ -22,6 +22,8 @@ class Part(StrEnum):
     * ``channels``: every output channel of a weight gets an exponent of its own.
     * ``bias``: the mean error of every block on the calibration images is taken out of its bias.
     * ``rounding``: every weight's code is chosen to minimise its block's output error, not the weight's own error.
+    * ``joint``: codes and biases of all blocks are then moved together, by gradient, through squash and routing, to
+      bring the class capsules near the float model's.
     """
 
     EQUALISE = "equalise"
@@ -29,6 +31,7 @@ class Part(StrEnum):
     CHANNELS = "channels"
     BIAS = "bias"
     ROUNDING = "rounding"
+    JOINT = "joint"
 
 
 def parse_parts(text: str) -> tuple[Part, ...]:
@@ -66,7 +69,12 @@ class ReconstructSettings:
             values keep weights nearer to their float values where the images say little.
         tuning_images: images on which exponents are tuned, 1 or more.
         tuning_sweeps: passes over all exponents, 1 or more.
-        seed: of the choice of output positions.
+        joint_steps: gradient steps of ``joint``, 1 or more.
+        joint_batch: images per step, 1 or more.
+        joint_rate: how far a code may move in a step at first, in steps of its format; it falls to 0 along a cosine.
+        joint_shift: images are shifted at random by up to this share of their side each way (in whole
+            pixels, rounded down), 0 or more.
+        seed: of the choice of output positions, and of the images of every step.
 
     Raises:
         ConfigError: a value out of range.
@@ -80,20 +88,22 @@ class ReconstructSettings:
     shrink: float = 0.5
     tuning_images: int = 128
     tuning_sweeps: int = 2
+    joint_steps: int = 320
+    joint_batch: int = 32
+    joint_rate: float = 0.01
+    joint_shift: float = 0.072
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.parts or not all(isinstance(part, Part) for part in self.parts):
             found = [*map(str, self.parts)]
             raise ConfigError(f"reconstruction: parts {found}; give at least one of {', '.join(Part)}")
-        for name in ("images", "sweeps", "least_rows", "tuning_images", "tuning_sweeps"):
+        for name in ("images", "sweeps", "least_rows", "tuning_images", "tuning_sweeps", "joint_steps", "joint_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"reconstruction: {name} is {getattr(self, name)}; the rule is 1 or more")
-        if not self.rows_per_column >= 0 or not self.shrink >= 0 or self.seed < 0:
-            raise ConfigError(
-                f"reconstruction: rows_per_column {self.rows_per_column}, shrink {self.shrink}, seed {self.seed};"
-                " the rule is 0 or more each"
-            )
+        for name in ("rows_per_column", "shrink", "joint_rate", "joint_shift", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"reconstruction: {name} is {getattr(self, name)}; the rule is 0 or more")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

@@ -1,0 +1,202 @@
+"""Codes and biases of all blocks moved together, by gradient, so that the class capsules come near the float model's.
+
+Fitting block by block ends with what a block can do alone, for its own sums. Here the error is that of the class
+capsules, through every squash and routing iteration as the device computes them. Each constant is a float number of
+steps whose rounding is what runs (gradients pass straight through, :mod:`caplet.quant.straight`); it starts between its
+fitted code and its float value, and few move by more than one code. No labels are used: the float model's
+answers to the same, randomly shifted images are the target.
+
+Source: rounding learnt by gradient is AdaRound's (Nagel et al. 2020) idea, and learning that of many blocks at once
+BRECQ's (Li et al. 2021). Differs: straight-through rounding with a decaying rate in place of a relaxation that is
+pushed to whole codes, and one objective for the whole network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from caplet.data.augment import augment
+from caplet.data.imageset import to_float
+from caplet.fixed import ChannelFormat, PlanFormat
+from caplet.models.base import CapsNet
+from caplet.nn.functional import lengths
+from caplet.nn.points import Role
+from caplet.quant.fake import fake_quantized
+from caplet.quant.plan import QuantPlan
+from caplet.quant.reconstruct.settings import ReconstructSettings
+from caplet.quant.reconstruct.views import parameter_of
+from caplet.quant.straight import StraightThrough, towards
+
+_HALF_WAY = 0.5
+"""Where between its code and its float value a weight starts: on the border of a cell, chance would move it."""
+_LENGTHS = 5.0
+"""Weight of the lengths, which decide, next to the capsules themselves."""
+_BETAS = (0.9, 0.99)
+_TINY = 1e-12
+_COMPARED = 256
+_BATCH = 64
+
+JointProgress = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+
+
+@dataclass(frozen=True)
+class Joint:
+    """The outcome.
+
+    Attributes:
+        tensors: the constants on their grids, by point key.
+        before, after: mean squared error of the class-capsule lengths on the first images, unshifted.
+        changed: fraction of codes that moved; 0 where the error would have grown and everything was left as it was.
+    """
+
+    tensors: dict[str, Tensor]
+    before: float
+    after: float
+    changed: float
+
+
+class _Constant:
+    """One weight or bias, in steps of its format."""
+
+    def __init__(self, parameter: torch.nn.Parameter, exact: Tensor, fmt: PlanFormat) -> None:
+        self.parameter, self.fmt = parameter, fmt
+        self.first = fmt.quantize(parameter.detach())
+        self._step = _steps(fmt, parameter)
+        start = torch.lerp(self.first, towards(self.first, exact, fmt), _HALF_WAY)
+        self.codes = torch.nn.Parameter(start / self._step)
+
+    def write(self) -> None:
+        """Give the model the present value."""
+        self.parameter.data = self.codes.detach() * self._step
+
+    def take_gradient(self) -> None:
+        """Turn the model's gradient into that of the codes."""
+        gradient = self.parameter.grad
+        self.codes.grad = None if gradient is None else gradient * self._step
+        self.parameter.grad = None
+
+    def result(self) -> Tensor:
+        """The value on the grid."""
+        return self.fmt.quantize(self.codes.detach() * self._step)
+
+
+def fit_jointly(
+    model: CapsNet,
+    source: CapsNet,
+    plan: QuantPlan,
+    images: Tensor,
+    settings: ReconstructSettings,
+    progress: JointProgress | None = None,
+) -> Joint:
+    """Move the codes of ``model``'s weights and biases together; the model itself is left as it was.
+
+    Args:
+        model: whose weights and biases lie on the plan's grid.
+        source: the float model.
+        plan: its formats stay.
+        images: uint8 (N, C, H, W), calibration images.
+        settings: the fields that begin with ``joint``, and the seed.
+        progress: called after every step.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    shift = int(settings.joint_shift * min(images.shape[-2:]))
+    constants = _constants(model, source, plan)
+    optimizer = torch.optim.Adam([constant.codes for constant in constants.values()], betas=_BETAS, eps=_TINY)
+    handler = StraightThrough(plan, model.points())
+    before = _length_error(model, source, plan, images)
+    steps = settings.joint_steps
+    batches = _batches(len(images), settings.joint_batch, generator)
+    with torch.enable_grad(), _trainable(model, constants):
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.joint_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+            pixels = augment(to_float(images[next(batches)]), generator, shift=shift)
+            with torch.no_grad():
+                wanted = source(pixels)
+            for constant in constants.values():
+                constant.write()
+            with model.handle(handler):
+                loss = _distance(model(pixels), wanted)
+            loss.backward()
+            for constant in constants.values():
+                constant.take_gradient()
+            optimizer.step()
+            if progress is not None:
+                progress(step + 1, steps)
+        found = {key: constant.result() for key, constant in constants.items()}
+        for key, constant in constants.items():
+            constant.parameter.data = found[key]
+        after = _length_error(model, source, plan, images)
+    if after >= before:
+        return Joint({key: constant.first for key, constant in constants.items()}, before, before, 0.0)
+    moved = [(found[key] != constant.first).flatten() for key, constant in constants.items()]
+    return Joint(found, before, after, float(torch.cat(moved).float().mean()))
+
+
+def _constants(model: CapsNet, source: CapsNet, plan: QuantPlan) -> dict[str, _Constant]:
+    found: dict[str, _Constant] = {}
+    for layer, exact in zip(model.layers(), source.layers(), strict=True):
+        for name, spec in layer.specs.items():
+            key = f"{layer.name}.{name}"
+            if spec.role in (Role.WEIGHT, Role.BIAS):
+                parameter = parameter_of(layer, name)
+                # A bias goes on from its corrected value; a weight's float value says which way its code may turn.
+                start = parameter_of(exact, name) if spec.role is Role.WEIGHT else parameter
+                found[key] = _Constant(parameter, start.detach(), plan.points[key])
+    return found
+
+
+def _steps(fmt: PlanFormat, value: Tensor) -> Tensor:
+    """The distance of a format's neighbouring values, shaped to multiply ``value``."""
+    if not isinstance(fmt, ChannelFormat):
+        return torch.tensor(fmt.step)
+    shape = [-1 if axis == fmt.axis else 1 for axis in range(value.ndim)]
+    return torch.tensor([fmt.step * 2.0**-shift for shift in fmt.shifts]).view(shape)
+
+
+@contextmanager
+def _trainable(model: CapsNet, constants: dict[str, _Constant]) -> Iterator[None]:
+    """Gradients for the constants alone; their values, and who has gradients, are afterwards what they were."""
+    wanted = {id(constant.parameter) for constant in constants.values()}
+    kept = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _, _ in kept:
+            parameter.requires_grad_(id(parameter) in wanted)
+        yield
+    finally:
+        for parameter, value, trained in kept:
+            parameter.data = value
+            parameter.grad = None
+            parameter.requires_grad_(trained)
+
+
+def _distance(capsules: Tensor, wanted: Tensor) -> Tensor:
+    """The squared distance of class capsules (B, classes, D), averaged over the batch."""
+    poses = (capsules - wanted).square().sum((1, 2)).mean()
+    return poses + _LENGTHS * (lengths(capsules) - lengths(wanted)).square().sum(1).mean()
+
+
+def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Positions of images, all of them in a new order again and again."""
+    while True:
+        for batch in torch.randperm(count, generator=generator).split(size):
+            if len(batch) == min(size, count):
+                yield batch
+
+
+def _length_error(model: CapsNet, source: CapsNet, plan: QuantPlan, images: Tensor) -> float:
+    """Mean squared error of the class-capsule lengths on the first images under the plan."""
+    errors = []
+    with torch.no_grad():
+        for batch in images[:_COMPARED].split(_BATCH):
+            wanted = lengths(source(to_float(batch)))
+            with fake_quantized(model, plan):
+                errors.append((lengths(model(to_float(batch))) - wanted).square())
+    return float(torch.cat(errors).mean())

@@ -1,0 +1,127 @@
+"""All blocks moved together: nearer to the float model than blocks fitted alone, on grids, the same every time."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from caplet.data.imageset import to_float
+from caplet.errors import ConfigError
+from caplet.fixed import ChannelFormat
+from caplet.models.base import CapsNet
+from caplet.nn.functional import lengths
+from caplet.quant.fake import fake_quantized
+from caplet.quant.plan import QuantPlan
+from caplet.quant.reconstruct.joint import fit_jointly
+from caplet.quant.reconstruct.reconstruct import Reconstruction, reconstruct
+from caplet.quant.reconstruct.settings import Part, ReconstructSettings
+from caplet.quant.reconstruct.views import parameter_of
+from caplet.quant.widths import Widths, make_plan
+
+ALONE = (Part.CHANNELS, Part.BIAS, Part.ROUNDING)
+
+
+def plan_of(case: Any, weights: int, activations: int = 8) -> QuantPlan:
+    groups = len(case.model.groups())
+    widths = Widths((weights,) * groups, (activations,) * groups, (activations,) * groups)
+    return make_plan(case.model, case.calibration, widths)
+
+
+def length_error(case: Any, model: CapsNet, plan: QuantPlan, images: Tensor) -> float:
+    with torch.no_grad():
+        wanted = lengths(case.model(to_float(images)))
+        with fake_quantized(model, plan):
+            return float((lengths(model(to_float(images))) - wanted).square().mean())
+
+
+def settings(parts: tuple[Part, ...], **more: Any) -> ReconstructSettings:
+    return ReconstructSettings(parts, least_rows=2000, **{"joint_batch": 16, "joint_steps": 20, **more})
+
+
+def tensors(found: Reconstruction) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in found.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("alone", [ALONE, ()])
+def test_other_images_come_nearer_than_with_blocks_fitted_alone(digits: Any, alone: tuple[Part, ...]) -> None:
+    """Also from weights rounded to nearest."""
+    plan, fitted, others = plan_of(digits, 2), digits.images[:200], digits.images[200:]
+    first = (
+        reconstruct(digits.model, plan, fitted, settings(alone)) if alone else Reconstruction(digits.model, plan, ())
+    )
+    last = reconstruct(
+        digits.model, plan, fitted, settings((*alone, Part.JOINT), joint_batch=32, joint_steps=200, joint_rate=0.02)
+    )
+    errors = [length_error(digits, found.model, found.plan, others) for found in (first, last)]
+    assert errors[1] < 0.9 * errors[0]
+    report = last.blocks[-1]
+    assert report.layer == "joint"
+    assert report.after < report.before
+    assert 0 < report.changed < 0.5
+
+
+def test_every_constant_lies_on_its_grid_and_the_float_model_is_left_alone(case: Any) -> None:
+    before = copy.deepcopy(case.model.state_dict())
+    trained = [parameter.requires_grad for parameter in case.model.parameters()]
+    with torch.no_grad():  # callers often are
+        found = reconstruct(case.model, plan_of(case, 3), case.images[:48], settings((*ALONE, Part.JOINT)))
+    assert any(isinstance(fmt, ChannelFormat) for fmt in found.plan.points.values())
+    for layer in found.model.layers():
+        for name in set(layer.specs) & {"weight", "bias", "vote_bias"}:
+            value = parameter_of(layer, name).detach()
+            assert torch.equal(found.plan.points[f"{layer.name}.{name}"].quantize(value), value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in case.model.state_dict().items())
+    assert [parameter.requires_grad for parameter in case.model.parameters()] == trained
+    assert all(parameter.grad is None for parameter in found.model.parameters())
+
+
+def test_the_model_given_is_put_back_even_when_interrupted(digits: Any) -> None:
+    plan = plan_of(digits, 3)
+    model = copy.deepcopy(digits.model)
+    before = copy.deepcopy(model.state_dict())
+
+    def stop(step: int, steps: int) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_jointly(model, digits.model, plan, digits.images[:64], settings((Part.JOINT,)), stop)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_same_seed_gives_the_same_codes_and_a_second_run_reads_them(digits: Any, tmp_path: Path) -> None:
+    plan, images = plan_of(digits, 3), digits.images[:64]
+    parts = (Part.ROUNDING, Part.JOINT)
+    seen: list[tuple[str, int, int]] = []
+
+    def progress(*event: Any) -> None:
+        seen.append(event)
+
+    found = [
+        reconstruct(digits.model, plan, images, settings(parts), folder=tmp_path, progress=progress),
+        reconstruct(digits.model, plan, images, settings(parts), folder=tmp_path, progress=progress),
+        reconstruct(digits.model, plan, images, settings(parts)),
+    ]
+    for other in found[1:]:
+        assert all(torch.equal(tensor, tensors(other)[name]) for name, tensor in tensors(found[0]).items())
+    assert [event for event in seen if event[0] == "joint"] == [("joint", step, 20) for step in range(1, 21)]
+    another = reconstruct(digits.model, plan, images, settings(parts, seed=1))
+    assert any(not torch.equal(tensor, tensors(another)[name]) for name, tensor in tensors(found[0]).items())
+
+
+def test_fewer_images_than_a_batch(digits: Any) -> None:
+    found = reconstruct(digits.model, plan_of(digits, 4), digits.images[:5], settings((Part.JOINT,)))
+    assert found.blocks[-1].layer == "joint"
+
+
+@pytest.mark.parametrize("change", [{"joint_steps": 0}, {"joint_batch": 0}, {"joint_rate": -0.1}, {"joint_shift": -1}])
+def test_settings_out_of_range(change: dict[str, Any]) -> None:
+    (name,) = change
+    with pytest.raises(ConfigError, match=f"reconstruction: {name} is"):
+        ReconstructSettings(**change)
