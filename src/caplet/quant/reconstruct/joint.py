@@ -3,8 +3,8 @@
 Fitting block by block ends with what a block can do alone, for its own sums. Here the error is that of the class
 capsules, through every squash and routing iteration as the device computes them. Each constant is a float number of
 steps whose rounding is what runs (gradients pass straight through, :mod:`caplet.quant.straight`); it starts between its
-fitted code and its float value, and few move by more than one code. No labels are used: the float model's
-answers to the same, randomly shifted images are the target.
+fitted code and its float value, and few move by more than one code. No labels are used: the float model's class
+capsules are the target.
 
 Source: rounding learnt by gradient is AdaRound's (Nagel et al. 2020) idea, and learning that of many blocks at once
 BRECQ's (Li et al. 2021). Differs: straight-through rounding with a decaying rate in place of a relaxation that is
@@ -21,7 +21,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from caplet.data.augment import augment
 from caplet.data.imageset import to_float
 from caplet.fixed import ChannelFormat, PlanFormat
 from caplet.models.base import CapsNet
@@ -52,7 +51,7 @@ class Joint:
 
     Attributes:
         tensors: the constants on their grids, by point key.
-        before, after: mean squared error of the class-capsule lengths on the first images, unshifted.
+        before, after: mean squared error of the class-capsule lengths on the first images.
         changed: fraction of codes that moved; 0 where the error would have grown and everything was left as it was.
     """
 
@@ -106,24 +105,22 @@ def fit_jointly(
         progress: called after every step.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    shift = int(settings.joint_shift * min(images.shape[-2:]))
     constants = _constants(model, source, plan)
     optimizer = torch.optim.Adam([constant.codes for constant in constants.values()], betas=_BETAS, eps=_TINY)
     handler = StraightThrough(plan, model.points())
-    before = _length_error(model, source, plan, images)
+    wanted = _capsules(source, images)
+    before = _length_error(model, plan, images, wanted)
     steps = settings.joint_steps
     batches = _batches(len(images), settings.joint_batch, generator)
     with torch.enable_grad(), _trainable(model, constants):
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = settings.joint_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-            pixels = augment(to_float(images[next(batches)]), generator, shift=shift)
-            with torch.no_grad():
-                wanted = source(pixels)
+            batch = next(batches)
             for constant in constants.values():
                 constant.write()
             with model.handle(handler):
-                loss = _distance(model(pixels), wanted)
+                loss = _distance(model(to_float(images[batch])), wanted[batch])
             loss.backward()
             for constant in constants.values():
                 constant.take_gradient()
@@ -133,7 +130,7 @@ def fit_jointly(
         found = {key: constant.result() for key, constant in constants.items()}
         for key, constant in constants.items():
             constant.parameter.data = found[key]
-        after = _length_error(model, source, plan, images)
+        after = _length_error(model, plan, images, wanted)
     if after >= before:
         return Joint({key: constant.first for key, constant in constants.items()}, before, before, 0.0)
     moved = [(found[key] != constant.first).flatten() for key, constant in constants.items()]
@@ -191,12 +188,14 @@ def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tens
                 yield batch
 
 
-def _length_error(model: CapsNet, source: CapsNet, plan: QuantPlan, images: Tensor) -> float:
-    """Mean squared error of the class-capsule lengths on the first images under the plan."""
-    errors = []
+def _capsules(model: CapsNet, images: Tensor) -> Tensor:
+    """Class capsules of all images, float (N, classes, D)."""
     with torch.no_grad():
-        for batch in images[:_COMPARED].split(_BATCH):
-            wanted = lengths(source(to_float(batch)))
-            with fake_quantized(model, plan):
-                errors.append((lengths(model(to_float(batch))) - wanted).square())
-    return float(torch.cat(errors).mean())
+        return torch.cat([model(to_float(batch)) for batch in images.split(_BATCH)])
+
+
+def _length_error(model: CapsNet, plan: QuantPlan, images: Tensor, wanted: Tensor) -> float:
+    """Mean squared error of the class-capsule lengths on the first images under the plan."""
+    with fake_quantized(model, plan):
+        found = _capsules(model, images[:_COMPARED])
+    return float((lengths(found) - lengths(wanted[:_COMPARED])).square().mean())

@@ -72,8 +72,6 @@ class ReconstructSettings:
         joint_steps: gradient steps of ``joint``, 1 or more.
         joint_batch: images per step, 1 or more.
         joint_rate: how far a code may move in a step at first, in steps of its format; it falls to 0 along a cosine.
-        joint_shift: images are shifted at random by up to this share of their side each way (in whole
-            pixels, rounded down), 0 or more.
         seed: of the choice of output positions, and of the images of every step.
 
     Raises:
@@ -91,7 +89,6 @@ class ReconstructSettings:
     joint_steps: int = 320
     joint_batch: int = 32
     joint_rate: float = 0.01
-    joint_shift: float = 0.072
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -101,7 +98,7 @@ class ReconstructSettings:
         for name in ("images", "sweeps", "least_rows", "tuning_images", "tuning_sweeps", "joint_steps", "joint_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"reconstruction: {name} is {getattr(self, name)}; the rule is 1 or more")
-        for name in ("rows_per_column", "shrink", "joint_rate", "joint_shift", "seed"):
+        for name in ("rows_per_column", "shrink", "joint_rate", "seed"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"reconstruction: {name} is {getattr(self, name)}; the rule is 0 or more")
 
