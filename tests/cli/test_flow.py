@@ -20,12 +20,12 @@ TRAIN = (
     *("train", "--recipe", "digits", "--limit", "240"),
     *("--set", "epochs=3", "--set", "calibration_size=120"),
 )
-EFFORT = ("seconds", "full_passes", "images_per_second", "cost")
-"""What depends on the machine, or on where a run was interrupted."""
+EFFORT = ("seconds", "images_per_second")
+"""What depends on the machine."""
 
 
 def settled(value: Any) -> Any:
-    """A record without what measures time and effort."""
+    """A record without what measures time."""
     if isinstance(value, dict):
         return {key: settled(item) for key, item in value.items() if key not in EFFORT}
     return [settled(item) for item in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""An interrupted quantization goes on to the result of an uninterrupted one, and measures nothing twice."""
+"""An interrupted quantization goes on to the result and cost of an uninterrupted one, and measures nothing twice."""
 
 from __future__ import annotations
 
@@ -71,11 +71,9 @@ def without(value: Any, left_out: tuple[str, ...]) -> Any:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """All records of a run but times, and but what probes cost: block outputs are kept in memory only."""
+    """All records of a run but times."""
     names = (SEARCH, "metrics.json", "plan_satisfied.json", "predictions.json")
-    return {
-        name: without(json.loads((folder / name).read_text()), ("seconds", "cost", "full_passes")) for name in names
-    }
+    return {name: without(json.loads((folder / name).read_text()), ("seconds",)) for name in names}
 
 
 class Interruption:

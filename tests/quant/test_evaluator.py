@@ -19,6 +19,7 @@ from caplet.quant.cost import stage_macs
 from caplet.quant.evaluator import Evaluator, predict
 from caplet.quant.plan import QuantPlan
 from caplet.quant.probes import Part
+from caplet.quant.sequential import EarlyRule
 from caplet.quant.states import StateCache, decode_state, encode_state
 from caplet.quant.widths import Widths, make_plan
 
@@ -57,7 +58,7 @@ def test_any_sequence_of_plans_gives_the_full_evaluation_s_answers(case: Any, ca
         assert np.array_equal(found.hits, full.hits)
         assert full.cost == 1.0
         assert found.cached or 0 < found.cost <= 1.0
-        assert shared._states.bytes <= cache_bytes
+        assert shared._runner.cache.bytes <= cache_bytes
     assert len(shared.probes) == len(set(plans))
     assert shared.spent <= len(set(plans))
     assert (shared.spent < len(set(plans))) == (cache_bytes == 1 << 30) or cache_bytes == 300_000
@@ -194,24 +195,69 @@ def test_states_come_back_bit_for_bit_in_their_layout(fmt: FixedFormat) -> None:
 
 
 def test_the_cache_drops_the_least_recently_used() -> None:
-    def codes(size: int) -> tuple[torch.Tensor, ...]:
-        return (torch.zeros(size, dtype=torch.int8),)
+    def codes(size: int) -> tuple[int, tuple[torch.Tensor, ...]]:
+        return size, (torch.zeros(size, dtype=torch.int8),)
 
     cache = StateCache(100)
     for key in "abc":
-        assert cache.add(key, 0, codes(30))
-    assert cache.get("a", 0) is not None
-    assert cache.get("a", 1) is None
-    assert not cache.add("d", 0, codes(80), "a")
-    assert not cache.add("a", 2, codes(1)), "a batch is missing in between"
+        assert cache.add(key, 0, *codes(30))
+    assert cache.use("a", 0)
+    assert not cache.use("a", 1)
+    assert not cache.add("d", 0, *codes(80), "a")
+    assert not cache.add("a", 2, *codes(1)), "a batch is missing in between"
     assert all(key in cache for key in "abc")
-    assert cache.add("d", 0, codes(30), "b")
+    assert cache.add("d", 0, *codes(30), "b")
     assert [key in cache for key in "abcd"] == [True, True, False, True]
-    assert cache.add("d", 1, codes(30), "b")
+    assert cache.add("d", 1, *codes(30), "b")
     assert [key in cache for key in "abcd"] == [False, True, False, True]
     assert cache.bytes == 90
-    assert not cache.add("d", 2, codes(200))
-    assert cache.get("d", 1) is not None
+    assert not cache.add("d", 2, *codes(200))
+    assert cache.codes("d", 1) is not None
+    assert cache.codes("d", 2) is None
+
+
+def test_lost_codes_keep_their_place() -> None:
+    cache = StateCache(100)
+    assert cache.add("a", 0, 60, None)
+    assert cache.use("a", 0)
+    assert cache.codes("a", 0) is None
+    assert not cache.add("b", 0, 60, None, "a")
+    codes = (torch.zeros(60, dtype=torch.int8),)
+    cache.restore("a", 0, codes)
+    cache.restore("a", 1, codes)
+    cache.restore("b", 0, codes)
+    assert cache.codes("a", 0) is codes
+    assert (cache.bytes, "b" in cache, cache.use("a", 1)) == (60, False, False)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 20_000, 300_000, 1 << 30])
+@pytest.mark.parametrize("early", [None, EarlyRule()])
+def test_costs_do_not_depend_on_an_interruption(
+    case: Any, tmp_path: Path, cache_bytes: int, early: EarlyRule | None
+) -> None:
+    """What an interrupted run kept in memory is computed again, and the probes cost what they would have."""
+    plans = random_plans(case, 8, seed=3)
+
+    def answers(evaluator: Evaluator, count: int) -> list[Any]:
+        probes = [evaluator.count(plan) for plan in plans[:count]]
+        return [(probe.cost, probe.bounds, probe.seen, probe.hits.tolist()) for probe in probes]
+
+    def made(name: str) -> Evaluator:
+        return evaluator(case, cache_bytes=cache_bytes, early=early, log_path=tmp_path / name, batch_size=10)
+
+    whole = made("whole")
+    expected = answers(whole, 8)
+    answers(made("parts"), 3)
+    answers(made("parts"), 6)
+    last = made("parts")
+    assert answers(last, 8) == expected
+    cost = sum(probe.cost for probe in last.probes.values())
+    assert whole.spent == pytest.approx(cost)
+    assert 0 < last.spent < cost
+    kept = [codes for entry in whole._runner.cache._entries.values() for codes in entry.batches]
+    assert whole._runner.cache.bytes == sum(t.numel() * t.element_size() for codes in kept for t in codes or ())
+    assert last._runner.cache.bytes == whole._runner.cache.bytes
+    assert list(last._runner.cache._entries) == list(whole._runner.cache._entries)
 
 
 def test_lines_of_the_log_are_checked() -> None:

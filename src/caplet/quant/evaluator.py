@@ -16,17 +16,15 @@ from torch import Tensor
 
 from caplet.data.imageset import to_float
 from caplet.errors import ConfigError
-from caplet.fixed import FixedFormat
-from caplet.models.base import CapsNet, State
+from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.memory import keep_freed_memory
-from caplet.quant.cost import stage_macs
 from caplet.quant.fake import FakeQuant, WeightCache
 from caplet.quant.identity import images_digest, model_identity
 from caplet.quant.plan import QuantPlan
+from caplet.quant.prefixes import PrefixRunner
 from caplet.quant.probes import FLOAT, Part, Probe, ProbeLog
 from caplet.quant.sequential import NEIGHBOURS, Bounds, EarlyRule, Measured, Reference, bound, make_reference
-from caplet.quant.states import StateCache, decode_state, encode_state
 from caplet.quant.widths import describe
 
 DEFAULT_CACHE_BYTES = 3 << 29
@@ -55,7 +53,8 @@ class Evaluator:
 
     A plan is measured once; a second question is answered from memory or from the log. Only stages downstream of what
     changed are computed: the output of stage k depends on the plan at the points of stages 1..k alone, and such outputs
-    are kept as integer codes, so the answer is the same, image by image, as a full evaluation's.
+    are kept as integer codes (:mod:`caplet.quant.prefixes`), so the answer is the same, image by image, as a full
+    evaluation's.
 
     :meth:`evaluate` looks at all images. :meth:`decide` and :meth:`count` look at as many as the question needs, where
     an early rule is given; a later question about the same plan goes on where the earlier one stopped. Their answers
@@ -74,7 +73,8 @@ class Evaluator:
         early: how early decisions are made; None looks at all images for every question.
 
     Attributes:
-        spent: cost of everything computed by this object, in full passes of all images.
+        spent: cost of everything computed by this object, in full passes of all images; where it goes on with an
+            interrupted run, more than the probes' cost by what was lost with the run's memory.
 
     Raises:
         ConfigError: no images, another number of labels, a batch size below 1, a negative limit.
@@ -111,14 +111,12 @@ class Evaluator:
         self._batch = batch_size
         self._integer = integer
         self._progress = progress
-        self._stages = model.stages()
         self._specs = model.points()
-        self._stage_keys = [[key for layer in stage.layers for key in layer.points()] for stage in self._stages]
-        macs = np.array(stage_macs(model), dtype=np.float64)
-        self._tail_cost = np.append(np.cumsum(macs[::-1])[::-1], 0.0) / macs.sum()  # of stages k and later
         self._weights = WeightCache()
-        self._states = StateCache(cache_bytes)
+        self._runner = PrefixRunner(model, cache_bytes)
         self._log = ProbeLog(log_path, self._identity())
+        for plan, part in self._log.measured:
+            self._runner.replay(plan, batch_size, part.start, part.stop)
         self._charged: dict[str, int] = {}  # parts by digest whose cost was counted to a question already
         self._answers: dict[str, Probe] = {}
         self._questions = 0
@@ -241,7 +239,6 @@ class Evaluator:
         began = time.perf_counter()
         hits, margins, cost = self._measure(plan, self._places(digest), start, stop)
         part = Part(digest, start, hits, margins, time.perf_counter() - began, cost)
-        self.spent += cost
         more: dict[str, Any] = {}
         if plan is not None and start == 0:
             more = {"widths": describe(self.model, plan), "plan": plan.to_json()}
@@ -282,57 +279,28 @@ class Evaluator:
         ``start`` is a multiple of the batch size, so that a batch always holds the same images.
         """
         hits, margins = np.zeros(stop - start, dtype=bool), np.zeros(stop - start, dtype=np.float32)
-        cost = 0.0
-        prefixes = [] if plan is None else self._prefix_keys(plan)
+        cost = spent = 0.0
+        prefixes = [] if plan is None else self._runner.prefixes(plan)
         handler = None if plan is None else FakeQuant(plan, self._specs, integer=self._integer, weights=self._weights)
         with torch.inference_mode(), nullcontext() if handler is None else self.model.handle(handler):
             for low in range(start, stop, self._batch):
                 chosen = torch.from_numpy(order[low : min(low + self._batch, stop)])
-                capsules, first = self._run(plan, prefixes, low // self._batch, chosen)
+                images = to_float(self.images[chosen])
+                counted = first = 0
+                if plan is None:
+                    capsules = self._runner.run_float(images)
+                else:
+                    capsules, counted, first = self._runner.run(plan, prefixes, low // self._batch, images)
                 labels = torch.from_numpy(self.labels)[chosen]
                 place = slice(low - start, low - start + len(chosen))
                 hits[place] = (predict(capsules) == labels).numpy()
                 margins[place] = class_margins(capsules, labels).numpy()
-                cost += len(chosen) / len(self) * float(self._tail_cost[first])
+                cost += len(chosen) / len(self) * float(self._runner.tail_cost[counted])
+                spent += len(chosen) / len(self) * float(self._runner.tail_cost[first])
                 if self._progress is not None:
                     self._progress(low - start + len(chosen), stop - start)
+        self.spent += spent
         return hits, margins, cost
-
-    def _run(self, plan: QuantPlan | None, prefixes: list[str], batch: int, chosen: Tensor) -> tuple[Tensor, int]:
-        """Class capsules of one batch, and the first stage that had to be computed; stage outputs are kept."""
-        first = 0
-        state: State = (to_float(self.images[chosen]),)
-        for stage in range(len(prefixes) - 2, -1, -1):
-            codes = self._states.get(prefixes[stage], batch)
-            if codes is not None and plan is not None:
-                first, state = stage + 1, decode_state(codes, self._formats(stage, plan))
-                break
-        computed: dict[int, State] = {}
-        for stage in range(first, len(self._stages)):
-            state = self._stages[stage].run(state)
-            spared = self._tail_cost[stage + 1] < 1.0  # nothing is gained by keeping the input image
-            if plan is not None and self._states.limit and spared and stage < len(self._stages) - 1:
-                computed[stage] = encode_state(state, self._formats(stage, plan))
-        keep = {prefixes[first - 1]} if first else set()
-        for stage in sorted(computed, reverse=True):  # later ones are smaller and used more often: they come first
-            self._states.add(prefixes[stage], batch, computed[stage], keep)
-            keep.add(prefixes[stage])
-        return state[0], first
-
-    def _prefix_keys(self, plan: QuantPlan) -> list[str]:
-        """For every stage, the digest of the plan at the points of this and all earlier stages."""
-        keys: set[str] = set()
-        digests = []
-        for stage_keys in self._stage_keys:
-            keys.update(stage_keys)
-            digests.append(plan.restricted(keys).digest())
-        return digests
-
-    def _formats(self, stage: int, plan: QuantPlan) -> tuple[FixedFormat, ...]:
-        formats = [plan.points[key] for key in self._stages[stage].outputs]
-        return tuple(
-            fmt for fmt in formats if isinstance(fmt, FixedFormat)
-        )  # checked: computed tensors are fixed-point
 
     def _identity(self) -> dict[str, Any]:
         """What the answers depend on besides the plan."""

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet.errors import ArtefactError
+from caplet.errors import ArtefactError, PlanError
 from caplet.quant.lines import JsonLines
+from caplet.quant.plan import QuantPlan
 
 VERSION = 2
 FLOAT = "float"
@@ -138,6 +139,7 @@ class ProbeLog:
 
     Attributes:
         parts: by digest, what was measured, without gaps from place 0 on.
+        measured: the parts of plans that the file had already, with their plans, in the order of measuring.
 
     Raises:
         ArtefactError: the file cannot be read or written, is damaged, or belongs to another identity.
@@ -146,6 +148,8 @@ class ProbeLog:
     def __init__(self, path: str | Path | None, identity: Mapping[str, Any]) -> None:
         self._lines = JsonLines(path, "probe log", {"version": VERSION, **identity})
         self.parts: dict[str, list[Part]] = {}
+        self.measured: list[tuple[QuantPlan, Part]] = []
+        plans: dict[str, QuantPlan] = {}
         for number, row in enumerate(self._lines.rows, start=2):
             if "question" in row:
                 continue
@@ -153,7 +157,13 @@ class ProbeLog:
                 part = Part.from_json(row)
                 if part.start != self.known(part.digest):
                     raise ValueError(f"it starts at image {part.start}, {self.known(part.digest)} are known")
-            except (ValueError, KeyError, TypeError) as error:
+                if part.digest != FLOAT:
+                    if part.start == 0:
+                        plans[part.digest] = QuantPlan.from_json(row["plan"])
+                        if plans[part.digest].digest() != part.digest:
+                            raise ValueError("its plan has another digest")
+                    self.measured.append((plans[part.digest], part))
+            except (ValueError, KeyError, TypeError, PlanError) as error:
                 raise ArtefactError(f"{path}, line {number}: not a probe ({error}); move the log away") from None
             self.parts.setdefault(part.digest, []).append(part)
 

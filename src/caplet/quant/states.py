@@ -39,22 +39,20 @@ def _decode(codes: Tensor, fmt: FixedFormat) -> Tensor:
     return codes.to(torch.float32).mul_(fmt.step)
 
 
-def code_bytes(codes: State) -> int:
-    """Bytes that a state's codes take."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in codes)
-
-
 @dataclass
 class _Entry:
-    """One stage's output: the codes of the first batches."""
+    """One stage's output: the codes of the first batches; None where they are lost."""
 
-    batches: list[State] = field(default_factory=list)
+    batches: list[State | None] = field(default_factory=list)
     bytes: int = 0
 
 
 class StateCache:
     """Codes of stage outputs, batch by batch, by key; the least recently used key is dropped where the limit would be
     passed.
+
+    Codes may be lost, those of an interrupted run: they keep their place, and are as good as there for all that is
+    decided here.
 
     Args:
         limit: bytes that all stored codes together may take; 0 stores nothing.
@@ -68,23 +66,38 @@ class StateCache:
     def __contains__(self, key: str) -> bool:
         return key in self._entries
 
-    def get(self, key: str, batch: int) -> State | None:
-        """The codes of one batch, its key marked as just used; None where they are not there."""
+    def use(self, key: str, batch: int) -> bool:
+        """Whether one batch is stored, or lost; its key is marked as just used."""
         entry = self._entries.get(key)
         if entry is None or batch >= len(entry.batches):
-            return None
+            return False
         self._entries.move_to_end(key)
-        return entry.batches[batch]
+        return True
 
-    def add(self, key: str, batch: int, codes: State, keep: Collection[str] = ()) -> bool:
+    def codes(self, key: str, batch: int) -> State | None:
+        """The codes of one batch; None where they are not there or lost."""
+        entry = self._entries.get(key)
+        return None if entry is None or batch >= len(entry.batches) else entry.batches[batch]
+
+    def restore(self, key: str, batch: int, codes: State) -> None:
+        """Put lost codes back into their place, where they have one."""
+        entry = self._entries.get(key)
+        if entry is not None and batch < len(entry.batches):
+            entry.batches[batch] = codes
+
+    def add(self, key: str, batch: int, size: int, codes: State | None, keep: Collection[str] = ()) -> bool:
         """Store the batch that follows those stored under ``key``; other keys are dropped for it, but not ``keep``.
 
-        Returns False, with nothing stored, where the batch does not follow or does not fit.
+        Args:
+            size: bytes of the codes.
+            codes: None for lost ones.
+
+        Returns:
+            False, with nothing stored, where the batch does not follow or does not fit.
         """
         entry = self._entries.get(key)
         if batch != (0 if entry is None else len(entry.batches)):
             return False
-        size = code_bytes(codes)
         droppable = [other for other in self._entries if other != key and other not in keep]
         spare = self.limit - self.bytes
         if size > spare + sum(self._entries[other].bytes for other in droppable):
