@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +24,12 @@ from caplet.jobs.searching import CALIBRATION, SENSITIVITIES, TUNING
 from caplet.models.base import CapsNet
 from caplet.quant.evaluator import Evaluator
 from caplet.quant.lines import JsonLines
+from caplet.quant.search.methods import Method
 from caplet.quant.search.susceptibility import Susceptibility
 from caplet.quant.tune import Tuner
+from caplet.quant.units import Granularity
+
+Whole = Callable[[str], tuple[Path, Counter[str]]]
 
 
 @pytest.fixture(scope="module")
@@ -34,33 +42,69 @@ def model(trained: Path) -> CapsNet:
     return api.load_float(trained / "model.safetensors")
 
 
-@pytest.fixture
-def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+@pytest.fixture(scope="module")
+def counter() -> Iterator[Counter[str]]:
     """How often what was measured, by kind; images for the float model and for plans."""
     found: Counter[str] = Counter()
+    with pytest.MonkeyPatch.context() as patch:
 
-    def count(owner: Any, name: str, kind: str) -> None:
-        original = getattr(owner, name)
+        def count(owner: Any, name: str, kind: str) -> None:
+            original = getattr(owner, name)
 
-        def counted(*arguments: Any, **named: Any) -> Any:
-            result = original(*arguments, **named)
-            found[kind] += 1
+            def counted(*arguments: Any, **named: Any) -> Any:
+                result = original(*arguments, **named)
+                found[kind] += 1
+                return result
+
+            patch.setattr(owner, name, counted)
+
+        count(searching, "calibrate", "calibration")
+        count(Tuner, "_measure", "tuning")
+        count(Susceptibility, "_noise", "sensitivities")
+        measure = Evaluator._measure
+
+        def measured(self: Evaluator, plan: Any, order: Any, start: int, stop: int) -> Any:
+            result = measure(self, plan, order, start, stop)
+            found["float" if plan is None else "probes"] += stop - start
             return result
 
-        monkeypatch.setattr(owner, name, counted)
+        patch.setattr(Evaluator, "_measure", measured)
+        yield found
 
-    count(searching, "calibrate", "calibration")
-    count(Tuner, "_measure", "tuning")
-    count(Susceptibility, "_noise", "sensitivities")
-    measure = Evaluator._measure
 
-    def measured(self: Evaluator, plan: Any, order: Any, start: int, stop: int) -> Any:
-        result = measure(self, plan, order, start, stop)
-        found["float" if plan is None else "probes"] += stop - start
-        return result
+@pytest.fixture
+def counts(counter: Counter[str]) -> Counter[str]:
+    """What the test at hand measures."""
+    counter.clear()
+    return counter
 
-    monkeypatch.setattr(Evaluator, "_measure", measured)
-    return found
+
+SEARCHES: dict[str, dict[str, Any]] = {
+    "qcapsnets": {},
+    "progressive": {"method": "progressive", "granularity": "network", "rounding": "all", "seed": 5},
+    "ilp": {"method": "ilp"},
+}
+SMALL = QuantizeSettings(tolerance=5.0, method=Method.PROGRESSIVE, granularity=Granularity.NETWORK)
+
+
+def chosen(name: str) -> QuantizeSettings:
+    return QuantizeSettings(tolerance=5.0, **SEARCHES[name])
+
+
+@pytest.fixture(scope="module")
+def whole(trained: Path, splits: Splits, counter: Counter[str], tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """An uninterrupted run of each search, made when first asked for: its folder, and what it measured."""
+
+    @cache
+    def run(name: str) -> tuple[Path, Counter[str]]:
+        folder = tmp_path_factory.mktemp(name) / "run"
+        counter.clear()
+        quantize(api.load_float(trained / "model.safetensors"), splits, folder, chosen(name))
+        measured = Counter(counter)
+        counter.clear()
+        return folder, measured
+
+    return run
 
 
 def without(value: Any, left_out: tuple[str, ...]) -> Any:
@@ -76,127 +120,107 @@ def results(folder: Path) -> dict[str, Any]:
     return {name: without(json.loads((folder / name).read_text()), ("seconds",)) for name in names}
 
 
+@dataclass
 class Interruption:
     """Callbacks that stop a run: at the n-th note that starts with some words, or after so many batches."""
 
-    def __init__(self, note: str = "", at: int = 1, batches: int | None = None) -> None:
-        self.words, self.left, self.batches = note, at, batches
+    words: str = ""
+    at: int = 1
+    batches: int = 0
 
     def note(self, text: str) -> None:
         if self.words and text.startswith(self.words):
-            self.left -= 1
-            if self.left == 0:
+            self.at -= 1
+            if self.at == 0:
                 raise KeyboardInterrupt
 
     def progress(self, done: int, total: int) -> None:
-        if self.batches is not None:
-            self.batches -= 1
-            if self.batches == 0:
-                raise KeyboardInterrupt
+        self.batches -= 1
+        if self.batches == 0:
+            raise KeyboardInterrupt
 
 
 POINTS = (
     Interruption("calibrating"),
     Interruption(batches=2),  # within the float model's pass
     Interruption("step"),
-    Interruption("step", 4),
-    Interruption("step", 9),
-    Interruption("integers"),
+    Interruption("step", 6),
     Interruption("measuring the test split"),
 )
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"method": "qcapsnets"},
-        {"method": "progressive", "granularity": "tensor"},
-        {"method": "ilp", "granularity": "tensor"},
-        {"method": "ilp", "rounding": "all", "seed": 5},
-        {"method": "progressive", "tune": False, "exact": True},
-    ],
-    ids=lambda settings: "-".join(map(str, settings.values())),
-)
+@pytest.mark.parametrize("name", list(SEARCHES))
 def test_a_run_in_parts_equals_a_whole_one_and_measures_as_much(
-    model: CapsNet, splits: Splits, tmp_path: Path, counts: Counter[str], settings: dict[str, Any]
+    model: CapsNet, splits: Splits, tmp_path: Path, counts: Counter[str], whole: Whole, name: str
 ) -> None:
-    chosen = QuantizeSettings(tolerance=5.0, **settings)
-    quantize(model, splits, tmp_path / "whole", chosen)
-    whole = Counter(counts)
-    assert whole["calibration"] == 1
-    assert (whole["tuning"] > 0) == chosen.tune
-    assert (whole["sensitivities"] > 0) == (settings["method"] != "qcapsnets")
-    counts.clear()
+    folder, expected = whole(name)
+    assert expected["calibration"] == 1
+    assert expected["tuning"] > 0
+    assert (expected["sensitivities"] > 0) == (name != "qcapsnets")
     for point in POINTS:
-        stop = Interruption(point.words, point.left, point.batches)
+        stop = replace(point)
         with pytest.raises(KeyboardInterrupt):
-            quantize(model, splits, tmp_path / "parts", chosen, resume=True, note=stop.note, progress=stop.progress)
-    quantize(model, splits, tmp_path / "parts", chosen, resume=True)
-    assert counts == whole
-    assert results(tmp_path / "parts") == results(tmp_path / "whole")
+            quantize(model, splits, tmp_path, chosen(name), resume=True, note=stop.note, progress=stop.progress)
+    quantize(model, splits, tmp_path, chosen(name), resume=True)
+    assert counts == expected
+    assert results(tmp_path) == results(folder)
 
 
-@pytest.mark.parametrize("name", [TUNING, SENSITIVITIES, PROBES])
+@pytest.mark.parametrize(("file", "kind"), [(TUNING, "tuning"), (SENSITIVITIES, "sensitivities")])
 def test_a_line_that_a_kill_cut_off_is_measured_again(
-    model: CapsNet, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: Counter[str], name: str
+    model: CapsNet, splits: Splits, tmp_path: Path, counts: Counter[str], whole: Whole, file: str, kind: str
 ) -> None:
-    chosen = QuantizeSettings(tolerance=5.0, method="ilp")
-    quantize(model, splits, tmp_path / "whole", chosen)
-    whole = Counter(counts)
+    folder, expected = whole("ilp")
     write, lines = JsonLines._write, Counter[str]()
 
     def cut(self: JsonLines, row: Any, mode: str) -> None:
         assert self.path is not None
         lines[self.path.name] += 1
-        if lines[name] == 12 and self.path.name == name:
+        if lines[file] == 12 and self.path.name == file:
             with self.path.open("a") as stream:
                 stream.write(json.dumps(row)[:30])
             raise KeyboardInterrupt
         write(self, row, mode)
 
-    counts.clear()
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JsonLines, "_write", cut)
         with pytest.raises(KeyboardInterrupt):
-            quantize(model, splits, tmp_path / "parts", chosen)
-    assert not (tmp_path / "parts" / name).read_bytes().endswith(b"\n")
-    quantize(model, splits, tmp_path / "parts", chosen, resume=True)
-    kind = {TUNING: "tuning", SENSITIVITIES: "sensitivities", PROBES: "probes"}[name]
-    assert counts[kind] > whole[kind], "the measurement whose line was cut"
-    assert {**counts, kind: 0} == {**whole, kind: 0}
-    assert results(tmp_path / "parts") == results(tmp_path / "whole")
+            quantize(model, splits, tmp_path, chosen("ilp"))
+    assert not (tmp_path / file).read_bytes().endswith(b"\n")
+    quantize(model, splits, tmp_path, chosen("ilp"), resume=True)
+    assert counts == expected + Counter({kind: 1})
+    assert results(tmp_path) == results(folder)
 
 
 def test_another_model_is_not_mistaken_for_the_one_measured(
     model: CapsNet, splits: Splits, tmp_path: Path, counts: Counter[str]
 ) -> None:
     """The probe log refuses it first, and leaves everything as it was; without one, all is measured anew."""
-    chosen, stop = QuantizeSettings(tolerance=5.0, method="ilp"), Interruption("step", 3)
+    folder, stop = tmp_path / "run", Interruption("step", 3)
     with pytest.raises(KeyboardInterrupt):
-        quantize(model, splits, tmp_path / "run", chosen, note=stop.note)
-    files = {name: (tmp_path / "run" / name).read_bytes() for name in (CALIBRATION, TUNING, SENSITIVITIES, PROBES)}
+        quantize(model, splits, folder, SMALL, note=stop.note)
+    files = {name: (folder / name).read_bytes() for name in (CALIBRATION, TUNING, PROBES)}
     with torch.no_grad():
         next(model.parameters()).mul_(1.01)
     with pytest.raises(ArtefactError, match="another weights"):
-        quantize(model, splits, tmp_path / "run", chosen, resume=True)
-    assert {name: (tmp_path / "run" / name).read_bytes() for name in files} == files
-    (tmp_path / "run" / PROBES).unlink()
+        quantize(model, splits, folder, SMALL, resume=True)
+    assert {name: (folder / name).read_bytes() for name in files} == files
+    (folder / PROBES).unlink()
     counts.clear()
-    quantize(model, splits, tmp_path / "run", chosen, resume=True)
+    quantize(model, splits, folder, SMALL, resume=True)
     again = Counter(counts)
     counts.clear()
-    quantize(model, splits, tmp_path / "whole", chosen)
+    quantize(model, splits, tmp_path / "whole", SMALL)
     assert again == counts
-    assert results(tmp_path / "run") == results(tmp_path / "whole")
+    assert results(folder) == results(tmp_path / "whole")
 
 
-def test_force_measures_everything_again(model: CapsNet, splits: Splits, tmp_path: Path, counts: Counter[str]) -> None:
-    chosen = QuantizeSettings(tolerance=5.0, method="ilp")
-    quantize(model, splits, tmp_path, chosen)
-    whole = Counter(counts)
-    counts.clear()
-    quantize(model, splits, tmp_path, chosen, force=True)
-    assert counts == whole
-    counts.clear()
-    quantize(model, splits, tmp_path, chosen, resume=True)
+def test_force_measures_everything_again_and_a_finished_run_nothing(
+    model: CapsNet, splits: Splits, tmp_path: Path, counts: Counter[str], whole: Whole
+) -> None:
+    folder, expected = whole("qcapsnets")
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    quantize(model, splits, tmp_path, chosen("qcapsnets"), resume=True)
     assert not counts
+    quantize(model, splits, tmp_path, chosen("qcapsnets"), force=True)
+    assert counts == expected

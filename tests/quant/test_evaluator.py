@@ -230,20 +230,21 @@ def test_lost_codes_keep_their_place() -> None:
     assert (cache.bytes, "b" in cache, cache.use("a", 1)) == (60, False, False)
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 20_000, 300_000, 1 << 30])
+@pytest.mark.parametrize("cache_bytes", [20_000, 1 << 30])
 @pytest.mark.parametrize("early", [None, EarlyRule()])
 def test_costs_do_not_depend_on_an_interruption(
     case: Any, tmp_path: Path, cache_bytes: int, early: EarlyRule | None
 ) -> None:
     """What an interrupted run kept in memory is computed again, and the probes cost what they would have."""
-    plans = random_plans(case, 8, seed=3)
+    plans, images, labels = random_plans(case, 8, seed=3), case.images[:60], case.labels[:60]
 
     def answers(evaluator: Evaluator, count: int) -> list[Any]:
         probes = [evaluator.count(plan) for plan in plans[:count]]
         return [(probe.cost, probe.bounds, probe.seen, probe.hits.tolist()) for probe in probes]
 
     def made(name: str) -> Evaluator:
-        return evaluator(case, cache_bytes=cache_bytes, early=early, log_path=tmp_path / name, batch_size=10)
+        settings: dict[str, Any] = {"cache_bytes": cache_bytes, "early": early, "log_path": tmp_path / name}
+        return Evaluator(case.model, images, labels, batch_size=10, **settings)
 
     whole = made("whole")
     expected = answers(whole, 8)

@@ -81,22 +81,22 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
         kept(tmp_path)
 
 
-def test_tuning_reads_what_was_measured(case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuning_reads_what_was_measured(digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same formats at the same cost, without running the model; other images and other weights are measured."""
-    images = case.images[:16]
+    images = digits.images[:16]
 
     def tuner(images: torch.Tensor = images) -> Tuner:
-        return Tuner(case.model, case.calibration, images, kept(tmp_path, **model_identity(case.model)))
+        return Tuner(digits.model, digits.calibration, images, kept(tmp_path, **model_identity(digits.model)))
 
     def formats(tuner: Tuner) -> list[Any]:
-        return [tuner.format(key, width) for key in case.model.points() for width in (3, 6)]
+        return [tuner.format(key, width) for key in digits.model.points() for width in (3, 6)]
 
     first = tuner()
     chosen = formats(first)
-    plain = Tuner(case.model, case.calibration, images)
+    plain = Tuner(digits.model, digits.calibration, images)
     assert formats(plain) == chosen
     assert plain.spent == first.spent > len(images)
-    other = tuner(case.images[1:17])
+    other = tuner(digits.images[1:17])
     formats(other)
     with monkeypatch.context() as patch:
         patch.setattr(Tuner, "_measure", lambda *asked: pytest.fail("measured again"))
@@ -104,21 +104,21 @@ def test_tuning_reads_what_was_measured(case: Any, tmp_path: Path, monkeypatch: 
         assert formats(again) == chosen
         assert again.spent == first.spent
         with pytest.raises(pytest.fail.Exception):
-            formats(tuner(case.images[2:18]))
+            formats(tuner(digits.images[2:18]))
 
 
-def test_sensitivities_are_read(case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluator = Evaluator(case.model, case.images, case.labels)
-    units = make_units(case.model, Granularity.LAYER, HARDWARE["portable"])
+def test_sensitivities_are_read(digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = Evaluator(digits.model, digits.images, digits.labels)
+    units = make_units(digits.model, Granularity.LAYER, HARDWARE["portable"])
 
     def susceptibility(known: Kept | None, rounding: Rounding = Rounding.NEAREST, seed: int = 0) -> Susceptibility:
-        source, rule = case.calibration, FormatRule()
+        source, rule = digits.calibration, FormatRule()
         return Susceptibility(evaluator, source, units, images=16, rule=rule, rounding=rounding, seed=seed, kept=known)
 
     def noises(found: Susceptibility) -> list[float]:
         return [found.noise(index, width) for index in range(len(units)) for width in (5, 4)]
 
-    identity = model_identity(case.model)
+    identity = model_identity(digits.model)
     first = susceptibility(kept(tmp_path, **identity))
     measured = noises(first)
     plain = susceptibility(None)
