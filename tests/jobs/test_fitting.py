@@ -91,6 +91,29 @@ def test_narrowing_saves_memory_and_keeps_the_target(narrowed: QuantizeResult, q
     assert {"conv1", "primary", "digit"} <= set(widths)
 
 
+def test_widths_are_narrowed_block_by_block_and_the_shipped_plan_is_moved_jointly(
+    trained: Path, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[tuple[Part, ...]] = []
+    fit = Reconstructor.fit
+
+    def watched(self: Reconstructor, plan: QuantPlan) -> Reconstruction:
+        fitted.append(self.parts)
+        return fit(self, plan)
+
+    monkeypatch.setattr(Reconstructor, "fit", watched)
+    model = api.load_float(trained / "model.safetensors")
+    notes: list[str] = []
+    settings = QuantizeSettings(tolerance=5.0, reconstruct=(*FIT, Part.JOINT), narrow=True)
+    found = quantize(model, splits, tmp_path / "run", settings, note=notes.append)
+    shipped = found.models[0]
+    assert shipped.record["reconstruction"]["blocks"][-1]["layer"] == "joint"
+    assert shipped.record["reconstruction"]["narrowing"]
+    assert fitted.count(FIT) > fitted.count((*FIT, Part.JOINT)) >= 1
+    assert "reconstructing: joint, 320 of 320" in notes
+    assert evaluate(load_program(shipped.path), splits.test, engine="interpreter").accuracy == shipped.test
+
+
 def test_a_plan_of_the_budget_that_missed_may_be_met_when_fitted(trained: Path, splits: Splits, tmp_path: Path) -> None:
     """Nearest rounding misses the target at this budget; the fit of the same widths keeps it."""
     model = api.load_float(trained / "model.safetensors")

@@ -140,6 +140,11 @@ class Reconstructor:
         self._tuned: dict[QuantPlan, QuantPlan] = {}  # first exponents by the formats that they were tuned from
         self._store = BlockStore(folder, identity(model, self._images, settings))
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What fitting does."""
+        return self._settings.parts
+
     def fit(self, plan: QuantPlan) -> Reconstruction:
         """The model fitted to ``plan``."""
         check_plan(self._model, plan)
