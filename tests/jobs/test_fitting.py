@@ -110,7 +110,7 @@ def test_widths_are_narrowed_block_by_block_and_the_shipped_plan_is_moved_jointl
     assert shipped.record["reconstruction"]["blocks"][-1]["layer"] == "joint"
     assert shipped.record["reconstruction"]["narrowing"]
     assert fitted.count(FIT) > fitted.count((*FIT, Part.JOINT)) >= 1
-    assert "reconstructing: joint, 320 of 320" in notes
+    assert "reconstructing: joint, 400 of 400" in notes
     assert evaluate(load_program(shipped.path), splits.test, engine="interpreter").accuracy == shipped.test
 
 

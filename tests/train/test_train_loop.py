@@ -15,10 +15,10 @@ import torch
 from caplet.data import ImageSet, Splits
 from caplet.errors import CapletError, ConfigError, DataError, ModelError
 from caplet.nn.caps import DenseCaps
+from caplet.nn.precision import mixed
 from caplet.train import task
 from caplet.train.evaluate import Score, evaluate
 from caplet.train.loop import LOG, train
-from caplet.train.precision import mixed
 from caplet.train.settings import TrainSettings, build_model
 
 Make = Callable[..., TrainSettings]

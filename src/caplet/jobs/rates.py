@@ -11,8 +11,8 @@ import torch
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.memory import keep_freed_memory
+from caplet.nn.precision import mixed
 from caplet.train.loss import margin_loss
-from caplet.train.precision import mixed
 
 FORWARD, TRAINED = 100, 32
 """Images per batch, forward and with the backward pass."""

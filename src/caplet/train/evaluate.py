@@ -11,8 +11,8 @@ from caplet.data.imageset import ImageSet
 from caplet.models.base import CapsNet
 from caplet.nn.decoder import longest
 from caplet.nn.functional import lengths
+from caplet.nn.precision import mixed
 from caplet.train.loss import margin_loss
-from caplet.train.precision import mixed
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def evaluate(model: CapsNet, images: ImageSet, *, precision: str = "float32", ba
     """Classify a set with the model in evaluation mode (its mode is restored).
 
     Args:
-        precision: ``float32`` or ``bfloat16`` (mixed, see :func:`caplet.train.precision.mixed`).
+        precision: ``float32`` or ``bfloat16`` (mixed, see :func:`caplet.nn.precision.mixed`).
     """
     device = next(model.parameters()).device
     was_training = model.training

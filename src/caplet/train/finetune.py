@@ -20,9 +20,9 @@ from caplet.errors import ConfigError, ModelError
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
+from caplet.nn.precision import mixed
 from caplet.train.answers import TeacherAnswers
 from caplet.train.loop import TrainResult, run
-from caplet.train.precision import mixed
 from caplet.train.settings import FinetuneSettings
 from caplet.train.task import Call, Network, Task, batch_accuracy, batch_margin
 

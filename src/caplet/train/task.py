@@ -15,11 +15,11 @@ from caplet.models.base import CapsNet
 from caplet.models.importers.pretrained import load_pretrained
 from caplet.nn.decoder import Decoder, longest
 from caplet.nn.functional import lengths
+from caplet.nn.precision import mixed
 from caplet.train.evaluate import Score, evaluate
 from caplet.train.initialise import initialise
 from caplet.train.loss import margin_loss, reconstruction_loss
 from caplet.train.optimise import make_optimizer
-from caplet.train.precision import mixed
 from caplet.train.settings import LoopSettings, TrainSettings, build_decoder, build_model
 
 #: Training images that data-dependent initialisation looks at.

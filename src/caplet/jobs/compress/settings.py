@@ -11,10 +11,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeI
 from caplet.amounts import parse_bytes, parse_count
 from caplet.errors import ConfigError
 from caplet.files import why
+from caplet.nn.precision import has_bfloat16
 from caplet.quant.reconstruct.settings import Part
 from caplet.quant.search.methods import Method
 from caplet.settings import make
-from caplet.train.precision import has_bfloat16
 
 Bytes = Annotated[PositiveInt, BeforeValidator(lambda value: parse_bytes(value) if isinstance(value, str) else value)]
 Count = Annotated[PositiveInt, BeforeValidator(lambda value: parse_count(value) if isinstance(value, str) else value)]

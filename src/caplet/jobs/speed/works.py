@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
+from caplet.nn.precision import mixed
 from caplet.train.loss import margin_loss
-from caplet.train.precision import mixed
 
 
 def noise(model: CapsNet, count: int) -> Tensor:

@@ -86,9 +86,9 @@ class ReconstructSettings:
     shrink: float = 0.5
     tuning_images: int = 128
     tuning_sweeps: int = 2
-    joint_steps: int = 320
+    joint_steps: int = 400
     joint_batch: int = 32
-    joint_rate: float = 0.01
+    joint_rate: float = 0.02
     seed: int = 0
 
     def __post_init__(self) -> None:
