@@ -115,12 +115,31 @@ def test_the_same_seed_gives_the_same_codes_and_a_second_run_reads_them(digits: 
     assert any(not torch.equal(tensor, tensors(another)[name]) for name, tensor in tensors(found[0]).items())
 
 
+def test_the_target_is_the_float_answer_averaged_over_places(digits: Any) -> None:
+    """At 12 bits nothing but the smoothing is left to learn."""
+    images = digits.images[:200]
+    found = {}
+    for smooth in (0.0, 0.125):  # of a side of 8: one pixel
+        joint = fit_jointly(
+            copy.deepcopy(digits.model),
+            digits.model,
+            plan_of(digits, 12, 12),
+            images,
+            settings((Part.JOINT,), joint_smooth=smooth, joint_steps=60, joint_batch=32, joint_rate=3.0),
+        )
+        found[smooth] = (joint.before, joint.after)
+    assert found[0.125][0] > 100 * found[0.0][0]
+    assert found[0.125][1] < 0.9 * found[0.125][0]
+
+
 def test_fewer_images_than_a_batch(digits: Any) -> None:
     found = reconstruct(digits.model, plan_of(digits, 4), digits.images[:5], settings((Part.JOINT,)))
     assert found.blocks[-1].layer == "joint"
 
 
-@pytest.mark.parametrize("change", [{"joint_steps": 0}, {"joint_batch": 0}, {"joint_rate": -0.1}])
+@pytest.mark.parametrize(
+    "change", [{"joint_steps": 0}, {"joint_batch": 0}, {"joint_rate": -0.1}, {"joint_smooth": -0.1}]
+)
 def test_settings_out_of_range(change: dict[str, Any]) -> None:
     (name,) = change
     with pytest.raises(ConfigError, match=f"reconstruction: {name} is"):

@@ -5,7 +5,9 @@ capsules, through every squash and routing iteration as the device computes them
 steps whose rounding is what runs (gradients pass straight through, :mod:`caplet.quant.straight`); it starts between its
 fitted code and its float value, and few move by more than one code. No labels are used: the float model's class
 capsules are the target. The images are shifted, mirrored and blended at random, which need not make sense as images:
-what is fitted to a thousand images alone is faithful there, and much less so a little away from them.
+what is fitted to a thousand images alone is faithful there, and much less so a little away from them. The float model
+sees each of them moved by a further pixel at random, so that on average the target is its answer smoothed over the
+neighbouring places, which is the better classifier: where few bits must change some answers, better towards that one.
 
 Source: rounding learnt by gradient is AdaRound's (Nagel et al. 2020) idea, and learning that of many blocks at once
 BRECQ's (Li et al. 2021). Differs: straight-through rounding with a decaying rate in place of a relaxation that is
@@ -20,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from caplet.data.augment import augment
@@ -56,7 +59,7 @@ class Joint:
 
     Attributes:
         tensors: the constants on their grids, by point key.
-        before, after: mean squared error of the class-capsule lengths on the first images.
+        before, after: mean squared difference of the class-capsule lengths to the target's on the first images.
         changed: fraction of codes that moved; 0 where the error would have grown and everything was left as it was.
     """
 
@@ -114,7 +117,8 @@ def fit_jointly(
     optimizer = torch.optim.Adam([constant.codes for constant in constants.values()], betas=_BETAS, eps=_TINY)
     handler = StraightThrough(plan, model.points())
     precision = "bfloat16" if has_bfloat16() else "float32"
-    wanted = _capsules(source, images[:_COMPARED])
+    smooth = round(settings.joint_smooth * min(images.shape[-2:]))
+    wanted = _smoothed(source, images[:_COMPARED], smooth)
     before = _length_error(model, plan, images, wanted)
     steps = settings.joint_steps
     batches = _batches(len(images), settings.joint_batch, generator)
@@ -125,8 +129,9 @@ def fit_jointly(
             pixels = _varied(to_float(images[next(batches)]), generator)
             for constant in constants.values():
                 constant.write()
+            moved = augment(pixels, generator, shift=smooth)
             with mixed(source, pixels.device, precision), torch.no_grad():
-                target = source(pixels).float()
+                target = source(moved).float()
             with mixed(model, pixels.device, precision), model.handle(handler):
                 capsules = model(pixels)
             loss = _distance(capsules.float(), target)
@@ -142,8 +147,8 @@ def fit_jointly(
         after = _length_error(model, plan, images, wanted)
     if after >= before:
         return Joint({key: constant.first for key, constant in constants.items()}, before, before, 0.0)
-    moved = [(found[key] != constant.first).flatten() for key, constant in constants.items()]
-    return Joint(found, before, after, float(torch.cat(moved).float().mean()))
+    differs = [(found[key] != constant.first).flatten() for key, constant in constants.items()]
+    return Joint(found, before, after, float(torch.cat(differs).float().mean()))
 
 
 def _constants(model: CapsNet, source: CapsNet, plan: QuantPlan) -> dict[str, _Constant]:
@@ -211,8 +216,21 @@ def _capsules(model: CapsNet, images: Tensor) -> Tensor:
         return torch.cat([model(to_float(batch)) for batch in images.split(_BATCH)])
 
 
+def _smoothed(model: CapsNet, images: Tensor, reach: int) -> Tensor:
+    """Class capsules averaged over all places up to ``reach`` pixels away: what the target is on average."""
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (reach,) * 4)
+    places = range(2 * reach + 1)
+    answers = [
+        _capsules(model, padded[..., down : down + height, across : across + width])
+        for down in places
+        for across in places
+    ]
+    return torch.stack(answers).mean(0)
+
+
 def _length_error(model: CapsNet, plan: QuantPlan, images: Tensor, wanted: Tensor) -> float:
-    """Mean squared error of the class-capsule lengths on the first images under the plan."""
+    """Mean squared difference of the class-capsule lengths on the first images under the plan to those ``wanted``."""
     with fake_quantized(model, plan):
         found = _capsules(model, images[:_COMPARED])
     return float((lengths(found) - lengths(wanted)).square().mean())

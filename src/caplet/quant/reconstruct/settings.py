@@ -72,6 +72,8 @@ class ReconstructSettings:
         joint_steps: gradient steps of ``joint``, 1 or more.
         joint_batch: images per step, 1 or more.
         joint_rate: how far a code may move in a step at first, in steps of its format; it falls to 0 along a cosine.
+        joint_smooth: the target of ``joint`` is the float model's answer averaged over shifts of up to this share of
+            the image's side (rounded to pixels: 1 of 28 or 32); 0 for its answer to the image itself.
         seed: of the choice of output positions, and of the images of every step.
 
     Raises:
@@ -89,6 +91,7 @@ class ReconstructSettings:
     joint_steps: int = 400
     joint_batch: int = 32
     joint_rate: float = 0.02
+    joint_smooth: float = 0.036
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -98,7 +101,7 @@ class ReconstructSettings:
         for name in ("images", "sweeps", "least_rows", "tuning_images", "tuning_sweeps", "joint_steps", "joint_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"reconstruction: {name} is {getattr(self, name)}; the rule is 1 or more")
-        for name in ("rows_per_column", "shrink", "joint_rate", "seed"):
+        for name in ("rows_per_column", "shrink", "joint_rate", "joint_smooth", "seed"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"reconstruction: {name} is {getattr(self, name)}; the rule is 0 or more")
 
