@@ -8,35 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from quantized import length_error, plan_of
 from torch import Tensor
 
-from caplet.data.imageset import to_float
 from caplet.errors import ConfigError
 from caplet.fixed import ChannelFormat
-from caplet.models.base import CapsNet
-from caplet.nn.functional import lengths
-from caplet.quant.fake import fake_quantized
-from caplet.quant.plan import QuantPlan
 from caplet.quant.reconstruct.joint import fit_jointly
 from caplet.quant.reconstruct.reconstruct import Reconstruction, reconstruct
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings
 from caplet.quant.reconstruct.views import parameter_of
-from caplet.quant.widths import Widths, make_plan
 
 ALONE = (Part.CHANNELS, Part.BIAS, Part.ROUNDING)
-
-
-def plan_of(case: Any, weights: int, activations: int = 8) -> QuantPlan:
-    groups = len(case.model.groups())
-    widths = Widths((weights,) * groups, (activations,) * groups, (activations,) * groups)
-    return make_plan(case.model, case.calibration, widths)
-
-
-def length_error(case: Any, model: CapsNet, plan: QuantPlan, images: Tensor) -> float:
-    with torch.no_grad():
-        wanted = lengths(case.model(to_float(images)))
-        with fake_quantized(model, plan):
-            return float((lengths(model(to_float(images))) - wanted).square().mean())
 
 
 def settings(parts: tuple[Part, ...], **more: Any) -> ReconstructSettings:

@@ -7,36 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from quantized import length_error, plan_of
 
-from caplet.data.imageset import to_float
 from caplet.errors import ArtefactError, ConfigError, PlanError
 from caplet.fixed import ChannelFormat, Rounding
 from caplet.lower import lower
-from caplet.models.base import CapsNet
-from caplet.nn.functional import lengths
 from caplet.program import Conv2d, ConvVotes, DenseVotes
-from caplet.quant.fake import fake_quantized
 from caplet.quant.formats import FormatRule
-from caplet.quant.plan import QuantPlan
 from caplet.quant.reconstruct.reconstruct import reconstruct, with_channel_formats
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings, parse_parts
 from caplet.quant.widths import Widths, make_plan
 
 BIAS, ROUNDING = (Part.BIAS,), (Part.ROUNDING,)
-
-
-def plan_of(case: Any, weights: int, activations: int = 8) -> QuantPlan:
-    groups = len(case.model.groups())
-    widths = Widths((weights,) * groups, (activations,) * groups, (activations,) * groups)
-    return make_plan(case.model, case.calibration, widths)
-
-
-def length_error(case: Any, model: CapsNet, plan: QuantPlan, images: Tensor) -> float:
-    with torch.no_grad():
-        wanted = lengths(case.model(to_float(images)))
-        with fake_quantized(model, plan):
-            return float((lengths(model(to_float(images))) - wanted).square().mean())
 
 
 def quick(parts: tuple[Part, ...], **more: Any) -> ReconstructSettings:

@@ -1,0 +1,30 @@
+"""What the tests of reconstruction share: a plan of equal widths, and how far a quantized model is from float."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from caplet.data.imageset import to_float
+from caplet.models.base import CapsNet
+from caplet.nn.functional import lengths
+from caplet.quant.fake import fake_quantized
+from caplet.quant.plan import QuantPlan
+from caplet.quant.widths import Widths, make_plan
+
+
+def plan_of(case: Any, weights: int, activations: int = 8) -> QuantPlan:
+    """One width for all weights, one for all computed tensors."""
+    groups = len(case.model.groups())
+    widths = Widths((weights,) * groups, (activations,) * groups, (activations,) * groups)
+    return make_plan(case.model, case.calibration, widths)
+
+
+def length_error(case: Any, model: CapsNet, plan: QuantPlan, images: Tensor) -> float:
+    """Mean squared difference of the class-capsule lengths to the case's float model."""
+    with torch.no_grad():
+        wanted = lengths(case.model(to_float(images)))
+        with fake_quantized(model, plan):
+            return float((lengths(model(to_float(images))) - wanted).square().mean())
