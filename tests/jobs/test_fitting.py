@@ -114,6 +114,24 @@ def test_widths_are_narrowed_block_by_block_and_the_shipped_plan_is_moved_jointl
     assert evaluate(load_program(shipped.path), splits.test, engine="interpreter").accuracy == shipped.test
 
 
+def test_with_the_joint_part_alone_widths_are_narrowed_as_they_round(
+    trained: Path, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dozens of plans are tried: none of those is worth a training."""
+    fitted: list[QuantPlan] = []
+    fit = Reconstructor.fit
+
+    def watched(self: Reconstructor, plan: QuantPlan) -> Reconstruction:
+        fitted.append(plan)
+        return fit(self, plan)
+
+    monkeypatch.setattr(Reconstructor, "fit", watched)
+    model = api.load_float(trained / "model.safetensors")
+    settings = QuantizeSettings(tolerance=5.0, reconstruct=(Part.JOINT,), narrow=True)
+    record = quantize(model, splits, tmp_path / "run", settings).models[0].record["reconstruction"]
+    assert len(record["narrowing"]) > len(fitted) >= 1
+
+
 def test_a_plan_of_the_budget_that_missed_may_be_met_when_fitted(trained: Path, splits: Splits, tmp_path: Path) -> None:
     """Nearest rounding misses the target at this budget; the fit of the same widths keeps it."""
     model = api.load_float(trained / "model.safetensors")

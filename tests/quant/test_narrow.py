@@ -32,7 +32,7 @@ def test_widths_fall_while_the_target_holds(digits: Any) -> None:
     seen: list[Narrowing] = []
     pairs, steps = narrow(
         digits.model,
-        fitter,
+        fitter.fit,
         plan,
         digits.calibration,
         FormatRule(),
@@ -60,7 +60,7 @@ def test_only_widths_of_the_hardware_are_tried(digits: Any) -> None:
     plan = make_plan(digits.model, digits.calibration, Widths.uniform(3, 10))
     fitter = Reconstructor(digits.model, digits.images[:40], SETTINGS)
     pairs, steps = narrow(
-        digits.model, fitter, plan, digits.calibration, FormatRule(), lambda found: 1, 1, HARDWARE["bytes"]
+        digits.model, fitter.fit, plan, digits.calibration, FormatRule(), lambda found: 1, 1, HARDWARE["bytes"]
     )
     bits = {key: fmt.bits for key, fmt in pairs[-1][0].points.items()}
     assert {step.bits for step in steps if step.key == "digit.votes"} == {8}

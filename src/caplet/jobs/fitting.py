@@ -63,15 +63,11 @@ class Fitter:
         self._plain: set[QuantPlan] = set()
         self._tried: list[Narrowing] = []
         self._fitter: Reconstructor | None = None
-        self._narrower: Reconstructor | None = None  # narrowing fits dozens of plans, each block by block alone
         if parts:
             step = max(1, len(images) // DEFAULT_IMAGES)
-            chosen = images.images[::step][:DEFAULT_IMAGES]
-            settings = ReconstructSettings(parts, seed=seed)
-            self._fitter = Reconstructor(model, chosen, settings, folder=folder, progress=self._report)
-            alone = tuple(part for part in parts if part is not Part.JOINT)
-            alike = alone == parts or not alone
-            self._narrower = self._fitter if alike else Reconstructor(model, chosen, replace(settings, parts=alone))
+            self._chosen = images.images[::step][:DEFAULT_IMAGES]
+            self._settings = ReconstructSettings(parts, seed=seed)
+            self._fitter = Reconstructor(model, self._chosen, self._settings, folder=folder, progress=self._report)
 
     @property
     def active(self) -> bool:
@@ -100,7 +96,7 @@ class Fitter:
 
         All calibration images may say otherwise: then the next larger plan is the one to look at.
         """
-        assert self._narrower is not None
+        fit = self._alone()
         count = min(NARROWING_IMAGES, len(self._images))
         labels = self._images.labels[:count].numpy()
 
@@ -116,16 +112,24 @@ class Fitter:
             found = f"{step.correct:,} correct, {step.needed:,} needed: {'kept' if step.kept else 'rejected'}"
             self._note(f"narrowing {step.key} to {step.bits} bits: {found}")
 
-        if measure(self._narrower.fit(plan)) < needed:
+        if measure(fit(plan)) < needed:
             self._note(f"narrowing: the plan misses the tolerance on {count:,} images; its widths stay")
             return ()
-        kept, steps = narrow(
-            self._model, self._narrower, plan, source, request.rule, measure, needed, request.hardware, on_step
-        )
-        if self._narrower is self._fitter:
+        kept, steps = narrow(self._model, fit, plan, source, request.rule, measure, needed, request.hardware, on_step)
+        if Part.JOINT not in self._parts:
             self._known |= dict(kept)
         self._tried.extend(steps)
         return tuple(smaller for smaller, _ in reversed(kept))
+
+    def _alone(self) -> Callable[[QuantPlan], Reconstruction]:
+        """Fits without the joint part, which takes minutes: narrowing tries dozens of plans."""
+        alone = tuple(part for part in self._parts if part is not Part.JOINT)
+        if self._fitter is not None and alone == self._parts:
+            return self._fitter.fit
+        if not alone:
+            return lambda plan: Reconstruction(self._model, plan, ())
+        settings = replace(self._settings, parts=alone)
+        return Reconstructor(self._model, self._chosen, settings).fit
 
     def _report(self, name: str, done: int, total: int) -> None:
         if done == total or done % math.ceil(total / _REPORTS) == 0:

@@ -149,14 +149,18 @@ def _shift_factors(fmt: ChannelFormat, value: Tensor) -> Tensor:
     return torch.exp2(torch.tensor(fmt.shifts, dtype=value.dtype, device=value.device)).view(shape)
 
 
+def steps(fmt: PlanFormat, value: Tensor) -> Tensor:
+    """The distance of a fixed-point format's neighbouring values, shaped to multiply ``value``."""
+    step = torch.full((), fmt.step)
+    return step / _shift_factors(fmt, value) if isinstance(fmt, ChannelFormat) else step
+
+
 def towards(rounded: Tensor, exact: Tensor, fmt: PlanFormat) -> Tensor:
     """The value nearest to ``exact`` that still rounds to ``rounded`` (values of ``fmt``): where training goes on.
 
     Weights in the middle of their cells would all be half a step away from any other code.
     """
-    step = torch.full((), _CELL * fmt.step)
-    if isinstance(fmt, ChannelFormat):
-        step = step / _shift_factors(fmt, rounded)
+    step = _CELL * steps(fmt, rounded)
     return rounded + torch.minimum(torch.maximum(exact - rounded, -step), step)
 
 

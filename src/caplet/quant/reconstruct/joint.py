@@ -27,7 +27,7 @@ from torch import Tensor
 
 from caplet.data.augment import augment
 from caplet.data.imageset import to_float
-from caplet.fixed import ChannelFormat, PlanFormat
+from caplet.fixed import PlanFormat
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.points import Role
@@ -36,7 +36,7 @@ from caplet.quant.fake import fake_quantized
 from caplet.quant.plan import QuantPlan
 from caplet.quant.reconstruct.settings import ReconstructSettings
 from caplet.quant.reconstruct.views import parameter_of
-from caplet.quant.straight import StraightThrough, towards
+from caplet.quant.straight import StraightThrough, steps, towards
 
 _HALF_WAY = 0.5
 """Where between its code and its float value a weight starts: on the border of a cell, chance would move it."""
@@ -75,7 +75,7 @@ class _Constant:
     def __init__(self, parameter: torch.nn.Parameter, exact: Tensor, fmt: PlanFormat) -> None:
         self.parameter, self.fmt = parameter, fmt
         self.first = fmt.quantize(parameter.detach())
-        self._step = _steps(fmt, parameter)
+        self._step = steps(fmt, parameter)
         start = torch.lerp(self.first, towards(self.first, exact, fmt), _HALF_WAY)
         self.codes = torch.nn.Parameter(start / self._step)
 
@@ -120,12 +120,12 @@ def fit_jointly(
     smooth = round(settings.joint_smooth * min(images.shape[-2:]))
     wanted = _smoothed(source, images[:_COMPARED], smooth)
     before = _length_error(model, plan, images, wanted)
-    steps = settings.joint_steps
+    total = settings.joint_steps
     batches = _batches(len(images), settings.joint_batch, generator)
     with torch.enable_grad(), _trainable(model, constants):
-        for step in range(steps):
+        for step in range(total):
             for group in optimizer.param_groups:
-                group["lr"] = settings.joint_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+                group["lr"] = settings.joint_rate * 0.5 * (1 + math.cos(math.pi * step / total))
             pixels = _varied(to_float(images[next(batches)]), generator)
             for constant in constants.values():
                 constant.write()
@@ -140,7 +140,7 @@ def fit_jointly(
                 constant.take_gradient()
             optimizer.step()
             if progress is not None:
-                progress(step + 1, steps)
+                progress(step + 1, total)
         found = {key: constant.result() for key, constant in constants.items()}
         for key, constant in constants.items():
             constant.parameter.data = found[key]
@@ -162,14 +162,6 @@ def _constants(model: CapsNet, source: CapsNet, plan: QuantPlan) -> dict[str, _C
                 start = parameter_of(exact, name) if spec.role is Role.WEIGHT else parameter
                 found[key] = _Constant(parameter, start.detach(), plan.points[key])
     return found
-
-
-def _steps(fmt: PlanFormat, value: Tensor) -> Tensor:
-    """The distance of a format's neighbouring values, shaped to multiply ``value``."""
-    if not isinstance(fmt, ChannelFormat):
-        return torch.tensor(fmt.step)
-    shape = [-1 if axis == fmt.axis else 1 for axis in range(value.ndim)]
-    return torch.tensor([fmt.step * 2.0**-shift for shift in fmt.shifts]).view(shape)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from caplet.models.base import CapsNet
 from caplet.nn.points import PointSpec, Role, Storage
 from caplet.quant.formats import FormatRule, FormatSource, bits_of
 from caplet.quant.plan import QuantPlan
-from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
+from caplet.quant.reconstruct.reconstruct import Reconstruction
 from caplet.quant.target import Hardware
 
 SHARE = 0.01
@@ -46,7 +46,7 @@ class Narrowing:
 
 def narrow(
     model: CapsNet,
-    fitter: Reconstructor,
+    fit: Callable[[QuantPlan], Reconstruction],
     plan: QuantPlan,
     source: FormatSource,
     rule: FormatRule,
@@ -60,7 +60,8 @@ def narrow(
     The narrowest width that keeps the target is found by bisection, all other widths as they are by then.
 
     Args:
-        plan: as given to the fitter (without its exponents); its fit keeps the target.
+        fit: the model for a plan.
+        plan: as given to ``fit`` (without the exponents that it chooses); its fit keeps the target.
         source, rule: choose the format of a point at a new width.
         needed: images that ``measure`` must count.
         hardware: its widths are tried; where it has only whole containers, those.
@@ -88,7 +89,7 @@ def narrow(
                 bits = offered[middle]
                 fmt = source.format(key, bits, rule, Rounding.NEAREST)
                 tried = plan.with_formats({key: fmt})
-                fitted = fitter.fit(tried)
+                fitted = fit(tried)
                 correct = measure(fitted)
                 step = Narrowing(key, bits, correct, needed, correct >= needed)
                 steps.append(step)
