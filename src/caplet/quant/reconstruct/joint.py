@@ -118,7 +118,7 @@ def fit_jointly(
     handler = StraightThrough(plan, model.points())
     precision = "bfloat16" if has_bfloat16() else "float32"
     smooth = round(settings.joint_smooth * min(images.shape[-2:]))
-    wanted = _smoothed(source, images[:_COMPARED], smooth)
+    wanted = smoothed(source, images[:_COMPARED], smooth)
     before = _length_error(model, plan, images, wanted)
     total = settings.joint_steps
     batches = _batches(len(images), settings.joint_batch, generator)
@@ -208,7 +208,7 @@ def _capsules(model: CapsNet, images: Tensor) -> Tensor:
         return torch.cat([model(to_float(batch)) for batch in images.split(_BATCH)])
 
 
-def _smoothed(model: CapsNet, images: Tensor, reach: int) -> Tensor:
+def smoothed(model: CapsNet, images: Tensor, reach: int) -> Tensor:
     """Class capsules averaged over all places up to ``reach`` pixels away: what the target is on average."""
     height, width = images.shape[-2:]
     padded = F.pad(images, (reach,) * 4)
