@@ -3,8 +3,8 @@
     PYTHONPATH=OLD/src python benchmarks/same_artefacts.py --shared ../shared --out ~/runs/before
     python benchmarks/same_artefacts.py --shared ../shared --out ~/runs/after --against ~/runs/before/artefacts.json
 
-The runs: the digits demo; ``quantize`` of the Q7 network for MNIST by each method (1,000 calibration images), with fitted
-rounding and with simpler routing; ``quantize`` of a DeepCaps and of a MobileNetV2 with capsules on digits; ``prune``;
+The runs: the digits demo; ``quantize`` of the Q7 network for MNIST by each method (1,000 calibration images), fitted
+and with simpler routing; ``quantize`` of a DeepCaps and of a MobileNetV2 with capsules on digits; ``prune``;
 C (least and most RAM) and ONNX. ``.caplet`` files, plans, model weights, exported C and ONNX files are compared. One
 thread, so that sums of floats have one order. Exit code 1 where a file differs, is missing or is new. Takes about 15
 minutes; the copy of the record goes to benchmarks/records by hand.
