@@ -26,8 +26,8 @@ from caplet.jobs.onnx import check_onnx, export_onnx
 from caplet.jobs.searching import CALIBRATION_IMAGES, spread
 from caplet.lower import lower
 from caplet.models.checkpoint import load_model
-from caplet.quant.calibrate import calibrate
-from caplet.quant.widths import Widths, make_plan
+from caplet.quant.plan.calibrate import calibrate
+from caplet.quant.plan.widths import Widths, make_plan
 from caplet.train.finetune import weights_digest
 
 RECORDS = Path(__file__).parent / "records"

@@ -30,11 +30,11 @@ from caplet.fixed import Rounding
 from caplet.metrics import accuracy, paired
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
-from caplet.quant.calibrate import DEFAULT_IMAGES, calibrate
 from caplet.quant.evaluator import Evaluator
-from caplet.quant.formats import Exponents, FormatRule
-from caplet.quant.memory import count_memory
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.calibrate import DEFAULT_IMAGES, calibrate
+from caplet.quant.plan.formats import Exponents, FormatRule
+from caplet.quant.plan.memory import count_memory
+from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.search.qcapsnets import SIMPLEST_FIRST, QCapsNetsSettings, search_qcapsnets
 from caplet.quant.search.result import Candidate, Step
 from caplet.quant.tune import DEFAULT_IMAGES as TUNING_IMAGES

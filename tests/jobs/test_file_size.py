@@ -13,10 +13,10 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.models.registry import build, named_model
 from caplet.program import dumps
-from caplet.quant.calibrate import calibrate
-from caplet.quant.formats import FormatRule
-from caplet.quant.memory import count_memory
-from caplet.quant.widths import Widths, make_plan
+from caplet.quant.plan.calibrate import calibrate
+from caplet.quant.plan.formats import FormatRule
+from caplet.quant.plan.memory import count_memory
+from caplet.quant.plan.widths import Widths, make_plan
 
 SHARE, SPARE = 1.02, 4096
 

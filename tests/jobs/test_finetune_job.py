@@ -15,8 +15,8 @@ from caplet.jobs.evaluate import evaluate
 from caplet.jobs.finetune import finetune_model, finetune_settings, plan_of_widths
 from caplet.models.base import CapsNet
 from caplet.program import load_program
-from caplet.quant.memory import count_memory
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.memory import count_memory
+from caplet.quant.plan.plan import QuantPlan
 from caplet.train.qat import QatSettings
 
 WIDTHS = "conv1=4/5, primary=3/5, digit=3/5/6"

@@ -20,7 +20,7 @@ from caplet.jobs.fitting import Fitter
 from caplet.jobs.quantize import quantize
 from caplet.jobs.quantizing import QuantizeSettings
 from caplet.program import load_program
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
 from caplet.quant.reconstruct.settings import Part
 

@@ -21,7 +21,7 @@ from caplet.jobs.searching import spread
 from caplet.jobs.ship import find_program, parse_targets, verify_engines
 from caplet.jobs.train import parse_changes, resolve_recipe, train_by_recipe
 from caplet.program import load_program
-from caplet.quant.memory import count_memory
+from caplet.quant.plan.memory import count_memory
 
 
 @pytest.mark.parametrize(

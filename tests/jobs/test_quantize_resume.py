@@ -24,10 +24,10 @@ from caplet.jobs.searching import CALIBRATION, SENSITIVITIES, TUNING
 from caplet.models.base import CapsNet
 from caplet.quant.evaluator import Evaluator
 from caplet.quant.lines import JsonLines
+from caplet.quant.plan.units import Granularity
 from caplet.quant.search.methods import Method
 from caplet.quant.search.susceptibility import Susceptibility
 from caplet.quant.tune import Tuner
-from caplet.quant.units import Granularity
 
 Whole = Callable[[str], tuple[Path, Counter[str]]]
 

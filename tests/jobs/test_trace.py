@@ -16,7 +16,7 @@ from caplet.errors import ConfigError
 from caplet.jobs.report import write_report
 from caplet.jobs.trace import LevelName, parse_levels, record_trace, trace_levels
 from caplet.program import Program, trace
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.plan import QuantPlan
 
 FLOAT, FAKE, PROGRAM, NATIVE = LevelName
 

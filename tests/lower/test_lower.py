@@ -23,11 +23,11 @@ from caplet.models.registry import build
 from caplet.nn.conv import OIHW, ConvReLU
 from caplet.nn.points import PointSpec, Storage
 from caplet.program import Program, dumps, loads, run, trace, verify
-from caplet.quant.calibrate import calibrate
 from caplet.quant.evaluator import predict
 from caplet.quant.fake import FakeQuant, fake_quantized
-from caplet.quant.memory import count_memory
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.calibrate import calibrate
+from caplet.quant.plan.memory import count_memory
+from caplet.quant.plan.plan import QuantPlan
 
 Codes = NDArray[Any]
 EXACT = 1 << 24
@@ -279,9 +279,9 @@ def test_q7_mnist_predicts_alike_as_fake_quant_and_as_integers(shared: Any) -> N
     """The real model at 8 bits on 200 test images, and every point of 24 of them within one code."""
     from caplet.data import load_data
     from caplet.models.checkpoint import load_model
-    from caplet.quant.calibrate import calibrate
-    from caplet.quant.formats import FormatRule
-    from caplet.quant.widths import Widths, make_plan
+    from caplet.quant.plan.calibrate import calibrate
+    from caplet.quant.plan.formats import FormatRule
+    from caplet.quant.plan.widths import Widths, make_plan
 
     model = load_model(shared / "models" / "q7_mnist.h5")
     data = load_data("mnist", shared / "data", limit=200)

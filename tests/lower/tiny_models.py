@@ -19,9 +19,9 @@ from caplet.models.shallow import ShallowCapsConfig, StemConv
 from caplet.models.trunk import ConvNode, PoolNode, SumNode, TrunkBlock, TrunkSettings
 from caplet.nn.cnn import Activation
 from caplet.nn.points import Role, Storage
-from caplet.quant.calibrate import Calibration, calibrate
-from caplet.quant.formats import FormatRule
-from caplet.quant.plan import QuantPlan, output_axis
+from caplet.quant.plan.calibrate import Calibration, calibrate
+from caplet.quant.plan.formats import FormatRule
+from caplet.quant.plan.plan import QuantPlan, output_axis
 from caplet.train.initialise import initialise
 
 CONFIGS: dict[str, ModelConfig] = {

@@ -22,10 +22,10 @@ from caplet.models.registry import build, named_model
 from caplet.models.timm_trunk import timm_trunk
 from caplet.nn.cnn import Activation, ConvNorm
 from caplet.program.interpreter import run
-from caplet.quant.calibrate import calibrate
 from caplet.quant.evaluator import Evaluator
-from caplet.quant.formats import FormatRule
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.calibrate import calibrate
+from caplet.quant.plan.formats import FormatRule
+from caplet.quant.plan.plan import QuantPlan
 
 timm = pytest.importorskip("timm", reason="timm is not installed: pip install 'caplet[timm]'")
 

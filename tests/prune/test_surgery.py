@@ -22,10 +22,10 @@ from caplet.prune.mask import Masked
 from caplet.prune.rules import RULES, Kind, rule_of, shrinks
 from caplet.prune.structure import Keep, Structure, structure_of
 from caplet.prune.surgery import cut
-from caplet.quant.calibrate import calibrate
 from caplet.quant.evaluator import Evaluator
-from caplet.quant.formats import FormatRule
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.calibrate import calibrate
+from caplet.quant.plan.formats import FormatRule
+from caplet.quant.plan.plan import QuantPlan
 
 names = pytest.mark.parametrize("name", list(CONFIGS))
 

@@ -14,7 +14,7 @@ from caplet.data.imageset import to_float
 from caplet.models.base import CapsNet
 from caplet.models.registry import build
 from caplet.nn.functional import lengths
-from caplet.quant.calibrate import Calibration, calibrate
+from caplet.quant.plan.calibrate import Calibration, calibrate
 
 TINY_SHALLOW = {
     "image": [1, 8, 8],

@@ -11,8 +11,8 @@ from caplet.data.imageset import to_float
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.quant.fake import fake_quantized
-from caplet.quant.plan import QuantPlan
-from caplet.quant.widths import Widths, make_plan
+from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.plan.widths import Widths, make_plan
 
 
 def plan_of(case: Any, weights: int, activations: int = 8) -> QuantPlan:

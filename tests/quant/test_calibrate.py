@@ -12,9 +12,9 @@ import torch
 from caplet.errors import ArtefactError, ConfigError, ModelError, PlanError
 from caplet.fixed import FixedFormat, LogFormat, Rounding, stochastic_noise
 from caplet.nn.points import Role, flash, ram
-from caplet.quant.calibrate import Calibration, calibrate
-from caplet.quant.formats import Exponents, FormatRule, best_fixed_format, best_log_format, bits_of, choose_format
-from caplet.quant.histogram import HALF, Histogram, fixed_error
+from caplet.quant.plan.calibrate import Calibration, calibrate
+from caplet.quant.plan.formats import Exponents, FormatRule, best_fixed_format, best_log_format, bits_of, choose_format
+from caplet.quant.plan.histogram import HALF, Histogram, fixed_error
 from caplet.quant.tune import Tuner
 
 RANDOM = {

@@ -17,11 +17,11 @@ from caplet.fixed import FixedFormat, Rounding
 from caplet.models.registry import build
 from caplet.quant.cost import stage_macs
 from caplet.quant.evaluator import Evaluator, predict
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.plan.widths import Widths, make_plan
 from caplet.quant.probes import Part
 from caplet.quant.sequential import EarlyRule
 from caplet.quant.states import StateCache, decode_state, encode_state
-from caplet.quant.widths import Widths, make_plan
 
 
 def evaluator(case: Any, **settings: Any) -> Evaluator:

@@ -12,9 +12,9 @@ from caplet.data.imageset import to_float
 from caplet.nn.functional import lengths
 from caplet.nn.points import Storage
 from caplet.quant.fake import fake_quantized
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.plan.widths import Widths, make_plan
 from caplet.quant.reconstruct.exponents import ComputedOnly, ExponentTuner, computed_points
-from caplet.quant.widths import Widths, make_plan
 
 
 def plan_of(case: Any, width: int) -> QuantPlan:

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from caplet.errors import ConfigError
 from caplet.jobs.footprint import footprint
 from caplet.quant.evaluator import Evaluator
-from caplet.quant.memory import count_memory
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.memory import count_memory
+from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.plan.target import HARDWARE
+from caplet.quant.plan.units import Granularity, UnitWidths, make_units
 from caplet.quant.probes import Probe
 from caplet.quant.search.allocate import Choice, Limit, allocate
 from caplet.quant.search.front import Front, FrontPoint
@@ -25,8 +27,6 @@ from caplet.quant.search.methods import METHODS, Method, find_method
 from caplet.quant.search.request import Request, Workbench
 from caplet.quant.search.result import Candidate
 from caplet.quant.search.susceptibility import Susceptibility
-from caplet.quant.target import HARDWARE
-from caplet.quant.units import Granularity, UnitWidths, make_units
 
 FEW = IlpSettings(images=32)
 

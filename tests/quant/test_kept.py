@@ -11,14 +11,14 @@ import torch
 from caplet.errors import ArtefactError
 from caplet.fixed import Rounding
 from caplet.quant.evaluator import Evaluator
-from caplet.quant.formats import FormatRule
 from caplet.quant.identity import model_identity
 from caplet.quant.kept import Kept
 from caplet.quant.perturb import Perturber
+from caplet.quant.plan.formats import FormatRule
+from caplet.quant.plan.target import HARDWARE
+from caplet.quant.plan.units import Granularity, make_units
 from caplet.quant.search.susceptibility import Susceptibility
-from caplet.quant.target import HARDWARE
 from caplet.quant.tune import Tuner
-from caplet.quant.units import Granularity, make_units
 
 
 class Meter:

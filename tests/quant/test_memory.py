@@ -9,9 +9,9 @@ import pytest
 from caplet.errors import PlanError
 from caplet.models.registry import build
 from caplet.nn.points import Storage
-from caplet.quant.formats import FormatRule
-from caplet.quant.memory import count_memory
-from caplet.quant.widths import Widths, describe, make_plan, point_widths, width_memory
+from caplet.quant.plan.formats import FormatRule
+from caplet.quant.plan.memory import count_memory
+from caplet.quant.plan.widths import Widths, describe, make_plan, point_widths, width_memory
 
 
 def test_shallowcaps_by_hand() -> None:

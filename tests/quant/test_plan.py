@@ -11,8 +11,8 @@ import pytest
 
 from caplet.errors import ArtefactError, PlanError
 from caplet.fixed import FixedFormat, LogFormat, Rounding
-from caplet.quant.plan import QuantPlan
-from caplet.quant.widths import Widths, make_plan
+from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.plan.widths import Widths, make_plan
 
 PLAN = QuantPlan({"b.weight": LogFormat(4, -1), "a.votes": FixedFormat(5, 7, True)}, Rounding.STOCHASTIC, 3)
 

@@ -15,9 +15,11 @@ from caplet.fixed import Rounding
 from caplet.jobs.footprint import footprint
 from caplet.nn.points import Role
 from caplet.quant.evaluator import Evaluator
-from caplet.quant.formats import FormatRule
-from caplet.quant.memory import count_memory
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.formats import FormatRule
+from caplet.quant.plan.memory import count_memory
+from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.plan.target import HARDWARE
+from caplet.quant.plan.units import Granularity, UnitWidths, make_units, unit_memory, unit_point_widths
 from caplet.quant.probes import Probe
 from caplet.quant.search.progressive import (
     Order,
@@ -27,8 +29,6 @@ from caplet.quant.search.progressive import (
 )
 from caplet.quant.search.request import Request, Workbench
 from caplet.quant.search.result import Step
-from caplet.quant.target import HARDWARE
-from caplet.quant.units import Granularity, UnitWidths, make_units, unit_memory, unit_point_widths
 
 FEW = ProgressiveSettings(images=32)
 

@@ -13,10 +13,10 @@ from caplet.errors import ArtefactError, ConfigError, PlanError
 from caplet.fixed import ChannelFormat, Rounding
 from caplet.lower import lower
 from caplet.program import Conv2d, ConvVotes, DenseVotes
-from caplet.quant.formats import FormatRule
+from caplet.quant.plan.formats import FormatRule
+from caplet.quant.plan.widths import Widths, make_plan
 from caplet.quant.reconstruct.reconstruct import reconstruct, with_channel_formats
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings, parse_parts
-from caplet.quant.widths import Widths, make_plan
 
 BIAS, ROUNDING = (Part.BIAS,), (Part.ROUNDING,)
 

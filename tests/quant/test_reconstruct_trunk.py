@@ -15,8 +15,8 @@ from caplet.models.base import CapsNet
 from caplet.models.registry import build
 from caplet.models.trunk import ConvNode, SumNode, TrunkBlock, TrunkSettings
 from caplet.nn.cnn import Activation, ConvNorm
-from caplet.quant.calibrate import calibrate
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.calibrate import calibrate
+from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.fold import folded
 from caplet.quant.reconstruct.reconstruct import reconstruct
 from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts

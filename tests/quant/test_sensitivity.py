@@ -16,8 +16,8 @@ from caplet.errors import ArtefactError, ConfigError
 from caplet.fixed import FixedFormat, Rounding
 from caplet.nn.functional import lengths
 from caplet.nn.points import Role
-from caplet.quant.calibrate import calibrate
 from caplet.quant.perturb import Effect, Perturber, decibels
+from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.sensitivity import (
     Row,
     SensitivitySettings,

@@ -13,9 +13,9 @@ from caplet.models.assemble import named_tensors
 from caplet.models.registry import build
 from caplet.program.interpreter import run
 from caplet.program.ops import Routing
-from caplet.quant.calibrate import calibrate
+from caplet.quant.plan.calibrate import calibrate
+from caplet.quant.plan.widths import Widths, make_plan
 from caplet.quant.simplify import Choice, choices, mean_couplings, routed_layers, simplified, simplify_routing
-from caplet.quant.widths import Widths, make_plan
 
 
 def image_set(case: Any) -> ImageSet:

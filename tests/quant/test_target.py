@@ -13,8 +13,8 @@ from caplet.errors import ArtefactError, ConfigError, PlanError
 from caplet.fixed import FixedFormat
 from caplet.jobs.footprint import footprint
 from caplet.nn.points import Role, flash, ram
-from caplet.quant.plan import QuantPlan
-from caplet.quant.target import HARDWARE, Footprint, Hardware, find_hardware, fit_shifts
+from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.plan.target import HARDWARE, Footprint, Hardware, find_hardware, fit_shifts
 
 VOTES = ram("votes", Role.VOTES, ("in",), (3,), signed=True)
 WEIGHT = flash("weight", Role.WEIGHT, ("out",), (3,))

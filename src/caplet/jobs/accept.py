@@ -26,13 +26,13 @@ from caplet.models.base import CapsNet
 from caplet.program import Program
 from caplet.program.file import save_program
 from caplet.quant.evaluator import Evaluator
-from caplet.quant.memory import FLOAT_BITS, count_memory
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.memory import FLOAT_BITS, count_memory
+from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.plan.target import Hardware
+from caplet.quant.plan.units import UnitWidths
 from caplet.quant.search.methods import DEFAULT_COMPRESSION, Method
 from caplet.quant.search.request import Request, SearchResult
 from caplet.quant.search.result import Candidate, width_table
-from caplet.quant.target import Hardware
-from caplet.quant.units import UnitWidths
 from caplet.runs import METRICS, RunFolder
 
 ROLES = ("satisfied", "memory", "accuracy")

@@ -27,10 +27,10 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import save_model
 from caplet.program import Program
 from caplet.program.file import save_program
-from caplet.quant.calibrate import calibrate
-from caplet.quant.memory import count_memory
-from caplet.quant.plan import QuantPlan
-from caplet.quant.widths import Widths, describe, make_plan
+from caplet.quant.plan.calibrate import calibrate
+from caplet.quant.plan.memory import count_memory
+from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.plan.widths import Widths, describe, make_plan
 from caplet.report.curves import learning_curves
 from caplet.runs import METRICS, SPLITS, RunFolder, open_run
 from caplet.settings import make

@@ -17,8 +17,8 @@ from caplet.fixed import Rounding
 from caplet.models.base import CapsNet
 from caplet.quant.evaluator import predict
 from caplet.quant.fake import fake_quantized
-from caplet.quant.formats import FormatSource
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.formats import FormatSource
+from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.narrow import Narrowing, narrow
 from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
 from caplet.quant.reconstruct.settings import DEFAULT_IMAGES, Part, ReconstructSettings

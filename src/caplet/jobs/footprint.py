@@ -24,10 +24,10 @@ from caplet.program.ops import (
     Shift,
 )
 from caplet.program.verify import verify
-from caplet.quant.formats import bits_of
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.formats import bits_of
+from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.plan.target import Footprint
 from caplet.quant.search.request import Request
-from caplet.quant.target import Footprint
 
 
 def footprint(model: CapsNet, plan: QuantPlan) -> Footprint:

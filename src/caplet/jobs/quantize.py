@@ -28,9 +28,9 @@ from caplet.jobs.searching import (
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
 from caplet.quant.evaluator import DEFAULT_CACHE_BYTES, Evaluator
-from caplet.quant.formats import FormatSource
 from caplet.quant.identity import model_identity
 from caplet.quant.kept import Kept
+from caplet.quant.plan.formats import FormatSource
 from caplet.quant.search.methods import find_method
 from caplet.quant.search.request import Workbench
 from caplet.quant.sequential import EarlyRule

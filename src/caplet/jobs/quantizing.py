@@ -16,12 +16,12 @@ from pydantic import (
 
 from caplet.errors import ConfigError
 from caplet.fixed import Rounding
-from caplet.quant.formats import Exponents, FormatRule
+from caplet.quant.plan.formats import Exponents, FormatRule
+from caplet.quant.plan.target import find_hardware
+from caplet.quant.plan.units import Granularity
 from caplet.quant.reconstruct.settings import Part
 from caplet.quant.search.methods import Method
 from caplet.quant.search.request import Request
-from caplet.quant.target import find_hardware
-from caplet.quant.units import Granularity
 
 Scheme = Literal["nearest", "truncate", "stochastic", "all"]
 
@@ -37,7 +37,7 @@ class QuantizeSettings(BaseModel):
         activation_budget: bytes for all computed tensors of one image (elements x bits); None for no limit.
         ram: bytes for the arena with all votes stored; None for no limit.
         granularity: which tensors share a width, with the methods progressive and ilp.
-        hardware: what the plan must run on: a name of :data:`caplet.quant.target.HARDWARE` or a .json file.
+        hardware: what the plan must run on: a name of :data:`caplet.quant.plan.target.HARDWARE` or a .json file.
         rounding: one scheme, or ``all``: try each, keep the smallest result that meets the target.
         log2_weights: weights are signed powers of two.
         paper_formats: one integer bit everywhere, as in the paper, instead of calibrated exponents.

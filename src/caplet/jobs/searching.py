@@ -11,10 +11,10 @@ from torch import Tensor
 from caplet.data import Splits
 from caplet.data.imageset import ImageSet
 from caplet.models.base import CapsNet
-from caplet.quant.calibrate import Calibration, calibrate
 from caplet.quant.evaluator import Evaluator
-from caplet.quant.formats import FormatSource
 from caplet.quant.identity import images_digest, model_identity
+from caplet.quant.plan.calibrate import Calibration, calibrate
+from caplet.quant.plan.formats import FormatSource
 from caplet.quant.probes import FLOAT
 from caplet.quant.search.request import Request, SearchResult
 from caplet.quant.search.result import Step

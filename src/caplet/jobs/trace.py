@@ -23,7 +23,7 @@ from caplet.nn.functional import softmax, squash
 from caplet.nn.points import PointHandler, PointSpec, Storage
 from caplet.program import Program, TensorSpec, interpreter
 from caplet.quant.fake import FakeQuant
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.plan import QuantPlan
 from caplet.runs import RunFolder
 
 TRACE = "trace.json"

@@ -11,7 +11,7 @@ from torch import Tensor
 from caplet.fixed import ChannelFormat, FixedFormat, PlanFormat, Rounding, stochastic_noise
 from caplet.nn.points import PointSpec
 from caplet.program import Constant, Op, TensorSpec
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.plan import QuantPlan
 
 
 @dataclass

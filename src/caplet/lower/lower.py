@@ -7,7 +7,7 @@ from caplet.lower.handlers import PIXELS, lower_layer
 from caplet.models.base import CapsNet
 from caplet.program import Lengths, Program, TensorSpec
 from caplet.program.verify import lengths_format, verify
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.plan import QuantPlan
 
 
 def lower(

@@ -21,11 +21,11 @@ from caplet.nn.functional import lengths
 from caplet.nn.memory import keep_freed_memory
 from caplet.quant.fake import FakeQuant, WeightCache
 from caplet.quant.identity import images_digest, model_identity
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.plan.widths import describe
 from caplet.quant.prefixes import PrefixRunner
 from caplet.quant.probes import FLOAT, Part, Probe, ProbeLog
 from caplet.quant.sequential import NEIGHBOURS, Bounds, EarlyRule, Measured, Reference, bound, make_reference
-from caplet.quant.widths import describe
 
 DEFAULT_CACHE_BYTES = 3 << 29
 Progress = Callable[[int, int], None]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from caplet.errors import ArtefactError, PlanError
 from caplet.quant.lines import JsonLines
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.plan import QuantPlan
 
 VERSION = 2
 FLOAT = "float"

@@ -16,9 +16,9 @@ from caplet.fixed import AnyFormat, FixedFormat, LogFormat, PlanFormat, Rounding
 from caplet.models.base import CapsNet
 from caplet.nn.points import PointSpec, Role, Storage
 from caplet.quant.fake import FakeQuant
-from caplet.quant.formats import best_format
-from caplet.quant.histogram import Histogram
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.formats import best_format
+from caplet.quant.plan.histogram import Histogram
+from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.straight import clipping_edges
 
 HYSTERESIS = 0.6

@@ -24,11 +24,11 @@ from caplet.fixed import PlanFormat, Rounding, format_from_json
 from caplet.fixed.format import MAX_BITS
 from caplet.models.base import CapsNet
 from caplet.nn.points import PointSpec
-from caplet.quant.calibrate import calibrate
-from caplet.quant.formats import FormatRule, bits_of
 from caplet.quant.identity import images_digest, model_identity
 from caplet.quant.lines import JsonLines
 from caplet.quant.perturb import Effect, Loss, Perturber
+from caplet.quant.plan.calibrate import calibrate
+from caplet.quant.plan.formats import FormatRule, bits_of
 
 DEFAULT_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 
@@ -39,7 +39,7 @@ class Row:
 
     Attributes:
         key: of the point.
-        bits: what the point got (see :func:`caplet.quant.formats.bits_of`).
+        bits: what the point got (see :func:`caplet.quant.plan.formats.bits_of`).
         draw: 0, 1, ...
         format: chosen on the draw.
         effect: measured on the draw.

@@ -21,7 +21,7 @@ from caplet.nn.points import PointSpec, Role, Storage
 from caplet.nn.routing_grad import agreement, weighted_sum
 from caplet.nn.squash import no_autocast, squash_backward
 from caplet.quant.fake import FakeQuant, point_noise, quantize_in_place
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.plan import QuantPlan
 
 _CELL = 0.45
 """Share of a step on either side of a value that is safely rounded to it."""

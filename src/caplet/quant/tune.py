@@ -21,12 +21,12 @@ from caplet.fixed import AnyFormat, FixedFormat, Rounding
 from caplet.models.base import CapsNet, State
 from caplet.nn.functional import lengths, softmax, squash
 from caplet.nn.points import PointSpec, Role, Storage
-from caplet.quant.calibrate import Calibration
 from caplet.quant.cost import stage_macs
 from caplet.quant.fake import point_noise
-from caplet.quant.formats import Exponents, FormatRule
 from caplet.quant.identity import images_digest
 from caplet.quant.kept import Kept
+from caplet.quant.plan.calibrate import Calibration
+from caplet.quant.plan.formats import Exponents, FormatRule
 
 DEFAULT_IMAGES = 64
 WIDEST = 10

@@ -21,7 +21,7 @@ from caplet.errors import ConfigError
 from caplet.models.base import CapsNet
 from caplet.nn.points import Role, Storage
 from caplet.quant.fake import FakeQuant
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.fold import folded
 from caplet.quant.reconstruct.reconstruct import reconstruct
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings, parse_parts

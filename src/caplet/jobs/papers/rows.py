@@ -16,8 +16,8 @@ from caplet.jobs.papers.work import Prune, PruneCnn, Search, Uniform, Work
 from caplet.jobs.pruning import PruneSettings
 from caplet.jobs.quantizing import QuantizeSettings
 from caplet.prune.backbone import BackbonePruneSettings
+from caplet.quant.plan.units import Granularity
 from caplet.quant.search.methods import Method
-from caplet.quant.units import Granularity
 from caplet.train.settings import FinetuneSettings
 
 

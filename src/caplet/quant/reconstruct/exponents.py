@@ -20,7 +20,7 @@ from caplet.models.base import CapsNet, State
 from caplet.nn.functional import lengths
 from caplet.nn.points import PointSpec, Storage
 from caplet.quant.fake import FakeQuant, WeightCache
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.plan import QuantPlan
 
 _FARTHEST = 3
 """Steps that an exponent may move in one sweep."""

@@ -33,7 +33,7 @@ from caplet.nn.functional import lengths
 from caplet.nn.points import Role
 from caplet.nn.precision import has_bfloat16, mixed
 from caplet.quant.fake import fake_quantized
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.settings import ReconstructSettings
 from caplet.quant.reconstruct.views import parameter_of
 from caplet.quant.straight import StraightThrough, steps, towards

@@ -9,10 +9,10 @@ from typing import Any
 from caplet.fixed import Rounding
 from caplet.models.base import CapsNet
 from caplet.nn.points import PointSpec, Role, Storage
-from caplet.quant.formats import FormatRule, FormatSource, bits_of
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.formats import FormatRule, FormatSource, bits_of
+from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.plan.target import Hardware
 from caplet.quant.reconstruct.reconstruct import Reconstruction
-from caplet.quant.target import Hardware
 
 SHARE = 0.01
 """Points with fewer than this share of all elements of their storage keep their widths: they save next to nothing."""

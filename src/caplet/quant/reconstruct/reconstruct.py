@@ -19,11 +19,11 @@ from caplet.models.base import CapsNet
 from caplet.nn.layer import Layer
 from caplet.nn.memory import keep_freed_memory
 from caplet.nn.points import Role, Storage
-from caplet.quant.calibrate import calibrate
 from caplet.quant.fake import FakeQuant
-from caplet.quant.formats import best_fixed_format
-from caplet.quant.histogram import Histogram
-from caplet.quant.plan import QuantPlan, output_axis
+from caplet.quant.plan.calibrate import calibrate
+from caplet.quant.plan.formats import best_fixed_format
+from caplet.quant.plan.histogram import Histogram
+from caplet.quant.plan.plan import QuantPlan, output_axis
 from caplet.quant.reconstruct.chains import Chain
 from caplet.quant.reconstruct.channels import channel_format, from_exponents, output_channel_format
 from caplet.quant.reconstruct.descend import Grid, fit

@@ -17,7 +17,7 @@ from caplet.errors import ArtefactError
 from caplet.files import why, write_atomic
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.settings import ReconstructSettings
 
 _KEY = "caplet-reconstruction"

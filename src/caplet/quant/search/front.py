@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from caplet.quant.plan.units import UnitWidths
 from caplet.quant.search.result import Candidate
-from caplet.quant.units import UnitWidths
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.fixed.format import MAX_BITS
 from caplet.nn.points import Storage
+from caplet.quant.plan.units import UnitWidths, make_units, unit_bits
 from caplet.quant.search.allocate import Choice, Limit, Measure, allocate
 from caplet.quant.search.front import Front, FrontPoint
 from caplet.quant.search.progressive import longest_run, pick_result
 from caplet.quant.search.request import SENSITIVITY_IMAGES, Request, SearchResult, Workbench
 from caplet.quant.search.susceptibility import Susceptibility
 from caplet.quant.search.trials import Trials, fitting_units
-from caplet.quant.units import UnitWidths, make_units, unit_bits
 
 METHOD = "ilp"
 MEASURED_WIDTH = 8

@@ -9,14 +9,14 @@ from enum import StrEnum
 
 from caplet.errors import ConfigError
 from caplet.models.base import CapsNet
-from caplet.quant.memory import FLOAT_BITS, count_memory
+from caplet.quant.plan.memory import FLOAT_BITS, count_memory
+from caplet.quant.plan.target import HARDWARE
+from caplet.quant.plan.widths import Widths, make_plan, width_memory
 from caplet.quant.search.ilp import search_ilp
 from caplet.quant.search.progressive import search_progressive
 from caplet.quant.search.qcapsnets import QCapsNetsSettings, check_budget, search_qcapsnets
 from caplet.quant.search.request import Request, SearchResult, Workbench
 from caplet.quant.search.result import Candidate, QCapsNetsResult
-from caplet.quant.target import HARDWARE
-from caplet.quant.widths import Widths, make_plan, width_memory
 
 DEFAULT_COMPRESSION = 5.0
 """The Q-CapsNets method without a weight budget: this many times fewer weight bits than 32-bit float."""

@@ -18,10 +18,10 @@ from typing import Any
 
 from caplet.fixed import Rounding
 from caplet.fixed.format import MAX_BITS
+from caplet.quant.plan.units import UnitWidths, make_units, unit_bits
 from caplet.quant.search.request import SENSITIVITY_IMAGES, Request, SearchResult, Workbench
 from caplet.quant.search.susceptibility import Susceptibility
 from caplet.quant.search.trials import Trials, fitting_units
-from caplet.quant.units import UnitWidths, make_units, unit_bits
 
 START_SHARE = 0.25
 """Share of the tolerance that the uniform start may spend."""

@@ -22,10 +22,10 @@ from caplet.fixed import Rounding
 from caplet.fixed.format import MAX_BITS
 from caplet.models.base import CapsNet
 from caplet.quant.evaluator import Evaluator
-from caplet.quant.formats import FormatRule, FormatSource
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.formats import FormatRule, FormatSource
+from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.plan.widths import Widths, group_points, is_routing, make_plan, width_memory
 from caplet.quant.search.result import Candidate, QCapsNetsResult, Step, probed_step
-from caplet.quant.widths import Widths, group_points, is_routing, make_plan, width_memory
 
 UNIFORM_SHARE = 0.05
 """Share of the tolerance that step 1 may spend."""

@@ -10,12 +10,12 @@ from typing import Any
 from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.quant.evaluator import Evaluator
-from caplet.quant.formats import FormatRule, FormatSource
 from caplet.quant.kept import Kept
+from caplet.quant.plan.formats import FormatRule, FormatSource
+from caplet.quant.plan.target import HARDWARE, FootprintOf, Hardware
+from caplet.quant.plan.units import Granularity
 from caplet.quant.probes import Probe
 from caplet.quant.search.result import Candidate, Step
-from caplet.quant.target import HARDWARE, FootprintOf, Hardware
-from caplet.quant.units import Granularity
 
 SENSITIVITY_IMAGES = 64
 """Calibration images on which one-at-a-time sensitivities are measured."""

@@ -9,11 +9,11 @@ import torch
 
 from caplet.fixed import AnyFormat, Rounding
 from caplet.quant.evaluator import Evaluator
-from caplet.quant.formats import FormatRule, FormatSource
 from caplet.quant.identity import images_digest
 from caplet.quant.kept import Kept
 from caplet.quant.perturb import Perturber
-from caplet.quant.units import Unit
+from caplet.quant.plan.formats import FormatRule, FormatSource
+from caplet.quant.plan.units import Unit
 
 
 class Susceptibility:
@@ -22,7 +22,7 @@ class Susceptibility:
     The noise is the mean squared change of the class capsules' lengths, dimensionless, when one unit is rounded and
     everything else is float. Independent errors add up in it, which counts of changed predictions on a few hundred
     images do not: they are mostly zero. Formats are the source's own; exponents that a restricted shift moves
-    (:func:`caplet.quant.target.fit_shifts`) are not followed here.
+    (:func:`caplet.quant.plan.target.fit_shifts`) are not followed here.
 
     Args:
         images: how many of the evaluator's images to use, at even distances.

@@ -8,12 +8,12 @@ from typing import Any
 
 from caplet.errors import ConfigError, PlanError
 from caplet.fixed import Rounding
-from caplet.quant.memory import MemoryRow
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.memory import MemoryRow
+from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.plan.target import Footprint, fit_shifts
+from caplet.quant.plan.units import Unit, UnitWidths, unit_memory, unit_point_widths
 from caplet.quant.search.request import Request, Workbench
 from caplet.quant.search.result import Candidate, Step, probed_step
-from caplet.quant.target import Footprint, fit_shifts
-from caplet.quant.units import Unit, UnitWidths, unit_memory, unit_point_widths
 
 
 class Trials:

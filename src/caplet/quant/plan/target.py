@@ -14,7 +14,7 @@ from caplet.errors import ArtefactError, ConfigError, PlanError
 from caplet.fixed import FixedFormat
 from caplet.fixed.format import MAX_BITS
 from caplet.nn.points import PointSpec, Storage
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.plan import QuantPlan
 
 _ACCUMULATORS = (16, 32, 64)
 _LONGEST_SHIFT = 62

@@ -9,9 +9,9 @@ from caplet.errors import PlanError
 from caplet.fixed import Rounding
 from caplet.models.base import CapsNet
 from caplet.nn.points import ROUTING_ROLES, PointSpec, Storage
-from caplet.quant.formats import FormatRule, FormatSource, bits_of
-from caplet.quant.memory import MemoryCount, count_bits
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.formats import FormatRule, FormatSource, bits_of
+from caplet.quant.plan.memory import MemoryCount, count_bits
+from caplet.quant.plan.plan import QuantPlan
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def make_plan(
     """The plan in which every point has its group's width and the format that ``source`` chooses for that.
 
     Args:
-        source: a :class:`~caplet.quant.calibrate.Calibration`, or a :class:`~caplet.quant.tune.Tuner` on top of one.
+        source: a :class:`~caplet.quant.plan.calibrate.Calibration`, or a :class:`~caplet.quant.tune.Tuner` on top of one.
     """
     chosen = point_widths(model, widths)
     return QuantPlan({key: source.format(key, w, rule, rounding) for key, w in chosen.items()}, rounding, seed)

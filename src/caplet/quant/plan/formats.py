@@ -11,7 +11,7 @@ from caplet.errors import PlanError
 from caplet.fixed import AnyFormat, FixedFormat, LogFormat, Rounding
 from caplet.fixed.format import MAX_BITS, MAX_LOG_BITS
 from caplet.nn.points import PointSpec, Role, Storage
-from caplet.quant.histogram import Histogram, fixed_error, log_error
+from caplet.quant.plan.histogram import Histogram, fixed_error, log_error
 
 MIN_FRAC_BITS, MAX_FRAC_BITS = -12, 30
 """Exponents that are tried: what the integer squash accepts at any width and dimension."""

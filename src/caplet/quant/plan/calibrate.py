@@ -24,8 +24,8 @@ from caplet.models.base import CapsNet
 from caplet.nn.functional import softmax, squash
 from caplet.nn.memory import keep_freed_memory
 from caplet.nn.points import PointSpec, Storage
-from caplet.quant.formats import FormatRule, choose_format
-from caplet.quant.histogram import HALF, Histogram
+from caplet.quant.plan.formats import FormatRule, choose_format
+from caplet.quant.plan.histogram import HALF, Histogram
 
 DEFAULT_IMAGES = 1024
 """Images that are plenty for calibration."""
@@ -78,7 +78,7 @@ class Calibration:
     def format(
         self, key: str, width: int, rule: FormatRule | None = None, rounding: Rounding = Rounding.NEAREST
     ) -> AnyFormat:
-        """The format of a point at a width (see :func:`caplet.quant.formats.choose_format`); remembered.
+        """The format of a point at a width (see :func:`caplet.quant.plan.formats.choose_format`); remembered.
 
         Raises:
             PlanError: unknown point, or a width outside 1..16.

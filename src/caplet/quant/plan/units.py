@@ -8,10 +8,10 @@ from enum import StrEnum
 
 from caplet.models.base import CapsNet
 from caplet.nn.points import PointSpec, Storage
-from caplet.quant.formats import FormatRule, bits_of
-from caplet.quant.memory import MemoryCount, count_bits
-from caplet.quant.target import Hardware
-from caplet.quant.widths import group_points
+from caplet.quant.plan.formats import FormatRule, bits_of
+from caplet.quant.plan.memory import MemoryCount, count_bits
+from caplet.quant.plan.target import Hardware
+from caplet.quant.plan.widths import group_points
 
 
 class Granularity(StrEnum):

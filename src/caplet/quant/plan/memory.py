@@ -9,7 +9,7 @@ from typing import Any
 from caplet.fixed import ChannelFormat
 from caplet.models.base import CapsNet
 from caplet.nn.points import Storage
-from caplet.quant.plan import QuantPlan
+from caplet.quant.plan.plan import QuantPlan
 
 FLOAT_BITS = 32
 

@@ -1,0 +1,1 @@
+"""Which numbers: plans, formats, calibration, units, memory accounting, target hardware."""
