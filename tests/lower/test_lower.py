@@ -24,10 +24,10 @@ from caplet.nn.conv import OIHW, ConvReLU
 from caplet.nn.points import PointSpec, Storage
 from caplet.program import Program, dumps, loads, run, trace, verify
 from caplet.quant.evaluator import predict
-from caplet.quant.fake import FakeQuant, fake_quantized
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.simulate.fake_quant import FakeQuant, fake_quantized
 
 Codes = NDArray[Any]
 EXACT = 1 << 24

@@ -10,9 +10,9 @@ from torch import Tensor
 from caplet.data.imageset import to_float
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
-from caplet.quant.fake import fake_quantized
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.simulate.fake_quant import fake_quantized
 
 
 def plan_of(case: Any, weights: int, activations: int = 8) -> QuantPlan:

@@ -11,10 +11,10 @@ import torch
 from caplet.data.imageset import to_float
 from caplet.nn.functional import lengths
 from caplet.nn.points import Storage
-from caplet.quant.fake import fake_quantized
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, make_plan
 from caplet.quant.reconstruct.exponents import ComputedOnly, ExponentTuner, computed_points
+from caplet.quant.simulate.fake_quant import fake_quantized
 
 
 def plan_of(case: Any, width: int) -> QuantPlan:

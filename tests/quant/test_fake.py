@@ -13,10 +13,17 @@ from caplet.errors import PlanError
 from caplet.fixed import FixedFormat, LogFormat, Rounding, stochastic_noise
 from caplet.fixed import squash as integer_squash
 from caplet.nn.points import Role, Storage, ram
-from caplet.quant.fake import FakeQuant, WeightCache, fake_quantized, in_memory_order, point_noise, quantize_in_place
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.plan import sibling
 from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.simulate.fake_quant import (
+    FakeQuant,
+    WeightCache,
+    fake_quantized,
+    in_memory_order,
+    point_noise,
+    quantize_in_place,
+)
 
 
 def plan_of(case: Any, width: int = 6, rounding: Rounding = Rounding.NEAREST, **more: Any) -> Any:

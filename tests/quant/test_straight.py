@@ -17,12 +17,12 @@ from caplet.errors import ModelError
 from caplet.fixed import ChannelFormat, FixedFormat, LogFormat, Rounding
 from caplet.nn.functional import softmax, squash_reference
 from caplet.nn.points import PointSpec, Role, Storage
-from caplet.quant.fake import FakeQuant, fake_quantized, point_noise
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, make_plan
-from caplet.quant.straight import StraightThrough, clipping_edges
+from caplet.quant.simulate.fake_quant import FakeQuant, fake_quantized, point_noise
+from caplet.quant.simulate.straight_through import StraightThrough, clipping_edges
 from caplet.train.initialise import initialise
 from caplet.train.loss import margin_loss
 

@@ -17,12 +17,12 @@ from caplet.fixed import FixedFormat
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet
 from caplet.models.registry import build
-from caplet.quant.fake import fake_quantized
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, make_plan
 from caplet.quant.reconstruct.reconstruct import reconstruct
 from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
+from caplet.quant.simulate.fake_quant import fake_quantized
 from caplet.train.evaluate import evaluate
 from caplet.train.initialise import initialise
 from caplet.train.loop import train

@@ -19,10 +19,10 @@ from caplet.program import Program
 from caplet.program.arena import plan_memory
 from caplet.program.verify import verify
 from caplet.prune.cost import FLOAT_BYTES, cost_of
-from caplet.quant.fake import fake_quantized
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.simulate.fake_quant import fake_quantized
 
 WIDTHS = (8, 4)
 """Uniform widths for which a Program is predicted."""

@@ -16,13 +16,13 @@ from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.models.base import CapsNet
 from caplet.quant.evaluator import predict
-from caplet.quant.fake import fake_quantized
 from caplet.quant.plan.formats import FormatSource
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.narrow import Narrowing, narrow
 from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
 from caplet.quant.reconstruct.settings import DEFAULT_IMAGES, Part, ReconstructSettings
 from caplet.quant.search.request import Request
+from caplet.quant.simulate.fake_quant import fake_quantized
 
 NARROWING_IMAGES = 2000
 """Calibration images on which single steps of narrowing are decided; the integers decide on all of them at the end."""

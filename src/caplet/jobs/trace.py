@@ -22,8 +22,8 @@ from caplet.models.base import CapsNet
 from caplet.nn.functional import softmax, squash
 from caplet.nn.points import PointHandler, PointSpec, Storage
 from caplet.program import Program, TensorSpec, interpreter
-from caplet.quant.fake import FakeQuant
 from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.simulate.fake_quant import FakeQuant
 from caplet.runs import RunFolder
 
 TRACE = "trace.json"

@@ -19,13 +19,13 @@ from caplet.errors import ConfigError
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.memory import keep_freed_memory
-from caplet.quant.fake import FakeQuant, WeightCache
 from caplet.quant.identity import images_digest, model_identity
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import describe
 from caplet.quant.prefixes import PrefixRunner
 from caplet.quant.probes import FLOAT, Part, Probe, ProbeLog
 from caplet.quant.sequential import NEIGHBOURS, Bounds, EarlyRule, Measured, Reference, bound, make_reference
+from caplet.quant.simulate.fake_quant import FakeQuant, WeightCache
 
 DEFAULT_CACHE_BYTES = 3 << 29
 Progress = Callable[[int, int], None]
@@ -68,7 +68,7 @@ class Evaluator:
         batch_size: images per forward pass.
         cache_bytes: limit of the kept stage outputs; 0 keeps none.
         log_path: JSON-lines log of all probes; if it exists, its probes are known from the start.
-        integer: see :class:`caplet.quant.fake.FakeQuant`.
+        integer: see :class:`caplet.quant.simulate.fake_quant.FakeQuant`.
         progress: called after every batch.
         early: how early decisions are made; None looks at all images for every question.
 

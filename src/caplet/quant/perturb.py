@@ -21,7 +21,7 @@ from caplet.nn.functional import lengths, softmax, squash
 from caplet.nn.points import PointSpec, Storage
 from caplet.quant.cost import stage_macs
 from caplet.quant.evaluator import predict
-from caplet.quant.fake import point_noise
+from caplet.quant.simulate.fake_quant import point_noise
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(lengths float (B, classes), labels int64 (B,)) -> the mean loss per image, a float scalar."""

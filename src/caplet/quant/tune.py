@@ -22,11 +22,11 @@ from caplet.models.base import CapsNet, State
 from caplet.nn.functional import lengths, softmax, squash
 from caplet.nn.points import PointSpec, Role, Storage
 from caplet.quant.cost import stage_macs
-from caplet.quant.fake import point_noise
 from caplet.quant.identity import images_digest
 from caplet.quant.kept import Kept
 from caplet.quant.plan.calibrate import Calibration
 from caplet.quant.plan.formats import Exponents, FormatRule
+from caplet.quant.simulate.fake_quant import point_noise
 
 DEFAULT_IMAGES = 64
 WIDEST = 10

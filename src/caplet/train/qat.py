@@ -1,7 +1,7 @@
 """Quantization-aware training: fine-tuning in which every forward pass computes the numbers of a plan.
 
 The float weights go on existing and are what is trained; each pass rounds them and every computed tensor as the device
-will, with integer softmax and squash, and gradients pass straight through (:mod:`caplet.quant.straight`).
+will, with integer softmax and squash, and gradients pass straight through (:mod:`caplet.quant.simulate.straight_through`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from caplet.data.splits import Splits
 from caplet.errors import ConfigError
 from caplet.models.base import CapsNet
 from caplet.nn.points import Role, Storage
-from caplet.quant.fake import FakeQuant
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.fold import folded
 from caplet.quant.reconstruct.reconstruct import reconstruct
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings, parse_parts
 from caplet.quant.reconstruct.views import parameter_of
-from caplet.quant.rescale import LearnedExponents, Observed, observe, refit
-from caplet.quant.straight import StraightThrough, towards
+from caplet.quant.simulate.fake_quant import FakeQuant
+from caplet.quant.simulate.learned_scales import LearnedExponents, Observed, observe, refit
+from caplet.quant.simulate.straight_through import StraightThrough, towards
 from caplet.train.evaluate import Score, evaluate
 from caplet.train.finetune import FinetuneTask
 from caplet.train.loop import TrainResult, run

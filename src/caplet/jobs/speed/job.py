@@ -21,10 +21,10 @@ from caplet.models.base import CapsNet
 from caplet.nn.memory import keep_freed_memory
 from caplet.program import interpreter
 from caplet.prune.cost import cost_of
-from caplet.quant.fake import fake_quantized
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.simulate.fake_quant import fake_quantized
 from caplet.runs import environment
 from caplet.runtime import NativeModel
 

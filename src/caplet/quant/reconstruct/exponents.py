@@ -19,8 +19,8 @@ from caplet.fixed import FixedFormat, PlanFormat
 from caplet.models.base import CapsNet, State
 from caplet.nn.functional import lengths
 from caplet.nn.points import PointSpec, Storage
-from caplet.quant.fake import FakeQuant, WeightCache
 from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.simulate.fake_quant import FakeQuant, WeightCache
 
 _FARTHEST = 3
 """Steps that an exponent may move in one sweep."""

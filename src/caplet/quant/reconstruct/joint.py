@@ -2,7 +2,7 @@
 
 Fitting block by block ends with what a block can do alone, for its own sums. Here the error is that of the class
 capsules, through every squash and routing iteration as the device computes them. Each constant is a float number of
-steps whose rounding is what runs (gradients pass straight through, :mod:`caplet.quant.straight`); it starts between its
+steps whose rounding is what runs (gradients pass straight through, :mod:`caplet.quant.simulate.straight_through`); it starts between its
 fitted code and its float value, and few move by more than one code. No labels are used: the float model's class
 capsules are the target. The images are shifted, mirrored and blended at random, which need not make sense as images:
 what is fitted to a thousand images alone is faithful there, and much less so a little away from them. The float model
@@ -32,11 +32,11 @@ from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.points import Role
 from caplet.nn.precision import has_bfloat16, mixed
-from caplet.quant.fake import fake_quantized
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.settings import ReconstructSettings
 from caplet.quant.reconstruct.views import parameter_of
-from caplet.quant.straight import StraightThrough, steps, towards
+from caplet.quant.simulate.fake_quant import fake_quantized
+from caplet.quant.simulate.straight_through import StraightThrough, steps, towards
 
 _HALF_WAY = 0.5
 """Where between its code and its float value a weight starts: on the border of a cell, chance would move it."""

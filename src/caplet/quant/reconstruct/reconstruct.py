@@ -19,7 +19,6 @@ from caplet.models.base import CapsNet
 from caplet.nn.layer import Layer
 from caplet.nn.memory import keep_freed_memory
 from caplet.nn.points import Role, Storage
-from caplet.quant.fake import FakeQuant
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.formats import best_fixed_format
 from caplet.quant.plan.histogram import Histogram
@@ -34,6 +33,7 @@ from caplet.quant.reconstruct.joint import fit_jointly
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings
 from caplet.quant.reconstruct.store import Block, BlockStore, identity
 from caplet.quant.reconstruct.views import make_view, parameter_of
+from caplet.quant.simulate.fake_quant import FakeQuant
 
 _JOINT = "joint"
 """Name under which the result of moving all blocks together is kept and reported."""

@@ -20,8 +20,8 @@ from caplet.fixed import ChannelFormat, FixedFormat, LogFormat, PlanFormat, Roun
 from caplet.nn.points import PointSpec, Role, Storage
 from caplet.nn.routing_grad import agreement, weighted_sum
 from caplet.nn.squash import no_autocast, squash_backward
-from caplet.quant.fake import FakeQuant, point_noise, quantize_in_place
 from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.simulate.fake_quant import FakeQuant, point_noise, quantize_in_place
 
 _CELL = 0.45
 """Share of a step on either side of a value that is safely rounded to it."""
@@ -45,7 +45,7 @@ def clipping_edges(fmt: PlanFormat, rounding: Rounding) -> tuple[float, float]:
 
 class StraightThrough:
     """A :class:`~caplet.nn.points.PointHandler` whose values are exactly those of
-    :class:`~caplet.quant.fake.FakeQuant`, with straight-through gradients.
+    :class:`~caplet.quant.simulate.fake_quant.FakeQuant`, with straight-through gradients.
 
     A clipped constant may move back into the range, but no further out of it; a clipped computed value has no gradient.
 

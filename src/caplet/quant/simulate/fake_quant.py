@@ -18,7 +18,7 @@ from caplet.models.base import CapsNet
 from caplet.nn.functional import softmax, squash
 from caplet.nn.points import PointSpec, Role, Storage
 from caplet.quant.plan.plan import QuantPlan, sibling
-from caplet.quant.table_squash import table_squash
+from caplet.quant.simulate.table_squash import table_squash
 
 _BLOCK = 1 << 18  # elements rounded at a time: one block stays in the cache through all passes
 _KEPT_PER_WEIGHT = 2

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from caplet.fixed import AnyFormat, FixedFormat, LogFormat, PlanFormat, Rounding
 from caplet.models.base import CapsNet
 from caplet.nn.points import PointSpec, Role, Storage
-from caplet.quant.fake import FakeQuant
 from caplet.quant.plan.formats import best_format
 from caplet.quant.plan.histogram import Histogram
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.straight import clipping_edges
+from caplet.quant.simulate.fake_quant import FakeQuant
+from caplet.quant.simulate.straight_through import clipping_edges
 
 HYSTERESIS = 0.6
 """A learned exponent changes when the parameter is this far from it: half an octave would flicker between two."""

@@ -1,0 +1,1 @@
+"""The model under a plan: fake quantization, straight-through gradients, learned scales."""
