@@ -28,9 +28,9 @@ from caplet.lower import lower
 from caplet.models.checkpoint import load_model
 from caplet.program import Program, interpreter
 from caplet.program.c.emit import EmitSettings, emit
+from caplet.quant.measure.tune import DEFAULT_IMAGES, Tuner
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.widths import Widths, make_plan
-from caplet.quant.tune import DEFAULT_IMAGES, Tuner
 from caplet.runtime import NativeModel
 from caplet.runtime.boards import CORTEX_M4
 from caplet.runtime.elf import read_sizes

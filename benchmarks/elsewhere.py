@@ -27,7 +27,7 @@ from caplet.metrics import paired
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.program.file import load_program
-from caplet.quant.evaluator import predict
+from caplet.quant.measure.evaluator import predict
 from caplet.quant.reconstruct.joint import smoothed
 
 RECORDS = Path(__file__).parent / "records"

@@ -33,11 +33,11 @@ from caplet.metrics import accuracy, paired
 from caplet.models.checkpoint import load_model
 from caplet.nn.memory import keep_freed_memory
 from caplet.program import interpreter
-from caplet.quant.evaluator import predict
+from caplet.quant.measure.evaluator import predict
+from caplet.quant.measure.tune import DEFAULT_IMAGES, Tuner
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.widths import Widths, make_plan
 from caplet.quant.simulate.fake_quant import fake_quantized
-from caplet.quant.tune import DEFAULT_IMAGES, Tuner
 from caplet.runtime import NativeModel
 
 RECORDS = Path(__file__).parent / "records"

@@ -40,7 +40,9 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.nn.functional import lengths
 from caplet.nn.points import Storage
-from caplet.quant.evaluator import predict
+from caplet.quant.measure.evaluator import predict
+from caplet.quant.measure.tune import DEFAULT_IMAGES as TUNING_IMAGES
+from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.formats import FormatRule, FormatSource, bits_of
 from caplet.quant.plan.memory import count_memory
@@ -48,8 +50,6 @@ from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.reconstruct import BlockReport, Reconstruction, reconstruct
 from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 from caplet.quant.simulate.fake_quant import fake_quantized
-from caplet.quant.tune import DEFAULT_IMAGES as TUNING_IMAGES
-from caplet.quant.tune import Tuner
 
 RECORDS = Path(__file__).parent / "records"
 BATCH = 50

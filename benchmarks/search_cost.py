@@ -33,15 +33,15 @@ from caplet.jobs.searching import CALIBRATION_IMAGES, describe_step, full_passes
 from caplet.lower import lower
 from caplet.metrics import paired
 from caplet.models.checkpoint import load_model
-from caplet.quant.evaluator import DEFAULT_CACHE_BYTES, Evaluator
+from caplet.quant.measure.early_decision import EarlyRule
+from caplet.quant.measure.evaluator import DEFAULT_CACHE_BYTES, Evaluator
+from caplet.quant.measure.tune import DEFAULT_IMAGES as TUNING_IMAGES
+from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.units import Granularity
 from caplet.quant.search.methods import Method, find_method
 from caplet.quant.search.request import Request, Workbench
 from caplet.quant.search.result import width_table
-from caplet.quant.sequential import EarlyRule
-from caplet.quant.tune import DEFAULT_IMAGES as TUNING_IMAGES
-from caplet.quant.tune import Tuner
 
 RECORDS = Path(__file__).parent / "records"
 

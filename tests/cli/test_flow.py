@@ -243,7 +243,7 @@ def test_force_replaces_every_result_of_the_earlier_run(caplet: Caplet, trained:
 def test_an_interrupted_quantization_is_exit_code_130_and_resumes(
     caplet: Caplet, trained: Path, quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from caplet.quant.probes import ProbeLog
+    from caplet.quant.measure.evaluations import ProbeLog
 
     add, left = ProbeLog.add, iter(range(4))
 
@@ -285,7 +285,7 @@ def test_a_killed_quantization_resumes_to_the_same_bytes(
 ) -> None:
     patch = """
 import json
-from caplet.quant.lines import JsonLines
+from caplet.quant.measure.lines import JsonLines
 write = JsonLines._write
 def cut(self, row, mode, count=[0]):
     count[0] += self.path.name == "probes.jsonl"

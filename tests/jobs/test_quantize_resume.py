@@ -22,12 +22,12 @@ from caplet.jobs.quantize import PROBES, SEARCH, quantize
 from caplet.jobs.quantizing import QuantizeSettings
 from caplet.jobs.searching import CALIBRATION, SENSITIVITIES, TUNING
 from caplet.models.base import CapsNet
-from caplet.quant.evaluator import Evaluator
-from caplet.quant.lines import JsonLines
+from caplet.quant.measure.evaluator import Evaluator
+from caplet.quant.measure.lines import JsonLines
+from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.units import Granularity
 from caplet.quant.search.methods import Method
 from caplet.quant.search.susceptibility import Susceptibility
-from caplet.quant.tune import Tuner
 
 Whole = Callable[[str], tuple[Path, Counter[str]]]
 

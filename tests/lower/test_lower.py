@@ -23,7 +23,7 @@ from caplet.models.registry import build
 from caplet.nn.conv import OIHW, ConvReLU
 from caplet.nn.points import PointSpec, Storage
 from caplet.program import Program, dumps, loads, run, trace, verify
-from caplet.quant.evaluator import predict
+from caplet.quant.measure.evaluator import predict
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan

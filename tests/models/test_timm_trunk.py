@@ -22,7 +22,7 @@ from caplet.models.registry import build, named_model
 from caplet.models.timm_trunk import timm_trunk
 from caplet.nn.cnn import Activation, ConvNorm
 from caplet.program.interpreter import run
-from caplet.quant.evaluator import Evaluator
+from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.plan import QuantPlan

@@ -16,7 +16,7 @@ from caplet.prune.rules import RULES, Kind
 from caplet.prune.scores import measure_scores
 from caplet.prune.structure import prunable, structure_of
 from caplet.prune.surgery import cut
-from caplet.quant.cost import stage_macs
+from caplet.quant.measure.cost import stage_macs
 from caplet.train.loss import margin_loss
 
 names = pytest.mark.parametrize("name", list(CONFIGS))

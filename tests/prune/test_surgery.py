@@ -22,7 +22,7 @@ from caplet.prune.mask import Masked
 from caplet.prune.rules import RULES, Kind, rule_of, shrinks
 from caplet.prune.structure import Keep, Structure, structure_of
 from caplet.prune.surgery import cut
-from caplet.quant.evaluator import Evaluator
+from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.plan import QuantPlan

@@ -12,10 +12,10 @@ import torch
 from caplet.errors import ArtefactError, ConfigError, ModelError, PlanError
 from caplet.fixed import FixedFormat, LogFormat, Rounding, stochastic_noise
 from caplet.nn.points import Role, flash, ram
+from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import Calibration, calibrate
 from caplet.quant.plan.formats import Exponents, FormatRule, best_fixed_format, best_log_format, bits_of, choose_format
 from caplet.quant.plan.histogram import HALF, Histogram, fixed_error
-from caplet.quant.tune import Tuner
 
 RANDOM = {
     "normal": lambda g: torch.randn(5_000, generator=g) * 0.3,

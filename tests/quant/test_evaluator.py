@@ -15,13 +15,13 @@ import torch
 from caplet.errors import ArtefactError, ConfigError, ModelError, PlanError
 from caplet.fixed import FixedFormat, Rounding
 from caplet.models.registry import build
-from caplet.quant.cost import stage_macs
-from caplet.quant.evaluator import Evaluator, predict
+from caplet.quant.measure.cost import stage_macs
+from caplet.quant.measure.early_decision import EarlyRule
+from caplet.quant.measure.evaluations import Part
+from caplet.quant.measure.evaluator import Evaluator, predict
+from caplet.quant.measure.states import StateCache, decode_state, encode_state
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, make_plan
-from caplet.quant.probes import Part
-from caplet.quant.sequential import EarlyRule
-from caplet.quant.states import StateCache, decode_state, encode_state
 
 
 def evaluator(case: Any, **settings: Any) -> Evaluator:

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from caplet.errors import ConfigError
 from caplet.jobs.footprint import footprint
-from caplet.quant.evaluator import Evaluator
+from caplet.quant.measure.evaluations import Probe
+from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import HARDWARE
 from caplet.quant.plan.units import Granularity, UnitWidths, make_units
-from caplet.quant.probes import Probe
 from caplet.quant.search.allocate import Choice, Limit, allocate
 from caplet.quant.search.front import Front, FrontPoint
 from caplet.quant.search.ilp import IlpSettings, search_ilp

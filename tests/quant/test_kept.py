@@ -10,15 +10,15 @@ import torch
 
 from caplet.errors import ArtefactError
 from caplet.fixed import Rounding
-from caplet.quant.evaluator import Evaluator
-from caplet.quant.identity import model_identity
-from caplet.quant.kept import Kept
-from caplet.quant.perturb import Perturber
+from caplet.quant.measure.cache import Kept
+from caplet.quant.measure.effects import Perturber
+from caplet.quant.measure.evaluator import Evaluator
+from caplet.quant.measure.identity import model_identity
+from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.target import HARDWARE
 from caplet.quant.plan.units import Granularity, make_units
 from caplet.quant.search.susceptibility import Susceptibility
-from caplet.quant.tune import Tuner
 
 
 class Meter:

@@ -14,13 +14,13 @@ from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.jobs.footprint import footprint
 from caplet.nn.points import Role
-from caplet.quant.evaluator import Evaluator
+from caplet.quant.measure.evaluations import Probe
+from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import HARDWARE
 from caplet.quant.plan.units import Granularity, UnitWidths, make_units, unit_memory, unit_point_widths
-from caplet.quant.probes import Probe
 from caplet.quant.search.progressive import (
     Order,
     ProgressiveSettings,

@@ -11,12 +11,12 @@ import pytest
 from caplet.errors import ConfigError
 from caplet.fixed import FixedFormat, Rounding
 from caplet.nn.points import Role
-from caplet.quant.evaluator import Evaluator
+from caplet.quant.measure.evaluations import Probe
+from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.formats import Exponents, FormatRule
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, make_plan, width_memory
-from caplet.quant.probes import Probe
 from caplet.quant.search.qcapsnets import QCapsNetsSettings, search_qcapsnets, weight_profile
 from caplet.quant.search.result import Step
 

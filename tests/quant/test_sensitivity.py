@@ -16,9 +16,8 @@ from caplet.errors import ArtefactError, ConfigError
 from caplet.fixed import FixedFormat, Rounding
 from caplet.nn.functional import lengths
 from caplet.nn.points import Role
-from caplet.quant.perturb import Effect, Perturber, decibels
-from caplet.quant.plan.calibrate import calibrate
-from caplet.quant.sensitivity import (
+from caplet.quant.measure.effects import Effect, Perturber, decibels
+from caplet.quant.measure.sensitivity import (
     Row,
     SensitivitySettings,
     Spread,
@@ -26,7 +25,8 @@ from caplet.quant.sensitivity import (
     measure_sensitivity,
     summarise,
 )
-from caplet.quant.tune import Tuner
+from caplet.quant.measure.tune import Tuner
+from caplet.quant.plan.calibrate import calibrate
 
 
 def mean_error(size: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -16,13 +16,20 @@ from scipy.stats import hypergeom
 
 from caplet.errors import ConfigError
 from caplet.fixed import FixedFormat
-from caplet.quant.evaluator import Evaluator
+from caplet.quant.measure.early_decision import (
+    EarlyRule,
+    Measured,
+    Reference,
+    bound,
+    hypergeometric_bounds,
+    make_reference,
+)
+from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, make_plan, width_memory
 from caplet.quant.search.progressive import ProgressiveSettings, search_progressive
 from caplet.quant.search.qcapsnets import QCapsNetsSettings, search_qcapsnets
 from caplet.quant.search.request import Request, Workbench
-from caplet.quant.sequential import EarlyRule, Measured, Reference, bound, hypergeometric_bounds, make_reference
 
 RULE = EarlyRule(first=20, growth=1.5)
 N = 600

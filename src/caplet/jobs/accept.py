@@ -25,7 +25,7 @@ from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.base import CapsNet
 from caplet.program import Program
 from caplet.program.file import save_program
-from caplet.quant.evaluator import Evaluator
+from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.memory import FLOAT_BITS, count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import Hardware

@@ -16,7 +16,7 @@ from caplet.metrics import Accuracy, accuracy
 from caplet.models.base import CapsNet
 from caplet.nn.memory import keep_freed_memory
 from caplet.program import Program
-from caplet.quant.evaluator import predict
+from caplet.quant.measure.evaluator import predict
 
 
 @dataclass(frozen=True)

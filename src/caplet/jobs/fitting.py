@@ -15,7 +15,7 @@ from caplet.data.imageset import ImageSet, to_float
 from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.models.base import CapsNet
-from caplet.quant.evaluator import predict
+from caplet.quant.measure.evaluator import predict
 from caplet.quant.plan.formats import FormatSource
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.narrow import Narrowing, narrow

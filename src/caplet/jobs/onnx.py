@@ -19,7 +19,7 @@ from caplet.program import Program
 from caplet.program.interpreter import run
 from caplet.program.onnx.graph import INSTALL, OPSET, require_onnx
 from caplet.program.onnx.translate import CAPSULES, IMAGES, PREDICTION, to_onnx
-from caplet.quant.evaluator import predict
+from caplet.quant.measure.evaluator import predict
 
 _BATCH = 50
 _FLOAT_TOLERANCE = 1e-4

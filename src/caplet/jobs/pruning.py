@@ -23,7 +23,7 @@ from caplet.prune.rules import Kind, Space
 from caplet.prune.scores import Scores, check_scoring, find_score, measure_scores
 from caplet.prune.structure import Selection, Structure, kept_sizes, prunable, structure_of
 from caplet.prune.surgery import with_iterations
-from caplet.quant.evaluator import predict
+from caplet.quant.measure.evaluator import predict
 from caplet.settings import make
 from caplet.train.loss import margin_loss
 from caplet.train.settings import FinetuneSettings

@@ -27,16 +27,16 @@ from caplet.jobs.searching import (
 )
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
-from caplet.quant.evaluator import DEFAULT_CACHE_BYTES, Evaluator
-from caplet.quant.identity import model_identity
-from caplet.quant.kept import Kept
+from caplet.quant.measure.cache import Kept
+from caplet.quant.measure.early_decision import EarlyRule
+from caplet.quant.measure.evaluator import DEFAULT_CACHE_BYTES, Evaluator
+from caplet.quant.measure.identity import model_identity
+from caplet.quant.measure.tune import DEFAULT_IMAGES as TUNING_IMAGES
+from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.formats import FormatSource
 from caplet.quant.search.methods import find_method
 from caplet.quant.search.request import Workbench
-from caplet.quant.sequential import EarlyRule
 from caplet.quant.simplify import simplify_routing
-from caplet.quant.tune import DEFAULT_IMAGES as TUNING_IMAGES
-from caplet.quant.tune import Tuner
 from caplet.runs import SPLITS, open_run
 
 PROBES, SEARCH, SIMPLIFIED = "probes.jsonl", "search.json", "simplified.json"

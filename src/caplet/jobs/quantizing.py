@@ -41,7 +41,7 @@ class QuantizeSettings(BaseModel):
         rounding: one scheme, or ``all``: try each, keep the smallest result that meets the target.
         log2_weights: weights are signed powers of two.
         paper_formats: one integer bit everywhere, as in the paper, instead of calibrated exponents.
-        tune: choose exponents by their effect on the lengths of the class capsules (see :mod:`caplet.quant.tune`),
+        tune: choose exponents by their effect on the lengths of the class capsules (see :mod:`caplet.quant.measure.tune`),
             instead of by the squared error of the tensor alone.
         reconstruct: parts of reconstruction (:class:`caplet.quant.reconstruct.settings.Part`) that fit every plan which
             the search proposes, before its integers are accepted. A plan within the budgets that missed the target

@@ -11,14 +11,14 @@ from torch import Tensor
 from caplet.data import Splits
 from caplet.data.imageset import ImageSet
 from caplet.models.base import CapsNet
-from caplet.quant.evaluator import Evaluator
-from caplet.quant.identity import images_digest, model_identity
+from caplet.quant.measure.evaluations import FLOAT
+from caplet.quant.measure.evaluator import Evaluator
+from caplet.quant.measure.identity import images_digest, model_identity
+from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import Calibration, calibrate
 from caplet.quant.plan.formats import FormatSource
-from caplet.quant.probes import FLOAT
 from caplet.quant.search.request import Request, SearchResult
 from caplet.quant.search.result import Step
-from caplet.quant.tune import Tuner
 from caplet.runs import RunFolder
 
 CALIBRATION, TUNING, SENSITIVITIES = "calibration.npz", "tuning.jsonl", "sensitivities.jsonl"

@@ -12,7 +12,7 @@ from caplet.data import Splits
 from caplet.jobs.evaluate import check_data
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
-from caplet.quant.sensitivity import SensitivitySettings, Summary, draw_indices, measure_sensitivity, summarise
+from caplet.quant.measure.sensitivity import SensitivitySettings, Summary, draw_indices, measure_sensitivity, summarise
 from caplet.report.sensitivity import sensitivity_plot
 from caplet.runs import METRICS, SPLITS, open_run
 from caplet.train.loss import margin_loss

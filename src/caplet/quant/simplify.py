@@ -26,7 +26,7 @@ from caplet.nn.caps import DenseCaps
 from caplet.nn.functional import softmax, squash
 from caplet.nn.points import PointSpec, Role
 from caplet.nn.routed import RoutedConvCaps
-from caplet.quant.evaluator import predict
+from caplet.quant.measure.evaluator import predict
 
 COUPLING_IMAGES = 1024
 """Calibration images whose couplings are averaged."""

@@ -27,10 +27,10 @@ from caplet.program.arena import plan_memory
 from caplet.prune.cost import cost_of
 from caplet.prune.order import Order
 from caplet.prune.surgery import cut
-from caplet.quant.evaluator import Evaluator
+from caplet.quant.measure.evaluator import Evaluator
+from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import Calibration, calibrate
 from caplet.quant.plan.widths import Widths, make_plan
-from caplet.quant.tune import Tuner
 from caplet.runs import RunFolder
 from caplet.train.finetune import finetune, weights_digest
 

@@ -31,8 +31,8 @@ from caplet.metrics import accuracy, paired
 from caplet.models.base import CapsNet
 from caplet.program.c.emit import EmitSettings
 from caplet.prune.cost import FLOAT_BYTES, cost_of
+from caplet.quant.measure.sensitivity import SensitivitySettings
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.sensitivity import SensitivitySettings
 from caplet.report.records import COMPRESSED
 from caplet.runs import METRICS, RunFolder
 from caplet.train.finetune import weights_digest

@@ -23,12 +23,12 @@ from caplet.models.base import CapsNet
 from caplet.program.file import save_program
 from caplet.prune.backbone import BackbonePruneSettings
 from caplet.prune.cost import Cost, cost_of
+from caplet.quant.measure.tune import DEFAULT_IMAGES as TUNING_IMAGES
+from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.widths import Widths, make_plan
 from caplet.quant.search.methods import Method
-from caplet.quant.tune import DEFAULT_IMAGES as TUNING_IMAGES
-from caplet.quant.tune import Tuner
 from caplet.train.settings import FinetuneSettings
 
 PASSES = {Method.QCAPSNETS: 5.0, Method.PROGRESSIVE: 10.0, Method.ILP: 14.0}

@@ -1,6 +1,6 @@
 """Exponents tuned together: each moved while all others, and all widths, are as the device will have them.
 
-:mod:`caplet.quant.tune` chooses the exponent of one point while everything else is in float. Errors of several points
+:mod:`caplet.quant.measure.tune` chooses the exponent of one point while everything else is in float. Errors of several points
 do not simply add up, so here the whole plan is quantized and one exponent after the other takes the step that brings
 the lengths of the class capsules nearest to the float model's.
 """

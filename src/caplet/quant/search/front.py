@@ -38,7 +38,7 @@ class FrontPoint:
         """Plain data with the plan; losses are in percentage points against ``reference`` correct images.
 
         ``loss_at_least`` and ``loss_at_most`` differ where not all images were looked at (see
-        :mod:`caplet.quant.sequential`); ``loss`` is then an estimate.
+        :mod:`caplet.quant.measure.early_decision`); ``loss`` is then an estimate.
         """
         memory, probe = self.candidate.memory, self.candidate.probe
         return {

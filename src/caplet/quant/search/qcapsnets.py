@@ -21,7 +21,7 @@ from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.fixed.format import MAX_BITS
 from caplet.models.base import CapsNet
-from caplet.quant.evaluator import Evaluator
+from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.formats import FormatRule, FormatSource
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, group_points, is_routing, make_plan, width_memory

@@ -7,11 +7,11 @@ from typing import Any, Generic, TypeVar
 
 from caplet.fixed import Rounding
 from caplet.models.base import CapsNet
+from caplet.quant.measure.evaluations import Probe
 from caplet.quant.plan.memory import MemoryRow
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import UnitWidths
 from caplet.quant.plan.widths import Widths, describe
-from caplet.quant.probes import Probe
 
 W = TypeVar("W", bound=Widths | UnitWidths)
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from caplet.fixed import AnyFormat, Rounding
-from caplet.quant.evaluator import Evaluator
-from caplet.quant.identity import images_digest
-from caplet.quant.kept import Kept
-from caplet.quant.perturb import Perturber
+from caplet.quant.measure.cache import Kept
+from caplet.quant.measure.effects import Perturber
+from caplet.quant.measure.evaluator import Evaluator
+from caplet.quant.measure.identity import images_digest
 from caplet.quant.plan.formats import FormatRule, FormatSource
 from caplet.quant.plan.units import Unit
 

@@ -24,9 +24,9 @@ from caplet.fixed import PlanFormat, Rounding, format_from_json
 from caplet.fixed.format import MAX_BITS
 from caplet.models.base import CapsNet
 from caplet.nn.points import PointSpec
-from caplet.quant.identity import images_digest, model_identity
-from caplet.quant.lines import JsonLines
-from caplet.quant.perturb import Effect, Loss, Perturber
+from caplet.quant.measure.effects import Effect, Loss, Perturber
+from caplet.quant.measure.identity import images_digest, model_identity
+from caplet.quant.measure.lines import JsonLines
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.formats import FormatRule, bits_of
 
@@ -216,7 +216,7 @@ def measure_sensitivity(
 
     Args:
         images: uint8 (N, C, H, W), the calibration images; labels: int64 (N,).
-        loss: see :class:`caplet.quant.perturb.Perturber`.
+        loss: see :class:`caplet.quant.measure.effects.Perturber`.
         log_path: JSON-lines file; rows that it holds already are not measured again.
         progress: called with (rows done, rows in all).
 

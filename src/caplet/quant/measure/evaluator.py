@@ -19,12 +19,20 @@ from caplet.errors import ConfigError
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.memory import keep_freed_memory
-from caplet.quant.identity import images_digest, model_identity
+from caplet.quant.measure.early_decision import (
+    NEIGHBOURS,
+    Bounds,
+    EarlyRule,
+    Measured,
+    Reference,
+    bound,
+    make_reference,
+)
+from caplet.quant.measure.evaluations import FLOAT, Part, Probe, ProbeLog
+from caplet.quant.measure.identity import images_digest, model_identity
+from caplet.quant.measure.staged import PrefixRunner
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import describe
-from caplet.quant.prefixes import PrefixRunner
-from caplet.quant.probes import FLOAT, Part, Probe, ProbeLog
-from caplet.quant.sequential import NEIGHBOURS, Bounds, EarlyRule, Measured, Reference, bound, make_reference
 from caplet.quant.simulate.fake_quant import FakeQuant, WeightCache
 
 DEFAULT_CACHE_BYTES = 3 << 29
@@ -53,7 +61,7 @@ class Evaluator:
 
     A plan is measured once; a second question is answered from memory or from the log. Only stages downstream of what
     changed are computed: the output of stage k depends on the plan at the points of stages 1..k alone, and such outputs
-    are kept as integer codes (:mod:`caplet.quant.prefixes`), so the answer is the same, image by image, as a full
+    are kept as integer codes (:mod:`caplet.quant.measure.staged`), so the answer is the same, image by image, as a full
     evaluation's.
 
     :meth:`evaluate` looks at all images. :meth:`decide` and :meth:`count` look at as many as the question needs, where

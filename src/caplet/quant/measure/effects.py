@@ -19,8 +19,8 @@ from caplet.fixed import AnyFormat, FixedFormat, LogFormat, Rounding
 from caplet.models.base import CapsNet, State
 from caplet.nn.functional import lengths, softmax, squash
 from caplet.nn.points import PointSpec, Storage
-from caplet.quant.cost import stage_macs
-from caplet.quant.evaluator import predict
+from caplet.quant.measure.cost import stage_macs
+from caplet.quant.measure.evaluator import predict
 from caplet.quant.simulate.fake_quant import point_noise
 
 Loss = Callable[[Tensor, Tensor], Tensor]

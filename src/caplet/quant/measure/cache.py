@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caplet.errors import ArtefactError
-from caplet.quant.lines import JsonLines
+from caplet.quant.measure.lines import JsonLines
 
 
 class Kept:
