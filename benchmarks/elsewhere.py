@@ -28,7 +28,7 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.program.file import load_program
 from caplet.quant.measure.evaluator import predict
-from caplet.quant.reconstruct.joint import smoothed
+from caplet.quant.reconstruct.end_to_end import smoothed
 
 RECORDS = Path(__file__).parent / "records"
 

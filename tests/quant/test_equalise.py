@@ -11,7 +11,7 @@ from caplet.data.imageset import to_float
 from caplet.models.base import CapsNet
 from caplet.models.registry import build
 from caplet.quant.plan.widths import Widths, make_plan
-from caplet.quant.reconstruct.equalise import _channel_power, equalised, pairs
+from caplet.quant.reconstruct.equalization import _channel_power, equalised, pairs
 from caplet.quant.reconstruct.reconstruct import reconstruct
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings
 

@@ -13,7 +13,7 @@ from caplet.nn.functional import lengths
 from caplet.nn.points import Storage
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, make_plan
-from caplet.quant.reconstruct.exponents import ComputedOnly, ExponentTuner, computed_points
+from caplet.quant.reconstruct.scale_search import ComputedOnly, ExponentTuner, computed_points
 from caplet.quant.simulate.fake_quant import fake_quantized
 
 

@@ -10,8 +10,8 @@ from caplet.data.imageset import to_float
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.target import HARDWARE
 from caplet.quant.plan.widths import Widths, make_plan
-from caplet.quant.reconstruct.narrow import Narrowing, narrow
 from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
+from caplet.quant.reconstruct.reduce_bitwidths import Narrowing, narrow
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings
 from caplet.quant.simulate.fake_quant import fake_quantized
 

@@ -18,8 +18,8 @@ from caplet.models.base import CapsNet
 from caplet.quant.measure.evaluator import predict
 from caplet.quant.plan.formats import FormatSource
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.reconstruct.narrow import Narrowing, narrow
 from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
+from caplet.quant.reconstruct.reduce_bitwidths import Narrowing, narrow
 from caplet.quant.reconstruct.settings import DEFAULT_IMAGES, Part, ReconstructSettings
 from caplet.quant.search.request import Request
 from caplet.quant.simulate.fake_quant import fake_quantized

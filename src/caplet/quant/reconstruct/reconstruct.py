@@ -23,13 +23,13 @@ from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.formats import best_fixed_format
 from caplet.quant.plan.histogram import Histogram
 from caplet.quant.plan.plan import QuantPlan, output_axis
+from caplet.quant.reconstruct.adaptive_rounding import Grid, fit
 from caplet.quant.reconstruct.chains import Chain
-from caplet.quant.reconstruct.channels import channel_format, from_exponents, output_channel_format
-from caplet.quant.reconstruct.descend import Grid, fit
-from caplet.quant.reconstruct.equalise import equalised
-from caplet.quant.reconstruct.exponents import ExponentTuner, computed_points
+from caplet.quant.reconstruct.end_to_end import fit_jointly
+from caplet.quant.reconstruct.equalization import equalised
 from caplet.quant.reconstruct.fold import folded
-from caplet.quant.reconstruct.joint import fit_jointly
+from caplet.quant.reconstruct.per_channel_scales import channel_format, from_exponents, output_channel_format
+from caplet.quant.reconstruct.scale_search import ExponentTuner, computed_points
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings
 from caplet.quant.reconstruct.store import Block, BlockStore, identity
 from caplet.quant.reconstruct.views import make_view, parameter_of

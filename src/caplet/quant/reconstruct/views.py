@@ -15,9 +15,9 @@ from caplet.nn.cnn import Activation, ConvNorm
 from caplet.nn.conv import ConvReLU
 from caplet.nn.layer import Layer
 from caplet.nn.routed import RoutedConvCaps
+from caplet.quant.reconstruct.adaptive_rounding import Linear
 from caplet.quant.reconstruct.capsules import CapsuleLinear, passed
 from caplet.quant.reconstruct.convolution import ConvLinear, DepthwiseLinear
-from caplet.quant.reconstruct.descend import Linear
 from caplet.quant.reconstruct.settings import ReconstructSettings
 
 L = TypeVar("L", bound=Layer)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from caplet.fixed import ChannelFormat, FixedFormat
 from caplet.fixed.format import MAX_FRAC_BITS, SHIFT_BITS
-from caplet.quant.reconstruct.descend import Grid, Linear, centred
+from caplet.quant.reconstruct.adaptive_rounding import Grid, Linear, centred
 
 _REACH = 4
 """Exponents are tried this far on both sides of the whole tensor's."""
