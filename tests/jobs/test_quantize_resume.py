@@ -27,7 +27,7 @@ from caplet.quant.measure.lines import JsonLines
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.units import Granularity
 from caplet.quant.search.methods import Method
-from caplet.quant.search.susceptibility import Susceptibility
+from caplet.quant.search.unit_sensitivity import Susceptibility
 
 Whole = Callable[[str], tuple[Path, Counter[str]]]
 

@@ -26,7 +26,7 @@ from caplet.quant.search.ilp import IlpSettings, search_ilp
 from caplet.quant.search.methods import METHODS, Method, find_method
 from caplet.quant.search.request import Request, Workbench
 from caplet.quant.search.result import Candidate
-from caplet.quant.search.susceptibility import Susceptibility
+from caplet.quant.search.unit_sensitivity import Susceptibility
 
 FEW = IlpSettings(images=32)
 

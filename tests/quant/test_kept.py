@@ -18,7 +18,7 @@ from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.target import HARDWARE
 from caplet.quant.plan.units import Granularity, make_units
-from caplet.quant.search.susceptibility import Susceptibility
+from caplet.quant.search.unit_sensitivity import Susceptibility
 
 
 class Meter:

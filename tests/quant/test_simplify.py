@@ -15,7 +15,14 @@ from caplet.program.interpreter import run
 from caplet.program.ops import Routing
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.widths import Widths, make_plan
-from caplet.quant.simplify import Choice, choices, mean_couplings, routed_layers, simplified, simplify_routing
+from caplet.quant.search.simplify_routing import (
+    Choice,
+    choices,
+    mean_couplings,
+    routed_layers,
+    simplified,
+    simplify_routing,
+)
 
 
 def image_set(case: Any) -> ImageSet:

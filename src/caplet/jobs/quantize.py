@@ -36,7 +36,7 @@ from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.formats import FormatSource
 from caplet.quant.search.methods import find_method
 from caplet.quant.search.request import Workbench
-from caplet.quant.simplify import simplify_routing
+from caplet.quant.search.simplify_routing import simplify_routing
 from caplet.runs import SPLITS, open_run
 
 PROBES, SEARCH, SIMPLIFIED = "probes.jsonl", "search.json", "simplified.json"

@@ -53,7 +53,7 @@ class QuantizeSettings(BaseModel):
             decisions, no kept stage outputs. For comparison; it takes several times as long.
         confidence: accept a plan only where the loss on images like the calibration images is at most the tolerance
             with this one-sided confidence (0.5..1, e.g. 0.95); None accepts by the loss on these very images.
-        simplify_routing: first try fewer routing iterations and constant couplings (see :mod:`caplet.quant.simplify`);
+        simplify_routing: first try fewer routing iterations and constant couplings (see :mod:`caplet.quant.search.simplify_routing`);
             what they cost is taken off the tolerance.
         seed: of stochastic rounding, 0 .. 2**32 - 1.
 

@@ -16,7 +16,7 @@ class FrontPoint:
     Attributes:
         candidate: the plan, its measured result, its memory count.
         ram_bytes: the arena's, with all votes stored.
-        noise: the additive model's prediction (see :class:`caplet.quant.search.susceptibility.Susceptibility`).
+        noise: the additive model's prediction (see :class:`caplet.quant.search.unit_sensitivity.Susceptibility`).
     """
 
     candidate: Candidate[UnitWidths]

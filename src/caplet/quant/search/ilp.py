@@ -24,8 +24,8 @@ from caplet.quant.search.allocate import Choice, Limit, Measure, allocate
 from caplet.quant.search.front import Front, FrontPoint
 from caplet.quant.search.progressive import longest_run, pick_result
 from caplet.quant.search.request import SENSITIVITY_IMAGES, Request, SearchResult, Workbench
-from caplet.quant.search.susceptibility import Susceptibility
 from caplet.quant.search.trials import Trials, fitting_units
+from caplet.quant.search.unit_sensitivity import Susceptibility
 
 METHOD = "ilp"
 MEASURED_WIDTH = 8

@@ -20,8 +20,8 @@ from caplet.fixed import Rounding
 from caplet.fixed.format import MAX_BITS
 from caplet.quant.plan.units import UnitWidths, make_units, unit_bits
 from caplet.quant.search.request import SENSITIVITY_IMAGES, Request, SearchResult, Workbench
-from caplet.quant.search.susceptibility import Susceptibility
 from caplet.quant.search.trials import Trials, fitting_units
+from caplet.quant.search.unit_sensitivity import Susceptibility
 
 START_SHARE = 0.25
 """Share of the tolerance that the uniform start may spend."""
