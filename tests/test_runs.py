@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from caplet.errors import ArtefactError, ConfigError
-from caplet.runs import RUNNING, environment, open_run
+from caplet.runs.folder import RUNNING, environment, open_run
 
 SETTINGS = {"a": 1, "b": [1, 2], "c": {"d": None}}
 
@@ -107,7 +107,7 @@ def test_damaged_settings_are_reported(tmp_path: Path) -> None:
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     code = f"""
 import sys
-from caplet.runs import open_run
+from caplet.runs.folder import open_run
 with open_run({str(tmp_path)!r}, {SETTINGS!r}):
     print("open", flush=True)
     sys.stdin.read()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from caplet.runs import open_run
+from caplet.runs.folder import open_run
 from conftest import Caplet
 
 SETTINGS = """

@@ -17,8 +17,8 @@ from caplet.jobs.compress.result import CompressedModel
 from caplet.jobs.compress.settings import CompressSettings, checked, read_settings
 from caplet.jobs.compress.start import estimate_compression, write_settings
 from caplet.jobs.compress.template import settings_template
-from caplet.jobs.stages import STAGES
-from caplet.runs import METRICS, RunFolder
+from caplet.runs.folder import METRICS, RunFolder
+from caplet.runs.stages import STAGES
 
 QUICK = {
     "prune": {"probes": [0.5], "probe_steps": 5, "least_steps": 20},

@@ -19,7 +19,7 @@ from caplet.jobs.evaluate import evaluate, float_predictions
 from caplet.jobs.records import MOST_FLIPS, png, record_flips
 from caplet.models.checkpoint import load_model
 from caplet.program import load_program, plan_memory, verify
-from caplet.runs import RunFolder
+from caplet.runs.folder import RunFolder
 
 
 def read(folder: Path, name: str) -> Any:

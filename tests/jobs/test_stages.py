@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from caplet.errors import ArtefactError
-from caplet.jobs.stages import Stage, Stages
-from caplet.runs import RUNNING, RunFolder
+from caplet.runs.folder import RUNNING, RunFolder
+from caplet.runs.stages import Stage, Stages
 
 
 class Work:

@@ -16,7 +16,7 @@ from caplet.data import Splits
 from caplet.errors import ArtefactError
 from caplet.jobs.report import read_run, write_report
 from caplet.report.figure import Table
-from caplet.runs import RUNNING
+from caplet.runs.folder import RUNNING
 from conftest import MEASURE, Page, look_up, read_page
 
 

@@ -33,7 +33,7 @@ from caplet.quant.plan.units import UnitWidths
 from caplet.quant.search.methods import DEFAULT_COMPRESSION, Method
 from caplet.quant.search.request import Request, SearchResult
 from caplet.quant.search.result import Candidate, width_table
-from caplet.runs import METRICS, RunFolder
+from caplet.runs.folder import METRICS, RunFolder
 
 ROLES = ("satisfied", "memory", "accuracy")
 

@@ -32,7 +32,7 @@ from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, describe, make_plan
 from caplet.report.curves import learning_curves
-from caplet.runs import METRICS, SPLITS, RunFolder, open_run
+from caplet.runs.folder import METRICS, SPLITS, RunFolder, open_run
 from caplet.settings import make
 from caplet.train.finetune import finetune, weights_digest
 from caplet.train.loop import TrainResult
@@ -139,7 +139,7 @@ def finetune_model(
     once, at the end. With a plan the accuracy reported is the integer Program's.
 
     Args:
-        out: the run folder. See :func:`caplet.runs.open_run` for ``resume`` and ``force``.
+        out: the run folder. See :func:`caplet.runs.folder.open_run` for ``resume`` and ``force``.
         plan: formats to train for; widths stay, exponents move as the settings say.
         settings: :class:`~caplet.train.qat.QatSettings` with a plan, else :class:`FinetuneSettings`.
         teacher: a float model to follow; with a plan, ``model`` itself where none is given.

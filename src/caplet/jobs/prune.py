@@ -15,7 +15,6 @@ from caplet.data import Splits
 from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.jobs.pruning import PruneSettings, Sizes, answers, check_target, put_in_order, removals_for, spread_set
 from caplet.jobs.records import record_predictions
-from caplet.jobs.stages import Done, Stage, Stages
 from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
@@ -28,7 +27,8 @@ from caplet.prune.refit import refitted
 from caplet.prune.structure import Selection, kept_sizes, structure_of
 from caplet.prune.surgery import cut, with_iterations
 from caplet.report.pruning import survivors_plot
-from caplet.runs import METRICS, SPLITS, RunFolder, open_run
+from caplet.runs.folder import METRICS, SPLITS, RunFolder, open_run
+from caplet.runs.stages import Done, Stage, Stages
 from caplet.train.answers import TeacherAnswers
 from caplet.train.finetune import finetune, weights_digest
 from caplet.train.logs import read_steps
@@ -85,7 +85,7 @@ def prune(
     at the end.
 
     Args:
-        out: the run folder. See :func:`caplet.runs.open_run` for ``resume`` and ``force``; a run that was interrupted
+        out: the run folder. See :func:`caplet.runs.folder.open_run` for ``resume`` and ``force``; a run that was interrupted
             within fine-tuning goes on there.
         taught: what ``model`` as a teacher is known to answer; see :class:`caplet.train.answers.TeacherAnswers`.
         note: called with one line of text at every decision.

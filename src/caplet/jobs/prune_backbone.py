@@ -15,7 +15,7 @@ from caplet.models.base import CapsNet, check_finite
 from caplet.models.checkpoint import load_model, save_model
 from caplet.prune.backbone import BackbonePruneSettings, prune_backbone
 from caplet.prune.cost import cost_of
-from caplet.runs import METRICS, SPLITS, open_run
+from caplet.runs.folder import METRICS, SPLITS, open_run
 from caplet.settings import make
 from caplet.train.finetune import finetune, weights_digest
 from caplet.train.loss import margin_loss

@@ -21,7 +21,7 @@ from caplet.prune.scores import SCORES, measure_scores
 from caplet.prune.structure import prunable, structure_of
 from caplet.prune.surgery import cut
 from caplet.report.pruning import pruning_curves
-from caplet.runs import SPLITS, open_run
+from caplet.runs.folder import SPLITS, open_run
 from caplet.train.loss import margin_loss
 
 CURVES, PICTURE = "curves.json", "curves.png"

@@ -37,7 +37,7 @@ from caplet.quant.plan.formats import FormatSource
 from caplet.quant.search.methods import find_method
 from caplet.quant.search.request import Workbench
 from caplet.quant.search.simplify_routing import simplify_routing
-from caplet.runs import SPLITS, open_run
+from caplet.runs.folder import SPLITS, open_run
 
 PROBES, SEARCH, SIMPLIFIED = "probes.jsonl", "search.json", "simplified.json"
 
@@ -62,7 +62,7 @@ def quantize(
     at the end.
 
     Args:
-        out: the run folder. See :func:`caplet.runs.open_run` for ``resume`` and ``force``.
+        out: the run folder. See :func:`caplet.runs.folder.open_run` for ``resume`` and ``force``.
         engine: what runs the Program for the final accept and the report.
         note: called with one line of text at every decision.
         progress: called with (images done, images in all) during every measurement.

@@ -23,7 +23,7 @@ from caplet.program import Program
 from caplet.program.arena import plan_memory
 from caplet.program.file import dumps
 from caplet.program.verify import verify
-from caplet.runs import RunFolder
+from caplet.runs.folder import RunFolder
 
 PREDICTIONS, FLIPS, DETAILS = "predictions.json", "flips.json", "details.json"
 VERIFIED = "verify.json"

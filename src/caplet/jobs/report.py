@@ -11,7 +11,7 @@ from caplet.errors import ArtefactError
 from caplet.files import why, write_atomic
 from caplet.report.page import render
 from caplet.report.records import FILES, RunRecords
-from caplet.runs import ENVIRONMENT, METRICS, RUNNING, SETTINGS, RunFolder
+from caplet.runs.folder import ENVIRONMENT, METRICS, RUNNING, SETTINGS, RunFolder
 
 PAGE = "report.html"
 

@@ -19,7 +19,7 @@ from caplet.quant.plan.calibrate import Calibration, calibrate
 from caplet.quant.plan.formats import FormatSource
 from caplet.quant.search.request import Request, SearchResult
 from caplet.quant.search.result import Step
-from caplet.runs import RunFolder
+from caplet.runs.folder import RunFolder
 
 CALIBRATION, TUNING, SENSITIVITIES = "calibration.npz", "tuning.jsonl", "sensitivities.jsonl"
 """What a search measured besides its probes, for a resumed run."""

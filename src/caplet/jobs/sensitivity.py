@@ -14,7 +14,7 @@ from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
 from caplet.quant.measure.sensitivity import SensitivitySettings, Summary, draw_indices, measure_sensitivity, summarise
 from caplet.report.sensitivity import sensitivity_plot
-from caplet.runs import METRICS, SPLITS, open_run
+from caplet.runs.folder import METRICS, SPLITS, open_run
 from caplet.train.loss import margin_loss
 
 ROWS, PICTURE = "sensitivity.jsonl", "sensitivity.png"
@@ -50,7 +50,7 @@ def sensitivity(
     """Measure, on calibration images, what rounding each point of ``model`` alone does at each width.
 
     Args:
-        out: the run folder. See :func:`caplet.runs.open_run` for ``resume`` and ``force``.
+        out: the run folder. See :func:`caplet.runs.folder.open_run` for ``resume`` and ``force``.
         settings: by default :data:`DEFAULT_IMAGES` images per draw, or fewer where the calibration split is small.
         progress: called with (rows done, rows in all).
 

@@ -24,7 +24,7 @@ from caplet.nn.points import PointHandler, PointSpec, Storage
 from caplet.program import Program, TensorSpec, interpreter
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.simulate.fake_quant import FakeQuant
-from caplet.runs import RunFolder
+from caplet.runs.folder import RunFolder
 
 TRACE = "trace.json"
 Values = NDArray[np.float64]

@@ -18,7 +18,7 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import save_model
 from caplet.models.registry import named_model
 from caplet.report.curves import learning_curves
-from caplet.runs import METRICS, SPLITS, open_run
+from caplet.runs.folder import METRICS, SPLITS, open_run
 from caplet.train.initialise import check_targets
 from caplet.train.loop import train as run_training
 from caplet.train.optimise import make_optimizer
@@ -113,7 +113,7 @@ def train_by_recipe(
         recipe: a name of ``recipes()``, or the path of a TOML file of :class:`TrainSettings`.
         data: another dataset than the recipe's; ``root``, ``size``, ``channels``, ``limit`` as :func:`load_data`.
         changes: settings to change, as a dict or as ``NAME=VALUE`` texts.
-        resume, force: see :func:`caplet.runs.open_run`.
+        resume, force: see :func:`caplet.runs.folder.open_run`.
 
     Raises:
         ConfigError, DataError, ModelError, ArtefactError: see their messages.

@@ -25,7 +25,6 @@ from caplet.jobs.quantize import quantize
 from caplet.jobs.quantizing import QuantizeSettings
 from caplet.jobs.searching import CALIBRATION_IMAGES, spread
 from caplet.jobs.ship import find_program
-from caplet.jobs.stages import Done
 from caplet.lower import lower
 from caplet.metrics import paired
 from caplet.models.base import CapsNet
@@ -41,7 +40,8 @@ from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, make_plan
 from caplet.quant.search.methods import Method
-from caplet.runs import METRICS
+from caplet.runs.folder import METRICS
+from caplet.runs.stages import Done
 from caplet.train.finetune import weights_digest
 
 LARGE = 0.05

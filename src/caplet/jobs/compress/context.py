@@ -11,11 +11,11 @@ import torch
 
 from caplet.data import Splits
 from caplet.jobs.compress.settings import CompressSettings
-from caplet.jobs.stages import Done, Stage, Stages
 from caplet.jobs.train import fit_to_data, resolve_recipe, train_by_recipe
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
-from caplet.runs import METRICS, RunFolder
+from caplet.runs.folder import METRICS, RunFolder
+from caplet.runs.stages import Done, Stage, Stages
 from caplet.train.answers import TeacherAnswers
 
 TRAIN = "train"

@@ -18,7 +18,6 @@ from caplet.jobs.compress.probing import next_fraction
 from caplet.jobs.compress.settings import BATCH, CompressSettings
 from caplet.jobs.evaluate import float_predictions
 from caplet.jobs.pruning import PruneSettings, Sizes, put_in_order, removals_for, spread_set
-from caplet.jobs.stages import Stage, Stages
 from caplet.lower import lower
 from caplet.metrics import paired
 from caplet.models.base import CapsNet
@@ -31,7 +30,8 @@ from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import Calibration, calibrate
 from caplet.quant.plan.widths import Widths, make_plan
-from caplet.runs import RunFolder
+from caplet.runs.folder import RunFolder
+from caplet.runs.stages import Stage, Stages
 from caplet.train.finetune import finetune, weights_digest
 
 MODEL, POINT = "model.safetensors", "point.json"

@@ -25,7 +25,6 @@ from caplet.jobs.pruning import spread_set
 from caplet.jobs.records import VERIFIED, record_details, record_flips, record_predictions, record_verified
 from caplet.jobs.sensitivity import sensitivity
 from caplet.jobs.ship import Target, export_c, verify_engines
-from caplet.jobs.stages import sha256
 from caplet.jobs.trace import TRACE, LevelName, record_trace, trace_levels
 from caplet.metrics import accuracy, paired
 from caplet.models.base import CapsNet
@@ -34,7 +33,8 @@ from caplet.prune.cost import FLOAT_BYTES, cost_of
 from caplet.quant.measure.sensitivity import SensitivitySettings
 from caplet.quant.plan.plan import QuantPlan
 from caplet.report.records import COMPRESSED
-from caplet.runs import METRICS, RunFolder
+from caplet.runs.folder import METRICS, RunFolder
+from caplet.runs.stages import sha256
 from caplet.train.finetune import weights_digest
 
 FIRMWARE, VERIFY, NOISE, SENSITIVITY, TIMING = "firmware", "verify", "noise", "sensitivity", "speed"

@@ -17,7 +17,7 @@ from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.jobs.report import write_report
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
-from caplet.runs import SPLITS, RunFolder, open_run
+from caplet.runs.folder import SPLITS, RunFolder, open_run
 from caplet.train.finetune import weights_digest
 
 CURVES, CHOICE = "curves", "choice.json"

@@ -18,10 +18,10 @@ from caplet.jobs.papers.rows import Row, find_network, select
 from caplet.jobs.papers.work import Rates
 from caplet.jobs.pruning import spread_set
 from caplet.jobs.rates import forward_rate, training_rate
-from caplet.jobs.stages import Stage, Stages, sha256
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
-from caplet.runs import RunFolder, environment, open_run
+from caplet.runs.folder import RunFolder, environment, open_run
+from caplet.runs.stages import Stage, Stages, sha256
 
 ROW = "row.json"
 

@@ -25,7 +25,7 @@ from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, make_plan
 from caplet.quant.simulate.fake_quant import fake_quantized
-from caplet.runs import environment
+from caplet.runs.folder import environment
 from caplet.runtime import NativeModel
 
 PLAIN, OURS, HALF = "PyTorch, plain form", "PyTorch, caplet", "the same, bfloat16"

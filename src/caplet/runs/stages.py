@@ -13,7 +13,7 @@ from typing import Any
 
 from caplet.errors import ArtefactError
 from caplet.files import why
-from caplet.runs import RunFolder, sweep
+from caplet.runs.folder import RunFolder, sweep
 
 STAGES = "stages.json"
 
