@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caplet.data import load_data
-from caplet.jobs.engine import predictions
 from caplet.metrics import paired
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.program.file import load_program
 from caplet.quant.measure.evaluator import predict
 from caplet.quant.reconstruct.end_to_end import smoothed
+from caplet.runtime.engine import predictions
 
 RECORDS = Path(__file__).parent / "records"
 

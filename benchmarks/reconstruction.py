@@ -32,7 +32,6 @@ from torch import Tensor
 
 from caplet.data import load_data
 from caplet.data.imageset import to_float
-from caplet.jobs.engine import predictions
 from caplet.jobs.evaluate import float_predictions
 from caplet.lower import lower
 from caplet.metrics import accuracy, paired
@@ -50,6 +49,7 @@ from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.reconstruct import BlockReport, Reconstruction, reconstruct
 from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 from caplet.quant.simulate.fake_quant import fake_quantized
+from caplet.runtime.engine import predictions
 
 RECORDS = Path(__file__).parent / "records"
 BATCH = 50

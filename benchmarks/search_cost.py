@@ -27,7 +27,6 @@ from pathlib import Path
 import torch
 
 from caplet.data import load_data
-from caplet.jobs.engine import Engine, predictions
 from caplet.jobs.footprint import footprint
 from caplet.jobs.searching import CALIBRATION_IMAGES, describe_step, full_passes, spread
 from caplet.lower import lower
@@ -42,6 +41,7 @@ from caplet.quant.plan.units import Granularity
 from caplet.quant.search.methods import Method, find_method
 from caplet.quant.search.request import Request, Workbench
 from caplet.quant.search.result import width_table
+from caplet.runtime.engine import Engine, predictions
 
 RECORDS = Path(__file__).parent / "records"
 

@@ -34,7 +34,6 @@ from caplet.jobs.compress.start import (
     write_settings,
 )
 from caplet.jobs.diff import Diff, diff_runs
-from caplet.jobs.engine import Engine
 from caplet.jobs.evaluate import Evaluation, evaluate
 from caplet.jobs.finetune import FinetuneRun, finetune_model, finetune_settings, plan_of_widths
 from caplet.jobs.inspect import inspect_model
@@ -73,6 +72,7 @@ from caplet.quant.reconstruct.reconstruct import Reconstruction, reconstruct
 from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 from caplet.quant.search.methods import Method
 from caplet.quant.search.qcapsnets import search_qcapsnets as search
+from caplet.runtime.engine import Engine
 from caplet.train.recipe import recipe_names as recipes
 
 BACKBONE_RECIPE = "backbone-cifar10"

@@ -12,7 +12,6 @@ import pytest
 from caplet import api
 from caplet.data import Splits
 from caplet.errors import ArtefactError, ConfigError, ModelError, ToolMissing
-from caplet.jobs.engine import Engine, predictions
 from caplet.jobs.evaluate import check_data, evaluate
 from caplet.jobs.inspect import inspect_model
 from caplet.jobs.quantize import quantize
@@ -22,6 +21,7 @@ from caplet.jobs.ship import find_program, parse_targets, verify_engines
 from caplet.jobs.train import parse_changes, resolve_recipe, train_by_recipe
 from caplet.program import load_program
 from caplet.quant.plan.memory import count_memory
+from caplet.runtime.engine import Engine, predictions
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from caplet.data import Splits
 from caplet.data.imageset import ImageSet
-from caplet.jobs.engine import Engine, predictions
 from caplet.jobs.evaluate import float_predictions
 from caplet.jobs.fitting import Fitter
 from caplet.jobs.footprint import program_footprint
@@ -34,6 +33,7 @@ from caplet.quant.search.methods import DEFAULT_COMPRESSION, Method
 from caplet.quant.search.request import Request, SearchResult
 from caplet.quant.search.result import Candidate, width_table
 from caplet.runs.folder import METRICS, RunFolder
+from caplet.runtime.engine import Engine, predictions
 
 ROLES = ("satisfied", "memory", "accuracy")
 

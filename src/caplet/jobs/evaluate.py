@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from caplet.data.imageset import ImageSet
 from caplet.errors import ModelError
-from caplet.jobs.engine import Engine, predictions
 from caplet.metrics import Accuracy, accuracy
 from caplet.models.base import CapsNet
 from caplet.nn.memory import keep_freed_memory
 from caplet.program import Program
 from caplet.quant.measure.evaluator import predict
+from caplet.runtime.engine import Engine, predictions
 
 
 @dataclass(frozen=True)

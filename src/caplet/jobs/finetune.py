@@ -15,7 +15,6 @@ from caplet.data import Splits
 from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
 from caplet.jobs.accept import artefacts
-from caplet.jobs.engine import Engine, predictions
 from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.jobs.records import record_details, record_flips, record_predictions
 from caplet.jobs.searching import CALIBRATION_IMAGES, spread
@@ -33,6 +32,7 @@ from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, describe, make_plan
 from caplet.report.curves import learning_curves
 from caplet.runs.folder import METRICS, SPLITS, RunFolder, open_run
+from caplet.runtime.engine import Engine, predictions
 from caplet.settings import make
 from caplet.train.finetune import finetune, weights_digest
 from caplet.train.loop import TrainResult

@@ -10,7 +10,6 @@ from pathlib import Path
 from caplet.data import Splits
 from caplet.errors import ConfigError
 from caplet.jobs.accept import QuantizeResult, Shipper, finish
-from caplet.jobs.engine import Engine
 from caplet.jobs.evaluate import check_data
 from caplet.jobs.fitting import Fitter, check_request
 from caplet.jobs.footprint import check_ram, footprint
@@ -38,6 +37,7 @@ from caplet.quant.search.methods import find_method
 from caplet.quant.search.request import Workbench
 from caplet.quant.search.simplify_routing import simplify_routing
 from caplet.runs.folder import SPLITS, open_run
+from caplet.runtime.engine import Engine
 
 PROBES, SEARCH, SIMPLIFIED = "probes.jsonl", "search.json", "simplified.json"
 

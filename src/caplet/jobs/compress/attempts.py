@@ -16,7 +16,6 @@ from caplet.jobs.compress.choose import Choice, Pruned
 from caplet.jobs.compress.context import FLOAT, Context
 from caplet.jobs.compress.probing import RECOVERED
 from caplet.jobs.compress.settings import BATCH, Limits
-from caplet.jobs.engine import predictions
 from caplet.jobs.evaluate import float_predictions
 from caplet.jobs.finetune import ROLE, finetune_model, finetune_settings
 from caplet.jobs.prune import prune
@@ -42,6 +41,7 @@ from caplet.quant.plan.widths import Widths, make_plan
 from caplet.quant.search.methods import Method
 from caplet.runs.folder import METRICS
 from caplet.runs.stages import Done
+from caplet.runtime.engine import predictions
 from caplet.train.finetune import weights_digest
 
 LARGE = 0.05

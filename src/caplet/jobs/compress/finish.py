@@ -19,7 +19,6 @@ from caplet.jobs.compress.curves import Curves
 from caplet.jobs.compress.outlook import outlook
 from caplet.jobs.compress.result import MODEL, CompressedModel
 from caplet.jobs.compress.speed import SPEED, measure_speed
-from caplet.jobs.engine import predictions
 from caplet.jobs.evaluate import float_predictions
 from caplet.jobs.pruning import spread_set
 from caplet.jobs.records import VERIFIED, record_details, record_flips, record_predictions, record_verified
@@ -35,6 +34,7 @@ from caplet.quant.plan.plan import QuantPlan
 from caplet.report.records import COMPRESSED
 from caplet.runs.folder import METRICS, RunFolder
 from caplet.runs.stages import sha256
+from caplet.runtime.engine import predictions
 from caplet.train.finetune import weights_digest
 
 FIRMWARE, VERIFY, NOISE, SENSITIVITY, TIMING = "firmware", "verify", "noise", "sensitivity", "speed"

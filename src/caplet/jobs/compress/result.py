@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from caplet.data.imageset import ImageSet
 from caplet.errors import ArtefactError
 from caplet.files import why
-from caplet.jobs.engine import Engine
 from caplet.jobs.evaluate import evaluate
 from caplet.jobs.ship import export_c
 from caplet.metrics import Accuracy
 from caplet.program import Program
 from caplet.program.c.emit import EmitSettings, Export
 from caplet.program.interpreter import Outcome, run
+from caplet.runtime.engine import Engine
 
 
 @dataclass(frozen=True)

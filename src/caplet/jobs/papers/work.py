@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from caplet.data import Splits
-from caplet.jobs.engine import predictions
 from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.jobs.footprint import program_footprint
 from caplet.jobs.prune import prune
@@ -29,6 +28,7 @@ from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.widths import Widths, make_plan
 from caplet.quant.search.methods import Method
+from caplet.runtime.engine import predictions
 from caplet.train.settings import FinetuneSettings
 
 PASSES = {Method.QCAPSNETS: 5.0, Method.PROGRESSIVE: 10.0, Method.ILP: 14.0}
