@@ -18,11 +18,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from caplet.bench.papers.job import PapersResult, PapersSettings, estimate_papers, list_papers, redo_papers
+from caplet.bench.speed.job import SpeedSettings, bench_speed
+from caplet.bench.two_models import BenchSettings, bench
 from caplet.data import load_data
 from caplet.errors import ModelError
 from caplet.fixed import Rounding
 from caplet.jobs.accept import QuantizeResult
-from caplet.jobs.bench import BenchSettings, bench
 from caplet.jobs.check import Check, check_model
 from caplet.jobs.compress.job import compress
 from caplet.jobs.compress.result import CompressedModel
@@ -38,7 +40,6 @@ from caplet.jobs.evaluate import Evaluation, evaluate
 from caplet.jobs.finetune import FinetuneRun, finetune_model, finetune_settings, plan_of_widths
 from caplet.jobs.inspect import inspect_model
 from caplet.jobs.onnx import OnnxCheck, check_onnx, export_onnx
-from caplet.jobs.papers.job import PapersResult, PapersSettings, estimate_papers, list_papers, redo_papers
 from caplet.jobs.prune import PruneResult
 from caplet.jobs.prune import prune as prune_model
 from caplet.jobs.prune_backbone import BackboneRun, backbone_prune_settings, prune_backbone_model
@@ -50,7 +51,6 @@ from caplet.jobs.records import record_verified
 from caplet.jobs.report import write_report
 from caplet.jobs.sensitivity import SensitivityResult, sensitivity
 from caplet.jobs.ship import Verified, export_c, find_program, parse_targets, verify_engines
-from caplet.jobs.speed.job import SpeedSettings, bench_speed
 from caplet.jobs.trace import Comparison, Trace, parse_levels, record_trace, trace_levels
 from caplet.jobs.train import TrainRun
 from caplet.jobs.train import train_by_recipe as train_model

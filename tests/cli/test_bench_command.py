@@ -9,10 +9,10 @@ import pytest
 import typer
 
 from caplet import api
+from caplet.bench.papers.rows import NETWORKS
+from caplet.bench.speed import job
 from caplet.cli.main import app
 from caplet.errors import ToolMissing
-from caplet.jobs.papers.rows import NETWORKS
-from caplet.jobs.speed import job
 from conftest import Caplet
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from caplet.bench.two_models import BenchSettings, bench
 from caplet.data import load_data
 from caplet.errors import ConfigError, ModelError
-from caplet.jobs.bench import BenchSettings, bench
 from caplet.jobs.prune_curves import KEPT, prune_curves
 from caplet.jobs.pruning import PruneSettings
 from caplet.models.checkpoint import load_model

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from caplet.bench.papers import job
+from caplet.bench.papers.job import PapersSettings, estimate_papers, redo_papers
+from caplet.bench.papers.page import page
+from caplet.bench.papers.rows import NETWORKS, PAPERS, ROWS, select
 from caplet.errors import ConfigError
-from caplet.jobs.papers import job
-from caplet.jobs.papers.job import PapersSettings, estimate_papers, redo_papers
-from caplet.jobs.papers.page import page
-from caplet.jobs.papers.rows import NETWORKS, PAPERS, ROWS, select
 
 UNIFORM, SEARCH = "q7-mnist-8", "q7-mnist-qcapsnets"
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from caplet.bench.speed import job
+from caplet.bench.speed.job import COMPILED, FAKE, HALF, INTERPRETER, OURS, PLAIN, SpeedSettings, bench_speed
+from caplet.bench.speed.plain import plain_form
+from caplet.bench.speed.turns import Timed, in_turns
 from caplet.errors import ConfigError, ToolMissing
-from caplet.jobs.speed import job
-from caplet.jobs.speed.job import COMPILED, FAKE, HALF, INTERPRETER, OURS, PLAIN, SpeedSettings, bench_speed
-from caplet.jobs.speed.plain import plain_form
-from caplet.jobs.speed.turns import Timed, in_turns
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.models.registry import build

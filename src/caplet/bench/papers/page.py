@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from caplet.jobs.papers.rows import PAPERS, ROWS
+from caplet.bench.papers.rows import PAPERS, ROWS
 
 PAGE, RECORD = "papers.md", "papers.json"
 

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from caplet.bench.speed.works import inference, training
 from caplet.errors import ConfigError
-from caplet.jobs.speed.works import inference, training
 
 What = Literal["inference", "training"]
 _END = "end"

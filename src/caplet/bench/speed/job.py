@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from caplet.bench.speed.apart import apart
+from caplet.bench.speed.plain import plain_form
+from caplet.bench.speed.turns import Timed, in_turns, spread
+from caplet.bench.speed.works import inference, noise, training
 from caplet.data.imageset import to_float
 from caplet.errors import ConfigError, ModelError, PlanError, ToolMissing
-from caplet.jobs.speed.apart import apart
-from caplet.jobs.speed.plain import plain_form
-from caplet.jobs.speed.turns import Timed, in_turns, spread
-from caplet.jobs.speed.works import inference, noise, training
 from caplet.lower import lower
 from caplet.models.base import CapsNet
 from caplet.nn.memory import keep_freed_memory

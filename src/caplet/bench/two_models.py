@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch
 
+from caplet.bench.speed.turns import Timed, in_turns, spread
+from caplet.bench.speed.works import inference, noise, training
 from caplet.data.imageset import to_float
 from caplet.errors import ConfigError, ModelError
-from caplet.jobs.speed.turns import Timed, in_turns, spread
-from caplet.jobs.speed.works import inference, noise, training
 from caplet.models.base import CapsNet
 from caplet.nn.memory import keep_freed_memory
 from caplet.prune.cost import cost_of

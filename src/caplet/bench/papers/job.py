@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from caplet.bench.papers.page import PAGE, RECORD, page, record_of
+from caplet.bench.papers.rows import Row, find_network, select
+from caplet.bench.papers.work import Rates
 from caplet.data import Splits, load_data
 from caplet.errors import ArtefactError, CapletError, ConfigError
 from caplet.files import why
-from caplet.jobs.papers.page import PAGE, RECORD, page, record_of
-from caplet.jobs.papers.rows import Row, find_network, select
-from caplet.jobs.papers.work import Rates
 from caplet.jobs.pruning import spread_set
 from caplet.jobs.rates import forward_rate, training_rate
 from caplet.models.base import CapsNet
@@ -33,9 +33,9 @@ class PapersSettings:
     """Which rows, and what they are made from.
 
     Attributes:
-        models: checkpoint files by the names of :data:`caplet.jobs.papers.rows.NETWORKS`.
+        models: checkpoint files by the names of :data:`caplet.bench.papers.rows.NETWORKS`.
         roots: where the files of a dataset are, by its name; ``root`` serves all others. Nothing is downloaded.
-        only: patterns of :func:`caplet.jobs.papers.rows.select`; empty for all rows.
+        only: patterns of :func:`caplet.bench.papers.rows.select`; empty for all rows.
         calibration_size: images cut from the training split; None for the dataset's own number.
         test_images: look at so many test images at most, at even distances; None for all.
         threads: of the CPU; None for torch's choice.
@@ -196,7 +196,7 @@ class _Made:
 
 
 def _make(row: Row, sources: Sources, stages: Stages, note: Note) -> dict[str, Any]:
-    """One row, or what is left of it to do; JSON values of :class:`caplet.jobs.papers.work.Measured`, and seconds."""
+    """One row, or what is left of it to do; JSON values of :class:`caplet.bench.papers.work.Measured`, and seconds."""
     splits = sources.data(row)
     inputs = {"work": row.work.to_json(), "model": sources.digest(row), "data": splits.info["hashes"]}
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
+from caplet.bench.papers.work import Prune, PruneCnn, Search, Uniform, Work
 from caplet.errors import ConfigError
-from caplet.jobs.papers.work import Prune, PruneCnn, Search, Uniform, Work
 from caplet.jobs.pruning import PruneSettings
 from caplet.jobs.quantizing import QuantizeSettings
 from caplet.prune.backbone import BackbonePruneSettings
