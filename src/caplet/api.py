@@ -24,7 +24,6 @@ from caplet.bench.two_models import BenchSettings, bench
 from caplet.data import load_data
 from caplet.errors import ModelError
 from caplet.fixed import Rounding
-from caplet.jobs.accept import QuantizeResult
 from caplet.jobs.check import Check, check_model
 from caplet.jobs.compress.job import compress
 from caplet.jobs.compress.result import CompressedModel
@@ -45,8 +44,9 @@ from caplet.jobs.prune import prune as prune_model
 from caplet.jobs.prune_backbone import BackboneRun, backbone_prune_settings, prune_backbone_model
 from caplet.jobs.prune_curves import prune_curves
 from caplet.jobs.pruning import PruneSettings, prune_settings
-from caplet.jobs.quantize import quantize
-from caplet.jobs.quantizing import QuantizeSettings
+from caplet.jobs.quantize.accept import QuantizeResult
+from caplet.jobs.quantize.job import quantize
+from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.records import record_verified
 from caplet.jobs.report import write_report
 from caplet.jobs.sensitivity import SensitivityResult, sensitivity

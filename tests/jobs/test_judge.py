@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet.jobs.judge import Judge
+from caplet.jobs.quantize.judge import Judge
 from caplet.metrics import loss_limit
 
 

@@ -18,9 +18,9 @@ from caplet import api
 from caplet.data import Splits, load_data
 from caplet.errors import ArtefactError
 from caplet.jobs import searching
-from caplet.jobs.quantize import PROBES, SEARCH, quantize
-from caplet.jobs.quantizing import QuantizeSettings
-from caplet.jobs.searching import CALIBRATION, SENSITIVITIES, TUNING
+from caplet.jobs.quantize.job import PROBES, SEARCH, quantize
+from caplet.jobs.quantize.searching import CALIBRATION, SENSITIVITIES, TUNING
+from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.models.base import CapsNet
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.measure.lines import JsonLines

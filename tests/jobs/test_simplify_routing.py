@@ -8,8 +8,8 @@ from pathlib import Path
 from caplet import api
 from caplet.data import Splits
 from caplet.jobs.evaluate import evaluate
-from caplet.jobs.quantize import SIMPLIFIED, quantize
-from caplet.jobs.quantizing import QuantizeSettings
+from caplet.jobs.quantize.job import SIMPLIFIED, quantize
+from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.program.ops import Routing
 
 

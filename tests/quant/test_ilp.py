@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caplet.errors import ConfigError
-from caplet.jobs.footprint import footprint
+from caplet.jobs.quantize.footprint import footprint
 from caplet.quant.measure.evaluations import Probe
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.memory import count_memory

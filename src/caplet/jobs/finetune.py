@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from caplet.data import Splits
 from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
-from caplet.jobs.accept import artefacts
 from caplet.jobs.evaluate import check_data, float_predictions
+from caplet.jobs.quantize.accept import artefacts
+from caplet.jobs.quantize.searching import CALIBRATION_IMAGES, spread
 from caplet.jobs.records import record_details, record_flips, record_predictions
-from caplet.jobs.searching import CALIBRATION_IMAGES, spread
 from caplet.jobs.train import CURVES, MODEL, parse_changes
 from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired, accuracy, paired

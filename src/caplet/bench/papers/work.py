@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 from caplet.data import Splits
 from caplet.jobs.evaluate import check_data, float_predictions
-from caplet.jobs.footprint import program_footprint
 from caplet.jobs.prune import prune
 from caplet.jobs.prune_backbone import prune_backbone_model
 from caplet.jobs.pruning import PruneSettings
-from caplet.jobs.quantize import quantize
-from caplet.jobs.quantizing import QuantizeSettings
-from caplet.jobs.searching import CALIBRATION_IMAGES, spread
+from caplet.jobs.quantize.footprint import program_footprint
+from caplet.jobs.quantize.job import quantize
+from caplet.jobs.quantize.searching import CALIBRATION_IMAGES, spread
+from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.base import CapsNet

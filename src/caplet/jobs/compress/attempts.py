@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet.jobs.accept import artefacts
 from caplet.jobs.compress.choose import Choice, Pruned
 from caplet.jobs.compress.context import FLOAT, Context
 from caplet.jobs.compress.probing import RECOVERED
@@ -20,9 +19,10 @@ from caplet.jobs.evaluate import float_predictions
 from caplet.jobs.finetune import ROLE, finetune_model, finetune_settings
 from caplet.jobs.prune import prune
 from caplet.jobs.pruning import PruneSettings
-from caplet.jobs.quantize import quantize
-from caplet.jobs.quantizing import QuantizeSettings
-from caplet.jobs.searching import CALIBRATION_IMAGES, spread
+from caplet.jobs.quantize.accept import artefacts
+from caplet.jobs.quantize.job import quantize
+from caplet.jobs.quantize.searching import CALIBRATION_IMAGES, spread
+from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.ship import find_program
 from caplet.lower import lower
 from caplet.metrics import paired

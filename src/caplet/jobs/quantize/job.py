@@ -9,12 +9,11 @@ from pathlib import Path
 
 from caplet.data import Splits
 from caplet.errors import ConfigError
-from caplet.jobs.accept import QuantizeResult, Shipper, finish
 from caplet.jobs.evaluate import check_data
-from caplet.jobs.fitting import Fitter, check_request
-from caplet.jobs.footprint import check_ram, footprint
-from caplet.jobs.quantizing import QuantizeSettings
-from caplet.jobs.searching import (
+from caplet.jobs.quantize.accept import QuantizeResult, Shipper, finish
+from caplet.jobs.quantize.fitting import Fitter, check_request
+from caplet.jobs.quantize.footprint import check_ram, footprint
+from caplet.jobs.quantize.searching import (
     SENSITIVITIES,
     TUNING,
     Note,
@@ -24,6 +23,7 @@ from caplet.jobs.searching import (
     spread,
     warn_about,
 )
+from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
 from caplet.quant.measure.cache import Kept

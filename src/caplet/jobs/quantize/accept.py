@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from caplet.data import Splits
 from caplet.data.imageset import ImageSet
 from caplet.jobs.evaluate import float_predictions
-from caplet.jobs.fitting import Fitter
-from caplet.jobs.footprint import program_footprint
-from caplet.jobs.judge import Judge
-from caplet.jobs.quantizing import QuantizeSettings
+from caplet.jobs.quantize.fitting import Fitter
+from caplet.jobs.quantize.footprint import program_footprint
+from caplet.jobs.quantize.judge import Judge
+from caplet.jobs.quantize.searching import Note
+from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.records import record_details, record_flips, record_predictions
-from caplet.jobs.searching import Note
 from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.base import CapsNet

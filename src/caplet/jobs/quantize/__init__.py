@@ -1,0 +1,1 @@
+"""``caplet quantize``: settings, the search, acceptance, what is shipped."""
