@@ -26,7 +26,7 @@ import torch
 
 import caplet
 from caplet.data.imageset import to_float
-from caplet.jobs.prune_backbone import prune_backbone_model
+from caplet.jobs.prune.backbone import prune_backbone_model
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.prune.backbone import BackbonePruneSettings, prune_backbone

@@ -39,11 +39,11 @@ from caplet.jobs.evaluate import Evaluation, evaluate
 from caplet.jobs.finetune import FinetuneRun, finetune_model, finetune_settings, plan_of_widths
 from caplet.jobs.inspect import inspect_model
 from caplet.jobs.onnx import OnnxCheck, check_onnx, export_onnx
-from caplet.jobs.prune import PruneResult
-from caplet.jobs.prune import prune as prune_model
-from caplet.jobs.prune_backbone import BackboneRun, backbone_prune_settings, prune_backbone_model
-from caplet.jobs.prune_curves import prune_curves
-from caplet.jobs.pruning import PruneSettings, prune_settings
+from caplet.jobs.prune.backbone import BackboneRun, backbone_prune_settings, prune_backbone_model
+from caplet.jobs.prune.curves import prune_curves
+from caplet.jobs.prune.job import PruneResult
+from caplet.jobs.prune.job import prune as prune_model
+from caplet.jobs.prune.settings import PruneSettings, prune_settings
 from caplet.jobs.quantize.accept import QuantizeResult
 from caplet.jobs.quantize.job import quantize
 from caplet.jobs.quantize.settings import QuantizeSettings

@@ -11,8 +11,8 @@ import pytest
 from caplet.bench.two_models import BenchSettings, bench
 from caplet.data import load_data
 from caplet.errors import ConfigError, ModelError
-from caplet.jobs.prune_curves import KEPT, prune_curves
-from caplet.jobs.pruning import PruneSettings
+from caplet.jobs.prune.curves import KEPT, prune_curves
+from caplet.jobs.prune.settings import PruneSettings
 from caplet.models.checkpoint import load_model
 from caplet.models.registry import build
 from caplet.prune.scores import SCORES

@@ -12,7 +12,7 @@ import pytest
 from caplet import api
 from caplet.errors import ArtefactError
 from caplet.jobs.diff import diff_runs
-from caplet.jobs.prune import PruneSettings, prune
+from caplet.jobs.prune.job import PruneSettings, prune
 from caplet.metrics import paired
 
 

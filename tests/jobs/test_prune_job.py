@@ -14,8 +14,8 @@ import torch
 from caplet.data import Splits, load_data
 from caplet.errors import ArtefactError, CapletError, ConfigError
 from caplet.jobs import prune as job
-from caplet.jobs.prune import prune
-from caplet.jobs.pruning import PruneSettings
+from caplet.jobs.prune.job import prune
+from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.report import write_report
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
@@ -67,7 +67,7 @@ def test_refitting_that_does_harm_is_undone(
                 parameter.mul_(-1)
         return broken, ("primary",)
 
-    monkeypatch.setattr("caplet.jobs.prune.refitted", harm)
+    monkeypatch.setattr("caplet.jobs.prune.job.refitted", harm)
     result = prune(network, few, tmp_path / "run", PruneSettings(macs=0.4, epochs=0))
     (record,) = result.metrics["rounds"]
     assert record["refitted"] == []

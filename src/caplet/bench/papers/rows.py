@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 
 from caplet.bench.papers.work import Prune, PruneCnn, Search, Uniform, Work
 from caplet.errors import ConfigError
-from caplet.jobs.pruning import PruneSettings
+from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.prune.backbone import BackbonePruneSettings
 from caplet.quant.plan.units import Granularity

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from caplet.data import Splits
 from caplet.jobs.evaluate import check_data, float_predictions
-from caplet.jobs.prune import prune
-from caplet.jobs.prune_backbone import prune_backbone_model
-from caplet.jobs.pruning import PruneSettings
+from caplet.jobs.prune.backbone import prune_backbone_model
+from caplet.jobs.prune.job import prune
+from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.quantize.footprint import program_footprint
 from caplet.jobs.quantize.job import quantize
 from caplet.jobs.quantize.searching import CALIBRATION_IMAGES, spread

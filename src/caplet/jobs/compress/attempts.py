@@ -17,8 +17,8 @@ from caplet.jobs.compress.probing import RECOVERED
 from caplet.jobs.compress.settings import BATCH, Limits
 from caplet.jobs.evaluate import float_predictions
 from caplet.jobs.finetune import ROLE, finetune_model, finetune_settings
-from caplet.jobs.prune import prune
-from caplet.jobs.pruning import PruneSettings
+from caplet.jobs.prune.job import prune
+from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.quantize.accept import artefacts
 from caplet.jobs.quantize.job import quantize
 from caplet.jobs.quantize.searching import CALIBRATION_IMAGES, spread

@@ -17,7 +17,7 @@ from caplet.jobs.compress.context import Context
 from caplet.jobs.compress.probing import next_fraction
 from caplet.jobs.compress.settings import BATCH, CompressSettings
 from caplet.jobs.evaluate import float_predictions
-from caplet.jobs.pruning import PruneSettings, Sizes, put_in_order, removals_for, spread_set
+from caplet.jobs.prune.settings import PruneSettings, Sizes, put_in_order, removals_for, spread_set
 from caplet.lower import lower
 from caplet.metrics import paired
 from caplet.models.base import CapsNet

@@ -20,7 +20,7 @@ from caplet.jobs.compress.outlook import outlook
 from caplet.jobs.compress.result import MODEL, CompressedModel
 from caplet.jobs.compress.speed import SPEED, measure_speed
 from caplet.jobs.evaluate import float_predictions
-from caplet.jobs.pruning import spread_set
+from caplet.jobs.prune.settings import spread_set
 from caplet.jobs.records import VERIFIED, record_details, record_flips, record_predictions, record_verified
 from caplet.jobs.sensitivity import sensitivity
 from caplet.jobs.ship import Target, export_c, verify_engines

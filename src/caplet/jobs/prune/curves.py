@@ -11,7 +11,7 @@ import numpy as np
 from caplet.data import Splits
 from caplet.errors import CapletError
 from caplet.jobs.evaluate import check_data
-from caplet.jobs.pruning import PruneSettings, allocate, answers, spread_set
+from caplet.jobs.prune.settings import PruneSettings, allocate, answers, spread_set
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
 from caplet.prune.cost import cost_of
@@ -53,7 +53,7 @@ def prune_curves(
         its width), ``reference``, ``activity``.
 
     Raises:
-        ConfigError, ModelError, ArtefactError: as :func:`caplet.jobs.prune.prune`.
+        ConfigError, ModelError, ArtefactError: as :func:`caplet.jobs.prune.job.prune`.
     """
     check_finite(named_tensors(model), f"model {model.family}")
     check_data(model, splits.calibration)

@@ -13,7 +13,15 @@ import numpy as np
 
 from caplet.data import Splits
 from caplet.jobs.evaluate import check_data, float_predictions
-from caplet.jobs.pruning import PruneSettings, Sizes, answers, check_target, put_in_order, removals_for, spread_set
+from caplet.jobs.prune.settings import (
+    PruneSettings,
+    Sizes,
+    answers,
+    check_target,
+    put_in_order,
+    removals_for,
+    spread_set,
+)
 from caplet.jobs.records import record_predictions
 from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.assemble import named_tensors

@@ -1,0 +1,1 @@
+"""``caplet prune`` and ``caplet prune-backbone``."""
