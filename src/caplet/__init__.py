@@ -7,13 +7,9 @@ The public functions live in :mod:`caplet.api` and are loaded on first use, so t
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-try:
-    __version__ = version("caplet")
-except PackageNotFoundError:  # running from a source tree that was never installed
-    __version__ = "0+unknown"
+from caplet.version import __version__
 
 _API = (
     "CompressSettings",
@@ -22,7 +18,6 @@ _API = (
     "QuantizeSettings",
     "SensitivitySettings",
     "backbone_caps",
-    "bench",
     "build",
     "calibrate",
     "check_model",

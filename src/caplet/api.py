@@ -18,9 +18,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from caplet.bench.papers.job import PapersResult, PapersSettings, estimate_papers, list_papers, redo_papers
-from caplet.bench.speed.job import SpeedSettings, bench_speed
-from caplet.bench.two_models import BenchSettings, bench
 from caplet.data import load_data
 from caplet.errors import ModelError
 from caplet.fixed import Rounding
@@ -81,7 +78,6 @@ BACKBONE_RECIPE = "backbone-cifar10"
 __all__ = [
     "BACKBONE_RECIPE",
     "BackboneRun",
-    "BenchSettings",
     "CapsNet",
     "Check",
     "Comparison",
@@ -97,8 +93,6 @@ __all__ = [
     "Limits",
     "Method",
     "OnnxCheck",
-    "PapersResult",
-    "PapersSettings",
     "Program",
     "PruneResult",
     "PruneSettings",
@@ -109,14 +103,11 @@ __all__ = [
     "Rounding",
     "SensitivityResult",
     "SensitivitySettings",
-    "SpeedSettings",
     "Trace",
     "TrainRun",
     "Verified",
     "backbone_caps",
     "backbone_prune_settings",
-    "bench",
-    "bench_speed",
     "build",
     "calibrate",
     "check_model",
@@ -126,7 +117,6 @@ __all__ = [
     "compress_settings",
     "diff_runs",
     "estimate_compression",
-    "estimate_papers",
     "evaluate",
     "export_c",
     "export_onnx",
@@ -135,7 +125,6 @@ __all__ = [
     "finetune_settings",
     "inspect",
     "list_models",
-    "list_papers",
     "load",
     "load_data",
     "load_float",
@@ -157,7 +146,6 @@ __all__ = [
     "reconstruct",
     "record_trace",
     "record_verified",
-    "redo_papers",
     "run",
     "save_model",
     "save_program",

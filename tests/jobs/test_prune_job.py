@@ -13,7 +13,7 @@ import torch
 
 from caplet.data import Splits, load_data
 from caplet.errors import ArtefactError, CapletError, ConfigError
-from caplet.jobs import prune as job
+from caplet.jobs.prune import job
 from caplet.jobs.prune.job import prune
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.report import write_report

@@ -17,7 +17,7 @@ import torch
 from caplet import api
 from caplet.data import Splits, load_data
 from caplet.errors import ArtefactError
-from caplet.jobs import searching
+from caplet.jobs.quantize import searching
 from caplet.jobs.quantize.job import PROBES, SEARCH, quantize
 from caplet.jobs.quantize.searching import CALIBRATION, SENSITIVITIES, TUNING
 from caplet.jobs.quantize.settings import QuantizeSettings

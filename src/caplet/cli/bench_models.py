@@ -32,7 +32,8 @@ def command(
 
     Example: caplet bench model.pt runs/model-pruned/model.safetensors --threads 2
     """
-    from caplet.api import BenchSettings, bench, load_float
+    from caplet.api import load_float
+    from caplet.bench.two_models import BenchSettings, bench
 
     first, second = (load_float(path, image_size=image_size) for path in (a, b))
     record = bench(first, second, BenchSettings(threads, batch, training_batch, turns, precision))

@@ -11,7 +11,7 @@ from caplet.cli.output import CalibrationSize, Json, Quiet, console, going_on, n
 from caplet.errors import ConfigError
 
 if TYPE_CHECKING:
-    from caplet.api import PapersSettings
+    from caplet.bench.papers.job import PapersSettings
 
 
 def command(
@@ -54,7 +54,7 @@ def command(
 
     Example: caplet bench papers --model q7-mnist=q7_mnist.h5 --root ~/data --only q7-mnist
     """
-    from caplet.api import PapersSettings, redo_papers
+    from caplet.bench.papers.job import PapersSettings, redo_papers
 
     roots = _pairs(root or [], "--root", "DATA=FOLDER", alone=True)
     settings = PapersSettings(
@@ -98,7 +98,7 @@ _EXAMPLES = {"--model": "q7-mnist=q7_mnist.h5", "--root": "~/data or cifar10=~/c
 
 def _show_rows(settings: PapersSettings, minutes: bool, json: bool) -> None:
     """List the chosen rows; with ``minutes`` those that would be made are timed."""
-    from caplet.api import estimate_papers, list_papers
+    from caplet.bench.papers.job import estimate_papers, list_papers
 
     found = list(estimate_papers(settings) if minutes else list_papers(settings))
     rows: list[dict[str, Any]] = [

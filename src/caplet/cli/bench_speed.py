@@ -33,7 +33,8 @@ def command(
 
     Example: caplet bench speed shallow --threads 2
     """
-    from caplet.api import SpeedSettings, bench_speed, load_or_build
+    from caplet.api import load_or_build
+    from caplet.bench.speed.job import SpeedSettings, bench_speed
 
     settings = SpeedSettings(threads, batch, interpreted, turns, bits)
     record = {"model": model, **bench_speed(load_or_build(model, image_size), settings)}

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-import caplet
 from caplet.cli import (
     bench,
     check,
@@ -33,6 +32,7 @@ from caplet.cli import (
 )
 from caplet.cli.output import fail
 from caplet.errors import CapletError
+from caplet.version import __version__
 
 HELP = """Prune, quantize and ship capsule networks: the integers you see here are the integers on the device.
 
@@ -69,7 +69,7 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        print(f"caplet {caplet.__version__}")
+        print(f"caplet {__version__}")
         raise typer.Exit
 
 

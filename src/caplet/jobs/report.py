@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import caplet
 from caplet.errors import ArtefactError
 from caplet.files import why, write_atomic
 from caplet.report.page import render
 from caplet.report.records import FILES, RunRecords
 from caplet.runs.folder import ENVIRONMENT, METRICS, RUNNING, SETTINGS, RunFolder
+from caplet.version import __version__
 
 PAGE = "report.html"
 
@@ -73,7 +73,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> P
     records = [read_run(path) for given in runs for path in find_runs(given)]
     target = Path(runs[0]) / PAGE if out is None else Path(out)
     try:
-        page = render(records, caplet.__version__)
+        page = render(records, __version__)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         names = ", ".join(record.name for record in records)
         raise ArtefactError(

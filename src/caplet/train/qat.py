@@ -1,7 +1,8 @@
 """Quantization-aware training: fine-tuning in which every forward pass computes the numbers of a plan.
 
 The float weights go on existing and are what is trained; each pass rounds them and every computed tensor as the device
-will, with integer softmax and squash, and gradients pass straight through (:mod:`caplet.quant.simulate.straight_through`).
+will, with integer softmax and squash, and gradients pass straight through
+(:mod:`caplet.quant.simulate.straight_through`).
 """
 
 from __future__ import annotations

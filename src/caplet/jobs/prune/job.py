@@ -93,8 +93,8 @@ def prune(
     at the end.
 
     Args:
-        out: the run folder. See :func:`caplet.runs.folder.open_run` for ``resume`` and ``force``; a run that was interrupted
-            within fine-tuning goes on there.
+        out: the run folder. See :func:`caplet.runs.folder.open_run` for ``resume`` and ``force``; a run that was
+            interrupted within fine-tuning goes on there.
         taught: what ``model`` as a teacher is known to answer; see :class:`caplet.train.answers.TeacherAnswers`.
         note: called with one line of text at every decision.
         progress: called with (images done, images in all) while scoring.

@@ -41,8 +41,8 @@ class QuantizeSettings(BaseModel):
         rounding: one scheme, or ``all``: try each, keep the smallest result that meets the target.
         log2_weights: weights are signed powers of two.
         paper_formats: one integer bit everywhere, as in the paper, instead of calibrated exponents.
-        tune: choose exponents by their effect on the lengths of the class capsules (see :mod:`caplet.quant.measure.tune`),
-            instead of by the squared error of the tensor alone.
+        tune: choose exponents by their effect on the lengths of the class capsules (see
+            :mod:`caplet.quant.measure.tune`), instead of by the squared error of the tensor alone.
         reconstruct: parts of reconstruction (:class:`caplet.quant.reconstruct.settings.Part`) that fit every plan which
             the search proposes, before its integers are accepted. A plan within the budgets that missed the target
             with nearest rounding may keep it when fitted.
@@ -53,8 +53,8 @@ class QuantizeSettings(BaseModel):
             decisions, no kept stage outputs. For comparison; it takes several times as long.
         confidence: accept a plan only where the loss on images like the calibration images is at most the tolerance
             with this one-sided confidence (0.5..1, e.g. 0.95); None accepts by the loss on these very images.
-        simplify_routing: first try fewer routing iterations and constant couplings (see :mod:`caplet.quant.search.simplify_routing`);
-            what they cost is taken off the tolerance.
+        simplify_routing: first try fewer routing iterations and constant couplings (see
+            :mod:`caplet.quant.search.simplify_routing`); what they cost is taken off the tolerance.
         seed: of stochastic rounding, 0 .. 2**32 - 1.
 
     Raises:

@@ -34,7 +34,8 @@ class Probe:
         cached: whether the answer was known already and nothing was computed now.
         seen: images looked at; None for all.
         bounds: on the number of correct images; None where all were looked at.
-        error: probability that ``bounds`` is wrong (see :mod:`caplet.quant.measure.early_decision`); 0 where they are certain.
+        error: probability that ``bounds`` is wrong (see :mod:`caplet.quant.measure.early_decision`); 0 where they are
+            certain.
     """
 
     digest: str

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-import caplet
 from caplet.models.base import CapsNet
+from caplet.version import __version__
 
 
 def model_identity(model: CapsNet) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def model_identity(model: CapsNet) -> dict[str, Any]:
         weights.update(name.encode())
         weights.update(tensor.detach().contiguous().numpy().tobytes())
     return {
-        "caplet": caplet.__version__,
+        "caplet": __version__,
         "family": model.family,
         "config": model.config.model_dump(mode="json"),
         "weights": weights.hexdigest(),

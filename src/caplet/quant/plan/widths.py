@@ -82,7 +82,8 @@ def make_plan(
     """The plan in which every point has its group's width and the format that ``source`` chooses for that.
 
     Args:
-        source: a :class:`~caplet.quant.plan.calibrate.Calibration`, or a :class:`~caplet.quant.measure.tune.Tuner` on top of one.
+        source: a :class:`~caplet.quant.plan.calibrate.Calibration`, or a
+            :class:`~caplet.quant.measure.tune.Tuner` on top of one.
     """
     chosen = point_widths(model, widths)
     return QuantPlan({key: source.format(key, w, rule, rounding) for key, w in chosen.items()}, rounding, seed)

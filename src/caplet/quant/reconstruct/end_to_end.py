@@ -2,12 +2,13 @@
 
 Fitting block by block ends with what a block can do alone, for its own sums. Here the error is that of the class
 capsules, through every squash and routing iteration as the device computes them. Each constant is a float number of
-steps whose rounding is what runs (gradients pass straight through, :mod:`caplet.quant.simulate.straight_through`); it starts between its
-fitted code and its float value, and few move by more than one code. No labels are used: the float model's class
-capsules are the target. The images are shifted, mirrored and blended at random, which need not make sense as images:
-what is fitted to a thousand images alone is faithful there, and much less so a little away from them. The float model
-sees each of them moved by a further pixel at random, so that on average the target is its answer smoothed over the
-neighbouring places, which is the better classifier: where few bits must change some answers, better towards that one.
+steps whose rounding is what runs (gradients pass straight through, :mod:`caplet.quant.simulate.straight_through`); it
+starts between its fitted code and its float value, and few move by more than one code. No labels are used: the float
+model's class capsules are the target. The images are shifted, mirrored and blended at random, which need not make
+sense as images: what is fitted to a thousand images alone is faithful there, and much less so a little away from them.
+The float model sees each of them moved by a further pixel at random, so that on average the target is its answer
+smoothed over the neighbouring places, which is the better classifier: where few bits must change some answers, better
+towards that one.
 
 Source: rounding learnt by gradient is AdaRound's (Nagel et al. 2020) idea, and learning that of many blocks at once
 BRECQ's (Li et al. 2021). Differs: straight-through rounding with a decaying rate in place of a relaxation that is

@@ -1,8 +1,8 @@
 """Exponents tuned together: each moved while all others, and all widths, are as the device will have them.
 
-:mod:`caplet.quant.measure.tune` chooses the exponent of one point while everything else is in float. Errors of several points
-do not simply add up, so here the whole plan is quantized and one exponent after the other takes the step that brings
-the lengths of the class capsules nearest to the float model's.
+:mod:`caplet.quant.measure.tune` chooses the exponent of one point while everything else is in float. Errors of several
+points do not simply add up, so here the whole plan is quantized and one exponent after the other takes the step that
+brings the lengths of the class capsules nearest to the float model's.
 """
 
 from __future__ import annotations

@@ -12,20 +12,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-import caplet
 from caplet.errors import ArtefactError
 from caplet.files import why, write_atomic
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.settings import ReconstructSettings
+from caplet.version import __version__
 
 _KEY = "caplet-reconstruction"
 
 
 def identity(model: CapsNet, images: Tensor, settings: ReconstructSettings) -> str:
     """A digest of all that a block's result depends on, apart from the plan."""
-    digest = hashlib.sha256(json.dumps([caplet.__version__, settings.to_json()]).encode())
+    digest = hashlib.sha256(json.dumps([__version__, settings.to_json()]).encode())
     for name, tensor in named_tensors(model).items():
         digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
     digest.update(images.contiguous().numpy().tobytes())
