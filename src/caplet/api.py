@@ -14,12 +14,11 @@ Example: from a float checkpoint to bit-packed integers. ::
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from caplet.data import load_data
-from caplet.errors import ModelError
+from caplet.errors import ModelError, suggest
 from caplet.fixed import Rounding
 from caplet.jobs.check import Check, check_model
 from caplet.jobs.compress.job import compress
@@ -216,9 +215,8 @@ def _ready_made(name: str) -> CapsNet | None:
     if name in NAMED:
         named = named_model(name)
         return build(named.family, named.config)
-    near = get_close_matches(name, NAMED, 1)
-    if near:
-        raise ModelError(f"{name}: neither a file nor a ready-made model; did you mean {near[0]!r}?")
+    if hint := suggest(name, NAMED):
+        raise ModelError(f"{name}: neither a file nor a ready-made model{hint}")
     return None
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class CapletError(Exception):
     """Base of every error that is the input's fault, not the program's.
@@ -48,3 +51,20 @@ class NotExact(CapletError):
     """Two engines computed different integers from the same Program and image."""
 
     exit_code = 6
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that is most like ``name``, in any case; None if none is at least ``cutoff`` (0..1) alike."""
+    lower = {other.lower(): other for other in known}
+    found = get_close_matches(name.lower(), lower, 1, cutoff)
+    return lower[found[0]] if found else None
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known name that was probably meant, or nothing.
+
+    >>> suggest("roundin", ("bias", "rounding")), suggest("x", ("bias", "rounding"))
+    ("; did you mean 'rounding'?", '')
+    """
+    near = nearest(name, known)
+    return "" if near is None else f"; did you mean {str(near)!r}?"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from caplet.errors import ConfigError
+from caplet.errors import ConfigError, suggest
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -35,8 +34,7 @@ def _first(kind: type[BaseModel], error: ValidationError) -> str:
     found = "" if first["type"] == "missing" or not place else f" (found {first['input']!r:.100})"
     hint = ""
     if first["type"] == "extra_forbidden":
-        near = get_close_matches(place[-1], _fields(kind, place[:-1]), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = suggest(place[-1], _fields(kind, place[:-1]))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "no setting of this name"

@@ -134,12 +134,12 @@ def test_the_registry() -> None:
     assert all(row.published is None or row.published.source.startswith("abstract") for row in ROWS.values())
     assert select([]) == tuple(ROWS.values())
     assert {row.network.data for row in select(["cifar10"])} == {"cifar10"}
-    with pytest.raises(ConfigError, match="did you mean q7-mnist"):
+    with pytest.raises(ConfigError, match="did you mean 'q7-mnist'"):
         select(["q7-mnst"])
 
 
 def test_what_is_refused(tiny_28: Path) -> None:
-    with pytest.raises(ConfigError, match="did you mean q7-mnist"):
+    with pytest.raises(ConfigError, match="did you mean 'q7-mnist'"):
         PapersSettings({"q7mnist": tiny_28})
     with pytest.raises(ConfigError, match="test_images is 0"):
         PapersSettings(test_images=0)

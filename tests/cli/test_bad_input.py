@@ -124,7 +124,7 @@ SETTINGS: list[tuple[list[object], str]] = [
     (["--budget", "5XB"], "size '5XB'"),
     (["--budget", "-5MB"], "size '-5MB'"),
     (["--budget", "9" * 400], "the rule is a number and a unit"),
-    (["--reconstruct", "bias,roundin"], "did you mean rounding?"),
+    (["--reconstruct", "bias,roundin"], "did you mean 'rounding'?"),
     (["--narrow"], "narrow needs reconstruction"),
     (["--confidence", 0.2], "confidence: Input should be greater than or equal to 0.5"),
     (["--confidence", 1], "confidence: Input should be less than 1"),

@@ -65,7 +65,7 @@ def test_an_interrupted_call_says_how_to_go_on(caplet: Caplet, tmp_path: Path, m
         (("--model", "model.pt"), "the rule is NAME=FILE"),
         (("--model", "q7-mnist=a", "--model", "q7-mnist=b"), "q7-mnist is given twice"),
         (("--root", "a", "--root", "b"), "the folder is given twice"),
-        (("--only", "q8-mnist"), "did you mean q7-mnist"),
+        (("--only", "q8-mnist"), "did you mean 'q7-mnist'"),
     ],
 )
 def test_papers_refuses(caplet: Caplet, tmp_path: Path, words: tuple[str, ...], part: str) -> None:

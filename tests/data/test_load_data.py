@@ -38,12 +38,12 @@ def test_registry_refuses_duplicates():
     ("name", "near"), [("minst", "mnist"), ("Fashion_MNIST", "fashion-mnist"), ("cifar", "cifar10")]
 )
 def test_unknown_name_suggests_the_nearest(name, near):
-    with pytest.raises(DataError, match=rf"unknown dataset '{name}': did you mean '{near}'\? Known are digits, mnist"):
+    with pytest.raises(DataError, match=rf"unknown dataset '{name}'; did you mean '{near}'\? \(known: digits, mnist"):
         load_data(name)
 
 
 def test_unknown_name_without_a_near_one():
-    with pytest.raises(DataError, match="unknown dataset 'qqqq': Known are"):
+    with pytest.raises(DataError, match=r"unknown dataset 'qqqq' \(known: "):
         load_data("qqqq")
 
 

@@ -102,7 +102,10 @@ def test_what_is_not_supported_is_refused_by_name(name: str, part: str, what: st
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("resnet81", "no network of that name; near are"), ("resnet18.nosuch", "cannot build it: Invalid pretrained tag")],
+    [
+        ("resnet81", "no network of that name; did you mean 'resnet"),
+        ("resnet18.nosuch", "cannot build it: Invalid pretrained tag"),
+    ],
 )
 def test_unknown_names(name: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):

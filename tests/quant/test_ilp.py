@@ -233,7 +233,7 @@ def test_dominated_points_leave_the_front(digits: Any) -> None:
 def test_the_registry() -> None:
     assert set(METHODS) == set(Method)
     assert find_method("ilp") is METHODS[Method.ILP]
-    with pytest.raises(ConfigError, match="did you mean progressive"):
+    with pytest.raises(ConfigError, match="did you mean 'progressive'"):
         find_method("progresive")
 
 

@@ -184,7 +184,7 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_parts_are_named_once_and_known() -> None:
     assert parse_parts("rounding, bias") == (Part.BIAS, Part.ROUNDING)
-    with pytest.raises(ConfigError, match="did you mean rounding"):
+    with pytest.raises(ConfigError, match="did you mean 'rounding'"):
         parse_parts("bias,roundin")
     with pytest.raises(ConfigError, match="each once"):
         parse_parts("bias,bias")

@@ -59,7 +59,7 @@ def test_bad_descriptions(change: dict[str, Any], message: str) -> None:
 
 
 def test_bad_files(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="did you mean mcu32"):
+    with pytest.raises(ConfigError, match="did you mean 'mcu32'"):
         find_hardware("mcu23")
     with pytest.raises(ArtefactError, match="cannot read"):
         find_hardware(str(tmp_path / "none.json"))

@@ -213,5 +213,5 @@ def test_training_may_start_from_fitted_codes(model: CapsNet, digits: Splits, tm
 def test_exponents_per_channel_are_not_learned(model: CapsNet, digits: Splits) -> None:
     with pytest.raises(ConfigError, match="per channel"):
         QatTask(settings(fit="channels", exponents="learned"), model, None, plan_of(model, digits, (4, 4, 4), 6))
-    with pytest.raises(ConfigError, match="did you mean rounding"):
+    with pytest.raises(ConfigError, match="did you mean 'rounding'"):
         settings(fit="roundin")

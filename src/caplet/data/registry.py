@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from caplet.data.source import Request, Source
-from caplet.errors import DataError
+from caplet.errors import DataError, suggest
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,7 @@ class DatasetRegistry:
         """
         if name in self._entries:
             return self._entries[name]
-        near = difflib.get_close_matches(name.lower(), self._entries, n=1, cutoff=0.5)
-        suggestion = f"did you mean {near[0]!r}? " if near else ""
         raise DataError(
-            f"unknown dataset {name!r}: {suggestion}Known are {', '.join(self._entries)}; "
-            "or give the path of an image folder"
+            f"unknown dataset {name!r}{suggest(name, self._entries)} (known: {', '.join(self._entries)}, or the path of"
+            " an image folder)"
         )

@@ -6,13 +6,12 @@ Source: Renzulli and Grangetto 2022, "Towards efficient capsule networks" (backb
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 
 import torch
 from pydantic import PositiveInt
 from torch import nn
 
-from caplet.errors import ModelError
+from caplet.errors import ModelError, suggest
 from caplet.models.architectures import ARCHITECTURES, Architecture
 from caplet.models.base import CapsNet, ModelConfig, Stage, State
 from caplet.models.timm_trunk import PREFIX, timm_trunk
@@ -132,8 +131,7 @@ def architecture(name: str) -> Architecture:
     if name.startswith(PREFIX):
         return _of_timm(name)
     if name not in ARCHITECTURES:
-        near = get_close_matches(name, ARCHITECTURES, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = suggest(name, ARCHITECTURES)
         raise ModelError(f"unknown backbone {name!r}{hint} (known: {', '.join(ARCHITECTURES)}, {PREFIX}NAME)")
     return ARCHITECTURES[name]
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
 
-from caplet.errors import ModelError
+from caplet.errors import ModelError, suggest
 from caplet.models.architectures import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD
 from caplet.models.backbone import BackboneCaps, BackboneCapsConfig, backbone_config
 from caplet.models.base import CapsNet, ModelConfig
@@ -86,9 +85,7 @@ def named_model(name: str) -> NamedModel:
 
 
 def _unknown(what: str, name: str, known: dict[str, Any]) -> str:
-    near = get_close_matches(name, known, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {name!r}{hint} (known: {', '.join(sorted(known))})"
+    return f"unknown {what} {name!r}{suggest(name, known)} (known: {', '.join(sorted(known))})"
 
 
 register_family("shallow", ShallowCaps, ShallowCapsConfig)

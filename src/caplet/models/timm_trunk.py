@@ -9,7 +9,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from itertools import takewhile
 from types import ModuleType
 from typing import Any, NoReturn
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Tracer
 from torch.fx import Node as GraphNode
 
-from caplet.errors import ModelError, ToolMissing
+from caplet.errors import ModelError, ToolMissing, suggest
 from caplet.models.trunk import (
     INPUT,
     ConvNode,
@@ -89,8 +88,7 @@ def timm_trunk(name: str) -> TimmTrunk:
     """
     package = timm()
     if not package.is_model(name.partition(".")[0]):
-        near = get_close_matches(name, package.list_models(), 3)
-        hint = f"; near are {', '.join(near)}" if near else ""
+        hint = suggest(name, package.list_models())
         raise ModelError(f"backbone {PREFIX}{name}: timm {package.__version__} has no network of that name{hint}")
     try:
         network = package.create_model(name, pretrained=False).eval()

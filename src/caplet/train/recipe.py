@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import tomllib
-from difflib import get_close_matches
 from importlib.resources import files
 from typing import Any
 
-from caplet.errors import ConfigError
+from caplet.errors import ConfigError, suggest
 from caplet.train.settings import TrainSettings, make_settings
 
 
@@ -29,8 +28,6 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> TrainSett
     """
     known = recipe_names()
     if name not in known:
-        near = get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"unknown recipe {name!r}{hint} (known: {', '.join(known)})")
+        raise ConfigError(f"unknown recipe {name!r}{suggest(name, known)} (known: {', '.join(known)})")
     text = (files("caplet.train") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
     return make_settings({**tomllib.loads(text), **(overrides or {})}, f"recipe {name}")

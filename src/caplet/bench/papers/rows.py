@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from caplet.bench.papers.work import Prune, PruneCnn, Search, Uniform, Work
-from caplet.errors import ConfigError
+from caplet.errors import ConfigError, suggest
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.prune.backbone import BackbonePruneSettings
@@ -234,18 +233,16 @@ def select(patterns: Iterable[str]) -> tuple[Row, ...]:
     for pattern in patterns:
         if not any(_fits(row, pattern) for row in ROWS.values()):
             known = [*ROWS, *NETWORKS, *(paper.name for paper in PAPERS)]
-            near = get_close_matches(pattern, known, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"no row fits {pattern!r}{hint} (caplet bench papers --list shows all)")
+            raise ConfigError(
+                f"no row fits {pattern!r}{suggest(pattern, known)} (caplet bench papers --list shows all)"
+            )
     return tuple(row for row in ROWS.values() if not patterns or any(_fits(row, pattern) for pattern in patterns))
 
 
 def find_network(name: str) -> Network:
     """The network of a name. Raises ConfigError, with the nearest name, where there is none."""
     if name not in NETWORKS:
-        near = get_close_matches(name, NETWORKS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"no row needs a model {name!r}{hint} (they need {', '.join(NETWORKS)})")
+        raise ConfigError(f"no row needs a model {name!r}{suggest(name, NETWORKS)} (they need {', '.join(NETWORKS)})")
     return NETWORKS[name]
 
 

@@ -6,12 +6,11 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from caplet.errors import ArtefactError, PlanError
+from caplet.errors import ArtefactError, PlanError, nearest
 from caplet.files import why, write_atomic
 from caplet.fixed import ChannelFormat, FixedFormat, LogFormat, PlanFormat, Rounding, format_from_json
 from caplet.fixed.softmax import check_coupling_formats
@@ -221,7 +220,7 @@ def _some(keys: list[str], known: Iterable[str]) -> str:
     known = list(known)
     shown = []
     for key in keys[:_SHOWN]:
-        near = get_close_matches(key, known, 1, 0.8)
-        shown.append(f"{key!r} (found {near[0]!r})" if near else repr(key))
+        near = nearest(key, known, 0.8)
+        shown.append(f"{key!r} (found {near!r})" if near else repr(key))
     more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
     return f"point{'s' if len(keys) > 1 else ''} {', '.join(shown)}{more}"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from caplet.data.files import why
-from caplet.errors import ArtefactError, ConfigError, PlanError
+from caplet.errors import ArtefactError, ConfigError, PlanError, suggest
 from caplet.fixed import FixedFormat
 from caplet.fixed.format import MAX_BITS
 from caplet.nn.points import PointSpec, Storage
@@ -142,9 +141,8 @@ def find_hardware(name: str) -> Hardware:
         return HARDWARE[name]
     path = Path(name)
     if path.suffix != ".json":
-        near = get_close_matches(name, HARDWARE, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"unknown hardware {name!r}{hint}; the rule is one of {', '.join(HARDWARE)}, or a .json file")
+        hint = suggest(name, HARDWARE)
+        raise ConfigError(f"unknown hardware {name!r}{hint} (known: {', '.join(HARDWARE)}, or a .json file)")
     try:
         return Hardware.from_json(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:

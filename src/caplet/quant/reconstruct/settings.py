@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any
 
-from caplet.errors import ConfigError
+from caplet.errors import ConfigError, suggest
 
 DEFAULT_IMAGES = 1024
 
@@ -46,9 +45,8 @@ def parse_parts(text: str) -> tuple[Part, ...]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in list(Part):
-            near = get_close_matches(name, list(Part), 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise ConfigError(f"reconstruction: unknown part {name!r}{hint}; the parts are {', '.join(Part)}")
+            hint = suggest(name, Part)
+            raise ConfigError(f"reconstruction: unknown part {name!r}{hint} (known: {', '.join(Part)})")
     if len(set(names)) < len(names):
         raise ConfigError(f"reconstruction: parts {text!r}; name each once")
     return tuple(part for part in Part if part in names)

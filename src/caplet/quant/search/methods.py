@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from enum import StrEnum
 
-from caplet.errors import ConfigError
+from caplet.errors import ConfigError, suggest
 from caplet.models.base import CapsNet
 from caplet.quant.plan.memory import FLOAT_BITS, count_memory
 from caplet.quant.plan.target import HARDWARE
@@ -48,9 +47,7 @@ class SearchMethod:
 def find_method(name: str) -> SearchMethod:
     """The method of a name. Raises ConfigError, with the nearest name, where there is none."""
     if name not in METHODS:
-        near = get_close_matches(name, list(METHODS), 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"unknown method {name!r}{hint}; the methods are {', '.join(METHODS)}")
+        raise ConfigError(f"unknown method {name!r}{suggest(name, METHODS)} (known: {', '.join(METHODS)})")
     return METHODS[Method(name)]
 
 
