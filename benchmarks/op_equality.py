@@ -23,7 +23,9 @@ import numpy as np
 
 from caplet.program.ops import OPS
 from caplet.runtime.compiler import build_library, find_compiler, load_library
-from caplet.runtime.random_ops import RandomOps
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+from random_ops import RandomOps
 
 RECORDS = Path(__file__).parent / "records"
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "lower"))
-from tiny_models import tiny
 
 from caplet import api
 from caplet.data import Splits
 from caplet.errors import ToolMissing
 from caplet.jobs import onnx as job
 from caplet.jobs.onnx import check_onnx, export_onnx
+from tiny_networks import tiny
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny_models import CONFIGS, mixed_plan, tiny
 from torch import Tensor
 
 from caplet.data.imageset import to_float
@@ -28,11 +27,12 @@ from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.simulate.fake_quant import FakeQuant, fake_quantized
+from tiny_networks import INTEGER, mixed_plan, tiny
 
 Codes = NDArray[Any]
 EXACT = 1 << 24
 """Integers up to here are exact in float32, and so are their sums."""
-names = pytest.mark.parametrize("name", list(CONFIGS))
+names = pytest.mark.parametrize("name", INTEGER)
 
 
 def to_device(spec: PointSpec, codes: Codes) -> Codes:

@@ -16,8 +16,8 @@ from caplet.program import (
     trace,
     verify,
 )
-from caplet.program.sample import SampleSettings, sample_deep, sample_shallow
 from caplet.program.workspace import routing_rows, workspace
+from sample_programs import SampleSettings, sample_deep, sample_shallow
 
 PROGRAMS = [
     sample_shallow(),

@@ -30,7 +30,7 @@ from caplet.program import (
     trace,
 )
 from caplet.program.interpreter import execute
-from caplet.program.sample import SampleSettings, sample_backbone, sample_deep, sample_shallow
+from sample_programs import SampleSettings, sample_backbone, sample_deep, sample_shallow
 
 Flat = dict[str, list[int]]
 

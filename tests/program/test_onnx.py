@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "lower"))
-from tiny_models import CONFIGS, mixed_plan, tiny
 
 from caplet.errors import ToolMissing
 from caplet.fixed import FixedFormat, Rounding, rounding_shift, softmax, squash
@@ -19,6 +14,7 @@ from caplet.program import OPS, Program, run
 from caplet.program.onnx import functions
 from caplet.program.onnx.graph import Graph, require_onnx
 from caplet.program.onnx.translate import to_onnx, translate
+from tiny_networks import INTEGER, mixed_plan, tiny
 
 
 def test_every_op_has_a_translation() -> None:
@@ -51,7 +47,7 @@ def compare(runtime: Any, program: Program, images: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("name", "rounding"),
     [
-        *((name, list(Rounding)[index % 3]) for index, name in enumerate(CONFIGS)),
+        *((name, list(Rounding)[index % 3]) for index, name in enumerate(INTEGER)),
         *(("deep", rounding) for rounding in Rounding),
     ],
 )

@@ -17,7 +17,7 @@ from caplet.fixed import Rounding
 from caplet.program import OPS, Program, dumps, load_program, loads, run, save_program, trace
 from caplet.program.document import _READ, _WRITE, _op_fields
 from caplet.program.file import _canonical, _digest
-from caplet.program.sample import SampleSettings, sample_backbone, sample_deep, sample_shallow
+from sample_programs import SampleSettings, sample_backbone, sample_deep, sample_shallow
 
 SETTINGS = [
     SampleSettings(),

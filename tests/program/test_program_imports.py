@@ -1,7 +1,10 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 @pytest.mark.parametrize("package", ["caplet.fixed", "caplet.program"])
@@ -12,12 +15,13 @@ def test_imports_without_torch(package: str) -> None:
 
 
 def test_a_program_runs_without_torch() -> None:
-    code = """
+    code = f"""
 import sys
 sys.modules["torch"] = None
+sys.path.append({str(SUPPORT)!r})
 import numpy as np
 from caplet.program import dumps, loads, run
-from caplet.program.sample import sample_deep
+from sample_programs import sample_deep
 program = loads(dumps(sample_deep()))
 assert run(program, np.zeros((1, *program.image_shape), dtype=np.uint8)).capsules.shape == (1, 5, 6)
 """

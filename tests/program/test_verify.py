@@ -30,8 +30,8 @@ from caplet.program import (
 )
 from caplet.program.bounds import bounds
 from caplet.program.interpreter import _Machine
-from caplet.program.sample import SampleSettings, sample_backbone, sample_deep, sample_shallow
 from caplet.program.verify import check
+from sample_programs import SampleSettings, sample_backbone, sample_deep, sample_shallow
 
 S8 = FixedFormat(8, 4, True)
 

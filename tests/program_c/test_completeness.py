@@ -7,8 +7,8 @@ import pytest
 from caplet.program.c.describe import describe
 from caplet.program.c.sources import runtime_files
 from caplet.program.ops import OPS, Op
-from caplet.runtime.random_ops import RandomOps
 from caplet.runtime.steps import KINDS
+from random_ops import RandomOps
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.kind)

@@ -17,11 +17,11 @@ from caplet.fixed.rounding import Rounding
 from caplet.program import interpreter
 from caplet.program.c.emit import RUNTIME_FOLDER, EmitSettings, Export, emit
 from caplet.program.program import Program
-from caplet.program.sample import SampleSettings, sample_backbone, sample_deep, sample_shallow
 from caplet.program.tensor import TensorSpec
 from caplet.runtime.compiler import Compiler, compilers
 from caplet.runtime.difference import first_difference
 from caplet.runtime.traces import read_traces
+from sample_programs import SampleSettings, sample_backbone, sample_deep, sample_shallow
 
 COMPILERS = {compiler.command[-1] if len(compiler.command) == 1 else "zig": compiler for compiler in compilers()}
 pytestmark = pytest.mark.skipif(not COMPILERS, reason="no C compiler: neither cc, gcc, clang nor ziglang is installed")

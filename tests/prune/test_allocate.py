@@ -7,18 +7,18 @@ import copy
 import numpy as np
 import pytest
 import torch
-from networks import CONFIGS, living
 
 from caplet.prune.allocate import _slopes, measured_prices
 from caplet.prune.order import Allocation, macs_per_unit, removal_order
 from caplet.prune.rules import Kind
 from caplet.prune.structure import prunable, structure_of
 from caplet.train.loss import margin_loss
+from tiny_networks import PRUNED, model_and_images
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", PRUNED)
 def test_every_space_has_prices_that_never_fall(name: str) -> None:
-    model, images = living(name)
+    model, images = model_and_images(name)
     structure = structure_of(model)
     spaces = tuple(space for space in structure.spaces.values() if space.kind is not Kind.DIM)
     scores = {name: np.arange(space.size, dtype=float) for name, space in structure.spaces.items()}
@@ -33,7 +33,7 @@ def test_every_space_has_prices_that_never_fall(name: str) -> None:
 
 
 def test_units_that_nobody_listens_to_cost_nothing_and_go_first() -> None:
-    model, images = living("deep")
+    model, images = model_and_images("deep")
     model = copy.deepcopy(model)
     deaf = dict(model.named_parameters())["blocks.0.l1.weight"]
     with torch.no_grad():

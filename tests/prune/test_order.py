@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from networks import CONFIGS, living
 
 from caplet.errors import ConfigError
 from caplet.models.assemble import skeleton
@@ -18,14 +17,15 @@ from caplet.prune.structure import prunable, structure_of
 from caplet.prune.surgery import cut
 from caplet.quant.measure.cost import stage_macs
 from caplet.train.loss import margin_loss
+from tiny_networks import PRUNED, model_and_images
 
-names = pytest.mark.parametrize("name", list(CONFIGS))
+names = pytest.mark.parametrize("name", PRUNED)
 UNITS = (Kind.CHANNELS, Kind.TYPES)
 
 
 @names
 def test_macs_are_those_that_torch_counts(name: str) -> None:
-    model, _ = living(name)
+    model, _ = model_and_images(name)
     cost = cost_of(model)
     assert cost.macs == sum(stage_macs(model))
     assert cost.parameters == model.parameter_count()
@@ -51,7 +51,7 @@ def test_every_layer_type_has_a_counter() -> None:
 @names
 @pytest.mark.parametrize("allocation", list(Allocation))
 def test_orders_shrink_to_any_target(name: str, allocation: Allocation) -> None:
-    model, images = living(name)
+    model, images = model_and_images(name)
     structure = structure_of(model)
     spaces = prunable(structure, UNITS)
     scores = measure_scores(model, images, None, ["length"], margin_loss)["length"]
@@ -72,7 +72,7 @@ def test_orders_shrink_to_any_target(name: str, allocation: Allocation) -> None:
 
 
 def test_uniform_keeps_the_same_fraction_and_the_best() -> None:
-    model, images = living("shallow-q7")
+    model, images = model_and_images("shallow-two-stems")
     structure = structure_of(model)
     scores = measure_scores(model, images, None, ["length"], margin_loss)["length"]
     spaces = prunable(structure, UNITS)
@@ -97,7 +97,7 @@ def test_uniform_keeps_the_same_fraction_and_the_best() -> None:
     ],
 )
 def test_fixed_sizes_out_of_range_are_refused(fixed: dict[str, float], message: str) -> None:
-    model, _ = living("shallow")
+    model, _ = model_and_images("shallow")
     structure = structure_of(model)
     scores = {name: np.ones(space.size) for name, space in structure.spaces.items()}
     with pytest.raises(ConfigError, match=message):
@@ -131,7 +131,7 @@ def test_accept_decides_by_the_measured_loss_at_the_end() -> None:
 
 
 def test_costs_of_skeletons_need_no_memory() -> None:
-    model, _ = living("deep")
+    model, _ = model_and_images("deep")
     structure = structure_of(model)
     assert resized_cost(model, structure, structure.close({})).to_json() == cost_of(model).to_json()
     assert all(p.is_meta for p in skeleton(model.family, model.config).parameters())

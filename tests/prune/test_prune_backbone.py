@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import CONFIGS, living
 
 from caplet.data import Splits
 from caplet.data.imageset import ImageSet
@@ -31,12 +30,13 @@ from caplet.prune.scores import measure_scores
 from caplet.prune.structure import structure_of
 from caplet.prune.surgery import cut
 from caplet.train.loss import margin_loss
+from tiny_networks import PRUNED, model_and_images
 
-BACKBONES = [name for name in CONFIGS if name.startswith("backbone")]
+BACKBONES = [name for name in PRUNED if name.startswith("backbone")]
 
 
 def backbone(name: str) -> tuple[BackboneCaps, torch.Tensor]:
-    model, images = living(name)
+    model, images = model_and_images(name)
     assert isinstance(model, BackboneCaps)
     return model, images
 
@@ -63,7 +63,7 @@ def test_plain_modules_compute_what_the_trunk_does(name: str) -> None:
 def test_torch_prunings_groups_are_the_rules_spaces(name: str) -> None:
     pytest.importorskip("torch_pruning")
     torch.manual_seed(0)
-    model = backbone(name)[0] if name in CONFIGS else backbone_caps(name, image=(3, 32, 32), width=0.125)
+    model = backbone(name)[0] if name in PRUNED else backbone_caps(name, image=(3, 32, 32), width=0.125)
     structure = structure_of(model)
     found = group_importance(model, structure)
     assert {key: len(value) for key, value in found.items()} == {
@@ -136,7 +136,7 @@ def test_the_smallest_share_is_named() -> None:
         prune_backbone(model, calibration, calibration, BackbonePruneSettings(macs=1e-4, score="weight"), margin_loss)
     with pytest.raises(ConfigError, match="unknown score 'wait'; the scores are torch-pruning, taylor"):
         prune_backbone(model, calibration, calibration, BackbonePruneSettings(macs=0.5, score="wait"), margin_loss)
-    plain: CapsNet = living("shallow")[0]
+    plain: CapsNet = model_and_images("shallow")[0]
     with pytest.raises(ModelError, match="no CNN under its capsules"):
         prune_backbone(plain, calibration, calibration, BackbonePruneSettings(macs=0.5), margin_loss)
 
@@ -157,7 +157,8 @@ def test_recalibration_measures_the_statistics_of_all_batches() -> None:
     recalibrate(model, images, batch_size=20)
     first = next(layer for layer in model.layers() if layer.name == "stem.conv")
     norm = first.get_submodule("norm")
-    conv = torch.nn.functional.conv2d(images.float() / 255, first.get_parameter("weight"), None, 2, 1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.config.trunk.mean, model.config.trunk.std))
+    conv = torch.nn.functional.conv2d((images.float() / 255 - mean) / std, first.get_parameter("weight"), None, 2, 1)
     torch.testing.assert_close(norm.running_mean, conv.mean((0, 2, 3)), atol=1e-5, rtol=1e-5)
     expected = torch.stack([part.var((0, 2, 3)) for part in conv.split(20)]).mean(0)
     torch.testing.assert_close(norm.running_var, expected, atol=1e-5, rtol=1e-4)

@@ -7,7 +7,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from networks import living
 from torch import Tensor
 
 from caplet.data.imageset import to_float
@@ -16,13 +15,14 @@ from caplet.prune import refit
 from caplet.prune.refit import refitted
 from caplet.prune.structure import Structure, structure_of
 from caplet.prune.surgery import cut
+from tiny_networks import model_and_images
 
 CASES = [
     ("shallow", "conv1.channels", ("primary",)),
-    ("shallow-q7", "conv2.channels", ("primary",)),
+    ("shallow-two-stems", "conv2.channels", ("primary",)),
     ("deep", "conv1.channels", ("block1.l1",)),
     ("backbone", "layer1.conv1.channels", ("layer1.conv2",)),
-    ("backbone-mobile", "stem.conv.channels", ("primary",)),
+    ("backbone-gated", "stem.conv.channels", ("primary",)),
 ]
 cases = pytest.mark.parametrize(("name", "space", "readers"), CASES)
 
@@ -34,7 +34,7 @@ def outputs(model: CapsNet, images: Tensor) -> Tensor:
 
 def with_twins(name: str, space: str, stays: int, goes: int) -> tuple[CapsNet, Structure, Tensor]:
     """A network in which two units of ``space`` are the same, and images."""
-    model, images = living(name)
+    model, images = model_and_images(name)
     model = copy.deepcopy(model)
     structure = structure_of(model)
     for layer in model.layers():
@@ -67,7 +67,7 @@ def test_a_twin_takes_over(name: str, space: str, readers: tuple[str, ...], monk
 @cases
 def test_what_a_layer_gives_comes_closer(name: str, space: str, readers: tuple[str, ...]) -> None:
     """The reader's sum, before what follows it, on the images that were fitted."""
-    model, images = living(name)
+    model, images = model_and_images(name)
     structure = structure_of(model)
     size = structure.spaces[space].size
     keep = np.arange(size) < size // 2 + 1
@@ -102,7 +102,7 @@ def linear(model: CapsNet, layer: str, images: Tensor) -> Tensor:
 
 
 def test_layers_that_lost_nothing_are_as_they_were() -> None:
-    model, images = living("deep")
+    model, images = model_and_images("deep")
     structure = structure_of(model)
     keep = np.array([True, False, True, True])
     smaller = cut(model, {"block4.types": keep}, structure)
@@ -118,7 +118,7 @@ def equal(model: CapsNet, key: str, tensor: Tensor) -> bool:
 
 def test_too_many_inputs_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refit, "LARGEST", 8)
-    model, images = living("shallow")
+    model, images = model_and_images("shallow")
     keep = np.array([True, False, True, True, True])
     smaller = cut(model, {"conv1.channels": keep})
     result, names = refitted(model, smaller, {"conv1.channels": keep}, images)
@@ -128,7 +128,7 @@ def test_too_many_inputs_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_large_means_cost_no_digits() -> None:
     """Inputs of 10,000 that vary by about one: their products alone, in float32, would leave no variance."""
-    model, images = living("shallow")
+    model, images = model_and_images("shallow")
     model = copy.deepcopy(model)
     with torch.no_grad():
         dict(model.named_parameters())["stem.0.bias"].fill_(1e4)
@@ -144,7 +144,7 @@ def test_large_means_cost_no_digits() -> None:
 
 def test_a_silent_layer_keeps_its_weights() -> None:
     """Inputs that are zero on all images say nothing; the change is zero, not NaN."""
-    model, images = living("shallow")
+    model, images = model_and_images("shallow")
     model = copy.deepcopy(model)
     conv = next(layer for layer in model.layers() if layer.name == "conv1")
     with torch.no_grad():

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from networks import CONFIGS, living
 
 from caplet.data.imageset import to_float
 from caplet.errors import CapletError, ConfigError
@@ -19,6 +18,7 @@ from caplet.prune.scores import SCORES, Score, measure_scores, register_score
 from caplet.prune.structure import structure_of
 from caplet.prune.surgery import cut
 from caplet.train.loss import margin_loss
+from tiny_networks import PRUNED, model_and_images
 
 
 def labels_for(model: CapsNet, images: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ def slope(model: CapsNet, images: torch.Tensor, labels: torch.Tensor, key: str, 
     ],
 )
 def test_taylor_is_the_slope_of_the_loss(name: str, space: str, key: str, axis: int) -> None:
-    model, images = living(name)
+    model, images = model_and_images(name)
     labels = labels_for(model, images)
     found = measure_scores(model, images, labels, ["taylor"], margin_loss)["taylor"][space]
     for unit in range(3):
@@ -78,15 +78,15 @@ def test_taylor_is_the_slope_of_the_loss(name: str, space: str, key: str, axis: 
 
 
 def test_taylor_of_a_shallow_type_is_the_sum_over_its_capsules() -> None:
-    model, images = living("shallow")  # a primary capsule acts through its votes alone
+    model, images = model_and_images("shallow")  # a primary capsule acts through its votes alone
     found = measure_scores(model, images, labels_for(model, images), ["taylor"], margin_loss)["taylor"]
     by_type = found["digit.capsules"].reshape(len(found["primary.types"]), -1).sum(1)
     np.testing.assert_allclose(found["primary.types"], by_type, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", PRUNED)
 def test_every_score_covers_every_space(name: str) -> None:
-    model, images = living(name)
+    model, images = model_and_images(name)
     found = measure_scores(model, images, labels_for(model, images), list(SCORES), margin_loss)
     halves = [measure_scores(model, images, labels_for(model, images), list(SCORES), margin_loss, batch_size=5)]
     for score in SCORES:
@@ -99,7 +99,7 @@ def test_every_score_covers_every_space(name: str) -> None:
 
 
 def test_length_is_that_of_the_capsules() -> None:
-    model, images = living("shallow")
+    model, images = model_and_images("shallow")
     found = measure_scores(model, images, None, ["length"], margin_loss)["length"]
     with torch.no_grad():
         capsules = model.primary(model.stem[0](to_float(images)))  # type: ignore[operator, index, union-attr]
@@ -109,7 +109,7 @@ def test_length_is_that_of_the_capsules() -> None:
 
 
 def test_random_depends_on_the_seed_alone() -> None:
-    model, images = living("deep")
+    model, images = model_and_images("deep")
     a, b, c = (measure_scores(model, images, None, ["random"], margin_loss, seed=s)["random"] for s in (0, 0, 1))
     for space in a:
         assert (a[space] == b[space]).all()
@@ -117,7 +117,7 @@ def test_random_depends_on_the_seed_alone() -> None:
 
 
 def test_scores_leave_the_model_as_it_was() -> None:
-    model, images = living("shallow")
+    model, images = model_and_images("shallow")
     before = [p.detach().clone() for p in model.parameters()]
     measure_scores(model, images, labels_for(model, images), ["taylor"], margin_loss)
     assert all(p.grad is None for p in model.parameters())
@@ -125,7 +125,7 @@ def test_scores_leave_the_model_as_it_was() -> None:
 
 
 def test_what_is_refused() -> None:
-    model, images = living("shallow")
+    model, images = model_and_images("shallow")
     labels = labels_for(model, images)
     with pytest.raises(ConfigError, match=r"unknown score 'tailor'; the scores are taylor, length"):
         measure_scores(model, images, labels, ["tailor"], margin_loss)
@@ -138,7 +138,7 @@ def test_what_is_refused() -> None:
 
 
 def test_gradients_that_are_not_finite_are_refused() -> None:
-    model, images = living("shallow")
+    model, images = model_and_images("shallow")
     broken = cut(model, {})
     with torch.no_grad():
         broken.digit.weight[0] = 3e38  # type: ignore[operator, index, union-attr]
@@ -147,7 +147,7 @@ def test_gradients_that_are_not_finite_are_refused() -> None:
 
 
 def test_dead_units_are_found_and_go_for_free() -> None:
-    model, images = living("shallow")
+    model, images = model_and_images("shallow")
     broken = cut(model, {})
     with torch.no_grad():
         broken.stem[0].bias[2] = -100.0  # type: ignore[index, union-attr]
@@ -162,7 +162,7 @@ def test_dead_units_are_found_and_go_for_free() -> None:
 
 
 def test_coupling_entropy_is_between_none_and_all() -> None:
-    model, images = living("deep")
+    model, images = model_and_images("deep")
     activity = measure_activity(model, images, batch_size=11)
     assert set(activity.entropy) == {"block4.skip", "digit"}
     for values in activity.entropy.values():

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from networks import CONFIGS, living
 
 from caplet.data.imageset import to_float
 from caplet.errors import ConfigError, ModelError
@@ -18,7 +17,6 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.nn.layer import Layer
 from caplet.program.interpreter import run
-from caplet.prune.mask import Masked
 from caplet.prune.rules import RULES, Kind, rule_of, shrinks
 from caplet.prune.structure import Keep, Structure, structure_of
 from caplet.prune.surgery import cut
@@ -26,8 +24,10 @@ from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.plan import QuantPlan
+from masked import Masked
+from tiny_networks import PRUNED, model_and_images
 
-names = pytest.mark.parametrize("name", list(CONFIGS))
+names = pytest.mark.parametrize("name", PRUNED)
 
 
 def draw(structure: Structure, seed: int) -> dict[str, Keep]:
@@ -57,7 +57,7 @@ def outputs(model: CapsNet, images: torch.Tensor) -> torch.Tensor:
 @given(seed=st.integers(0, 1 << 30))
 @settings(max_examples=15, deadline=None)
 def test_outputs_equal_the_masked_original(name: str, seed: int) -> None:
-    model, images = living(name)
+    model, images = model_and_images(name)
     structure = structure_of(model)
     selection = draw(structure, seed)
     try:
@@ -76,7 +76,7 @@ def test_outputs_equal_the_masked_original(name: str, seed: int) -> None:
 
 @names
 def test_nothing_removed_changes_nothing(name: str) -> None:
-    model, images = living(name)
+    model, images = model_and_images(name)
     pruned = cut(model, {})
     assert pruned.config == model.config
     torch.testing.assert_close(outputs(pruned, images), outputs(model, images), atol=0, rtol=0)
@@ -84,7 +84,7 @@ def test_nothing_removed_changes_nothing(name: str) -> None:
 
 @names
 def test_twice_is_as_good_as_once(name: str) -> None:
-    model, images = living(name)
+    model, images = model_and_images(name)
     structure = structure_of(model)
     halves = {
         space.name: np.arange(space.size) % 2 == 0 for space in structure.spaces.values() if space.kind is Kind.TYPES
@@ -96,9 +96,9 @@ def test_twice_is_as_good_as_once(name: str) -> None:
     torch.testing.assert_close(outputs(twice, images), outputs(direct, images), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "backbone-mobile"])  # its gate has no integers
+@pytest.mark.parametrize("name", [name for name in PRUNED if name != "backbone-gated"])  # its gate has no integers
 def test_pruned_models_are_saved_loaded_and_lowered_like_any(name: str, tmp_path: Path) -> None:
-    model, images = living(name)
+    model, images = model_and_images(name)
     structure = structure_of(model)
     keep = np.arange(structure.spaces["digit.capsules"].size) % 3 != 1
     pruned = cut(model, {"digit.capsules": keep})
@@ -116,7 +116,7 @@ def test_pruned_models_are_saved_loaded_and_lowered_like_any(name: str, tmp_path
 
 
 def test_types_go_with_their_last_capsule_and_capsules_with_their_type() -> None:
-    model, _ = living("shallow")
+    model, _ = model_and_images("shallow")
     structure = structure_of(model)
     positions = structure.voters[0].sources[0][1]
     only_first = np.arange(structure.spaces["digit.capsules"].size) < 2
@@ -128,7 +128,7 @@ def test_types_go_with_their_last_capsule_and_capsules_with_their_type() -> None
 
 
 def test_a_block_type_without_votes_stays_where_the_next_block_reads_it() -> None:
-    model, _ = living("deep")
+    model, _ = model_and_images("deep")
     structure = structure_of(model)
     keep = np.ones(structure.spaces["digit.capsules"].size, dtype=np.bool_)
     (third, types), _ = structure.by_source(structure.voters[0])
@@ -137,13 +137,13 @@ def test_a_block_type_without_votes_stays_where_the_next_block_reads_it() -> Non
 
 
 def test_blocks_3_and_4_share_their_dimensions() -> None:
-    structure = structure_of(living("deep")[0])
+    structure = structure_of(model_and_images("deep")[0])
     assert "block3.dim" in structure.spaces
     assert "block4.dim" not in structure.spaces
 
 
 def test_an_emptied_layer_is_named_with_its_smallest_size() -> None:
-    model, _ = living("shallow")
+    model, _ = model_and_images("shallow")
     with pytest.raises(ConfigError, match=r"primary\.types: all 3 types .* smallest size is 1 \(keep at least 0\.33"):
         cut(model, {"primary.types": np.zeros(3, dtype=np.bool_)})
     with pytest.raises(ConfigError, match=r"conv1\.channels: all 5 channels"):
@@ -155,10 +155,10 @@ def test_an_emptied_layer_is_named_with_its_smallest_size() -> None:
 
 
 def test_every_layer_has_a_rule_that_covers_its_tensors() -> None:
-    kinds = {type(layer) for name in CONFIGS for layer in living(name)[0].layers()}
+    kinds = {type(layer) for name in PRUNED for layer in model_and_images(name)[0].layers()}
     assert kinds == set(RULES)
-    for name in CONFIGS:  # structure_of compares names and lengths with those of the layer
-        structure_of(living(name)[0])
+    for name in PRUNED:  # structure_of compares names and lengths with those of the layer
+        structure_of(model_and_images(name)[0])
 
 
 def test_a_layer_without_a_rule_is_refused_by_name() -> None:

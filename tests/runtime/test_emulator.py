@@ -15,12 +15,12 @@ from caplet.errors import ArtefactError, ToolMissing
 from caplet.program import interpreter
 from caplet.program.arena import plan_memory
 from caplet.program.c.emit import EmitSettings
-from caplet.program.sample import SampleSettings, sample_deep, sample_shallow
 from caplet.runtime import emulator
 from caplet.runtime.boards import BOARDS, CORTEX_M4, Board
 from caplet.runtime.elf import read_sizes
 from caplet.runtime.emulator import run_on_device
 from caplet.runtime.traces import read_traces
+from sample_programs import SampleSettings, sample_deep, sample_shallow
 
 ZIG = importlib.util.find_spec("ziglang")
 

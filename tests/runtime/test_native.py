@@ -17,11 +17,11 @@ from caplet.fixed.rounding import Rounding
 from caplet.program import interpreter
 from caplet.program.ops import OPS
 from caplet.program.program import Program
-from caplet.program.sample import SampleSettings, sample_backbone, sample_deep, sample_shallow
 from caplet.runtime import NativeModel, build_library, compiler, compilers
 from caplet.runtime.compiler import load_library
 from caplet.runtime.difference import first_difference
-from caplet.runtime.random_ops import RandomOps
+from random_ops import RandomOps
+from sample_programs import SampleSettings, sample_backbone, sample_deep, sample_shallow
 
 needs_compiler = pytest.mark.skipif(
     not compilers(), reason="no C compiler: neither cc, gcc, clang nor ziglang is installed"

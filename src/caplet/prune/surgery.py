@@ -14,8 +14,8 @@ from caplet.prune.structure import Selection, Structure, structure_of
 def cut(model: CapsNet, selection: Selection, structure: Structure | None = None) -> CapsNet:
     """A copy of ``model`` without the units that ``selection`` does not keep.
 
-    Its outputs equal those of the original in which the removed units are masked (:class:`caplet.prune.mask.Masked`),
-    up to the order of float sums.
+    Its outputs equal those of the original in which the removed units are masked, up to the order of
+    float sums.
 
     Args:
         structure: of the model, if it is at hand.

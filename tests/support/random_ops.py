@@ -27,7 +27,7 @@ from caplet.program.ops import (
 )
 from caplet.program.tensor import Constant, TensorSpec
 from caplet.program.verify import lengths_format
-from caplet.runtime.single import SingleOp
+from single_op import SingleOp
 
 Tensors = dict[str, TensorSpec]
 
