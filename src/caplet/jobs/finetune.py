@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import save_model
 from caplet.program import Program
 from caplet.program.file import save_program
+from caplet.progress import Note, silent
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
@@ -40,8 +40,6 @@ from caplet.train.qat import QatSettings, finetune_under_plan
 from caplet.train.settings import FinetuneSettings
 
 ROLE = "finetuned"
-
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def finetune_model(
     resume: bool = False,
     force: bool = False,
     engine: Engine | str = Engine.AUTO,
-    note: Note = lambda text: None,
+    note: Note = silent,
     progress: bool = False,
 ) -> FinetuneRun:
     """Fine-tune ``model`` and write a run folder; with a plan, train its numbers and ship the integers.

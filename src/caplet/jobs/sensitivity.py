@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from caplet.data import Splits
 from caplet.jobs.evaluate import check_data
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
+from caplet.progress import Progress
 from caplet.quant.measure.sensitivity import SensitivitySettings, Summary, draw_indices, measure_sensitivity, summarise
 from caplet.report.sensitivity import sensitivity_plot
 from caplet.runs.folder import METRICS, SPLITS, open_run
@@ -45,7 +45,7 @@ def sensitivity(
     *,
     resume: bool = False,
     force: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> SensitivityResult:
     """Measure, on calibration images, what rounding each point of ``model`` alone does at each width.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from caplet.program import Program
 from caplet.program.c.emit import EmitSettings, Export, emit
 from caplet.program.file import load_program
 from caplet.program.interpreter import run, trace
+from caplet.progress import Note, silent
 from caplet.runtime.difference import first_difference
 
 Target = Literal["interpreter", "native", "cortex-m4", "riscv32"]
@@ -100,7 +100,7 @@ def verify_engines(
     targets: tuple[Target, ...] = TARGETS,
     *,
     ram: str | int = "small",
-    note: Callable[[str], None] = lambda text: None,
+    note: Note = silent,
 ) -> list[Verified]:
     """Run ``images`` on every engine and compare every code with the reference interpreter's int64 arithmetic.
 

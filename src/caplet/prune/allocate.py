@@ -6,7 +6,7 @@ units which stand in for each other go together. That is measured here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from caplet.data.imageset import to_float
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
+from caplet.progress import Progress
 from caplet.prune.order import Allocation, removal_order
 from caplet.prune.rules import Space
 from caplet.prune.scores import Loss, Scores, Values
@@ -36,7 +37,7 @@ def measured_prices(
     loss: Loss,
     *,
     batch_size: int = 100,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Values]:
     """By space, what each removal adds to the mean loss, float64 (size,): the least important unit by ``scores`` first.
 

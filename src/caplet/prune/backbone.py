@@ -10,7 +10,7 @@ Source: Li et al. 2020, "EagleEye: Fast sub-net evaluation for efficient neural 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ from caplet.models.backbone import BackboneCaps
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.memory import keep_freed_memory
+from caplet.progress import Note, silent
 from caplet.prune.backbone_groups import PRIMARY, group_importance
 from caplet.prune.order import resized_cost
 from caplet.prune.refit import refitted
@@ -40,7 +41,6 @@ _STRONGEST = 4.0
 """The largest ``t`` of :func:`propose`: exp(-4) keeps 2 % of the channels."""
 _STEPS = 13
 """Bisection steps of ``t``: to 0.0005, that is one channel of 2,000."""
-Note = Callable[[str], None]
 
 
 class BackbonePruneSettings(BaseModel):
@@ -128,7 +128,7 @@ def prune_backbone(
     calibration: ImageSet,
     settings: BackbonePruneSettings,
     loss: Loss,
-    note: Note = lambda text: None,
+    note: Note = silent,
 ) -> BackbonePruned:
     """Prune the trunk of ``model``; the result is an ordinary backbone model with smaller settings.
 

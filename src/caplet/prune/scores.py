@@ -21,6 +21,7 @@ from caplet.errors import CapletError, ConfigError
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.memory import keep_freed_memory
+from caplet.progress import Progress
 from caplet.prune.record import Record, Site, sites, voter_layers
 from caplet.prune.rules import Kind, Space
 from caplet.prune.structure import Structure, structure_of
@@ -84,7 +85,7 @@ def measure_scores(
     *,
     seed: int = 0,
     batch_size: int = 50,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, dict[str, Values]]:
     """Scores of every unit of every space of ``model``, by score and space, in one pass.
 

@@ -13,11 +13,10 @@ from typing import Any
 
 from caplet.errors import ArtefactError
 from caplet.files import why
+from caplet.progress import Note, silent
 from caplet.runs.folder import RunFolder, sweep
 
 STAGES = "stages.json"
-
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Stages:
     """
 
     run: RunFolder
-    note: Note = lambda text: None
+    note: Note = silent
     _records: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:

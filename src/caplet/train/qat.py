@@ -21,6 +21,7 @@ from caplet.data.splits import Splits
 from caplet.errors import ConfigError
 from caplet.models.base import CapsNet
 from caplet.nn.points import Role, Storage
+from caplet.progress import Note, silent
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.fold import folded
 from caplet.quant.reconstruct.reconstruct import reconstruct
@@ -35,7 +36,6 @@ from caplet.train.loop import TrainResult, run
 from caplet.train.settings import FinetuneSettings
 from caplet.train.task import INITIALISE, Call, generator
 
-Note = Callable[[str], None]
 FIT_IMAGES = 512
 """Training images on which a reconstruction fits the model that training starts from."""
 
@@ -104,7 +104,7 @@ class QatTask(FinetuneTask[QatSettings]):
         model: CapsNet,
         teacher: CapsNet | None,
         plan: QuantPlan,
-        note: Note = lambda text: None,
+        note: Note = silent,
     ) -> None:
         plan.check(model)
         if settings.exponents == "learned" and Part.CHANNELS in (parse_parts(settings.fit) if settings.fit else ()):
@@ -240,7 +240,7 @@ def finetune_under_plan(
     teacher: CapsNet | None = None,
     resume: bool = False,
     progress: bool = True,
-    note: Note = lambda text: None,
+    note: Note = silent,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     device: str | None = None,
     checkpoint_minutes: float = 5.0,

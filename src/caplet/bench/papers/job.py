@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,12 +20,11 @@ from caplet.jobs.prune.settings import spread_set
 from caplet.jobs.rates import forward_rate, training_rate
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
+from caplet.progress import Note, silent
 from caplet.runs.folder import RunFolder, environment, open_run
 from caplet.runs.stages import Stage, Stages, sha256
 
 ROW = "row.json"
-
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def redo_papers(
     *,
     resume: bool = False,
     force: bool = False,
-    note: Note = lambda text: None,
+    note: Note = silent,
 ) -> PapersResult:
     """Make every chosen row whose model and data are here, and write the page and its record after each.
 

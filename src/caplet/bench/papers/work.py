@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.base import CapsNet
 from caplet.program.file import save_program
+from caplet.progress import Note
 from caplet.prune.backbone import BackbonePruneSettings
 from caplet.prune.cost import Cost, cost_of
 from caplet.quant.measure.tune import DEFAULT_IMAGES as TUNING_IMAGES
@@ -36,8 +36,6 @@ PASSES = {Method.QCAPSNETS: 5.0, Method.PROGRESSIVE: 10.0, Method.ILP: 14.0}
 PAPER_ROUNDINGS = 3
 """Schemes that ``rounding="all"`` tries."""
 MODEL = "model.caplet"
-
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)

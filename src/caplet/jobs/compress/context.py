@@ -14,14 +14,13 @@ from caplet.jobs.compress.settings import CompressSettings
 from caplet.jobs.train import fit_to_data, resolve_recipe, train_by_recipe
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
+from caplet.progress import Note, Progress
 from caplet.runs.folder import METRICS, RunFolder
 from caplet.runs.stages import Done, Stage, Stages
 from caplet.train.answers import TeacherAnswers
 
 TRAIN = "train"
 FLOAT = "model.safetensors"
-Note = Callable[[str], None]
-Progress = Callable[[int, int], None]
 
 
 @dataclass

@@ -8,7 +8,7 @@ from caplet.data import Splits
 from caplet.errors import ConfigError
 from caplet.jobs.compress.attempts import Attempts
 from caplet.jobs.compress.choose import Choice, choose
-from caplet.jobs.compress.context import Context, Note, Progress
+from caplet.jobs.compress.context import Context
 from caplet.jobs.compress.curves import Curves, measure
 from caplet.jobs.compress.finish import SENSITIVITY, Finish
 from caplet.jobs.compress.result import CompressedModel
@@ -17,6 +17,7 @@ from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.jobs.report import write_report
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
+from caplet.progress import Note, Progress, silent
 from caplet.runs.folder import SPLITS, RunFolder, open_run
 from caplet.train.finetune import weights_digest
 
@@ -31,7 +32,7 @@ def compress(
     *,
     resume: bool = False,
     force: bool = False,
-    note: Note = lambda text: None,
+    note: Note = silent,
     progress: Progress | None = None,
     bars: bool = False,
 ) -> CompressedModel:

@@ -10,7 +10,6 @@ import torch
 from caplet.data import Splits, load_data
 from caplet.errors import ArtefactError
 from caplet.files import why, write_atomic
-from caplet.jobs.compress.context import Note, Progress
 from caplet.jobs.compress.curves import IMAGES, SCORED
 from caplet.jobs.compress.job import compress
 from caplet.jobs.compress.result import CompressedModel
@@ -19,6 +18,7 @@ from caplet.jobs.compress.template import settings_template
 from caplet.jobs.rates import FORWARD, forward_rate, training_rate
 from caplet.jobs.train import fit_to_data, resolve_recipe
 from caplet.models.checkpoint import load_model
+from caplet.progress import Note, Progress, silent
 from caplet.prune.cost import cost_of
 from caplet.train.settings import build_model
 
@@ -53,7 +53,7 @@ def compress_by_settings(
     resume: bool = False,
     force: bool = False,
     threads: int | None = None,
-    note: Note = lambda text: None,
+    note: Note = silent,
     progress: Progress | None = None,
     bars: bool = False,
 ) -> CompressedModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
 from caplet.models.checkpoint import load_model, save_model
+from caplet.progress import Note, silent
 from caplet.prune.backbone import BackbonePruneSettings, prune_backbone
 from caplet.prune.cost import cost_of
 from caplet.runs.folder import METRICS, SPLITS, open_run
@@ -22,8 +23,6 @@ from caplet.train.loss import margin_loss
 from caplet.train.settings import FinetuneSettings
 
 MODEL, PRUNED, CANDIDATES, TUNING = "model.safetensors", "pruned.safetensors", "candidates.json", "tune"
-
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def prune_backbone_model(
     *,
     resume: bool = False,
     force: bool = False,
-    note: Note = lambda text: None,
+    note: Note = silent,
     bars: bool = False,
 ) -> BackboneRun:
     """Prune ``model``'s CNN, fine-tune it under the unpruned model, and write a run folder.

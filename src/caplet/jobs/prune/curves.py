@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from caplet.jobs.evaluate import check_data
 from caplet.jobs.prune.settings import PruneSettings, allocate, answers, spread_set
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
+from caplet.progress import Note, Progress, silent
 from caplet.prune.cost import cost_of
 from caplet.prune.coupling import measure_activity
 from caplet.prune.order import macs_per_unit, resized_cost
@@ -28,9 +28,6 @@ CURVES, PICTURE = "curves.json", "curves.png"
 KEPT = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
 """Fractions of the removals that are left to do, that is, roughly of the units that are kept."""
 
-Note = Callable[[str], None]
-Progress = Callable[[int, int], None]
-
 
 def prune_curves(
     model: CapsNet,
@@ -39,7 +36,7 @@ def prune_curves(
     settings: PruneSettings,
     *,
     force: bool = False,
-    note: Note = lambda text: None,
+    note: Note = silent,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure every score's curve on the calibration split and write ``curves.json`` and ``curves.png``.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
 from caplet.models.checkpoint import load_model, save_model
+from caplet.progress import Note, Progress, silent
 from caplet.prune.accept import accept
 from caplet.prune.cost import cost_of
 from caplet.prune.coupling import measure_activity
@@ -45,9 +45,6 @@ from caplet.train.loop import CHECKPOINT, LOG
 MODEL, ROUND, KEPT, PICTURE = "model.safetensors", "round.json", "kept.json", "survivors.png"
 TRIALS = 7
 """Bisection steps of a search by loss of accuracy: what is removed is found to one part in 2**7."""
-
-Note = Callable[[str], None]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def prune(
     resume: bool = False,
     force: bool = False,
     taught: TeacherAnswers | None = None,
-    note: Note = lambda text: None,
+    note: Note = silent,
     progress: Progress | None = None,
     bars: bool = False,
 ) -> PruneResult:

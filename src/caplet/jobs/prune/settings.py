@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
 from caplet.models.base import CapsNet
 from caplet.nn.memory import keep_freed_memory
+from caplet.progress import Progress
 from caplet.prune.allocate import measured_prices
 from caplet.prune.cost import Cost, cost_of
 from caplet.prune.order import Allocation, Order, fewest_removals, macs_per_unit, removal_order, resized_cost
@@ -33,7 +34,6 @@ TARGETS = ("keep", "macs", "params", "bytes", "max_drop")
 BATCH = 100
 ALLOCATION_SHARE = 2
 """The allocation ``measured`` looks at ``images`` divided by this: it compares many networks, not single units."""
-Progress = Callable[[int, int], None]
 
 
 class PruneSettings(BaseModel):

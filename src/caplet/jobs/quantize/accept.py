@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caplet.acceptance import Acceptance
 from caplet.data import Splits
 from caplet.data.imageset import ImageSet
 from caplet.jobs.evaluate import float_predictions
 from caplet.jobs.quantize.fitting import Fitter
 from caplet.jobs.quantize.footprint import program_footprint
-from caplet.jobs.quantize.judge import Judge
-from caplet.jobs.quantize.searching import Note
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.records import record_details, record_flips, record_predictions
 from caplet.lower import lower
@@ -24,6 +23,7 @@ from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.base import CapsNet
 from caplet.program import Program
 from caplet.program.file import save_program
+from caplet.progress import Note
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.memory import FLOAT_BITS, count_memory
 from caplet.quant.plan.plan import QuantPlan
@@ -176,7 +176,7 @@ def finish(
     plan is looked at with weights rounded to nearest.
     """
     splits = shipper.splits
-    judge = Judge(found.reference.hits, found.needed, request.allowed(found.reference), settings.confidence)
+    acceptance = Acceptance(found.reference.hits, request.tolerance, request.relative, confidence=settings.confidence)
     chosen: list[tuple[str, Candidate[Any], NDArray[np.bool_]]] = []
     met = False
     if found.satisfied is not None:
@@ -184,18 +184,18 @@ def finish(
     else:
         tried = tuple(other for role, other in found.others if role == "memory" and shipper.fitter.active)
     for candidate in tried:
-        kept = _kept(shipper, candidate, judge, note)
+        kept = _kept(shipper, candidate, acceptance, note)
         if kept is None and shipper.fitter.active and found.satisfied is not None:
             # With nearest rounding the search had accepted it.
             shipper.fitter.leave(candidate.plan)
             note("the same plan with weights rounded to nearest:")
-            kept = _kept(shipper, candidate, judge, note)
+            kept = _kept(shipper, candidate, acceptance, note)
             if kept is None:
                 shipper.fitter.take_up(candidate.plan)
         if kept is not None:
             met = True
             if narrowed is not None:
-                candidate, kept = _smaller(shipper, candidate, kept, judge, narrowed, note)
+                candidate, kept = _smaller(shipper, candidate, kept, acceptance, narrowed, note)
             chosen.append(("satisfied", candidate, kept))
             break
     if not met:
@@ -204,8 +204,8 @@ def finish(
         ]
     if not chosen:  # the integers of every accepted plan miss the target: the first one is as near as it gets
         chosen.append(("accuracy", found.best, shipper.hits(shipper.program(found.best), splits.calibration)))
-    on_calibration = [judge.record(kept) for _, _, kept in chosen]
-    if met and (warning := judge.warning(chosen[0][2])):
+    on_calibration = [acceptance.to_json(kept) for _, _, kept in chosen]
+    if met and (warning := acceptance.warning(chosen[0][2])):
         note(warning)
     note(f"measuring the test split once, {len(splits.test):,} images")
     float_predicted = float_predictions(shipper.reference, splits.test)
@@ -221,7 +221,7 @@ def finish(
         reason = (
             "the plan of the budget keeps the target once it is reconstructed"
             if met
-            else "the integers of every plan that the search accepted miss the target" + judge.condition
+            else "the integers of every plan that the search accepted miss the target" + acceptance.condition
         )
     metrics = {
         "method": str(settings.method),
@@ -257,15 +257,15 @@ def finish(
     return QuantizeResult(met, models, float_test, found, shipper.run.path, metrics)
 
 
-def _kept(shipper: Shipper, candidate: Candidate[Any], judge: Judge, note: Note) -> NDArray[np.bool_] | None:
+def _kept(shipper: Shipper, candidate: Candidate[Any], acceptance: Acceptance, note: Note) -> NDArray[np.bool_] | None:
     """Which calibration images the candidate's integers have right; None where it does not run or misses the target."""
     problem = shipper.misfit(candidate)
     if problem is not None:
         note(f"the reconstructed plan does not run on {shipper.hardware.name}: {problem}")
         return None
     hits = shipper.hits(shipper.program(candidate), shipper.splits.calibration)
-    met = judge.accepts(hits)
-    note(f"integers on the calibration split: {judge.describe(hits)}: {'accepted' if met else 'rejected'}")
+    met = acceptance.accepts(hits)
+    note(f"integers on the calibration split: {acceptance.describe(hits)}: {'accepted' if met else 'rejected'}")
     return hits if met else None
 
 
@@ -273,7 +273,7 @@ def _smaller(
     shipper: Shipper,
     candidate: Candidate[Any],
     kept: NDArray[np.bool_],
-    judge: Judge,
+    acceptance: Acceptance,
     narrowed: Callable[[QuantPlan], Sequence[QuantPlan]],
     note: Note,
 ) -> tuple[Candidate[Any], NDArray[np.bool_]]:
@@ -286,8 +286,8 @@ def _smaller(
             note(f"a narrowed plan does not run on {shipper.hardware.name}: {problem}")
             continue
         hits = shipper.hits(shipper.program(smaller), shipper.splits.calibration)
-        met = judge.accepts(hits)
-        note(f"integers of a narrowed plan: {judge.describe(hits)}: {'accepted' if met else 'rejected'}")
+        met = acceptance.accepts(hits)
+        note(f"integers of a narrowed plan: {acceptance.describe(hits)}: {'accepted' if met else 'rejected'}")
         if met:
             return smaller, hits
     return candidate, kept

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from caplet.acceptance import Acceptance
 from caplet.data.imageset import ImageSet, to_float
 from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.models.base import CapsNet
+from caplet.progress import Note
 from caplet.quant.measure.evaluator import predict
 from caplet.quant.plan.formats import FormatSource
 from caplet.quant.plan.plan import QuantPlan
@@ -29,8 +31,6 @@ NARROWING_IMAGES = 2000
 _BATCH = 50
 _REPORTS = 8
 """Notes on the way through a part of many steps."""
-
-Note = Callable[[str], None]
 
 
 def check_request(parts: tuple[Part, ...], request: Request) -> None:
@@ -104,9 +104,8 @@ class Fitter:
             return int((_predictions(found, self._images, count) == labels).sum())
 
         with torch.no_grad():
-            hits = int((_float_predictions(self._model, self._images, count) == labels).sum())
-        scale = hits / count if request.relative else 1.0
-        needed = hits - math.floor(request.tolerance / 100 * scale * count + 1e-9)
+            correct = _float_predictions(self._model, self._images, count) == labels
+        needed = Acceptance(correct, request.tolerance, request.relative).needed()
 
         def on_step(step: Narrowing) -> None:
             found = f"{step.correct:,} correct, {step.needed:,} needed: {'kept' if step.kept else 'rejected'}"

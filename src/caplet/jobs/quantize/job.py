@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from caplet.jobs.quantize.footprint import check_ram, footprint
 from caplet.jobs.quantize.searching import (
     SENSITIVITIES,
     TUNING,
-    Note,
     calibrated,
     describe_step,
     full_passes,
@@ -26,6 +24,7 @@ from caplet.jobs.quantize.searching import (
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
+from caplet.progress import Note, Progress, silent
 from caplet.quant.measure.cache import Kept
 from caplet.quant.measure.early_decision import EarlyRule
 from caplet.quant.measure.evaluator import DEFAULT_CACHE_BYTES, Evaluator
@@ -41,8 +40,6 @@ from caplet.runtime.engine import Engine
 
 PROBES, SEARCH, SIMPLIFIED = "probes.jsonl", "search.json", "simplified.json"
 
-Progress = Callable[[int, int], None]
-
 
 def quantize(
     model: CapsNet,
@@ -53,7 +50,7 @@ def quantize(
     resume: bool = False,
     force: bool = False,
     engine: Engine | str = Engine.AUTO,
-    note: Note = lambda text: None,
+    note: Note = silent,
     progress: Progress | None = None,
 ) -> QuantizeResult:
     """Find a plan for ``model``, ship it as a ``.caplet`` file, and measure the shipped integers.

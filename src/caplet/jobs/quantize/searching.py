@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from caplet.data import Splits
 from caplet.data.imageset import ImageSet
 from caplet.models.base import CapsNet
+from caplet.progress import Note
 from caplet.quant.measure.evaluations import FLOAT
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.measure.identity import images_digest, model_identity
@@ -25,8 +25,6 @@ CALIBRATION, TUNING, SENSITIVITIES = "calibration.npz", "tuning.jsonl", "sensiti
 """What a search measured besides its probes, for a resumed run."""
 CALIBRATION_IMAGES = 1024
 """Images whose activations choose the exponents."""
-
-Note = Callable[[str], None]
 
 
 def spread(images: ImageSet, count: int) -> Tensor:

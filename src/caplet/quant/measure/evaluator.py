@@ -19,6 +19,7 @@ from caplet.errors import ConfigError
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.memory import keep_freed_memory
+from caplet.progress import Progress
 from caplet.quant.measure.early_decision import (
     NEIGHBOURS,
     Bounds,
@@ -36,7 +37,6 @@ from caplet.quant.plan.widths import describe
 from caplet.quant.simulate.fake_quant import FakeQuant, WeightCache
 
 DEFAULT_CACHE_BYTES = 3 << 29
-Progress = Callable[[int, int], None]
 """Called with (images done, images to do) after every batch of a measurement."""
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from caplet.fixed import PlanFormat, Rounding, format_from_json
 from caplet.fixed.format import MAX_BITS
 from caplet.models.base import CapsNet
 from caplet.nn.points import PointSpec
+from caplet.progress import Progress
 from caplet.quant.measure.effects import Effect, Loss, Perturber
 from caplet.quant.measure.identity import images_digest, model_identity
 from caplet.quant.measure.lines import JsonLines
@@ -210,7 +211,7 @@ def measure_sensitivity(
     *,
     loss: Loss | None = None,
     log_path: str | Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Row]:
     """Measure every point at every width on every draw.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +24,12 @@ from caplet.models.base import CapsNet
 from caplet.nn.functional import softmax, squash
 from caplet.nn.memory import keep_freed_memory
 from caplet.nn.points import PointSpec, Storage
+from caplet.progress import Progress
 from caplet.quant.plan.formats import FormatRule, choose_format
 from caplet.quant.plan.histogram import HALF, Histogram
 
 DEFAULT_IMAGES = 1024
 """Images that are plenty for calibration."""
-Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
 KIND, VERSION = "caplet-calibration", 1
 

@@ -9,7 +9,7 @@ Related: Marchisio et al. 2020 give the routing's tensors widths of their own; h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from caplet.nn.caps import DenseCaps
 from caplet.nn.functional import softmax, squash
 from caplet.nn.points import PointSpec, Role
 from caplet.nn.routed import RoutedConvCaps
+from caplet.progress import Note, silent
 from caplet.quant.measure.evaluator import predict
 
 COUPLING_IMAGES = 1024
@@ -113,7 +114,7 @@ def simplify_routing(
     tolerance: float,
     *,
     relative: bool = False,
-    note: Callable[[str], None] = lambda text: None,
+    note: Note = silent,
 ) -> Simplified:
     """Try for every routed layer, in order, each simplification, and keep the first one that the paired test accepts.
 
