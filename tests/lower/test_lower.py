@@ -20,7 +20,7 @@ from caplet.lower import lower
 from caplet.lower.handlers import HANDLERS, handles
 from caplet.models.registry import build
 from caplet.nn.conv import OIHW, ConvReLU
-from caplet.nn.points import PointSpec, Storage
+from caplet.nn.points import Handler, PointSpec, Storage
 from caplet.program import Program, dumps, loads, run, trace, verify
 from caplet.quant.measure.evaluator import predict
 from caplet.quant.plan.calibrate import calibrate
@@ -55,7 +55,7 @@ def to_codes(fmt: FixedFormat, value: Tensor) -> Codes:
 
 
 @dataclass
-class Follow:
+class Follow(Handler):
     """Fake-quant that is compared with a Program's trace at every point, and goes on with the Program's codes.
 
     So every tensor is computed from the same inputs on both sides. ``off`` gets, for every RAM point and iteration,

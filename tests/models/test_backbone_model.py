@@ -19,7 +19,7 @@ from caplet.models.checkpoint import load_model, save_model
 from caplet.models.importers.pretrained import load_pretrained
 from caplet.models.importers.torchvision import read_trunk
 from caplet.models.registry import build, named_model
-from caplet.nn.cnn import ConvNorm
+from caplet.nn.conv import ConvNorm
 
 WITH_TORCHVISION = [name for name, entry in ARCHITECTURES.items() if entry.torchvision is not None]
 

@@ -15,8 +15,7 @@ from caplet.models.base import CapsNet, Stage, check_finite
 from caplet.models.deep import DeepCaps, DeepCapsConfig
 from caplet.models.registry import FAMILIES, NAMED, build, named_model, register_family, register_model
 from caplet.models.shallow import ShallowCaps, ShallowCapsConfig
-from caplet.nn.functional import softmax, squash
-from caplet.nn.points import PointSpec
+from caplet.nn.points import Handler, PointSpec
 
 STEM = {"kernel": 3, "channels": 4}
 BLOCKS = [{"types": 3, "dim": 2}, {"types": 2, "dim": 4}, {"types": 3, "dim": 3}, {"types": 2, "dim": 3}]
@@ -42,7 +41,7 @@ def deep(case: str) -> CapsNet:
     return build("deep", {"channels": 4, "blocks": BLOCKS, "class_dim": 5, "classes": 4} | DEEP[case])
 
 
-class Keys:
+class Keys(Handler):
     """A handler that checks every tensor against its declaration and collects the keys."""
 
     def __init__(self, model: CapsNet) -> None:
@@ -54,12 +53,6 @@ class Keys:
         assert value.shape == spec.shape or value.shape[1:] == spec.shape, key
         self.seen.append(key)
         return value
-
-    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
-        return softmax(logits, dim)
-
-    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
-        return squash(capsules, dim)
 
 
 def examine(model: CapsNet) -> None:

@@ -20,7 +20,7 @@ from caplet.models.importers.pretrained import load_pretrained
 from caplet.models.importers.timm import read_timm_trunk
 from caplet.models.registry import build, named_model
 from caplet.models.timm_trunk import timm_trunk
-from caplet.nn.cnn import Activation, ConvNorm
+from caplet.nn.conv import Activation, ConvNorm
 from caplet.program.interpreter import run
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.calibrate import calibrate

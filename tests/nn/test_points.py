@@ -11,16 +11,13 @@ import torch
 from torch import Tensor
 
 import caplet.nn
-from caplet.nn.caps import ConvCaps2d, DenseCaps
-from caplet.nn.cnn import Activation, ConvNorm, MapSum, MaxPool, SqueezeExcite
-from caplet.nn.conv import ConvReLU, InputLayer
-from caplet.nn.functional import softmax, squash
-from caplet.nn.layer import Layer
-from caplet.nn.points import PointSpec, Role, Storage, flash, handling, ram
-from caplet.nn.routed import ResidualAdd, RoutedConvCaps
+from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps
+from caplet.nn.conv import Activation, ConvNorm, ConvReLU, InputLayer, MapSum, MaxPool, SqueezeExcite
+from caplet.nn.layer import Layer, handling
+from caplet.nn.points import Handler, PointSpec, Role, Storage, flash, ram
 
 
-class Observer:
+class Observer(Handler):
     """Records the shapes at each point, several per point where a routing iterates."""
 
     def __init__(self) -> None:
@@ -29,12 +26,6 @@ class Observer:
     def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
         self.shapes.setdefault(key, []).append(tuple(value.shape))
         return value
-
-    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
-        return softmax(logits, dim)
-
-    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
-        return squash(capsules, dim)
 
 
 Case = tuple[Callable[[], Layer], tuple[tuple[int, ...], ...]]

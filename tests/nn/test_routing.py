@@ -7,14 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caplet.nn.caps import DenseCaps
-from caplet.nn.functional import route_reference
-from caplet.nn.points import PointSpec
-from caplet.nn.routed import RoutedConvCaps
-from caplet.nn.routing_grad import RouteFunction
+from caplet.nn.caps import DenseCaps, RoutedConvCaps
+from caplet.nn.points import Handler, PointSpec
+from caplet.nn.routing import RouteFunction, route_reference
 
 
-class Recorder:
+class Recorder(Handler):
     """A handler that changes nothing and writes down what passes."""
 
     def __init__(self) -> None:
@@ -23,12 +21,6 @@ class Recorder:
     def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
         self.seen.append((spec.name, iteration, value))
         return value
-
-    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
-        return torch.softmax(logits, dim)
-
-    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
-        return squash(capsules, dim)
 
 
 def squash(s: Tensor, dim: int) -> Tensor:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from caplet.nn.functional import squash, squash_reference
-from caplet.nn.squash import squash_backward
+from caplet.nn.functional import squash, squash_backward, squash_reference
 
 
 def formula(s: torch.Tensor, dim: int) -> torch.Tensor:

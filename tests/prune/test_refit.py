@@ -11,6 +11,7 @@ from torch import Tensor
 
 from caplet.data.imageset import to_float
 from caplet.models.base import CapsNet
+from caplet.nn.points import Handler
 from caplet.prune import refit
 from caplet.prune.refit import refitted
 from caplet.prune.structure import Structure, structure_of
@@ -85,13 +86,10 @@ def linear(model: CapsNet, layer: str, images: Tensor) -> Tensor:
     """What the point before a layer's non-linearity holds."""
     found: dict[str, Tensor] = {}
 
-    class Keeper:
+    class Keeper(Handler):
         def tap(self, key: str, spec: object, value: Tensor, iteration: int) -> Tensor:
             found[key] = value
             return value
-
-        def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
-            return logits.softmax(dim)
 
         def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
             return capsules

@@ -11,8 +11,8 @@ import torch
 from caplet.data.imageset import to_float
 from caplet.errors import CapletError, ConfigError
 from caplet.models.base import CapsNet
-from caplet.nn.functional import lengths, softmax, squash
-from caplet.nn.points import PointSpec
+from caplet.nn.functional import lengths
+from caplet.nn.points import Handler, PointSpec
 from caplet.prune.coupling import measure_activity
 from caplet.prune.scores import SCORES, Score, measure_scores, register_score
 from caplet.prune.structure import structure_of
@@ -26,7 +26,7 @@ def labels_for(model: CapsNet, images: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass
-class Scaled:
+class Scaled(Handler):
     """Multiplies one unit of a point's tensor by a factor."""
 
     key: str
@@ -40,12 +40,6 @@ class Scaled:
         factors = torch.ones(value.shape[self.axis])
         factors[self.unit] = self.factor
         return value * factors.view([-1 if axis == self.axis else 1 for axis in range(value.ndim)])
-
-    def softmax(self, key: str, logits: torch.Tensor, dim: int, iteration: int) -> torch.Tensor:
-        return softmax(logits, dim)
-
-    def squash(self, key: str, capsules: torch.Tensor, dim: int, iteration: int) -> torch.Tensor:
-        return squash(capsules, dim)
 
 
 def slope(model: CapsNet, images: torch.Tensor, labels: torch.Tensor, key: str, axis: int, unit: int) -> float:

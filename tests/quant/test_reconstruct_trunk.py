@@ -14,7 +14,7 @@ from caplet.models.backbone import BackboneCapsConfig
 from caplet.models.base import CapsNet
 from caplet.models.registry import build
 from caplet.models.trunk import ConvNode, SumNode, TrunkBlock, TrunkSettings
-from caplet.nn.cnn import Activation, ConvNorm
+from caplet.nn.conv import Activation, ConvNorm
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.fold import folded

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from caplet.errors import ArtefactError, ConfigError
 from caplet.fixed import FixedFormat, Rounding
 from caplet.nn.functional import lengths
-from caplet.nn.points import Role
+from caplet.nn.points import Handler, Role
 from caplet.quant.measure.effects import Effect, Perturber, decibels
 from caplet.quant.measure.sensitivity import (
     Row,
@@ -68,20 +68,12 @@ def test_the_figures_are_those_of_the_definition(digits: Any, perturber: Perturb
     key, fmt = "primary.activation", FixedFormat(4, 3, True)
     captured: list[torch.Tensor] = []
 
-    class Round:
+    class Round(Handler):
         def tap(self, at: str, spec: Any, value: torch.Tensor, iteration: int) -> torch.Tensor:
             if at != key:
                 return value
             captured.append(value)
             return fmt.quantize(value)
-
-        def softmax(self, at: str, logits: torch.Tensor, dim: int, iteration: int) -> torch.Tensor:
-            return torch.softmax(logits, dim)
-
-        def squash(self, at: str, capsules: torch.Tensor, dim: int, iteration: int) -> torch.Tensor:
-            from caplet.nn.functional import squash
-
-            return squash(capsules, dim)
 
     images, labels = digits.images[:100].float() / 255, digits.labels[:100]
     with torch.inference_mode():

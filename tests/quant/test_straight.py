@@ -16,7 +16,7 @@ from caplet.data.imageset import to_float
 from caplet.errors import ModelError
 from caplet.fixed import ChannelFormat, FixedFormat, LogFormat, Rounding
 from caplet.nn.functional import softmax, squash_reference
-from caplet.nn.points import PointSpec, Role, Storage
+from caplet.nn.points import Handler, PointSpec, Role, Storage
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.plan import QuantPlan
@@ -50,7 +50,7 @@ class Replaced(torch.autograd.Function):
         return grad, None
 
 
-class Plain:
+class Plain(Handler):
     """The reference: one operation after the other, differentiated by autograd."""
 
     def __init__(self, plan: QuantPlan, specs: Mapping[str, PointSpec], exponents: Mapping[str, nn.Parameter]) -> None:

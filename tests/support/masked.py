@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from caplet.models.base import CapsNet
-from caplet.nn.functional import softmax, squash
-from caplet.nn.points import PointSpec
+from caplet.nn.points import Handler, PointSpec
 from caplet.prune.rules import Along
 from caplet.prune.structure import Selection, Structure
 
 
-class Masked:
+class Masked(Handler):
     """A point handler that masks what a selection removes: ``with model.handle(Masked(model, structure, kept)): ...``
 
     Channels, types and dimensions become zero; removed capsules take no part in a routing: as inputs their coupling is
@@ -46,9 +45,3 @@ class Masked:
             value = value * masks[0]
             value = value / value.sum(1, keepdim=True)
         return value * masks[1] if 1 in masks else value
-
-    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
-        return softmax(logits, dim)
-
-    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
-        return squash(capsules, dim)

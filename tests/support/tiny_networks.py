@@ -17,7 +17,7 @@ from caplet.models.deep import Block, DeepCapsConfig
 from caplet.models.registry import FAMILIES
 from caplet.models.shallow import ShallowCapsConfig, StemConv
 from caplet.models.trunk import ConvNode, GateNode, PoolNode, SumNode, TrunkBlock, TrunkSettings
-from caplet.nn.cnn import Activation
+from caplet.nn.conv import Activation
 from caplet.nn.points import Role, Storage
 from caplet.quant.plan.calibrate import Calibration, calibrate
 from caplet.quant.plan.formats import FormatRule

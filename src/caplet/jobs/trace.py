@@ -20,7 +20,7 @@ from caplet.fixed import FixedFormat
 from caplet.jobs.records import program_digest
 from caplet.models.base import CapsNet
 from caplet.nn.functional import softmax, squash
-from caplet.nn.points import PointHandler, PointSpec, Storage
+from caplet.nn.points import Handler, PointSpec, Storage
 from caplet.program import Program, TensorSpec, interpreter
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.simulate.fake_quant import FakeQuant
@@ -217,10 +217,10 @@ def _native(program: Program, codes: Mapping[str, NDArray[Any]], names: Sequence
     return {last[name]: _values(program, name, found) for name, found in codes.items() if name in last}
 
 
-class _Recorder:
+class _Recorder(Handler):
     """A point handler that keeps every computed tensor, in the device's order, and changes nothing itself."""
 
-    def __init__(self, names: Sequence[str], inner: PointHandler | None) -> None:
+    def __init__(self, names: Sequence[str], inner: Handler | None) -> None:
         self.names, self.inner = frozenset(names), inner
         self.kept: dict[str, Tensor] = {}
 
@@ -241,7 +241,7 @@ class _Recorder:
         return squash(capsules, dim) if self.inner is None else self.inner.squash(key, capsules, dim, iteration)
 
 
-def _follow(model: CapsNet, images: NDArray[np.uint8], names: Sequence[str], inner: PointHandler | None) -> Level:
+def _follow(model: CapsNet, images: NDArray[np.uint8], names: Sequence[str], inner: Handler | None) -> Level:
     recorder = _Recorder(names, inner)
     model.eval()
     with torch.no_grad(), model.handle(recorder):

@@ -13,11 +13,9 @@ import numpy as np
 
 from caplet.errors import ModelError
 from caplet.lower.context import Lowering
-from caplet.nn.caps import ConvCaps2d, DenseCaps
-from caplet.nn.cnn import Activation, ConvNorm, MapSum, MaxPool, SqueezeExcite
-from caplet.nn.conv import ConvReLU, InputLayer
+from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps
+from caplet.nn.conv import Activation, ConvNorm, ConvReLU, InputLayer, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.layer import Layer
-from caplet.nn.routed import ResidualAdd, RoutedConvCaps
 from caplet.program import (
     PIXEL_FORMAT,
     Add,

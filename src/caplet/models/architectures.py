@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from caplet.models.trunk import ConvNode, GateNode, Node, PoolNode, SumNode, TrunkBlock, TrunkSettings
-from caplet.nn.cnn import Activation
+from caplet.nn.conv import Activation
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BN_EPS, _V3_EPS = 1e-5, 1e-3

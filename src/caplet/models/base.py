@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
 
 from caplet.errors import ModelError
-from caplet.nn.layer import Layer
-from caplet.nn.points import PointHandler, PointSpec, handling
+from caplet.nn.layer import Layer, handling
+from caplet.nn.points import Handler, PointSpec
 
 State = tuple[Tensor, ...]
 
@@ -83,7 +83,7 @@ class CapsNet(nn.Module, ABC):
         """Every declared point by key, in order of execution."""
         return {key: spec for layer in self.layers() for key, spec in layer.points().items()}
 
-    def handle(self, handler: PointHandler) -> AbstractContextManager[None]:
+    def handle(self, handler: Handler) -> AbstractContextManager[None]:
         """Context manager: attach ``handler`` to every layer of the model."""
         return handling(list(self.layers()), handler)
 

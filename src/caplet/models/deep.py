@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from caplet.errors import ModelError
 from caplet.models.base import CapsNet, ModelConfig, Stage, State
-from caplet.nn.caps import ConvCaps2d, DenseCaps, flatten_capsules
+from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps, flatten_capsules
 from caplet.nn.conv import ConvReLU, InputLayer
 from caplet.nn.layer import Layer
-from caplet.nn.routed import ResidualAdd, RoutedConvCaps
 
 
 class Block(BaseModel):

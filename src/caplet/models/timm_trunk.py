@@ -31,7 +31,7 @@ from caplet.models.trunk import (
     TrunkSettings,
     sources_of,
 )
-from caplet.nn.cnn import Activation
+from caplet.nn.conv import Activation
 
 PREFIX = "timm/"
 """A trunk's name is this and timm's own name of the network, e.g. ``timm/resnet34`` or ``timm/resnet18.a1_in1k``."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from caplet.errors import ModelError
 from caplet.models.base import Stage, State
-from caplet.nn.cnn import Activation, ConvNorm, MapShape, MapSum, MaxPool, SqueezeExcite
+from caplet.nn.conv import Activation, ConvNorm, MapShape, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.layer import Layer
 
 INPUT = "in"

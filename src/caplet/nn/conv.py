@@ -1,6 +1,9 @@
-"""The image's entry and the plain convolutions before the capsules."""
+"""The image's entry, and the layers of maps before the capsules: convolutions, pooling, residual sums, SE gates."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
 
 import torch
 import torch.nn.functional as F
@@ -120,3 +123,177 @@ class ConvReLU(Layer):
         scale, offset = self.affine()
         scale, offset = self.tap("scale", scale), self.tap("offset", offset)
         return x * scale.view(-1, 1, 1) + offset.view(-1, 1, 1)
+
+
+MapShape = tuple[int, int, int]
+"""(channels, rows, columns) of a map."""
+
+
+class Activation(StrEnum):
+    """What follows a convolution's batch norm."""
+
+    NONE = "none"
+    RELU = "relu"
+    RELU6 = "relu6"
+    HARDSWISH = "hardswish"
+
+    @property
+    def signed(self) -> bool:
+        """Whether negative values can come out."""
+        return self in (Activation.NONE, Activation.HARDSWISH)
+
+
+FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    Activation.NONE: lambda x: x,
+    Activation.RELU: F.relu,
+    Activation.RELU6: F.relu6,
+    Activation.HARDSWISH: F.hardswish,
+}
+
+
+class ConvNorm(Layer):
+    """Convolution without bias, batch norm, activation (in that order): the layer that CNN trunks are made of.
+
+    While training, the batch norm uses the batch's statistics; else, and whenever a point handler is attached, it is
+    folded into the convolution (:meth:`folded`), which is what the points ``weight`` and ``bias`` hold.
+
+    Args:
+        in_shape: (C, H, W) of the input.
+        channels: output channels.
+        depthwise: every channel has a filter of its own, and as many come out as come in.
+        eps: added to the batch norm's variance.
+
+    Input float (B, C, H, W) -> float (B, channels, H', W').
+
+    Source: Ioffe and Szegedy 2015 (batch norm before the activation).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        in_shape: MapShape,
+        channels: int,
+        kernel: int,
+        stride: int = 1,
+        padding: int = 0,
+        *,
+        depthwise: bool = False,
+        activation: Activation = Activation.RELU,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__(name)
+        in_channels, height, width = in_shape
+        if depthwise and channels != in_channels:
+            raise ModelError(
+                f"layer {name}: a depthwise convolution from {in_channels} to {channels} channels; the rule is as many"
+            )
+        self.kernel, self.stride, self.padding = kernel, stride, padding
+        self.depthwise, self.activation = depthwise, activation
+        self.groups = in_channels if depthwise else 1
+        self.in_shape = in_shape
+        rows = conv_size(name, height, kernel, stride, padding)
+        self.out_shape = (channels, rows, conv_size(name, width, kernel, stride, padding))
+        self.weight = nn.Parameter(torch.empty(channels, in_channels // self.groups, kernel, kernel))
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        self.norm = nn.BatchNorm2d(channels, eps=eps)
+        self.declare(
+            flash("weight", Role.WEIGHT, OIHW, tuple(self.weight.shape)),
+            flash("bias", Role.BIAS, ("out",), (channels,)),
+            ram("activation", Role.ACTIVATION, CHW, self.out_shape, signed=activation.signed, output=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.handler is None and self.norm.training:
+            x = F.conv2d(x, self.weight, None, self.stride, self.padding, 1, self.groups)
+            return FUNCTIONS[self.activation](self.norm(x))
+        weight, bias = self.folded()
+        weight, bias = self.tap("weight", weight), self.tap("bias", bias)
+        x = F.conv2d(x, weight, bias, self.stride, self.padding, 1, self.groups)
+        return self.tap("activation", FUNCTIONS[self.activation](x))
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight (of the convolution's shape) and bias (channels,) that do what convolution and batch norm do."""
+        norm = self.norm
+        assert norm.running_var is not None
+        assert norm.running_mean is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        return self.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
+
+
+class MaxPool(Layer):
+    """Maximum over square windows; positions outside the map do not count.
+
+    Args:
+        signed: whether negative values come in.
+
+    Input float (B, C, H, W) -> float (B, C, H', W').
+    """
+
+    def __init__(
+        self, name: str, in_shape: MapShape, kernel: int, stride: int, padding: int = 0, *, signed: bool = False
+    ) -> None:
+        super().__init__(name)
+        channels, height, width = in_shape
+        if 2 * padding > kernel:
+            raise ModelError(f"layer {name}: padding {padding}; the rule is at most half of the kernel {kernel}")
+        self.kernel, self.stride, self.padding = kernel, stride, padding
+        rows = conv_size(name, height, kernel, stride, padding)
+        self.out_shape = (channels, rows, conv_size(name, width, kernel, stride, padding))
+        self.declare(ram("activation", Role.ACTIVATION, CHW, self.out_shape, signed=signed, output=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tap("activation", F.max_pool2d(x, self.kernel, self.stride, self.padding))
+
+
+class MapSum(Layer):
+    """Sum of two maps (B, C, H, W), with a ReLU where asked for; the result has the point ``activation``."""
+
+    def __init__(self, name: str, shape: MapShape, *, relu: bool) -> None:
+        super().__init__(name)
+        self.relu = relu
+        self.out_shape = shape
+        self.declare(ram("activation", Role.ACTIVATION, CHW, shape, signed=not relu, output=True))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        total = a + b
+        return self.tap("activation", F.relu(total) if self.relu else total)
+
+
+class SqueezeExcite(Layer):
+    """Every channel times a gate in [0, 1] that depends on all channels' means (Hu et al. 2018; MobileNetV3's form).
+
+    gate = hardsigmoid(expand . relu(reduce . mean(x) + reduce_bias) + expand_bias). In float and fake-quant only.
+
+    Args:
+        hidden: channels between the two matrices.
+        signed: whether negative values come in.
+    """
+
+    def __init__(self, name: str, shape: MapShape, hidden: int, *, signed: bool) -> None:
+        super().__init__(name)
+        channels = shape[0]
+        self.out_shape = shape
+        self.reduce = nn.Parameter(torch.empty(hidden, channels))
+        self.reduce_bias = nn.Parameter(torch.zeros(hidden))
+        self.expand = nn.Parameter(torch.empty(channels, hidden))
+        self.expand_bias = nn.Parameter(torch.zeros(channels))
+        nn.init.kaiming_normal_(self.reduce)
+        nn.init.kaiming_normal_(self.expand)
+        self.declare(
+            flash("reduce", Role.WEIGHT, ("out", "in"), (hidden, channels)),
+            flash("reduce_bias", Role.BIAS, ("out",), (hidden,)),
+            flash("expand", Role.WEIGHT, ("out", "in"), (channels, hidden)),
+            flash("expand_bias", Role.BIAS, ("out",), (channels,)),
+            ram("mean", Role.ACTIVATION, ("channel",), (channels,), signed=signed),
+            ram("hidden", Role.ACTIVATION, ("channel",), (hidden,), signed=False),
+            ram("gate", Role.ACTIVATION, ("channel",), (channels,), signed=False, bound=(0.0, 1.0)),
+            ram("activation", Role.ACTIVATION, CHW, shape, signed=signed, output=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.tap("mean", x.mean((2, 3)))
+        reduce, reduce_bias = self.tap("reduce", self.reduce), self.tap("reduce_bias", self.reduce_bias)
+        hidden = self.tap("hidden", F.relu(F.linear(mean, reduce, reduce_bias)))
+        expand, expand_bias = self.tap("expand", self.expand), self.tap("expand_bias", self.expand_bias)
+        gate = self.tap("gate", F.hardsigmoid(F.linear(hidden, expand, expand_bias)))
+        return self.tap("activation", x * gate[:, :, None, None])

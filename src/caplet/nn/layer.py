@@ -1,12 +1,15 @@
-"""The base of every layer: declared points and the tap through which their tensors pass."""
+"""The base of every layer: declared points, the tap through which their tensors pass, and who watches them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
 from caplet.errors import ModelError
 from caplet.nn.functional import softmax, squash
-from caplet.nn.points import PointHandler, PointSpec
+from caplet.nn.points import Handler, PointSpec
 
 
 class Layer(nn.Module):
@@ -22,7 +25,7 @@ class Layer(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        self.handler: PointHandler | None = None
+        self.handler: Handler | None = None
         self.specs: dict[str, PointSpec] = {}
 
     def declare(self, *specs: PointSpec) -> None:
@@ -55,6 +58,19 @@ class Layer(nn.Module):
             return squash(capsules, dim)
         value = self.handler.squash(f"{self.name}.activation", capsules, dim, iteration)
         return self.tap("activation", value, iteration)
+
+
+@contextmanager
+def handling(layers: Iterable[Layer], handler: Handler) -> Iterator[None]:
+    """Attach ``handler`` to ``layers`` for the duration of a ``with`` block; restores what was there before."""
+    attached = [(layer, layer.handler) for layer in layers]
+    for layer, _ in attached:
+        layer.handler = handler
+    try:
+        yield
+    finally:
+        for layer, previous in attached:
+            layer.handler = previous
 
 
 def conv_size(layer: str, size: int, kernel: int, stride: int, padding: int) -> int:

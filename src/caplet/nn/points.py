@@ -2,22 +2,18 @@
 
 A layer declares each tensor the device will store as a :class:`PointSpec` and passes that tensor through
 :meth:`caplet.nn.layer.Layer.tap`. With no handler attached a tap returns its argument unchanged. A
-:class:`PointHandler` (calibration, fake-quant, ...) sees every tensor with its key, ``"<layer>.<point>"``.
+:class:`Handler` (calibration, fake-quant, ...) sees every tensor with its key, ``"<layer>.<point>"``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from caplet.nn.layer import Layer
+from caplet.nn.functional import softmax, squash
 
 
 class Role(StrEnum):
@@ -122,39 +118,27 @@ def ram(
     return PointSpec(name, role, dims, tuple(shape), signed, Storage.RAM, lifetime, bound, routed)
 
 
-class PointHandler(Protocol):
-    """What watches or changes the tensors at points."""
+class Handler:
+    """What watches or changes the tensors at points; this base changes nothing and computes in float.
+
+    Subclasses override what they need.
+    """
 
     def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
         """Return the tensor to use in place of ``value`` (RAM tensors carry a leading batch axis)."""
-        ...
+        return value
 
     def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
         """Coupling coefficients of ``logits`` along ``dim``; ``key`` is the coupling's point."""
-        ...
+        return softmax(logits, dim)
 
     def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
         """Squash of ``capsules`` along ``dim``; ``key`` is the activation's point."""
-        ...
+        return squash(capsules, dim)
 
+    def route(self, layer: str, votes: Tensor, bias: Tensor | None, iterations: int) -> Tensor | None:
+        """Activations, float (B, G, D), of the whole routing of layer ``layer``, see :func:`caplet.nn.routing.route`.
 
-@runtime_checkable
-class RoutingHandler(PointHandler, Protocol):
-    """A handler that also runs whole routings, instead of seeing their tensors one by one."""
-
-    def route(self, layer: str, votes: Tensor, bias: Tensor | None, iterations: int) -> Tensor:
-        """Activations, float (B, G, D), of the routing of layer ``layer``; see :func:`caplet.nn.functional.route`."""
-        ...
-
-
-@contextmanager
-def handling(layers: Iterator[Layer] | list[Layer] | tuple[Layer, ...], handler: PointHandler) -> Iterator[None]:
-    """Attach ``handler`` to ``layers`` for the duration of a ``with`` block; restores what was there before."""
-    attached = [(layer, layer.handler) for layer in layers]
-    for layer, _ in attached:
-        layer.handler = handler
-    try:
-        yield
-    finally:
-        for layer, previous in attached:
-            layer.handler = previous
+        None, the default, runs it step by step, each tensor through its point.
+        """
+        return None

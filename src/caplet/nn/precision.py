@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from caplet.nn.caps import DenseCaps
-from caplet.nn.routed import RoutedConvCaps
+from caplet.nn.caps import DenseCaps, RoutedConvCaps
 
 ROUTED = (DenseCaps, RoutedConvCaps)
 

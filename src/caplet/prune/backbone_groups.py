@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from caplet.errors import ModelError, ToolMissing
 from caplet.models.backbone import BackboneCaps
 from caplet.models.trunk import INPUT, sources_of
-from caplet.nn.cnn import FUNCTIONS, ConvNorm, MapSum, MaxPool, SqueezeExcite
+from caplet.nn.conv import FUNCTIONS, ConvNorm, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.layer import Layer
 from caplet.prune.scores import Values
 from caplet.prune.structure import Structure

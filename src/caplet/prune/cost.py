@@ -9,12 +9,10 @@ from typing import Any, TypeVar
 
 from caplet.errors import ModelError
 from caplet.models.base import CapsNet
-from caplet.nn.caps import ConvCaps2d, DenseCaps
-from caplet.nn.cnn import ConvNorm, MapSum, MaxPool, SqueezeExcite
-from caplet.nn.conv import ConvReLU, InputLayer
+from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps
+from caplet.nn.conv import ConvNorm, ConvReLU, InputLayer, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.layer import Layer
 from caplet.nn.points import Storage
-from caplet.nn.routed import ResidualAdd, RoutedConvCaps
 
 FLOAT_BYTES = 4
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from caplet.data.imageset import to_float
 from caplet.models.base import CapsNet
-from caplet.nn.caps import DenseCaps
-from caplet.nn.routed import RoutedConvCaps
+from caplet.nn.caps import DenseCaps, RoutedConvCaps
 from caplet.prune.record import Record, sites, voter_layers
 from caplet.prune.rules import Kind
 from caplet.prune.structure import Keep, structure_of

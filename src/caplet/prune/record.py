@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from caplet.models.base import CapsNet
-from caplet.nn.functional import lengths, softmax, squash
-from caplet.nn.points import PointSpec
+from caplet.nn.functional import lengths
+from caplet.nn.points import Handler, PointSpec
 from caplet.prune.rules import Kind, Space, Voters
 from caplet.prune.structure import Structure
 
@@ -58,7 +58,7 @@ def sites(structure: Structure, model: CapsNet) -> list[Site]:
 
 
 @dataclass
-class Record:
+class Record(Handler):
     """A point handler that keeps, for one batch, what scores look at. Attach it with ``model.handle``.
 
     Attributes:
@@ -75,12 +75,6 @@ class Record:
                 value.retain_grad()
             self.values[key] = value
         return value
-
-    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
-        return softmax(logits, dim)
-
-    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
-        return squash(capsules, dim)
 
     def product(self, key: str) -> Tensor:
         """Value x gradient at a point, the first-order effect of removing each element on the loss."""

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from caplet.data.imageset import to_float
 from caplet.models.base import CapsNet
 from caplet.nn.caps import ConvCaps2d
-from caplet.nn.cnn import ConvNorm
-from caplet.nn.conv import ConvReLU
+from caplet.nn.conv import ConvNorm, ConvReLU
 from caplet.nn.layer import Layer
 from caplet.nn.memory import keep_freed_memory
 from caplet.prune.structure import Selection, Structure, structure_of

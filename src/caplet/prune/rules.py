@@ -13,11 +13,9 @@ from enum import StrEnum
 from typing import TypeVar
 
 from caplet.errors import ModelError
-from caplet.nn.caps import ConvCaps2d, DenseCaps
-from caplet.nn.cnn import ConvNorm, MapSum, MaxPool, SqueezeExcite
-from caplet.nn.conv import ConvReLU, InputLayer
+from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps
+from caplet.nn.conv import ConvNorm, ConvReLU, InputLayer, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.layer import Layer
-from caplet.nn.routed import ResidualAdd, RoutedConvCaps
 
 Along = tuple[str | int, ...]
 """What an axis runs along: names of spaces, or numbers where nothing can go; slowest first."""

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from caplet.errors import ConfigError, ModelError
 from caplet.models.base import CapsNet, Stage, State
-from caplet.nn.functional import softmax, squash_reference
-from caplet.nn.layer import Layer
-from caplet.nn.points import PointSpec, handling
+from caplet.nn.layer import Layer, handling
+from caplet.nn.points import Handler, PointSpec
 
 #: Trials per layer; one without routing needs two, a routed one (whose coupling moves with the votes) several.
 ROUNDS = 20
@@ -27,7 +26,7 @@ TOLERANCE = 0.01
 
 
 @dataclass
-class _NormProbe:
+class _NormProbe(Handler):
     """Records the mean capsule length at ``preactivation``, of the last routing iteration."""
 
     norm: float = 0.0
@@ -36,12 +35,6 @@ class _NormProbe:
         if spec.name == "preactivation":
             self.norm = float(torch.linalg.vector_norm(value.float(), dim=_dim_axis(spec)).mean())
         return value
-
-    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
-        return softmax(logits, dim)
-
-    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
-        return squash_reference(capsules, dim)
 
 
 def _dim_axis(spec: PointSpec) -> int:

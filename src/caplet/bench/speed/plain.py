@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from caplet.models.base import CapsNet
 from caplet.models.deep import CapsBlock, DeepCaps
 from caplet.models.shallow import ShallowCaps
-from caplet.nn.caps import ConvCaps2d, DenseCaps
+from caplet.nn.caps import ConvCaps2d, DenseCaps, RoutedConvCaps
 from caplet.nn.conv import ConvReLU
-from caplet.nn.routed import RoutedConvCaps
 
 
 def plain_form(model: CapsNet) -> nn.Module | None:

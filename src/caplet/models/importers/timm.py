@@ -13,7 +13,7 @@ from caplet.models.assemble import check_shape
 from caplet.models.backbone import BackboneCaps
 from caplet.models.base import check_finite
 from caplet.models.timm_trunk import PREFIX, timm_trunk
-from caplet.nn.cnn import ConvNorm, SqueezeExcite
+from caplet.nn.conv import ConvNorm, SqueezeExcite
 
 TIMM = "timm"
 """As a source of weights: timm's own, from the Hugging Face cache."""

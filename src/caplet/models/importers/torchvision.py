@@ -11,7 +11,7 @@ from caplet.errors import ModelError
 from caplet.models.assemble import check_shape, listed
 from caplet.models.backbone import BackboneCaps, architecture
 from caplet.models.base import check_finite
-from caplet.nn.cnn import ConvNorm, SqueezeExcite
+from caplet.nn.conv import ConvNorm, SqueezeExcite
 
 TORCHVISION = "torchvision"
 """As a source of weights: torchvision's own, from its cache."""

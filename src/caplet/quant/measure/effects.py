@@ -17,8 +17,8 @@ from caplet.data.imageset import to_float
 from caplet.errors import ConfigError
 from caplet.fixed import AnyFormat, FixedFormat, LogFormat, Rounding
 from caplet.models.base import CapsNet, State
-from caplet.nn.functional import lengths, softmax, squash
-from caplet.nn.points import PointSpec, Storage
+from caplet.nn.functional import lengths
+from caplet.nn.points import Handler, PointSpec, Storage
 from caplet.quant.measure.cost import stage_macs
 from caplet.quant.measure.evaluator import predict
 from caplet.quant.simulate.fake_quant import point_noise
@@ -27,8 +27,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """(lengths float (B, classes), labels int64 (B,)) -> the mean loss per image, a float scalar."""
 
 
-class RoundPoints:
-    """A :class:`~caplet.nn.points.PointHandler` that rounds some points, counts what that does, and leaves the others.
+class RoundPoints(Handler):
+    """A :class:`~caplet.nn.points.Handler` that rounds some points, counts what that does, and leaves the others.
 
     Attributes:
         signal, noise: sums of squares of the values at the rounded points, and of what rounding changed.
@@ -55,12 +55,6 @@ class RoundPoints:
         self.saturated += _saturated(value, fmt)
         self.count += value.numel()
         return rounded
-
-    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
-        return softmax(logits, dim)
-
-    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
-        return squash(capsules, dim)
 
 
 def _energy(value: Tensor) -> float:

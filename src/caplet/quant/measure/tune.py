@@ -19,8 +19,8 @@ from caplet.data.imageset import to_float
 from caplet.errors import ConfigError
 from caplet.fixed import AnyFormat, FixedFormat, Rounding
 from caplet.models.base import CapsNet, State
-from caplet.nn.functional import lengths, softmax, squash
-from caplet.nn.points import PointSpec, Role, Storage
+from caplet.nn.functional import lengths
+from caplet.nn.points import Handler, PointSpec, Role, Storage
 from caplet.quant.measure.cache import Kept
 from caplet.quant.measure.cost import stage_macs
 from caplet.quant.measure.identity import images_digest
@@ -34,8 +34,8 @@ WIDEST = 10
 _FARTHEST = 2
 
 
-class OnePoint:
-    """A :class:`~caplet.nn.points.PointHandler` that rounds a single point and leaves everything else in float."""
+class OnePoint(Handler):
+    """A :class:`~caplet.nn.points.Handler` that rounds a single point and leaves everything else in float."""
 
     def __init__(self, key: str, fmt: AnyFormat, rounding: Rounding, seed: int = 0) -> None:
         self.key, self.fmt, self.rounding, self.seed = key, fmt, rounding, seed
@@ -48,12 +48,6 @@ class OnePoint:
             noise = point_noise(self.seed, key, spec, iteration)
             noise = noise if spec.storage is Storage.FLASH else noise.unsqueeze(0)
         return self.fmt.quantize(value, self.rounding, noise)
-
-    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
-        return softmax(logits, dim)
-
-    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
-        return squash(capsules, dim)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,8 @@ from caplet.errors import ArtefactError, ConfigError, ModelError, PlanError
 from caplet.files import why, write_atomic
 from caplet.fixed import AnyFormat, Rounding
 from caplet.models.base import CapsNet
-from caplet.nn.functional import softmax, squash
 from caplet.nn.memory import keep_freed_memory
-from caplet.nn.points import PointSpec, Storage
+from caplet.nn.points import Handler, PointSpec, Storage
 from caplet.progress import Progress
 from caplet.quant.plan.formats import FormatRule, choose_format
 from caplet.quant.plan.histogram import HALF, Histogram
@@ -34,8 +33,8 @@ DEFAULT_IMAGES = 1024
 KIND, VERSION = "caplet-calibration", 1
 
 
-class Observer:
-    """A :class:`~caplet.nn.points.PointHandler` that counts the values at every point and changes nothing.
+class Observer(Handler):
+    """A :class:`~caplet.nn.points.Handler` that counts the values at every point and changes nothing.
 
     Constants are counted at their first pass only; every iteration of a routing counts at the same point.
     """
@@ -50,12 +49,6 @@ class Observer:
             except ModelError as error:
                 raise ModelError(f"point {key}: {error}") from None
         return value
-
-    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
-        return softmax(logits, dim)
-
-    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
-        return squash(capsules, dim)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from caplet.nn.caps import DenseCaps
-from caplet.nn.functional import softmax, squash
-from caplet.nn.points import PointSpec
+from caplet.nn.points import Handler, PointSpec
 
 _BLOCK = 256
 _BATCH = 64
@@ -62,8 +61,8 @@ class CapsuleLinear:
         return by_capsule.permute(1, 2, 0, 3).flatten(2).contiguous()
 
 
-class _Recorder:
-    """A :class:`~caplet.nn.points.PointHandler` that keeps the couplings and preactivations of every iteration."""
+class _Recorder(Handler):
+    """A :class:`~caplet.nn.points.Handler` that keeps the couplings and preactivations of every iteration."""
 
     def __init__(self) -> None:
         self.coupling: list[Tensor] = []
@@ -75,12 +74,6 @@ class _Recorder:
         elif spec.name == "preactivation":
             self.preactivation.append(value)
         return value
-
-    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
-        return softmax(logits, dim)
-
-    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
-        return squash(capsules, dim)
 
 
 def _routing(layer: DenseCaps, capsules: Tensor) -> tuple[Tensor, Tensor]:

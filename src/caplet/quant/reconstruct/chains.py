@@ -12,7 +12,7 @@ from torch import Tensor
 from caplet.data.imageset import to_float
 from caplet.models.base import CapsNet, Stage, State
 from caplet.nn.layer import Layer
-from caplet.nn.points import PointHandler
+from caplet.nn.points import Handler
 
 _BATCH = 64
 
@@ -26,7 +26,7 @@ class Chain:
         handler: attached while the model runs, None for float.
     """
 
-    def __init__(self, model: CapsNet, images: Tensor, handler: PointHandler | None = None) -> None:
+    def __init__(self, model: CapsNet, images: Tensor, handler: Handler | None = None) -> None:
         self._model, self._handler = model, handler
         self._stages: Sequence[Stage] = model.stages()
         self._stage = 0

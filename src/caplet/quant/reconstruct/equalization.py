@@ -20,8 +20,7 @@ from caplet.data.imageset import to_float
 from caplet.models.base import CapsNet
 from caplet.nn.caps import ConvCaps2d
 from caplet.nn.conv import ConvReLU
-from caplet.nn.functional import softmax, squash
-from caplet.nn.points import PointSpec
+from caplet.nn.points import Handler, PointSpec
 
 _BATCH = 64
 _FARTHEST = 16.0
@@ -86,8 +85,8 @@ def _factor(power: Tensor, weight: Tensor) -> Tensor:
     return logarithm.exp().clamp(1 / _FARTHEST, _FARTHEST)
 
 
-class _Power:
-    """A :class:`~caplet.nn.points.PointHandler` that sums the squares of every channel of the activations."""
+class _Power(Handler):
+    """A :class:`~caplet.nn.points.Handler` that sums the squares of every channel of the activations."""
 
     def __init__(self, keys: set[str]) -> None:
         self.keys = keys
@@ -97,12 +96,6 @@ class _Power:
         if key in self.keys:
             self.sums[key] = self.sums.get(key, torch.zeros(spec.shape[0])) + value.square().sum((0, 2, 3))
         return value
-
-    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
-        return softmax(logits, dim)
-
-    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
-        return squash(capsules, dim)
 
 
 def _channel_power(model: CapsNet, images: Tensor) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from caplet.models.base import CapsNet
-from caplet.nn.cnn import ConvNorm
+from caplet.nn.conv import ConvNorm
 
 
 def folded(model: CapsNet) -> CapsNet:

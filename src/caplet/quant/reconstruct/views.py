@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from caplet.errors import ModelError
-from caplet.nn.caps import ConvCaps2d, DenseCaps
-from caplet.nn.cnn import Activation, ConvNorm
-from caplet.nn.conv import ConvReLU
+from caplet.nn.caps import ConvCaps2d, DenseCaps, RoutedConvCaps
+from caplet.nn.conv import Activation, ConvNorm, ConvReLU
 from caplet.nn.layer import Layer
-from caplet.nn.routed import RoutedConvCaps
 from caplet.quant.reconstruct.adaptive_rounding import Linear
 from caplet.quant.reconstruct.capsules import CapsuleLinear, passed
 from caplet.quant.reconstruct.convolution import ConvLinear, DepthwiseLinear

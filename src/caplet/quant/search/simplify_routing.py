@@ -22,10 +22,8 @@ from caplet.data.imageset import ImageSet, to_float
 from caplet.metrics import Paired, paired
 from caplet.models.assemble import assemble, named_tensors, skeleton
 from caplet.models.base import CapsNet
-from caplet.nn.caps import DenseCaps
-from caplet.nn.functional import softmax, squash
-from caplet.nn.points import PointSpec, Role
-from caplet.nn.routed import RoutedConvCaps
+from caplet.nn.caps import DenseCaps, RoutedConvCaps
+from caplet.nn.points import Handler, PointSpec, Role
 from caplet.progress import Note, silent
 from caplet.quant.measure.evaluator import predict
 
@@ -160,8 +158,8 @@ def simplified(model: CapsNet, choice: Choice, images: Tensor) -> CapsNet:
     return assemble(model.family, config, tensors, f"simplified {model.family}")
 
 
-class _Couplings:
-    """A :class:`~caplet.nn.points.PointHandler` that adds up every routing's last couplings and changes nothing."""
+class _Couplings(Handler):
+    """A :class:`~caplet.nn.points.Handler` that adds up every routing's last couplings and changes nothing."""
 
     def __init__(self, last: dict[str, int]) -> None:
         self.last = last
@@ -172,12 +170,6 @@ class _Couplings:
         if spec.role is Role.COUPLING and iteration == self.last.get(layer):
             self.sums[layer] = self.sums.get(layer, 0.0) + value.double().sum(0)
         return value
-
-    def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
-        return softmax(logits, dim)
-
-    def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
-        return squash(capsules, dim)
 
 
 def mean_couplings(model: CapsNet, images: Tensor, batch_size: int = 64) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from caplet.fixed import softmax as integer_softmax
 from caplet.fixed import squash as integer_squash
 from caplet.models.base import CapsNet
 from caplet.nn.functional import softmax, squash
-from caplet.nn.points import PointSpec, Role, Storage
+from caplet.nn.points import Handler, PointSpec, Role, Storage
 from caplet.quant.plan.plan import QuantPlan, sibling
 from caplet.quant.simulate.table_squash import table_squash
 
@@ -97,8 +97,8 @@ class WeightCache:
         return plan.points[key].quantize(value, rounding, noise)
 
 
-class FakeQuant:
-    """A :class:`~caplet.nn.points.PointHandler` that rounds every tensor to the plan's format of its point.
+class FakeQuant(Handler):
+    """A :class:`~caplet.nn.points.Handler` that rounds every tensor to the plan's format of its point.
 
     Softmax and squash are the integer functions of :mod:`caplet.fixed` on codes, the same that the interpreter and
     the C code run. Sums of products (convolutions, votes, agreement) are float32: they equal the integer sums as long

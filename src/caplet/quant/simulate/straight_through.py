@@ -17,9 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from caplet.errors import ModelError
 from caplet.fixed import ChannelFormat, FixedFormat, LogFormat, PlanFormat, Rounding
-from caplet.nn.points import PointSpec, Role, Storage
-from caplet.nn.routing_grad import agreement, weighted_sum
-from caplet.nn.squash import no_autocast, squash_backward
+from caplet.nn.functional import no_autocast, squash_backward
+from caplet.nn.points import Handler, PointSpec, Role, Storage
+from caplet.nn.routing import agreement, weighted_sum
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.simulate.fake_quant import FakeQuant, point_noise, quantize_in_place
 
@@ -43,8 +43,8 @@ def clipping_edges(fmt: PlanFormat, rounding: Rounding) -> tuple[float, float]:
     return fmt.min_value - below, fmt.max_value + above
 
 
-class StraightThrough:
-    """A :class:`~caplet.nn.points.PointHandler` whose values are exactly those of
+class StraightThrough(Handler):
+    """A :class:`~caplet.nn.points.Handler` whose values are exactly those of
     :class:`~caplet.quant.simulate.fake_quant.FakeQuant`, with straight-through gradients.
 
     A clipped constant may move back into the range, but no further out of it; a clipped computed value has no gradient.
@@ -234,7 +234,7 @@ class _Squash(torch.autograd.Function):
 class _Route(torch.autograd.Function):
     """:func:`caplet.nn.functional.route_reference` with fake-quant's values and straight-through gradients.
 
-    As in :class:`caplet.nn.routing_grad.RouteFunction`, the gradient of the votes, by far the largest tensor, is one
+    As in :class:`caplet.nn.routing.RouteFunction`, the gradient of the votes, by far the largest tensor, is one
     matrix product over stacked factors.
     """
 

@@ -1,4 +1,4 @@
-"""Dynamic routing with a hand-written gradient: the fast path of training in float."""
+"""Dynamic routing by agreement in float, and its gradient (Sabour et al. 2017, equations 1 to 3 and procedure 1)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,54 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from caplet.nn.squash import no_autocast, squash_backward, squash_reference
+from caplet.nn.functional import no_autocast, squash_backward, squash_reference
+from caplet.nn.layer import Layer
+
+
+def route(layer: Layer, votes: Tensor, bias: Tensor | None, iterations: int) -> Tensor:
+    """Dynamic routing by agreement, for dense and convolutional capsules alike.
+
+    The softmax of an input capsule runs over all its output capsules. For a convolutional layer the output capsules
+    are all types at all positions, which gives DeepCaps' joint softmax over (types x height x width).
+
+    Args:
+        layer: owner of the points ``coupling``, ``preactivation``, ``activation`` and (with more than one iteration)
+            ``logits``.
+        votes: float (B, G, I, D): the vote of each of I input capsules for each of G output capsules.
+        bias: float (G, D) added to every preactivation, or None.
+        iterations: at least 1. The last iteration updates no logits; one iteration has neither logits nor softmax.
+
+    Returns:
+        Activations, float (B, G, D).
+
+    With no handler attached and gradients wanted, :class:`RouteFunction` computes the same values with a cheaper
+    gradient.
+
+    Source: Sabour et al. 2017, procedure 1; Rajasegaran et al. 2019, section 3.2 (joint softmax).
+    """
+    if layer.handler is None and torch.is_grad_enabled() and votes.requires_grad:
+        return RouteFunction.apply(votes, bias, iterations)
+    whole = None if layer.handler is None else layer.handler.route(layer.name, votes, bias, iterations)
+    return route_reference(layer, votes, bias, iterations) if whole is None else whole
+
+
+def route_reference(layer: Layer, votes: Tensor, bias: Tensor | None, iterations: int) -> Tensor:
+    """:func:`route` step by step, every tensor through its point; differentiated by autograd."""
+    _, out_capsules, in_capsules, _ = votes.shape
+    coupling = layer.tap("coupling", votes.new_full((1, out_capsules, in_capsules), 1.0 / out_capsules))
+    logits: Tensor | None = None
+    for iteration in range(iterations):
+        if logits is not None:
+            coupling = layer.softmax(logits, 1, iteration)
+        preactivation = weighted_sum(coupling, votes)
+        if bias is not None:
+            preactivation = preactivation + bias
+        preactivation = layer.tap("preactivation", preactivation, iteration)
+        activation = layer.squash(preactivation, -1, iteration)
+        if iteration < iterations - 1:
+            update = agreement(activation, votes)
+            logits = layer.tap("logits", update if logits is None else logits + update, iteration)
+    return activation
 
 
 def weighted_sum(coupling: Tensor, votes: Tensor) -> Tensor:
@@ -22,7 +69,7 @@ def agreement(activation: Tensor, votes: Tensor) -> Tensor:
 
 
 class RouteFunction(torch.autograd.Function):
-    """The routing of :func:`caplet.nn.functional.route` as one operation: equal values, a cheaper gradient.
+    """The routing of :func:`route` as one operation: equal values, a cheaper gradient.
 
     The votes are by far the largest tensor of a capsule layer. Their gradient is a sum of outer products, one per
     weighted sum and one per agreement; autograd writes and adds these one by one, here one matrix product over the
