@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from caplet import api
+from caplet.bench.papers import job as papers
 from caplet.bench.papers.rows import NETWORKS
 from caplet.bench.speed import job
 from caplet.cli.main import app
@@ -53,7 +53,7 @@ def test_an_interrupted_call_says_how_to_go_on(caplet: Caplet, tmp_path: Path, m
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "redo_papers", stop)
+    monkeypatch.setattr(papers, "redo_papers", stop)
     done = caplet("bench", "papers", "--force", "--only", "q7", "--out", tmp_path / "run")
     assert done.code == 130
     assert f"go on with: caplet bench papers --only q7 --out {tmp_path / 'run'} --resume" in done.err
