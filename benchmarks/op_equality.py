@@ -34,10 +34,10 @@ def compare(cases: int, batch: int, seed: int) -> dict[str, object]:
     """Run the cases; returns counts per kind of op, and what differs first, if anything does."""
     fast, plain = load_library(build_library()), load_library(build_library(flags=("-O0",)))
     draw = RandomOps(seed)
-    counts = {op.kind: {"ops": 0, "cases": 0, "codes": 0, "differing_codes": 0} for op in OPS}
+    counts = {kind: {"ops": 0, "cases": 0, "codes": 0, "differing_codes": 0} for kind in OPS}
     first = None
     for number in range(-(-cases // batch)):
-        kind = OPS[number % len(OPS)].kind
+        kind = list(OPS)[number % len(OPS)]
         single = draw.draw(kind)
         inputs = draw.inputs(single, batch)
         expected = single.interpret(inputs)

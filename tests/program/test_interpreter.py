@@ -11,13 +11,11 @@ from caplet.errors import DataError
 from caplet.fixed import FixedFormat, Rounding, stochastic_noise, sum_bits
 from caplet.fixed.softmax import EXP2_TABLE
 from caplet.program import (
-    OPS,
     Add,
     ChannelAffine,
     Conv2d,
     ConvVotes,
     DenseVotes,
-    GroupedConv2d,
     InputQuantize,
     Lengths,
     MaxPool2d,
@@ -29,7 +27,6 @@ from caplet.program import (
     run,
     trace,
 )
-from caplet.program.interpreter import execute
 from sample_programs import SampleSettings, sample_backbone, sample_deep, sample_shallow
 
 Flat = dict[str, list[int]]
@@ -89,7 +86,7 @@ class Naive:
         channels = self.shape(op.input)[-1]
         self.t[op.output] = [int(op.table.codes[i % channels, p]) for i, p in enumerate(self.t[op.input])]
 
-    def window(self, op: Conv2d | ConvVotes | GroupedConv2d, y: int, x: int, o: int, first: int) -> int:
+    def window(self, op: Conv2d | ConvVotes, y: int, x: int, o: int, first: int) -> int:
         rows, columns, _ = self.shape(op.input)
         _, kernel_rows, kernel_columns, depth = op.weight.shape
         total = 0
@@ -101,7 +98,7 @@ class Naive:
 
     def pattern(self, op: Op, name: str, element: int, acc: int, channel: int) -> int:
         """Fraction bits spelled out, rather than ``op.shifts``."""
-        assert isinstance(op, Conv2d | ConvVotes | GroupedConv2d)
+        assert isinstance(op, Conv2d | ConvVotes)
         tensors = self.program.tensors
         frac = tensors[op.input].format.frac_bits + op.weight.format.frac_bits
         if op.channel_shifts is not None:
@@ -113,14 +110,6 @@ class Naive:
         return self.round(name, element, acc, frac - tensors[name].format.frac_bits)
 
     def conv2d(self, op: Conv2d) -> None:
-        rows, columns, channels = self.shape(op.output)
-        out = []
-        for element, (y, x, o) in enumerate(product(range(rows), range(columns), range(channels))):
-            code = self.pattern(op, op.output, element, self.window(op, y, x, o, 0), o)
-            out.append(max(code, 0) if op.relu else code)
-        self.t[op.output] = out
-
-    def grouped_conv2d(self, op: GroupedConv2d) -> None:
         rows, columns, channels = self.shape(op.output)
         depth = op.weight.shape[3]
         out = []
@@ -347,11 +336,6 @@ def test_prediction_is_the_first_longest_capsule() -> None:
 def test_images_that_do_not_fit_are_refused(images: np.ndarray) -> None:
     with pytest.raises(DataError, match="uint8 of shape"):
         run(sample_shallow(), images)
-
-
-def test_every_op_is_interpreted() -> None:
-    for op in OPS:
-        assert execute.dispatch(op) is not execute.dispatch(object), op.kind
 
 
 @pytest.mark.slow

@@ -10,15 +10,11 @@ import pytest
 from caplet.errors import ToolMissing
 from caplet.fixed import FixedFormat, Rounding, rounding_shift, softmax, squash
 from caplet.lower import lower
-from caplet.program import OPS, Program, run
+from caplet.program import Program, run
 from caplet.program.onnx import functions
 from caplet.program.onnx.graph import Graph, require_onnx
-from caplet.program.onnx.translate import to_onnx, translate
+from caplet.program.onnx.translate import to_onnx
 from tiny_networks import INTEGER, mixed_plan, tiny
-
-
-def test_every_op_has_a_translation() -> None:
-    assert set(OPS) <= set(translate.registry)
 
 
 def test_without_onnx_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

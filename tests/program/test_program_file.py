@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from caplet.errors import ArtefactError, PlanError
 from caplet.fixed import Rounding
 from caplet.program import OPS, Program, dumps, load_program, loads, run, save_program, trace
-from caplet.program.document import _READ, _WRITE, _op_fields
+from caplet.program.document import _READ, _WRITE, _op_fields, write_program
 from caplet.program.file import _canonical, _digest
 from sample_programs import SampleSettings, sample_backbone, sample_deep, sample_shallow
 
@@ -65,6 +65,15 @@ def test_equality_looks_into_arrays() -> None:
     assert program == replace(program) != replace(program, ops=ops)
 
 
+def test_only_convolutions_in_groups_or_with_a_limit_have_their_old_kind_in_a_file() -> None:
+    document = write_program(sample_backbone())
+    kinds = {op["name"]: (op["kind"], op.get("groups"), "high" in op) for op in document["ops"]}
+    assert kinds["block2.depthwise"] == ("grouped_conv2d", 6, True)
+    assert kinds["block1.conv1"] == ("conv2d", None, False)
+    program = loads(dumps(sample_backbone()))
+    assert {op.kind for op in program.ops if op.name in ("block2.depthwise", "block1.conv1")} == {"conv2d"}
+
+
 def test_three_bits_take_three_bits() -> None:
     program = sample_shallow(0, SampleSettings(weight_bits=3))
     stored = safetensors.numpy.load(dumps(program))
@@ -101,7 +110,7 @@ def test_unwritable_and_missing_paths_are_reported(tmp_path: Path) -> None:
 
 
 def test_every_type_of_op_field_can_be_written_and_read() -> None:
-    declared = {item.declared for op in OPS for item in _op_fields(op)}
+    declared = {item.declared for op in OPS.values() for item in _op_fields(op)}
     assert declared == set(_WRITE) == set(_READ)
 
 

@@ -34,7 +34,7 @@ def images_for(program: Program, count: int, seed: int = 0) -> np.ndarray:
 
 @needs_compiler
 @pytest.mark.parametrize("level", ["-O3", "-O0"])
-@pytest.mark.parametrize("kind", [op.kind for op in OPS])
+@pytest.mark.parametrize("kind", list(OPS))
 def test_random_ops_equal_the_interpreter(kind: str, level: str) -> None:
     library = load_library(build_library(flags=(level,)))
     draw = RandomOps(11)

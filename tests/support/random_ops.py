@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from caplet.errors import PlanError
 from caplet.fixed.format import AnyFormat, FixedFormat, LogFormat
 from caplet.fixed.rounding import Rounding
+from caplet.program.op import Op
 from caplet.program.ops import (
     PIXEL_FORMAT,
     Add,
@@ -17,11 +18,9 @@ from caplet.program.ops import (
     Conv2d,
     ConvVotes,
     DenseVotes,
-    GroupedConv2d,
     InputQuantize,
     Lengths,
     MaxPool2d,
-    Op,
     Routing,
     Squash,
 )
@@ -120,14 +119,19 @@ def _convolution(draw: RandomOps) -> tuple[tuple[int, int], tuple[int, int], int
 
 def _conv2d(draw: RandomOps) -> tuple[Op, Tensors]:
     kernel, size, stride, padding, out = _convolution(draw)
-    channels, outputs = draw.size(1, 20), draw.size(1, 20)
-    x = draw.spec("x", (*size, channels))
-    weight = draw.constant("w", (outputs, *kernel, channels), log=True)
+    if draw.size(0, 1):
+        groups, depth, outputs = 1, draw.size(1, 20), draw.size(1, 20)
+    else:
+        groups, depth = draw.size(1, 6), draw.size(1, 4)
+        outputs = groups * draw.size(1, 3)
+    x = draw.spec("x", (*size, groups * depth))
+    weight = draw.constant("w", (outputs, *kernel, depth), log=True)
     product = x.format.frac_bits + weight.format.frac_bits
     bias = draw.constant("b", (outputs,), product + draw.size(-8, 8)) if draw.size(0, 2) else None
     y = draw.spec("y", (*out, outputs), draw.out_frac(product))
-    op = Conv2d("op", "x", "y", weight, bias, stride, padding, bool(draw.size(0, 1)), draw.channel_shifts(outputs))
-    return op, {"x": x, "y": y}
+    high = None if draw.size(0, 2) else draw.size(0, y.format.max_code)  # type: ignore[union-attr]
+    relu, shifts = bool(draw.size(0, 1)), draw.channel_shifts(outputs)
+    return Conv2d("op", "x", "y", weight, bias, stride, padding, relu, shifts, groups, high), {"x": x, "y": y}
 
 
 def _conv_votes(draw: RandomOps) -> tuple[Op, Tensors]:
@@ -140,21 +144,6 @@ def _conv_votes(draw: RandomOps) -> tuple[Op, Tensors]:
     y = draw.spec("y", (in_types, out[0] * out[1] * types, dim), draw.out_frac(product))
     shifts = draw.channel_shifts(types * dim)
     return ConvVotes("op", "x", "y", weight, bias, in_types, dim, stride, padding, shifts), {"x": x, "y": y}
-
-
-def _grouped_conv2d(draw: RandomOps) -> tuple[Op, Tensors]:
-    kernel, size, stride, padding, out = _convolution(draw)
-    groups, depth, per_group = draw.size(1, 6), draw.size(1, 4), draw.size(1, 3)
-    x = draw.spec("x", (*size, groups * depth))
-    weight = draw.constant("w", (groups * per_group, *kernel, depth), log=True)
-    product = x.format.frac_bits + weight.format.frac_bits
-    outputs = groups * per_group
-    bias = draw.constant("b", (outputs,), product + draw.size(-8, 8)) if draw.size(0, 2) else None
-    y = draw.spec("y", (*out, outputs), draw.out_frac(product))
-    high = draw.size(0, y.format.max_code) if draw.size(0, 1) else None  # type: ignore[union-attr]
-    relu, shifts = bool(draw.size(0, 1)), draw.channel_shifts(outputs)
-    op = GroupedConv2d("op", "x", "y", weight, bias, groups, stride, padding, relu, high, shifts)
-    return op, {"x": x, "y": y}
 
 
 def _max_pool2d(draw: RandomOps) -> tuple[Op, Tensors]:
@@ -255,6 +244,5 @@ _MAKERS: dict[str, Callable[[RandomOps], tuple[Op, Tensors]]] = {
     ConvVotes.kind: _conv_votes,
     Routing.kind: _routing,
     Lengths.kind: _lengths,
-    GroupedConv2d.kind: _grouped_conv2d,
     MaxPool2d.kind: _max_pool2d,
 }

@@ -13,6 +13,7 @@ import numpy as np
 
 from caplet.fixed.format import AnyFormat, FixedFormat, LogFormat
 from caplet.fixed.rounding import Rounding
+from caplet.program.op import Op
 from caplet.program.ops import (
     PIXEL_FORMAT,
     Add,
@@ -20,11 +21,9 @@ from caplet.program.ops import (
     Conv2d,
     ConvVotes,
     DenseVotes,
-    GroupedConv2d,
     InputQuantize,
     Lengths,
     MaxPool2d,
-    Op,
     Routing,
     Squash,
     pixel_table,
@@ -116,9 +115,7 @@ class _Builder:
         assert isinstance(fmt, FixedFormat)
         bias, high = self.bias(f"{name}.bias", shape[:1], frac), fmt.max_code - fmt.max_code // 4
         shifts = self.shifts(shape[0])
-        self.ops.append(
-            GroupedConv2d(name, source, output, weight, bias, channels, stride, padding, True, high, shifts)
-        )
+        self.ops.append(Conv2d(name, source, output, weight, bias, stride, padding, True, shifts, channels, high))
         return output
 
     def max_pool(self, name: str, source: str, window: tuple[int, int, int]) -> str:

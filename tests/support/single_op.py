@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from caplet.program import interpreter
 from caplet.program.arena import ALIGNMENT, Buffer, MemoryMap
-from caplet.program.bounds import bounds, code_range
+from caplet.program.bounds import BOUNDS, code_range
 from caplet.program.c.describe import Descriptions
-from caplet.program.ops import InputQuantize, Op, Routing
+from caplet.program.op import Op
+from caplet.program.ops import InputQuantize, Routing
 from caplet.program.program import Program
 from caplet.program.tensor import TensorSpec
-from caplet.program.verify import Proof, check
+from caplet.program.verify import CHECKS, Proof
 from caplet.program.workspace import workspace
 from caplet.runtime.steps import StepBuilder
 
@@ -28,10 +29,10 @@ class SingleOp:
     """
 
     def __init__(self, op: Op, tensors: dict[str, TensorSpec], seed: int = 0, portable: bool = False) -> None:
-        check(op, tensors)
+        CHECKS[type(op)](op, tensors)
         ranges = {name: (0, 255) if isinstance(op, InputQuantize) else _codes(tensors[name]) for name in op.inputs}
         ranges |= {name: code_range(op, tensors[name]) for name in op.outputs}
-        proof = Proof(tuple(bounds(op, tensors, ranges)))
+        proof = Proof(tuple(BOUNDS[type(op)](op, tensors, ranges)))
         self.op = op
         self.outputs = tuple(name for name in op.outputs if not (isinstance(op, Routing) and name == op.coupling))
         program = Program("single", tensors, (op,), "", "", "", seed)
@@ -43,7 +44,9 @@ class SingleOp:
 
     def interpret(self, inputs: dict[str, NDArray[np.int32]]) -> dict[str, NDArray[np.int64]]:
         """The outputs by the interpreter: name -> int64 (B, *shape). inputs: name -> codes (B, *shape)."""
-        result = interpreter.execute(self.op, self._machine, *(inputs[name] for name in self.op.inputs))
+        result = interpreter.INTERPRET[type(self.op)](
+            self.op, self._machine, *(inputs[name] for name in self.op.inputs)
+        )
         return {name: np.asarray(result[name], dtype=np.int64) for name in self.outputs}
 
     def run(self, library: ctypes.CDLL, inputs: dict[str, NDArray[np.int32]]) -> dict[str, NDArray[np.int64]]:

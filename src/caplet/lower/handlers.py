@@ -23,34 +23,26 @@ from caplet.program import (
     Conv2d,
     ConvVotes,
     DenseVotes,
-    GroupedConv2d,
     InputQuantize,
     MaxPool2d,
-    Op,
     Routing,
     Squash,
     TensorSpec,
     pixel_table,
 )
+from caplet.registry import Registry
 
 PIXELS = "input.pixels"
 OHWI = (0, 2, 3, 1)
 
 L = TypeVar("L", bound=Layer)
 Handler = Callable[[Lowering, L, tuple[str, ...]], None]
-HANDLERS: dict[type[Layer], Handler] = {}
+HANDLERS: Registry[type[Layer], Callable[..., None]] = Registry("handler of layer type", ModelError)
 
 
 def handles(layer: type[L]) -> Callable[[Handler[L]], Handler[L]]:
     """Register the handler of a layer type; a second one for the same type raises ValueError."""
-
-    def register(handler: Handler[L]) -> Handler[L]:
-        if layer in HANDLERS:
-            raise ValueError(f"layer type {layer.__name__} already has a handler")
-        HANDLERS[layer] = handler
-        return handler
-
-    return register
+    return HANDLERS.of(layer)
 
 
 def lower_layer(low: Lowering, layer: Layer, sources: tuple[str, ...]) -> None:
@@ -168,12 +160,8 @@ def _conv_norm(low: Lowering, layer: ConvNorm, sources: tuple[str, ...]) -> None
     if layer.activation is Activation.RELU6:
         high = int(low.format(output).encode(np.array([6.0], dtype=np.float32))[0])
     shifts = low.channel_shifts(f"{name}.weight")
-    if layer.groups == 1 and high is None:
-        op: Op = Conv2d(name, sources[0], output, weight, bias, layer.stride, layer.padding, relu, shifts)
-    else:
-        groups, stride, padding = layer.groups, layer.stride, layer.padding
-        op = GroupedConv2d(name, sources[0], output, weight, bias, groups, stride, padding, relu, high, shifts)
-    low.ops.append(op)
+    stride, padding = layer.stride, layer.padding
+    low.ops.append(Conv2d(name, sources[0], output, weight, bias, stride, padding, relu, shifts, layer.groups, high))
 
 
 @handles(MaxPool)

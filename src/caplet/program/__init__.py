@@ -4,6 +4,7 @@ from caplet.program.arena import MemoryMap, plan_memory
 from caplet.program.bounds import AccumulatorBound
 from caplet.program.file import dumps, load_program, loads, save_program
 from caplet.program.interpreter import Outcome, run, trace
+from caplet.program.op import Op, Shifts
 from caplet.program.ops import (
     OPS,
     PIXEL_FORMAT,
@@ -12,13 +13,10 @@ from caplet.program.ops import (
     Conv2d,
     ConvVotes,
     DenseVotes,
-    GroupedConv2d,
     InputQuantize,
     Lengths,
     MaxPool2d,
-    Op,
     Routing,
-    Shifts,
     Squash,
     conv_weight,
     pixel_table,
@@ -37,7 +35,6 @@ __all__ = [
     "Conv2d",
     "ConvVotes",
     "DenseVotes",
-    "GroupedConv2d",
     "InputQuantize",
     "Lengths",
     "MaxPool2d",

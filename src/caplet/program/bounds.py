@@ -7,9 +7,8 @@ L1 norm split by sign. The bound then follows the accumulator through its left s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import singledispatch
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,23 +16,10 @@ from numpy.typing import NDArray
 
 from caplet.errors import PlanError
 from caplet.fixed.rounding import Rounding
-from caplet.program.ops import (
-    Add,
-    ChannelAffine,
-    Conv2d,
-    ConvVotes,
-    DenseVotes,
-    GroupedConv2d,
-    InputQuantize,
-    Lengths,
-    MaxPool2d,
-    Op,
-    Routing,
-    Shifts,
-    Squash,
-    Tensors,
-)
+from caplet.program import ops
+from caplet.program.op import Op, Shifts, Tensors
 from caplet.program.tensor import Constant, IntArray, TensorSpec, WideFormat
+from caplet.registry import Registry
 
 Range = tuple[int, int]
 Ranges = Mapping[str, Range]
@@ -63,14 +49,7 @@ class AccumulatorBound:
         return 8 if "64" in self.c_type else 4
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "op": self.op,
-            "what": self.what,
-            "low": self.low,
-            "high": self.high,
-            "products": self.products,
-            "c_type": self.c_type,
-        }
+        return asdict(self)
 
 
 def code_range(op: Op, spec: TensorSpec) -> Range:
@@ -78,69 +57,52 @@ def code_range(op: Op, spec: TensorSpec) -> Range:
     if isinstance(spec.format, WideFormat):
         return 0, (1 << spec.format.bits) - 1
     low, high = spec.format.min_code, spec.format.max_code
-    if isinstance(op, InputQuantize):
+    if isinstance(op, ops.InputQuantize):
         return min(0, int(op.table.codes.min())), max(0, int(op.table.codes.max()))
-    if isinstance(op, GroupedConv2d) and op.high is not None:
-        high = min(high, op.high)
-    if isinstance(op, Conv2d | GroupedConv2d) and op.relu:
-        return 0, high
-    if isinstance(op, Squash) or (isinstance(op, Routing) and spec.name in (op.coupling, op.activation)):
+    if isinstance(op, ops.Conv2d):
+        return 0 if op.relu else low, high if op.high is None else min(high, op.high)
+    if isinstance(op, ops.Squash) or (isinstance(op, ops.Routing) and spec.name in (op.coupling, op.activation)):
         one = 1 << max(spec.format.frac_bits, 0)  # squash and softmax stay within [-1, 1]
         return max(low, -one), min(high, one)
     return low, high
 
 
-@singledispatch
-def bounds(op: Op, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
-    """The accumulators of ``op``. Raises PlanError where int64 does not suffice or a shift is too long."""
-    raise TypeError(f"no accumulator bounds for op {type(op).__name__}")
+BOUNDS: Registry[type[Op], Callable[..., list[AccumulatorBound]]] = Registry("accumulator bounds of op")
+"""``(op, tensors, ranges)`` -> its accumulators; PlanError where int64 does not suffice or a shift is too long."""
 
 
-@bounds.register
-def _input_quantize(op: InputQuantize, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
+@BOUNDS.of(ops.InputQuantize)
+def _input_quantize(op: ops.InputQuantize, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
     return []
 
 
-@bounds.register
-def _conv2d(op: Conv2d, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
-    return [_convolution(op, tensors, ranges)]
-
-
-@bounds.register
-def _conv_votes(op: ConvVotes, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
-    return [_convolution(op, tensors, ranges)]
-
-
-@bounds.register
-def _grouped_conv2d(op: GroupedConv2d, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
-    return [_convolution(op, tensors, ranges)]
-
-
-@bounds.register
-def _max_pool2d(op: MaxPool2d, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
+@BOUNDS.of(ops.MaxPool2d)
+def _max_pool2d(op: ops.MaxPool2d, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
     low, high = (np.array([end], dtype=np.int64) for end in ranges[op.input])
     return [_through(op, "acc", low, high, None, op.shifts(tensors), tensors[op.output].rounding)]
 
 
-def _convolution(op: Conv2d | ConvVotes | GroupedConv2d, tensors: Tensors, ranges: Ranges) -> AccumulatorBound:
+@BOUNDS.of(ops.Conv2d)
+@BOUNDS.of(ops.ConvVotes)
+def _convolution(op: ops.Convolution, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
     weight = op.weight.integers.reshape(op.weight.shape[0], -1)
     low, high = _products(weight, 1, ranges[op.input])
-    return _through(op, "acc", low, high, op.bias, op.shifts(tensors), tensors[op.output].rounding)
+    return [_through(op, "acc", low, high, op.bias, op.shifts(tensors), tensors[op.output].rounding)]
 
 
-@bounds.register
-def _channel_affine(op: ChannelAffine, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
+@BOUNDS.of(ops.ChannelAffine)
+def _channel_affine(op: ops.ChannelAffine, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
     low, high = _products(op.scale.integers[:, None], 1, ranges[op.input])
     return [_through(op, "acc", low, high, op.offset, op.shifts(tensors), tensors[op.output].rounding)]
 
 
-@bounds.register
-def _squash(op: Squash, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
+@BOUNDS.of(ops.Squash)
+def _squash(op: ops.Squash, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
     return [_sum_of_squares(op, op.dim, ranges[op.input])]
 
 
-@bounds.register
-def _add(op: Add, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
+@BOUNDS.of(ops.Add)
+def _add(op: ops.Add, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
     shifts = op.shifts(tensors)
     assert isinstance(shifts.bias, int)
     low, high = (np.array([end], dtype=np.int64) for end in ranges[op.a])
@@ -148,8 +110,8 @@ def _add(op: Add, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
     return [_finish(op, "acc", low, high, ([addend[0]], [addend[1]]), shifts, tensors[op.output].rounding)]
 
 
-@bounds.register
-def _dense_votes(op: DenseVotes, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
+@BOUNDS.of(ops.DenseVotes)
+def _dense_votes(op: ops.DenseVotes, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
     result = []
     weight = op.weight.integers
     start = 0
@@ -163,12 +125,12 @@ def _dense_votes(op: DenseVotes, tensors: Tensors, ranges: Ranges) -> list[Accum
     return result
 
 
-@bounds.register
-def _routing(op: Routing, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
+@BOUNDS.of(ops.Routing)
+def _routing(op: ops.Routing, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
     inputs, _, dim = tensors[op.votes].shape
     vote_low, vote_high = ranges[op.votes]
-    share = ranges[op.coupling][1]
-    low, high = (np.array([inputs * share * end], dtype=np.int64) for end in (vote_low, vote_high))
+    coupling = ranges[op.coupling][1]
+    low, high = (np.array([inputs * coupling * end], dtype=np.int64) for end in (vote_low, vote_high))
     shifts = op.shifts(tensors)
     result = [_through(op, "acc", low, high, op.bias, shifts, tensors[op.preactivation].rounding)]
     result.append(_sum_of_squares(op, dim, ranges[op.preactivation]))
@@ -184,8 +146,8 @@ def _routing(op: Routing, tensors: Tensors, ranges: Ranges) -> list[AccumulatorB
     return result
 
 
-@bounds.register
-def _lengths(op: Lengths, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
+@BOUNDS.of(ops.Lengths)
+def _lengths(op: ops.Lengths, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
     return [_sum_of_squares(op, tensors[op.input].shape[-1], ranges[op.input])]
 
 

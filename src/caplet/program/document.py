@@ -16,13 +16,15 @@ import numpy as np
 from caplet.errors import ArtefactError, PlanError
 from caplet.fixed.format import AnyFormat, FixedFormat, LogFormat
 from caplet.fixed.rounding import Rounding
-from caplet.program.ops import OPS, UNWRITTEN, Op
+from caplet.program.op import UNWRITTEN, Op
+from caplet.program.ops import OPS, Conv2d
 from caplet.program.program import Program
 from caplet.program.tensor import Constant, IntArray, TensorSpec, WideFormat
 
 MAX_TEXT = 4096
 MAX_ITEMS = 1 << 16
-_BY_KIND: dict[str, type[Op]] = {op.kind: op for op in OPS}
+GROUPED = "grouped_conv2d"
+"""How a file calls a Conv2d that is not plain: the kind that such convolutions had when they were ops of their own."""
 
 CodesOf = Callable[[str, tuple[int, ...], int, bool], IntArray]
 """Key, shape, bits, signed -> the codes of a constant, from the file's packed bytes; raises ArtefactError."""
@@ -219,38 +221,43 @@ _READ: dict[str, Callable[[str, Any, CodesOf], Any]] = {
 
 @dataclass(frozen=True)
 class _Field:
-    """A field of an op: its declared type without ``| None``, and how None is written, if it is allowed."""
+    """A field of an op: its declared type without ``| None``, whether None is written, and its default, if it has one.
+
+    unwritten: the file leaves the field out where it has its default.
+    """
 
     name: str
     declared: str
     optional: bool
+    default: Any
     unwritten: bool
 
 
-def _op_fields(op: type[Op]) -> Iterator[_Field]:
-    for item in fields(op):  # type: ignore[arg-type]
-        declared, unwritten = str(item.type), bool(item.metadata.get(UNWRITTEN))
+def _op_fields(op: type[Op], grouped: bool = False) -> Iterator[_Field]:
+    """grouped: of the kind :data:`GROUPED`, in which every field is written."""
+    for item in fields(op):  # type: ignore[arg-type]  # every op is a dataclass
+        declared, unwritten = str(item.type), bool(item.metadata.get(UNWRITTEN)) and not grouped
         optional = declared.endswith(" | None") and not unwritten
-        yield _Field(item.name, declared.removesuffix(" | None"), optional, unwritten)
+        yield _Field(item.name, declared.removesuffix(" | None"), optional, item.default, unwritten)
 
 
 def _write_op(op: Op) -> dict[str, Any]:
-    data: dict[str, Any] = {"kind": op.kind}
-    for item in _op_fields(type(op)):
+    grouped = isinstance(op, Conv2d) and not op.plain
+    data: dict[str, Any] = {"kind": GROUPED if grouped else op.kind}
+    for item in _op_fields(type(op), grouped):
         value = getattr(op, item.name)
-        if value is not None:
-            data[item.name] = _WRITE[item.declared](value)
-        elif not item.unwritten:
-            data[item.name] = None
+        if not item.unwritten or value != item.default:
+            data[item.name] = None if value is None else _WRITE[item.declared](value)
     return data
 
 
 def _read_op(where: str, data: object, codes_of: CodesOf) -> Op:
     kind = data.get("kind") if isinstance(data, dict) else None
-    if not isinstance(kind, str) or kind not in _BY_KIND:
-        raise ArtefactError(f"{where}: kind is {kind!r:.100}; the rule is one of {sorted(_BY_KIND)}")
-    op = _BY_KIND[kind]
-    layout = [item for item in _op_fields(op) if not item.unwritten or item.name in data]  # type: ignore[operator]
+    if not isinstance(kind, str) or (kind not in OPS and kind != GROUPED):
+        raise ArtefactError(f"{where}: kind is {kind!r:.100}; the rule is one of {sorted((*OPS, GROUPED))}")
+    op = Conv2d if kind == GROUPED else OPS[kind]
+    fields = _op_fields(op, kind == GROUPED)
+    layout = [item for item in fields if not item.unwritten or item.name in data]  # type: ignore[operator]  # a dict
     read = _Reader(f"{where} ({kind})", data, {"kind", *(item.name for item in layout)})
     values: dict[str, Any] = {}
     for item in layout:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import singledispatch
 from typing import Any
 
 import numpy as np
@@ -21,24 +20,12 @@ from caplet.fixed.integer import squared_length
 from caplet.fixed.rounding import Rounding, rounding_shift, stochastic_noise
 from caplet.fixed.softmax import softmax
 from caplet.fixed.squash import squash
-from caplet.program.ops import (
-    Add,
-    ChannelAffine,
-    Conv2d,
-    ConvVotes,
-    DenseVotes,
-    GroupedConv2d,
-    InputQuantize,
-    Lengths,
-    MaxPool2d,
-    Op,
-    Routing,
-    Shifts,
-    Squash,
-)
+from caplet.program import ops
+from caplet.program.op import Op, Shifts
 from caplet.program.program import Program
 from caplet.program.tensor import Constant, TensorSpec
 from caplet.program.verify import Proof, verify
+from caplet.registry import Registry
 
 Codes = NDArray[Any]
 _BATCH = 8
@@ -110,7 +97,7 @@ class _Machine:
         last = {name: index for index, op in enumerate(self.program.ops) for name in op.inputs}
         ends = (self.program.output, self.program.lengths)
         for index, op in enumerate(self.program.ops):
-            live.update(execute(op, self, *(live[name] for name in op.inputs)))
+            live.update(INTERPRET[type(op)](op, self, *(live[name] for name in op.inputs)))
             if not keep:
                 live = {name: x for name, x in live.items() if last.get(name, -1) > index or name in ends}
         return live
@@ -126,7 +113,7 @@ class _Machine:
         draw = stochastic_noise(self.program.seed, spec.name, spec.elements, iteration * spec.elements)
         return draw.reshape(spec.shape)
 
-    def narrow(self, name: str, acc: Codes, bias: Constant | None, shifts: Shifts, iteration: int = 0) -> Codes:
+    def requantize(self, name: str, acc: Codes, bias: Constant | None, shifts: Shifts, iteration: int = 0) -> Codes:
         """The common pattern: acc (B, ..., bias's shape) -> codes (B, *shape of the tensor)."""
         acc = acc << shifts.acc
         if bias is not None:
@@ -151,31 +138,19 @@ class _Machine:
             self._weights[weight.key, kind] = np.ascontiguousarray(arrange(weight.integers.astype(kind)))
         return self._weights[weight.key, kind]
 
-    def convolve(self, op: Conv2d | ConvVotes, x: Codes) -> Codes:
+    def convolve(self, op: ops.Convolution, x: Codes, groups: int = 1) -> Codes:
         """Sums of products of a convolution: x (B, H, W, I) -> int64 (B, H', W', O)."""
-        kind = self.operands(op, "acc")
-        out, rows, columns, _ = op.weight.shape
-        windows = _windows(x.astype(kind), (rows, columns), op.stride, op.padding, 0)
-        windows = windows.transpose(0, 1, 2, 4, 5, 3)  # B, H', W', KH, KW, I
-        filters = self.weights(op.weight, kind, lambda w: w.reshape(out, -1).T)
-        # Few large products (not one per row), each with at most _WINDOW_BYTES of windows.
-        step = max(1, _WINDOW_BYTES // windows[0].nbytes)
-        starts = range(0, len(windows), step)
-        products = [windows[start : start + step].reshape(-1, len(filters)) @ filters for start in starts]
-        return np.concatenate(products).astype(np.int64).reshape(*windows.shape[:3], out)
-
-    def convolve_groups(self, op: GroupedConv2d, x: Codes) -> Codes:
-        """Sums of products of a convolution in groups: x (B, H, W, I) -> int64 (B, H', W', O)."""
         kind = self.operands(op, "acc")
         out, rows, columns, depth = op.weight.shape
         windows = _windows(x.astype(kind), (rows, columns), op.stride, op.padding, 0)  # B, H', W', I, KH, KW
-        size = depth * rows * columns
-        by_group = np.moveaxis(windows.reshape(*windows.shape[:3], op.groups, size), 3, 0)  # G, B, H', W', D * KH * KW
-        filters = self.weights(
-            op.weight, kind, lambda w: w.transpose(0, 3, 1, 2).reshape(op.groups, -1, size).swapaxes(1, 2)
-        )
-        sums = by_group.reshape(op.groups, -1, size) @ filters  # G, B * H' * W', O / G
-        return np.moveaxis(sums, 0, 1).astype(np.int64).reshape(*windows.shape[:3], out)
+        batch, *positions = windows.shape[:3]
+        windows = windows.reshape(batch, *positions, groups, depth, rows, columns).transpose(3, 0, 1, 2, 5, 6, 4)
+        filters = self.weights(op.weight, kind, lambda w: w.reshape(groups, out // groups, -1).swapaxes(1, 2))
+        # Few large products (not one per row), each with at most _WINDOW_BYTES of windows.
+        step = max(1, _WINDOW_BYTES * batch // windows.nbytes)
+        parts = [windows[:, start : start + step] for start in range(0, batch, step)]
+        sums = [part.reshape(groups, -1, filters.shape[1]) @ filters for part in parts]  # G, B * H' * W', O / G
+        return np.concatenate(sums, axis=1).swapaxes(0, 1).astype(np.int64).reshape(batch, *positions, out)
 
 
 def _windows(x: Codes, kernel: tuple[int, int], stride: int, padding: int, outside: int) -> Codes:
@@ -186,45 +161,37 @@ def _windows(x: Codes, kernel: tuple[int, int], stride: int, padding: int, outsi
     return windows[:, ::stride, ::stride]
 
 
-@singledispatch
-def execute(op: Op, machine: _Machine, *inputs: Codes) -> dict[str, Codes]:
-    """The tensors that ``op`` writes, from those it reads (each with a leading batch axis)."""
-    raise TypeError(f"no interpretation of op {type(op).__name__}")
+INTERPRET: Registry[type[Op], Callable[..., dict[str, Codes]]] = Registry("interpretation of op")
+"""``(op, machine, *inputs)`` -> the tensors that the op writes; inputs have a leading batch axis."""
 
 
-@execute.register
-def _input_quantize(op: InputQuantize, machine: _Machine, x: Codes) -> dict[str, Codes]:
+@INTERPRET.of(ops.InputQuantize)
+def _input_quantize(op: ops.InputQuantize, machine: _Machine, x: Codes) -> dict[str, Codes]:
     return {op.output: op.table.codes[np.arange(x.shape[-1]), x]}
 
 
-@execute.register
-def _conv2d(op: Conv2d, machine: _Machine, x: Codes) -> dict[str, Codes]:
-    codes = machine.narrow(op.output, machine.convolve(op, x), op.bias, op.shifts(machine.tensors))
-    return {op.output: np.maximum(codes, 0) if op.relu else codes}
-
-
-@execute.register
-def _grouped_conv2d(op: GroupedConv2d, machine: _Machine, x: Codes) -> dict[str, Codes]:
-    codes = machine.narrow(op.output, machine.convolve_groups(op, x), op.bias, op.shifts(machine.tensors))
+@INTERPRET.of(ops.Conv2d)
+def _conv2d(op: ops.Conv2d, machine: _Machine, x: Codes) -> dict[str, Codes]:
+    codes = machine.requantize(op.output, machine.convolve(op, x, op.groups), op.bias, op.shifts(machine.tensors))
     low = 0 if op.relu else None
     return {op.output: codes if low is None and op.high is None else np.clip(codes, low, op.high)}
 
 
-@execute.register
-def _max_pool2d(op: MaxPool2d, machine: _Machine, x: Codes) -> dict[str, Codes]:
+@INTERPRET.of(ops.MaxPool2d)
+def _max_pool2d(op: ops.MaxPool2d, machine: _Machine, x: Codes) -> dict[str, Codes]:
     outside = np.iinfo(x.dtype).min
     largest = _windows(x, (op.kernel, op.kernel), op.stride, op.padding, outside).max(axis=(-2, -1))
     return {op.output: machine.rounded(op.output, largest.astype(np.int64), op.shifts(machine.tensors).out)}
 
 
-@execute.register
-def _channel_affine(op: ChannelAffine, machine: _Machine, x: Codes) -> dict[str, Codes]:
+@INTERPRET.of(ops.ChannelAffine)
+def _channel_affine(op: ops.ChannelAffine, machine: _Machine, x: Codes) -> dict[str, Codes]:
     acc = x.astype(np.int64) * op.scale.integers
-    return {op.output: machine.narrow(op.output, acc, op.offset, op.shifts(machine.tensors))}
+    return {op.output: machine.requantize(op.output, acc, op.offset, op.shifts(machine.tensors))}
 
 
-@execute.register
-def _squash(op: Squash, machine: _Machine, x: Codes) -> dict[str, Codes]:
+@INTERPRET.of(ops.Squash)
+def _squash(op: ops.Squash, machine: _Machine, x: Codes) -> dict[str, Codes]:
     spec = machine.tensors[op.output]
     capsules = x.reshape(len(x), -1, op.dim)
     noise = machine.noise(spec)
@@ -233,15 +200,15 @@ def _squash(op: Squash, machine: _Machine, x: Codes) -> dict[str, Codes]:
     return {op.output: codes.reshape(x.shape)}
 
 
-@execute.register
-def _add(op: Add, machine: _Machine, a: Codes, b: Codes) -> dict[str, Codes]:
+@INTERPRET.of(ops.Add)
+def _add(op: ops.Add, machine: _Machine, a: Codes, b: Codes) -> dict[str, Codes]:
     shifts = op.shifts(machine.tensors)
     acc = (a.astype(np.int64) << shifts.acc) + (b.astype(np.int64) << shifts.bias)
     return {op.output: machine.rounded(op.output, acc, shifts.out)}
 
 
-@execute.register
-def _dense_votes(op: DenseVotes, machine: _Machine, *sources: Codes) -> dict[str, Codes]:
+@INTERPRET.of(ops.DenseVotes)
+def _dense_votes(op: ops.DenseVotes, machine: _Machine, *sources: Codes) -> dict[str, Codes]:
     _, dim, _ = op.weight.shape
     spec = machine.tensors[op.output]
     noise = machine.noise(spec)
@@ -262,15 +229,15 @@ def _dense_votes(op: DenseVotes, machine: _Machine, *sources: Codes) -> dict[str
     return {op.output: votes.reshape(len(votes), *spec.shape)}
 
 
-@execute.register
-def _conv_votes(op: ConvVotes, machine: _Machine, x: Codes) -> dict[str, Codes]:
+@INTERPRET.of(ops.ConvVotes)
+def _conv_votes(op: ops.ConvVotes, machine: _Machine, x: Codes) -> dict[str, Codes]:
     rows = [machine.convolve(op, x_i) for x_i in np.split(x, op.in_types, axis=-1)]
     acc = np.stack(rows, axis=1)  # B, I, H', W', J * D
-    return {op.output: machine.narrow(op.output, acc, op.bias, op.shifts(machine.tensors))}
+    return {op.output: machine.requantize(op.output, acc, op.bias, op.shifts(machine.tensors))}
 
 
-@execute.register
-def _routing(op: Routing, machine: _Machine, votes: Codes) -> dict[str, Codes]:
+@INTERPRET.of(ops.Routing)
+def _routing(op: ops.Routing, machine: _Machine, votes: Codes) -> dict[str, Codes]:
     tensors = machine.tensors
     batch, inputs, outputs, dim = votes.shape
     coupling_spec, activation_spec = tensors[op.coupling], tensors[op.activation]
@@ -285,7 +252,7 @@ def _routing(op: Routing, machine: _Machine, votes: Codes) -> dict[str, Codes]:
         coupling = softmax(logits, logits_format, machine.fixed(op.coupling), -1, coupling_spec.rounding, noise)
         weights = coupling.swapaxes(1, 2)[:, :, None].astype(kind)  # B, G, 1, I
         acc = (weights @ by_output).astype(np.int64).reshape(batch, -1, op.types, dim)
-        preactivation = machine.narrow(op.preactivation, acc, op.bias, shifts, t)
+        preactivation = machine.requantize(op.preactivation, acc, op.bias, shifts, t)
         noise = machine.noise(activation_spec, t)
         activation = squash(
             preactivation.reshape(batch, outputs, dim),
@@ -308,6 +275,6 @@ def _routing(op: Routing, machine: _Machine, votes: Codes) -> dict[str, Codes]:
     return result
 
 
-@execute.register
-def _lengths(op: Lengths, machine: _Machine, x: Codes) -> dict[str, Codes]:
+@INTERPRET.of(ops.Lengths)
+def _lengths(op: ops.Lengths, machine: _Machine, x: Codes) -> dict[str, Codes]:
     return {op.output: squared_length(x)}

@@ -12,127 +12,27 @@ Layouts (all shapes are those of one image; everything is C order):
   position by position, ``g = (row * columns + column) * types + type``: ``(G, D)`` is then, in memory, the capsule map
   ``(rows, columns, types * D)``.
 
-Arithmetic. Codes are integers; ``frac(t)`` is the fraction bits of t's format. Every op that accumulates follows one
-pattern, with the shifts of :func:`accumulator_shifts`:
-
-    acc  = sum of products of codes                     (product_frac fraction bits)
-    acc  = (acc << shifts.acc) + (bias << shifts.bias)  (the larger of product_frac and frac(bias); both exact)
-    code = saturate(rounding_shift(acc, shifts.out))    (frac(output); rounding of the output tensor)
-
-acc is int32, or int64 where ``caplet.program.verify`` proves that int32 can overflow; the sums may be made in any
-order. Weights in a LogFormat take part as ``Constant.integers``.
-
-``channel_shifts`` (int32, one per output channel, or None) gives each output channel an exponent of its own: the
-weights of channel o have ``frac(weight) + channel_shifts[o]`` fraction bits.
-
-Stochastic rounding of element e (its index in the tensor's own layout) of a tensor written in iteration t (0 outside a
-routing) draws element ``t * elements + e`` of ``stochastic_noise(program seed, tensor name)``.
+Arithmetic and rounding follow the common pattern of :mod:`caplet.program.op`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from caplet.errors import ArtefactError
 from caplet.fixed.format import FixedFormat
-from caplet.program.tensor import Constant, IntArray, TensorSpec
-
-Tensors = Mapping[str, TensorSpec]
-Shift = int | NDArray[np.int64]
-"""One shift, or one per output channel; negative means left."""
-UNWRITTEN = "unwritten"
-"""Marks, in a field's metadata, that a ``.caplet`` file leaves the field out where it is None."""
-
-
-@dataclass(frozen=True, eq=False)
-class Shifts:
-    """Left shifts of the sum of products and of the bias (never negative), and the rounding shift to the output."""
-
-    acc: Shift
-    bias: Shift
-    out: Shift
-
-
-def accumulator_shifts(product_frac: Shift, bias_frac: int | None, out_frac: int) -> Shifts:
-    """Shifts that bring products and bias to their common fraction bits, and the sum to the output's.
-
-    >>> accumulator_shifts(10, 12, 5)
-    Shifts(acc=2, bias=0, out=7)
-    """
-    if isinstance(product_frac, int):
-        common: Shift = product_frac if bias_frac is None else max(product_frac, bias_frac)
-    else:
-        common = product_frac if bias_frac is None else np.maximum(product_frac, bias_frac)
-    return Shifts(common - product_frac, 0 if bias_frac is None else common - bias_frac, common - out_frac)
-
-
-def weight_frac(weight: Constant, channel_shifts: IntArray | None) -> Shift:
-    """Fraction bits of the weights, per output channel where they differ."""
-    if channel_shifts is None:
-        return weight.format.frac_bits
-    return weight.format.frac_bits + channel_shifts.astype(np.int64)
-
-
-def _equal(a: object, b: object) -> bool:
-    return not isinstance(b, np.ndarray) and a == b
-
-
-def _bias_frac(bias: Constant | None) -> int | None:
-    return None if bias is None else bias.format.frac_bits
-
-
-class Op:
-    """Base of the ops. ``name`` is the layer's name; ``kind`` names the op in files and in C."""
-
-    kind: ClassVar[str]
-    name: str
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the tensors read."""
-        raise NotImplementedError
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the tensors written."""
-        raise NotImplementedError
-
-    @property
-    def constants(self) -> tuple[Constant, ...]:
-        """The constants in flash, in a fixed order."""
-        return ()
-
-    def __eq__(self, other: object) -> bool:
-        """Whether ``other`` is the same op: every field equal, arrays element by element."""
-        if type(other) is not type(self):
-            return NotImplemented
-        pairs = [(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]  # type: ignore[arg-type]
-        return all(np.array_equal(a, b) if isinstance(a, np.ndarray) else _equal(a, b) for a, b in pairs)
-
-    def __hash__(self) -> int:
-        return hash((self.kind, self.name))
-
-
-class _Unary(Op):
-    input: str
-    output: str
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return (self.input,)
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return (self.output,)
+from caplet.program.op import UNWRITTEN, Op, Shifts, Tensors, UnaryOp, accumulator_shifts, bias_frac, weight_frac
+from caplet.program.tensor import Constant, IntArray
+from caplet.registry import Registry
 
 
 @dataclass(frozen=True)
-class InputQuantize(_Unary):
+class InputQuantize(UnaryOp):
     """``output[y, x, c] = table[c, input[y, x, c]]``.
 
     input (H, W, C): raw pixels, format FixedFormat(8, 0, unsigned). table (C, 256): codes of the output's format; see
@@ -146,22 +46,35 @@ class InputQuantize(_Unary):
     output: str
     table: Constant
 
-    @property
-    def constants(self) -> tuple[Constant, ...]:
-        return (self.table,)
+
+class Convolution(UnaryOp):
+    """What plain convolutions and convolutional votes have in common."""
+
+    weight: Constant
+    bias: Constant | None
+    stride: int
+    padding: int
+    channel_shifts: IntArray | None
+
+    def shifts(self, tensors: Tensors) -> Shifts:
+        product = tensors[self.input].format.frac_bits + weight_frac(self.weight, self.channel_shifts)
+        return accumulator_shifts(product, bias_frac(self.bias), tensors[self.output].format.frac_bits)
 
 
 @dataclass(frozen=True, eq=False)
-class Conv2d(_Unary):
-    """2-D convolution (cross-correlation) with zero padding, optional bias, optional ReLU.
+class Conv2d(Convolution):
+    """2-D convolution (cross-correlation) with zero padding: optional bias, groups of channels, ReLU and upper limit.
 
-    input (H, W, I), weight (O, KH, KW, I), bias (O,) -> output (H', W', O), H' = (H + 2 padding - KH) // stride + 1:
+    input (H, W, I), weight (O, KH, KW, I / groups), bias (O,) -> output (H', W', O) with
+    H' = (H + 2 padding - KH) // stride + 1. Output channel o reads the channels of group g = o // (O / groups), from
+    g * I / groups on (depthwise where groups = I):
 
-        acc[y, x, o] = sum over ky, kx, i of input[y*stride + ky - padding, x*stride + kx - padding, i]
-                       * weight[o, ky, kx, i]        (positions outside the input count as 0)
+        acc[y, x, o] = sum over ky, kx, i of
+            input[y*stride + ky - padding, x*stride + kx - padding, g * I / groups + i] * weight[o, ky, kx, i]
 
-    then the common pattern; product_frac = frac(input) + frac(weight) (+ channel_shifts[o]). With relu, a negative
-    code becomes 0 after the rounding shift.
+    where positions outside the input count as 0; then the common pattern with product_frac = frac(input) +
+    frac(weight) (+ channel_shifts[o]). With relu, a negative code becomes 0 after the rounding shift; where high is
+    given (ReLU6), a code above it becomes ``high``.
     """
 
     kind: ClassVar[str] = "conv2d"
@@ -175,50 +88,17 @@ class Conv2d(_Unary):
     padding: int = 0
     relu: bool = False
     channel_shifts: IntArray | None = None
+    groups: int = field(default=1, metadata={UNWRITTEN: True})
+    high: int | None = field(default=None, metadata={UNWRITTEN: True})
 
     @property
-    def constants(self) -> tuple[Constant, ...]:
-        return (self.weight,) if self.bias is None else (self.weight, self.bias)
-
-    def shifts(self, tensors: Tensors) -> Shifts:
-        product = tensors[self.input].format.frac_bits + weight_frac(self.weight, self.channel_shifts)
-        return accumulator_shifts(product, _bias_frac(self.bias), tensors[self.output].format.frac_bits)
-
-
-@dataclass(frozen=True, eq=False)
-class GroupedConv2d(_Unary):
-    """2-D convolution in ``groups`` of channels (depthwise where groups = I), with an optional upper limit (ReLU6).
-
-    input (H, W, I), weight (O, KH, KW, I / groups), bias (O,) -> output (H', W', O). Output channel o is the Conv2d of
-    the input channels g * I / groups .. (g + 1) * I / groups - 1, g = o // (O / groups); product_frac as there. With
-    relu, a negative code becomes 0 after the rounding shift; where high is given, a code above it becomes ``high``.
-    """
-
-    kind: ClassVar[str] = "grouped_conv2d"
-
-    name: str
-    input: str
-    output: str
-    weight: Constant
-    bias: Constant | None
-    groups: int
-    stride: int = 1
-    padding: int = 0
-    relu: bool = False
-    high: int | None = None
-    channel_shifts: IntArray | None = None
-
-    @property
-    def constants(self) -> tuple[Constant, ...]:
-        return (self.weight,) if self.bias is None else (self.weight, self.bias)
-
-    def shifts(self, tensors: Tensors) -> Shifts:
-        product = tensors[self.input].format.frac_bits + weight_frac(self.weight, self.channel_shifts)
-        return accumulator_shifts(product, _bias_frac(self.bias), tensors[self.output].format.frac_bits)
+    def plain(self) -> bool:
+        """One group and no upper limit: such convolutions have a form of their own in ``.caplet`` files."""
+        return self.groups == 1 and self.high is None
 
 
 @dataclass(frozen=True)
-class MaxPool2d(_Unary):
+class MaxPool2d(UnaryOp):
     """Maximum over square windows: input (H, W, C) -> output (H', W', C), H' = (H + 2 padding - kernel) // stride + 1.
 
     acc is the largest code of the window (positions outside the input do not count), then the common pattern without a
@@ -239,7 +119,7 @@ class MaxPool2d(_Unary):
 
 
 @dataclass(frozen=True)
-class ChannelAffine(_Unary):
+class ChannelAffine(UnaryOp):
     """Per-channel affine (batch norm after a ReLU): ``acc[..., c] = input[..., c] * scale[c]``, with bias offset[c].
 
     input (H, W, C), scale (C,), offset (C,) -> output (H, W, C); product_frac = frac(input) + frac(scale).
@@ -253,17 +133,13 @@ class ChannelAffine(_Unary):
     scale: Constant
     offset: Constant
 
-    @property
-    def constants(self) -> tuple[Constant, ...]:
-        return (self.scale, self.offset)
-
     def shifts(self, tensors: Tensors) -> Shifts:
         product = tensors[self.input].format.frac_bits + self.scale.format.frac_bits
         return accumulator_shifts(product, self.offset.format.frac_bits, tensors[self.output].format.frac_bits)
 
 
 @dataclass(frozen=True)
-class Squash(_Unary):
+class Squash(UnaryOp):
     """``caplet.fixed.squash`` of every capsule of ``dim`` dimensions.
 
     input and output (H, W, T * dim) or (N, dim). A capsule convolution is a Conv2d followed by this op.
@@ -336,10 +212,6 @@ class DenseVotes(Op):
     def outputs(self) -> tuple[str, ...]:
         return (self.output,)
 
-    @property
-    def constants(self) -> tuple[Constant, ...]:
-        return (self.weight,)
-
     def voters(self, tensors: Tensors) -> tuple[NDArray[np.int64], ...]:
         """For every source, which of its capsules vote: their places in its own list, ascending."""
         counts = [tensors[name].elements // self.weight.shape[1] for name in self.sources]
@@ -355,7 +227,7 @@ class DenseVotes(Op):
 
 
 @dataclass(frozen=True, eq=False)
-class ConvVotes(_Unary):
+class ConvVotes(Convolution):
     """Votes of a convolutional capsule layer: each input type is convolved with one shared kernel.
 
     input (H, W, I * K), weight (J * dim, KH, KW, K), bias (J * dim,) added to every vote -> output (I, G, dim) with
@@ -376,14 +248,6 @@ class ConvVotes(_Unary):
     stride: int = 1
     padding: int = 0
     channel_shifts: IntArray | None = None
-
-    @property
-    def constants(self) -> tuple[Constant, ...]:
-        return (self.weight,) if self.bias is None else (self.weight, self.bias)
-
-    def shifts(self, tensors: Tensors) -> Shifts:
-        product = tensors[self.input].format.frac_bits + weight_frac(self.weight, self.channel_shifts)
-        return accumulator_shifts(product, _bias_frac(self.bias), tensors[self.output].format.frac_bits)
 
 
 @dataclass(frozen=True)
@@ -427,13 +291,9 @@ class Routing(Op):
         logits = () if self.logits is None else (self.logits,)
         return (self.coupling, *logits, self.preactivation, self.activation)
 
-    @property
-    def constants(self) -> tuple[Constant, ...]:
-        return () if self.bias is None else (self.bias,)
-
     def shifts(self, tensors: Tensors) -> Shifts:
         product = tensors[self.coupling].format.frac_bits + tensors[self.votes].format.frac_bits
-        return accumulator_shifts(product, _bias_frac(self.bias), tensors[self.preactivation].format.frac_bits)
+        return accumulator_shifts(product, bias_frac(self.bias), tensors[self.preactivation].format.frac_bits)
 
     def agreement_shift(self, tensors: Tensors) -> int:
         """The rounding shift of step 4."""
@@ -443,7 +303,7 @@ class Routing(Op):
 
 
 @dataclass(frozen=True)
-class Lengths(_Unary):
+class Lengths(UnaryOp):
     """Squared lengths: ``output[g] = sum over d of input[g, d]**2``, input (G, D) -> output (G,), a WideFormat.
 
     The output has ``2 * frac(input)`` fraction bits; nothing is rounded. The predicted class is the index of the
@@ -457,20 +317,13 @@ class Lengths(_Unary):
     output: str
 
 
-OPS: tuple[type[Op], ...] = (
-    InputQuantize,
-    Conv2d,
-    ChannelAffine,
-    Squash,
-    Add,
-    DenseVotes,
-    ConvVotes,
-    Routing,
-    Lengths,
-    GroupedConv2d,
-    MaxPool2d,
-)
-"""Every op; the interpreter, the verifier, the file format and the C emitter each handle all of them."""
+OPS: Registry[str, type[Op]] = Registry("op", ArtefactError)
+"""Every op by its kind; the interpreter, the verifier, the file format, C and ONNX each handle all of them."""
+for _op in (
+    *(InputQuantize, Conv2d, ChannelAffine, Squash, Add),
+    *(DenseVotes, ConvVotes, Routing, Lengths, MaxPool2d),
+):
+    OPS.add(_op.kind, _op)
 
 PIXEL_FORMAT = FixedFormat(8, 0, False)
 """The format of the raw image: the pixel values 0..255 themselves."""

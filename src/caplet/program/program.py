@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from caplet.program.ops import Conv2d, ConvVotes, DenseVotes, GroupedConv2d, Op, Routing
+from caplet.program.op import Op
+from caplet.program.ops import Convolution, ConvVotes, DenseVotes, Routing
 from caplet.program.tensor import Constant, TensorSpec
 
 CODE_BYTES = 17 * 1024
@@ -67,9 +68,7 @@ class Program:
     def flash_bytes(self) -> int:
         """Bytes of the bit-packed constants, one for each shift of a channel, two for each selected input capsule."""
         selected = sum(len(op.selected or ()) for op in self.ops if isinstance(op, DenseVotes))
-        shifts = [
-            op.channel_shifts for op in self.ops if isinstance(op, Conv2d | GroupedConv2d | ConvVotes | DenseVotes)
-        ]
+        shifts = [op.channel_shifts for op in self.ops if isinstance(op, Convolution | DenseVotes)]
         packed = sum(constant.packed_bytes for constant in self.constants())
         return packed + sum(shift.size for shift in shifts if shift is not None) + 2 * selected
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import singledispatch
 from itertools import pairwise
 from typing import Any
 
@@ -13,25 +13,12 @@ from caplet.fixed.format import FixedFormat, LogFormat
 from caplet.fixed.rounding import Rounding
 from caplet.fixed.softmax import MAX_OUTPUTS, check_coupling_formats
 from caplet.fixed.squash import check_squash_formats
-from caplet.program.bounds import AccumulatorBound, Range, bounds, code_range
-from caplet.program.ops import (
-    PIXEL_FORMAT,
-    Add,
-    ChannelAffine,
-    Conv2d,
-    ConvVotes,
-    DenseVotes,
-    GroupedConv2d,
-    InputQuantize,
-    Lengths,
-    MaxPool2d,
-    Op,
-    Routing,
-    Squash,
-    Tensors,
-)
+from caplet.program import ops
+from caplet.program.bounds import BOUNDS, AccumulatorBound, Range, code_range
+from caplet.program.op import Op, Tensors
 from caplet.program.program import Program
 from caplet.program.tensor import Constant, IntArray, TensorSpec, WideFormat
+from caplet.registry import Registry
 
 MAX_ELEMENTS = 1 << 26
 """Elements of the largest tensor or constant."""
@@ -86,10 +73,10 @@ def verify(program: Program) -> Proof:
             _require(op, name in program.tensors, f"writes {name!r}", "a tensor that is written is declared")
             _require(op, name not in written, f"writes {name!r} again", "each tensor is written once")
             written[name] = op
-        check(op, program.tensors)
+        CHECKS[type(op)](op, program.tensors)
         for name in op.outputs:
             ranges[name] = code_range(op, program.tensors[name])
-        proof += bounds(op, program.tensors, ranges)
+        proof += BOUNDS[type(op)](op, program.tensors, ranges)
     for name in program.tensors:
         if name not in written:
             raise PlanError(f"tensor {name}: no op writes it; the rule is that every declared tensor is written")
@@ -117,7 +104,7 @@ def _check_head(program: Program) -> None:
         if isinstance(spec.format, LogFormat):
             raise PlanError(f"tensor {key}: format {spec.format}; the rule is that only weights are powers of two")
     pixels = program.tensors[program.input]
-    if pixels.format != PIXEL_FORMAT or len(pixels.shape) != 3:
+    if pixels.format != ops.PIXEL_FORMAT or len(pixels.shape) != 3:
         raise PlanError(
             f"input {pixels.name}: {pixels.format} of shape {pixels.shape}; the rule is raw pixels (H, W, C)"
         )
@@ -132,19 +119,22 @@ def _check_votes(program: Program, written: dict[str, Op | None]) -> None:
     """Votes may be recomputed on the device, so they come from a votes op and only one routing reads them."""
     for op in program.ops:
         for name in op.inputs:
-            votes = isinstance(written[name], DenseVotes | ConvVotes)
+            votes = isinstance(written[name], ops.DenseVotes | ops.ConvVotes)
             _require(
-                op, votes == isinstance(op, Routing), f"reads {name!r}", "votes are read by a routing and nothing else"
+                op,
+                votes == isinstance(op, ops.Routing),
+                f"reads {name!r}",
+                "votes are read by a routing and nothing else",
             )
-    read = [op.votes for op in program.ops if isinstance(op, Routing)]
+    read = [op.votes for op in program.ops if isinstance(op, ops.Routing)]
     for op in program.ops:
-        if isinstance(op, DenseVotes | ConvVotes):
+        if isinstance(op, ops.DenseVotes | ops.ConvVotes):
             _require(op, read.count(op.output) == 1, f"writes {op.output!r}", "exactly one routing reads votes")
 
 
 def _check_ends(program: Program, written: dict[str, Op | None]) -> None:
     last = written[program.lengths]
-    if not isinstance(last, Lengths) or last.input != program.output:
+    if not isinstance(last, ops.Lengths) or last.input != program.output:
         raise PlanError(f"lengths {program.lengths}: the rule is a Lengths op that reads the output {program.output!r}")
     if program.labels and len(program.labels) != program.classes:
         raise PlanError(f"labels: {len(program.labels)} for {program.classes} classes; give one per class, or none")
@@ -189,9 +179,7 @@ def _channel_shifts(op: Op, shifts: IntArray | None, channels: int) -> None:
         _require(op, fits, f"channel_shifts of shape {shifts.shape}", rule)
 
 
-def _windows(
-    op: Conv2d | ConvVotes | GroupedConv2d | MaxPool2d, rows: int, columns: int, kernel: tuple[int, ...]
-) -> tuple[int, int]:
+def _windows(op: ops.Convolution | ops.MaxPool2d, rows: int, columns: int, kernel: tuple[int, ...]) -> tuple[int, int]:
     fits = 1 <= op.stride <= 64 and 0 <= op.padding < max(1, min(kernel))
     _require(op, fits, f"stride {op.stride}, padding {op.padding}", "stride 1..64, padding less than the kernel")
     out = [(size + 2 * op.padding - k) // op.stride + 1 for size, k in zip((rows, columns), kernel, strict=True)]
@@ -200,16 +188,14 @@ def _windows(
     return out[0], out[1]
 
 
-@singledispatch
-def check(op: Op, tensors: Tensors) -> None:
-    """Check shapes and formats of one op. Raises PlanError."""
-    raise TypeError(f"no checks for op {type(op).__name__}")
+CHECKS: Registry[type[Op], Callable[..., None]] = Registry("checks of op")
+"""``(op, tensors)``: checks of shapes and formats; PlanError where one fails."""
 
 
-@check.register
-def _input_quantize(op: InputQuantize, tensors: Tensors) -> None:
+@CHECKS.of(ops.InputQuantize)
+def _input_quantize(op: ops.InputQuantize, tensors: Tensors) -> None:
     source, out = tensors[op.input], tensors[op.output]
-    _require(op, source.format == PIXEL_FORMAT, f"reads {source.format}", "raw pixels")
+    _require(op, source.format == ops.PIXEL_FORMAT, f"reads {source.format}", "raw pixels")
     _shape(op, out, source.shape)
     _constant(op, op.table, (source.shape[-1], 256))
     _require(op, op.table.format == out.format, f"the table has {op.table.format}", f"the output's {out.format}")
@@ -218,53 +204,46 @@ def _input_quantize(op: InputQuantize, tensors: Tensors) -> None:
     )
 
 
-@check.register
-def _conv2d(op: Conv2d, tensors: Tensors) -> None:
+def _filters(op: ops.Convolution, tensors: Tensors, groups: int) -> tuple[int, ...]:
+    """Check the filters of a convolution over ``groups`` equal parts of the channels; its output (H', W', O)."""
     rows, columns, channels = _map(op, tensors[op.input])
     _require(op, len(op.weight.shape) == 4 and min(op.weight.shape) > 0, f"weight {op.weight.shape}", "four axes")
-    out, kernel_rows, kernel_columns, _ = op.weight.shape
-    _constant(op, op.weight, (out, kernel_rows, kernel_columns, channels), log=True)
+    out, *kernel, depth = op.weight.shape
+    rule = f"the weight's depth of {depth} times their number are the input's {channels} channels"
+    _require(op, groups >= 1 and groups * depth == channels, f"{groups} groups or capsule types", rule)
+    _constant(op, op.weight, op.weight.shape, log=True)
     if op.bias is not None:
         _constant(op, op.bias, (out,))
     _channel_shifts(op, op.channel_shifts, out)
-    _shape(op, tensors[op.output], (*_windows(op, rows, columns, op.weight.shape[1:3]), out))
+    return (*_windows(op, rows, columns, tuple(kernel)), out)
 
 
-@check.register
-def _grouped_conv2d(op: GroupedConv2d, tensors: Tensors) -> None:
-    rows, columns, channels = _map(op, tensors[op.input])
-    _require(op, len(op.weight.shape) == 4 and min(op.weight.shape) > 0, f"weight {op.weight.shape}", "four axes")
-    out, kernel_rows, kernel_columns, depth = op.weight.shape
-    whole = op.groups >= 1 and op.groups * depth == channels and out % op.groups == 0
-    rule = f"groups of {depth} channels that make up the input's {channels} and divide the {out} outputs"
-    _require(op, whole, f"{op.groups} groups", rule)
-    _constant(op, op.weight, (out, kernel_rows, kernel_columns, depth), log=True)
-    if op.bias is not None:
-        _constant(op, op.bias, (out,))
-    _channel_shifts(op, op.channel_shifts, out)
-    target = tensors[op.output]
-    _shape(op, target, (*_windows(op, rows, columns, op.weight.shape[1:3]), out))
+@CHECKS.of(ops.Conv2d)
+def _conv2d(op: ops.Conv2d, tensors: Tensors) -> None:
+    shape, target = _filters(op, tensors, op.groups), tensors[op.output]
+    _require(op, shape[2] % op.groups == 0, f"{op.groups} groups", f"a divisor of the {shape[2]} outputs")
+    _shape(op, target, shape)
     inside = op.high is None or 0 <= op.high <= _fixed(op, target).max_code
     _require(op, inside, f"high {op.high}", f"0 .. {target.format}'s largest code")
 
 
-@check.register
-def _max_pool2d(op: MaxPool2d, tensors: Tensors) -> None:
+@CHECKS.of(ops.MaxPool2d)
+def _max_pool2d(op: ops.MaxPool2d, tensors: Tensors) -> None:
     rows, columns, channels = _map(op, tensors[op.input])
     _require(op, op.kernel >= 1, f"kernel {op.kernel}", "at least 1")
     _shape(op, tensors[op.output], (*_windows(op, rows, columns, (op.kernel, op.kernel)), channels))
 
 
-@check.register
-def _channel_affine(op: ChannelAffine, tensors: Tensors) -> None:
+@CHECKS.of(ops.ChannelAffine)
+def _channel_affine(op: ops.ChannelAffine, tensors: Tensors) -> None:
     shape = _map(op, tensors[op.input])
     _constant(op, op.scale, shape[2:], log=True)
     _constant(op, op.offset, shape[2:])
     _shape(op, tensors[op.output], shape)
 
 
-@check.register
-def _squash(op: Squash, tensors: Tensors) -> None:
+@CHECKS.of(ops.Squash)
+def _squash(op: ops.Squash, tensors: Tensors) -> None:
     source, out = tensors[op.input], tensors[op.output]
     _shape(op, out, source.shape)
     whole = op.dim >= 1 and source.shape[-1] % op.dim == 0
@@ -272,14 +251,14 @@ def _squash(op: Squash, tensors: Tensors) -> None:
     check_squash_formats(_fixed(op, source), _fixed(op, out), op.dim)
 
 
-@check.register
-def _add(op: Add, tensors: Tensors) -> None:
+@CHECKS.of(ops.Add)
+def _add(op: ops.Add, tensors: Tensors) -> None:
     for name in (op.a, op.b, op.output):
         _shape(op, tensors[name], tensors[op.a].shape)
 
 
-@check.register
-def _dense_votes(op: DenseVotes, tensors: Tensors) -> None:
+@CHECKS.of(ops.DenseVotes)
+def _dense_votes(op: ops.DenseVotes, tensors: Tensors) -> None:
     _require(op, len(op.weight.shape) == 3 and min(op.weight.shape) > 0, f"weight {op.weight.shape}", "three axes")
     capsules, dim, votes = op.weight.shape
     _require(op, len(set(op.sources)) == len(op.sources) > 0, f"sources {op.sources}", "at least one, each once")
@@ -302,31 +281,22 @@ def _dense_votes(op: DenseVotes, tensors: Tensors) -> None:
     _shape(op, tensors[op.output], (capsules, votes // op.dim, op.dim))
 
 
-def _selected(op: DenseVotes, selected: tuple[int, ...], total: int, capsules: int) -> None:
+def _selected(op: ops.DenseVotes, selected: tuple[int, ...], total: int, capsules: int) -> None:
     fits = len(selected) == capsules and selected[0] >= 0 and selected[-1] < min(total, MAX_SELECTED)
     rising = all(a < b for a, b in pairwise(selected))
     found = f"{len(selected)} selected capsules, {selected[:3]}, ..., {selected[-1:]}"
     _require(op, fits and rising, found, f"{capsules} places (the weight's), rising, within 0..{total - 1} and 16 bits")
 
 
-@check.register
-def _conv_votes(op: ConvVotes, tensors: Tensors) -> None:
-    rows, columns, channels = _map(op, tensors[op.input])
-    _require(op, len(op.weight.shape) == 4 and min(op.weight.shape) > 0, f"weight {op.weight.shape}", "four axes")
-    out, kernel_rows, kernel_columns, in_dim = op.weight.shape
-    whole = op.in_types >= 1 and op.in_types * in_dim == channels
-    _require(op, whole, f"{op.in_types} types of {in_dim} dimensions", f"the input's {channels} channels")
-    _constant(op, op.weight, (out, kernel_rows, kernel_columns, in_dim), log=True)
-    if op.bias is not None:
-        _constant(op, op.bias, (out,))
-    _channel_shifts(op, op.channel_shifts, out)
+@CHECKS.of(ops.ConvVotes)
+def _conv_votes(op: ops.ConvVotes, tensors: Tensors) -> None:
+    rows, columns, out = _filters(op, tensors, op.in_types)
     _require(op, op.dim >= 1 and out % op.dim == 0, f"dim {op.dim} of {out}", "whole output capsules")
-    windows = _windows(op, rows, columns, op.weight.shape[1:3])
-    _shape(op, tensors[op.output], (op.in_types, windows[0] * windows[1] * out // op.dim, op.dim))
+    _shape(op, tensors[op.output], (op.in_types, rows * columns * out // op.dim, op.dim))
 
 
-@check.register
-def _routing(op: Routing, tensors: Tensors) -> None:
+@CHECKS.of(ops.Routing)
+def _routing(op: ops.Routing, tensors: Tensors) -> None:
     votes = tensors[op.votes]
     _require(op, len(votes.shape) == 3, f"votes of shape {votes.shape}", "(I, G, D)")
     inputs, outputs, dim = votes.shape
@@ -349,8 +319,8 @@ def _routing(op: Routing, tensors: Tensors) -> None:
     check_squash_formats(_fixed(op, preactivation), _fixed(op, activation), dim)
 
 
-@check.register
-def _lengths(op: Lengths, tensors: Tensors) -> None:
+@CHECKS.of(ops.Lengths)
+def _lengths(op: ops.Lengths, tensors: Tensors) -> None:
     source, out = tensors[op.input], tensors[op.output]
     fmt = _fixed(op, source)
     capsules = len(source.shape) == 2 and source.shape[1] <= 64

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from caplet.fixed.format import FixedFormat
-from caplet.program.ops import Conv2d, ConvVotes, DenseVotes, GroupedConv2d, Op, Routing, Tensors
+from caplet.program.op import Op, Tensors
+from caplet.program.ops import Convolution, DenseVotes, Routing
 from caplet.program.tensor import Constant
 from caplet.program.verify import Proof
 
@@ -42,7 +43,7 @@ def workspace(op: Op, tensors: Tensors, proof: Proof) -> dict[str, int]:
     * ``acc``, ``coupling``, ``exponentials`` (routing): the accumulators of the weighted sum over all G * D, and the G
       coupling codes and G uint32 exponentials (several iterations only) of :func:`routing_rows` input capsules.
     """
-    if isinstance(op, Conv2d | ConvVotes | GroupedConv2d):
+    if isinstance(op, Convolution):
         size = op.weight.codes[0].size * unpacked_bytes(op.weight)
         return {"filter": filters_together(op.weight) * size} if needs_unpacking(op.weight) else {}
     if isinstance(op, DenseVotes):
@@ -52,8 +53,8 @@ def workspace(op: Op, tensors: Tensors, proof: Proof) -> dict[str, int]:
         return {"acc": votes * widest, **row}
     if isinstance(op, Routing):
         _, outputs, dim = tensors[op.votes].shape
-        shares = routing_rows(outputs) * outputs
-        several = {"exponentials": 4 * shares} if op.iterations > 1 else {}
+        count = routing_rows(outputs) * outputs
+        several = {"exponentials": 4 * count} if op.iterations > 1 else {}
         acc = outputs * dim * proof.find(op.name, "acc").bytes
-        return {"acc": acc, "coupling": shares * tensors[op.coupling].element_bytes, **several}
+        return {"acc": acc, "coupling": count * tensors[op.coupling].element_bytes, **several}
     return {}

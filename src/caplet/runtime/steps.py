@@ -11,38 +11,11 @@ import numpy as np
 from caplet.program.arena import MemoryMap, plan_memory
 from caplet.program.c.describe import INT8, INT16, UINT8, UINT16, Descriptions, fixed
 from caplet.program.c.structure import Array, Ref, Struct
-from caplet.program.ops import (
-    Add,
-    ChannelAffine,
-    Conv2d,
-    ConvVotes,
-    DenseVotes,
-    GroupedConv2d,
-    InputQuantize,
-    Lengths,
-    MaxPool2d,
-    Op,
-    Routing,
-    Squash,
-)
+from caplet.program.op import Op
+from caplet.program.ops import OPS, Conv2d, Convolution, ConvVotes, DenseVotes, Routing
 from caplet.program.program import Program
 from caplet.program.verify import verify
 from caplet.runtime.mirror import HostStep, Memory
-
-KINDS: tuple[type[Op], ...] = (
-    InputQuantize,
-    Conv2d,
-    ChannelAffine,
-    Squash,
-    Add,
-    DenseVotes,
-    ConvVotes,
-    Routing,
-    Lengths,
-    GroupedConv2d,
-    MaxPool2d,
-)
-"""Position = CAPLET_STEP_... of ``host.h``."""
 
 _NOWHERE = (1 << 64) - 1
 _PORTABLE, _BYTES, _FLIPPED, _WORDS = range(4)
@@ -109,18 +82,18 @@ class StepBuilder:
 
     def _step(self, step: Any, op: Op) -> None:
         struct = self.descriptions.of(op)
-        if isinstance(op, Conv2d | ConvVotes | GroupedConv2d):
+        if isinstance(op, Convolution):
             struct = self._convolution(op, struct)
         step.op = ctypes.addressof(self.memory.structure(struct))
         inputs = [self.place(name) for name in op.inputs]
         step.inputs = self.memory.address(np.array(inputs, dtype=np.uint64))
         step.input_count = len(inputs)
-        step.kind = KINDS.index(type(op))
+        step.kind = list(OPS).index(op.kind)
         step.output = self.place(op.activation if isinstance(op, Routing) else op.outputs[0])
         memory: list[int] = []
         if isinstance(op, DenseVotes):
             memory = [self.place(f"{op.name}/acc"), self.place(f"{op.name}/row"), self._shared(8 * len(inputs))]
-        elif isinstance(op, Conv2d | ConvVotes | GroupedConv2d):
+        elif isinstance(op, Convolution):
             memory = [self.place(f"{op.name}/filter"), self.scratch]
         elif isinstance(op, Routing):
             logits = _NOWHERE if op.logits is None else self.place(op.logits)
@@ -139,12 +112,12 @@ class StepBuilder:
         self.scratch_bytes = max(self.scratch_bytes, size)
         return self.scratch
 
-    def _convolution(self, op: Conv2d | ConvVotes | GroupedConv2d, conv: Struct) -> Struct:
+    def _convolution(self, op: Convolution, conv: Struct) -> Struct:
         """Descriptor of ``caplet_host_convolve``: the filters as rows of a padded matrix, where they fit its tiles."""
         filters = op.weight.integers.reshape(op.weight.shape[0], -1)
         if conv.fields["in_type"] == UINT16 and fixed(self.tensors[op.input]).max_code <= 32767:
             conv = replace(conv, fields={**conv.fields, "in_type": INT16})  # the same codes
-        in_groups = isinstance(op, GroupedConv2d) and op.groups > 1
+        in_groups = isinstance(op, Conv2d) and op.groups > 1
         method = _PORTABLE if self.portable or in_groups else _method(conv, filters)
         outputs, size = filters.shape
         patch = -(-size // 64) * 64

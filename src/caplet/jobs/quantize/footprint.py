@@ -12,17 +12,8 @@ from caplet.lower import lower
 from caplet.models.base import CapsNet
 from caplet.program import Program
 from caplet.program.arena import plan_memory
-from caplet.program.ops import (
-    Add,
-    ChannelAffine,
-    Conv2d,
-    ConvVotes,
-    DenseVotes,
-    GroupedConv2d,
-    MaxPool2d,
-    Routing,
-    Shift,
-)
+from caplet.program.op import Shift
+from caplet.program.ops import Add, ChannelAffine, Convolution, DenseVotes, MaxPool2d, Routing
 from caplet.program.verify import verify
 from caplet.quant.plan.formats import bits_of
 from caplet.quant.plan.plan import QuantPlan
@@ -65,7 +56,7 @@ def _shifts(program: Program) -> Iterator[tuple[str, tuple[int, int]]]:
     """(tensor written, smallest and largest right shift to it), in order of execution."""
     tensors = program.tensors
     for op in program.ops:
-        if isinstance(op, Conv2d | GroupedConv2d | MaxPool2d | ConvVotes | ChannelAffine | Add):
+        if isinstance(op, Convolution | MaxPool2d | ChannelAffine | Add):
             yield op.output, _range(op.shifts(tensors).out)
         elif isinstance(op, DenseVotes):
             yield op.output, _range(*(op.shifts(tensors, source).out for source in op.sources))

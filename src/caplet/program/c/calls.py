@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from caplet.program.arena import MemoryMap
-from caplet.program.ops import Conv2d, ConvVotes, DenseVotes, GroupedConv2d, Op, Routing, Squash
+from caplet.program.op import Op
+from caplet.program.ops import Conv2d, ConvVotes, DenseVotes, Routing, Squash
 from caplet.program.program import Program
 
 
@@ -53,7 +54,7 @@ class CallWriter:
         if isinstance(op, Routing):
             return self._routing(op, descriptor)
         arguments = [self.place(name) for name in op.inputs] + [self.place(op.outputs[0])]
-        if isinstance(op, Conv2d | GroupedConv2d):
+        if isinstance(op, Conv2d):
             arguments.append(self.place(f"{op.name}/filter"))
         if isinstance(op, Squash):
             arguments.append("0")

@@ -5,8 +5,8 @@ The same descriptors become C text in an exported model and memory in the host r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import singledispatch
 
 import numpy as np
 
@@ -15,27 +15,16 @@ from caplet.fixed.format import FixedFormat, LogFormat
 from caplet.fixed.packing import pack_bits
 from caplet.fixed.rounding import Rounding, noise_keys
 from caplet.fixed.softmax import sum_bits
+from caplet.program import ops
 from caplet.program.bounds import AccumulatorBound
 from caplet.program.c.identifiers import Identifiers
 from caplet.program.c.structure import Array, Ref, Struct, StructArray
-from caplet.program.ops import (
-    Add,
-    ChannelAffine,
-    Conv2d,
-    ConvVotes,
-    DenseVotes,
-    GroupedConv2d,
-    InputQuantize,
-    Lengths,
-    MaxPool2d,
-    Op,
-    Routing,
-    Squash,
-)
+from caplet.program.op import Op
 from caplet.program.program import Program
 from caplet.program.tensor import Constant, IntArray, TensorSpec, WideFormat
 from caplet.program.verify import Proof
 from caplet.program.workspace import filters_together, routing_rows
+from caplet.registry import Registry
 
 INT8, UINT8, INT16, UINT16 = range(4)
 SIGNED, UNSIGNED, POWERS = range(3)
@@ -58,7 +47,7 @@ class Descriptions:
 
     def of(self, op: Op) -> Struct:
         """The descriptor of ``op``; its constants are added to ``arrays``. Raises PlanError where C has no type."""
-        return describe(op, self)
+        return DESCRIPTORS[type(op)](op, self)
 
     def array(self, key: str, values: np.ndarray) -> Ref:
         name = self.names.of(f"table {key}")
@@ -159,14 +148,12 @@ def _extent(constant: Constant) -> tuple[int, int]:
     return constant.format.min_code, constant.format.max_code
 
 
-@singledispatch
-def describe(op: Op, to: Descriptions) -> Struct:
-    """The descriptor of one op."""
-    raise TypeError(f"no C descriptor for op {type(op).__name__}")
+DESCRIPTORS: Registry[type[Op], Callable[..., Struct]] = Registry("C descriptor of op")
+"""``(op, descriptions)`` -> the descriptor of the op."""
 
 
-@describe.register
-def _input_quantize(op: InputQuantize, to: Descriptions) -> Struct:
+@DESCRIPTORS.of(ops.InputQuantize)
+def _input_quantize(op: ops.InputQuantize, to: Descriptions) -> Struct:
     rows, columns, channels = to.spec(op.input).shape
     return Struct(
         "caplet_input_quantize_op",
@@ -179,9 +166,7 @@ def _input_quantize(op: InputQuantize, to: Descriptions) -> Struct:
     )
 
 
-def _conv(
-    op: Conv2d | ConvVotes | GroupedConv2d, to: Descriptions, outputs: tuple[int, int], types: int, out_format: Struct
-) -> Struct:
+def _conv(op: ops.Convolution, to: Descriptions, outputs: tuple[int, int], types: int, out_format: Struct) -> Struct:
     rows, columns, channels = to.spec(op.input).shape
     out, kernel_rows, kernel_columns, depth = op.weight.shape
     product = to.spec(op.input).format.frac_bits + op.weight.format.frac_bits
@@ -209,20 +194,14 @@ def _conv(
     )
 
 
-@describe.register
-def _conv2d(op: Conv2d, to: Descriptions) -> Struct:
-    rows, columns, _ = to.spec(op.output).shape
-    return _conv(op, to, (rows, columns), 1, to.format(op.output, op.relu))
-
-
-@describe.register
-def _grouped_conv2d(op: GroupedConv2d, to: Descriptions) -> Struct:
+@DESCRIPTORS.of(ops.Conv2d)
+def _conv2d(op: ops.Conv2d, to: Descriptions) -> Struct:
     rows, columns, _ = to.spec(op.output).shape
     return _conv(op, to, (rows, columns), 1, to.format(op.output, op.relu, op.high))
 
 
-@describe.register
-def _max_pool2d(op: MaxPool2d, to: Descriptions) -> Struct:
+@DESCRIPTORS.of(ops.MaxPool2d)
+def _max_pool2d(op: ops.MaxPool2d, to: Descriptions) -> Struct:
     source, target = to.spec(op.input), to.spec(op.output)
     shift = op.shifts(to.program.tensors).out
     assert isinstance(shift, int)
@@ -245,8 +224,8 @@ def _max_pool2d(op: MaxPool2d, to: Descriptions) -> Struct:
     )
 
 
-@describe.register
-def _conv_votes(op: ConvVotes, to: Descriptions) -> Struct:
+@DESCRIPTORS.of(ops.ConvVotes)
+def _conv_votes(op: ops.ConvVotes, to: Descriptions) -> Struct:
     rows, columns = (
         (size + 2 * op.padding - kernel) // op.stride + 1
         for size, kernel in zip(to.spec(op.input).shape[:2], op.weight.shape[1:3], strict=True)
@@ -254,8 +233,8 @@ def _conv_votes(op: ConvVotes, to: Descriptions) -> Struct:
     return _conv(op, to, (rows, columns), op.in_types, to.format(op.output))
 
 
-@describe.register
-def _channel_affine(op: ChannelAffine, to: Descriptions) -> Struct:
+@DESCRIPTORS.of(ops.ChannelAffine)
+def _channel_affine(op: ops.ChannelAffine, to: Descriptions) -> Struct:
     source = to.spec(op.input)
     rows, columns, channels = source.shape
     product = source.format.frac_bits + op.scale.format.frac_bits
@@ -272,8 +251,8 @@ def _channel_affine(op: ChannelAffine, to: Descriptions) -> Struct:
     )
 
 
-@describe.register
-def _squash(op: Squash, to: Descriptions) -> Struct:
+@DESCRIPTORS.of(ops.Squash)
+def _squash(op: ops.Squash, to: Descriptions) -> Struct:
     source = to.spec(op.input)
     return Struct(
         "caplet_squash_op",
@@ -287,8 +266,8 @@ def _squash(op: Squash, to: Descriptions) -> Struct:
     )
 
 
-@describe.register
-def _add(op: Add, to: Descriptions) -> Struct:
+@DESCRIPTORS.of(ops.Add)
+def _add(op: ops.Add, to: Descriptions) -> Struct:
     shifts = op.shifts(to.program.tensors)
     return Struct(
         "caplet_add_op",
@@ -305,8 +284,8 @@ def _add(op: Add, to: Descriptions) -> Struct:
     )
 
 
-@describe.register
-def _dense_votes(op: DenseVotes, to: Descriptions) -> Struct:
+@DESCRIPTORS.of(ops.DenseVotes)
+def _dense_votes(op: ops.DenseVotes, to: Descriptions) -> Struct:
     _, in_dim, votes = op.weight.shape
     sources = []
     for name in op.sources:
@@ -341,8 +320,8 @@ def _dense_votes(op: DenseVotes, to: Descriptions) -> Struct:
     )
 
 
-@describe.register
-def _routing(op: Routing, to: Descriptions) -> Struct:
+@DESCRIPTORS.of(ops.Routing)
+def _routing(op: ops.Routing, to: Descriptions) -> Struct:
     votes = to.spec(op.votes)
     inputs, outputs, dim = votes.shape
     product = to.spec(op.coupling).format.frac_bits + votes.format.frac_bits
@@ -370,8 +349,8 @@ def _routing(op: Routing, to: Descriptions) -> Struct:
     )
 
 
-@describe.register
-def _lengths(op: Lengths, to: Descriptions) -> Struct:
+@DESCRIPTORS.of(ops.Lengths)
+def _lengths(op: ops.Lengths, to: Descriptions) -> Struct:
     source, out = to.spec(op.input), to.spec(op.output)
     return Struct(
         "caplet_lengths_op",

@@ -7,8 +7,8 @@ scales are powers of two; the metadata names every tensor's bits and fraction bi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import singledispatch
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -18,26 +18,14 @@ from numpy.typing import NDArray
 from caplet.fixed.format import FixedFormat
 from caplet.fixed.rounding import Rounding, stochastic_noise
 from caplet.fixed.softmax import softmax as integer_softmax
+from caplet.program import ops
 from caplet.program.onnx.functions import softmax, squash
 from caplet.program.onnx.graph import IR_VERSION, OPSET, Graph, Value, require_onnx
-from caplet.program.ops import (
-    Add,
-    ChannelAffine,
-    Conv2d,
-    ConvVotes,
-    DenseVotes,
-    GroupedConv2d,
-    InputQuantize,
-    Lengths,
-    MaxPool2d,
-    Op,
-    Routing,
-    Shifts,
-    Squash,
-)
+from caplet.program.op import Op, Shifts
 from caplet.program.program import Program
 from caplet.program.tensor import Constant
 from caplet.program.verify import verify
+from caplet.registry import Registry
 
 if TYPE_CHECKING:
     import onnx
@@ -56,11 +44,11 @@ def to_onnx(program: Program) -> onnx.ModelProto:
     from onnx import TensorProto, helper
 
     verify(program)
-    work = _Work(program, Graph())
+    work = Translation(program, Graph())
     graph = work.graph
     work.values[program.input] = graph.transpose(IMAGES, (0, 2, 3, 1))
     for op in program.ops:
-        translate(op, work)
+        TRANSLATIONS[type(op)](op, work)
     graph.cast(work.values[program.output], np.int32, to=CAPSULES)
     lengths = graph.cast(work.values[program.lengths], np.int64, to=LENGTHS)
     graph.op("ArgMax", lengths, attributes={"axis": 1, "keepdims": 0, "select_last_index": 0}, to=PREDICTION)
@@ -89,7 +77,7 @@ def to_onnx(program: Program) -> onnx.ModelProto:
 
 
 @dataclass
-class _Work:
+class Translation:
     """What the translations share: the graph, and the values of the Program's tensors (N, *shape), float64."""
 
     program: Program
@@ -111,7 +99,7 @@ class _Work:
             return None
         return stochastic_noise(self.program.seed, name, spec.elements, iteration * spec.elements).reshape(shape)
 
-    def narrow(
+    def requantize(
         self, name: str, acc: Value, shape: tuple[int, ...], bias: Constant | None, shifts: Shifts, iteration: int = 0
     ) -> Value:
         """The common pattern: acc (N, *shape) -> codes of tensor ``name``, same shape."""
@@ -149,48 +137,40 @@ class _Work:
         return rows, columns
 
 
-@singledispatch
-def translate(op: Op, work: _Work) -> None:
-    """Add the nodes of ``op`` and store what it writes."""
-    raise TypeError(f"no ONNX form of op {type(op).__name__}")
+TRANSLATIONS: Registry[type[Op], Callable[..., None]] = Registry("ONNX form of op")
+"""``(op, translation)``: adds the nodes of the op and stores what it writes."""
 
 
-@translate.register
-def _input_quantize(op: InputQuantize, work: _Work) -> None:
+@TRANSLATIONS.of(ops.InputQuantize)
+def _input_quantize(op: ops.InputQuantize, work: Translation) -> None:
     graph = work.graph
     first = graph.constant(256 * np.arange(op.table.shape[0]), np.int64)
     index = graph.op("Add", graph.integer(work.values[op.input]), first)
     work.values[op.output] = graph.op("Gather", graph.weights(op.table.codes.reshape(-1), op.table.key), index)
 
 
-@translate.register
-def _conv2d(op: Conv2d, work: _Work) -> None:
-    graph = work.graph
-    out, rows, columns, depth = op.weight.shape
-    windows = work.windows(work.values[op.input], work.size(op.input), (rows, columns), op.stride, op.padding)
-    flat = graph.op("Reshape", windows, graph.constant((0, 0, rows * columns * depth), np.int64))
-    acc = graph.op("MatMul", flat, graph.weights(op.weight.integers.reshape(out, -1).T, op.weight.key))
-    codes = work.narrow(op.output, acc, (-1, out), op.bias, op.shifts(work.program.tensors))
-    work.store(op.output, graph.clip(codes, 0, None) if op.relu else codes)
-
-
-@translate.register
-def _grouped_conv2d(op: GroupedConv2d, work: _Work) -> None:
+@TRANSLATIONS.of(ops.Conv2d)
+def _conv2d(op: ops.Conv2d, work: Translation) -> None:
     graph, groups = work.graph, op.groups
     out, rows, columns, depth = op.weight.shape
+    size = rows * columns * depth
     windows = work.windows(work.values[op.input], work.size(op.input), (rows, columns), op.stride, op.padding)
-    parts = graph.op("Reshape", windows, graph.constant((0, 0, rows * columns, groups, depth), np.int64))
-    parts = graph.transpose(parts, (0, 3, 1, 2, 4))
-    parts = graph.op("Reshape", parts, graph.constant((0, 0, 0, rows * columns * depth), np.int64))
-    filters = op.weight.integers.reshape(groups, out // groups, -1).swapaxes(1, 2)
-    sums = graph.transpose(graph.op("MatMul", parts, graph.weights(filters, op.weight.key)), (0, 2, 1, 3))
-    acc = graph.op("Reshape", sums, graph.constant((0, 0, out), np.int64))
-    codes = work.narrow(op.output, acc, (-1, out), op.bias, op.shifts(work.program.tensors))
+    if op.plain:
+        flat = graph.op("Reshape", windows, graph.constant((0, 0, size), np.int64))
+        acc = graph.op("MatMul", flat, graph.weights(op.weight.integers.reshape(out, -1).T, op.weight.key))
+    else:
+        parts = graph.op("Reshape", windows, graph.constant((0, 0, rows * columns, groups, depth), np.int64))
+        parts = graph.transpose(parts, (0, 3, 1, 2, 4))
+        parts = graph.op("Reshape", parts, graph.constant((0, 0, 0, size), np.int64))
+        filters = op.weight.integers.reshape(groups, out // groups, -1).swapaxes(1, 2)
+        sums = graph.transpose(graph.op("MatMul", parts, graph.weights(filters, op.weight.key)), (0, 2, 1, 3))
+        acc = graph.op("Reshape", sums, graph.constant((0, 0, out), np.int64))
+    codes = work.requantize(op.output, acc, (-1, out), op.bias, op.shifts(work.program.tensors))
     work.store(op.output, graph.clip(codes, 0 if op.relu else None, op.high))
 
 
-@translate.register
-def _max_pool2d(op: MaxPool2d, work: _Work) -> None:
+@TRANSLATIONS.of(ops.MaxPool2d)
+def _max_pool2d(op: ops.MaxPool2d, work: Translation) -> None:
     x, (rows, columns), p = work.values[op.input], work.size(op.input), op.padding
     if p:
         x = work.padded(x, p, -(2.0**40))
@@ -198,18 +178,18 @@ def _max_pool2d(op: MaxPool2d, work: _Work) -> None:
     windows = work.windows(x, (rows + 2 * p, columns + 2 * p), kernel, op.stride, 0)
     largest = work.graph.reduce("ReduceMax", windows, 2, keep=False)
     channels = work.program.tensors[op.output].shape[-1]
-    work.store(op.output, work.narrow(op.output, largest, (-1, channels), None, op.shifts(work.program.tensors)))
+    work.store(op.output, work.requantize(op.output, largest, (-1, channels), None, op.shifts(work.program.tensors)))
 
 
-@translate.register
-def _channel_affine(op: ChannelAffine, work: _Work) -> None:
+@TRANSLATIONS.of(ops.ChannelAffine)
+def _channel_affine(op: ops.ChannelAffine, work: Translation) -> None:
     acc = work.graph.op("Mul", work.values[op.input], work.graph.weights(op.scale.integers, op.scale.key))
     shape = work.program.tensors[op.output].shape
-    work.store(op.output, work.narrow(op.output, acc, shape, op.offset, op.shifts(work.program.tensors)))
+    work.store(op.output, work.requantize(op.output, acc, shape, op.offset, op.shifts(work.program.tensors)))
 
 
-@translate.register
-def _squash(op: Squash, work: _Work) -> None:
+@TRANSLATIONS.of(ops.Squash)
+def _squash(op: ops.Squash, work: Translation) -> None:
     count = work.program.tensors[op.input].elements // op.dim
     capsules = work.graph.reshape(work.values[op.input], (-1, count, op.dim))
     noise = work.noise(op.output, (-1, op.dim))
@@ -217,8 +197,8 @@ def _squash(op: Squash, work: _Work) -> None:
     work.store(op.output, squash(work.graph, capsules, *formats, work.rounding(op.output), noise))
 
 
-@translate.register
-def _add(op: Add, work: _Work) -> None:
+@TRANSLATIONS.of(ops.Add)
+def _add(op: ops.Add, work: Translation) -> None:
     graph, shifts = work.graph, op.shifts(work.program.tensors)
     a, b = graph.scaled(work.values[op.a], shifts.acc), graph.scaled(work.values[op.b], shifts.bias)
     noise = work.noise(op.output, work.program.tensors[op.output].shape)
@@ -226,8 +206,8 @@ def _add(op: Add, work: _Work) -> None:
     work.store(op.output, graph.saturate(total, work.fixed(op.output)))
 
 
-@translate.register
-def _dense_votes(op: DenseVotes, work: _Work) -> None:
+@TRANSLATIONS.of(ops.DenseVotes)
+def _dense_votes(op: ops.DenseVotes, work: Translation) -> None:
     graph, tensors = work.graph, work.program.tensors
     _, dim, width = op.weight.shape
     noise = work.noise(op.output, (-1, width))
@@ -251,8 +231,8 @@ def _dense_votes(op: DenseVotes, work: _Work) -> None:
     work.store(op.output, graph.saturate(votes, work.fixed(op.output)))
 
 
-@translate.register
-def _conv_votes(op: ConvVotes, work: _Work) -> None:
+@TRANSLATIONS.of(ops.ConvVotes)
+def _conv_votes(op: ops.ConvVotes, work: Translation) -> None:
     graph = work.graph
     out, kernel_rows, kernel_columns, depth = op.weight.shape
     rows, columns = work.size(op.input)
@@ -264,11 +244,11 @@ def _conv_votes(op: ConvVotes, work: _Work) -> None:
     positions = work.program.tensors[op.output].elements // (op.in_types * out)
     acc = graph.reshape(acc, (-1, op.in_types, positions, out))
     shape = (op.in_types, positions, out)
-    work.store(op.output, work.narrow(op.output, acc, shape, op.bias, op.shifts(work.program.tensors)))
+    work.store(op.output, work.requantize(op.output, acc, shape, op.bias, op.shifts(work.program.tensors)))
 
 
-@translate.register
-def _routing(op: Routing, work: _Work) -> None:
+@TRANSLATIONS.of(ops.Routing)
+def _routing(op: ops.Routing, work: Translation) -> None:
     graph, tensors = work.graph, work.program.tensors
     inputs, outputs, dim = tensors[op.votes].shape
     votes = graph.transpose(work.values[op.votes], (0, 2, 1, 3))  # N, G, I, D
@@ -280,7 +260,7 @@ def _routing(op: Routing, work: _Work) -> None:
         weights = graph.op("Unsqueeze", weights, graph.constant([2], np.int64))
         acc = graph.reshape(graph.op("MatMul", weights, votes), (-1, positions, op.types, dim))
         shape = (positions, op.types, dim)
-        preactivation = work.narrow(op.preactivation, acc, shape, op.bias, shifts, t)
+        preactivation = work.requantize(op.preactivation, acc, shape, op.bias, shifts, t)
         capsules = graph.reshape(preactivation, (-1, outputs, dim))
         activation = squash(
             graph,
@@ -300,7 +280,7 @@ def _routing(op: Routing, work: _Work) -> None:
     work.store(op.activation, activation)
 
 
-def _coupling(op: Routing, work: _Work, logits: Value, iteration: int) -> Value:
+def _coupling(op: ops.Routing, work: Translation, logits: Value, iteration: int) -> Value:
     """Coupling codes; those of the first iteration are constants."""
     inputs, outputs = work.program.tensors[op.coupling].shape
     noise, rounding = work.noise(op.coupling, (inputs, outputs), iteration), work.rounding(op.coupling)
@@ -312,7 +292,7 @@ def _coupling(op: Routing, work: _Work, logits: Value, iteration: int) -> Value:
     return softmax(work.graph, logits, outputs, work.fixed(op.logits), out, rounding, noise)
 
 
-@translate.register
-def _lengths(op: Lengths, work: _Work) -> None:
+@TRANSLATIONS.of(ops.Lengths)
+def _lengths(op: ops.Lengths, work: Translation) -> None:
     x = work.values[op.input]
     work.values[op.output] = work.graph.reduce("ReduceSum", work.graph.op("Mul", x, x), -1, keep=False)

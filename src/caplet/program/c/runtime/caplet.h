@@ -132,6 +132,8 @@ typedef struct {
 } caplet_conv_op;
 
 /*
+ * In in_channels / depth groups: output channel o reads the channels of its group, o counted within equal runs of
+ * out_channels. A ReLU is an out.low of 0; out.high limits the codes from above.
  * x: in_type (in_rows, in_columns, in_channels). y: out.type (out_rows, out_columns, out_channels); must not overlap x.
  * filter: scratch for `together` unpacked filters (of kernel_rows * kernel_columns * depth elements of
  *   caplet_constant_type); unused, and may be NULL, where the weights are signed with 8 or 16 bits.
@@ -143,12 +145,6 @@ void caplet_conv2d(const caplet_conv_op *op, const void *x, void *y, void *filte
  * x, filter: as for caplet_conv2d. row: out.type (out_rows * out_columns * out_channels), row `input` of the votes.
  */
 void caplet_conv_votes(const caplet_conv_op *op, const void *x, uint32_t input, void *row, void *filter);
-
-/*
- * A convolution in in_channels / depth groups: output channel o reads the channels of its group, o counted within
- * equal runs of out_channels. out.high limits the codes from above. x, y, filter: as for caplet_conv2d.
- */
-void caplet_grouped_conv2d(const caplet_conv_op *op, const void *x, void *y, void *filter);
 
 /* Maximum over kernel x kernel windows, then a rounding shift by `right` (negative: to the left). */
 typedef struct {

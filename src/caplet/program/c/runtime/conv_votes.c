@@ -4,7 +4,7 @@
 void caplet_conv_votes(const caplet_conv_op *op, const void *x, uint32_t input, void *row, void *filter)
 {
     const uint32_t votes = op->out_rows * op->out_columns * op->out_channels;
-    caplet_convolve(op, x, input * op->depth, row, input * votes, filter);
+    caplet_convolve(op, x, input * op->depth, 0, op->out_channels, row, input * votes, filter);
 }
 
 void caplet_make_conv_votes(const caplet_votes *votes, uint32_t input, void *row)

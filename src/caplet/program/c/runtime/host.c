@@ -47,21 +47,14 @@ static void run_conv(const caplet_host_step *step, void *arena)
     const uint32_t elements = op->conv.out_rows * op->conv.out_columns * op->conv.out_channels;
     uint8_t *row = (uint8_t *)place(arena, step->output);
     uint32_t i;
+    if (step->kind == CAPLET_STEP_CONV2D && op->conv.depth < op->conv.in_channels) { /* in groups */
+        caplet_conv2d(&op->conv, place(arena, step->inputs[0]), row, place(arena, step->memory[0]));
+        return;
+    }
     for (i = 0; i < op->conv.types; i++) {
         caplet_host_convolve(op, place(arena, step->inputs[0]), i * op->conv.depth, row, i * elements,
                              place(arena, step->memory[0]), place(arena, step->memory[1]));
         row += step->row_bytes;
-    }
-}
-
-static void run_grouped_conv(const caplet_host_step *step, void *arena)
-{
-    const caplet_host_conv *op = (const caplet_host_conv *)step->op;
-    if (op->conv.depth == op->conv.in_channels) {
-        run_conv(step, arena);
-    } else {
-        caplet_grouped_conv2d(&op->conv, place(arena, step->inputs[0]), place(arena, step->output),
-                              place(arena, step->memory[0]));
     }
 }
 
@@ -76,9 +69,6 @@ static void run_step(const caplet_host_step *step, void *arena)
     case CAPLET_STEP_CONV2D:
     case CAPLET_STEP_CONV_VOTES:
         run_conv(step, arena);
-        break;
-    case CAPLET_STEP_GROUPED_CONV2D:
-        run_grouped_conv(step, arena);
         break;
     case CAPLET_STEP_MAX_POOL2D:
         caplet_max_pool2d((const caplet_max_pool2d_op *)step->op, x, y);

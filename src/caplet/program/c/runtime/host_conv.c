@@ -259,7 +259,7 @@ void caplet_host_convolve(const caplet_host_conv *op, const void *x, uint32_t fi
     uint32_t p;
     uint32_t f;
     if (op->method == CAPLET_PORTABLE) {
-        caplet_convolve(conv, x, first_channel, y, element, filter);
+        caplet_convolve(conv, x, first_channel, 0, conv->out_channels, y, element, filter);
         return;
     }
     sums = (int32_t *)((uint8_t *)scratch + op->positions * patch_bytes);

@@ -38,7 +38,7 @@ static void window_sums(const caplet_conv_op *op, const void *x, uint32_t first_
     const uint32_t whole = op->depth == op->in_channels; /* then a kernel row is one contiguous run */
     const uint32_t length = whole ? at->columns * op->depth : op->depth;
     const uint32_t runs = whole ? 1u : at->columns;
-    int32_t narrow[FILTERS] = {0, 0, 0, 0};
+    int32_t sums32[FILTERS] = {0, 0, 0, 0};
     uint32_t row;
     uint32_t run;
     uint32_t f;
@@ -55,9 +55,9 @@ static void window_sums(const caplet_conv_op *op, const void *x, uint32_t first_
                 for (f = 0; f < count; f++) {
                     sums[f] += caplet_dot64(a, op->in_type, caplet_at(b, filter_type, f * size), filter_type, length);
                 }
-            } else if (count < FILTERS || !caplet_dot_four(a, op->in_type, b, filter_type, size, length, narrow)) {
+            } else if (count < FILTERS || !caplet_dot_four(a, op->in_type, b, filter_type, size, length, sums32)) {
                 for (f = 0; f < count; f++) {
-                    narrow[f] += caplet_dot32(a, op->in_type, caplet_at(b, filter_type, f * size), filter_type, length);
+                    sums32[f] += caplet_dot32(a, op->in_type, caplet_at(b, filter_type, f * size), filter_type, length);
                 }
             }
             from += op->in_channels;
@@ -65,11 +65,12 @@ static void window_sums(const caplet_conv_op *op, const void *x, uint32_t first_
         }
     }
     for (f = 0; f < FILTERS; f++) {
-        sums[f] += narrow[f];
+        sums[f] += sums32[f];
     }
 }
 
-void caplet_convolve_filters(const caplet_conv_op *op, const void *x, uint32_t first_channel, uint32_t channel,
+/* The filters of the output channels channel .. channel + count - 1. count: 1..FILTERS. */
+static void convolve_filters(const caplet_conv_op *op, const void *x, uint32_t first_channel, uint32_t channel,
                              uint32_t count, void *y, uint32_t element, void *filter)
 {
     const uint32_t size = op->kernel_rows * op->kernel_columns * op->depth;
@@ -102,13 +103,13 @@ void caplet_convolve_filters(const caplet_conv_op *op, const void *x, uint32_t f
     }
 }
 
-void caplet_convolve(const caplet_conv_op *op, const void *x, uint32_t first_channel, void *y, uint32_t element,
-                     void *filter)
+void caplet_convolve(const caplet_conv_op *op, const void *x, uint32_t first_channel, uint32_t channel, uint32_t count,
+                     void *y, uint32_t element, void *filter)
 {
-    uint32_t channel;
-    uint32_t count;
-    for (channel = 0; channel < op->out_channels; channel += count) {
-        count = op->out_channels - channel < op->together ? op->out_channels - channel : op->together;
-        caplet_convolve_filters(op, x, first_channel, channel, count, y, element, filter);
+    const uint32_t end = channel + count;
+    uint32_t some;
+    for (; channel < end; channel += some) {
+        some = end - channel < op->together ? end - channel : op->together;
+        convolve_filters(op, x, first_channel, channel, some, y, element, filter);
     }
 }
