@@ -30,11 +30,12 @@ from caplet.fixed import Rounding
 from caplet.metrics import accuracy, paired
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
+from caplet.quant.choices import Exponents
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.measure.tune import DEFAULT_IMAGES as TUNING_IMAGES
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import DEFAULT_IMAGES, calibrate
-from caplet.quant.plan.formats import Exponents, FormatRule
+from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.search.qcapsnets import SIMPLEST_FIRST, QCapsNetsSettings, search_qcapsnets

@@ -32,13 +32,13 @@ from caplet.jobs.quantize.searching import CALIBRATION_IMAGES, describe_step, fu
 from caplet.lower import lower
 from caplet.metrics import paired
 from caplet.models.checkpoint import load_model
+from caplet.quant.choices import Granularity, Method
 from caplet.quant.measure.early_decision import EarlyRule
 from caplet.quant.measure.evaluator import DEFAULT_CACHE_BYTES, Evaluator
 from caplet.quant.measure.tune import DEFAULT_IMAGES as TUNING_IMAGES
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import calibrate
-from caplet.quant.plan.units import Granularity
-from caplet.quant.search.methods import Method, find_method
+from caplet.quant.search.methods import find_method
 from caplet.quant.search.request import Request, Workbench
 from caplet.quant.search.result import width_table
 from caplet.runtime.engine import Engine, predictions

@@ -60,13 +60,12 @@ from caplet.program import Program
 from caplet.program.c.emit import EmitSettings, Export
 from caplet.program.file import load_program, save_program
 from caplet.program.interpreter import run
+from caplet.quant.choices import Granularity, Method
 from caplet.quant.measure.sensitivity import SensitivitySettings
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.plan.units import Granularity
 from caplet.quant.reconstruct.reconstruct import Reconstruction, reconstruct
 from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
-from caplet.quant.search.methods import Method
 from caplet.quant.search.qcapsnets import search_qcapsnets as search
 from caplet.runtime.engine import Engine
 from caplet.train.recipe import recipe_names as recipes

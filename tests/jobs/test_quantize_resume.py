@@ -22,11 +22,10 @@ from caplet.jobs.quantize.job import PROBES, SEARCH, quantize
 from caplet.jobs.quantize.searching import CALIBRATION, SENSITIVITIES, TUNING
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.models.base import CapsNet
+from caplet.quant.choices import Granularity, Method
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.measure.lines import JsonLines
 from caplet.quant.measure.tune import Tuner
-from caplet.quant.plan.units import Granularity
-from caplet.quant.search.methods import Method
 from caplet.quant.search.unit_sensitivity import Susceptibility
 
 Whole = Callable[[str], tuple[Path, Counter[str]]]

@@ -12,9 +12,10 @@ import torch
 from caplet.errors import ArtefactError, ConfigError, ModelError, PlanError
 from caplet.fixed import FixedFormat, LogFormat, Rounding, stochastic_noise
 from caplet.nn.points import Role, flash, ram
+from caplet.quant.choices import Exponents
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import Calibration, calibrate
-from caplet.quant.plan.formats import Exponents, FormatRule, best_fixed_format, best_log_format, bits_of, choose_format
+from caplet.quant.plan.formats import FormatRule, best_fixed_format, best_log_format, bits_of, choose_format
 from caplet.quant.plan.histogram import HALF, Histogram, fixed_error
 
 RANDOM = {

@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 
 from caplet.errors import ConfigError
 from caplet.jobs.quantize.footprint import footprint
+from caplet.quant.choices import Granularity, Method
 from caplet.quant.measure.evaluations import Probe
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import HARDWARE
-from caplet.quant.plan.units import Granularity, UnitWidths, make_units
+from caplet.quant.plan.units import UnitWidths, make_units
 from caplet.quant.search.allocate import Choice, Limit, allocate
 from caplet.quant.search.front import Front, FrontPoint
 from caplet.quant.search.ilp import IlpSettings, search_ilp
-from caplet.quant.search.methods import METHODS, Method, find_method
+from caplet.quant.search.methods import METHODS, find_method
 from caplet.quant.search.request import Request, Workbench
 from caplet.quant.search.result import Candidate
 from caplet.quant.search.unit_sensitivity import Susceptibility

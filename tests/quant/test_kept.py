@@ -10,6 +10,7 @@ import torch
 
 from caplet.errors import ArtefactError
 from caplet.fixed import Rounding
+from caplet.quant.choices import Granularity
 from caplet.quant.measure.cache import Kept
 from caplet.quant.measure.effects import Perturber
 from caplet.quant.measure.evaluator import Evaluator
@@ -17,7 +18,7 @@ from caplet.quant.measure.identity import model_identity
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.target import HARDWARE
-from caplet.quant.plan.units import Granularity, make_units
+from caplet.quant.plan.units import make_units
 from caplet.quant.search.unit_sensitivity import Susceptibility
 
 

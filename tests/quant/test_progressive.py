@@ -14,16 +14,17 @@ from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.jobs.quantize.footprint import footprint
 from caplet.nn.points import Role
+from caplet.quant.choices import Granularity
 from caplet.quant.measure.evaluations import Probe
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import HARDWARE
-from caplet.quant.plan.units import Granularity, UnitWidths, make_units, unit_memory, unit_point_widths
+from caplet.quant.plan.units import UnitWidths, make_units, unit_memory, unit_point_widths
 from caplet.quant.search.progressive import (
-    Order,
     ProgressiveSettings,
+    StepOrder,
     longest_run,
     search_progressive,
 )
@@ -121,9 +122,9 @@ def additive(bits: dict[str, int]) -> int:
     return 900 - sum(2 * max(0, needs - bits[key]) for key, needs in sensitive.items())
 
 
-@pytest.mark.parametrize("order", list(Order))
+@pytest.mark.parametrize("order", list(StepOrder))
 @pytest.mark.parametrize("granularity", list(Granularity))
-def test_leaps_find_what_single_steps_find(digits: Any, granularity: Granularity, order: Order) -> None:
+def test_leaps_find_what_single_steps_find(digits: Any, granularity: Granularity, order: StepOrder) -> None:
     request = Request(tolerance=0.6, granularity=granularity)
     asked = []
     results = []
@@ -182,7 +183,7 @@ def test_susceptible_units_stay_wider(digits: Any) -> None:
     """With all units equally cheap, the order by robustness lowers what the class capsules notice least."""
     evaluator = Scripted(digits, lambda bits: 900 - (sum(bits.values()) < 8 * len(bits) - 20))
     request = Request(tolerance=0.0, granularity=Granularity.TENSOR)
-    settings = ProgressiveSettings(Order.ROBUST, images=64)
+    settings = ProgressiveSettings(StepOrder.ROBUST, images=64)
     seen: list[Step[Any]] = []
     search_progressive(bench(digits, evaluator, seen.append), request, settings)
     assert {step.step for step in seen} == {"start", "lower"}

@@ -11,9 +11,10 @@ import pytest
 from caplet.errors import ConfigError
 from caplet.fixed import FixedFormat, Rounding
 from caplet.nn.points import Role
+from caplet.quant.choices import Exponents
 from caplet.quant.measure.evaluations import Probe
 from caplet.quant.measure.evaluator import Evaluator
-from caplet.quant.plan.formats import Exponents, FormatRule
+from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, make_plan, width_memory

@@ -15,8 +15,7 @@ from caplet.errors import ConfigError, suggest
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.prune.backbone import BackbonePruneSettings
-from caplet.quant.plan.units import Granularity
-from caplet.quant.search.methods import Method
+from caplet.quant.choices import Granularity, Method
 from caplet.train.settings import FinetuneSettings
 
 

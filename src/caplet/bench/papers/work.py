@@ -22,12 +22,12 @@ from caplet.program.file import save_program
 from caplet.progress import Note
 from caplet.prune.backbone import BackbonePruneSettings
 from caplet.prune.cost import Cost, cost_of
+from caplet.quant.choices import Method
 from caplet.quant.measure.tune import DEFAULT_IMAGES as TUNING_IMAGES
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.widths import Widths, make_plan
-from caplet.quant.search.methods import Method
 from caplet.runtime.engine import predictions
 from caplet.train.settings import FinetuneSettings
 

@@ -34,11 +34,11 @@ from caplet.program.arena import plan_memory
 from caplet.program.file import load_program
 from caplet.program.program import CODE_BYTES
 from caplet.prune.cost import cost_of
+from caplet.quant.choices import Method
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, make_plan
-from caplet.quant.search.methods import Method
 from caplet.runs.folder import METRICS
 from caplet.runs.stages import Done
 from caplet.runtime.engine import predictions

@@ -12,8 +12,8 @@ from caplet.amounts import parse_bytes, parse_count
 from caplet.errors import ConfigError
 from caplet.files import why
 from caplet.nn.precision import has_bfloat16
+from caplet.quant.choices import Method
 from caplet.quant.reconstruct.settings import Part
-from caplet.quant.search.methods import Method
 from caplet.settings import make
 
 Bytes = Annotated[PositiveInt, BeforeValidator(lambda value: parse_bytes(value) if isinstance(value, str) else value)]

@@ -24,12 +24,13 @@ from caplet.models.base import CapsNet
 from caplet.program import Program
 from caplet.program.file import save_program
 from caplet.progress import Note
+from caplet.quant.choices import Method
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.memory import FLOAT_BITS, count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import Hardware
 from caplet.quant.plan.units import UnitWidths
-from caplet.quant.search.methods import DEFAULT_COMPRESSION, Method
+from caplet.quant.search.methods import DEFAULT_COMPRESSION
 from caplet.quant.search.request import Request, SearchResult
 from caplet.quant.search.result import Candidate, width_table
 from caplet.runs.folder import METRICS, RunFolder

@@ -16,11 +16,10 @@ from pydantic import (
 
 from caplet.errors import ConfigError
 from caplet.fixed import Rounding
-from caplet.quant.plan.formats import Exponents, FormatRule
+from caplet.quant.choices import Exponents, Granularity, Method
+from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.target import find_hardware
-from caplet.quant.plan.units import Granularity
 from caplet.quant.reconstruct.settings import Part
-from caplet.quant.search.methods import Method
 from caplet.quant.search.request import Request
 
 Scheme = Literal["nearest", "truncate", "stochastic", "all"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
 from caplet.errors import PlanError
 from caplet.fixed import AnyFormat, FixedFormat, LogFormat, Rounding
 from caplet.fixed.format import MAX_BITS, MAX_LOG_BITS
 from caplet.nn.points import PointSpec, Role, Storage
+from caplet.quant.choices import Exponents
 from caplet.quant.plan.histogram import Histogram, fixed_error, log_error
 
 MIN_FRAC_BITS, MAX_FRAC_BITS = -12, 30
@@ -19,20 +19,6 @@ _OCTAVES = 14
 CONSTANT_BITS = 8
 """Least bits of biases and batch-norm constants: they are few (about one in ten thousand of ShallowCaps' parameters),
 but each of them shifts a whole output channel, so that narrow ones cost more accuracy than memory."""
-
-
-class Exponents(StrEnum):
-    """How the exponent of a fixed-point format is chosen.
-
-    * ``bound``: by the declared bound where mathematics gives one, else by the smallest squared error.
-    * ``error``: by the smallest squared error everywhere.
-    * ``paper``: one integer bit everywhere (``frac_bits = bits - 1``), as Marchisio et al. 2020; on unsigned points
-      that is the range [0, 2).
-    """
-
-    BOUND = "bound"
-    ERROR = "error"
-    PAPER = "paper"
 
 
 @dataclass(frozen=True)

@@ -4,31 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from caplet.models.base import CapsNet
 from caplet.nn.points import PointSpec, Storage
+from caplet.quant.choices import Granularity
 from caplet.quant.plan.formats import FormatRule, bits_of
 from caplet.quant.plan.memory import MemoryCount, count_bits
 from caplet.quant.plan.target import Hardware
 from caplet.quant.plan.widths import group_points
-
-
-class Granularity(StrEnum):
-    """How finely widths are set; weights (flash) and activations (RAM) are always apart.
-
-    * ``network``: one width for all weights, one for all activations.
-    * ``block``: two per block of the model (``model.groups()``); the input image belongs to the first block.
-    * ``layer``: two per layer; the input image is a layer without weights.
-    * ``tensor``: one per layer for its weights, and one for every computed tensor: votes, coupling, preactivation,
-      activation and logits of a routing each have a width of their own. Biases and batch-norm constants, a few
-      elements each, share their layer's weight width.
-    """
-
-    NETWORK = "network"
-    BLOCK = "block"
-    LAYER = "layer"
-    TENSOR = "tensor"
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 
 from caplet.errors import ConfigError, suggest
 from caplet.models.base import CapsNet
+from caplet.quant.choices import Method
 from caplet.quant.plan.memory import FLOAT_BITS, count_memory
 from caplet.quant.plan.target import HARDWARE
 from caplet.quant.plan.widths import Widths, make_plan, width_memory
@@ -19,14 +19,6 @@ from caplet.quant.search.result import Candidate, QCapsNetsResult
 
 DEFAULT_COMPRESSION = 5.0
 """The Q-CapsNets method without a weight budget: this many times fewer weight bits than 32-bit float."""
-
-
-class Method(StrEnum):
-    """Names of the search methods."""
-
-    QCAPSNETS = "qcapsnets"
-    PROGRESSIVE = "progressive"
-    ILP = "ilp"
 
 
 @dataclass(frozen=True)

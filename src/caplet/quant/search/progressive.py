@@ -30,7 +30,7 @@ PATIENCE = 1700
 METHOD = "progressive"
 
 
-class Order(StrEnum):
+class StepOrder(StrEnum):
     """Which step comes first.
 
     * ``robust``: the one that adds least noise at the class capsules.
@@ -55,7 +55,7 @@ class ProgressiveSettings:
             or keep the target by a single image may take nearly all images to settle.
     """
 
-    order: Order = Order.GAIN
+    order: StepOrder = StepOrder.GAIN
     start_share: float = START_SHARE
     leaps: bool = True
     images: int = SENSITIVITY_IMAGES
@@ -186,7 +186,7 @@ class _Search:
 
     def _harm(self, index: int, width: int, below: int) -> float:
         more = self.susceptibility.noise(index, below) - self.susceptibility.noise(index, width)
-        if self.settings.order is Order.ROBUST:
+        if self.settings.order is StepOrder.ROBUST:
             return more
         saved = self._share(index, width) - self._share(index, below)
         return more / saved if more > 0 else more * saved

@@ -9,12 +9,12 @@ from typing import Any
 
 from caplet.errors import ConfigError
 from caplet.fixed import Rounding
+from caplet.quant.choices import Granularity
 from caplet.quant.measure.cache import Kept
 from caplet.quant.measure.evaluations import Probe
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.formats import FormatRule, FormatSource
 from caplet.quant.plan.target import HARDWARE, FootprintOf, Hardware
-from caplet.quant.plan.units import Granularity
 from caplet.quant.search.result import Candidate, Step
 
 SENSITIVITY_IMAGES = 64
