@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array
 
 _SLACK = 1e-9  # relative: sums of floats in another order
 _MARGIN = 2e-6  # relative: twice the solver's feasibility tolerance
@@ -82,8 +81,8 @@ def _solve(
     flat = [choice for unit in choices for choice in unit]
     owner = np.repeat(np.arange(len(choices)), [len(unit) for unit in choices])
     columns = np.arange(len(flat))
-    once = coo_array((np.ones(len(flat)), (owner, columns)), shape=(len(choices), len(flat)))
-    constraints = [LinearConstraint(once.tocsr(), 1, 1)]
+    once = (owner == np.arange(len(choices))[:, None]).astype(np.float64)  # one choice for every unit
+    constraints = [LinearConstraint(once, 1, 1)]
     for limit in limits:
         scale = limit.at_most if limit.at_most > 0 else 1.0
         row = np.array([limit.measure(choice) / scale for choice in flat])
