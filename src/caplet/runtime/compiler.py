@@ -18,6 +18,7 @@ import platformdirs
 
 from caplet.errors import ArtefactError, ToolMissing
 from caplet.program.c.sources import runtime_files
+from caplet.runtime.memory import size_checks
 
 _FLAGS = (
     *("-std=c99", "-O3", "-funroll-loops", "-fPIC", "-shared"),
@@ -91,6 +92,9 @@ def build_library(compiler: Compiler | None = None, folder: Path | None = None, 
     compiler = compiler or find_compiler()
     folder = folder or cache_folder()
     files = runtime_files(host=True)
+    # One translation unit lets the compiler inline across files.
+    includes = "".join(f'#include "{name}"\n' for name in files if name.endswith(".c"))
+    files["all.c"] = includes + size_checks()
     digest = hashlib.sha256()
     for text in (*compiler.command, compiler.version, *_FLAGS, *flags, _machine()):
         digest.update(text.encode() + b"\0")
@@ -114,9 +118,6 @@ def build_library(compiler: Compiler | None = None, folder: Path | None = None, 
 def _compile(compiler: Compiler, files: dict[str, str], folder: Path, flags: tuple[str, ...]) -> Path:
     for name, source in files.items():
         (folder / name).write_text(source)
-    # One translation unit lets the compiler inline across files.
-    sources = [name for name in files if name.endswith(".c")]
-    (folder / "all.c").write_text("".join(f'#include "{name}"\n' for name in sources))
     arguments = [*_FLAGS, *flags, "all.c", "-o", f"host{_SUFFIX}"]
     if compiler.run([*_NATIVE, *arguments], folder).returncode:
         compiler.build(arguments, "compiled runtime", folder)
@@ -137,9 +138,7 @@ def _machine() -> str:
 
 @cache
 def load_library(path: Path) -> ctypes.CDLL:
-    """The shared library at ``path``, its functions declared. Raises ArtefactError when it does not fit."""
-    from caplet.runtime.mirror import STRUCTURES
-
+    """The shared library at ``path``, its function declared. Raises ArtefactError when it cannot be loaded."""
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -150,11 +149,4 @@ def load_library(path: Path) -> ctypes.CDLL:
         *(u64, u64, u64, u64, u64, pointer, u64, u64, pointer),
     ]
     library.caplet_host_run.restype = None
-    library.caplet_host_sizes.argtypes = [pointer, u32]
-    library.caplet_host_sizes.restype = u32
-    sizes = (u32 * 64)()
-    count = library.caplet_host_sizes(sizes, 64)
-    expected = [ctypes.sizeof(structure) for structure in STRUCTURES.values()]
-    if sizes[:count] != expected:
-        raise ArtefactError(f"compiled runtime {path}: structure sizes {sizes[:count]}, expected {expected}")
     return library

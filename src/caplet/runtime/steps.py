@@ -9,16 +9,20 @@ from typing import Any
 import numpy as np
 
 from caplet.program.arena import MemoryMap, plan_memory
-from caplet.program.c.describe import INT8, INT16, UINT8, UINT16, Descriptions, fixed
+from caplet.program.c.describe import Descriptions, fixed
+from caplet.program.c.sources import constants
 from caplet.program.c.structure import Array, Ref, Struct
 from caplet.program.op import Op
-from caplet.program.ops import OPS, Conv2d, Convolution, ConvVotes, DenseVotes, Routing
+from caplet.program.ops import Conv2d, Convolution, ConvVotes, DenseVotes, Routing
 from caplet.program.program import Program
 from caplet.program.verify import verify
-from caplet.runtime.mirror import HostStep, Memory
+from caplet.runtime.memory import STRUCTURES, Memory
 
 _NOWHERE = (1 << 64) - 1
-_PORTABLE, _BYTES, _FLIPPED, _WORDS = range(4)
+_PORTABLE, _BYTES, _FLIPPED, _WORDS = (
+    constants()[f"CAPLET_{name}"] for name in ("PORTABLE", "BYTES", "FLIPPED", "WORDS")
+)
+_INT8, _UINT8, _INT16, _UINT16 = (constants()[f"CAPLET_{name}"] for name in ("INT8", "UINT8", "INT16", "UINT16"))
 _PATCH_BYTES = 1 << 20
 """Gathered patches may take this much: about a processor's second-level cache."""
 _CACHE_LINE = 64
@@ -68,7 +72,7 @@ class StepBuilder:
         self.scratch_bytes = 0
 
     def steps(self) -> Steps:
-        table = (HostStep * len(self.program.ops))()
+        table = (STRUCTURES["caplet_host_step"] * len(self.program.ops))()
         for step, op in zip(table, self.program.ops, strict=True):
             self._step(step, op)
         self.memory.hold(table)
@@ -88,7 +92,7 @@ class StepBuilder:
         inputs = [self.place(name) for name in op.inputs]
         step.inputs = self.memory.address(np.array(inputs, dtype=np.uint64))
         step.input_count = len(inputs)
-        step.kind = list(OPS).index(op.kind)
+        step.kind = constants()[f"CAPLET_STEP_{op.kind.upper()}"]
         step.output = self.place(op.activation if isinstance(op, Routing) else op.outputs[0])
         memory: list[int] = []
         if isinstance(op, DenseVotes):
@@ -115,8 +119,8 @@ class StepBuilder:
     def _convolution(self, op: Convolution, conv: Struct) -> Struct:
         """Descriptor of ``caplet_host_convolve``: the filters as rows of a padded matrix, where they fit its tiles."""
         filters = op.weight.integers.reshape(op.weight.shape[0], -1)
-        if conv.fields["in_type"] == UINT16 and fixed(self.tensors[op.input]).max_code <= 32767:
-            conv = replace(conv, fields={**conv.fields, "in_type": INT16})  # the same codes
+        if conv.fields["in_type"] == _UINT16 and fixed(self.tensors[op.input]).max_code <= 32767:
+            conv = replace(conv, fields={**conv.fields, "in_type": _INT16})  # the same codes
         in_groups = isinstance(op, Conv2d) and op.groups > 1
         method = _PORTABLE if self.portable or in_groups else _method(conv, filters)
         outputs, size = filters.shape
@@ -152,11 +156,11 @@ def _method(conv: Struct, filters: np.ndarray) -> int:
     assert isinstance(acc, Struct)
     source = conv.fields["in_type"]
     weights_fit_bytes = filters.min() >= -128 and filters.max() <= 127
-    if acc.fields["wide_products"] or source not in (INT8, UINT8, INT16) or filters.max() > 32767:
+    if acc.fields["wide_products"] or source not in (_INT8, _UINT8, _INT16) or filters.max() > 32767:
         return _PORTABLE
-    if source == UINT8 and weights_fit_bytes:
+    if source == _UINT8 and weights_fit_bytes:
         return _BYTES
-    if source == INT8 and weights_fit_bytes and 255 * int(np.abs(filters).sum(axis=1).max()) < 1 << 31:
+    if source == _INT8 and weights_fit_bytes and 255 * int(np.abs(filters).sum(axis=1).max()) < 1 << 31:
         return _FLIPPED
     return _WORDS
 

@@ -18,6 +18,7 @@ from caplet.fixed.softmax import sum_bits
 from caplet.program import ops
 from caplet.program.bounds import AccumulatorBound
 from caplet.program.c.identifiers import Identifiers
+from caplet.program.c.sources import constants
 from caplet.program.c.structure import Array, Ref, Struct, StructArray
 from caplet.program.op import Op
 from caplet.program.program import Program
@@ -26,9 +27,7 @@ from caplet.program.verify import Proof
 from caplet.program.workspace import filters_together, routing_rows
 from caplet.registry import Registry
 
-INT8, UINT8, INT16, UINT16 = range(4)
-SIGNED, UNSIGNED, POWERS = range(3)
-_ROUNDING = {Rounding.NEAREST: 0, Rounding.TRUNCATE: 1, Rounding.STOCHASTIC: 2}
+_SIGNED, _UNSIGNED, _POWERS = (constants()[f"CAPLET_{kind}"] for kind in ("SIGNED", "UNSIGNED", "POWERS"))
 
 
 @dataclass
@@ -56,7 +55,7 @@ class Descriptions:
 
     def constant(self, constant: Constant | None) -> Struct:
         if constant is None:
-            return Struct("caplet_constant", {"data": Ref(), "bits": 0, "kind": SIGNED})
+            return Struct("caplet_constant", {"data": Ref(), "bits": 0, "kind": _SIGNED})
         values, bits, kind = _unpacked(constant) if self.unpacked else _packed(constant)
         return Struct("caplet_constant", {"data": self.array(constant.key, values), "bits": bits, "kind": kind})
 
@@ -73,7 +72,7 @@ class Descriptions:
                 "noise_a": keys[0],
                 "noise_b": keys[1],
                 "type": element_type(spec),
-                "rounding": _ROUNDING[spec.rounding],
+                "rounding": constants()[f"CAPLET_{spec.rounding.name}"],
                 "frac": fmt.frac_bits,
             },
         )
@@ -114,19 +113,19 @@ def fixed(spec: TensorSpec) -> FixedFormat:
 
 def element_type(spec: TensorSpec) -> int:
     """CAPLET_INT8 .. CAPLET_UINT16 of a tensor of codes."""
-    signed = fixed(spec).signed
-    return (INT8 if signed else UINT8) if spec.element_bytes == 1 else (INT16 if signed else UINT16)
+    fixed(spec)
+    return constants()[f"CAPLET_{spec.c_type.removesuffix('_t').upper()}"]
 
 
 def _kind(constant: Constant) -> int:
     if isinstance(constant.format, LogFormat):
-        return POWERS
-    return SIGNED if constant.format.signed else UNSIGNED
+        return _POWERS
+    return _SIGNED if constant.format.signed else _UNSIGNED
 
 
 def _packed(constant: Constant) -> tuple[np.ndarray, int, int]:
     bits, kind = constant.format.bits, _kind(constant)
-    if bits == 16 and kind == SIGNED:
+    if bits == 16 and kind == _SIGNED:
         return constant.codes.astype(np.int16), bits, kind
     return pack_bits(constant.codes, bits, constant.format.signed), bits, kind
 
@@ -134,9 +133,9 @@ def _packed(constant: Constant) -> tuple[np.ndarray, int, int]:
 def _unpacked(constant: Constant) -> tuple[np.ndarray, int, int]:
     low, high = _extent(constant)
     if low >= -128 and high <= 127:
-        return constant.integers.astype(np.int8), 8, SIGNED
+        return constant.integers.astype(np.int8), 8, _SIGNED
     if high <= 32767:
-        return constant.integers.astype(np.int16), 16, SIGNED
+        return constant.integers.astype(np.int16), 16, _SIGNED
     return _packed(constant)
 
 

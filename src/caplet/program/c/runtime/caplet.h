@@ -15,7 +15,7 @@
  * in int32_t, or in int64_t where `wide` is set: the exporter proved from the actual weights that no intermediate
  * value overflows, and wrote the proof next to each descriptor.
  *
- * Layouts are in C order. Maps are (rows, columns, channels); capsules are contiguous; votes are (inputs, outputs, dim).
+ * Layouts are in C order. Maps are (rows, columns, channels); capsules are contiguous; votes (inputs, outputs, dim).
  *
  * Requires two's complement and an arithmetic right shift of negative integers, checked below.
  */
@@ -107,9 +107,9 @@ void caplet_input_quantize(const caplet_input_quantize_op *op, const uint8_t *x,
 
 /*
  * A convolution with square stride and zero padding. in_channels: of the input map; depth: of one filter, equal to
- * in_channels, their capsule dimension for convolutional votes, or the channels of one group. types: input capsule types
- * (1 for a plain convolution). weight: (out_channels, kernel_rows, kernel_columns, depth). together: filters that are
- * taken at once, 1..4.
+ * in_channels, the channels of one group, or for convolutional votes the input capsules' dimension. types: of input
+ * capsules (1 for a plain convolution). weight: (out_channels, kernel_rows, kernel_columns, depth). together: filters
+ * that are taken at once, 1..4.
  */
 typedef struct {
     caplet_constant weight;
@@ -141,7 +141,7 @@ typedef struct {
 void caplet_conv2d(const caplet_conv_op *op, const void *x, void *y, void *filter);
 
 /*
- * Votes of input capsule type `input` (0..types - 1): the convolution of channels input*depth .. input*depth + depth - 1.
+ * Votes of input capsule type `input` (0..types - 1): the convolution of its channels, from input * depth on.
  * x, filter: as for caplet_conv2d. row: out.type (out_rows * out_columns * out_channels), row `input` of the votes.
  */
 void caplet_conv_votes(const caplet_conv_op *op, const void *x, uint32_t input, void *row, void *filter);
@@ -210,8 +210,8 @@ typedef struct {
 void caplet_add(const caplet_add_op *op, const void *a, const void *b, void *y);
 
 /*
- * Input capsules of one source of dense votes: a list (count, in_dim), or a map (rows, columns, types * in_dim) read type
- * by type, row by row. A list has types = 1, rows = count, columns = 1.
+ * Input capsules of one source of dense votes: a list (count, in_dim), or a map (rows, columns, types * in_dim) read
+ * type by type, row by row. A list has types = 1, rows = count, columns = 1.
  */
 typedef struct {
     caplet_accumulator acc;
@@ -245,9 +245,9 @@ void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, u
                         void *weights);
 
 /*
- * Where a routing finds the votes of an input capsule: the first `kept` rows are stored, the others are made again in
- * every iteration by `make(self, input, row)`, which may be NULL where all are kept. op, x, acc, weights: its arguments.
- * made: room for as many rows as the routing takes together; may be NULL, too, where all are kept.
+ * Where a routing finds the votes of an input capsule: the first `stored_rows` rows are stored, the others are made
+ * again in every iteration by `make(self, input, row)`, which may be NULL where all are stored. op, x, acc, weights:
+ * its arguments. made: room for as many rows as the routing takes together; may be NULL, too, where all are stored.
  */
 typedef struct caplet_votes {
     const void *stored;
@@ -257,7 +257,7 @@ typedef struct caplet_votes {
     const void *const *x;
     void *acc;
     void *weights;
-    uint32_t kept;
+    uint32_t stored_rows;
 } caplet_votes;
 
 /* The two values of caplet_votes.make; op is a caplet_dense_votes_op or a caplet_conv_op. */
@@ -293,8 +293,8 @@ typedef struct {
 /*
  * Memory of a routing. logits: (inputs, outputs), NULL for one iteration; need not be cleared. preactivation and
  * activation: (outputs, dim), may be one buffer where the elements have one size. acc: scratch int32_t or int64_t
- * (outputs * dim). coupling: scratch for `rows` rows of `outputs` codes. exponentials: scratch (rows, outputs), NULL for
- * one iteration.
+ * (outputs * dim). coupling: scratch for `rows` rows of `outputs` codes. exponentials: scratch (rows, outputs), NULL
+ * for one iteration.
  */
 typedef struct {
     void *logits;

@@ -39,7 +39,7 @@ void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, u
             caplet_axpy32((int32_t *)acc, codes, from, weight_type, rows, op->votes);
         }
     }
-    caplet_narrow_row(&source->acc, &op->out, acc, op->votes, row, input * op->votes);
+    caplet_requantize_row(&source->acc, &op->out, acc, op->votes, row, input * op->votes);
 }
 
 void caplet_make_dense_votes(const caplet_votes *votes, uint32_t input, void *row)

@@ -1,4 +1,4 @@
-/* Integer square root, bit length, and the scales of accumulators. */
+/* Integer square root and bit length. */
 #include "fixed.h"
 
 uint32_t caplet_bit_length(uint64_t n)
@@ -16,8 +16,8 @@ uint32_t caplet_bit_length(uint64_t n)
 }
 
 /*
- * A root of half the digits, then the other half by one division (P. Zimmermann, Karatsuba Square Root, 1999): with s the
- * root of n / 4^k and r its remainder, s * 2^k + (r * 2^k + next k bits) / (2 * s) is the root of n or one more.
+ * A root of half the digits, then the other half by one division (P. Zimmermann, Karatsuba Square Root, 1999): with s
+ * the root of n / 4^k and r its remainder, s * 2^k + (r * 2^k + next k bits) / (2 * s) is the root of n or one more.
  */
 static uint32_t isqrt32(uint32_t n) /* 2^30 .. 2^32 - 1 */
 {
@@ -40,29 +40,4 @@ uint32_t caplet_isqrt(uint64_t n)
     const uint32_t low = (((top - high * high) << 15) + ((uint32_t)(n >> 15) & 32767u)) / (2u * high);
     const uint32_t root = (high << 15) + low;
     return (uint64_t)root * root > n ? root - 1u : root;
-}
-
-caplet_scale caplet_scale_of(const caplet_accumulator *acc, const caplet_format *out, uint32_t channel, uint32_t bias)
-{
-    int32_t product = acc->product_frac;
-    int32_t common;
-    int32_t right;
-    uint32_t extra;
-    caplet_scale scale;
-    if (acc->channel_shifts != NULL) {
-        product += acc->channel_shifts[channel];
-    }
-    common = product;
-    if (acc->bias.data != NULL && acc->bias_frac > common) {
-        common = acc->bias_frac;
-    }
-    right = common - out->frac;
-    extra = right < 0 ? (uint32_t)-right : 0u;
-    scale.left = (uint32_t)(common - product) + extra;
-    scale.right = right < 0 ? 0u : (uint32_t)right;
-    scale.add = 0;
-    if (acc->bias.data != NULL) {
-        scale.add = caplet_left64(caplet_code(&acc->bias, bias), (uint32_t)(common - acc->bias_frac) + extra);
-    }
-    return scale;
 }

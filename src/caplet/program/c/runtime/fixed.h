@@ -127,15 +127,27 @@ typedef struct {
 /* The scale of one channel. The left shift of a negative rounding shift is folded into left and add. */
 caplet_scale caplet_scale_of(const caplet_accumulator *acc, const caplet_format *out, uint32_t channel, uint32_t bias);
 
+/* The scale of a rounding shift alone. right: negative for a shift to the left. */
+static inline caplet_scale caplet_plain_scale(int32_t right)
+{
+    caplet_scale scale;
+    scale.add = 0;
+    scale.left = right < 0 ? (uint32_t)-right : 0u;
+    scale.right = right < 0 ? 0u : (uint32_t)right;
+    return scale;
+}
+
 /* The code of a sum of products: int32_t, or int64_t where the accumulator is wide. */
-static inline int32_t caplet_narrow32(int32_t acc, const caplet_scale *scale, const caplet_format *out, uint32_t element)
+static inline int32_t caplet_requantize32(int32_t acc, const caplet_scale *scale, const caplet_format *out,
+                                          uint32_t element)
 {
     int32_t sum = caplet_left32(acc, scale->left) + (int32_t)scale->add;
     sum += (int32_t)caplet_rounding_term(out, scale->right, element);
     return caplet_clip32(sum >> scale->right, out->low, out->high);
 }
 
-static inline int32_t caplet_narrow64(int64_t acc, const caplet_scale *scale, const caplet_format *out, uint32_t element)
+static inline int32_t caplet_requantize64(int64_t acc, const caplet_scale *scale, const caplet_format *out,
+                                          uint32_t element)
 {
     int64_t sum = caplet_left64(acc, scale->left) + scale->add;
     sum += caplet_rounding_term(out, scale->right, element);
@@ -146,8 +158,8 @@ static inline int32_t caplet_narrow64(int64_t acc, const caplet_scale *scale, co
  * A row of accumulators of channels 0..count - 1, without bias -> codes.
  * sums: int32_t, or int64_t where acc->wide; not kept. element: noise index of the first one.
  */
-void caplet_narrow_row(const caplet_accumulator *acc, const caplet_format *out, void *sums, uint32_t count,
-                       void *y, uint32_t element);
+void caplet_requantize_row(const caplet_accumulator *acc, const caplet_format *out, void *sums, uint32_t count, void *y,
+                           uint32_t element);
 
 /* Bits of n: 0 for 0, else the position of the highest set bit plus one. */
 uint32_t caplet_bit_length(uint64_t n);
@@ -158,7 +170,7 @@ uint32_t caplet_isqrt(uint64_t n);
 /* Code `index` of a constant as the integer to multiply with: -32768..65535. */
 int32_t caplet_code(const caplet_constant *constant, uint32_t index);
 
-/* Element type after unpacking: CAPLET_INT8 where every integer fits, else CAPLET_INT16 (UINT16 for 16 unsigned bits). */
+/* Type after unpacking: CAPLET_INT8 where every integer fits, else CAPLET_INT16 (UINT16 for 16 unsigned bits). */
 uint8_t caplet_constant_type(const caplet_constant *constant);
 
 /* `count` integers from code `first` on: in flash where they lie there unpacked, else unpacked into scratch. */
@@ -169,8 +181,8 @@ int32_t caplet_dot32(const void *x, uint8_t x_type, const void *w, uint8_t w_typ
 int64_t caplet_dot64(const void *x, uint8_t x_type, const void *w, uint8_t w_type, uint32_t n);
 
 /*
- * sums[f] += sum of x[k] * w[f * stride + k], k < n, for four f; the caller knows that no partial sum overflows. Returns 0,
- * and does nothing, for types that it has no loop for.
+ * sums[f] += sum of x[k] * w[f * stride + k], k < n, for four f; the caller knows that no partial sum overflows.
+ * Returns 0, and does nothing, for types that it has no loop for.
  */
 uint8_t caplet_dot_four(const void *x, uint8_t x_type, const void *w, uint8_t w_type, uint32_t stride, uint32_t n,
                         int32_t *sums);

@@ -16,7 +16,7 @@ static void run_routing(const caplet_host_step *step, void *arena)
     caplet_routing_memory memory;
     memset(&votes, 0, sizeof votes);
     votes.stored = place(arena, step->inputs[0]);
-    votes.kept = step->count;
+    votes.stored_rows = step->count;
     memory.logits = place(arena, step->memory[0]);
     memory.preactivation = place(arena, step->memory[1]);
     memory.coupling = place(arena, step->memory[2]);
@@ -108,24 +108,4 @@ void caplet_host_run(const caplet_host_step *steps, uint32_t count, void *arena,
         memcpy((uint8_t *)capsules + image * capsule_bytes, place(arena, output), capsule_bytes);
         memcpy((uint8_t *)squared + image * length_bytes, place(arena, lengths), length_bytes);
     }
-}
-
-uint32_t caplet_host_sizes(uint32_t *sizes, uint32_t capacity)
-{
-    const uint32_t all[] = {
-        (uint32_t)sizeof(caplet_constant),       (uint32_t)sizeof(caplet_format),
-        (uint32_t)sizeof(caplet_accumulator),    (uint32_t)sizeof(caplet_input_quantize_op),
-        (uint32_t)sizeof(caplet_conv_op),        (uint32_t)sizeof(caplet_channel_affine_op),
-        (uint32_t)sizeof(caplet_squash_op),      (uint32_t)sizeof(caplet_add_op),
-        (uint32_t)sizeof(caplet_source),         (uint32_t)sizeof(caplet_dense_votes_op),
-        (uint32_t)sizeof(caplet_routing_op),     (uint32_t)sizeof(caplet_lengths_op),
-        (uint32_t)sizeof(caplet_max_pool2d_op),  (uint32_t)sizeof(caplet_host_conv),
-        (uint32_t)sizeof(caplet_host_step),
-    };
-    const uint32_t count = (uint32_t)(sizeof all / sizeof all[0]);
-    uint32_t i;
-    for (i = 0; i < count && i < capacity; i++) {
-        sizes[i] = all[i];
-    }
-    return count;
 }

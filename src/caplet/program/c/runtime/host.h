@@ -89,7 +89,4 @@ CAPLET_EXPORT void caplet_host_run(const caplet_host_step *steps, uint32_t count
                                    uint64_t capsule_bytes, void *capsules, uint64_t lengths, uint64_t length_bytes,
                                    void *squared);
 
-/* The sizes of the structures, in a fixed order, for callers that mirror them; returns how many there are. */
-CAPLET_EXPORT uint32_t caplet_host_sizes(uint32_t *sizes, uint32_t capacity);
-
 #endif

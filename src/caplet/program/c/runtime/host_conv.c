@@ -11,9 +11,9 @@
 enum { TILE = 4, BLOCK = 16, CHUNK = 2304 };
 
 /*
- * sums[p * BLOCK + f] += sum over k < n of x[p, k] * w[f, k], p, f < TILE. stride: elements from one position, and from one
- * filter, to the next. n: a multiple of 32. TP holds every product; gcc needs to be told that those of bytes fit 16 bits,
- * or some sums miss the processor's dot-product instruction.
+ * sums[p * BLOCK + f] += sum over k < n of x[p, k] * w[f, k], p, f < TILE. stride: elements from one position, and from
+ * one filter, to the next. n: a multiple of 32. TP holds every product; gcc needs to be told that those of bytes fit 16
+ * bits, or some sums miss the processor's dot-product instruction.
  */
 typedef void tile(const void *x, const void *w, size_t stride, size_t n, int32_t *sums);
 
@@ -166,8 +166,8 @@ typedef struct {
 } block_scale;
 
 /* Codes of one position; a loop of its own, so that it is vectorised as one of int32_t. */
-static inline void narrow_position(const block_scale *restrict scale, const int32_t *restrict sums, int32_t low,
-                                   int32_t high, int32_t *restrict codes)
+static inline void requantize_position(const block_scale *restrict scale, const int32_t *restrict sums, int32_t low,
+                                       int32_t high, int32_t *restrict codes)
 {
     uint32_t f;
     CAPLET_WHOLE_LOOP
@@ -177,12 +177,12 @@ static inline void narrow_position(const block_scale *restrict scale, const int3
     }
 }
 
-#define NARROW(T)                                                             \
+#define REQUANTIZE(T)                                                             \
     do {                                                                      \
         T *restrict to = (T *)y;                                              \
         for (p = 0; p < positions; p++) {                                     \
             int32_t codes[BLOCK];                                             \
-            narrow_position(&scale, sums, low, high, codes);                  \
+            requantize_position(&scale, sums, low, high, codes);                  \
             if (count == BLOCK) {                                             \
                 CAPLET_WHOLE_LOOP                                             \
                 for (f = 0; f < BLOCK; f++) {                                 \
@@ -199,11 +199,11 @@ static inline void narrow_position(const block_scale *restrict scale, const int3
     } while (0)
 
 /*
- * Sums (positions, BLOCK) of the filters filter .. filter + count - 1 to codes. y: the first position's code of the first
- * filter. element: its noise index.
+ * Sums (positions, BLOCK) of the filters filter .. filter + count - 1 to codes. y: the first position's code of the
+ * first filter. element: its noise index.
  */
-static void narrow_block(const caplet_conv_op *conv, const int32_t *restrict sums, uint32_t positions, uint32_t filter,
-                         uint32_t count, void *y, uint32_t element)
+static void requantize_block(const caplet_conv_op *conv, const int32_t *restrict sums, uint32_t positions,
+                             uint32_t filter, uint32_t count, void *y, uint32_t element)
 {
     caplet_scale scales[BLOCK];
     block_scale scale;
@@ -223,8 +223,8 @@ static void narrow_block(const caplet_conv_op *conv, const int32_t *restrict sum
                 const uint32_t index = p * conv->out_channels + f;
                 const int32_t sum = sums[(size_t)p * BLOCK + f];
                 caplet_store(y, conv->out.type, index,
-                             conv->acc.wide ? caplet_narrow64(sum, &scales[f], &conv->out, element + index)
-                                            : caplet_narrow32(sum, &scales[f], &conv->out, element + index));
+                             conv->acc.wide ? caplet_requantize64(sum, &scales[f], &conv->out, element + index)
+                                            : caplet_requantize32(sum, &scales[f], &conv->out, element + index));
             }
         }
         return;
@@ -234,16 +234,16 @@ static void narrow_block(const caplet_conv_op *conv, const int32_t *restrict sum
     }
     switch (conv->out.type) {
     case CAPLET_INT8:
-        NARROW(int8_t);
+        REQUANTIZE(int8_t);
         break;
     case CAPLET_UINT8:
-        NARROW(uint8_t);
+        REQUANTIZE(uint8_t);
         break;
     case CAPLET_INT16:
-        NARROW(int16_t);
+        REQUANTIZE(int16_t);
         break;
     default:
-        NARROW(uint16_t);
+        REQUANTIZE(uint16_t);
         break;
     }
 }
@@ -274,7 +274,8 @@ void caplet_host_convolve(const caplet_host_conv *op, const void *x, uint32_t fi
             const uint32_t count = conv->out_channels - f < BLOCK ? conv->out_channels - f : BLOCK;
             const uint32_t index = first * conv->out_channels + f;
             multiply(op, scratch, rounded, f, count, sums);
-            narrow_block(conv, sums, positions, f, count, caplet_at_writable(y, conv->out.type, index), element + index);
+            requantize_block(conv, sums, positions, f, count, caplet_at_writable(y, conv->out.type, index),
+                             element + index);
         }
     }
 }

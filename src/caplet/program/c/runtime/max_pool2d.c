@@ -2,26 +2,16 @@
 #include "fixed.h"
 
 /* One axis: the window at `start` (counted from `padding` before the input) meets positions *first .. *end - 1. */
-static void clip_window(uint32_t start, uint32_t padding, uint32_t kernel, uint32_t size, uint32_t *first, uint32_t *end)
+static void clip_window(uint32_t start, uint32_t padding, uint32_t kernel, uint32_t size, uint32_t *first,
+                        uint32_t *end)
 {
     *first = start < padding ? 0u : start - padding;
     *end = start + kernel < padding + size ? start + kernel - padding : size;
 }
 
-static int32_t narrow(const caplet_max_pool2d_op *op, int32_t code, uint32_t element)
-{
-    const uint32_t left = op->right < 0 ? (uint32_t)-op->right : 0u;
-    const uint32_t right = op->right < 0 ? 0u : (uint32_t)op->right;
-    if (op->wide) {
-        const int64_t sum = caplet_left64(code, left) + caplet_rounding_term(&op->out, right, element);
-        return caplet_clip64(sum >> right, op->out.low, op->out.high);
-    }
-    return caplet_clip32((caplet_left32(code, left) + (int32_t)caplet_rounding_term(&op->out, right, element)) >> right,
-                         op->out.low, op->out.high);
-}
-
 void caplet_max_pool2d(const caplet_max_pool2d_op *op, const void *x, void *y)
 {
+    const caplet_scale scale = caplet_plain_scale(op->right);
     uint32_t index = 0;
     uint32_t row;
     uint32_t column;
@@ -45,7 +35,9 @@ void caplet_max_pool2d(const caplet_max_pool2d_op *op, const void *x, void *y)
                         largest = code > largest ? code : largest;
                     }
                 }
-                caplet_store(y, op->out.type, index, narrow(op, largest, index));
+                largest = op->wide ? caplet_requantize64(largest, &scale, &op->out, index)
+                                   : caplet_requantize32(largest, &scale, &op->out, index);
+                caplet_store(y, op->out.type, index, largest);
                 index++;
             }
         }

@@ -18,8 +18,8 @@ enum { TOGETHER = 4 };
         }                    \
     } while (0)
 
-/* sums[d] += the sum of shares[r] * v[r * row + d] over TOGETHER rows. */
-static inline void weigh_four(int32_t *restrict sums, const int32_t *restrict shares, const int8_t *restrict v,
+/* sums[d] += the sum of weights[r] * v[r * row + d] over TOGETHER rows. */
+static inline void weigh_four(int32_t *restrict sums, const int32_t *restrict weights, const int8_t *restrict v,
                               uint32_t row, uint32_t dim)
 {
     const int8_t *restrict v1 = v + row;
@@ -28,7 +28,7 @@ static inline void weigh_four(int32_t *restrict sums, const int32_t *restrict sh
     uint32_t d;
     CAPLET_WHOLE_LOOP
     for (d = 0; d < dim; d++) {
-        sums[d] += shares[0] * v[d] + shares[1] * v1[d] + shares[2] * v2[d] + shares[3] * v3[d];
+        sums[d] += weights[0] * v[d] + weights[1] * v1[d] + weights[2] * v2[d] + weights[3] * v3[d];
     }
 }
 
@@ -50,9 +50,9 @@ static inline int32_t dot_bytes(const int8_t *restrict a, const int8_t *restrict
         const T *restrict v = (const T *)votes;                                        \
         ACC *restrict sums = (ACC *)acc;                                               \
         for (g = 0; g < op->outputs; g++) {                                            \
-            const ACC share = (ACC)caplet_load(coupling, op->coupling.type, g);        \
+            const ACC weight = (ACC)caplet_load(coupling, op->coupling.type, g);        \
             for (d = 0; d < dim; d++) {                                                \
-                sums[d] += share * (ACC)v[d];                                          \
+                sums[d] += weight * (ACC)v[d];                                          \
             }                                                                          \
             sums += dim;                                                               \
             v += dim;                                                                  \
@@ -78,7 +78,8 @@ static inline int32_t dot_bytes(const int8_t *restrict a, const int8_t *restrict
     } while (0)
 
 /* acc[g, d] += sum over r of coupling[r, g] * votes[r, g, d], r < rows. */
-static void weigh(const caplet_routing_op *op, const void *rows_of_votes, const void *couplings, uint32_t rows, void *acc)
+static void weigh(const caplet_routing_op *op, const void *rows_of_votes, const void *couplings, uint32_t rows,
+                  void *acc)
 {
     const uint32_t dim = op->dim;
     const uint32_t row = op->outputs * dim;
@@ -90,11 +91,11 @@ static void weigh(const caplet_routing_op *op, const void *rows_of_votes, const 
             const int8_t *votes = (const int8_t *)rows_of_votes + r * row;
             int32_t *sums = (int32_t *)acc;
             for (g = 0; g < op->outputs; g++) {
-                int32_t shares[TOGETHER];
+                int32_t weights[TOGETHER];
                 for (d = 0; d < TOGETHER; d++) {
-                    shares[d] = caplet_load(couplings, op->coupling.type, (r + d) * op->outputs + g);
+                    weights[d] = caplet_load(couplings, op->coupling.type, (r + d) * op->outputs + g);
                 }
-#define WEIGH_FOUR(DIM) weigh_four(sums, shares, votes, row, DIM)
+#define WEIGH_FOUR(DIM) weigh_four(sums, weights, votes, row, DIM)
                 WITH_DIM(WEIGH_FOUR);
                 votes += dim;
                 sums += dim;
@@ -157,8 +158,8 @@ static void agree_bytes(const caplet_routing_op *op, const int8_t *activation, c
     } while (0)
 
 /* Add `count` agreements to the logits, all in int32_t and with one rounding term. */
-static void add_agreements(const caplet_routing_op *op, const int32_t *restrict agreements, uint32_t count, void *logits,
-                           uint32_t extra, uint32_t right, uint32_t fresh)
+static void add_agreements(const caplet_routing_op *op, const int32_t *restrict agreements, uint32_t count,
+                           void *logits, uint32_t extra, uint32_t right, uint32_t fresh)
 {
     const int32_t term = (int32_t)caplet_rounding_term(&op->logits, right, 0);
     const int32_t low = op->logits.low;
@@ -214,7 +215,7 @@ static void update_logits(const caplet_routing_op *op, const void *activation, c
 }
 
 /* preactivation = the weighted sums with bias (g % types, d). */
-static void narrow_sums(const caplet_routing_op *op, const caplet_routing_memory *memory, uint32_t iteration)
+static void requantize_sums(const caplet_routing_op *op, const caplet_routing_memory *memory, uint32_t iteration)
 {
     const uint32_t count = op->outputs * op->dim;
     const uint32_t biases = op->types * op->dim;
@@ -224,9 +225,9 @@ static void narrow_sums(const caplet_routing_op *op, const caplet_routing_memory
         const uint32_t element = iteration * count + j;
         int32_t code;
         if (op->acc.wide) {
-            code = caplet_narrow64(((const int64_t *)memory->acc)[j], &scale, &op->preactivation, element);
+            code = caplet_requantize64(((const int64_t *)memory->acc)[j], &scale, &op->preactivation, element);
         } else {
-            code = caplet_narrow32(((const int32_t *)memory->acc)[j], &scale, &op->preactivation, element);
+            code = caplet_requantize32(((const int32_t *)memory->acc)[j], &scale, &op->preactivation, element);
         }
         caplet_store(memory->preactivation, op->preactivation.type, j, code);
     }
@@ -253,9 +254,9 @@ void caplet_routing(const caplet_routing_op *op, const caplet_votes *votes, cons
             const uint32_t element = iteration * op->inputs * op->outputs + first;
             void *logits = NULL;
             const void *block = votes->made;
-            const uint32_t end = input < votes->kept ? votes->kept : op->inputs;
+            const uint32_t end = input < votes->stored_rows ? votes->stored_rows : op->inputs;
             rows = end - input < op->rows ? end - input : op->rows;
-            if (input < votes->kept) {
+            if (input < votes->stored_rows) {
                 block = caplet_at(votes->stored, op->votes_type, input * row_elements);
             } else {
                 uint32_t r;
@@ -277,7 +278,7 @@ void caplet_routing(const caplet_routing_op *op, const caplet_votes *votes, cons
             }
             weigh(op, block, memory->coupling, rows, memory->acc);
         }
-        narrow_sums(op, memory, iteration);
+        requantize_sums(op, memory, iteration);
         caplet_squash(&squash, memory->preactivation, memory->activation, iteration * row_elements);
     }
 }

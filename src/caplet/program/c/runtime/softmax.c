@@ -123,7 +123,8 @@ void caplet_softmax(const void *logits, uint8_t type, int16_t frac, uint32_t row
             }
         } else {
             for (g = 0; g < count; g++) {
-                store_coupling((uint64_t)exponentials[first + g] * reciprocal, right, out, coupling, first + g, element);
+                const uint64_t product = (uint64_t)exponentials[first + g] * reciprocal;
+                store_coupling(product, right, out, coupling, first + g, element);
             }
         }
         first += count;

@@ -1,7 +1,7 @@
 /*
- * Convolution. Filters are the outer loop, a few at a time, so that each is unpacked once and an element of the input is
- * loaded once for all of them; a window is read in contiguous runs, and positions outside the input are skipped rather
- * than stored as zeros.
+ * Convolution. Filters are the outer loop, a few at a time, so that each is unpacked once and an element of the input
+ * is loaded once for all of them; a window is read in contiguous runs, and positions outside the input are skipped
+ * rather than stored as zeros.
  */
 #include "window.h"
 
@@ -94,8 +94,8 @@ static void convolve_filters(const caplet_conv_op *op, const void *x, uint32_t f
             window_sums(op, x, first_channel, weights, filter_type, size, count, &at, sums);
             for (f = 0; f < count; f++) {
                 const uint32_t place = element + index + f;
-                const int32_t code = op->acc.wide ? caplet_narrow64(sums[f], &scales[f], &op->out, place)
-                                                  : caplet_narrow32((int32_t)sums[f], &scales[f], &op->out, place);
+                const int32_t code = op->acc.wide ? caplet_requantize64(sums[f], &scales[f], &op->out, place)
+                                                  : caplet_requantize32((int32_t)sums[f], &scales[f], &op->out, place);
                 caplet_store(y, op->out.type, index + f, code);
             }
             index += op->out_channels;

@@ -1,0 +1,85 @@
+/* Scales of accumulators, and rows of accumulators to codes. */
+#include "fixed.h"
+
+caplet_scale caplet_scale_of(const caplet_accumulator *acc, const caplet_format *out, uint32_t channel, uint32_t bias)
+{
+    int32_t product = acc->product_frac;
+    int32_t common;
+    int32_t right;
+    uint32_t extra;
+    caplet_scale scale;
+    if (acc->channel_shifts != NULL) {
+        product += acc->channel_shifts[channel];
+    }
+    common = product;
+    if (acc->bias.data != NULL && acc->bias_frac > common) {
+        common = acc->bias_frac;
+    }
+    right = common - out->frac;
+    extra = right < 0 ? (uint32_t)-right : 0u;
+    scale.left = (uint32_t)(common - product) + extra;
+    scale.right = right < 0 ? 0u : (uint32_t)right;
+    scale.add = 0;
+    if (acc->bias.data != NULL) {
+        scale.add = caplet_left64(caplet_code(&acc->bias, bias), (uint32_t)(common - acc->bias_frac) + extra);
+    }
+    return scale;
+}
+
+#define STORE(T)                        \
+    do {                                \
+        T *restrict codes = (T *)y;     \
+        for (j = 0; j < count; j++) {   \
+            codes[j] = (T)sums[j];      \
+        }                               \
+    } while (0)
+
+/* The common case: int32_t, and one scale for the whole row. Two loops, as the first is vectorised best by itself. */
+static void requantize_evenly(const caplet_scale *scale, const caplet_format *out, int32_t *restrict sums,
+                              uint32_t count, void *y)
+{
+    const int32_t add = (int32_t)caplet_rounding_term(out, scale->right, 0);
+    const uint32_t left = scale->left;
+    const uint32_t right = scale->right;
+    const int32_t low = out->low;
+    const int32_t high = out->high;
+    uint32_t j;
+    for (j = 0; j < count; j++) {
+        sums[j] = caplet_clip32((caplet_left32(sums[j], left) + add) >> right, low, high);
+    }
+    switch (out->type) {
+    case CAPLET_INT8:
+        STORE(int8_t);
+        break;
+    case CAPLET_UINT8:
+        STORE(uint8_t);
+        break;
+    case CAPLET_INT16:
+        STORE(int16_t);
+        break;
+    default:
+        STORE(uint16_t);
+        break;
+    }
+}
+
+void caplet_requantize_row(const caplet_accumulator *acc, const caplet_format *out, void *sums, uint32_t count, void *y,
+                           uint32_t element)
+{
+    uint32_t j;
+    if (!acc->wide && acc->channel_shifts == NULL && out->rounding != CAPLET_STOCHASTIC) {
+        const caplet_scale scale = caplet_scale_of(acc, out, 0, 0);
+        requantize_evenly(&scale, out, (int32_t *)sums, count, y);
+        return;
+    }
+    for (j = 0; j < count; j++) {
+        const caplet_scale scale = caplet_scale_of(acc, out, j, 0);
+        int32_t code;
+        if (acc->wide) {
+            code = caplet_requantize64(((const int64_t *)sums)[j], &scale, out, element + j);
+        } else {
+            code = caplet_requantize32(((const int32_t *)sums)[j], &scale, out, element + j);
+        }
+        caplet_store(y, out->type, j, code);
+    }
+}
