@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from caplet.cli.memory import keep_freed_memory
 from caplet.data import load_data
 from caplet.jobs.evaluate import float_predictions
 from caplet.jobs.quantize.searching import CALIBRATION_IMAGES, spread
 from caplet.lower import lower
 from caplet.metrics import accuracy, paired
 from caplet.models.checkpoint import load_model
-from caplet.nn.memory import keep_freed_memory
 from caplet.program import interpreter
 from caplet.quant.measure.evaluator import predict
 from caplet.quant.measure.tune import DEFAULT_IMAGES, Tuner

@@ -22,7 +22,7 @@ from caplet.data import load_data
 from caplet.jobs.evaluate import float_predictions
 from caplet.metrics import paired
 from caplet.models.checkpoint import load_model
-from caplet.quant.measure.cost import stage_macs
+from caplet.models.cost import stage_macs
 from caplet.quant.search.simplify_routing import COUPLING_IMAGES, choices, routed_layers, simplified
 
 RECORDS = Path(__file__).parent / "records"

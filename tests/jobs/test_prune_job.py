@@ -19,7 +19,7 @@ from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.report import write_report
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
-from caplet.prune.cost import cost_of
+from caplet.models.cost import cost_of
 from caplet.prune.order import Allocation
 from caplet.settings import make
 

@@ -16,6 +16,7 @@ from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError, ModelError, ToolMissing
 from caplet.models.backbone import BackboneCaps, backbone_caps, backbone_config
 from caplet.models.base import CapsNet
+from caplet.models.cost import cost_of
 from caplet.prune.backbone import (
     BackbonePruneSettings,
     _best,
@@ -25,7 +26,6 @@ from caplet.prune.backbone import (
     recalibrate,
 )
 from caplet.prune.backbone_groups import PlainTrunk, group_importance, torch_pruning
-from caplet.prune.cost import cost_of
 from caplet.prune.scores import measure_scores
 from caplet.prune.structure import structure_of
 from caplet.prune.surgery import cut

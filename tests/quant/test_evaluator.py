@@ -14,8 +14,7 @@ import torch
 
 from caplet.errors import ArtefactError, ConfigError, ModelError, PlanError
 from caplet.fixed import FixedFormat, Rounding
-from caplet.models.registry import build
-from caplet.quant.measure.cost import stage_macs
+from caplet.models.cost import stage_macs
 from caplet.quant.measure.early_decision import EarlyRule
 from caplet.quant.measure.evaluations import Part
 from caplet.quant.measure.evaluator import Evaluator, predict
@@ -76,13 +75,6 @@ def test_only_stages_after_a_change_are_computed(digits: Any) -> None:
     assert shared.evaluate(middle).cost == pytest.approx((macs[2] + macs[3]) / sum(macs))
     assert shared.evaluate(uniform(digits, 8)).cached
     assert shared.spent == pytest.approx(1.0 + last.cost + (macs[2] + macs[3]) / sum(macs))
-
-
-def test_macs_of_shallowcaps_by_hand() -> None:
-    input_, conv, primary, digit = stage_macs(build("shallow", {}))
-    assert (input_, conv, primary) == (0, 400 * 256 * 81, 36 * 256 * 256 * 81)
-    votes, sums, agreements = 1152 * 8 * 160, 3 * 1152 * 160, 2 * 1152 * 160
-    assert digit == votes + sums + agreements
 
 
 def test_float_result_and_accuracy(digits: Any) -> None:

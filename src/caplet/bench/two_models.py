@@ -13,8 +13,7 @@ from caplet.bench.speed.works import inference, noise, training
 from caplet.data.imageset import to_float
 from caplet.errors import ConfigError, ModelError
 from caplet.models.base import CapsNet
-from caplet.nn.memory import keep_freed_memory
-from caplet.prune.cost import cost_of
+from caplet.models.cost import cost_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,6 @@ def bench(first: CapsNet, second: CapsNet, settings: BenchSettings | None = None
     if first.config.image != second.config.image:
         shapes = [("x".join(map(str, model.config.image))) for model in (first, second)]
         raise ModelError(f"bench: the models take images of {shapes[0]} and {shapes[1]}; give two for the same images")
-    keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:

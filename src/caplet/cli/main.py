@@ -30,6 +30,7 @@ from caplet.cli import (
     train,
     verify,
 )
+from caplet.cli.memory import keep_freed_memory
 from caplet.cli.output import fail
 from caplet.errors import CapletError
 from caplet.version import __version__
@@ -44,6 +45,8 @@ best result is still written); 6 two engines differ; 7 a tool such as a compiler
 command with --resume goes on).
 """
 
+READERS = ("diff", "doctor", "init", "models", "report")
+"""Commands that read and write files, and compute no network."""
 INTERRUPTED = "interrupted; a command that has --resume goes on with it where it stopped"
 
 
@@ -75,11 +78,14 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Options before the sub-command."""
+    if context.invoked_subcommand not in READERS:
+        keep_freed_memory()
 
 
 app.command("demo")(demo.command)

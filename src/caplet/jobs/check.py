@@ -14,11 +14,11 @@ from caplet.lower import lower
 from caplet.lower.handlers import HANDLERS
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
+from caplet.models.cost import FLOAT_BYTES, cost_of
 from caplet.nn.layer import Layer
 from caplet.program import Program
 from caplet.program.arena import plan_memory
 from caplet.program.verify import verify
-from caplet.prune.cost import FLOAT_BYTES, cost_of
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, make_plan

@@ -13,7 +13,6 @@ from caplet.data.imageset import ImageSet
 from caplet.errors import ModelError
 from caplet.metrics import Accuracy, accuracy
 from caplet.models.base import CapsNet
-from caplet.nn.memory import keep_freed_memory
 from caplet.program import Program
 from caplet.quant.measure.evaluator import predict
 from caplet.runtime.engine import Engine, predictions
@@ -78,7 +77,6 @@ def float_predictions(model: CapsNet, images: ImageSet, batch_size: int = 100) -
     """Classes that the float model predicts, int64 (N,)."""
     model.check_images(images.images)
     model.eval()
-    keep_freed_memory()
     with torch.inference_mode():
         parts = [predict(model(batch)).numpy() for batch, _ in images.batches(batch_size)]
     return np.concatenate(parts)

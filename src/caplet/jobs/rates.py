@@ -10,7 +10,6 @@ import torch
 
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
-from caplet.nn.memory import keep_freed_memory
 from caplet.nn.precision import mixed
 from caplet.train.loss import margin_loss
 
@@ -20,7 +19,6 @@ FORWARD, TRAINED = 100, 32
 
 def forward_rate(model: CapsNet, precision: str = "float32") -> float:
     """Images per second forward."""
-    keep_freed_memory()
     images = torch.zeros(FORWARD, *model.config.image)
 
     def step() -> None:
@@ -32,7 +30,6 @@ def forward_rate(model: CapsNet, precision: str = "float32") -> float:
 
 def training_rate(model: CapsNet, precision: str = "float32") -> float:
     """Images per second forward and backward, of a copy."""
-    keep_freed_memory()
     model = copy.deepcopy(model).train()
     images = torch.zeros(TRAINED, *model.config.image)
     labels = torch.zeros(TRAINED, dtype=torch.int64)

@@ -25,7 +25,6 @@ from caplet.metrics import Accuracy, accuracy
 from caplet.models.backbone import BackboneCaps
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
-from caplet.nn.memory import keep_freed_memory
 from caplet.progress import Note, silent
 from caplet.prune.backbone_groups import PRIMARY, group_importance
 from caplet.prune.order import resized_cost
@@ -149,7 +148,6 @@ def prune_backbone(
         )
     model.check_images(train.images)
     model.check_images(calibration.images)
-    keep_freed_memory()
     structure = structure_of(model)
     scores = _scores(model, structure, calibration, settings, loss)
     pixels = _spread(train.images, settings.images, settings.seed)

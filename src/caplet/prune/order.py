@@ -11,7 +11,7 @@ import numpy as np
 from caplet.errors import ConfigError
 from caplet.models.assemble import skeleton
 from caplet.models.base import CapsNet
-from caplet.prune.cost import Cost, cost_of
+from caplet.models.cost import Cost, cost_of
 from caplet.prune.rules import Kind, Space
 from caplet.prune.scores import Scores, Values
 from caplet.prune.structure import Keep, Selection, Structure

@@ -23,7 +23,6 @@ from caplet.models.base import CapsNet
 from caplet.nn.caps import ConvCaps2d
 from caplet.nn.conv import ConvNorm, ConvReLU
 from caplet.nn.layer import Layer
-from caplet.nn.memory import keep_freed_memory
 from caplet.prune.structure import Selection, Structure, structure_of
 
 Convolution = ConvReLU | ConvCaps2d | ConvNorm
@@ -59,7 +58,6 @@ def refitted(
     """
     structure = structure or structure_of(model)
     selection = structure.close(selection)
-    keep_freed_memory()
     moments: dict[str, _Moments] = {}
     hooks = []
     draws = torch.Generator().manual_seed(seed)

@@ -20,7 +20,6 @@ from caplet.data.imageset import to_float
 from caplet.errors import CapletError, ConfigError
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
-from caplet.nn.memory import keep_freed_memory
 from caplet.progress import Progress
 from caplet.prune.record import Record, Site, sites, voter_layers
 from caplet.prune.rules import Kind, Space
@@ -108,7 +107,6 @@ def measure_scores(
     totals = {score.name: _zeros(structure) for score in chosen}
     places, voters = sites(structure, model), voter_layers(model, structure)
     viewing = [score for score in chosen if score.without_images is None]
-    keep_freed_memory()
     model.eval()
     for start in range(0, len(images) if viewing else 0, batch_size):
         stop = min(start + batch_size, len(images))

@@ -15,7 +15,6 @@ from caplet.data.imageset import to_float
 from caplet.data.splits import Splits
 from caplet.errors import CapletError, ConfigError, DataError, ModelError
 from caplet.models.base import CapsNet
-from caplet.nn.memory import keep_freed_memory
 from caplet.train.backend import Backend
 from caplet.train.optimise import Average, learning_rate, set_learning_rate
 from caplet.train.settings import LoopSettings
@@ -38,7 +37,6 @@ class Trainer:
     """
 
     def __init__(self, task: Task[Any], splits: Splits, backend: Backend) -> None:
-        keep_freed_memory()
         self.task, self.splits, self.backend = task, splits, backend
         self.settings: LoopSettings = task.settings
         _check_fit(task.model, splits)

@@ -18,10 +18,10 @@ from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.base import CapsNet
+from caplet.models.cost import Cost, cost_of
 from caplet.program.file import save_program
 from caplet.progress import Note
 from caplet.prune.backbone import BackbonePruneSettings
-from caplet.prune.cost import Cost, cost_of
 from caplet.quant.choices import Method
 from caplet.quant.measure.tune import DEFAULT_IMAGES as TUNING_IMAGES
 from caplet.quant.measure.tune import Tuner

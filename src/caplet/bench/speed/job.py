@@ -18,9 +18,8 @@ from caplet.data.imageset import to_float
 from caplet.errors import ConfigError, ModelError, PlanError, ToolMissing
 from caplet.lower import lower
 from caplet.models.base import CapsNet
-from caplet.nn.memory import keep_freed_memory
+from caplet.models.cost import cost_of
 from caplet.program import interpreter
-from caplet.prune.cost import cost_of
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, make_plan
@@ -78,7 +77,6 @@ def bench_speed(model: CapsNet, settings: SpeedSettings | None = None) -> dict[s
     """
     settings = settings or SpeedSettings()
     load = os.getloadavg()[0]
-    keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:

@@ -28,12 +28,12 @@ from caplet.lower import lower
 from caplet.metrics import paired
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
+from caplet.models.cost import cost_of
 from caplet.nn.points import Role
 from caplet.program import Program
 from caplet.program.arena import plan_memory
 from caplet.program.file import load_program
 from caplet.program.program import CODE_BYTES
-from caplet.prune.cost import cost_of
 from caplet.quant.choices import Method
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.memory import count_memory

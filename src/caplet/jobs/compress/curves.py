@@ -22,8 +22,8 @@ from caplet.lower import lower
 from caplet.metrics import paired
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
+from caplet.models.cost import cost_of
 from caplet.program.arena import plan_memory
-from caplet.prune.cost import cost_of
 from caplet.prune.order import Order
 from caplet.prune.surgery import cut
 from caplet.quant.measure.evaluator import Evaluator

@@ -27,8 +27,8 @@ from caplet.jobs.ship import Target, export_c, verify_engines
 from caplet.jobs.trace import TRACE, LevelName, record_trace, trace_levels
 from caplet.metrics import accuracy, paired
 from caplet.models.base import CapsNet
+from caplet.models.cost import FLOAT_BYTES, cost_of
 from caplet.program.c.emit import EmitSettings
-from caplet.prune.cost import FLOAT_BYTES, cost_of
 from caplet.quant.measure.sensitivity import SensitivitySettings
 from caplet.quant.plan.plan import QuantPlan
 from caplet.report.records import COMPRESSED

@@ -14,7 +14,6 @@ from torch import Tensor
 from caplet.data.imageset import to_float
 from caplet.errors import ToolMissing
 from caplet.models.base import CapsNet
-from caplet.nn.memory import keep_freed_memory
 from caplet.program import Program
 from caplet.runtime import NativeModel
 
@@ -40,7 +39,6 @@ def measure_speed(
         ``integers``) images per second (``median``, ``low``, ``high``) and ``times`` faster than ``float``, by medians.
         Without a C compiler there are no ``integers``.
     """
-    keep_freed_memory()
     floats, pixels = to_float(images), images.numpy()
 
     def through(network: CapsNet) -> Callable[[], object]:

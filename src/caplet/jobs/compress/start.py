@@ -18,8 +18,8 @@ from caplet.jobs.compress.template import settings_template
 from caplet.jobs.rates import FORWARD, forward_rate, training_rate
 from caplet.jobs.train import fit_to_data, resolve_recipe
 from caplet.models.checkpoint import load_model
+from caplet.models.cost import cost_of
 from caplet.progress import Note, Progress, silent
-from caplet.prune.cost import cost_of
 from caplet.train.settings import build_model
 
 _FAKE = 2.0

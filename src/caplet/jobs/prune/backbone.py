@@ -13,9 +13,9 @@ from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
 from caplet.models.checkpoint import load_model, save_model
+from caplet.models.cost import cost_of
 from caplet.progress import Note, silent
 from caplet.prune.backbone import BackbonePruneSettings, prune_backbone
-from caplet.prune.cost import cost_of
 from caplet.runs.folder import METRICS, SPLITS, open_run
 from caplet.settings import make
 from caplet.train.finetune import finetune, weights_digest

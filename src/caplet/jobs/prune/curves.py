@@ -13,8 +13,8 @@ from caplet.jobs.evaluate import check_data
 from caplet.jobs.prune.settings import PruneSettings, allocate, answers, spread_set
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
+from caplet.models.cost import cost_of
 from caplet.progress import Note, Progress, silent
-from caplet.prune.cost import cost_of
 from caplet.prune.coupling import measure_activity
 from caplet.prune.order import macs_per_unit, resized_cost
 from caplet.prune.scores import SCORES, measure_scores

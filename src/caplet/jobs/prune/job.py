@@ -26,9 +26,9 @@ from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
 from caplet.models.checkpoint import load_model, save_model
+from caplet.models.cost import cost_of
 from caplet.progress import Note, Progress, silent
 from caplet.prune.accept import accept
-from caplet.prune.cost import cost_of
 from caplet.prune.coupling import measure_activity
 from caplet.prune.order import Order
 from caplet.prune.refit import refitted

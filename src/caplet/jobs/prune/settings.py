@@ -15,10 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
 from caplet.models.base import CapsNet
-from caplet.nn.memory import keep_freed_memory
+from caplet.models.cost import Cost, cost_of
 from caplet.progress import Progress
 from caplet.prune.allocate import measured_prices
-from caplet.prune.cost import Cost, cost_of
 from caplet.prune.order import Allocation, Order, fewest_removals, macs_per_unit, removal_order, resized_cost
 from caplet.prune.rules import Kind, Space
 from caplet.prune.scores import Scores, check_scoring, find_score, measure_scores
@@ -257,7 +256,6 @@ def spread_set(images: ImageSet, most: int) -> ImageSet:
 def answers(model: CapsNet, images: ImageSet) -> Iterator[NDArray[np.bool_]]:
     """Whether ``model`` classifies the images correctly, batch by batch, bool (B,)."""
     model.eval()
-    keep_freed_memory()
     for pixels, labels in images.batches(BATCH):
         with torch.inference_mode():
             yield (predict(model(pixels)) == labels).numpy()

@@ -17,9 +17,9 @@ from caplet.data.imageset import to_float
 from caplet.errors import ConfigError
 from caplet.fixed import AnyFormat, FixedFormat, LogFormat, Rounding
 from caplet.models.base import CapsNet, State
+from caplet.models.cost import stage_macs
 from caplet.nn.functional import lengths
 from caplet.nn.points import Handler, PointSpec, Storage
-from caplet.quant.measure.cost import stage_macs
 from caplet.quant.measure.evaluator import predict
 from caplet.quant.simulate.fake_quant import point_noise
 

@@ -18,7 +18,6 @@ from caplet.data.imageset import to_float
 from caplet.errors import ConfigError
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
-from caplet.nn.memory import keep_freed_memory
 from caplet.progress import Progress
 from caplet.quant.measure.early_decision import (
     NEIGHBOURS,
@@ -129,7 +128,6 @@ class Evaluator:
         self._answers: dict[str, Probe] = {}
         self._questions = 0
         self._reference: Reference | None = None
-        keep_freed_memory()
 
     def __len__(self) -> int:
         """Number of images."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from caplet.fixed import FixedFormat
 from caplet.models.base import CapsNet, State
-from caplet.quant.measure.cost import stage_macs
+from caplet.models.cost import stage_macs
 from caplet.quant.measure.states import StateCache, code_dtype, decode_state, encode_state
 from caplet.quant.plan.plan import QuantPlan
 

@@ -19,11 +19,11 @@ from caplet.data.imageset import to_float
 from caplet.errors import ConfigError
 from caplet.fixed import AnyFormat, FixedFormat, Rounding
 from caplet.models.base import CapsNet, State
+from caplet.models.cost import stage_macs
 from caplet.nn.functional import lengths
 from caplet.nn.points import Handler, PointSpec, Role, Storage
 from caplet.quant.choices import Exponents
 from caplet.quant.measure.cache import Kept
-from caplet.quant.measure.cost import stage_macs
 from caplet.quant.measure.identity import images_digest
 from caplet.quant.plan.calibrate import Calibration
 from caplet.quant.plan.formats import FormatRule

@@ -21,7 +21,6 @@ from caplet.errors import ArtefactError, ConfigError, ModelError, PlanError
 from caplet.files import why, write_atomic
 from caplet.fixed import AnyFormat, Rounding
 from caplet.models.base import CapsNet
-from caplet.nn.memory import keep_freed_memory
 from caplet.nn.points import Handler, PointSpec, Storage
 from caplet.progress import Progress
 from caplet.quant.plan.formats import FormatRule, choose_format
@@ -163,7 +162,6 @@ def calibrate(model: CapsNet, images: Tensor, *, batch_size: int = 64, progress:
     if len(images) == 0:
         raise ConfigError("calibration needs at least one image, got none")
     model.check_images(images)
-    keep_freed_memory()
     observer = Observer()
     began = time.perf_counter()
     training = model.training

@@ -17,7 +17,6 @@ from caplet.errors import ConfigError, PlanError
 from caplet.fixed import ChannelFormat, FixedFormat, LogFormat, PlanFormat, Rounding
 from caplet.models.base import CapsNet
 from caplet.nn.layer import Layer
-from caplet.nn.memory import keep_freed_memory
 from caplet.nn.points import Role, Storage
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.formats import best_fixed_format
@@ -129,7 +128,6 @@ class Reconstructor:
         if len(images) == 0:
             raise ConfigError("reconstruction needs at least one image, got none")
         model.check_images(images)
-        keep_freed_memory()
         self._model, self._settings, self._progress = folded(model), settings, progress
         self._images = images[: settings.images]
         self._fresh: dict[str, FreshFormat] = {}

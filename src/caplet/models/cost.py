@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import prod
-from typing import Any, TypeVar
+from typing import Any
 
 from caplet.errors import ModelError
 from caplet.models.base import CapsNet
@@ -103,28 +102,11 @@ class Cost:
         }
 
 
-L = TypeVar("L", bound=Layer)
-Counter = Callable[[L], Macs]
-COUNTERS: dict[type[Layer], Counter] = {}
-
-
-def counts(layer: type[L]) -> Callable[[Counter[L]], Counter[L]]:
-    """Register how the MACs of a layer type are counted; a second counter for a type raises ValueError."""
-
-    def register(counter: Counter[L]) -> Counter[L]:
-        if layer in COUNTERS:
-            raise ValueError(f"layer type {layer.__name__} already has a counter")
-        COUNTERS[layer] = counter
-        return counter
-
-    return register
-
-
 def cost_of(model: CapsNet) -> Cost:
     """The cost of ``model`` for one image; its tensors need no data (device ``meta``).
 
     Raises:
-        ModelError: a layer type without a counter; the message names the layer.
+        ModelError: a layer type whose cost is not known; the message names the layer.
     """
     stages = model.stages()
     order = [layer for stage in stages for layer in stage.layers]
@@ -134,15 +116,11 @@ def cost_of(model: CapsNet) -> Cost:
     written: dict[str, int] = {}
     layers = []
     for index, layer in enumerate(order):
-        counter = COUNTERS.get(type(layer))
-        if counter is None:
-            known = ", ".join(sorted(kind.__name__ for kind in COUNTERS))
-            raise ModelError(f"layer {layer.name}: type {type(layer).__name__} has no cost; supported types: {known}")
         own = [key for key, spec in layer.points().items() if spec.storage is Storage.RAM]
         waiting = sum(sizes[key] for key in written if last.get(key, -1) >= index)
         stored = sum(sizes[key] for key in own)
         parameters = sum(p.numel() for p in layer.parameters())
-        layers.append(LayerCost(layer.name, counter(layer), parameters, _capsules(layer), stored, stored + waiting))
+        layers.append(LayerCost(layer.name, macs_of(layer), parameters, _capsules(layer), stored, stored + waiting))
         written |= {key: index for key in own if key in last}
     return Cost(tuple(layers))
 
@@ -156,61 +134,33 @@ def _capsules(layer: Layer) -> int:
     return 0
 
 
+def macs_of(layer: Layer) -> Macs:
+    """The multiply-accumulates of one layer for one image.
+
+    Raises:
+        ModelError: a layer type whose cost is not known; the message names the layer.
+    """
+    if isinstance(layer, InputLayer | ResidualAdd | MaxPool | MapSum):
+        return Macs()
+    if isinstance(layer, ConvReLU | ConvNorm | ConvCaps2d):
+        return Macs(conv=layer.weight.numel() * prod(layer.out_shape[-2:]))
+    if isinstance(layer, SqueezeExcite):
+        return Macs(conv=layer.reduce.numel() + layer.expand.numel())
+    if isinstance(layer, RoutedConvCaps):
+        return Macs(
+            votes=layer.weight.numel() * prod(layer.out_shape[-2:]) * layer.in_shape[0], routing=_routing(layer)
+        )
+    if isinstance(layer, DenseCaps):
+        return Macs(votes=layer.weight.numel(), routing=_routing(layer))
+    raise ModelError(f"layer {layer.name}: the cost of layers of type {type(layer).__name__} is not known")
+
+
+def stage_macs(model: CapsNet) -> tuple[int, ...]:
+    """Multiply-accumulates of every stage for one image, in order."""
+    return tuple(sum(macs_of(layer).total for layer in stage.layers) for stage in model.stages())
+
+
 def _routing(layer: DenseCaps | RoutedConvCaps) -> tuple[int, ...]:
     """Each iteration multiplies all votes once for the weighted sum, and but for the last once for the agreement."""
     votes = prod(layer.specs["votes"].shape)
     return (2 * votes,) * (layer.iterations - 1) + (votes,)
-
-
-@counts(InputLayer)
-def _input(layer: InputLayer) -> Macs:
-    return Macs()
-
-
-@counts(ResidualAdd)
-def _residual_add(layer: ResidualAdd) -> Macs:
-    return Macs()
-
-
-@counts(ConvReLU)
-def _conv_relu(layer: ConvReLU) -> Macs:
-    _, rows, columns = layer.out_shape
-    return Macs(conv=layer.weight.numel() * rows * columns)
-
-
-@counts(ConvNorm)
-def _conv_norm(layer: ConvNorm) -> Macs:
-    _, rows, columns = layer.out_shape
-    return Macs(conv=layer.weight.numel() * rows * columns)
-
-
-@counts(MaxPool)
-def _max_pool(layer: MaxPool) -> Macs:
-    return Macs()
-
-
-@counts(MapSum)
-def _map_sum(layer: MapSum) -> Macs:
-    return Macs()
-
-
-@counts(SqueezeExcite)
-def _squeeze_excite(layer: SqueezeExcite) -> Macs:
-    return Macs(conv=layer.reduce.numel() + layer.expand.numel())
-
-
-@counts(ConvCaps2d)
-def _conv_caps(layer: ConvCaps2d) -> Macs:
-    _, _, rows, columns = layer.out_shape
-    return Macs(conv=layer.weight.numel() * rows * columns)
-
-
-@counts(RoutedConvCaps)
-def _routed_conv_caps(layer: RoutedConvCaps) -> Macs:
-    _, _, rows, columns = layer.out_shape
-    return Macs(votes=layer.weight.numel() * rows * columns * layer.in_shape[0], routing=_routing(layer))
-
-
-@counts(DenseCaps)
-def _dense_caps(layer: DenseCaps) -> Macs:
-    return Macs(votes=layer.weight.numel(), routing=_routing(layer))

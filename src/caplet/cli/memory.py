@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
     """Tell glibc's allocator to reuse freed blocks of any size instead of returning them to the system.
 
     A capsule layer's votes are tens of megabytes; by default each such block is a fresh mapping whose pages are
-    faulted in one by one. Call once at the start of long work. Changes no result.
+    faulted in one by one. Changes no result, but the whole process: only a program, never a library, may call it.
 
     Returns:
         Whether the allocator took the settings (False where the C library is not glibc).
