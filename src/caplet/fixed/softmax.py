@@ -27,7 +27,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
 from caplet.errors import PlanError
@@ -112,7 +112,7 @@ def softmax(
         raise PlanError("softmax: the axis is the first of several; move the batch axis to the front")
     xp = array_namespace(logits)
     scale = sum_bits(logits.shape[axis])
-    table = xp.asarray(_exponentials(fmt.bits, fmt.frac_bits, scale), device=logits.device)
+    table = xp.asarray(_exponentials(fmt.bits, fmt.frac_bits, scale), device=device(logits))
 
     def block(codes: Array, draw: Array) -> Array:
         distance = xp.max(codes, axis=axis, keepdims=True) - codes
