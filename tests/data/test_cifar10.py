@@ -162,7 +162,7 @@ def test_file_that_is_no_archive(tmp_path):
 @pytest.fixture
 def decodes(monkeypatch) -> list[str]:
     """Names of the archives that were really decoded."""
-    import caplet.data.archive as module
+    import caplet.data.folder as module
 
     seen: list[str] = []
     scan = module.scan_archive

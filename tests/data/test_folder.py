@@ -9,9 +9,8 @@ from data_files import pixels, write_folder, write_image
 from PIL import Image
 
 from caplet.data import load_data
-from caplet.data.convert import resize, to_gray
-from caplet.data.decode import ImageFile, decode_all
-from caplet.data.tree import scan_folder
+from caplet.data.folder import scan_folder
+from caplet.data.images import ImageFile, decode_all, resize, to_gray
 from caplet.errors import ConfigError, DataError
 
 

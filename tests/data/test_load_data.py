@@ -14,9 +14,9 @@ from data_files import write_idx
 from sklearn.datasets import load_digits
 
 from caplet.data import DATASETS, Dataset, DatasetRegistry, load_data
-from caplet.data.cache import cache_dir
 from caplet.data.digits import load_digits as load_source
-from caplet.data.source import Request
+from caplet.data.files import cache_dir
+from caplet.data.registry import DataRequest
 from caplet.errors import DataError
 
 
@@ -173,6 +173,6 @@ def test_import_is_light():
 
 
 def test_request_defaults_fit_the_embedded_data():
-    source = load_source(Request())
+    source = load_source(DataRequest())
     assert source.root is None
     assert len(source.train) + len(source.test) == 1797

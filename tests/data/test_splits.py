@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caplet.data import ImageSet, Splits, load_data, load_saved_splits
-from caplet.data.splits import cut_calibration, pack_ids, unpack_ids
-from caplet.data.stratify import class_quotas, cut, stratified_choice
+from caplet.data.splits import class_quotas, cut, cut_calibration, pack_ids, stratified_choice, unpack_ids
 from caplet.errors import ArtefactError, ConfigError, DataError
 
 FROZEN_SEED_0 = [1, 4, 6, 20, 22, 41, 48, 55, 58, 59]

@@ -13,7 +13,7 @@ from caplet.data.imageset import to_float
 from caplet.fixed import ChannelFormat, PlanFormat, Rounding
 from caplet.models.backbone import BackboneCaps, BackboneCapsConfig
 from caplet.models.base import CapsNet, ModelConfig
-from caplet.models.deep import Block, DeepCapsConfig
+from caplet.models.deep import BlockConfig, DeepCapsConfig
 from caplet.models.registry import FAMILIES
 from caplet.models.shallow import ShallowCapsConfig, StemConv
 from caplet.models.trunk import ConvNode, GateNode, PoolNode, SumNode, TrunkBlock, TrunkSettings
@@ -65,7 +65,12 @@ CONFIGS: dict[str, ModelConfig] = {
         image=(1, 9, 7),
         classes=3,
         channels=5,
-        blocks=(Block(types=3, dim=3), Block(types=4, dim=2), Block(types=2, dim=4), Block(types=4, dim=4, stride=1)),
+        blocks=(
+            BlockConfig(types=3, dim=3),
+            BlockConfig(types=4, dim=2),
+            BlockConfig(types=2, dim=4),
+            BlockConfig(types=4, dim=4, stride=1),
+        ),
         class_dim=5,
         skip_iterations=2,
     ),
@@ -73,7 +78,12 @@ CONFIGS: dict[str, ModelConfig] = {
         image=(1, 8, 8),
         classes=3,
         channels=3,
-        blocks=(Block(types=2, dim=2), Block(types=2, dim=2), Block(types=2, dim=3, stride=1), Block(types=3, dim=3)),
+        blocks=(
+            BlockConfig(types=2, dim=2),
+            BlockConfig(types=2, dim=2),
+            BlockConfig(types=2, dim=3, stride=1),
+            BlockConfig(types=3, dim=3),
+        ),
         class_dim=4,
         skip_iterations=2,
         kept=(1, 6, 7, 8, 10),
@@ -83,10 +93,10 @@ CONFIGS: dict[str, ModelConfig] = {
         classes=4,
         channels=4,
         blocks=(
-            Block(types=2, dim=2, stride=1),
-            Block(types=2, dim=4),
-            Block(types=3, dim=3),
-            Block(types=2, dim=3),
+            BlockConfig(types=2, dim=2, stride=1),
+            BlockConfig(types=2, dim=4),
+            BlockConfig(types=3, dim=3),
+            BlockConfig(types=2, dim=3),
         ),
         class_dim=3,
         skip_iterations=1,

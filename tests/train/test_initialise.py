@@ -7,7 +7,7 @@ import torch
 
 from caplet.errors import ConfigError, ModelError
 from caplet.models.base import CapsNet
-from caplet.models.deep import Block, DeepCaps, DeepCapsConfig
+from caplet.models.deep import BlockConfig, DeepCaps, DeepCapsConfig
 from caplet.models.shallow import ShallowCaps, ShallowCapsConfig, StemConv
 from caplet.nn.points import PointSpec
 from caplet.train.initialise import TOLERANCE, _NormProbe, capsule_layers, initialise
@@ -21,7 +21,7 @@ def shallow() -> CapsNet:
 
 
 def deep() -> CapsNet:
-    blocks = (Block(types=4, dim=4), Block(types=4), Block(types=4), Block(types=8))
+    blocks = (BlockConfig(types=4, dim=4), BlockConfig(types=4), BlockConfig(types=4), BlockConfig(types=8))
     return DeepCaps(DeepCapsConfig(image=(2, 16, 16), channels=8, blocks=blocks, class_dim=8))
 
 

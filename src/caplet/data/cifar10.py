@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from caplet.data.archive import is_archive, load_archive
-from caplet.data.download import data_root, fetch
-from caplet.data.files import file_hash, is_file, is_folder, read_bytes
+from caplet.data.files import data_root, fetch, file_hash, is_file, is_folder, read_bytes
+from caplet.data.folder import DecodedTree, decode_tree, is_archive, load_archive, scan_folder, to_source
 from caplet.data.imageset import ImageSet
-from caplet.data.source import Request, Source
-from caplet.data.tree import DecodedTree, decode_tree, scan_folder, to_source
+from caplet.data.registry import DataRequest, Source
 from caplet.errors import DataError
 
 NAME = "cifar10"
@@ -117,7 +115,7 @@ def _from_tree(decoded: DecodedTree, source: str, root: Path) -> Source:
     return to_source(decoded, NAME, source=source, root=root, note="CIFAR-10 (JPEG)" if jpeg else "CIFAR-10")
 
 
-def load_cifar10(request: Request) -> Source:
+def load_cifar10(request: DataRequest) -> Source:
     """Read CIFAR-10, downloaded by torchvision if nothing is found.
 
     Looked for, in this order: ``root`` itself as an archive; ``root/cifar-10-batches-py`` or the batches in ``root``;
@@ -128,7 +126,7 @@ def load_cifar10(request: Request) -> Source:
         DataError: nothing is found and nothing can be fetched, or the files are damaged.
     """
     root = data_root(request)
-    native = Request(request.root, None, 3, request.download, request.progress)
+    native = DataRequest(request.root, None, 3, request.download, request.progress)
     for path in (root, root / ARCHIVE):
         if is_archive(path) and (path == root or _batches_folder(root) is None):
             return _from_tree(load_archive(path, native), "image archive", path)

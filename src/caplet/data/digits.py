@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from caplet.data.imageset import ImageSet
-from caplet.data.source import Request, Source, cut_test
+from caplet.data.registry import DataRequest, Source, cut_test
 
 NAME = "digits"
 
 
-def load_digits(request: Request) -> Source:
+def load_digits(request: DataRequest) -> Source:
     """Read scikit-learn's digits; ``request.root`` is not used.
 
     Their values 0..16 become pixels by ``(value * 255 + 8) // 16``, that is value * 255 / 16 rounded half up. The data

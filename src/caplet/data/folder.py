@@ -1,14 +1,258 @@
-"""Own images: a folder with one sub-folder per class, or an archive of one."""
+"""Own images: one folder per class, or a tar archive of one, which is read in memory and not unpacked to disk."""
 
 from __future__ import annotations
 
-from caplet.data.archive import is_archive, load_archive
-from caplet.data.source import Request, Source
-from caplet.data.tree import LAYOUT, decode_tree, scan_folder, to_source
+import hashlib
+import lzma
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import PIL
+import torch
+
+from caplet.data.files import file_hash, is_file, is_folder, list_folder, load_arrays, store_arrays, why
+from caplet.data.images import EXTENSIONS, ImageFile, decode_all
+from caplet.data.imageset import ImageSet
+from caplet.data.registry import DataRequest, Source, cut_test
 from caplet.errors import DataError
 
+LAYOUT = "<class>/*.png (.jpg, .bmp, ...), or train/<class>/* and test/<class>/*, with at least two classes"
+ByClass = dict[str, list[ImageFile]]
 
-def load_folder(request: Request) -> Source:
+
+@dataclass(frozen=True)
+class ImageTree:
+    """Image files by split and class, before decoding; ``test`` is None if there is no such split."""
+
+    where: Path
+    train: ByClass
+    test: ByClass | None
+    ignored: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise DataError(f"{self.where}: no class folders with images found: expected {LAYOUT}")
+        if len(self.train) < 2:
+            raise DataError(f"{self.where}: only one class ({next(iter(self.train))!r}) found: expected {LAYOUT}")
+        for name, files in self.train.items():
+            if not files:
+                raise DataError(
+                    f"{self.where}: class {name!r} has no training images ({', '.join(EXTENSIONS)}): add or remove it"
+                )
+        unknown = sorted(set(self.test or ()) - set(self.train))
+        if unknown:
+            raise DataError(
+                f"{self.where}: test has class {unknown[0]!r}, train does not: both need the same class names"
+            )
+        if self.test is not None and not any(self.test.values()):
+            raise DataError(
+                f"{self.where}: the test folder has no images: add some, or remove the folder to have a split made"
+            )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order: sorted."""
+        return tuple(sorted(self.train))
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The file extensions that occur, lower case, sorted."""
+        files = (f for by_class in (self.train, self.test or {}) for group in by_class.values() for f in group)
+        return tuple(sorted({Path(file.name).suffix.lower() for file in files}))
+
+
+@dataclass(frozen=True)
+class DecodedTree:
+    """A decoded :class:`ImageTree`: uint8 NCHW, int64 labels; first the training, then ``test_count`` test images."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    test_count: int
+    classes: tuple[str, ...]
+    formats: tuple[str, ...]
+
+
+def scan_folder(root: Path) -> ImageTree:
+    """Find the images under a folder.
+
+    ``root/train/<class>/*`` (and ``root/test/<class>/*``) if ``root/train`` has sub-folders, else ``root/<class>/*``.
+    Hidden files, other file types, and folders beside ``train`` and ``test`` are left out.
+
+    Raises:
+        DataError: the folder is missing, cannot be read, or has not at least two classes with images each.
+    """
+    if not is_folder(root):
+        raise DataError(f"no folder {root}: expected one with {LAYOUT}")
+    folders, _ = list_folder(root)
+    if "train" not in folders or not list_folder(root / "train")[0]:
+        return ImageTree(root, _scan_classes(root), None)
+    test = _scan_classes(root / "test") if "test" in folders else None
+    return ImageTree(root, _scan_classes(root / "train"), test, tuple(f for f in folders if f not in ("train", "test")))
+
+
+def _scan_classes(folder: Path) -> ByClass:
+    return {
+        name: [
+            ImageFile(str(folder / name / file), folder / name / file)
+            for file in list_folder(folder / name)[1]
+            if file.lower().endswith(EXTENSIONS)
+        ]
+        for name in list_folder(folder)[0]
+    }
+
+
+def decode_tree(tree: ImageTree, request: DataRequest) -> DecodedTree:
+    """Decode every image of a tree, in order: train, then test; by class; by file name.
+
+    Raises:
+        DataError: as :func:`caplet.data.images.decode_all`.
+    """
+    files: list[ImageFile] = []
+    labels: list[int] = []
+    counts: list[int] = []
+    for by_class in (tree.train, tree.test or {}):
+        start = len(files)
+        for label, name in enumerate(tree.classes):
+            files += by_class.get(name, [])
+            labels += [label] * len(by_class.get(name, []))
+        counts.append(len(files) - start)
+    images = decode_all(files, size=request.size, channels=request.channels, progress=request.progress)
+    return DecodedTree(images, np.array(labels, dtype=np.int64), counts[1], tree.classes, tree.formats)
+
+
+def to_source(decoded: DecodedTree, name: str, *, source: str, root: Path, note: str = "") -> Source:
+    """Train and test sets of decoded images; without test images, 20 % of all are cut off as the test split."""
+    images, labels = torch.from_numpy(decoded.images), torch.from_numpy(decoded.labels)
+
+    def part(start: int, stop: int, split: str) -> ImageSet:
+        ids = torch.arange(stop - start)
+        return ImageSet(images[start:stop], labels[start:stop], ids, decoded.classes, f"{name}/{split}")
+
+    boundary = len(images) - decoded.test_count
+    if decoded.test_count:
+        return Source(part(0, boundary, "train"), part(boundary, len(images), "test"), source, root, note=note)
+    train, test, description = cut_test(part(0, boundary, "all"), name)
+    return Source(train, test, source, root, test_split=description, note=note)
+
+
+_SUFFIXES = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz")
+_MAX_IMAGE_BYTES = 64 << 20
+_MAX_TOTAL_BYTES = 4 << 30
+_ARRAYS = ("images", "labels", "test_count", "classes", "formats")
+_CACHE_VERSION = 1
+
+
+def is_archive(path: Path) -> bool:
+    """Whether ``path`` is a file named like a tar archive."""
+    return path.name.endswith(_SUFFIXES) and is_file(path)
+
+
+def scan_archive(path: Path) -> ImageTree:
+    """Read the images of an archive: regular files named ``train/<class>/<file>`` and ``test/<class>/<file>``.
+
+    One folder above ``train`` and ``test`` is allowed. Every other member (links, devices, absolute names, names with
+    ``..``, other file types) is left alone.
+
+    Raises:
+        DataError: the archive is unreadable or damaged, an image has more than 64 MiB, or classes are missing.
+    """
+    splits: dict[str, dict[str, list[tuple[str, ImageFile]]]] = {"train": {}, "test": {}}
+    total = 0
+    try:
+        with tarfile.open(path, "r:*") as archive:
+            for member in archive:
+                parts = PurePosixPath(member.name).parts
+                if (
+                    not member.isreg()
+                    or not 3 <= len(parts) <= 4
+                    or {"/", ".."} & set(parts)
+                    or parts[-3] not in splits
+                    or parts[-1].startswith(".")
+                    or not parts[-1].lower().endswith(EXTENSIONS)
+                ):
+                    continue
+                total += member.size
+                if member.size > _MAX_IMAGE_BYTES or total > _MAX_TOTAL_BYTES:
+                    raise DataError(
+                        f"{path}: {member.name} has {member.size} bytes, {total} so far; at most {_MAX_IMAGE_BYTES} "
+                        f"per image and {_MAX_TOTAL_BYTES} in all are read from an archive: unpack it, give the folder"
+                    )
+                stream = archive.extractfile(member)
+                data = stream.read() if stream is not None else b""
+                if len(data) != member.size:
+                    raise EOFError(f"{member.name} is cut off")
+                image = ImageFile(f"{path.name}:{member.name}", data)
+                splits[parts[-3]].setdefault(parts[-2], []).append((parts[-1], image))
+    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise DataError(f"{path}: damaged or incomplete archive ({error}): fetch it again") from error
+    except OSError as error:
+        raise DataError(f"cannot read archive {path}: {why(error)}") from error
+    train, test = _by_class(splits["train"]), _by_class(splits["test"])
+    return ImageTree(path, train, test or None)
+
+
+def _by_class(found: dict[str, list[tuple[str, ImageFile]]]) -> ByClass:
+    return {name: [image for _, image in sorted(files, key=lambda f: f[0])] for name, files in found.items()}
+
+
+def load_archive(path: Path, request: DataRequest) -> DecodedTree:
+    """Decode an archive, or take the arrays kept from the last time.
+
+    They are kept under a key made of the archive's size and SHA-256, the image size and channels asked for, and the
+    decoder's version, so that a changed archive is never mistaken for an old one.
+
+    Raises:
+        DataError: as :func:`scan_archive` and :func:`caplet.data.folder.decode_tree`.
+    """
+    key = _cache_key(path, request)
+    stored = load_arrays(key, _ARRAYS)
+    decoded = _from_arrays(stored) if stored is not None else None
+    if decoded is None:
+        decoded = decode_tree(scan_archive(path), request)
+        store_arrays(
+            key,
+            {
+                "images": decoded.images,
+                "labels": decoded.labels,
+                "test_count": np.array(decoded.test_count),
+                "classes": np.array(decoded.classes),
+                "formats": np.array(decoded.formats),
+            },
+        )
+    return decoded
+
+
+def _cache_key(path: Path, request: DataRequest) -> str:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"cannot read archive {path}: {why(error)}") from error
+    parts = (_CACHE_VERSION, PIL.__version__, size, file_hash(path), request.size, request.channels)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _from_arrays(stored: dict[str, np.ndarray]) -> DecodedTree | None:
+    """The tree in a cache entry, or None if the entry does not have the form this version writes."""
+    images, labels, test_count = stored["images"], stored["labels"], stored["test_count"]
+    sound = (
+        (images.dtype, images.ndim) == (np.uint8, 4)
+        and (labels.dtype, labels.shape) == (np.int64, images.shape[:1])
+        and test_count.ndim == 0
+        and test_count.dtype.kind == "i"
+        and 0 <= int(test_count) < len(images)
+        and all(stored[name].ndim == 1 and stored[name].dtype.kind == "U" for name in ("classes", "formats"))
+    )
+    if not sound:
+        return None
+    return DecodedTree(
+        images, labels, int(test_count), tuple(stored["classes"].tolist()), tuple(stored["formats"].tolist())
+    )
+
+
+def load_folder(request: DataRequest) -> Source:
     """Read the image folder (or ``.tar``, ``.tar.xz``, ... archive of one) ``request.root``.
 
     Raises:

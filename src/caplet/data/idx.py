@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from caplet.data.download import data_root, fetch
-from caplet.data.files import is_file, read_bytes
+from caplet.data.files import data_root, fetch, is_file, read_bytes
 from caplet.data.imageset import ImageSet
-from caplet.data.source import Request, Source
+from caplet.data.registry import DataRequest, Source
 from caplet.errors import DataError
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -71,7 +70,7 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=offset).reshape(shape).copy()
 
 
-def _find(request: Request, dataset: IdxSet) -> list[Path] | None:
+def _find(request: DataRequest, dataset: IdxSet) -> list[Path] | None:
     root = data_root(request)
     for folder in (root / dataset.folder / "raw", root):
         found = [path for name in FILES for path in (folder / name, folder / f"{name}.gz") if is_file(path)]
@@ -107,7 +106,7 @@ def _read_split(images_path: Path, labels_path: Path, dataset: IdxSet, split: st
     )
 
 
-def load_idx(request: Request, dataset: IdxSet) -> Source:
+def load_idx(request: DataRequest, dataset: IdxSet) -> Source:
     """Read MNIST or Fashion-MNIST, downloaded by torchvision if the files are missing.
 
     Files are looked for in ``root/MNIST/raw`` (``root/FashionMNIST/raw``), then in ``root`` itself.

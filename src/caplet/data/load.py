@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from caplet.data import cifar10, digits, folder, idx, svhn, tiny_imagenet
-from caplet.data.archive import is_archive
-from caplet.data.convert import convert
 from caplet.data.files import is_folder
+from caplet.data.folder import LAYOUT, is_archive
+from caplet.data.images import convert
 from caplet.data.imageset import ImageSet
-from caplet.data.registry import Dataset, DatasetRegistry
-from caplet.data.source import Request, Source
-from caplet.data.splits import SPLITS, Splits, cut_calibration, read_saved_ids
-from caplet.data.stratify import stratified_choice
-from caplet.data.tree import LAYOUT
+from caplet.data.registry import DataRequest, Dataset, DatasetRegistry, Source
+from caplet.data.splits import SPLITS, Splits, cut_calibration, read_saved_ids, stratified_choice
 from caplet.errors import ConfigError, DataError
 
 MAX_SIZE = 4096
@@ -89,7 +86,7 @@ def load_data(
     dataset, place = _resolve(name, root)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be at least 1 image per split, found {limit}")
-    request = Request(place, _checked_size(size), _checked_channels(channels), download, progress)
+    request = DataRequest(place, _checked_size(size), _checked_channels(channels), download, progress)
     source = _read(dataset, request)
     train, calibration = cut_calibration(source.train, dataset.name, calibration_size, calibration_seed)
     test = source.test
@@ -116,7 +113,7 @@ def load_saved_splits(
     record = read_saved_ids(path)
     size = record.get("size")
     dataset, place = _resolve(record["name"], root)
-    request = Request(
+    request = DataRequest(
         place,
         _checked_size(tuple(size) if isinstance(size, list) else size),
         _checked_channels(record.get("channels")),
@@ -157,7 +154,7 @@ def _resolve(name: str | Path, root: str | Path | None) -> tuple[Dataset, Path |
     return DATASETS.get(name), place
 
 
-def _read(dataset: Dataset, request: Request) -> Source:
+def _read(dataset: Dataset, request: DataRequest) -> Source:
     source = dataset.load(request)
     train, test = (convert(s, size=request.size, channels=request.channels) for s in (source.train, source.test))
     return Source(train, test, source.source, source.root, source.test_split, source.note)
@@ -171,7 +168,7 @@ def _limited(images: ImageSet, limit: int) -> ImageSet:
 
 def _assemble(
     dataset: Dataset,
-    request: Request,
+    request: DataRequest,
     source: Source,
     parts: tuple[ImageSet, ImageSet, ImageSet],
     settings: dict[str, Any],

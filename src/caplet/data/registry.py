@@ -1,12 +1,74 @@
-"""The datasets known by name."""
+"""The datasets known by name: what a loader is asked for, and what it gives back before the splits are made."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from caplet.data.source import Request, Source
+from caplet.data.imageset import ImageSet
+from caplet.data.splits import cut
 from caplet.errors import DataError, suggest
+
+TEST_PERCENT = 20
+TEST_SEED = 0
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """What :func:`caplet.data.load_data` asks of a loader.
+
+    Attributes:
+        root: where the files are; None for the default place (:func:`caplet.data.files.cache_dir` / ``datasets``).
+        size: (height, width) the images shall have; None for their own.
+        channels: 1 (grayscale) or 3 (RGB); None for the images' own.
+        download: fetch missing files from the network.
+        progress: show a progress bar on stderr while decoding.
+    """
+
+    root: Path | None = None
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+    download: bool = True
+    progress: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset as its files give it.
+
+    Attributes:
+        train: everything that may be trained or calibrated on.
+        test: the images of the final report.
+        source: what was read, such as ``"IDX files"``.
+        root: the file or folder it was read from; None for embedded data.
+        test_split: where the test images come from, and so what the ids count.
+        note: what a reader of a result must know, such as ``"CIFAR-10 (JPEG)"``; may be empty.
+    """
+
+    train: ImageSet
+    test: ImageSet
+    source: str
+    root: Path | None = None
+    test_split: str = "published; ids count each split from 0"
+    note: str = ""
+
+
+def cut_test(images: ImageSet, name: str) -> tuple[ImageSet, ImageSet, str]:
+    """Make a test split for data that comes without one: 20 % of it, stratified by class, seed 0, always the same.
+
+    Returns:
+        (train, test, description); the ids of both count the images of the undivided set.
+
+    Raises:
+        DataError: there are too few images to leave one of each class.
+    """
+    size = max(1, (len(images) * TEST_PERCENT + 50) // 100)
+    train, test = cut(images, size, seed=TEST_SEED, rest_name=f"{name}/train", cut_name=f"{name}/test")
+    description = (
+        f"cut by caplet: {TEST_PERCENT} % of all images, stratified by class, seed {TEST_SEED}; ids count all images"
+    )
+    return train, test, description
 
 
 @dataclass(frozen=True)
@@ -23,7 +85,7 @@ class Dataset:
     name: str
     summary: str
     layout: str
-    load: Callable[[Request], Source]
+    load: Callable[[DataRequest], Source]
 
 
 class DatasetRegistry:

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from caplet.data.download import data_root, fetch
-from caplet.data.files import file_hash, is_file, read_bytes
+from caplet.data.files import data_root, fetch, file_hash, is_file, read_bytes
 from caplet.data.imageset import ImageSet
-from caplet.data.source import Request, Source
+from caplet.data.registry import DataRequest, Source
 from caplet.errors import DataError
 
 NAME = "svhn"
@@ -69,7 +68,7 @@ def _read_split(path: Path, split: str) -> ImageSet:
     return ImageSet(torch.from_numpy(images), torch.from_numpy(labels), ids, CLASSES, f"{NAME}/{split}")
 
 
-def load_svhn(request: Request) -> Source:
+def load_svhn(request: DataRequest) -> Source:
     """Read SVHN's cropped digits, downloaded by torchvision if the files are missing.
 
     A file with the published number of images must have the published MD5. One with another number is read as it is,

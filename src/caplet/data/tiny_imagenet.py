@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from caplet.data.decode import EXTENSIONS, ImageFile
-from caplet.data.download import data_root
-from caplet.data.files import is_file, is_folder, list_folder, read_bytes
-from caplet.data.source import Request, Source
-from caplet.data.tree import ByClass, ImageTree, decode_tree, to_source
+from caplet.data.files import data_root, is_file, is_folder, list_folder, read_bytes
+from caplet.data.folder import ByClass, ImageTree, decode_tree, to_source
+from caplet.data.images import EXTENSIONS, ImageFile
+from caplet.data.registry import DataRequest, Source
 from caplet.errors import DataError
 
 NAME = "tiny-imagenet"
@@ -17,7 +16,7 @@ LAYOUT = f"{FOLDER}/ with train/<class>/images/*.JPEG, val/images/*.JPEG and val
 NOTE = "test is the published validation split (the published test split has no labels)"
 
 
-def load_tiny_imagenet(request: Request) -> Source:
+def load_tiny_imagenet(request: DataRequest) -> Source:
     """Read the folder ``tiny-imagenet-200`` at or under ``request.root``; nothing is downloaded.
 
     The published validation images, which have labels, are the test split; calibration is cut from train as always.

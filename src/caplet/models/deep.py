@@ -15,7 +15,7 @@ from caplet.nn.conv import ConvReLU, InputLayer
 from caplet.nn.layer import Layer
 
 
-class Block(BaseModel):
+class BlockConfig(BaseModel):
     """One block of conv capsules: its capsule types, their dimension, and the first layer's stride."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,7 +39,12 @@ class DeepCapsConfig(ModelConfig):
 
     image: tuple[PositiveInt, PositiveInt, PositiveInt] = (3, 32, 32)
     channels: PositiveInt = 128
-    blocks: tuple[Block, Block, Block, Block] = (Block(dim=4), Block(), Block(), Block())
+    blocks: tuple[BlockConfig, BlockConfig, BlockConfig, BlockConfig] = (
+        BlockConfig(dim=4),
+        BlockConfig(),
+        BlockConfig(),
+        BlockConfig(),
+    )
     class_dim: PositiveInt = 32
     skip_iterations: PositiveInt = 3
     iterations: PositiveInt = 3
@@ -52,7 +57,9 @@ class CapsBlock(nn.Module):
     ``l1`` (strided) feeds both ``l2`` -> ``l3`` and ``skip``; the block's output is ``l3 + skip``.
     """
 
-    def __init__(self, name: str, in_shape: tuple[int, int, int], block: Block, skip_iterations: int | None) -> None:
+    def __init__(
+        self, name: str, in_shape: tuple[int, int, int], block: BlockConfig, skip_iterations: int | None
+    ) -> None:
         super().__init__()
 
         def conv(layer: str, shape: tuple[int, int, int], stride: int = 1) -> ConvCaps2d:
@@ -121,7 +128,7 @@ class DeepCaps(CapsNet):
         self.to(memory_format=torch.channels_last)
 
     def resized(self, sizes: Mapping[str, int], places: Mapping[str, tuple[int, ...] | None]) -> DeepCapsConfig:
-        def resize(index: int, block: Block) -> Block:
+        def resize(index: int, block: BlockConfig) -> BlockConfig:
             dim = sizes[f"block{min(index, 3)}.dim"]  # blocks 3 and 4 share theirs: both feed the class capsules
             return block.model_copy(update={"types": sizes[f"block{index}.types"], "dim": dim})
 

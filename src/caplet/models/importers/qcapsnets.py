@@ -14,7 +14,7 @@ from torch import Tensor
 from caplet.errors import ModelError
 from caplet.models.assemble import ImageSize, assemble, check_names, check_shape, listed, shape_text
 from caplet.models.base import CapsNet, check_finite
-from caplet.models.deep import Block, DeepCapsConfig
+from caplet.models.deep import BlockConfig, DeepCapsConfig
 from caplet.models.importers.sizes import Conv, chain_size, pick_image
 from caplet.models.importers.torch_file import is_torch_file, read_state_dict
 from caplet.models.shallow import ShallowCapsConfig, StemConv
@@ -151,7 +151,7 @@ def _read_deep(state: State, image_size: ImageSize | None, where: str) -> CapsNe
     return assemble("deep", config, tensors, where)
 
 
-def _block(state: State, block: int, types: int, where: str) -> Block:
+def _block(state: State, block: int, types: int, where: str) -> BlockConfig:
     """A block's shape. Its file holds only types x dimension; as in the public class, all blocks have as many types."""
     name = f"block{block}.l1.conv.weight"
     channels = state[name].shape[0]
@@ -160,7 +160,7 @@ def _block(state: State, block: int, types: int, where: str) -> Block:
             f"{where}: tensor {name} has {channels} output channels, not a multiple of the network's {types} capsule"
             " types (from block4.l_skip.bias); is it another network?"
         )
-    return Block(types=types, dim=channels // types, stride=_BLOCK_STRIDE)
+    return BlockConfig(types=types, dim=channels // types, stride=_BLOCK_STRIDE)
 
 
 def _check_axes(state: State, name: str, axes: int, where: str) -> None:
