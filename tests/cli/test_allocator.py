@@ -15,7 +15,7 @@ from caplet.cli.main import app
 from caplet.data import ImageSet
 from caplet.jobs.evaluate import float_predictions
 from caplet.quant.plan.calibrate import calibrate
-from caplet.train.evaluate import evaluate
+from caplet.train.loss import evaluate
 from tiny_networks import model_and_images
 
 SOURCE = Path(caplet.__file__).parent

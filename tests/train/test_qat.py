@@ -23,9 +23,9 @@ from caplet.quant.plan.widths import Widths, make_plan
 from caplet.quant.reconstruct.reconstruct import reconstruct
 from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 from caplet.quant.simulate.fake_quant import fake_quantized
-from caplet.train.evaluate import evaluate
 from caplet.train.initialise import initialise
 from caplet.train.loop import train
+from caplet.train.loss import evaluate
 from caplet.train.qat import FIT_IMAGES, QatResult, QatSettings, QatTask, finetune_under_plan
 from caplet.train.settings import TrainSettings
 from caplet.train.task import INITIALISE, generator

@@ -17,8 +17,8 @@ from caplet.errors import CapletError, ConfigError, DataError, ModelError
 from caplet.nn.caps import DenseCaps
 from caplet.nn.precision import mixed
 from caplet.train import task
-from caplet.train.evaluate import Score, evaluate
 from caplet.train.loop import LOG, train
+from caplet.train.loss import ClassificationScore, evaluate
 from caplet.train.settings import TrainSettings, build_model
 
 Make = Callable[..., TrainSettings]
@@ -50,7 +50,7 @@ def test_early_stopping_keeps_the_best_epoch(
     tiny: Make, few_digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     correct = iter([10, 30, 20, 30, 25, 40, 40])  # the third epoch without a rise is the fifth
-    monkeypatch.setattr(task, "evaluate", lambda *_, **__: Score(next(correct), 50, 0.0))
+    monkeypatch.setattr(task, "evaluate", lambda *_, **__: ClassificationScore(next(correct), 50, 0.0))
     result = train(tiny(epochs=7, patience=3), few_digits, tmp_path, progress=False)
     assert len(result.history) == 5
     assert result.epoch == 4  # of the equals 2 and 4, the longer trained
@@ -58,7 +58,7 @@ def test_early_stopping_keeps_the_best_epoch(
 
 def test_keep_last(tiny: Make, few_digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     correct = iter([30, 20, 20])
-    monkeypatch.setattr(task, "evaluate", lambda *_, **__: Score(next(correct), 50, 0.0))
+    monkeypatch.setattr(task, "evaluate", lambda *_, **__: ClassificationScore(next(correct), 50, 0.0))
     assert train(tiny(keep="last"), few_digits, tmp_path, progress=False).epoch == 2
 
 

@@ -21,10 +21,48 @@ from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.precision import mixed
-from caplet.train.answers import TeacherAnswers
 from caplet.train.loop import TrainResult, run
 from caplet.train.settings import FinetuneSettings
-from caplet.train.task import Call, Network, Task, batch_accuracy, batch_margin
+from caplet.train.task import Call, Task, TrainedNetwork, batch_accuracy, batch_margin
+
+DEFAULT_BYTES = 1_000_000_000
+
+
+class TeacherAnswers:
+    """Answers to whole batches, so that what is remembered is bit for bit what the teacher would compute again.
+
+    Networks that are fine-tuned with the same seed, data and batch size see the same batches in the same order. Beyond
+    ``most`` bytes nothing more is remembered.
+    """
+
+    def __init__(self, most: int = DEFAULT_BYTES) -> None:
+        self._most = most
+        self._bytes = 0
+        self._known: dict[bytes, Tensor] = {}
+
+    def __len__(self) -> int:
+        """Batches that are remembered."""
+        return len(self._known)
+
+    def get(self, identity: str, images: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        """The answers to ``images`` float (B, C, H, W): remembered, or else computed.
+
+        Args:
+            identity: of the teacher and of the precision it computes in.
+        """
+        digest = hashlib.blake2b(identity.encode(), digest_size=16)
+        digest.update(repr(tuple(images.shape)).encode())
+        digest.update(images.detach().cpu().contiguous().numpy().tobytes())
+        key = digest.digest()
+        if key in self._known:
+            return self._known[key].to(images.device)
+        found = compute()
+        size = found.nelement() * found.element_size()
+        if self._bytes + size <= self._most:
+            self._known[key] = found.detach().cpu()
+            self._bytes += size
+        return found
+
 
 Tuning = TypeVar("Tuning", bound=FinetuneSettings)
 
@@ -59,7 +97,7 @@ class FinetuneTask(Task[Tuning]):
     def __init__(
         self, settings: Tuning, model: CapsNet, teacher: CapsNet | None, answers: TeacherAnswers | None = None
     ) -> None:
-        super().__init__(settings, Network(copy.deepcopy(model)), copy.deepcopy(model))
+        super().__init__(settings, TrainedNetwork(copy.deepcopy(model)), copy.deepcopy(model))
         self.limit = settings.steps
         followed = settings.distill_lengths + settings.distill_poses if teacher is not None else 0.0
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False) if teacher is not None and followed else None

@@ -131,7 +131,7 @@ class TensorBoardLog:
         self.writer.close()
 
 
-class Bar:
+class ProgressLine:
     """Progress bar on stderr with loss, learning rate, speed, calibration accuracy and time left; a context manager.
 
     Args:

@@ -17,12 +17,11 @@ import torch
 from caplet.data.splits import Splits
 from caplet.errors import ArtefactError
 from caplet.models.base import CapsNet
-from caplet.train.backend import make_backend
-from caplet.train.logs import Bar, CsvLog, TensorBoardLog
+from caplet.train.logs import CsvLog, ProgressLine, TensorBoardLog
 from caplet.train.settings import TrainSettings
 from caplet.train.state import fingerprint, load_state, save_state
 from caplet.train.task import RecipeTask, Task
-from caplet.train.trainer import Trainer
+from caplet.train.trainer import Trainer, make_backend
 
 CHECKPOINT, LOG = "train.ckpt", "train.csv"
 
@@ -138,7 +137,7 @@ def run(
         logs: list[CsvLog | TensorBoardLog] = [CsvLog(out / LOG, position.epoch, trainer.global_step)] if main else []
         if tensorboard and main:
             logs.append(stack.enter_context(TensorBoardLog(out / "tensorboard", trainer.global_step)))
-        bar = stack.enter_context(Bar(trainer.steps, trainer.global_step, progress and main))
+        bar = stack.enter_context(ProgressLine(trainer.steps, trainer.global_step, progress and main))
         last_saved = time.monotonic()
         while not trainer.finished:
             for row in trainer.epoch_steps():

@@ -30,9 +30,9 @@ from caplet.quant.reconstruct.views import parameter_of
 from caplet.quant.simulate.fake_quant import FakeQuant
 from caplet.quant.simulate.learned_scales import LearnedExponents, Observed, observe, refit
 from caplet.quant.simulate.straight_through import StraightThrough, towards
-from caplet.train.evaluate import Score, evaluate
 from caplet.train.finetune import FinetuneTask
 from caplet.train.loop import TrainResult, run
+from caplet.train.loss import ClassificationScore, evaluate
 from caplet.train.settings import FinetuneSettings
 from caplet.train.task import INITIALISE, Call, generator
 
@@ -168,7 +168,7 @@ class QatTask(FinetuneTask[QatSettings]):
             if self.settings.exponents == "refit" and 2 * global_step <= steps:
                 self.handler.plan = refit(self.plan, self.specs, observed)
 
-    def evaluate(self, images: ImageSet) -> Score:
+    def evaluate(self, images: ImageSet) -> ClassificationScore:
         """Fake-quant with the averaged weights, in float32: what the integers will do but for single codes."""
         with self.average.handle(FakeQuant(self.plan, self.specs)):
             return evaluate(self.average, images)

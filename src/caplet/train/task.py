@@ -16,9 +16,8 @@ from caplet.models.importers.pretrained import load_pretrained
 from caplet.nn.decoder import Decoder, longest
 from caplet.nn.functional import lengths
 from caplet.nn.precision import mixed
-from caplet.train.evaluate import Score, evaluate
 from caplet.train.initialise import initialise
-from caplet.train.loss import margin_loss, reconstruction_loss
+from caplet.train.loss import ClassificationScore, evaluate, margin_loss, reconstruction_loss
 from caplet.train.optimise import make_optimizer
 from caplet.train.settings import LoopSettings, TrainSettings, build_decoder, build_model
 
@@ -31,7 +30,7 @@ Call = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 Settings = TypeVar("Settings", bound=LoopSettings)
 
 
-class Network(nn.Module):
+class TrainedNetwork(nn.Module):
     """Model and decoder as one module: (images, labels) -> (class capsules, reconstruction or None)."""
 
     def __init__(self, model: CapsNet, decoder: Decoder | None = None) -> None:
@@ -56,7 +55,7 @@ class Task(ABC, Generic[Settings]):
 
     limit: int | None = None
 
-    def __init__(self, settings: Settings, network: Network, average: CapsNet) -> None:
+    def __init__(self, settings: Settings, network: TrainedNetwork, average: CapsNet) -> None:
         self.settings = settings
         self.network = network
         self.average = average
@@ -102,7 +101,7 @@ class Task(ABC, Generic[Settings]):
     def stepped(self, global_step: int, steps: int) -> None:
         """After the optimiser's step number ``global_step`` (from 1) of ``steps``."""
 
-    def evaluate(self, images: ImageSet) -> Score:
+    def evaluate(self, images: ImageSet) -> ClassificationScore:
         """The averaged weights on ``images``, in the settings' precision."""
         return evaluate(self.average, images, precision=self.settings.precision)
 
@@ -129,7 +128,7 @@ class RecipeTask(Task[TrainSettings]):
             average = build_model(settings)
         if settings.pretrained is not None:
             load_pretrained(model, settings.pretrained)
-        super().__init__(settings, Network(model, decoder), average)
+        super().__init__(settings, TrainedNetwork(model, decoder), average)
 
     def start(self, images: ImageSet) -> None:
         """Data-dependent initialisation, if asked for."""

@@ -17,7 +17,7 @@ from caplet.models.checkpoint import load_model
 from caplet.progress import Note, Progress
 from caplet.runs.folder import METRICS, RunFolder
 from caplet.runs.stages import Done, Stage, Stages
-from caplet.train.answers import TeacherAnswers
+from caplet.train.finetune import TeacherAnswers
 
 TRAIN = "train"
 FLOAT = "model.safetensors"

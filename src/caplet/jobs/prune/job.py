@@ -37,8 +37,7 @@ from caplet.prune.surgery import cut, with_iterations
 from caplet.report.pruning import survivors_plot
 from caplet.runs.folder import METRICS, SPLITS, RunFolder, open_run
 from caplet.runs.stages import Done, Stage, Stages
-from caplet.train.answers import TeacherAnswers
-from caplet.train.finetune import finetune, weights_digest
+from caplet.train.finetune import TeacherAnswers, finetune, weights_digest
 from caplet.train.logs import read_steps
 from caplet.train.loop import CHECKPOINT, LOG
 
@@ -92,7 +91,7 @@ def prune(
     Args:
         out: the run folder. See :func:`caplet.runs.folder.open_run` for ``resume`` and ``force``; a run that was
             interrupted within fine-tuning goes on there.
-        taught: what ``model`` as a teacher is known to answer; see :class:`caplet.train.answers.TeacherAnswers`.
+        taught: what ``model`` as a teacher is known to answer; see :class:`caplet.train.finetune.TeacherAnswers`.
         note: called with one line of text at every decision.
         progress: called with (images done, images in all) while scoring.
         bars: a progress bar on stderr during fine-tuning.
