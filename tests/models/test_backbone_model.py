@@ -16,8 +16,7 @@ from caplet.models.architectures import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_S
 from caplet.models.backbone import BackboneCaps, backbone_caps, backbone_config
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
-from caplet.models.importers.pretrained import load_pretrained
-from caplet.models.importers.torchvision import read_trunk
+from caplet.models.importers.pretrained import load_pretrained, read_trunk
 from caplet.models.registry import build, named_model
 from caplet.nn.conv import ConvNorm
 

@@ -16,8 +16,7 @@ from caplet.lower import lower
 from caplet.models import timm_trunk as adapter
 from caplet.models.backbone import BackboneCaps, backbone_caps
 from caplet.models.checkpoint import load_model, save_model
-from caplet.models.importers.pretrained import load_pretrained
-from caplet.models.importers.timm import read_timm_trunk
+from caplet.models.importers.pretrained import load_pretrained, read_timm_trunk
 from caplet.models.registry import build, named_model
 from caplet.models.timm_trunk import timm_trunk
 from caplet.nn.conv import Activation, ConvNorm

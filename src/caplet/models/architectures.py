@@ -1,7 +1,7 @@
 """The CNN trunks that capsules are put on: ResNets, MobileNetV1, V2 and V3, each up to its last feature map.
 
 Nodes are in the order in which torchvision's modules hold their parameters, so that its state dicts can be read in
-order (:mod:`caplet.models.importers.torchvision`). ``width`` scales every channel count; 1.0 is the published network.
+order (:mod:`caplet.models.importers.pretrained`). ``width`` scales every channel count; 1.0 is the published network.
 """
 
 from __future__ import annotations

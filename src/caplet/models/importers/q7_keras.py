@@ -24,8 +24,7 @@ from torch import Tensor
 from caplet.errors import ModelError
 from caplet.models.assemble import ImageSize, assemble, shape_text
 from caplet.models.base import CapsNet, check_finite
-from caplet.models.importers.hdf5_file import KerasFile, LayerWeights, is_hdf5_file, read_keras
-from caplet.models.importers.keras_config import Described, describe
+from caplet.models.importers.keras import Described, KerasFile, LayerWeights, describe, is_hdf5_file, read_keras
 from caplet.models.importers.sizes import Conv, chain_size, pick_image, preferred, square_side
 from caplet.models.shallow import ShallowCapsConfig, StemConv
 

@@ -15,8 +15,8 @@ from caplet.errors import ModelError
 from caplet.models.assemble import ImageSize, assemble, check_names, check_shape, listed, shape_text
 from caplet.models.base import CapsNet, check_finite
 from caplet.models.deep import BlockConfig, DeepCapsConfig
+from caplet.models.importers.files import is_torch_file, read_state_dict
 from caplet.models.importers.sizes import Conv, chain_size, pick_image
-from caplet.models.importers.torch_file import is_torch_file, read_state_dict
 from caplet.models.shallow import ShallowCapsConfig, StemConv
 
 ABOUT = "PyTorch .pt state dict of its ShallowCapsNet or DeepCaps"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isqrt
 
@@ -40,12 +40,6 @@ def preferred(channels: int) -> tuple[int, ...]:
     return (32, 28, 64) if channels >= 3 else (28, 32, 64)
 
 
-def sides(channels: int) -> Iterator[int]:
-    """All sides to try: the usual ones, then from the smallest."""
-    yield from preferred(channels)
-    yield from range(1, LARGEST + 1)
-
-
 def pick_image(
     capsules: int, count: Callable[[int, int], int], channels: int, image_size: ImageSize | None, where: str
 ) -> tuple[int, int]:
@@ -54,7 +48,7 @@ def pick_image(
     Args:
         capsules: rows of the class capsules' weights.
         count: number of capsules a network for images of (rows, columns) has.
-        image_size: what the caller asked for; None picks the first of :func:`sides` that fits.
+        image_size: what the caller asked for; None picks the first usual size that fits, else the smallest.
 
     Raises:
         ModelError: the size asked for does not fit, or none does.
@@ -66,25 +60,20 @@ def pick_image(
         found = count(rows, columns)
         if found != capsules:
             fitting = [side for side in range(1, LARGEST + 1) if count(side, side) == capsules]
-            hint = f"; {size_range(fitting)} fits" if fitting else ""
+            ends = dict.fromkeys(f"{side}x{side}" for side in (*fitting[:1], *fitting[-1:]))
+            hint = f"; {' to '.join(ends)} fits" if fitting else ""
             raise ModelError(
                 f"{where}: images of {rows}x{columns} give {found} capsules, but the class capsules' weights are for"
                 f" {capsules}{hint}"
             )
         return rows, columns
-    for side in sides(channels):
+    for side in (*preferred(channels), *range(1, LARGEST + 1)):
         if count(side, side) == capsules:
             return side, side
     raise ModelError(
         f"{where}: no square image up to {LARGEST}x{LARGEST} gives the {capsules} capsules that the class capsules'"
         " weights are for; if the images are not square, give their size (image_size)"
     )
-
-
-def size_range(sides: Sequence[int]) -> str:
-    """Consecutive image sides for a message, such as ``25x25 to 32x32``."""
-    first, last = f"{sides[0]}x{sides[0]}", f"{sides[-1]}x{sides[-1]}"
-    return first if len(sides) == 1 else f"{first} to {last}"
 
 
 def square_side(positions: int) -> int | None:
