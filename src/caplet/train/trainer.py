@@ -129,7 +129,7 @@ class Trainer:
         self.task, self.splits, self.backend = task, splits, backend
         self.settings: LoopSettings = task.settings
         _check_fit(task.model, splits)
-        self.batch_size = min(self.settings.batch_size, len(splits.train))
+        self.batch_size: int = min(self.settings.batch_size, len(splits.train))
         if self.batch_size % backend.processes:
             raise ConfigError(
                 f"batch_size {self.batch_size} cannot be shared among {backend.processes} processes: choose a multiple"
