@@ -229,9 +229,9 @@ def test_an_unknown_score_is_refused() -> None:
 def test_targets_that_would_empty_a_layer_name_the_smallest(network: CapsNet, few: Splits, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"macs 0\.0001 would empty a layer; .* can give is 0\.0\d+ \(with .*types 1"):
         prune(network, few, tmp_path / "a", PruneSettings(macs=0.0001, epochs=0, score="weight"))
-    with pytest.raises(ConfigError, match=r"there is no space 'primary\.kinds'"):
+    with pytest.raises(ConfigError, match=r"there is no group 'primary\.kinds'"):
         prune(network, few, tmp_path / "b", PruneSettings(spaces={"primary.kinds": 0.5}, epochs=0, score="weight"))
-    with pytest.raises(ConfigError, match=r"space primary\.types: 0\.01 of 8 types would leave none"):
+    with pytest.raises(ConfigError, match=r"group primary\.types: 0\.01 of 8 types would leave none"):
         prune(network, few, tmp_path / "c", PruneSettings(spaces={"primary.types": 0.01}, epochs=0, score="weight"))
     assert not list(tmp_path.iterdir())  # the run can be started again as it was meant
 

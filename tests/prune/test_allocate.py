@@ -10,7 +10,7 @@ import torch
 
 from caplet.prune.allocate import _slopes, measured_prices
 from caplet.prune.order import Allocation, macs_per_unit, removal_order
-from caplet.prune.rules import Kind
+from caplet.prune.rules import UnitKind
 from caplet.prune.structure import prunable, structure_of
 from caplet.train.loss import margin_loss
 from tiny_networks import PRUNED, model_and_images
@@ -20,14 +20,14 @@ from tiny_networks import PRUNED, model_and_images
 def test_every_space_has_prices_that_never_fall(name: str) -> None:
     model, images = model_and_images(name)
     structure = structure_of(model)
-    spaces = tuple(space for space in structure.spaces.values() if space.kind is not Kind.DIM)
-    scores = {name: np.arange(space.size, dtype=float) for name, space in structure.spaces.items()}
+    groups = tuple(group for group in structure.groups.values() if group.kind is not UnitKind.DIM)
+    scores = {name: np.arange(group.size, dtype=float) for name, group in structure.groups.items()}
     labels = torch.arange(len(images)) % model.config.classes
     calls: list[tuple[int, int]] = []
     prices = measured_prices(
-        model, structure, scores, spaces, images, labels, margin_loss, progress=lambda *call: calls.append(call)
+        model, structure, scores, groups, images, labels, margin_loss, progress=lambda *call: calls.append(call)
     )
-    assert {name: len(values) for name, values in prices.items()} == {space.name: space.size for space in spaces}
+    assert {name: len(values) for name, values in prices.items()} == {group.name: group.size for group in groups}
     assert all((np.diff(values) >= -1e-12).all() for values in prices.values())
     assert calls[-1][0] == calls[-1][1] == len(calls)
 
@@ -39,18 +39,18 @@ def test_units_that_nobody_listens_to_cost_nothing_and_go_first() -> None:
     with torch.no_grad():
         deaf.zero_()
     structure = structure_of(model)
-    spaces = prunable(structure, (Kind.CHANNELS, Kind.TYPES))
-    scores = {name: np.arange(space.size, dtype=float) for name, space in structure.spaces.items()}
+    groups = prunable(structure, (UnitKind.CHANNELS, UnitKind.TYPES))
+    scores = {name: np.arange(group.size, dtype=float) for name, group in structure.groups.items()}
     labels = torch.arange(len(images)) % model.config.classes
-    prices = measured_prices(model, structure, scores, spaces, images, labels, margin_loss)
+    prices = measured_prices(model, structure, scores, groups, images, labels, margin_loss)
     assert np.abs(prices["conv1.channels"]).max() < 1e-6
     assert max(prices["block4.types"]) > 1e-5
-    unit_macs = macs_per_unit(model, structure, spaces)
-    order = removal_order(structure, scores, spaces, Allocation.MEASURED, unit_macs, None, prices)
-    cheap = [space for space, _ in order.removals if prices[space].max() < 1e-6 or space == "conv1.channels"]
+    unit_macs = macs_per_unit(model, structure, groups)
+    order = removal_order(structure, scores, groups, Allocation.MEASURED, unit_macs, None, prices)
+    cheap = [group for group, _ in order.removals if prices[group].max() < 1e-6 or group == "conv1.channels"]
     assert "conv1.channels" in cheap
     first = order.removals.index(("conv1.channels", 0))
-    dear = [index for index, (space, unit) in enumerate(order.removals) if prices[space][unit] > 1e-5]
+    dear = [index for index, (group, unit) in enumerate(order.removals) if prices[group][unit] > 1e-5]
     assert all(first < index for index in dear)
 
 

@@ -8,9 +8,8 @@ import pytest
 from caplet.errors import ConfigError
 from caplet.models.assemble import skeleton
 from caplet.models.cost import cost_of
-from caplet.prune.accept import accept
 from caplet.prune.order import Allocation, fewest_removals, macs_per_unit, removal_order, resized_cost
-from caplet.prune.rules import Kind
+from caplet.prune.rules import UnitKind
 from caplet.prune.scores import measure_scores
 from caplet.prune.structure import prunable, structure_of
 from caplet.prune.surgery import cut
@@ -18,7 +17,7 @@ from caplet.train.loss import margin_loss
 from tiny_networks import PRUNED, model_and_images
 
 names = pytest.mark.parametrize("name", PRUNED)
-UNITS = (Kind.CHANNELS, Kind.TYPES)
+UNITS = (UnitKind.CHANNELS, UnitKind.TYPES)
 
 
 @names
@@ -26,11 +25,11 @@ UNITS = (Kind.CHANNELS, Kind.TYPES)
 def test_orders_shrink_to_any_target(name: str, allocation: Allocation) -> None:
     model, images = model_and_images(name)
     structure = structure_of(model)
-    spaces = prunable(structure, UNITS)
+    groups = prunable(structure, UNITS)
     scores = measure_scores(model, images, None, ["length"], margin_loss)["length"]
     prices = {name: np.linspace(0.1, 1.0, len(values)) for name, values in scores.items()}
-    unit_macs = macs_per_unit(model, structure, spaces)
-    order = removal_order(structure, scores, spaces, allocation, unit_macs, prices=prices)
+    unit_macs = macs_per_unit(model, structure, groups)
+    order = removal_order(structure, scores, groups, allocation, unit_macs, prices=prices)
     macs = [resized_cost(model, structure, order.selection(count)).macs for count in range(len(order.removals) + 1)]
     assert macs == sorted(macs, reverse=True)
     assert macs[0] == cost_of(model).macs
@@ -48,8 +47,8 @@ def test_uniform_keeps_the_same_fraction_and_the_best() -> None:
     model, images = model_and_images("shallow-two-stems")
     structure = structure_of(model)
     scores = measure_scores(model, images, None, ["length"], margin_loss)["length"]
-    spaces = prunable(structure, UNITS)
-    order = removal_order(structure, scores, spaces, Allocation.UNIFORM, {}, {"primary.types": 2})
+    groups = prunable(structure, UNITS)
+    order = removal_order(structure, scores, groups, Allocation.UNIFORM, {}, {"primary.types": 2})
     half = order.selection(len(order.removals) // 2)
     assert half["primary.types"].sum() == 2
     assert 2 <= half["conv1.channels"].sum() <= 4
@@ -61,7 +60,7 @@ def test_uniform_keeps_the_same_fraction_and_the_best() -> None:
 @pytest.mark.parametrize(
     ("fixed", "message"),
     [
-        ({"primary.type": 0.5}, "there is no space 'primary.type'"),
+        ({"primary.type": 0.5}, "there is no group 'primary.type'"),
         ({"primary.types": 0.0}, r"primary\.types: 0 to keep; the rule is a fraction in \(0, 1\]"),
         ({"primary.types": -0.5}, "the rule is a fraction"),
         ({"primary.types": 1.5}, "or a number of units up to 3"),
@@ -72,35 +71,9 @@ def test_uniform_keeps_the_same_fraction_and_the_best() -> None:
 def test_fixed_sizes_out_of_range_are_refused(fixed: dict[str, float], message: str) -> None:
     model, _ = model_and_images("shallow")
     structure = structure_of(model)
-    scores = {name: np.ones(space.size) for name, space in structure.spaces.items()}
+    scores = {name: np.ones(group.size) for name, group in structure.groups.items()}
     with pytest.raises(ConfigError, match=message):
         removal_order(structure, scores, (), Allocation.UNIFORM, {}, fixed)
-
-
-def batches(hits: np.ndarray, size: int) -> list[np.ndarray]:
-    return [hits[start : start + size] for start in range(0, len(hits), size)]
-
-
-def test_accept_decides_early_where_it_is_clear() -> None:
-    rng = np.random.default_rng(0)
-    original = rng.random(4000) < 0.9
-    worse = original & (rng.random(4000) < 0.8)
-    verdict = accept(original, batches(worse, 100), 1.0)
-    assert (verdict.accepted, verdict.early) == (False, True)
-    assert verdict.pair.n < 500
-    flipped = original ^ (rng.random(4000) < 0.02)
-    verdict = accept(original, batches(flipped, 100), 20.0)
-    assert (verdict.accepted, verdict.early) == (True, True)
-
-
-def test_accept_decides_by_the_measured_loss_at_the_end() -> None:
-    original = np.ones(1000, dtype=np.bool_)
-    pruned = original.copy()
-    pruned[:5] = False
-    assert accept(original, batches(pruned, 300), 0.5).accepted
-    assert not accept(original, batches(pruned, 300), 0.49).accepted
-    with pytest.raises(ConfigError, match="answers of the pruned model"):
-        accept(original, batches(pruned[:-1], 300), 0.5)
 
 
 def test_costs_of_skeletons_need_no_memory() -> None:

@@ -67,8 +67,8 @@ def test_torch_prunings_groups_are_the_rules_spaces(name: str) -> None:
     structure = structure_of(model)
     found = group_importance(model, structure)
     assert {key: len(value) for key, value in found.items()} == {
-        key: space.size
-        for key, space in structure.spaces.items()
+        key: group.size
+        for key, group in structure.groups.items()
         if key.endswith(".channels") or key == "primary.types"
     }
     assert all((value >= 0).all() and value.std() > 0 for value in found.values())

@@ -25,7 +25,7 @@ CASES = [
     ("backbone", "layer1.conv1.channels", ("layer1.conv2",)),
     ("backbone-gated", "stem.conv.channels", ("primary",)),
 ]
-cases = pytest.mark.parametrize(("name", "space", "readers"), CASES)
+cases = pytest.mark.parametrize(("name", "group", "readers"), CASES)
 
 
 def outputs(model: CapsNet, images: Tensor) -> Tensor:
@@ -33,8 +33,8 @@ def outputs(model: CapsNet, images: Tensor) -> Tensor:
         return model(to_float(images))
 
 
-def with_twins(name: str, space: str, stays: int, goes: int) -> tuple[CapsNet, Structure, Tensor]:
-    """A network in which two units of ``space`` are the same, and images."""
+def with_twins(name: str, group: str, stays: int, goes: int) -> tuple[CapsNet, Structure, Tensor]:
+    """A network in which two units of ``group`` are the same, and images."""
     model, images = model_and_images(name)
     model = copy.deepcopy(model)
     structure = structure_of(model)
@@ -42,21 +42,21 @@ def with_twins(name: str, space: str, stays: int, goes: int) -> tuple[CapsNet, S
         tensors = dict((*layer.named_parameters(), *layer.named_buffers()))
         for key, axes in structure.layers[layer.name].tensors.items():
             for axis, along in axes.items():
-                if axis == 0 and along == (space,):
+                if axis == 0 and along == (group,):
                     with torch.no_grad():
                         tensors[key][goes] = tensors[key][stays]
     return model, structure, images
 
 
-@pytest.mark.parametrize(("name", "space", "readers"), CASES[:-1])
-def test_a_twin_takes_over(name: str, space: str, readers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "group", "readers"), CASES[:-1])
+def test_a_twin_takes_over(name: str, group: str, readers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refit, "RIDGE", 1e-8)
     stays, goes = (0, 1) if name == "shallow" else (3, 4)  # units that are active
-    model, structure, images = with_twins(name, space, stays, goes)
-    keep = np.ones(structure.spaces[space].size, dtype=np.bool_)
+    model, structure, images = with_twins(name, group, stays, goes)
+    keep = np.ones(structure.groups[group].size, dtype=np.bool_)
     keep[goes] = False
-    smaller = cut(model, {space: keep}, structure)
-    result, names = refitted(model, smaller, {space: keep}, images)
+    smaller = cut(model, {group: keep}, structure)
+    result, names = refitted(model, smaller, {group: keep}, images)
     assert names == readers
     assert result.config == smaller.config
     expected = outputs(model, images)
@@ -66,14 +66,14 @@ def test_a_twin_takes_over(name: str, space: str, readers: tuple[str, ...], monk
 
 
 @cases
-def test_what_a_layer_gives_comes_closer(name: str, space: str, readers: tuple[str, ...]) -> None:
+def test_what_a_layer_gives_comes_closer(name: str, group: str, readers: tuple[str, ...]) -> None:
     """The reader's sum, before what follows it, on the images that were fitted."""
     model, images = model_and_images(name)
     structure = structure_of(model)
-    size = structure.spaces[space].size
+    size = structure.groups[group].size
     keep = np.arange(size) < size // 2 + 1
-    smaller = cut(model, {space: keep}, structure)
-    result, names = refitted(model, smaller, {space: keep}, images.repeat(4, 1, 1, 1))
+    smaller = cut(model, {group: keep}, structure)
+    result, names = refitted(model, smaller, {group: keep}, images.repeat(4, 1, 1, 1))
     assert set(readers) <= set(names)
     errors = []
     for network in (smaller, result):

@@ -55,7 +55,7 @@ def slope(model: CapsNet, images: torch.Tensor, labels: torch.Tensor, key: str, 
 
 
 @pytest.mark.parametrize(
-    ("name", "space", "key", "axis"),
+    ("name", "group", "key", "axis"),
     [
         ("shallow", "conv1.channels", "conv1.activation", 1),
         ("deep", "conv1.channels", "conv1.activation", 1),
@@ -63,10 +63,10 @@ def slope(model: CapsNet, images: torch.Tensor, labels: torch.Tensor, key: str, 
         ("deep", "digit.capsules", "digit.votes", 2),
     ],
 )
-def test_taylor_is_the_slope_of_the_loss(name: str, space: str, key: str, axis: int) -> None:
+def test_taylor_is_the_slope_of_the_loss(name: str, group: str, key: str, axis: int) -> None:
     model, images = model_and_images(name)
     labels = labels_for(model, images)
-    found = measure_scores(model, images, labels, ["taylor"], margin_loss)["taylor"][space]
+    found = measure_scores(model, images, labels, ["taylor"], margin_loss)["taylor"][group]
     for unit in range(3):
         assert found[unit] == pytest.approx(slope(model, images, labels, key, axis, unit), rel=0.05, abs=3e-4)
 
@@ -84,12 +84,12 @@ def test_every_score_covers_every_space(name: str) -> None:
     found = measure_scores(model, images, labels_for(model, images), list(SCORES), margin_loss)
     halves = [measure_scores(model, images, labels_for(model, images), list(SCORES), margin_loss, batch_size=5)]
     for score in SCORES:
-        for space in structure_of(model).spaces.values():
-            values = found[score][space.name]
-            assert values.shape == (space.size,)
+        for group in structure_of(model).groups.values():
+            values = found[score][group.name]
+            assert values.shape == (group.size,)
             assert (values >= 0).all()
-            assert values.max() > 0, (score, space.name)
-            np.testing.assert_allclose(halves[0][score][space.name], values, rtol=1e-3, atol=1e-5)
+            assert values.max() > 0, (score, group.name)
+            np.testing.assert_allclose(halves[0][score][group.name], values, rtol=1e-3, atol=1e-5)
 
 
 def test_length_is_that_of_the_capsules() -> None:
@@ -105,9 +105,9 @@ def test_length_is_that_of_the_capsules() -> None:
 def test_random_depends_on_the_seed_alone() -> None:
     model, images = model_and_images("deep")
     a, b, c = (measure_scores(model, images, None, ["random"], margin_loss, seed=s)["random"] for s in (0, 0, 1))
-    for space in a:
-        assert (a[space] == b[space]).all()
-    assert any((a[space] != c[space]).any() for space in a)
+    for group in a:
+        assert (a[group] == b[group]).all()
+    assert any((a[group] != c[group]).any() for group in a)
 
 
 def test_scores_leave_the_model_as_it_was() -> None:

@@ -17,7 +17,7 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.nn.layer import Layer
 from caplet.program.interpreter import run
-from caplet.prune.rules import RULES, Kind, rule_of, shrinks
+from caplet.prune.rules import RULES, UnitKind, dependencies, rule_of
 from caplet.prune.structure import Keep, Structure, structure_of
 from caplet.prune.surgery import cut
 from caplet.quant.measure.evaluator import Evaluator
@@ -31,20 +31,20 @@ names = pytest.mark.parametrize("name", PRUNED)
 
 
 def draw(structure: Structure, seed: int) -> dict[str, Keep]:
-    """A random selection over a random choice of spaces that leaves no layer empty."""
+    """A random selection over a random choice of groups that leaves no layer empty."""
     rng = np.random.default_rng(seed)
     selection: dict[str, Keep] = {}
-    for name, space in structure.spaces.items():
+    for name, group in structure.groups.items():
         if rng.random() < 0.7:
-            keep = rng.random(space.size) < rng.uniform(0.3, 1.0)
-            keep[rng.integers(space.size)] = True
+            keep = rng.random(group.size) < rng.uniform(0.3, 1.0)
+            keep[rng.integers(group.size)] = True
             selection[name] = keep
     for voters in structure.voters:
         for units, types in structure.by_source(voters):
-            space = voters.sources[0][0] if len(voters.sources) == 1 else None
-            alive = units[selection[space][types]] if space in selection else units
-            if voters.space in selection and len(alive):
-                selection[voters.space][rng.choice(alive)] = True
+            group = voters.sources[0][0] if len(voters.sources) == 1 else None
+            alive = units[selection[group][types]] if group in selection else units
+            if voters.group in selection and len(alive):
+                selection[voters.group][rng.choice(alive)] = True
     return selection
 
 
@@ -70,7 +70,7 @@ def test_outputs_equal_the_masked_original(name: str, seed: int) -> None:
     result = outputs(pruned, images)
     kept = structure.kept(structure.layers["digit"].units[1], selection)
     torch.testing.assert_close(result, masked[..., torch.from_numpy(kept)], atol=1e-5, rtol=0)
-    sizes = {space.name: space.size for space in structure_of(pruned).spaces.values()}
+    sizes = {group.name: group.size for group in structure_of(pruned).groups.values()}
     assert sizes == {key: int(keep.sum()) for key, keep in selection.items()}
 
 
@@ -87,12 +87,14 @@ def test_twice_is_as_good_as_once(name: str) -> None:
     model, images = model_and_images(name)
     structure = structure_of(model)
     halves = {
-        space.name: np.arange(space.size) % 2 == 0 for space in structure.spaces.values() if space.kind is Kind.TYPES
+        group.name: np.arange(group.size) % 2 == 0
+        for group in structure.groups.values()
+        if group.kind is UnitKind.TYPES
     }
-    once = cut(model, {**halves, "digit.dim": np.arange(structure.spaces["digit.dim"].size) < 2})
-    dims = np.arange(structure_of(once).spaces["digit.dim"].size) < 1
+    once = cut(model, {**halves, "digit.dim": np.arange(structure.groups["digit.dim"].size) < 2})
+    dims = np.arange(structure_of(once).groups["digit.dim"].size) < 1
     twice = cut(once, {"digit.dim": dims})
-    direct = cut(model, {**halves, "digit.dim": np.arange(structure.spaces["digit.dim"].size) < 1})
+    direct = cut(model, {**halves, "digit.dim": np.arange(structure.groups["digit.dim"].size) < 1})
     torch.testing.assert_close(outputs(twice, images), outputs(direct, images), atol=1e-6, rtol=0)
 
 
@@ -100,7 +102,7 @@ def test_twice_is_as_good_as_once(name: str) -> None:
 def test_pruned_models_are_saved_loaded_and_lowered_like_any(name: str, tmp_path: Path) -> None:
     model, images = model_and_images(name)
     structure = structure_of(model)
-    keep = np.arange(structure.spaces["digit.capsules"].size) % 3 != 1
+    keep = np.arange(structure.groups["digit.capsules"].size) % 3 != 1
     pruned = cut(model, {"digit.capsules": keep})
     path = tmp_path / "model.safetensors"
     save_model(pruned, path)
@@ -119,7 +121,7 @@ def test_types_go_with_their_last_capsule_and_capsules_with_their_type() -> None
     model, _ = model_and_images("shallow")
     structure = structure_of(model)
     positions = structure.voters[0].sources[0][1]
-    only_first = np.arange(structure.spaces["digit.capsules"].size) < 2
+    only_first = np.arange(structure.groups["digit.capsules"].size) < 2
     assert cut(model, {"digit.capsules": only_first}).config.model_dump()["primary_types"] == 1
     second = np.array([False, True, False])
     closed = structure.close({"primary.types": second})
@@ -130,7 +132,7 @@ def test_types_go_with_their_last_capsule_and_capsules_with_their_type() -> None
 def test_a_block_type_without_votes_stays_where_the_next_block_reads_it() -> None:
     model, _ = model_and_images("deep")
     structure = structure_of(model)
-    keep = np.ones(structure.spaces["digit.capsules"].size, dtype=np.bool_)
+    keep = np.ones(structure.groups["digit.capsules"].size, dtype=np.bool_)
     (third, types), _ = structure.by_source(structure.voters[0])
     keep[third[types == 0]] = False
     assert structure.close({"digit.capsules": keep})["block3.types"].all()
@@ -138,8 +140,8 @@ def test_a_block_type_without_votes_stays_where_the_next_block_reads_it() -> Non
 
 def test_blocks_3_and_4_share_their_dimensions() -> None:
     structure = structure_of(model_and_images("deep")[0])
-    assert "block3.dim" in structure.spaces
-    assert "block4.dim" not in structure.spaces
+    assert "block3.dim" in structure.groups
+    assert "block4.dim" not in structure.groups
 
 
 def test_an_emptied_layer_is_named_with_its_smallest_size() -> None:
@@ -148,7 +150,7 @@ def test_an_emptied_layer_is_named_with_its_smallest_size() -> None:
         cut(model, {"primary.types": np.zeros(3, dtype=np.bool_)})
     with pytest.raises(ConfigError, match=r"conv1\.channels: all 5 channels"):
         cut(model, {"conv1.channels": np.zeros(5, dtype=np.bool_)})
-    with pytest.raises(ConfigError, match=r"there is no space 'primary\.typ'"):
+    with pytest.raises(ConfigError, match=r"there is no group 'primary\.typ'"):
         cut(model, {"primary.typ": np.zeros(5, dtype=np.bool_)})
     with pytest.raises(ConfigError, match=r"\(5,\)"):
         cut(model, {"conv1.channels": np.ones(4, dtype=np.bool_)})
@@ -168,4 +170,4 @@ def test_a_layer_without_a_rule_is_refused_by_name() -> None:
     with pytest.raises(ModelError, match=r"layer odd1: type Odd has no pruning rule; supported types: ConvCaps2d"):
         rule_of(Odd("odd1"), ())
     with pytest.raises(ValueError, match="already has a pruning rule"):
-        shrinks(next(iter(RULES)))(next(iter(RULES.values())))
+        dependencies(next(iter(RULES)))(next(iter(RULES.values())))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from caplet.models.base import CapsNet
 from caplet.nn.points import Handler, PointSpec
-from caplet.prune.rules import Along
+from caplet.prune.rules import AxisGroups
 from caplet.prune.structure import Selection, Structure
 
 
@@ -23,7 +23,7 @@ class Masked(Handler):
         self._zero: dict[str, list[Tensor]] = {}
         self._coupling: dict[str, dict[int, Tensor]] = {}
 
-        def mask(key: str, axis: int, along: Along) -> Tensor:
+        def mask(key: str, axis: int, along: AxisGroups) -> Tensor:
             keep = torch.from_numpy(structure.kept(along, selection)).float()
             axes = len(specs[key].shape)
             return keep.view([-1 if index == axis else 1 for index in range(axes)])

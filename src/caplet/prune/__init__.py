@@ -1,1 +1,1 @@
-"""Structured pruning: what shrinks with what, importance scores, surgery, schedules, accounting."""
+"""Structured pruning: what dependencies with what, importance scores, surgery, schedules, accounting."""

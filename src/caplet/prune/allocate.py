@@ -1,6 +1,6 @@
-"""What it costs to take units from a space: the loss is measured with parts of it removed, one space at a time.
+"""What it costs to take units from a group: the loss is measured with parts of it removed, one group at a time.
 
-First-order scores say which unit of a space matters least. They do not say what a space as a whole can do without, as
+First-order scores say which unit of a group matters least. They do not say what a group as a whole can do without, as
 units which stand in for each other go together. That is measured here.
 """
 
@@ -18,20 +18,20 @@ from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.progress import Progress
 from caplet.prune.order import Allocation, removal_order
-from caplet.prune.rules import Space
+from caplet.prune.rules import DependencyGroup
 from caplet.prune.scores import Loss, Scores, Values
 from caplet.prune.structure import Structure
 from caplet.prune.surgery import cut
 
 REMOVED = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
-"""Fractions of a space at which the loss is measured."""
+"""Fractions of a group at which the loss is measured."""
 
 
 def measured_prices(
     model: CapsNet,
     structure: Structure,
     scores: Scores,
-    spaces: Sequence[Space],
+    groups: Sequence[DependencyGroup],
     images: Tensor,
     labels: Tensor,
     loss: Loss,
@@ -39,29 +39,29 @@ def measured_prices(
     batch_size: int = 100,
     progress: Progress | None = None,
 ) -> dict[str, Values]:
-    """By space, what each removal adds to the mean loss, float64 (size,): the least important unit by ``scores`` first.
+    """By group, what each removal adds to the mean loss, float64 (size,): the least important unit by ``scores`` first.
 
     Between the measured fractions the loss is a line; the prices are the slopes of its lower convex hull, and so never
-    fall: a space whose loss dips on its way up is not emptied for the dip.
+    fall: a group whose loss dips on its way up is not emptied for the dip.
 
     Args:
         images: uint8 (N, C, H, W), of the calibration split. labels: int64 (N,).
         progress: called with (measurements done, all).
     """
     whole = _mean_loss(model, images, labels, loss, batch_size)
-    counts = {space.name: sorted({round(part * space.size) for part in REMOVED} - {0, space.size}) for space in spaces}
+    counts = {group.name: sorted({round(part * group.size) for part in REMOVED} - {0, group.size}) for group in groups}
     everything, done = sum(map(len, counts.values())), 0
     prices: dict[str, Values] = {}
-    for space in spaces:
-        order = removal_order(structure, scores, (space,), Allocation.UNIFORM, {})
+    for group in groups:
+        order = removal_order(structure, scores, (group,), Allocation.UNIFORM, {})
         points = [(0, 0.0)]
-        for count in counts[space.name]:
+        for count in counts[group.name]:
             smaller = cut(model, order.selection(count), structure)
             points.append((count, _mean_loss(smaller, images, labels, loss, batch_size) - whole))
             done += 1
             if progress is not None:
                 progress(done, everything)
-        prices[space.name] = _slopes(points, space.size)
+        prices[group.name] = _slopes(points, group.size)
     return prices
 
 

@@ -29,7 +29,7 @@ from caplet.progress import Note, silent
 from caplet.prune.backbone_groups import PRIMARY, group_importance
 from caplet.prune.order import resized_cost
 from caplet.prune.refit import refitted
-from caplet.prune.rules import Kind
+from caplet.prune.rules import UnitKind
 from caplet.prune.scores import SCORES, Loss, Values, find_score, measure_scores
 from caplet.prune.structure import Keep, Structure, kept_sizes, structure_of
 from caplet.prune.surgery import cut
@@ -72,7 +72,7 @@ class BackbonePruneSettings(BaseModel):
 
 
 @dataclass(frozen=True)
-class Candidate:
+class BackboneCandidate:
     """One way to prune.
 
     Attributes:
@@ -116,8 +116,8 @@ class BackbonePruned:
     """
 
     model: CapsNet
-    best: Candidate
-    candidates: tuple[Candidate, ...]
+    best: BackboneCandidate
+    candidates: tuple[BackboneCandidate, ...]
     refitted: Accuracy | None
 
 
@@ -151,13 +151,13 @@ def prune_backbone(
     structure = structure_of(model)
     scores = _scores(model, structure, calibration, settings, loss)
     pixels = _spread(train.images, settings.images, settings.seed)
-    found: list[Candidate] = []
-    best: tuple[Candidate, CapsNet] | None = None
+    found: list[BackboneCandidate] = []
+    best: tuple[BackboneCandidate, CapsNet] | None = None
     for index, (selection, macs) in enumerate(propose(model, structure, scores, settings)):
         smaller = cut(model, selection, structure)
         recalibrate(smaller, pixels)
         right, margin = judge(smaller, calibration)
-        candidate = Candidate(index, selection, macs, right, margin)
+        candidate = BackboneCandidate(index, selection, macs, right, margin)
         found.append(candidate)
         if best is None or candidate.rank > best[0].rank:
             best = candidate, smaller
@@ -190,19 +190,19 @@ def propose(
 ) -> Iterator[tuple[dict[str, Keep], int]]:
     """The candidates' selections and multiply-accumulates, each the largest of its kind within the target.
 
-    Channels of space s are kept to the share ``exp(-t * w_s)``, w_s drawn once per candidate, t by bisection.
+    Channels of group s are kept to the share ``exp(-t * w_s)``, w_s drawn once per candidate, t by bisection.
 
     Raises:
         ConfigError: even the strongest pruning keeps more than the target.
     """
-    channels = [space for space in structure.spaces.values() if space.kind is Kind.CHANNELS]
+    channels = [group for group in structure.groups.values() if group.kind is UnitKind.CHANNELS]
     whole = resized_cost(model, structure, structure.whole()).macs
     last = str(structure.layers[PRIMARY].tensors["weight"][1][0])
 
     def selection(strength: float, weights: Mapping[str, float]) -> dict[str, Keep]:
         keep = {
-            space.name: _best(scores[space.name], math.exp(-strength * weights[space.name]), settings.multiple)
-            for space in channels
+            group.name: _best(scores[group.name], math.exp(-strength * weights[group.name]), settings.multiple)
+            for group in channels
         }
         if settings.primary == "follow":
             types = f"{PRIMARY}.types"
@@ -212,7 +212,7 @@ def propose(
     for index in range(settings.candidates):
         rng = np.random.default_rng([settings.seed, index])
         spread = settings.spread if index else 0.0
-        weights = {space.name: float(rng.uniform(1 - spread, 1 + spread)) for space in channels}
+        weights = {group.name: float(rng.uniform(1 - spread, 1 + spread)) for group in channels}
         low, high = 0.0, _STRONGEST
         smallest = resized_cost(model, structure, selection(high, weights)).macs
         if smallest > settings.macs * whole:

@@ -1,7 +1,7 @@
-"""torch-pruning behind an adapter: its dependency groups and group importance, for the spaces of a backbone model.
+"""torch-pruning behind an adapter: its dependency groups and group importance, for the groups of a backbone model.
 
 torch-pruning traces plain PyTorch modules, so the trunk and its primary capsules are handed to it as such. What it says
-comes back by space; whether its groups are those of :mod:`caplet.prune.rules` is checked, not assumed.
+comes back by group; whether its groups are those of :mod:`caplet.prune.rules` is checked, not assumed.
 
 Source: Fang et al. 2023, "DepGraph: Towards any structural pruning" (groups, and the magnitude averaged over a group).
 """
@@ -101,11 +101,11 @@ def group_importance(model: BackboneCaps, structure: Structure) -> dict[str, Val
     """torch-pruning's group importance (mean magnitude, normalised within a group) of every channel and primary type.
 
     Returns:
-        By space, float64 (size,): the spaces of the trunk's channels, and ``primary.types``.
+        By group, float64 (size,): the groups of the trunk's channels, and ``primary.types``.
 
     Raises:
         ToolMissing: torch-pruning is not installed.
-        ModelError: its groups are not the spaces of the pruning rules.
+        ModelError: its groups are not the groups of the pruning rules.
     """
     package = torch_pruning()
     plain = PlainTrunk(model).eval()
@@ -114,31 +114,31 @@ def group_importance(model: BackboneCaps, structure: Structure) -> dict[str, Val
     graph = package.DependencyGraph().build_dependency(plain, example_inputs=image)
     measure = package.importance.GroupMagnitudeImportance(p=2)
     result: dict[str, Values] = {}
-    for group in graph.get_all_groups(root_module_types=[nn.Conv2d]):
-        spaces = {_space(structure, names[key]) for key in _made(graph, group) if key in names}
-        values = np.asarray(measure(group).double().numpy())
-        if not spaces:
+    for found in graph.get_all_groups(root_module_types=[nn.Conv2d]):
+        groups = {_group(structure, names[key]) for key in _made(graph, found) if key in names}
+        values = np.asarray(measure(found).double().numpy())
+        if not groups:
             continue  # the hidden channels of a gate, which stay
-        if len(spaces) > 1:
-            raise ModelError(f"torch-pruning's group of {sorted(spaces)} is not one space of the pruning rules")
-        (space,) = spaces
-        if space == f"{PRIMARY}.types":
+        if len(groups) > 1:
+            raise ModelError(f"torch-pruning's group of {sorted(groups)} is not one group of the pruning rules")
+        (group,) = groups
+        if group == f"{PRIMARY}.types":
             values = values.reshape(model.primary.types, model.primary.dim).sum(1)
-        if space in result or len(values) != structure.spaces[space].size:
-            raise ModelError(f"torch-pruning's groups differ from the pruning rules at space {space}")
-        result[space] = values
-    expected = {name for name in structure.spaces if name.endswith(".channels")} | {f"{PRIMARY}.types"}
+        if group in result or len(values) != structure.groups[group].size:
+            raise ModelError(f"torch-pruning's groups differ from the pruning rules at group {group}")
+        result[group] = values
+    expected = {name for name in structure.groups if name.endswith(".channels")} | {f"{PRIMARY}.types"}
     if set(result) != expected:
         raise ModelError(f"torch-pruning sees no group for {sorted(expected - set(result))}")
     return result
 
 
-def _made(graph: Any, group: Any) -> list[int]:
+def _made(graph: Any, found: Any) -> list[int]:
     """The modules of a group whose output channels it holds."""
-    return [id(dep.target.module) for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)]
+    return [id(dep.target.module) for dep, _ in found if graph.is_out_channel_pruning_fn(dep.handler)]
 
 
-def _space(structure: Structure, conv: str) -> str:
-    """The space of a convolution's output channels."""
+def _group(structure: Structure, conv: str) -> str:
+    """The group of a convolution's output channels."""
     along = structure.layers[conv].tensors["weight"][0]
     return str(along[0])

@@ -15,7 +15,7 @@ from caplet.data.imageset import to_float
 from caplet.models.base import CapsNet
 from caplet.nn.caps import DenseCaps, RoutedConvCaps
 from caplet.prune.record import Record, sites, voter_layers
-from caplet.prune.rules import Kind
+from caplet.prune.rules import UnitKind
 from caplet.prune.structure import Keep, structure_of
 
 DEAD = 1e-3
@@ -29,19 +29,19 @@ class Activity:
     Attributes:
         entropy: by layer that routes in several iterations, the mean entropy of each input capsule's last coupling,
             (inputs,), as a fraction of the largest (1: it votes for all outputs alike; 0: for one).
-        peaks: by space (not of dimensions), the largest length or activation of each unit, (size,).
+        peaks: by group (not of dimensions), the largest length or activation of each unit, (size,).
     """
 
     entropy: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     peaks: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def dead(self) -> dict[str, Keep]:
-        """By space, what stays when dead units go; spaces without any are left out, as are those with nothing else."""
+        """By group, what stays when dead units go; groups without any are left out, as are those with nothing else."""
         alive = {name: peak > DEAD for name, peak in self.peaks.items()}
         return {name: keep for name, keep in alive.items() if keep.any() and not keep.all()}
 
     def to_json(self) -> dict[str, Any]:
-        """Summaries: entropy by layer, dead units by space."""
+        """Summaries: entropy by layer, dead units by group."""
         return {
             "entropy": {
                 name: {
@@ -70,13 +70,13 @@ def measure_activity(model: CapsNet, images: Tensor, batch_size: int = 50) -> Ac
         with model.handle(record), torch.no_grad():
             model(to_float(images[start : start + batch_size]))
         for site in places:
-            if site.space.kind is not Kind.DIM:
+            if site.group.kind is not UnitKind.DIM:
                 value = record.active(site)
                 if site.dims:
                     value = value.square().sum(site.dims, keepdim=True).sqrt()
-                _raise(found.peaks, site.space.name, value.abs().amax(site.others))
-        for _, group, sources in voters.values():
-            _raise(found.peaks, group.space, record.voting(group, sources).amax(0))
+                _raise(found.peaks, site.group.name, value.abs().amax(site.others))
+        for _, voting, sources in voters.values():
+            _raise(found.peaks, voting.group, record.voting(voting, sources).amax(0))
         for name in routed:
             value = record.values[f"{name}.coupling"]
             outputs = value.shape[1]

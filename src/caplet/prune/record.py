@@ -11,22 +11,22 @@ from torch import Tensor
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.points import Handler, PointSpec
-from caplet.prune.rules import Kind, Space, Voters
+from caplet.prune.rules import DependencyGroup, UnitKind, Voters
 from caplet.prune.structure import Structure
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where units of a space are active: a layer's activation, its axes taken apart into what they run along.
+    """Where units of a group are active: a layer's activation, its axes taken apart into what they run along.
 
     Attributes:
         layer: name of the layer.
         shape: (batch excluded) the activation's sizes after taking the axes apart.
-        axis: of the space in ``shape``, the batch axis counted (so at least 1).
+        axis: of the group in ``shape``, the batch axis counted (so at least 1).
         dims: axes of the capsules' dimensions, counted likewise.
     """
 
-    space: Space
+    group: DependencyGroup
     layer: str
     shape: tuple[int, ...]
     axis: int
@@ -49,11 +49,11 @@ def sites(structure: Structure, model: CapsNet) -> list[Site]:
         parts: list[str | int] = []
         for axis, size in enumerate(spec.shape):
             parts += rule.units.get(axis, (size,))
-        shape = tuple(part if isinstance(part, int) else structure.spaces[part].size for part in parts)
+        shape = tuple(part if isinstance(part, int) else structure.groups[part].size for part in parts)
         assert prod(shape) == spec.elements
         found = {part: index + 1 for index, part in enumerate(parts) if isinstance(part, str)}
-        dims = tuple(axis for name, axis in found.items() if structure.spaces[name].kind is Kind.DIM)
-        result += [Site(structure.spaces[name], layer.name, shape, axis, dims) for name, axis in found.items()]
+        dims = tuple(axis for name, axis in found.items() if structure.groups[name].kind is UnitKind.DIM)
+        result += [Site(structure.groups[name], layer.name, shape, axis, dims) for name, axis in found.items()]
     return result
 
 
@@ -95,11 +95,11 @@ class Record(Handler):
 
 
 def voter_layers(model: CapsNet, structure: Structure) -> dict[str, tuple[str, Voters, tuple[str, ...]]]:
-    """By ``capsules`` space: the layer that it votes in, its voters, and the points that the layer reads."""
+    """By ``capsules`` group: the layer that it votes in, its voters, and the points that the layer reads."""
     found = {}
     for stage in model.stages():
         for layer in stage.layers:
             voters = structure.layers[layer.name].voters
             if voters is not None:
-                found[voters.space] = (layer.name, voters, stage.wiring[layer.name])
+                found[voters.group] = (layer.name, voters, stage.wiring[layer.name])
     return found

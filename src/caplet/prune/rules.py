@@ -1,8 +1,8 @@
-"""Who shrinks with whom: one declaration per layer type, read by scoring, surgery, accounting and the docs.
+"""Which units go together: one declaration per layer type, read by scoring, surgery, accounting and the docs.
 
-A *space* is a set of units that are removed as one wherever they occur: the channels of a convolution, the capsule
-types of a block, the dimensions of a capsule, the single capsules that vote for the classes. A rule names the spaces
-that a layer's units belong to, and says for every tensor of the layer which of its axes run along which spaces.
+A *dependency group* is a set of units that are removed as one wherever they occur: the channels of a convolution, the
+capsule types of a block, the dimensions of a capsule, the single capsules that vote for the classes. A rule names the
+groups that a layer's units belong to, and says for every tensor of the layer which of its axes run along which groups.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps
 from caplet.nn.conv import ConvNorm, ConvReLU, InputLayer, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.layer import Layer
 
-Along = tuple[str | int, ...]
-"""What an axis runs along: names of spaces, or numbers where nothing can go; slowest first."""
+AxisGroups = tuple[str | int, ...]
+"""What an axis runs along: names of groups, or numbers where nothing can go; slowest first."""
 
 
-class Kind(StrEnum):
-    """What the units of a space are."""
+class UnitKind(StrEnum):
+    """What the units of a group are."""
 
     CHANNELS = "channels"  # output channels of a plain convolution
     TYPES = "types"  # capsule types: all their positions, filters and votes
@@ -31,68 +31,68 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Space:
+class DependencyGroup:
     """Units that can be removed: ``name`` is ``"<stage>.<kind>"``, ``size`` their number."""
 
     name: str
-    kind: Kind
+    kind: UnitKind
     size: int
 
 
 @dataclass(frozen=True)
-class Flow:
+class MapAxes:
     """A tensor between layers: what its channels run along, and its number of positions (rows x columns)."""
 
-    along: Along
+    along: AxisGroups
     positions: int
 
 
 @dataclass(frozen=True)
 class Voters:
-    """The units of a ``capsules`` space: capsules of several sources, one source after the other.
+    """The units of a ``capsules`` group: capsules of several sources, one source after the other.
 
     Attributes:
-        space: the space's name.
-        sources: of each source, the space of its types and its number of positions.
+        group: the group's name.
+        sources: of each source, the group of its types and its number of positions.
         places: of each unit its place in the list of all the sources' capsules; None where all of them vote.
     """
 
-    space: str
+    group: str
     sources: tuple[tuple[str, int], ...]
     places: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
-class Shrinks:
-    """How one layer shrinks.
+class Dependencies:
+    """How one layer dependencies.
 
     Attributes:
-        spaces: the spaces of the layer's own units. Layers of one stage share them.
+        groups: the groups of the layer's own units. Layers of one stage share them.
         output: what the layer gives to later ones.
         tensors: for every parameter and buffer, axis -> what it runs along; axes that cannot shrink are left out.
         units: axis of the layer's activation, without the batch axis -> what it runs along.
         masked: the point at which a removed unit is as good as zero.
         coupling: axis of the layer's coupling -> what it runs along; a removed capsule takes no part in the routing.
         voters: the single capsules that vote, for a fully connected capsule layer.
-        same: pairs of spaces of which the same units go, because the layer reads both in one place.
+        same: pairs of groups of which the same units go, because the layer reads both in one place.
     """
 
-    spaces: tuple[Space, ...]
-    output: Flow
-    tensors: Mapping[str, Mapping[int, Along]] = field(default_factory=dict)
-    units: Mapping[int, Along] = field(default_factory=dict)
+    groups: tuple[DependencyGroup, ...]
+    output: MapAxes
+    tensors: Mapping[str, Mapping[int, AxisGroups]] = field(default_factory=dict)
+    units: Mapping[int, AxisGroups] = field(default_factory=dict)
     masked: str | None = None
-    coupling: Mapping[int, Along] = field(default_factory=dict)
+    coupling: Mapping[int, AxisGroups] = field(default_factory=dict)
     voters: Voters | None = None
     same: tuple[tuple[str, str], ...] = ()
 
 
 L = TypeVar("L", bound=Layer)
-Rule = Callable[[L, tuple[Flow, ...]], Shrinks]
+Rule = Callable[[L, tuple[MapAxes, ...]], Dependencies]
 RULES: dict[type[Layer], Rule] = {}
 
 
-def shrinks(layer: type[L]) -> Callable[[Rule[L]], Rule[L]]:
+def dependencies(layer: type[L]) -> Callable[[Rule[L]], Rule[L]]:
     """Register the rule of a layer type; a second one for the same type raises ValueError."""
 
     def register(rule: Rule[L]) -> Rule[L]:
@@ -104,8 +104,8 @@ def shrinks(layer: type[L]) -> Callable[[Rule[L]], Rule[L]]:
     return register
 
 
-def rule_of(layer: Layer, sources: tuple[Flow, ...]) -> Shrinks:
-    """How ``layer`` shrinks when it reads ``sources``.
+def rule_of(layer: Layer, sources: tuple[MapAxes, ...]) -> Dependencies:
+    """How ``layer`` dependencies when it reads ``sources``.
 
     Raises:
         ModelError: no rule knows the layer's type; the message names the layer and the supported types.
@@ -123,85 +123,89 @@ _NORM = ("weight", "bias", "running_mean", "running_var")
 """Tensors of a batch norm that have an element per channel."""
 
 
-def _space(layer: Layer, kind: Kind, size: int) -> Space:
-    """A space of the layer's stage: the layers of one stage share their channels, types and dimensions."""
-    return Space(f"{layer.name.partition('.')[0]}.{kind}", kind, size)
+def _group(layer: Layer, kind: UnitKind, size: int) -> DependencyGroup:
+    """A group of the layer's stage: the layers of one stage share their channels, types and dimensions."""
+    return DependencyGroup(f"{layer.name.partition('.')[0]}.{kind}", kind, size)
 
 
-@shrinks(InputLayer)
-def _input(layer: InputLayer, sources: tuple[Flow, ...]) -> Shrinks:
+@dependencies(InputLayer)
+def _input(layer: InputLayer, sources: tuple[MapAxes, ...]) -> Dependencies:
     channels, rows, columns = layer.specs["image"].shape
-    return Shrinks((), Flow((channels,), rows * columns))
+    return Dependencies((), MapAxes((channels,), rows * columns))
 
 
-@shrinks(ConvReLU)
-def _conv_relu(layer: ConvReLU, sources: tuple[Flow, ...]) -> Shrinks:
+@dependencies(ConvReLU)
+def _conv_relu(layer: ConvReLU, sources: tuple[MapAxes, ...]) -> Dependencies:
     """Output channels go with their filters, biases and batch norm, and with the input channels of what reads them."""
     channels, rows, columns = layer.out_shape
-    space = _space(layer, Kind.CHANNELS, channels)
-    out: Along = (space.name,)
-    tensors: dict[str, Mapping[int, Along]] = {"weight": {0: out, 1: sources[0].along}, "bias": {0: out}}
+    group = _group(layer, UnitKind.CHANNELS, channels)
+    out: AxisGroups = (group.name,)
+    tensors: dict[str, Mapping[int, AxisGroups]] = {"weight": {0: out, 1: sources[0].along}, "bias": {0: out}}
     if layer.batch_norm is not None:
         tensors |= {f"batch_norm.{name}": {0: out} for name in _NORM} | {"batch_norm.num_batches_tracked": {}}
-    return Shrinks((space,), Flow(out, rows * columns), tensors, {0: out}, "activation")
+    return Dependencies((group,), MapAxes(out, rows * columns), tensors, {0: out}, "activation")
 
 
-@shrinks(ConvNorm)
-def _conv_norm(layer: ConvNorm, sources: tuple[Flow, ...]) -> Shrinks:
+@dependencies(ConvNorm)
+def _conv_norm(layer: ConvNorm, sources: tuple[MapAxes, ...]) -> Dependencies:
     """As for a plain convolution, but each has channels of its own; a depthwise one has those of its input."""
     channels, rows, columns = layer.out_shape
-    space = Space(f"{layer.name}.{Kind.CHANNELS}", Kind.CHANNELS, channels)
-    out: Along = sources[0].along if layer.depthwise else (space.name,)
-    tensors: dict[str, Mapping[int, Along]] = {"weight": {0: out} if layer.depthwise else {0: out, 1: sources[0].along}}
+    group = DependencyGroup(f"{layer.name}.{UnitKind.CHANNELS}", UnitKind.CHANNELS, channels)
+    out: AxisGroups = sources[0].along if layer.depthwise else (group.name,)
+    tensors: dict[str, Mapping[int, AxisGroups]] = {
+        "weight": {0: out} if layer.depthwise else {0: out, 1: sources[0].along}
+    }
     tensors |= {f"norm.{name}": {0: out} for name in _NORM} | {"norm.num_batches_tracked": {}}
-    return Shrinks(() if layer.depthwise else (space,), Flow(out, rows * columns), tensors, {0: out}, "activation")
+    return Dependencies(
+        () if layer.depthwise else (group,), MapAxes(out, rows * columns), tensors, {0: out}, "activation"
+    )
 
 
-@shrinks(MaxPool)
-def _max_pool(layer: MaxPool, sources: tuple[Flow, ...]) -> Shrinks:
+@dependencies(MaxPool)
+def _max_pool(layer: MaxPool, sources: tuple[MapAxes, ...]) -> Dependencies:
     _, rows, columns = layer.out_shape
-    return Shrinks((), Flow(sources[0].along, rows * columns))
+    return Dependencies((), MapAxes(sources[0].along, rows * columns))
 
 
-@shrinks(MapSum)
-def _map_sum(layer: MapSum, sources: tuple[Flow, ...]) -> Shrinks:
+@dependencies(MapSum)
+def _map_sum(layer: MapSum, sources: tuple[MapAxes, ...]) -> Dependencies:
     """The same channels go from both maps: the branch takes the names of the skip connection."""
     branch, skip = (str(flow.along[0]) for flow in sources)
-    return Shrinks((), sources[1], same=((skip, branch),))
+    return Dependencies((), sources[1], same=((skip, branch),))
 
 
-@shrinks(SqueezeExcite)
-def _squeeze_excite(layer: SqueezeExcite, sources: tuple[Flow, ...]) -> Shrinks:
+@dependencies(SqueezeExcite)
+def _squeeze_excite(layer: SqueezeExcite, sources: tuple[MapAxes, ...]) -> Dependencies:
     """The gate follows its input's channels; its hidden channels stay."""
     along = sources[0].along
     tensors = {"reduce": {1: along}, "reduce_bias": {}, "expand": {0: along}, "expand_bias": {0: along}}
-    return Shrinks((), sources[0], tensors)
+    return Dependencies((), sources[0], tensors)
 
 
-@shrinks(ConvCaps2d)
-def _conv_caps(layer: ConvCaps2d, sources: tuple[Flow, ...]) -> Shrinks:
+@dependencies(ConvCaps2d)
+def _conv_caps(layer: ConvCaps2d, sources: tuple[MapAxes, ...]) -> Dependencies:
     """Capsule types go with all their filters; dimensions with their filter in every type."""
     types, dim, rows, columns = layer.out_shape
-    spaces = _space(layer, Kind.TYPES, types), _space(layer, Kind.DIM, dim)
-    out: Along = tuple(space.name for space in spaces)
-    tensors: dict[str, Mapping[int, Along]] = {"weight": {0: out, 1: sources[0].along}}
+    groups = _group(layer, UnitKind.TYPES, types), _group(layer, UnitKind.DIM, dim)
+    out: AxisGroups = tuple(group.name for group in groups)
+    tensors: dict[str, Mapping[int, AxisGroups]] = {"weight": {0: out, 1: sources[0].along}}
     if layer.bias is not None:
         tensors["bias"] = {0: out}
-    return Shrinks(spaces, Flow(out, rows * columns), tensors, {0: out[:1], 1: out[1:]}, "preactivation")
+    return Dependencies(groups, MapAxes(out, rows * columns), tensors, {0: out[:1], 1: out[1:]}, "preactivation")
 
 
-@shrinks(RoutedConvCaps)
-def _routed_conv_caps(layer: RoutedConvCaps, sources: tuple[Flow, ...]) -> Shrinks:
+@dependencies(RoutedConvCaps)
+def _routed_conv_caps(layer: RoutedConvCaps, sources: tuple[MapAxes, ...]) -> Dependencies:
     """One filter serves all input types: an input type takes only its votes along, an output type its filters."""
     types, dim, rows, columns = layer.out_shape
-    spaces = _space(layer, Kind.TYPES, types), _space(layer, Kind.DIM, dim)
-    kinds: Along = (spaces[0].name,)
-    dims: Along = (spaces[1].name,)
+    groups = _group(layer, UnitKind.TYPES, types), _group(layer, UnitKind.DIM, dim)
+    kinds: AxisGroups = (groups[0].name,)
+    dims: AxisGroups = (groups[1].name,)
     in_types, in_dim = sources[0].along[:1], sources[0].along[1:]
-    capsules: Along = (rows * columns, *kinds)
-    return Shrinks(
-        spaces,
-        Flow(kinds + dims, rows * columns),
+    capsules: AxisGroups = (rows * columns, *kinds)
+    return Dependencies(
+        groups,
+        MapAxes(kinds + dims, rows * columns),
         {"weight": {0: kinds + dims, 1: in_dim}, "vote_bias": {0: kinds + dims}, "bias": {0: kinds, 1: dims}},
         {0: capsules, 1: dims},
         "preactivation",
@@ -209,25 +213,25 @@ def _routed_conv_caps(layer: RoutedConvCaps, sources: tuple[Flow, ...]) -> Shrin
     )
 
 
-@shrinks(ResidualAdd)
-def _residual_add(layer: ResidualAdd, sources: tuple[Flow, ...]) -> Shrinks:
-    """What is added has the same units: a block's layers share their spaces (they are of one stage)."""
+@dependencies(ResidualAdd)
+def _residual_add(layer: ResidualAdd, sources: tuple[MapAxes, ...]) -> Dependencies:
+    """What is added has the same units: a block's layers share their groups (they are of one stage)."""
     first, second = sources
     if first != second:
         raise ModelError(f"layer {layer.name}: it adds tensors along {first.along} and {second.along}, which differ")
-    return Shrinks((), first)
+    return Dependencies((), first)
 
 
-@shrinks(DenseCaps)
-def _dense_caps(layer: DenseCaps, sources: tuple[Flow, ...]) -> Shrinks:
+@dependencies(DenseCaps)
+def _dense_caps(layer: DenseCaps, sources: tuple[MapAxes, ...]) -> Dependencies:
     """Classes never go. Input capsules go with their matrices and votes, and with their type."""
-    space, dims = _space(layer, Kind.CAPSULES, layer.in_capsules), _space(layer, Kind.DIM, layer.dim)
+    group, dims = _group(layer, UnitKind.CAPSULES, layer.in_capsules), _group(layer, UnitKind.DIM, layer.dim)
     out, in_dim = (layer.out_capsules, dims.name), sources[0].along[1:]
-    tensors: dict[str, Mapping[int, Along]] = {"weight": {0: (space.name,), 1: in_dim, 2: out}}
+    tensors: dict[str, Mapping[int, AxisGroups]] = {"weight": {0: (group.name,), 1: in_dim, 2: out}}
     if layer.bias is not None:
         tensors["bias"] = {1: out[1:]}
-    voters = Voters(space.name, tuple((str(flow.along[0]), flow.positions) for flow in sources), layer.kept)
+    voters = Voters(group.name, tuple((str(flow.along[0]), flow.positions) for flow in sources), layer.kept)
     same = tuple((str(in_dim[0]), str(flow.along[1])) for flow in sources[1:])
-    return Shrinks(
-        (space, dims), Flow(out, 1), tensors, {1: out[1:]}, "preactivation", {1: (space.name,)}, voters, same
+    return Dependencies(
+        (group, dims), MapAxes(out, 1), tensors, {1: out[1:]}, "preactivation", {1: (group.name,)}, voters, same
     )

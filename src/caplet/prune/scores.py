@@ -1,6 +1,6 @@
 """Importance scores: how much each unit matters, by a registry of measures, in one pass over calibration images.
 
-A score is comparable within a space. Those of ``taylor`` are comparable between spaces too: they estimate the change of
+A score is comparable within a group. Those of ``taylor`` are comparable between groups too: they estimate the change of
 one loss.
 """
 
@@ -22,12 +22,12 @@ from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.progress import Progress
 from caplet.prune.record import Record, Site, sites, voter_layers
-from caplet.prune.rules import Kind, Space
+from caplet.prune.rules import DependencyGroup, UnitKind
 from caplet.prune.structure import Structure, structure_of
 
 Values = NDArray[np.float64]
 Scores: TypeAlias = Mapping[str, Values]
-"""By space, the score of each unit, float64 (size,); larger matters more."""
+"""By group, the score of each unit, float64 (size,); larger matters more."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Lengths float (B, classes), labels int64 (B,) -> mean loss of the batch."""
 IMAGES_PER_CLASS = 2
@@ -44,7 +44,7 @@ class Score:
         gradients: whether it needs a backward pass, and so labels.
         at_site: the score of a site's units in one batch, summed over its images, float (size,).
         at_votes: the same for single voting capsules; given the record, the name of their layer, and their lengths.
-        without_images: a score that looks at the weights or at nothing; given model, structure, space and seed.
+        without_images: a score that looks at the weights or at nothing; given model, structure, group and seed.
         types_from_votes: the score of a capsule type that votes for the classes is the sum over its capsules.
     """
 
@@ -53,7 +53,7 @@ class Score:
     gradients: bool = False
     at_site: Callable[[Site, Record], Tensor] | None = None
     at_votes: Callable[[Record, str, Tensor], Tensor] | None = None
-    without_images: Callable[[CapsNet, Structure, Space, int], Values] | None = None
+    without_images: Callable[[CapsNet, Structure, DependencyGroup, int], Values] | None = None
     types_from_votes: bool = False
 
 
@@ -86,7 +86,7 @@ def measure_scores(
     batch_size: int = 50,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Values]]:
-    """Scores of every unit of every space of ``model``, by score and space, in one pass.
+    """Scores of every unit of every group of ``model``, by score and group, in one pass.
 
     Args:
         images: uint8 (N, C, H, W), of the calibration split.
@@ -120,17 +120,17 @@ def measure_scores(
         for score in viewing:
             for site in places:
                 if score.at_site is not None:
-                    totals[score.name][site.space.name] += score.at_site(site, record).double().numpy()
-            for layer, group, sources in voters.values():
+                    totals[score.name][site.group.name] += score.at_site(site, record).double().numpy()
+            for layer, voting, sources in voters.values():
                 if score.at_votes is not None:
-                    voted = score.at_votes(record, layer, record.voting(group, sources))
-                    totals[score.name][group.space] += voted.double().numpy()
+                    voted = score.at_votes(record, layer, record.voting(voting, sources))
+                    totals[score.name][voting.group] += voted.double().numpy()
         if progress is not None:
             progress(stop, len(images))
     for score in chosen:
         if score.without_images is not None:
-            for name, space in structure.spaces.items():
-                totals[score.name][name] = score.without_images(model, structure, space, seed)
+            for name, group in structure.groups.items():
+                totals[score.name][name] = score.without_images(model, structure, group, seed)
         elif score.types_from_votes:
             _from_votes(structure, totals[score.name])
     return totals
@@ -163,25 +163,25 @@ def _backward(loss: Tensor, pixels: Tensor) -> None:
 
 
 def _zeros(structure: Structure) -> dict[str, Values]:
-    return {name: np.zeros(space.size) for name, space in structure.spaces.items()}
+    return {name: np.zeros(group.size) for name, group in structure.groups.items()}
 
 
 def _from_votes(structure: Structure, totals: dict[str, Values]) -> None:
     """Scores of capsule types from those of their voting capsules."""
     for voters in structure.voters:
         for source, (units, types) in enumerate(structure.by_source(voters)):
-            space = voters.sources[source][0]
-            totals[space][:] = 0.0
-            np.add.at(totals[space], types, totals[voters.space][units])
+            group = voters.sources[source][0]
+            totals[group][:] = 0.0
+            np.add.at(totals[group], types, totals[voters.group][units])
 
 
 def _taylor(site: Site, record: Record) -> Tensor:
     """|activation x gradient|, summed over the capsule before and over positions after taking the magnitude."""
     product = record.product(f"{site.layer}.activation").reshape(-1, *site.shape)
-    if site.space.kind is Kind.CHANNELS:
+    if site.group.kind is UnitKind.CHANNELS:
         whole = tuple(axis for axis in site.others if axis)
         return product.sum(whole).abs().sum(0)
-    if site.space.kind is Kind.TYPES:
+    if site.group.kind is UnitKind.TYPES:
         product = product.sum(site.dims, keepdim=True)
     return product.abs().sum(site.others)
 
@@ -193,7 +193,7 @@ def _taylor_votes(record: Record, layer: str, length: Tensor) -> Tensor:
 
 def _length(site: Site, record: Record) -> Tensor:
     value = record.active(site)
-    if site.space.kind is Kind.TYPES:
+    if site.group.kind is UnitKind.TYPES:
         value = value.square().sum(site.dims, keepdim=True).sqrt()
     return value.abs().sum(site.others)
 
@@ -203,27 +203,27 @@ def _coupling_votes(record: Record, layer: str, length: Tensor) -> Tensor:
     return (coupling * lengths(votes)).sum((0, 1))
 
 
-def _weight(model: CapsNet, structure: Structure, space: Space, seed: int) -> Values:
+def _weight(model: CapsNet, structure: Structure, group: DependencyGroup, seed: int) -> Values:
     """Root of the unit's share in the squared weights, summed over the layers that make such units."""
-    share = np.zeros(space.size)
+    share = np.zeros(group.size)
     for layer in model.layers():
         rule = structure.layers[layer.name]
         axes = rule.tensors.get("weight", {})
         for axis, along in axes.items():
-            if axis == 1 or space.name not in along:  # axis 1 is the input's: its units are made elsewhere
+            if axis == 1 or group.name not in along:  # axis 1 is the input's: its units are made elsewhere
                 continue
             weight: Tensor = layer.weight.detach().movedim(axis, 0).flatten(1)  # type: ignore[operator]
             squares = weight.square().sum(1).double().numpy()
-            shape = [part if isinstance(part, int) else structure.spaces[part].size for part in along]
-            others = tuple(index for index, part in enumerate(along) if part != space.name)
+            shape = [part if isinstance(part, int) else structure.groups[part].size for part in along]
+            others = tuple(index for index, part in enumerate(along) if part != group.name)
             squares = squares.reshape(shape).sum(others)
             share += squares / max(squares.sum(), 1e-30)
     return np.asarray(np.sqrt(share))
 
 
-def _random(model: CapsNet, structure: Structure, space: Space, seed: int) -> Values:
-    digest = hashlib.sha256(f"{seed}/{space.name}".encode()).digest()
-    return np.random.default_rng(list(digest)).random(space.size)
+def _random(model: CapsNet, structure: Structure, group: DependencyGroup, seed: int) -> Values:
+    digest = hashlib.sha256(f"{seed}/{group.name}".encode()).digest()
+    return np.random.default_rng(list(digest)).random(group.size)
 
 
 register_score(

@@ -1,4 +1,4 @@
-"""The spaces of a whole model, and which of their units stay."""
+"""The groups of a whole model, and which of their units stay."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from caplet.errors import ConfigError, ModelError
 from caplet.models.base import CapsNet
-from caplet.prune.rules import Along, Flow, Kind, Shrinks, Space, Voters, rule_of
+from caplet.prune.rules import AxisGroups, Dependencies, DependencyGroup, MapAxes, UnitKind, Voters, rule_of
 
 Keep = NDArray[np.bool_]
 Selection = Mapping[str, Keep]
-"""By space, which units stay, bool (size,); a space that is left out stays whole."""
+"""By group, which units stay, bool (size,); a group that is left out stays whole."""
 
 
 @dataclass(frozen=True)
@@ -24,36 +24,36 @@ class Structure:
     """What can be removed from a model, and what goes along with it.
 
     Attributes:
-        spaces: by name, in order of execution.
-        layers: how each layer shrinks, by its name, in order of execution.
-        readers: by space, the layers that read its units as their input.
-        aliases: spaces of the rules that are one with another: their names, and the names under which they are here.
+        groups: by name, in order of execution.
+        layers: how each layer dependencies, by its name, in order of execution.
+        readers: by group, the layers that read its units as their input.
+        aliases: groups of the rules that are one with another: their names, and the names under which they are here.
     """
 
-    spaces: Mapping[str, Space]
-    layers: Mapping[str, Shrinks]
+    groups: Mapping[str, DependencyGroup]
+    layers: Mapping[str, Dependencies]
     readers: Mapping[str, tuple[str, ...]]
     aliases: Mapping[str, str]
 
     @property
     def voters(self) -> tuple[Voters, ...]:
-        """The spaces of single capsules."""
+        """The groups of single capsules."""
         return tuple(rule.voters for rule in self.layers.values() if rule.voters is not None)
 
     def whole(self) -> dict[str, Keep]:
         """The selection that keeps everything."""
-        return {name: np.ones(space.size, dtype=np.bool_) for name, space in self.spaces.items()}
+        return {name: np.ones(group.size, dtype=np.bool_) for name, group in self.groups.items()}
 
     def sizes(self, selection: Selection) -> dict[str, int]:
-        """By the rules' own names of all spaces, how many units stay."""
+        """By the rules' own names of all groups, how many units stay."""
         kept = kept_sizes(selection)
         return kept | {name: kept[other] for name, other in self.aliases.items()}
 
-    def size(self, along: Along) -> int:
+    def size(self, along: AxisGroups) -> int:
         """Length of an axis."""
-        return prod(part if isinstance(part, int) else self.spaces[part].size for part in along)
+        return prod(part if isinstance(part, int) else self.groups[part].size for part in along)
 
-    def kept(self, along: Along, selection: Selection) -> Keep:
+    def kept(self, along: AxisGroups, selection: Selection) -> Keep:
         """Which places of an axis stay, bool (length,)."""
         result = np.ones(1, dtype=np.bool_)
         for part in along:
@@ -67,43 +67,43 @@ class Structure:
         A type stays without voting capsules where another layer reads it too.
 
         Raises:
-            ConfigError: an unknown space or a wrong number of units, or a layer would be empty; the message names it.
+            ConfigError: an unknown group or a wrong number of units, or a layer would be empty; the message names it.
         """
         result = self.whole()
         for name, keep in selection.items():
-            if name not in self.spaces:
-                raise ConfigError(f"there is no space {name!r} to prune; this model has {', '.join(self.spaces)}")
+            if name not in self.groups:
+                raise ConfigError(f"there is no group {name!r} to prune; this model has {', '.join(self.groups)}")
             if keep.shape != result[name].shape:
-                raise ConfigError(f"space {name}: {keep.shape} units; the rule is ({self.spaces[name].size},)")
+                raise ConfigError(f"group {name}: {keep.shape} units; the rule is ({self.groups[name].size},)")
             if not keep.any():
-                raise ConfigError(_emptied(self.spaces[name]))
+                raise ConfigError(_emptied(self.groups[name]))
             result[name] = keep.astype(np.bool_)
         for voters in self.voters:
             self._close_voters(voters, result)
         return result
 
     def _close_voters(self, voters: Voters, selection: dict[str, Keep]) -> None:
-        keep = selection[voters.space].copy()
+        keep = selection[voters.group].copy()
         for source, (units, types) in enumerate(self.by_source(voters)):
-            space = voters.sources[source][0]
-            keep[units] &= selection[space][types]
-            voting = np.zeros(self.spaces[space].size, dtype=np.bool_)
+            group = voters.sources[source][0]
+            keep[units] &= selection[group][types]
+            voting = np.zeros(self.groups[group].size, dtype=np.bool_)
             voting[types[keep[units]]] = True
             if not voting.any():
                 raise ConfigError(
-                    f"{voters.space}: no capsule of {space.partition('.')[0]} would vote; at least 1 must stay"
+                    f"{voters.group}: no capsule of {group.partition('.')[0]} would vote; at least 1 must stay"
                 )
-            if len(self.readers[space]) == 1:
-                selection[space] = selection[space] & voting
-        selection[voters.space] = keep
+            if len(self.readers[group]) == 1:
+                selection[group] = selection[group] & voting
+        selection[voters.group] = keep
 
     def by_source(self, voters: Voters) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """For each source of a ``capsules`` space: its units, and the type of each of them."""
-        size = self.spaces[voters.space].size
+        """For each source of a ``capsules`` group: its units, and the type of each of them."""
+        size = self.groups[voters.group].size
         places = np.arange(size) if voters.places is None else np.array(voters.places)
         result, start = [], 0
-        for space, positions in voters.sources:
-            end = start + self.spaces[space].size * positions
+        for group, positions in voters.sources:
+            end = start + self.groups[group].size * positions
             units = np.flatnonzero((places >= start) & (places < end))
             result.append((units, (places[units] - start) // positions))
             start = end
@@ -111,13 +111,13 @@ class Structure:
 
     def places(self, voters: Voters, selection: Selection) -> tuple[int, ...] | None:
         """Places of the capsules that still vote, in the list of all that remain; None where all of those vote."""
-        size = self.spaces[voters.space].size
+        size = self.groups[voters.group].size
         old = np.arange(size) if voters.places is None else np.array(voters.places)
         chosen, start, first = [], 0, 0
-        for space, positions in voters.sources:
-            keep = selection[space]
+        for group, positions in voters.sources:
+            keep = selection[group]
             new = first + (np.cumsum(keep) - 1)[:, None] * positions + np.arange(positions)[None, :]
-            units = np.flatnonzero((old >= start) & (old < start + keep.size * positions) & selection[voters.space])
+            units = np.flatnonzero((old >= start) & (old < start + keep.size * positions) & selection[voters.group])
             chosen.append(new.reshape(-1)[old[units] - start])
             start += keep.size * positions
             first += int(keep.sum()) * positions
@@ -125,10 +125,10 @@ class Structure:
         return None if len(result) == first else tuple(result.tolist())
 
 
-def _emptied(space: Space) -> str:
+def _emptied(group: DependencyGroup) -> str:
     return (
-        f"{space.name}: all {space.size} {space.kind} would be removed; the smallest size is 1 (keep at least"
-        f" {1 / space.size:.2g} of them)"
+        f"{group.name}: all {group.size} {group.kind} would be removed; the smallest size is 1 (keep at least"
+        f" {1 / group.size:.2g} of them)"
     )
 
 
@@ -138,20 +138,20 @@ def structure_of(model: CapsNet) -> Structure:
     Raises:
         ModelError: a layer has no rule; the message names it.
     """
-    flows: dict[str, Flow] = {}
-    spaces: dict[str, Space] = {}
-    layers: dict[str, Shrinks] = {}
+    flows: dict[str, MapAxes] = {}
+    groups: dict[str, DependencyGroup] = {}
+    layers: dict[str, Dependencies] = {}
     readers: dict[str, list[str]] = {}
     same: dict[str, str] = {}
     for stage in model.stages():
         for layer in stage.layers:
             sources = tuple(flows[key] for key in stage.wiring[layer.name])
             rule = rule_of(layer, sources)
-            for space in rule.spaces:
-                if spaces.setdefault(space.name, space) != space:
+            for group in rule.groups:
+                if groups.setdefault(group.name, group) != group:
                     raise ModelError(
-                        f"layer {layer.name}: {space.size} {space.kind}, other layers of its stage have"
-                        f" {spaces[space.name].size}"
+                        f"layer {layer.name}: {group.size} {group.kind}, other layers of its stage have"
+                        f" {groups[group.name].size}"
                     )
             for part in dict.fromkeys(part for flow in sources for part in flow.along if isinstance(part, str)):
                 readers.setdefault(part, []).append(layer.name)
@@ -160,7 +160,7 @@ def structure_of(model: CapsNet) -> Structure:
             layers[layer.name] = rule
             outputs = [key for key, spec in layer.points().items() if spec.lifetime == "output"]
             flows |= dict.fromkeys(outputs, rule.output)
-    merged = {name: space for name, space in spaces.items() if name not in same}
+    merged = {name: group for name, group in groups.items() if name not in same}
     for first, other in ((same[name], name) for name in same):
         readers[first] = [*readers.get(first, []), *readers.pop(other, [])]
     renamed = {name: _renamed(rule, same) for name, rule in layers.items()}
@@ -169,13 +169,13 @@ def structure_of(model: CapsNet) -> Structure:
     return result
 
 
-Axes = TypeVar("Axes", bound=Mapping[int, Along])
+Axes = TypeVar("Axes", bound=Mapping[int, AxisGroups])
 
 
-def _renamed(rule: Shrinks, same: Mapping[str, str]) -> Shrinks:
-    """The rule with every space under its one name."""
+def _renamed(rule: Dependencies, same: Mapping[str, str]) -> Dependencies:
+    """The rule with every group under its one name."""
 
-    def axes(found: Mapping[int, Along]) -> dict[int, Along]:
+    def axes(found: Mapping[int, AxisGroups]) -> dict[int, AxisGroups]:
         return {
             axis: tuple(same.get(part, part) if isinstance(part, str) else part for part in along)
             for axis, along in found.items()
@@ -206,10 +206,10 @@ def _check(model: CapsNet, structure: Structure) -> None:
 
 
 def kept_sizes(selection: Selection) -> dict[str, int]:
-    """By space, how many units stay."""
+    """By group, how many units stay."""
     return {name: int(keep.sum()) for name, keep in selection.items()}
 
 
-def prunable(structure: Structure, kinds: tuple[Kind, ...]) -> tuple[Space, ...]:
-    """The spaces of these kinds, in order of execution."""
-    return tuple(space for space in structure.spaces.values() if space.kind in kinds)
+def prunable(structure: Structure, kinds: tuple[UnitKind, ...]) -> tuple[DependencyGroup, ...]:
+    """The groups of these kinds, in order of execution."""
+    return tuple(group for group in structure.groups.values() if group.kind in kinds)

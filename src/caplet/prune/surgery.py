@@ -29,7 +29,7 @@ def cut(model: CapsNet, selection: Selection, structure: Structure | None = None
     """
     structure = structure or structure_of(model)
     selection = structure.close(selection)
-    places = {voters.space: structure.places(voters, selection) for voters in structure.voters}
+    places = {voters.group: structure.places(voters, selection) for voters in structure.voters}
     config = model.resized(structure.sizes(selection), places)
     tensors: dict[str, Tensor] = {}
     for layer in model.layers():

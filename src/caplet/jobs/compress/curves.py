@@ -24,7 +24,7 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.models.cost import cost_of
 from caplet.program.arena import plan_memory
-from caplet.prune.order import Order
+from caplet.prune.order import RemovalOrder
 from caplet.prune.surgery import cut
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.measure.tune import Tuner
@@ -77,7 +77,7 @@ class _Measurement:
         return hits
 
     @cached_property
-    def order(self) -> Order:
+    def order(self) -> RemovalOrder:
         """The order in which capsules go, the same for every amount."""
         return put_in_order(self.model, self.splits.calibration, self.pruning(1.0), self.context.progress)
 

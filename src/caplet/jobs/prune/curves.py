@@ -70,10 +70,10 @@ def prune_curves(
             model, seen.images, seen.labels, list(SCORES), margin_loss, seed=settings.seed, progress=progress
         )
         unit_macs = macs_per_unit(model, structure, spaces)
-        units, macs = sum(space.size for space in spaces), cost_of(model).macs
+        units, macs = sum(group.size for group in spaces), cost_of(model).macs
 
         def share_correct(network: CapsNet) -> float:
-            return float(np.concatenate(list(answers(network, splits.calibration))).mean())
+            return float(answers(network, splits.calibration).mean())
 
         reference = share_correct(model)
         lines: dict[str, Any] = {}
@@ -85,7 +85,7 @@ def prune_curves(
             for kept in KEPT:
                 selection = order.selection(round((1 - kept) * len(order.removals)))
                 smaller = cut(model, selection, structure)
-                left = sum(int(selection[space.name].sum()) for space in spaces)
+                left = sum(int(selection[group.name].sum()) for group in spaces)
                 cost = resized_cost(model, structure, selection).macs / macs
                 found = reference if kept == 1.0 else share_correct(smaller)
                 points.append({"kept": left / units, "macs": cost, "accuracy": found})

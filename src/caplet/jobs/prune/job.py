@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from caplet.acceptance import Acceptance
 from caplet.data import Splits
 from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.jobs.prune.settings import (
@@ -28,9 +29,8 @@ from caplet.models.base import CapsNet, check_finite
 from caplet.models.checkpoint import load_model, save_model
 from caplet.models.cost import cost_of
 from caplet.progress import Note, Progress, silent
-from caplet.prune.accept import accept
 from caplet.prune.coupling import measure_activity
-from caplet.prune.order import Order
+from caplet.prune.order import RemovalOrder
 from caplet.prune.refit import refitted
 from caplet.prune.structure import Selection, kept_sizes, structure_of
 from caplet.prune.surgery import cut, with_iterations
@@ -143,7 +143,7 @@ class _Work:
     whole: Sizes = field(init=False)
     stages: Stages = field(init=False)
     dead: dict[str, int] = field(default_factory=dict)  # units that were removed for free, by space
-    _ordered: tuple[CapsNet, Order] | None = None
+    _ordered: tuple[CapsNet, RemovalOrder] | None = None
 
     def __post_init__(self) -> None:
         self.whole = Sizes.whole(self.model, self.settings.units)
@@ -152,11 +152,11 @@ class _Work:
     def begin(self) -> tuple[CapsNet, dict[str, list[int]]]:
         """The model before the first round: dead units gone, routing iterations changed; and its units' origins."""
         model = self.model
-        origins = {name: list(range(space.size)) for name, space in structure_of(model).spaces.items()}
+        origins = {name: list(range(group.size)) for name, group in structure_of(model).groups.items()}
         if self.settings.iterations is not None:
             model = with_iterations(model, self.settings.iterations)
         if self.settings.dead:
-            spaces = structure_of(model).spaces
+            spaces = structure_of(model).groups
             images = spread_set(self.splits.calibration, self.settings.images).images
             found = measure_activity(model, images).dead()
             dead = {name: keep for name, keep in found.items() if spaces[name].kind in self.settings.units}
@@ -192,7 +192,9 @@ class _Work:
         model, origins = self.begin()
         order = self.order(model)
         low, high = 0, len(order.removals)
-        reference = np.concatenate(list(answers(self.model, self.splits.calibration)))
+        assert self.settings.max_drop is not None
+        reference = answers(self.model, self.splits.calibration)
+        acceptance = Acceptance(reference, self.settings.max_drop)
         records: list[dict[str, Any]] = []
         best: dict[str, Any] | None = None
         for trial in range(1, TRIALS + 1):
@@ -200,16 +202,15 @@ class _Work:
             inputs = {"settings": self.settings.model_dump(mode="json"), "count": count}
             work = partial(self.round, model, origins, 1.0, count)
             done = self.stages.do(Stage(f"trial{trial}", inputs, work, (MODEL, ROUND)))
-            allowed = self.settings.max_drop
-            assert allowed is not None
-            verdict = accept(reference, answers(load_model(done.folder / MODEL), self.splits.calibration), allowed)
-            record = self.record(done, trial) | {"accepted": verdict.accepted, "pair": verdict.pair.to_json()}
+            correct = answers(load_model(done.folder / MODEL), self.splits.calibration)
+            pair, accepted = acceptance.paired(correct), acceptance.accepts(correct)
+            record = self.record(done, trial) | {"accepted": accepted, "pair": pair.to_json()}
             self.note(
-                f"trial {trial}: loss {verdict.pair.loss:.2f} pp on {verdict.pair.n:,} images, {allowed:g} allowed:"
-                f" {'accepted' if verdict.accepted else 'rejected'}"
+                f"trial {trial}: loss {pair.loss:.2f} pp on {pair.n:,} images, {acceptance.tolerance:g} allowed:"
+                f" {'accepted' if accepted else 'rejected'}"
             )
             records.append(record)
-            if verdict.accepted:
+            if accepted:
                 low, best = count, record
             else:
                 high = count - 1
@@ -278,7 +279,7 @@ class _Work:
         if self.settings.epochs > 0:
             RunFolder(folder / "finetune").remove(CHECKPOINT)  # large, and no longer needed
 
-    def order(self, model: CapsNet) -> Order:
+    def order(self, model: CapsNet) -> RemovalOrder:
         """The order of removals; kept until another model is asked about."""
         if self._ordered is None or self._ordered[0] is not model:
             self._ordered = (model, put_in_order(model, self.splits.calibration, self.settings, self.progress))
@@ -293,7 +294,7 @@ class _Work:
 
     def correct(self, model: CapsNet) -> Accuracy:
         """Accuracy on the calibration split."""
-        hits = np.concatenate(list(answers(model, self.splits.calibration)))
+        hits = answers(model, self.splits.calibration)
         return accuracy(int(hits.sum()), len(hits))
 
     def record(self, done: Done, index: int) -> dict[str, Any]:
@@ -359,17 +360,17 @@ def _kept(original: CapsNet, units: dict[str, list[int]]) -> dict[str, Any]:
     """Which units of the unpruned model are left: by space, and for voting capsules by source, type and position."""
     structure = structure_of(original)
     spaces = {
-        name: {"kind": str(space.kind), "of": space.size, "kept": units[name]}
-        for name, space in structure.spaces.items()
+        name: {"kind": str(group.kind), "of": group.size, "kept": units[name]}
+        for name, group in structure.groups.items()
     }
     votes: dict[str, Any] = {}
     for voters in structure.voters:
-        size = structure.spaces[voters.space].size
+        size = structure.groups[voters.group].size
         places = np.arange(size) if voters.places is None else np.array(voters.places)
-        left = set(places[units[voters.space]].tolist())
+        left = set(places[units[voters.group]].tolist())
         start = 0
         for space, positions in voters.sources:
-            types = structure.spaces[space].size
+            types = structure.groups[space].size
             table = [[int(start + kind * positions + at in left) for at in range(positions)] for kind in range(types)]
             votes[space.partition(".")[0]] = table
             start += types * positions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -18,8 +18,8 @@ from caplet.models.base import CapsNet
 from caplet.models.cost import Cost, cost_of
 from caplet.progress import Progress
 from caplet.prune.allocate import measured_prices
-from caplet.prune.order import Allocation, Order, fewest_removals, macs_per_unit, removal_order, resized_cost
-from caplet.prune.rules import Kind, Space
+from caplet.prune.order import Allocation, RemovalOrder, fewest_removals, macs_per_unit, removal_order, resized_cost
+from caplet.prune.rules import DependencyGroup, UnitKind
 from caplet.prune.scores import Scores, check_scoring, find_score, measure_scores
 from caplet.prune.structure import Selection, Structure, kept_sizes, prunable, structure_of
 from caplet.prune.surgery import with_iterations
@@ -69,7 +69,7 @@ class PruneSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     score: str = "taylor"
-    units: tuple[Kind, ...] = (Kind.CHANNELS, Kind.TYPES)
+    units: tuple[UnitKind, ...] = (UnitKind.CHANNELS, UnitKind.TYPES)
     allocation: Allocation = Allocation.UNIFORM
     keep: Ratio | None = None
     macs: Ratio | None = None
@@ -144,19 +144,21 @@ class Sizes:
     bytes: int
 
     @classmethod
-    def of(cls, cost: Cost, structure: Structure, selection: Selection, units: tuple[Kind, ...]) -> Sizes:
+    def of(cls, cost: Cost, structure: Structure, selection: Selection, units: tuple[UnitKind, ...]) -> Sizes:
         """Of the model that surgery with ``selection`` gives, whose cost is ``cost``."""
-        left = sum(int(selection[space.name].sum()) for space in prunable(structure, units))
+        left = sum(int(selection[group.name].sum()) for group in prunable(structure, units))
         return cls(left, cost.macs, cost.parameters, cost.bytes)
 
     @classmethod
-    def whole(cls, model: CapsNet, units: tuple[Kind, ...]) -> Sizes:
+    def whole(cls, model: CapsNet, units: tuple[UnitKind, ...]) -> Sizes:
         """Of ``model`` as it is."""
         structure = structure_of(model)
         return cls.of(cost_of(model), structure, structure.whole(), units)
 
 
-def put_in_order(model: CapsNet, images: ImageSet, settings: PruneSettings, progress: Progress | None = None) -> Order:
+def put_in_order(
+    model: CapsNet, images: ImageSet, settings: PruneSettings, progress: Progress | None = None
+) -> RemovalOrder:
     """Score the units of ``model`` on calibration ``images`` and put their removals in order.
 
     Raises:
@@ -176,17 +178,17 @@ def allocate(
     model: CapsNet,
     structure: Structure,
     scores: Scores,
-    spaces: Sequence[Space],
+    spaces: Sequence[DependencyGroup],
     unit_macs: Mapping[str, float],
     images: ImageSet,
     settings: PruneSettings,
     progress: Progress | None = None,
-) -> Order:
+) -> RemovalOrder:
     """The order of removals by ``scores``; for the allocation ``measured`` after measuring losses on ``images``."""
     prices = None
     if settings.allocation is Allocation.MEASURED:
         seen = spread_set(images, settings.images // ALLOCATION_SHARE)
-        free = [space for space in spaces if space.name not in settings.spaces]
+        free = [group for group in spaces if group.name not in settings.spaces]
         prices = measured_prices(
             model, structure, scores, free, seen.images, seen.labels, margin_loss, progress=progress
         )
@@ -206,13 +208,13 @@ def check_target(model: CapsNet, images: ImageSet, settings: PruneSettings) -> N
         model = with_iterations(model, settings.iterations)
     structure = structure_of(model)
     spaces = () if settings.target is None else prunable(structure, settings.units)
-    flat = {name: np.zeros(space.size) for name, space in structure.spaces.items()}
+    flat = {name: np.zeros(group.size) for name, group in structure.groups.items()}
     unit_macs = dict.fromkeys(flat, 1.0)
     order = removal_order(structure, flat, spaces, settings.allocation, unit_macs, settings.spaces, flat)
     removals_for(model, order, settings, Sizes.whole(model, settings.units), 1.0)
 
 
-def removals_for(model: CapsNet, order: Order, settings: PruneSettings, whole: Sizes, share: float) -> int:
+def removals_for(model: CapsNet, order: RemovalOrder, settings: PruneSettings, whole: Sizes, share: float) -> int:
     """How many removals, and no more, the target asks for.
 
     Args:
@@ -253,9 +255,9 @@ def spread_set(images: ImageSet, most: int) -> ImageSet:
     return images.subset(np.linspace(0, len(images) - 1, most).round().astype(int).tolist())
 
 
-def answers(model: CapsNet, images: ImageSet) -> Iterator[NDArray[np.bool_]]:
-    """Whether ``model`` classifies the images correctly, batch by batch, bool (B,)."""
+@torch.inference_mode()
+def answers(model: CapsNet, images: ImageSet) -> NDArray[np.bool_]:
+    """Whether ``model`` classifies each of the images correctly, bool (N,)."""
     model.eval()
-    for pixels, labels in images.batches(BATCH):
-        with torch.inference_mode():
-            yield (predict(model(pixels)) == labels).numpy()
+    parts = [(predict(model(pixels)) == labels).numpy() for pixels, labels in images.batches(BATCH)]
+    return np.concatenate(parts)
