@@ -81,7 +81,7 @@ def on_test(model: CapsNet, plan: QuantPlan, images: Tensor, labels: Tensor, bat
     return {
         "float": accuracy(before.correct, before.n).to_json(),
         "quantized": accuracy(after.correct, after.n).to_json(),
-        "paired": paired(before.hits, after.hits).to_json(),
+        "paired": paired(before.correct_images, after.correct_images).to_json(),
         "seconds": round(before.seconds + after.seconds, 1),
     }
 
@@ -124,9 +124,9 @@ def main() -> None:
         },
         "seconds": {"calibration": round(calibrated - began, 1), "search": round(searched - calibrated, 1)},
         "full_passes": round(evaluator.spent, 3),
-        "probes": len(evaluator.probes),
+        "probes": evaluator.measured,
         "memory": count_memory(model, best.plan).to_json(),
-        "on_calibration": paired(result.reference.hits, best.probe.hits).to_json(),
+        "on_calibration": paired(result.reference.correct_images, best.probe.correct_images).to_json(),
         "on_test": on_test(model, best.plan, splits.test.images, splits.test.labels, args.batch_size),
         "plan": best.plan.to_json(),
         "result": result.to_json(),

@@ -98,10 +98,10 @@ def main() -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"threads": torch.get_num_threads(), "system": platform.system(), "torch": torch.__version__},
         "full_passes": {
-            name: round(cost, 3) for name, cost in full_passes(evaluator, calibration, tuner, found).items()
+            name: round(cost, 3) for name, cost in full_passes(evaluator, calibration.images, tuner, found).items()
         },
         "seconds": {"search": round(searched - began, 1), "integer_accept": round(accepted - searched, 1)},
-        "probes": len(evaluator.probes),
+        "probes": evaluator.measured,
         "met": found.met,
         "reason": found.reason,
         "needed": found.needed,
@@ -110,7 +110,7 @@ def main() -> None:
             "engine": str(engine),
             "correct": int(hits.sum()),
             "accepted": int(hits.sum()) >= found.needed,
-            "paired_with_float": paired(found.reference.hits, hits).to_json(),
+            "paired_with_float": paired(found.reference.correct_images, hits).to_json(),
         },
         "weight_reduction": best.memory.weight_reduction,
         "activation_reduction": best.memory.activation_reduction,

@@ -20,12 +20,12 @@ TRAIN = (
     *("train", "--recipe", "digits", "--limit", "240"),
     *("--set", "epochs=3", "--set", "calibration_size=120"),
 )
-EFFORT = ("seconds", "images_per_second")
-"""What depends on the machine."""
+EFFORT = ("seconds", "images_per_second", "cost", "susceptibility_cost", "full_passes")
+"""What depends on the machine, and what a run reports of its last part."""
 
 
 def settled(value: Any) -> Any:
-    """A record without what measures time."""
+    """A record without what measures effort."""
     if isinstance(value, dict):
         return {key: settled(item) for key, item in value.items() if key not in EFFORT}
     return [settled(item) for item in value] if isinstance(value, list) else value
@@ -243,17 +243,17 @@ def test_force_replaces_every_result_of_the_earlier_run(caplet: Caplet, trained:
 def test_an_interrupted_quantization_is_exit_code_130_and_resumes(
     caplet: Caplet, trained: Path, quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from caplet.quant.measure.evaluations import ProbeLog
+    from caplet.quant.measure.log import EvaluationLog
 
-    add, left = ProbeLog.add, iter(range(4))
+    add, left = EvaluationLog.add, iter(range(4))
 
-    def interrupted(self: ProbeLog, *arguments: Any) -> None:
+    def interrupted(self: EvaluationLog, *arguments: Any) -> None:
         add(self, *arguments)
         if next(left) == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ProbeLog, "add", interrupted)
+        patch.setattr(EvaluationLog, "add", interrupted)
         done = caplet(*quantize(trained, tmp_path, "--json"))
     assert done.code == 130
     assert done.out == ""
@@ -285,8 +285,8 @@ def test_a_killed_quantization_resumes_to_the_same_bytes(
 ) -> None:
     patch = """
 import json
-from caplet.quant.measure.lines import JsonLines
-write = JsonLines._write
+from caplet.quant.measure.log import MeasurementLog
+write = MeasurementLog._write
 def cut(self, row, mode, count=[0]):
     count[0] += self.path.name == "probes.jsonl"
     if count[0] == 5:
@@ -294,7 +294,7 @@ def cut(self, row, mode, count=[0]):
             stream.write(json.dumps(row)[:100])
         die()
     write(self, row, mode)
-JsonLines._write = cut
+MeasurementLog._write = cut
 """
     killed(quantize(trained, tmp_path), patch)
     assert (tmp_path / "probes.jsonl").read_text()[-1] != "\n"

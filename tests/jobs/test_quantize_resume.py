@@ -1,4 +1,4 @@
-"""An interrupted quantization goes on to the result and cost of an uninterrupted one, and measures nothing twice."""
+"""An interrupted quantization goes on to the result of an uninterrupted one, and measures nothing twice."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.models.base import CapsNet
 from caplet.quant.choices import Granularity, Method
 from caplet.quant.measure.evaluator import Evaluator
-from caplet.quant.measure.lines import JsonLines
+from caplet.quant.measure.log import MeasurementLog
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.search.unit_sensitivity import Susceptibility
 
@@ -114,9 +114,11 @@ def without(value: Any, left_out: tuple[str, ...]) -> Any:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """All records of a run but times."""
+    """All records of a run but times and costs, which are those of its last part, and the bytes of what ships."""
     names = (SEARCH, "metrics.json", "plan_satisfied.json", "predictions.json")
-    return {name: without(json.loads((folder / name).read_text()), ("seconds",)) for name in names}
+    own = ("seconds", "cost", "susceptibility_cost", "full_passes")
+    shipped = {path.name: path.read_bytes() for path in folder.glob("*.caplet")}
+    return {name: without(json.loads((folder / name).read_text()), own) for name in names} | shipped
 
 
 @dataclass
@@ -170,9 +172,9 @@ def test_a_line_that_a_kill_cut_off_is_measured_again(
     model: CapsNet, splits: Splits, tmp_path: Path, counts: Counter[str], whole: Whole, file: str, kind: str
 ) -> None:
     folder, expected = whole("ilp")
-    write, lines = JsonLines._write, Counter[str]()
+    write, lines = MeasurementLog._write, Counter[str]()
 
-    def cut(self: JsonLines, row: Any, mode: str) -> None:
+    def cut(self: MeasurementLog, row: Any, mode: str) -> None:
         assert self.path is not None
         lines[self.path.name] += 1
         if lines[file] == 12 and self.path.name == file:
@@ -182,7 +184,7 @@ def test_a_line_that_a_kill_cut_off_is_measured_again(
         write(self, row, mode)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(JsonLines, "_write", cut)
+        patch.setattr(MeasurementLog, "_write", cut)
         with pytest.raises(KeyboardInterrupt):
             quantize(model, splits, tmp_path, chosen("ilp"))
     assert not (tmp_path / file).read_bytes().endswith(b"\n")

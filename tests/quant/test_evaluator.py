@@ -16,9 +16,9 @@ from caplet.errors import ArtefactError, ConfigError, ModelError, PlanError
 from caplet.fixed import FixedFormat, Rounding
 from caplet.models.cost import stage_macs
 from caplet.quant.measure.early_decision import EarlyRule
-from caplet.quant.measure.evaluations import Part
 from caplet.quant.measure.evaluator import Evaluator, predict
-from caplet.quant.measure.states import StateCache, decode_state, encode_state
+from caplet.quant.measure.log import MeasuredImages
+from caplet.quant.measure.staged import StateCache, decode_state, encode_state
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, make_plan
 
@@ -54,11 +54,11 @@ def test_any_sequence_of_plans_gives_the_full_evaluation_s_answers(case: Any, ca
     for plan in plans:
         full = evaluator(case, cache_bytes=0).evaluate(plan)
         found = shared.evaluate(plan)
-        assert np.array_equal(found.hits, full.hits)
+        assert np.array_equal(found.correct_images, full.correct_images)
         assert full.cost == 1.0
         assert found.cached or 0 < found.cost <= 1.0
-        assert shared._runner.cache.bytes <= cache_bytes
-    assert len(shared.probes) == len(set(plans))
+        assert shared._stages.cache.bytes <= cache_bytes
+    assert shared.measured == len(set(plans))
     assert shared.spent <= len(set(plans))
     assert (shared.spent < len(set(plans))) == (cache_bytes == 1 << 30) or cache_bytes == 300_000
 
@@ -81,7 +81,7 @@ def test_float_result_and_accuracy(digits: Any) -> None:
     with torch.no_grad():
         expected = predict(digits.model(digits.images.float() / 255)) == digits.labels
     probe = evaluator(digits).float_result()
-    assert np.array_equal(probe.hits, expected.numpy())
+    assert np.array_equal(probe.correct_images, expected.numpy())
     assert (probe.n, probe.correct) == (300, int(expected.sum()))
     assert probe.accuracy == probe.correct / 300 > 0.9
 
@@ -102,7 +102,7 @@ def test_a_log_answers_without_computing(digits: Any, tmp_path: Path) -> None:
     assert again.spent == 0.0
     for one, other in zip(answers, replayed, strict=True):
         assert other.cached
-        assert np.array_equal(one.hits, other.hits)
+        assert np.array_equal(one.correct_images, other.correct_images)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines[0]["n"] == 300
     assert [line["digest"] for line in lines[1:]] == ["float", *(plan.digest() for plan in plans)]
@@ -133,7 +133,7 @@ def test_a_log_of_something_else_is_refused(digits: Any, deep: Any, tmp_path: Pa
     with pytest.raises(ArtefactError, match="another integer"):
         evaluator(digits, log_path=path, integer=False)
     path.write_text(path.read_text() + '{"digest": "x"}\n')
-    with pytest.raises(ArtefactError, match="line 2: not a probe"):
+    with pytest.raises(ArtefactError, match="line 2: not an evaluation"):
         evaluator(digits, log_path=path)
     path.write_text("garbage\n")
     with pytest.raises(ArtefactError, match="line 1: not JSON"):
@@ -158,7 +158,7 @@ def test_an_interruption_leaves_everything_usable(digits: Any, tmp_path: Path) -
     interrupted._progress = None
     found = interrupted.evaluate(uniform(digits, 8))
     assert not found.cached
-    assert np.array_equal(found.hits, evaluator(digits).evaluate(uniform(digits, 8)).hits)
+    assert np.array_equal(found.correct_images, evaluator(digits).evaluate(uniform(digits, 8)).correct_images)
     assert len(path.read_text().splitlines()) == 2
 
 
@@ -187,79 +187,72 @@ def test_states_come_back_bit_for_bit_in_their_layout(fmt: FixedFormat) -> None:
 
 
 def test_the_cache_drops_the_least_recently_used() -> None:
-    def codes(size: int) -> tuple[int, tuple[torch.Tensor, ...]]:
-        return size, (torch.zeros(size, dtype=torch.int8),)
+    def codes(size: int) -> tuple[torch.Tensor, ...]:
+        return (torch.zeros(size, dtype=torch.int8),)
 
     cache = StateCache(100)
     for key in "abc":
-        assert cache.add(key, 0, *codes(30))
-    assert cache.use("a", 0)
-    assert not cache.use("a", 1)
-    assert not cache.add("d", 0, *codes(80), "a")
-    assert not cache.add("a", 2, *codes(1)), "a batch is missing in between"
+        assert cache.add(key, 0, codes(30))
+    assert cache.get("a", 0) is not None
+    assert cache.get("a", 1) is None
+    assert not cache.add("d", 0, codes(80), "a")
+    assert not cache.add("a", 2, codes(1)), "a batch is missing in between"
     assert all(key in cache for key in "abc")
-    assert cache.add("d", 0, *codes(30), "b")
+    assert cache.add("d", 0, codes(30), "b")
     assert [key in cache for key in "abcd"] == [True, True, False, True]
-    assert cache.add("d", 1, *codes(30), "b")
+    assert cache.add("d", 1, codes(30), "b")
     assert [key in cache for key in "abcd"] == [False, True, False, True]
     assert cache.bytes == 90
-    assert not cache.add("d", 2, *codes(200))
-    assert cache.codes("d", 1) is not None
-    assert cache.codes("d", 2) is None
-
-
-def test_lost_codes_keep_their_place() -> None:
-    cache = StateCache(100)
-    assert cache.add("a", 0, 60, None)
-    assert cache.use("a", 0)
-    assert cache.codes("a", 0) is None
-    assert not cache.add("b", 0, 60, None, "a")
-    codes = (torch.zeros(60, dtype=torch.int8),)
-    cache.restore("a", 0, codes)
-    cache.restore("a", 1, codes)
-    cache.restore("b", 0, codes)
-    assert cache.codes("a", 0) is codes
-    assert (cache.bytes, "b" in cache, cache.use("a", 1)) == (60, False, False)
+    assert not cache.add("d", 2, codes(200))
+    assert cache.get("d", 1) is not None
+    assert cache.get("d", 2) is None
 
 
 @pytest.mark.parametrize("cache_bytes", [20_000, 1 << 30])
 @pytest.mark.parametrize("early", [None, EarlyRule()])
-def test_costs_do_not_depend_on_an_interruption(
+def test_answers_do_not_depend_on_an_interruption(
     case: Any, tmp_path: Path, cache_bytes: int, early: EarlyRule | None
 ) -> None:
-    """What an interrupted run kept in memory is computed again, and the probes cost what they would have."""
+    """A run in parts gives the answers of a whole one, measures nothing twice, and each part reports its own cost."""
     plans, images, labels = random_plans(case, 8, seed=3), case.images[:60], case.labels[:60]
-
-    def answers(evaluator: Evaluator, count: int) -> list[Any]:
-        probes = [evaluator.count(plan) for plan in plans[:count]]
-        return [(probe.cost, probe.bounds, probe.seen, probe.hits.tolist()) for probe in probes]
 
     def made(name: str) -> Evaluator:
         settings: dict[str, Any] = {"cache_bytes": cache_bytes, "early": early, "log_path": tmp_path / name}
         return Evaluator(case.model, images, labels, batch_size=10, **settings)
 
+    def answers(evaluator: Evaluator, count: int) -> list[Any]:
+        results = [evaluator.count(plan) for plan in plans[:count]]
+        costs = sum(result.cost for result in results) + evaluator.float_spent
+        assert costs == pytest.approx(evaluator.spent)
+        return [(result.bounds, result.seen, result.correct_images.tolist()) for result in results]
+
     whole = made("whole")
     expected = answers(whole, 8)
-    answers(made("parts"), 3)
-    answers(made("parts"), 6)
-    last = made("parts")
-    assert answers(last, 8) == expected
-    cost = sum(probe.cost for probe in last.probes.values())
-    assert whole.spent == pytest.approx(cost)
-    assert 0 < last.spent < cost
-    kept = [codes for entry in whole._runner.cache._entries.values() for codes in entry.batches]
-    assert whole._runner.cache.bytes == sum(t.numel() * t.element_size() for codes in kept for t in codes or ())
-    assert last._runner.cache.bytes == whole._runner.cache.bytes
-    assert list(last._runner.cache._entries) == list(whole._runner.cache._entries)
+    for count in (3, 6, 8):
+        part = made("parts")
+        found = answers(part, count)
+    assert found == expected
+    assert 0 < part.spent < whole.spent
+    logs = [measured(tmp_path / name) for name in ("whole", "parts")]
+    assert logs[0] == logs[1]
+    entries = whole._stages.cache._entries.values()
+    kept = [tensor for entry in entries for codes in entry.batches for tensor in codes]
+    assert whole._stages.cache.bytes == sum(tensor.numel() * tensor.element_size() for tensor in kept) <= cache_bytes
+
+
+def measured(log: Path) -> list[Any]:
+    """What a log holds but seconds and costs, in order."""
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in ("seconds", "cost")} for row in rows]
 
 
 def test_lines_of_the_log_are_checked() -> None:
     hits, margins = np.array([True, False, True] * 5), np.linspace(-1, 1, 15, dtype=np.float32)
-    part = Part("x", 50, hits, margins, 1.5, 0.25)
-    back = Part.from_json(json.loads(json.dumps(part.to_json())))
-    assert np.array_equal(back.hits, part.hits)
+    part = MeasuredImages("x", 50, hits, margins, 1.5, 0.25)
+    back = MeasuredImages.from_json(json.loads(json.dumps(part.to_json())))
+    assert np.array_equal(back.correct, part.correct)
     assert np.array_equal(back.margins, part.margins)
     assert (back.start, back.stop, back.seconds, back.cost) == (50, 65, 1.5, 0.25)
     for change in ({"correct": 3}, {"to": 99}, {"to": 50}, {"hits": "?"}, {"margins": "AAAA"}):
         with pytest.raises(ValueError, match=r"hits|[Bb]ase64|alphabet|multiple"):
-            Part.from_json({**part.to_json(), **change})
+            MeasuredImages.from_json({**part.to_json(), **change})

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from caplet.errors import ConfigError
 from caplet.jobs.quantize.footprint import footprint
 from caplet.quant.choices import Granularity, Method
-from caplet.quant.measure.evaluations import Probe
-from caplet.quant.measure.evaluator import Evaluator
+from caplet.quant.measure.evaluator import Evaluator, PlanResult
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import HARDWARE
@@ -39,12 +38,12 @@ class Scripted(Evaluator):
         super().__init__(case.model, case.images, case.labels)
         self.rule = rule
 
-    def float_result(self) -> Probe:
-        return Probe("float", np.arange(1000) < 900, 0.0, 1.0)
+    def float_result(self) -> PlanResult:
+        return PlanResult("float", np.arange(1000) < 900, 0.0, 1.0)
 
-    def evaluate(self, plan: QuantPlan) -> Probe:
+    def evaluate(self, plan: QuantPlan) -> PlanResult:
         bits = {key: fmt.bits for key, fmt in plan.points.items()}
-        return Probe(plan.digest(), np.arange(1000) < self.rule(bits), 0.0, 1.0)
+        return PlanResult(plan.digest(), np.arange(1000) < self.rule(bits), 0.0, 1.0)
 
 
 def bench(case: Any, evaluator: Evaluator) -> Workbench:
@@ -221,7 +220,7 @@ def test_dominated_points_leave_the_front(digits: Any) -> None:
     memory = count_memory(digits.model, plan).total
     front = Front()
     for number, (correct, ram) in enumerate([(90, 100), (90, 90), (80, 90), (95, 120), (90, 90)]):
-        probe = Probe("x", np.arange(100) < correct, 0.0, 1.0)
+        probe = PlanResult("x", np.arange(100) < correct, 0.0, 1.0)
         front.add(FrontPoint(Candidate(UnitWidths((str(number),), (number,)), plan, probe, memory), ram, 0.0))
     assert [(point.ram_bytes, point.candidate.probe.correct) for point in front.best()] == [
         (90, 90),

@@ -15,8 +15,7 @@ from caplet.fixed import Rounding
 from caplet.jobs.quantize.footprint import footprint
 from caplet.nn.points import Role
 from caplet.quant.choices import Granularity
-from caplet.quant.measure.evaluations import Probe
-from caplet.quant.measure.evaluator import Evaluator
+from caplet.quant.measure.evaluator import Evaluator, PlanResult
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
@@ -41,13 +40,13 @@ class Scripted(Evaluator):
         super().__init__(case.model, case.images, case.labels)
         self.rule, self.asked = rule, 0
 
-    def float_result(self) -> Probe:
-        return Probe("float", np.arange(1000) < 900, 0.0, 1.0)
+    def float_result(self) -> PlanResult:
+        return PlanResult("float", np.arange(1000) < 900, 0.0, 1.0)
 
-    def evaluate(self, plan: QuantPlan) -> Probe:
+    def evaluate(self, plan: QuantPlan) -> PlanResult:
         self.asked += 1
         bits = {key: fmt.bits for key, fmt in plan.points.items()}
-        return Probe(plan.digest(), np.arange(1000) < self.rule(bits), 0.0, 1.0)
+        return PlanResult(plan.digest(), np.arange(1000) < self.rule(bits), 0.0, 1.0)
 
 
 def bench(case: Any, evaluator: Evaluator, on_step: Any = lambda step: None) -> Workbench:

@@ -12,8 +12,7 @@ from caplet.errors import ConfigError
 from caplet.fixed import FixedFormat, Rounding
 from caplet.nn.points import Role
 from caplet.quant.choices import Exponents
-from caplet.quant.measure.evaluations import Probe
-from caplet.quant.measure.evaluator import Evaluator
+from caplet.quant.measure.evaluator import Evaluator, PlanResult
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
@@ -41,13 +40,13 @@ class Scripted(Evaluator):
         super().__init__(case.model, case.images, case.labels)
         self.rule, self.asked = rule, 0
 
-    def float_result(self) -> Probe:
-        return Probe("float", np.arange(1000) < 900, 0.0, 1.0)
+    def float_result(self) -> PlanResult:
+        return PlanResult("float", np.arange(1000) < 900, 0.0, 1.0)
 
-    def evaluate(self, plan: QuantPlan) -> Probe:
+    def evaluate(self, plan: QuantPlan) -> PlanResult:
         self.asked += 1
         bits = {key: fmt.bits for key, fmt in plan.points.items()}
-        return Probe(plan.digest(), np.arange(1000) < self.rule(bits), 0.0, 1.0)
+        return PlanResult(plan.digest(), np.arange(1000) < self.rule(bits), 0.0, 1.0)
 
 
 def test_the_search_meets_its_target_within_the_budget(digits: Any) -> None:
@@ -64,7 +63,9 @@ def test_the_search_meets_its_target_within_the_budget(digits: Any) -> None:
     assert best.memory.weight_bits <= settings.budget_bits
     assert best.memory == count_memory(digits.model, best.plan).total
     assert best.memory.activation_bits < result.memory.memory.activation_bits
-    assert np.array_equal(evaluator(digits, cache_bytes=0).evaluate(best.plan).hits, best.probe.hits)
+    assert np.array_equal(
+        evaluator(digits, cache_bytes=0).evaluate(best.plan).correct_images, best.probe.correct_images
+    )
     assert [step.step for step in result.steps] == sorted(step.step for step in result.steps)
     assert result.cost == pytest.approx(measured.spent - 1.0)
 

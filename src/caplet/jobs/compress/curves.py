@@ -169,7 +169,7 @@ class _Measurement:
         points = []
         for bits in sorted(self.settings.quantize.probes, reverse=True):
             plan = make_plan(model, tuner, Widths.uniform(len(model.groups()), bits))
-            drop = paired(right, evaluator.evaluate(plan).hits).loss
+            drop = paired(right, evaluator.evaluate(plan).correct_images).loss
             points.append(Width(bits, drop, len(images), base.macs_kept))
             self.note(f"{bits} bits everywhere: {points[-1].drop:+.2f} points")
         RunFolder(folder).write_json(POINT, [asdict(point) for point in points])

@@ -177,7 +177,9 @@ def finish(
     plan is looked at with weights rounded to nearest.
     """
     splits = shipper.splits
-    acceptance = Acceptance(found.reference.hits, request.tolerance, request.relative, confidence=settings.confidence)
+    acceptance = Acceptance(
+        found.reference.correct_images, request.tolerance, request.relative, confidence=settings.confidence
+    )
     chosen: list[tuple[str, Candidate[Any], NDArray[np.bool_]]] = []
     met = False
     if found.satisfied is not None:
@@ -243,7 +245,7 @@ def finish(
         ],
         "search": {
             "seconds": round(seconds, 1),
-            "probes": len(evaluator.probes),
+            "probes": evaluator.measured,
             "full_passes": costs["total"],
             "calibration_images": len(splits.calibration),
         },

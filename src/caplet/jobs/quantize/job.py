@@ -25,10 +25,9 @@ from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
 from caplet.progress import Note, Progress, silent
-from caplet.quant.measure.cache import Kept
 from caplet.quant.measure.early_decision import EarlyRule
 from caplet.quant.measure.evaluator import DEFAULT_CACHE_BYTES, Evaluator
-from caplet.quant.measure.identity import model_identity
+from caplet.quant.measure.log import MeasurementCache, model_identity
 from caplet.quant.measure.tune import DEFAULT_IMAGES as TUNING_IMAGES
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.formats import FormatSource
@@ -106,11 +105,9 @@ def quantize(
             early=None if settings.exact else EarlyRule(),
         )
         identity = model_identity(model)
-        tuned = Kept(run / TUNING, "tuning log", identity)
-        noises = Kept(run / SENSITIVITIES, "log of sensitivities", identity)
-        earlier = sum(probe.seconds for probe in evaluator.probes.values()) + tuned.earlier + noises.earlier
-        calibration, known = calibrated(run, model, splits.calibration, resume, note)
-        earlier += calibration.seconds if known else 0.0
+        tuned = MeasurementCache(run / TUNING, "tuning log", identity)
+        noises = MeasurementCache(run / SENSITIVITIES, "log of sensitivities", identity)
+        calibration, calibrations = calibrated(run, model, splits.calibration, resume, note)
         source: FormatSource = calibration
         if settings.tune and not settings.paper_formats:
             source = Tuner(model, calibration, spread(splits.calibration, TUNING_IMAGES), tuned)
@@ -123,8 +120,8 @@ def quantize(
             noises,
         )
         found = method.run(bench, request)
-        seconds = earlier + time.perf_counter() - began  # all parts of a resumed run together
-        costs = full_passes(evaluator, calibration, source, found)
+        seconds = time.perf_counter() - began
+        costs = full_passes(evaluator, calibrations, source, found)
         run.write_json(SEARCH, {**found.record, "full_passes": costs})
         fitter = Fitter(model, splits.calibration, settings.reconstruct, run.path, note, settings.seed)
         shipper = Shipper(run, model, reference, splits, engine, fitter, request.hardware)

@@ -11,9 +11,8 @@ from caplet.data import Splits
 from caplet.data.imageset import ImageSet
 from caplet.models.base import CapsNet
 from caplet.progress import Note
-from caplet.quant.measure.evaluations import FLOAT
 from caplet.quant.measure.evaluator import Evaluator
-from caplet.quant.measure.identity import images_digest, model_identity
+from caplet.quant.measure.log import images_digest, model_identity
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import Calibration, calibrate
 from caplet.quant.plan.formats import FormatSource
@@ -33,8 +32,8 @@ def spread(images: ImageSet, count: int) -> Tensor:
     return images.images[::step][:count]
 
 
-def calibrated(run: RunFolder, model: CapsNet, images: ImageSet, resume: bool, note: Note) -> tuple[Calibration, bool]:
-    """The calibration of ``model`` and whether it is an interrupted run's: that is read, a new one is kept in ``run``.
+def calibrated(run: RunFolder, model: CapsNet, images: ImageSet, resume: bool, note: Note) -> tuple[Calibration, int]:
+    """The calibration of ``model``, kept in ``run``, and how many images it took: 0 where an interrupted run's is read.
 
     Args:
         images: the calibration split.
@@ -46,28 +45,27 @@ def calibrated(run: RunFolder, model: CapsNet, images: ImageSet, resume: bool, n
     chosen, path = spread(images, CALIBRATION_IMAGES), run / CALIBRATION
     identity = {**model_identity(model), "images": images_digest(chosen)}
     if resume and path.exists() and Calibration.made_of(path) == identity:
-        return Calibration.load(path, model), True
+        return Calibration.load(path, model), 0
     note(f"calibrating on {len(chosen):,} images")
     calibration = calibrate(model, chosen)
     calibration.save(path, identity)
-    return calibration, False
+    return calibration, calibration.images
 
 
 def full_passes(
-    evaluator: Evaluator, calibration: Calibration, source: FormatSource, found: SearchResult
+    evaluator: Evaluator, calibration_images: int, source: FormatSource, found: SearchResult
 ) -> dict[str, float]:
-    """What a search cost by purpose, each in passes of all the evaluator's images through the whole model.
+    """What this part of a search cost by purpose, each in passes of all the evaluator's images through the whole model.
 
     Everything that chose the plan is counted; the integers' final accept, one pass more for each plan that it looks at,
-    is not. Of a search that was interrupted, everything counts once.
+    is not, nor is what an interrupted part measured before.
     """
-    probes = {digest: probe.cost for digest, probe in evaluator.probes.items()}
     costs = {
-        "calibration": calibration.images / len(evaluator),
+        "calibration": calibration_images / len(evaluator),
         "tuning": source.spent / len(evaluator) if isinstance(source, Tuner) else 0.0,
-        "float": probes.pop(FLOAT, 0.0),
+        "float": evaluator.float_spent,
         "sensitivities": found.cost,
-        "probes": sum(probes.values()),
+        "probes": evaluator.spent - evaluator.float_spent,
     }
     return {**costs, "total": sum(costs.values())}
 

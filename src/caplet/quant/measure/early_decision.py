@@ -4,8 +4,8 @@ The images are fixed, so nothing is inferred about other ones; what is unknown i
 that were not looked at yet. Three kinds of bounds are combined, the tightest counts:
 
 1. *Certain.* An image not looked at is correct or not. No error is possible.
-2. *Sampled.* A share of the images looked at is a simple random sample of all, drawn without replacement. From it the
-   number of losses and gains among the images that were not looked at is bounded by inverting the hypergeometric
+2. *Sampled.* A fraction of the images looked at is a simple random sample of all, drawn without replacement. From it
+   the number of losses and gains among the images that were not looked at is bounded by inverting the hypergeometric
    distribution. Valid whatever the plan does to the images; wide, so it settles what is plainly bad.
 3. *Margins.* An answer changes only where rounding moves the *margin* (length of the true class's capsule minus the
    longest other one) across 0. On the images looked at the moves are measured, and the margins of the float model are
@@ -20,7 +20,7 @@ alone breaks it. So the error probability is that of the assumed model, and a se
 it is accepted on all images.
 
 The order of looking serves all three: of every batch, the most part are the images with the smallest float margins that
-are left, the rest are random ones.
+remain, the rest are random ones.
 
 Sources: bound 2 is the textbook confidence limit of a finite population; the split of the error over questions, looks
 and bounds is a union bound. Bound 3 is caplet's own.
@@ -55,17 +55,17 @@ class EarlyRule:
     Attributes:
         error: probability that any bound of a whole search is wrong, under the assumption above; split over questions,
             looks and bounds.
-        random_share: of the images, those taken at random instead of by their margin.
+        random_fraction: of the images, those taken at random instead of by their margin.
         first: images before the first look.
         growth: images looked at by each look, relative to the look before.
         seed: of the random images.
 
     Raises:
-        ConfigError: a probability outside 0..0.5, a share outside 0..1, a growth of 1 or less, ...
+        ConfigError: a probability outside 0..0.5, a fraction outside 0..1, a growth of 1 or less, ...
     """
 
     error: float = 1e-2
-    random_share: float = 0.15
+    random_fraction: float = 0.15
     first: int = 100
     growth: float = 1.2
     seed: int = 0
@@ -73,9 +73,9 @@ class EarlyRule:
     def __post_init__(self) -> None:
         if not 0 < self.error < 0.5:
             raise ConfigError(f"early decisions: error is {self.error}; the rule is a probability in (0, 0.5)")
-        if not 0 < self.random_share < 1 or self.first < 1 or self.growth <= 1:
+        if not 0 < self.random_fraction < 1 or self.first < 1 or self.growth <= 1:
             raise ConfigError(
-                f"early decisions: {self}; the rule is a random share in (0, 1), at least 1 image before the first"
+                f"early decisions: {self}; the rule is a random fraction in (0, 1), at least 1 image before the first"
                 " look, a growth above 1"
             )
 
@@ -93,13 +93,14 @@ class EarlyRule:
     def question_error(self, question: int) -> float:
         """The probability that an answer to question 1, 2, ... is wrong; all of them sum up to ``error``.
 
-        Half of it goes to the first ``_EARLY`` questions, about as many as a search asks, in shares of similar size.
+        Half of it goes to the first ``_EARLY`` questions, about as many as a search asks, in parts of similar size.
         """
         return self.error * _EARLY / ((question + _EARLY - 1) * (question + _EARLY))
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as plain data."""
-        return asdict(self)
+        """All fields as plain data, as logs have them."""
+        data = asdict(self)
+        return {"random_share" if name == "random_fraction" else name: value for name, value in data.items()}
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Reference:
     """The float model on all images, and the order in which plans look at them.
 
     Attributes:
-        hits: bool (n,): classified correctly.
+        correct: bool (n,): classified correctly.
         margins: float64 (n,): length of the true class's capsule minus the longest other one.
         at_random: bool (n,): taken at random, not by its margin.
         order: int64 (n,): which image is at each place.
@@ -115,43 +116,43 @@ class Reference:
     All but the last by place in the order of looking.
     """
 
-    hits: NDArray[np.bool_]
+    correct: NDArray[np.bool_]
     margins: NDArray[np.float64]
     at_random: NDArray[np.bool_]
     order: NDArray[np.int64]
 
 
-def make_reference(hits: NDArray[np.bool_], margins: NDArray[np.float64], rule: EarlyRule) -> Reference:
+def make_reference(correct: NDArray[np.bool_], margins: NDArray[np.float64], rule: EarlyRule) -> Reference:
     """Decide the order of looking: the smallest margins first, mixed with random images.
 
     Args:
-        hits, margins: the float model's, by image.
+        correct, margins: the float model's, by image.
     """
-    n = len(hits)
+    n = len(correct)
     hard = iter(np.argsort(np.abs(margins), kind="stable").tolist())
-    lucky = iter(np.random.default_rng(rule.seed).permutation(n).tolist())
+    random = iter(np.random.default_rng(rule.seed).permutation(n).tolist())
     taken = np.zeros(n, dtype=bool)
     order, at_random = np.empty(n, dtype=np.int64), np.zeros(n, dtype=bool)
     due = 0.0
     for place in range(n):
-        due += rule.random_share
-        source = lucky if due >= 1 else hard
+        due += rule.random_fraction
+        source = random if due >= 1 else hard
         due -= due >= 1
         image = next(index for index in source if not taken[index])
         taken[image] = True
-        order[place], at_random[place] = image, source is lucky
-    return Reference(hits[order], margins[order].astype(np.float64), at_random, order)
+        order[place], at_random[place] = image, source is random
+    return Reference(correct[order], margins[order].astype(np.float64), at_random, order)
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What is known of a plan: its hits (bool) and margins (float64) at the first places of the order of looking."""
+class Answers:
+    """A plan at the first places of the order of looking: what is correct (bool), and the margins (float64)."""
 
-    hits: NDArray[np.bool_]
+    correct: NDArray[np.bool_]
     margins: NDArray[np.float64]
 
     def __len__(self) -> int:
-        return len(self.hits)
+        return len(self.correct)
 
 
 @dataclass(frozen=True)
@@ -171,51 +172,48 @@ class Bounds:
     assumed: NDArray[np.bool_]
 
 
-def bound(reference: Reference, plan: Measured, error: float, neighbours: Sequence[Measured] = ()) -> Bounds:
+def bound(reference: Reference, plan: Answers, error: float, neighbours: Sequence[Answers] = ()) -> Bounds:
     """Bound the number of correct images of all from those looked at.
 
     Args:
         error: probability that any of the bounds is wrong.
         neighbours: plans measured at more places, at most :data:`NEIGHBOURS`; those measured at fewer tell nothing.
     """
-    seen, n = len(plan), len(reference.hits)
-    found = int(plan.hits.sum())
+    seen, n = len(plan), len(reference.correct)
+    found = int(plan.correct.sum())
     if seen == n:
-        return Bounds(found, found, found, found, plan.hits[:0])
+        return Bounds(found, found, found, found, plan.correct[:0])
     low, high = _sampled_bounds(reference, plan, _SAMPLED * error)
-    bases = [_base(reference, plan, Measured(reference.hits, reference.margins), _MARGIN * error)]
+    bases = [_base(reference, plan, Answers(reference.correct, reference.margins), _MARGIN * error)]
     for other in neighbours[:NEIGHBOURS]:
         if len(other) > seen:
             near = _base(reference, plan, other, _MARGIN * error)
             rest = slice(len(other) - seen, None)
-            hits, distance = (
-                np.concatenate([mine, floats[rest]])
-                for mine, floats in ((near.hits, bases[0].hits), (near.distance, bases[0].distance))
-            )
-            bases.append(_Base(hits, distance))
+            correct = np.concatenate([near.correct, bases[0].correct[rest]])
+            bases.append(_Base(correct, np.concatenate([near.distance, bases[0].distance[rest]])))
     ranges = [base.range(_MARGIN * error) for base in bases]
     best = min(range(len(bases)), key=lambda index: ranges[index][1] - ranges[index][0])
     low = max(0, low, *(base[0] for base in ranges))
     high = min(n - seen, high, *(base[1] for base in ranges))
-    return Bounds(found + low, found + high, found, found + n - seen, bases[best].hits)
+    return Bounds(found + low, found + high, found, found + n - seen, bases[best].correct)
 
 
 @dataclass(frozen=True)
 class _Base:
     """Answers expected at the places that were not looked at, and how many scales each is away from a change."""
 
-    hits: NDArray[np.bool_]
+    correct: NDArray[np.bool_]
     distance: NDArray[np.float64]
 
     def range(self, error: float) -> tuple[int, int]:
         """Bounds on the correct ones; each is wrong with probability at most ``error``."""
         changes = np.exp(np.minimum(1 - self.distance, 0))
-        lost, gained = (float(changes[self.hits == correct].sum()) for correct in (True, False))
-        expected = int(self.hits.sum())
+        lost, gained = (float(changes[self.correct == before].sum()) for before in (True, False))
+        expected = int(self.correct.sum())
         return expected - _at_most(lost, error), expected + _at_most(gained, error)
 
 
-def _base(reference: Reference, plan: Measured, other: Measured, error: float) -> _Base:
+def _base(reference: Reference, plan: Answers, other: Answers, error: float) -> _Base:
     """What another plan, or the float model, says about the places where it was measured and ``plan`` was not.
 
     Images with margins of up to twice those looked at in order are taken to move like these; the others like the random
@@ -223,13 +221,13 @@ def _base(reference: Reference, plan: Measured, other: Measured, error: float) -
     """
     seen = len(plan)
     moves = np.abs(plan.margins - other.margins[:seen])
-    lucky = reference.at_random[:seen]
+    random = reference.at_random[:seen]
     largest = float(moves.max()) / math.log(seen / _LARGEST)
-    near = max(_mean_limit(moves[~lucky], error), largest, np.finfo(np.float64).tiny)
-    far = max(_mean_limit(moves[lucky], error), near)
+    near = max(_mean_limit(moves[~random], error), largest, np.finfo(np.float64).tiny)
+    far = max(_mean_limit(moves[random], error), near)
     margins = np.abs(reference.margins[seen : len(other)])
     scale = np.where(margins <= 2 * margins.min(), near, far)
-    return _Base(other.hits[seen:], np.abs(other.margins[seen:]) / scale)
+    return _Base(other.correct[seen:], np.abs(other.margins[seen:]) / scale)
 
 
 def _at_most(expected: float, error: float) -> int:
@@ -244,21 +242,21 @@ def _mean_limit(moves: NDArray[np.float64], error: float) -> float:
     return float(moves.sum()) * 2 / float(chi2.ppf(error, 2 * len(moves)))
 
 
-def _sampled_bounds(reference: Reference, plan: Measured, error: float) -> tuple[int, int]:
+def _sampled_bounds(reference: Reference, plan: Answers, error: float) -> tuple[int, int]:
     """Bounds on the correct ones at the places that were not looked at, from the random ones before them.
 
-    Images with margins above the smallest one that is left were looked at only where they were drawn at random.
+    Images with margins above the smallest remaining one were looked at only where they were drawn at random.
     """
     seen = len(plan)
     frontier = np.abs(reference.margins[seen:]).min()
     drawn = reference.at_random[:seen] & (np.abs(reference.margins[:seen]) >= frontier)
     ranges = []
-    for correct in (True, False):
-        sample = plan.hits[drawn & (reference.hits[:seen] == correct)]
-        rest = int((reference.hits[seen:] == correct).sum())
-        ranges.append(hypergeometric_bounds(rest, len(sample), int((sample != correct).sum()), error))
+    for before in (True, False):
+        sample = plan.correct[drawn & (reference.correct[:seen] == before)]
+        rest = int((reference.correct[seen:] == before).sum())
+        ranges.append(hypergeometric_bounds(rest, len(sample), int((sample != before).sum()), error))
     (lost_low, lost_high), (gained_low, gained_high) = ranges
-    expected = int(reference.hits[seen:].sum())
+    expected = int(reference.correct[seen:].sum())
     return expected - lost_high + gained_low, expected - lost_low + gained_high
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from caplet.data.imageset import to_float
 from caplet.errors import ConfigError
 from caplet.fixed import AnyFormat, FixedFormat, LogFormat, Rounding
 from caplet.models.base import CapsNet, State
-from caplet.models.cost import stage_macs
+from caplet.models.staged import StagedModel
 from caplet.nn.functional import lengths
 from caplet.nn.points import Handler, PointSpec, Storage
 from caplet.quant.measure.evaluator import predict
@@ -28,17 +28,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class RoundPoints(Handler):
-    """A :class:`~caplet.nn.points.Handler` that rounds some points, counts what that does, and leaves the others.
-
-    Attributes:
-        signal, noise: sums of squares of the values at the rounded points, and of what rounding changed.
-        saturated, count: values beyond the format's range by more than a rounding, and values in all.
-    """
+    """A :class:`~caplet.nn.points.Handler` that rounds some points and leaves everything else in float."""
 
     def __init__(self, formats: Mapping[str, AnyFormat], rounding: Rounding, seed: int = 0) -> None:
         self.formats, self.rounding, self.seed = formats, rounding, seed
-        self.signal = self.noise = 0.0
-        self.saturated = self.count = 0
 
     def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
         fmt = self.formats.get(key)
@@ -50,11 +43,24 @@ class RoundPoints(Handler):
             noise = point_noise(self.seed, key, spec, iteration)
             noise = noise if spec.storage is Storage.FLASH else noise.unsqueeze(0)
         rounded: Tensor = fmt.quantize(value, rounding, noise)
+        self.rounded(fmt, value, rounded)
+        return rounded
+
+    def rounded(self, fmt: AnyFormat, value: Tensor, rounded: Tensor) -> None:
+        """Called for every tensor that was rounded."""
+
+
+class _CountRounding(RoundPoints):
+    """Also counts what rounding does at the points: the sums of an :class:`Effect`."""
+
+    signal = noise = 0.0
+    saturated = count = 0
+
+    def rounded(self, fmt: AnyFormat, value: Tensor, rounded: Tensor) -> None:
         self.signal += _energy(value)
         self.noise += _energy(rounded - value)
         self.saturated += _saturated(value, fmt)
         self.count += value.numel()
-        return rounded
 
 
 def _energy(value: Tensor) -> float:
@@ -143,13 +149,13 @@ class Effect:
 
 @dataclass(frozen=True)
 class _Batch:
-    """The float model on one batch: the state before every stage and what comes out."""
+    """The float model on one batch: the input of every stage and what comes out."""
 
     states: tuple[State, ...]
     capsules: Tensor
     lengths: Tensor
     labels: Tensor
-    hits: NDArray[np.bool_]
+    correct: NDArray[np.bool_]
 
 
 class Perturber:
@@ -177,14 +183,9 @@ class Perturber:
         if len(images) == 0 or len(images) != len(labels):
             raise ConfigError(f"sensitivity: {len(images)} images and {len(labels)} labels; give as many, 1 or more")
         model.check_images(images)
-        self.model, self.n = model.eval(), len(images)
+        self.n = len(images)
         self._loss = loss
-        self._stages = model.stages()
-        macs = np.array(stage_macs(model), dtype=np.float64)
-        self._tail = np.append(np.cumsum(macs[::-1])[::-1], 0.0) / macs.sum()  # cost of stage k and all later ones
-        self._stage_of = {
-            key: i for i, stage in enumerate(self._stages) for layer in stage.layers for key in layer.points()
-        }
+        self._staged = StagedModel(model)
         self._images, self._labels, self._batch_size = images, labels, batch_size
         self.spent = 0.0
 
@@ -195,40 +196,29 @@ class Perturber:
         batches = zip(self._images.split(self._batch_size), self._labels.split(self._batch_size), strict=True)
         return [self._reference(to_float(images), labels) for images, labels in batches]
 
-    def cost(self, keys: Iterable[str]) -> float:
-        """What :meth:`effect` of these points takes, in passes of one image through the whole model."""
-        return self.n * float(self._tail[self._first(keys)])
-
-    def _first(self, keys: Iterable[str]) -> int:
-        """The first stage that has one of these points, the number of all stages where none has."""
-        return min((self._stage_of[key] for key in keys), default=len(self._stages))
-
     def effect(self, formats: Mapping[str, AnyFormat], rounding: Rounding = Rounding.NEAREST, seed: int = 0) -> Effect:
         """What rounding the points of ``formats``, all others in float, does. Raises KeyError for an unknown point."""
-        first = self._first(formats)
-        if first == len(self._stages):
+        first = self._staged.first_stage(formats)
+        if first == len(self._staged):
             return Effect(self.n)
         total = sum((self._one(batch, first, formats, rounding, seed) for batch in self._batches), Effect())
-        self.spent += self.cost(formats)
+        self.spent += self.n * float(self._staged.tail_cost[first])
         return total
 
     def _one(
         self, batch: _Batch, first: int, formats: Mapping[str, AnyFormat], rounding: Rounding, seed: int
     ) -> Effect:
-        handler = RoundPoints(formats, rounding, seed)
-        state = batch.states[first]
-        with torch.inference_mode(), self.model.handle(handler):
-            for stage in self._stages[first:]:
-                state = stage.run(state)
-            capsules = state[0]
+        handler = _CountRounding(formats, rounding, seed)
+        with torch.inference_mode():
+            capsules = self._staged.run_from(first, batch.states[first], handler)[0]
             size = lengths(capsules)
-            hits = predict(capsules).numpy() == batch.labels.numpy()
+            correct = predict(capsules).numpy() == batch.labels.numpy()
             loss = 0.0
             if self._loss is not None:
                 change = self._loss(size, batch.labels) - self._loss(batch.lengths, batch.labels)
-                loss = float(change) * len(hits)
+                loss = float(change) * len(correct)
             return Effect(
-                len(hits),
+                len(correct),
                 handler.signal,
                 handler.noise,
                 handler.saturated,
@@ -237,15 +227,11 @@ class Perturber:
                 _energy(capsules - batch.capsules),
                 _energy(size - batch.lengths),
                 loss,
-                int((batch.hits & ~hits).sum()),
-                int((~batch.hits & hits).sum()),
+                int((batch.correct & ~correct).sum()),
+                int((~batch.correct & correct).sum()),
             )
 
     def _reference(self, images: Tensor, labels: Tensor) -> _Batch:
-        states: list[State] = [(images,)]
         with torch.inference_mode():
-            for stage in self._stages:
-                states.append(stage.run(states[-1]))
-            capsules = states.pop()[0]
-            hits = predict(capsules).numpy() == labels.numpy()
-            return _Batch(tuple(states), capsules, lengths(capsules), labels, hits)
+            states, capsules = self._staged.float_states(images)
+            return _Batch(states, capsules, lengths(capsules), labels, predict(capsules).numpy() == labels.numpy())

@@ -1,11 +1,10 @@
-"""The one evaluator that all searches share: plans in, measured probes out, nothing computed twice."""
+"""The one evaluator that all searches share: plans in, measured results out, nothing computed twice."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,15 @@ from caplet.nn.functional import lengths
 from caplet.progress import Progress
 from caplet.quant.measure.early_decision import (
     NEIGHBOURS,
+    Answers,
     Bounds,
     EarlyRule,
-    Measured,
     Reference,
     bound,
     make_reference,
 )
-from caplet.quant.measure.evaluations import FLOAT, Part, Probe, ProbeLog
-from caplet.quant.measure.identity import images_digest, model_identity
-from caplet.quant.measure.staged import PrefixRunner
+from caplet.quant.measure.log import FLOAT, EvaluationLog, MeasuredImages, images_digest, model_identity
+from caplet.quant.measure.staged import CachedStages
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import describe
 from caplet.quant.simulate.fake_quant import FakeQuant, WeightCache
@@ -55,17 +53,80 @@ def class_margins(capsules: Tensor, labels: Tensor) -> Tensor:
     return own[:, 0] - others.amax(1)
 
 
+@dataclass(frozen=True, eq=False)
+class PlanResult:
+    """What is known about one plan (or the float model) on an evaluator's images.
+
+    Attributes:
+        digest: of the plan, or :data:`~caplet.quant.measure.log.FLOAT`.
+        correct_images: bool (n,): which images are classified correctly, in the images' own order, for paired
+            comparisons; the likeliest answer for images that were not looked at (the float model's, or a similar
+            plan's).
+        seconds: wall time of what was computed for this answer.
+        cost: what that took, in full passes of all images through the whole model (multiply-accumulates); 0 where the
+            answer was known already.
+        seen: images looked at; None for all.
+        bounds: on the number of correct images; None where all were looked at.
+        error: probability that ``bounds`` is wrong (see :mod:`caplet.quant.measure.early_decision`); 0 where they are
+            certain.
+    """
+
+    digest: str
+    correct_images: NDArray[np.bool_]
+    seconds: float = 0.0
+    cost: float = 0.0
+    seen: int | None = None
+    bounds: tuple[int, int] | None = None
+    error: float = 0.0
+
+    @property
+    def cached(self) -> bool:
+        """Whether the answer was known already and nothing was computed for it."""
+        return self.cost == 0
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return len(self.correct_images)
+
+    @property
+    def correct(self) -> int:
+        """Number of images classified correctly; an estimate where not all were looked at."""
+        return int(self.correct_images.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Correct fraction, 0..1."""
+        return self.correct / self.n
+
+    @property
+    def low(self) -> int:
+        """At least so many images are correct."""
+        return self.correct if self.bounds is None else self.bounds[0]
+
+    @property
+    def high(self) -> int:
+        """At most so many images are correct."""
+        return self.correct if self.bounds is None else self.bounds[1]
+
+    @property
+    def looked_at(self) -> int:
+        """How many images were looked at."""
+        return self.n if self.seen is None else self.seen
+
+
 class Evaluator:
     """Measures plans on one model and one set of images.
 
     A plan is measured once; a second question is answered from memory or from the log. Only stages downstream of what
     changed are computed: the output of stage k depends on the plan at the points of stages 1..k alone, and such outputs
-    are kept as integer codes (:mod:`caplet.quant.measure.staged`), so the answer is the same, image by image, as a full
-    evaluation's.
+    are cached as integer codes (:mod:`caplet.quant.measure.staged`), so the answer is the same, image by image, as a
+    full evaluation's.
 
     :meth:`evaluate` looks at all images. :meth:`decide` and :meth:`count` look at as many as the question needs, where
     an early rule is given; a later question about the same plan goes on where the earlier one stopped. Their answers
-    depend on the images, the rule, and the questions asked before, and not on what a log already knew.
+    depend on the images, the rule, and the questions asked before, and not on what a log already knew. Costs are those
+    of what this object computed.
 
     The model must not change while the evaluator is in use.
 
@@ -73,15 +134,15 @@ class Evaluator:
         images: uint8 (N, C, H, W).
         labels: int64 (N,).
         batch_size: images per forward pass.
-        cache_bytes: limit of the kept stage outputs; 0 keeps none.
-        log_path: JSON-lines log of all probes; if it exists, its probes are known from the start.
+        cache_bytes: limit of the cached stage outputs; 0 caches none.
+        log_path: JSON-lines log of all evaluations; if it exists, what it holds is known from the start.
         integer: see :class:`caplet.quant.simulate.fake_quant.FakeQuant`.
         progress: called after every batch.
         early: how early decisions are made; None looks at all images for every question.
 
     Attributes:
-        spent: cost of everything computed by this object, in full passes of all images; where it goes on with an
-            interrupted run, more than the probes' cost by what was lost with the run's memory.
+        spent: cost of everything computed by this object, in full passes of all images.
+        float_spent: the float model's part of it.
 
     Raises:
         ConfigError: no images, another number of labels, a batch size below 1, a negative limit.
@@ -114,18 +175,16 @@ class Evaluator:
         self.model = model.eval()
         self.images, self.labels = images, labels.numpy()
         self.early = early
-        self.spent = 0.0
+        self.spent = self.float_spent = 0.0
         self._batch = batch_size
         self._integer = integer
         self._progress = progress
         self._specs = model.points()
         self._weights = WeightCache()
-        self._runner = PrefixRunner(model, cache_bytes)
-        self._log = ProbeLog(log_path, self._identity())
-        for plan, part in self._log.measured:
-            self._runner.replay(plan, batch_size, part.start, part.stop)
-        self._charged: dict[str, int] = {}  # parts by digest whose cost was counted to a question already
-        self._answers: dict[str, Probe] = {}
+        self._stages = CachedStages(model, cache_bytes)
+        self._log = EvaluationLog(log_path, self._identity())
+        self._seen: dict[str, int] = {}  # images that the questions about each plan have looked at, by digest
+        self._answers: dict[str, PlanResult] = {}  # the last one comes last
         self._questions = 0
         self._reference: Reference | None = None
 
@@ -134,18 +193,15 @@ class Evaluator:
         return len(self.images)
 
     @property
-    def probes(self) -> dict[str, Probe]:
-        """Everything measured so far, here or by the interrupted run whose log this is, by plan digest, in order.
+    def measured(self) -> int:
+        """How many plans were measured, here or by the interrupted run whose log this is; the float model counts."""
+        return len(self._log.measured)
 
-        Costs and seconds are those of all parts together.
-        """
-        return {digest: self._probe(digest, self._log.known(digest), 0) for digest in self._log.parts}
-
-    def float_result(self) -> Probe:
+    def float_result(self) -> PlanResult:
         """The float model's result on the same images; measured once."""
         return self._whole(FLOAT, None)
 
-    def evaluate(self, plan: QuantPlan) -> Probe:
+    def evaluate(self, plan: QuantPlan) -> PlanResult:
         """The result of the model under ``plan`` on all images.
 
         Raises:
@@ -155,7 +211,7 @@ class Evaluator:
         plan.check(self.model)
         return self._whole(plan.digest(), plan)
 
-    def decide(self, plan: QuantPlan, needed: int, most: int | None = None) -> Probe:
+    def decide(self, plan: QuantPlan, needed: int, most: int | None = None) -> PlanResult:
         """Whether at least ``needed`` images are correct under ``plan``: then ``low`` of the answer reaches it.
 
         Where they are not, ``high`` does not reach it. Raises as :meth:`evaluate`.
@@ -166,55 +222,66 @@ class Evaluator:
         """
         return self._ask(plan, {"needed": needed}, lambda low, high: low >= needed or high < needed, most)
 
-    def count(self, plan: QuantPlan) -> Probe:
+    def count(self, plan: QuantPlan) -> PlanResult:
         """How many images are correct under ``plan``, as soon as the bounds agree. Raises as :meth:`evaluate`."""
         return self._ask(plan, {"count": True}, lambda low, high: low == high)
 
-    def latest(self, plan: QuantPlan) -> Probe:
+    def latest(self, plan: QuantPlan) -> PlanResult:
         """The last answer about ``plan``; its count where nothing was asked before."""
         return self._answers.get(plan.digest()) or self.count(plan)
 
     def _ask(
         self, plan: QuantPlan, asked: Mapping[str, Any], settled: Callable[[int, int], bool], most: int | None = None
-    ) -> Probe:
+    ) -> PlanResult:
         """Look at more and more images until the bounds settle the question."""
         if self.early is None:
             return self.evaluate(plan)
         digest = plan.digest()
         known = self._answers.get(digest)
         if known is not None and settled(known.low, known.high):
-            return replace(known, seconds=0.0, cost=0.0, cached=True)
+            return replace(known, seconds=0.0, cost=0.0)
         plan.check(self.model)
         reference = self._order()
         self._questions += 1
         looks = self.early.looks(len(self), self._batch)
         error = self.early.question_error(self._questions)
-        before = self._charged.get(digest, 0)
         others = self._neighbours(digest)
-        computed = False
+        began, cost = time.perf_counter(), 0.0
         for look in (looks[0], *(look for look in looks[1:] if most is None or look <= most)):
-            computed |= self._extend(digest, plan, look)
+            cost += self._extend(digest, plan, look)
             found = bound(reference, self._known(digest, look), error / len(looks), others)
             if settled(found.low, found.high):
                 break
-        sure = settled(found.sure_low, found.sure_high)
-        probe = self._answer(digest, look, before, computed, found, 0.0 if sure else error)
-        self._log.decided(self._questions, {**asked, "settled": settled(found.low, found.high)}, probe)
-        return probe
+        error = 0.0 if settled(found.sure_low, found.sure_high) else error
+        result = self._answer(digest, look, began, cost, found, error)
+        self._log.decided(
+            {
+                "question": self._questions,
+                **asked,
+                "settled": settled(found.low, found.high),
+                "digest": digest,
+                "seen": look,
+                "n": len(self),
+                "low": result.low,
+                "high": result.high,
+                "error": error,
+            }
+        )
+        return result
 
-    def _neighbours(self, digest: str) -> list[Measured]:
+    def _neighbours(self, digest: str) -> list[Answers]:
         """Plans that questions were asked about before: the last one, and of the others the one measured farthest."""
         asked = [other for other in self._answers if other not in (FLOAT, digest)]
-        others = sorted(asked[:-1], key=lambda other: self._charged[other])[1 - NEIGHBOURS :]
-        return [self._known(other, self._charged[other]) for other in (*asked[-1:], *reversed(others))]
+        others = sorted(asked[:-1], key=lambda other: self._seen[other])[1 - NEIGHBOURS :]
+        return [self._known(other, self._seen[other]) for other in (*asked[-1:], *reversed(others))]
 
-    def _whole(self, digest: str, plan: QuantPlan | None) -> Probe:
+    def _whole(self, digest: str, plan: QuantPlan | None) -> PlanResult:
         """The answer from all images."""
-        before = self._charged.get(digest, 0)
         if plan is not None and self.early is not None:
             self._order()
-        computed = self._extend(digest, plan, len(self))
-        return self._answer(digest, len(self), before, computed)
+        began = time.perf_counter()
+        cost = self._extend(digest, plan, len(self))
+        return self._answer(digest, len(self), began, cost)
 
     def _order(self) -> Reference:
         """The order in which plans look at the images, from the float model's margins."""
@@ -222,7 +289,7 @@ class Evaluator:
         if self._reference is None:
             self.float_result()
             found = self._known(FLOAT, len(self))
-            self._reference = make_reference(found.hits, found.margins, self.early)
+            self._reference = make_reference(found.correct, found.margins, self.early)
         return self._reference
 
     def _places(self, digest: str) -> NDArray[np.int64]:
@@ -231,82 +298,77 @@ class Evaluator:
             return np.arange(len(self))
         return self._order().order
 
-    def _known(self, digest: str, stop: int) -> Measured:
+    def _known(self, digest: str, stop: int) -> Answers:
         """What was measured at the first ``stop`` places of the order."""
-        parts = self._log.parts[digest]
-        hits, margins = np.concatenate([p.hits for p in parts]), np.concatenate([p.margins for p in parts])
-        return Measured(hits[:stop], margins[:stop].astype(np.float64))
+        lines = self._log.measured[digest]
+        correct, margins = np.concatenate([x.correct for x in lines]), np.concatenate([x.margins for x in lines])
+        return Answers(correct[:stop], margins[:stop].astype(np.float64))
 
-    def _extend(self, digest: str, plan: QuantPlan | None, stop: int) -> bool:
-        """Measure the images up to ``stop`` of the order that are not known yet; whether there were any."""
+    def _extend(self, digest: str, plan: QuantPlan | None, stop: int) -> float:
+        """Measure the images up to ``stop`` of the order that are not known yet; what that cost."""
         start = self._log.known(digest)
         if start >= stop:
-            return False
+            return 0.0
         began = time.perf_counter()
-        hits, margins, cost = self._measure(plan, self._places(digest), start, stop)
-        part = Part(digest, start, hits, margins, time.perf_counter() - began, cost)
+        correct, margins, cost = self._measure(plan, self._places(digest), start, stop)
+        self.spent += cost
         more: dict[str, Any] = {}
-        if plan is not None and start == 0:
+        if plan is None:
+            self.float_spent += cost
+        elif start == 0:
             more = {"widths": describe(self.model, plan), "plan": plan.to_json()}
-        self._log.add(part, more)
-        return True
+        self._log.add(MeasuredImages(digest, start, correct, margins, time.perf_counter() - began, cost), more)
+        return cost
 
     def _answer(
-        self, digest: str, seen: int, before: int, computed: bool, found: Bounds | None = None, error: float = 0.0
-    ) -> Probe:
-        """The answer from the first ``seen`` images, its cost counted from image ``before`` on."""
-        probe = self._probe(digest, seen, before)
-        if found is not None and seen < len(self):
-            hits = probe.hits.copy()
-            hits[self._places(digest)[seen:]] = found.assumed
-            probe = replace(probe, hits=hits, bounds=(found.low, found.high), error=error)
-        self._charged[digest] = max(before, seen)
-        self._answers.pop(digest, None)  # the last answer comes last
-        self._answers[digest] = replace(probe, cached=not computed)
-        return self._answers[digest]
+        self, digest: str, seen: int, began: float, cost: float, found: Bounds | None = None, error: float = 0.0
+    ) -> PlanResult:
+        """The answer from the first ``seen`` images; the float model's, or the likeliest one, for the others.
 
-    def _probe(self, digest: str, seen: int, before: int) -> Probe:
-        """What ``seen`` images say, the float model's answer for the others; the cost is counted from ``before`` on."""
-        parts = [part for part in self._log.parts[digest] if part.start >= before and part.stop <= seen]
-        seconds, cost = sum(part.seconds for part in parts), sum(part.cost for part in parts)
-        hits = np.zeros(len(self), dtype=bool)
+        Args:
+            began: the time when the question was asked.
+        """
+        correct = np.zeros(len(self), dtype=bool)
         order = self._places(digest)
-        hits[order[:seen]] = self._known(digest, seen).hits
-        if seen == len(self):
-            return Probe(digest, hits, seconds, cost)
-        hits[order[seen:]] = self._order().hits[seen:]
-        return Probe(digest, hits, seconds, cost, seen=seen)
+        correct[order[:seen]] = self._known(digest, seen).correct
+        result = PlanResult(digest, correct, time.perf_counter() - began, cost)
+        if seen < len(self):
+            assert found is not None
+            correct[order[seen:]] = found.assumed
+            result = replace(result, seen=seen, bounds=(found.low, found.high), error=error)
+        self._seen[digest] = max(self._seen.get(digest, 0), seen)
+        self._answers.pop(digest, None)
+        self._answers[digest] = result
+        return result
 
     def _measure(
         self, plan: QuantPlan | None, order: NDArray[np.int64], start: int, stop: int
     ) -> tuple[NDArray[np.bool_], NDArray[np.float32], float]:
-        """Run the images at places ``start`` to ``stop`` - 1 of ``order``: hits, margins, and the cost in full passes.
+        """Run the images at places ``start`` to ``stop`` - 1 of ``order``: what is correct, margins, and the cost in
+        full passes.
 
         ``start`` is a multiple of the batch size, so that a batch always holds the same images.
         """
-        hits, margins = np.zeros(stop - start, dtype=bool), np.zeros(stop - start, dtype=np.float32)
-        cost = spent = 0.0
-        prefixes = [] if plan is None else self._runner.prefixes(plan)
+        correct, margins = np.zeros(stop - start, dtype=bool), np.zeros(stop - start, dtype=np.float32)
+        total = 0.0
+        prefixes = [] if plan is None else self._stages.prefixes(plan)
         handler = None if plan is None else FakeQuant(plan, self._specs, integer=self._integer, weights=self._weights)
-        with torch.inference_mode(), nullcontext() if handler is None else self.model.handle(handler):
+        with torch.inference_mode():
             for low in range(start, stop, self._batch):
                 chosen = torch.from_numpy(order[low : min(low + self._batch, stop)])
-                images = to_float(self.images[chosen])
-                counted = first = 0
-                if plan is None:
-                    capsules = self._runner.run_float(images)
+                images, cost = to_float(self.images[chosen]), 1.0
+                if plan is None or handler is None:
+                    capsules = self._stages.run_from(0, (images,))[0]
                 else:
-                    capsules, counted, first = self._runner.run(plan, prefixes, low // self._batch, images)
+                    capsules, cost = self._stages.run_plan(plan, prefixes, low // self._batch, images, handler)
                 labels = torch.from_numpy(self.labels)[chosen]
                 place = slice(low - start, low - start + len(chosen))
-                hits[place] = (predict(capsules) == labels).numpy()
+                correct[place] = (predict(capsules) == labels).numpy()
                 margins[place] = class_margins(capsules, labels).numpy()
-                cost += len(chosen) / len(self) * float(self._runner.tail_cost[counted])
-                spent += len(chosen) / len(self) * float(self._runner.tail_cost[first])
+                total += len(chosen) / len(self) * cost
                 if self._progress is not None:
                     self._progress(low - start + len(chosen), stop - start)
-        self.spent += spent
-        return hits, margins, cost
+        return correct, margins, total
 
     def _identity(self) -> dict[str, Any]:
         """What the answers depend on besides the plan."""

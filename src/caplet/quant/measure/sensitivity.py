@@ -4,7 +4,7 @@ A draw is a set of calibration images; no two draws share one. The exponents are
 point is rounded on it with everything else in float. How far the draws disagree is how far the figures can be trusted.
 
 Source: the one-at-a-time analysis is common ground of all bitwidth searches, e.g. Raji et al. 2025 for capsule
-networks. Differs from a search's probes: softmax and squash are computed in float, and errors do not add up exactly.
+networks. Differs from a search's evaluations: softmax and squash are computed in float, and errors do not add up.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caplet.errors import ArtefactError, ConfigError
+from caplet.errors import ConfigError
 from caplet.fixed import PlanFormat, Rounding, format_from_json
 from caplet.fixed.format import MAX_BITS
 from caplet.models.base import CapsNet
 from caplet.nn.points import PointSpec
 from caplet.progress import Progress
 from caplet.quant.measure.effects import Effect, Loss, Perturber
-from caplet.quant.measure.identity import images_digest, model_identity
-from caplet.quant.measure.lines import JsonLines
+from caplet.quant.measure.log import MeasurementLog, images_digest, model_identity
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.formats import FormatRule, bits_of
 
@@ -35,7 +34,7 @@ DEFAULT_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
-class Row:
+class SensitivityRow:
     """One point at one width on one draw.
 
     Attributes:
@@ -63,7 +62,7 @@ class Row:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Row:
+    def from_json(cls, data: Mapping[str, Any]) -> SensitivityRow:
         """Read :meth:`to_json`. Raises KeyError, TypeError or PlanError when the data are not such an object."""
         effect = Effect.from_json(data["effect"])
         return cls(data["point"], data["bits"], data["draw"], format_from_json(data["format"]), effect)
@@ -125,7 +124,7 @@ class Summary:
         return head | {name: value.to_json() for name, value in vars(self).items() if isinstance(value, Spread)}
 
 
-def summarise(rows: Sequence[Row]) -> list[Summary]:
+def summarise(rows: Sequence[SensitivityRow]) -> list[Summary]:
     """One summary per point and width, in the order in which they first appear."""
     groups: dict[tuple[str, int], list[Effect]] = {}
     for row in rows:
@@ -212,7 +211,7 @@ def measure_sensitivity(
     loss: Loss | None = None,
     log_path: str | Path | None = None,
     progress: Progress | None = None,
-) -> list[Row]:
+) -> list[SensitivityRow]:
     """Measure every point at every width on every draw.
 
     Args:
@@ -231,10 +230,10 @@ def measure_sensitivity(
     """
     settings = settings or SensitivitySettings()
     draws = draw_indices(len(images), settings)
-    log = JsonLines(log_path, "sensitivity log", _identity(model, images, labels, settings))
+    log = MeasurementLog(log_path, "sensitivity log", _identity(model, images, labels, settings))
     known = {(row.key, row.bits, row.draw): row for row in _read(log)}
     tasks = list(_tasks(model.points(), settings))
-    rows: list[Row] = []
+    rows: list[SensitivityRow] = []
     for draw, index in enumerate(draws):
         missing = [task for task in tasks if (*task, draw) not in known]
         if missing:
@@ -244,7 +243,9 @@ def measure_sensitivity(
             row = known.get((key, bits, draw))
             if row is None:
                 fmt = calibration.format(key, bits, settings.rule, settings.rounding)
-                row = Row(key, bits, draw, fmt, perturber.effect({key: fmt}, settings.rounding, settings.seed))
+                row = SensitivityRow(
+                    key, bits, draw, fmt, perturber.effect({key: fmt}, settings.rounding, settings.seed)
+                )
                 log.add(row.to_json())
             rows.append(row)
             if progress is not None:
@@ -258,12 +259,12 @@ def _tasks(specs: Mapping[str, PointSpec], settings: SensitivitySettings) -> Ite
         yield from ((key, width) for width in sorted(bits, reverse=True))
 
 
-def _read(log: JsonLines) -> Iterator[Row]:
+def _read(log: MeasurementLog) -> Iterator[SensitivityRow]:
     for number, data in enumerate(log.rows, start=2):
         try:
-            yield Row.from_json(data)
+            yield SensitivityRow.from_json(data)
         except (KeyError, TypeError) as error:
-            raise ArtefactError(f"{log.path}, line {number}: not a row ({error}); move the file away") from None
+            raise log.damaged(number, f"not a row ({error})") from None
 
 
 def _identity(model: CapsNet, images: Tensor, labels: Tensor, settings: SensitivitySettings) -> dict[str, Any]:

@@ -1,129 +1,168 @@
-"""Running plans from behind the last stage whose output is kept: what a probe computes, and what that costs."""
+"""Plans run from behind the last stage whose output is cached: what an evaluation computes, and what that costs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from caplet.fixed import FixedFormat
 from caplet.models.base import CapsNet, State
-from caplet.models.cost import stage_macs
-from caplet.quant.measure.states import StateCache, code_dtype, decode_state, encode_state
+from caplet.models.staged import StagedModel
+from caplet.nn.points import Handler
 from caplet.quant.plan.plan import QuantPlan
 
 
-class PrefixRunner:
-    """Runs batches of images through a model, whose handler the caller sets, and keeps the outputs of stages.
+def code_dtype(fmt: FixedFormat) -> torch.dtype:
+    """The smallest dtype for a format's codes; unsigned codes of more than 8 bits wrap around in int16."""
+    if fmt.bits <= 8:
+        return torch.int8 if fmt.signed else torch.uint8
+    return torch.int16
 
-    The output of stage k depends on the plan at the points of stages 1..k alone. The outputs that an interrupted run
-    had in memory are lost, but not which ones they were (:meth:`replay`): a run that goes on computes them again where
-    it needs them, and counts what an uninterrupted run would have computed.
+
+def encode_state(state: State, formats: Sequence[FixedFormat]) -> State:
+    """The codes of tensors that hold only values of their formats; strides are kept."""
+    return tuple(
+        (value * 2.0**fmt.frac_bits).to(torch.int32).to(code_dtype(fmt))
+        for value, fmt in zip(state, formats, strict=True)
+    )
+
+
+def decode_state(codes: State, formats: Sequence[FixedFormat]) -> State:
+    """The float32 tensors that :func:`encode_state` took, bit for bit, in the same memory layout."""
+    return tuple(map(_decode, codes, formats))
+
+
+def _decode(codes: Tensor, fmt: FixedFormat) -> Tensor:
+    if not fmt.signed and codes.dtype is torch.int16:
+        codes = codes.to(torch.int32) & 0xFFFF
+    return codes.to(torch.float32).mul_(fmt.step)
+
+
+@dataclass
+class _Entry:
+    """One stage's output: the codes of the first batches."""
+
+    batches: list[State] = field(default_factory=list)
+    bytes: int = 0
+
+
+class StateCache:
+    """Codes of stage outputs, batch by batch, by key, under a limit of bytes; the least recently used key is dropped.
 
     Args:
-        cache_bytes: limit of the kept outputs; 0 keeps none.
+        limit: bytes that all stored codes together may take; 0 stores nothing.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.bytes = 0
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._entries
+
+    def get(self, key: str, batch: int) -> State | None:
+        """The codes of one batch, None where they are not stored; the key is marked as just used."""
+        entry = self._entries.get(key)
+        if entry is None or batch >= len(entry.batches):
+            return None
+        self._entries.move_to_end(key)
+        return entry.batches[batch]
+
+    def add(self, key: str, batch: int, codes: State, keep: Collection[str] = ()) -> bool:
+        """Store the batch that follows those stored under ``key``; other keys are dropped for it, but not ``keep``.
+
+        Returns:
+            False, with nothing stored, where the batch does not follow or does not fit.
+        """
+        entry = self._entries.get(key)
+        if batch != (0 if entry is None else len(entry.batches)):
+            return False
+        size = sum(tensor.numel() * tensor.element_size() for tensor in codes)
+        droppable = [other for other in self._entries if other != key and other not in keep]
+        spare = self.limit - self.bytes
+        if size > spare + sum(self._entries[other].bytes for other in droppable):
+            return False
+        for other in droppable:
+            if size <= self.limit - self.bytes:
+                break
+            self.bytes -= self._entries.pop(other).bytes
+        entry = self._entries.setdefault(key, _Entry())
+        self._entries.move_to_end(key)
+        entry.batches.append(codes)
+        entry.bytes += size
+        self.bytes += size
+        return True
+
+
+class CachedStages(StagedModel):
+    """A staged model that runs batches of images under plans and keeps the outputs of stages as integer codes.
+
+    The output of stage k depends on the plan at the points of stages 1..k alone.
+
+    Args:
+        cache_bytes: limit of the cached outputs; 0 caches none.
 
     Attributes:
-        cache: the kept outputs.
-        tail_cost: cost of stage k and all later ones, as a share of the whole model's multiply-accumulates.
+        cache: the cached outputs.
     """
 
     def __init__(self, model: CapsNet, cache_bytes: int) -> None:
+        super().__init__(model)
         self.cache = StateCache(cache_bytes)
-        self._stages = model.stages()
-        self._elements = {key: spec.elements for key, spec in model.points().items()}
-        self._keys = [[key for layer in stage.layers for key in layer.points()] for stage in self._stages]
-        macs = np.array(stage_macs(model), dtype=np.float64)
-        self.tail_cost = np.append(np.cumsum(macs[::-1])[::-1], 0.0) / macs.sum()
 
     def prefixes(self, plan: QuantPlan) -> list[str]:
         """For every stage, the digest of the plan at the points of this and all earlier stages."""
-        keys: set[str] = set()
-        digests = []
-        for stage_keys in self._keys:
-            keys.update(stage_keys)
-            digests.append(plan.restricted(keys).digest())
-        return digests
+        return [
+            plan.restricted({key for key, stage in self.stage_of.items() if stage <= number}).digest()
+            for number in range(len(self))
+        ]
 
-    def run_float(self, images: Tensor) -> Tensor:
-        """Class capsules of float images (B, C, H, W) without a plan: (B, classes, D). Nothing is kept."""
-        state: State = (images,)
-        for stage in self._stages:
-            state = stage.run(state)
-        return state[0]
-
-    def run(self, plan: QuantPlan, prefixes: Sequence[str], batch: int, images: Tensor) -> tuple[Tensor, int, int]:
+    def run_plan(
+        self, plan: QuantPlan, prefixes: Sequence[str], batch: int, images: Tensor, handler: Handler
+    ) -> tuple[Tensor, float]:
         """Class capsules of one batch under ``plan``.
 
         Args:
             prefixes: of the plan, see :meth:`prefixes`.
             batch: its number, which always stands for the same images.
             images: float (B, C, H, W).
+            handler: computes with the plan's numbers.
 
         Returns:
-            Capsules (B, classes, D); the first stage that an uninterrupted run computes; the first one computed now.
+            Capsules (B, classes, D); what was computed, as a fraction of the whole model's cost.
         """
-        counted = self._first(prefixes, batch)
         first = 0
         state: State = (images,)
-        for stage in range(counted - 1, -1, -1):
-            codes = self.cache.codes(prefixes[stage], batch)
+        for stage in range(len(self) - 2, -1, -1):
+            codes = self.cache.get(prefixes[stage], batch)
             if codes is not None:
                 first, state = stage + 1, decode_state(codes, self._formats(stage, plan))
                 break
         computed: dict[int, State] = {}
-        for stage in range(first, len(self._stages)):
-            state = self._stages[stage].run(state)
-            if self._is_kept(stage):
+
+        def keep(stage: int, state: State) -> None:
+            if self._worth_keeping(stage):
                 computed[stage] = encode_state(state, self._formats(stage, plan))
-        for stage, codes in computed.items():
-            if stage < counted:
-                self.cache.restore(prefixes[stage], batch, codes)
-        self._keep(plan, prefixes, batch, counted, len(images), computed)
-        return state[0], counted, first
 
-    def replay(self, plan: QuantPlan, batch_size: int, start: int, stop: int) -> None:
-        """Take note of the outputs that an interrupted run kept when it measured places ``start`` to ``stop`` - 1."""
-        prefixes = self.prefixes(plan)
-        for low in range(start, stop, batch_size):
-            batch = low // batch_size
-            self._keep(plan, prefixes, batch, self._first(prefixes, batch), min(batch_size, stop - low), {})
+        capsules = self.run_from(first, state, handler, keep=keep)[0]
+        needed = {prefixes[first - 1]} if first else set()
+        for stage in reversed(computed):  # later ones are smaller and used more often
+            self.cache.add(prefixes[stage], batch, computed[stage], needed)
+            needed.add(prefixes[stage])
+        return capsules, float(self.tail_cost[first])
 
-    def _first(self, prefixes: Sequence[str], batch: int) -> int:
-        """The stage after the last one whose output is kept, or was by the interrupted run."""
-        kept = (stage for stage in range(len(prefixes) - 2, -1, -1) if self.cache.use(prefixes[stage], batch))
-        return next(kept, -1) + 1
-
-    def _is_kept(self, stage: int) -> bool:
-        """Whether a stage's output is worth keeping: the input image saves nothing, the last one is the answer."""
+    def _worth_keeping(self, stage: int) -> bool:
+        """Whether a stage's output is worth caching: the input image saves nothing, the last one is the answer."""
         spared = self.tail_cost[stage + 1] < 1.0
-        return bool(self.cache.limit and spared and stage < len(self._stages) - 1)
-
-    def _keep(
-        self,
-        plan: QuantPlan,
-        prefixes: Sequence[str],
-        batch: int,
-        first: int,
-        images: int,
-        computed: dict[int, State],
-    ) -> None:
-        """Keep the outputs of ``first`` and later stages; of those not in ``computed``, that they were kept."""
-        keep = {prefixes[first - 1]} if first else set()
-        for stage in range(len(self._stages) - 1, first - 1, -1):  # later ones are smaller and used more often
-            if self._is_kept(stage):
-                size = images * self._bytes(stage, plan)
-                self.cache.add(prefixes[stage], batch, size, computed.get(stage), keep)
-                keep.add(prefixes[stage])
-
-    def _bytes(self, stage: int, plan: QuantPlan) -> int:
-        """Bytes of a stage's codes for one image."""
-        outputs = zip(self._stages[stage].outputs, self._formats(stage, plan), strict=True)
-        return sum(self._elements[key] * code_dtype(fmt).itemsize for key, fmt in outputs)
+        return bool(self.cache.limit and spared and stage < len(self) - 1)
 
     def _formats(self, stage: int, plan: QuantPlan) -> tuple[FixedFormat, ...]:
-        formats = [plan.points[key] for key in self._stages[stage].outputs]
+        formats = [plan.points[key] for key in self.stages[stage].outputs]
         return tuple(
             fmt for fmt in formats if isinstance(fmt, FixedFormat)
         )  # checked: computed tensors are fixed-point

@@ -8,10 +8,9 @@ with the least change of the class-capsule lengths is taken.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,44 +18,19 @@ from caplet.data.imageset import to_float
 from caplet.errors import ConfigError
 from caplet.fixed import AnyFormat, FixedFormat, Rounding
 from caplet.models.base import CapsNet, State
-from caplet.models.cost import stage_macs
+from caplet.models.staged import StagedModel
 from caplet.nn.functional import lengths
-from caplet.nn.points import Handler, PointSpec, Role, Storage
+from caplet.nn.points import Role
 from caplet.quant.choices import Exponents
-from caplet.quant.measure.cache import Kept
-from caplet.quant.measure.identity import images_digest
+from caplet.quant.measure.effects import RoundPoints
+from caplet.quant.measure.log import MeasurementCache, images_digest
 from caplet.quant.plan.calibrate import Calibration
 from caplet.quant.plan.formats import FormatRule
-from caplet.quant.simulate.fake_quant import point_noise
 
 DEFAULT_IMAGES = 64
 WIDEST = 10
 """Wider formats are taken by squared error: there the exponent hardly matters."""
 _FARTHEST = 2
-
-
-class OnePoint(Handler):
-    """A :class:`~caplet.nn.points.Handler` that rounds a single point and leaves everything else in float."""
-
-    def __init__(self, key: str, fmt: AnyFormat, rounding: Rounding, seed: int = 0) -> None:
-        self.key, self.fmt, self.rounding, self.seed = key, fmt, rounding, seed
-
-    def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
-        if key != self.key:
-            return value
-        noise = None
-        if self.rounding is Rounding.STOCHASTIC:
-            noise = point_noise(self.seed, key, spec, iteration)
-            noise = noise if spec.storage is Storage.FLASH else noise.unsqueeze(0)
-        return self.fmt.quantize(value, self.rounding, noise)
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """The float model on the tuning images: the state before every stage, and the class-capsule lengths."""
-
-    states: tuple[State, ...]
-    lengths: Tensor
 
 
 class Tuner:
@@ -67,30 +41,28 @@ class Tuner:
 
     Args:
         images: uint8 (N, C, H, W), a few dozen calibration images.
-        kept: answers of the same model; None for none.
+        cache: of measurements of the same model; None for none.
 
     Attributes:
-        spent: cost of all that was asked, in passes of one image through the whole model (multiply-accumulates); the
-            same where an interrupted run had measured it.
+        spent: cost of all that was computed, in passes of one image through the whole model (multiply-accumulates).
 
     Raises:
         ConfigError: no images. ModelError: images of another size.
     """
 
-    def __init__(self, model: CapsNet, calibration: Calibration, images: Tensor, kept: Kept | None = None) -> None:
+    def __init__(
+        self, model: CapsNet, calibration: Calibration, images: Tensor, cache: MeasurementCache | None = None
+    ) -> None:
         if len(images) == 0:
             raise ConfigError("tuning needs at least one image, got none")
         model.check_images(images)
-        self.model, self.calibration = model.eval(), calibration
+        self.calibration = calibration
         self.spent = 0.0
+        self._staged = StagedModel(model)
         self._images, self._digest = images, images_digest(images)
-        self._kept = Kept(None, "tuning log", {}) if kept is None else kept
+        self._cache = MeasurementCache(None, "tuning log", {}) if cache is None else cache
         self._known: dict[tuple[str, int, FormatRule, Rounding], AnyFormat] = {}
         self._errors: dict[tuple[str, AnyFormat, Rounding], float] = {}
-        self._stages = model.stages()
-        self._stage_of = {key: i for i, stage in enumerate(self._stages) for la in stage.layers for key in la.points()}
-        macs = np.array(stage_macs(model), dtype=np.float64)
-        self._tail = np.cumsum(macs[::-1])[::-1] / macs.sum()  # cost of stage k and all later ones
 
     def format(
         self, key: str, width: int, rule: FormatRule | None = None, rounding: Rounding = Rounding.NEAREST
@@ -124,25 +96,22 @@ class Tuner:
         """Mean squared change of the class-capsule lengths when only point ``key`` is rounded, to ``fmt``."""
         asked = (key, fmt, rounding)
         if asked not in self._errors:
-            if not self._errors:
-                self.spent += len(self._images)  # the reference
-            self.spent += len(self._images) * float(self._tail[self._stage_of[key]])
             question = {"point": key, "format": fmt.to_json(), "rounding": str(rounding), "images": self._digest}
-            self._errors[asked] = self._kept.answer(question, lambda: self._measure(*asked))
+            self._errors[asked] = self._cache.answer(question, lambda: self._measure(*asked))
         return self._errors[asked]
 
     def _measure(self, key: str, fmt: AnyFormat, rounding: Rounding) -> float:
-        reference, first = self._reference, self._stage_of[key]
-        state = reference.states[first]
-        with torch.inference_mode(), self.model.handle(OnePoint(key, fmt, rounding)):
-            for stage in self._stages[first:]:
-                state = stage.run(state)
-        return float(((lengths(state[0]) - reference.lengths) ** 2).mean())
+        states, wanted = self._reference
+        first = self._staged.stage_of[key]
+        with torch.inference_mode():
+            capsules = self._staged.run_from(first, states[first], RoundPoints({key: fmt}, rounding))[0]
+        self.spent += len(self._images) * float(self._staged.tail_cost[first])
+        return float(((lengths(capsules) - wanted) ** 2).mean())
 
     @cached_property
-    def _reference(self) -> _Reference:
-        states: list[State] = [(to_float(self._images),)]
+    def _reference(self) -> tuple[tuple[State, ...], Tensor]:
+        """The float model on the images: the input of every stage, and the class-capsule lengths."""
+        self.spent += len(self._images)
         with torch.inference_mode():
-            for stage in self._stages:
-                states.append(stage.run(states[-1]))
-        return _Reference(tuple(states[:-1]), lengths(states[-1][0]))
+            states, capsules = self._staged.float_states(to_float(self._images))
+            return states, lengths(capsules)

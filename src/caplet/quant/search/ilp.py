@@ -110,7 +110,7 @@ class _Search:
             rule=request.rule,
             rounding=rounding,
             seed=request.seed,
-            kept=bench.kept,
+            cache=bench.cache,
         )
         self.noises = [self._first(index) for index in range(len(self.units))]
         self.menu = [self._choices(index) for index in range(len(self.units))]

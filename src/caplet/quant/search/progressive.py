@@ -115,7 +115,7 @@ class _Search:
             rule=request.rule,
             rounding=rounding,
             seed=request.seed,
-            kept=bench.kept,
+            cache=bench.cache,
         )
         specs = model.points()
         totals: dict[Any, int] = {}

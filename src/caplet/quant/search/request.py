@@ -10,9 +10,8 @@ from typing import Any
 from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.quant.choices import Granularity
-from caplet.quant.measure.cache import Kept
-from caplet.quant.measure.evaluations import Probe
-from caplet.quant.measure.evaluator import Evaluator
+from caplet.quant.measure.evaluator import Evaluator, PlanResult
+from caplet.quant.measure.log import MeasurementCache
 from caplet.quant.plan.formats import FormatRule, FormatSource
 from caplet.quant.plan.target import HARDWARE, FootprintOf, Hardware
 from caplet.quant.search.result import Candidate, Step
@@ -64,16 +63,16 @@ class Request:
         if not self.roundings or len(set(self.roundings)) < len(self.roundings):
             raise ConfigError(f"rounding schemes {[*map(str, self.roundings)]}; give at least one, each once")
 
-    def allowed(self, reference: Probe) -> float:
+    def allowed(self, reference: PlanResult) -> float:
         """Images that may be lost against the float model's result."""
         scale = reference.accuracy if self.relative else 1.0
         return self.tolerance / 100 * scale * reference.n
 
-    def needed(self, reference: Probe, share: float = 1.0) -> int:
+    def needed(self, reference: PlanResult, share: float = 1.0) -> int:
         """Images that must be classified correctly where ``share`` of the tolerance may be spent.
 
         >>> import numpy as np
-        >>> Request(tolerance=0.3).needed(Probe("float", np.arange(1000) < 900, 0.0, 1.0))
+        >>> Request(tolerance=0.3).needed(PlanResult("float", np.arange(1000) < 900, 0.0, 1.0))
         897
         """
         return reference.correct - math.floor(share * self.allowed(reference) + _TINY)
@@ -88,14 +87,14 @@ class Workbench:
         source: chooses formats.
         footprint_of: lowers a plan and looks at the integers, for RAM budgets and restricted hardware.
         on_step: called after every decision.
-        kept: sensitivities of an interrupted run of the same model; None for none.
+        cache: sensitivities that an interrupted run of the same model measured; None for none.
     """
 
     evaluator: Evaluator
     source: FormatSource
     footprint_of: FootprintOf
     on_step: Callable[[Step[Any]], None] = lambda step: None
-    kept: Kept | None = None
+    cache: MeasurementCache | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class SearchResult:
     satisfied: Candidate[Any] | None
     fallbacks: tuple[Candidate[Any], ...]
     others: tuple[tuple[str, Candidate[Any]], ...]
-    reference: Probe
+    reference: PlanResult
     needed: int
     rounding: Rounding
     reason: str

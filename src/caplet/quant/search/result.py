@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from caplet.fixed import Rounding
 from caplet.models.base import CapsNet
-from caplet.quant.measure.evaluations import Probe
+from caplet.quant.measure.evaluator import PlanResult
 from caplet.quant.plan.memory import MemoryRow
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import UnitWidths
@@ -27,7 +27,7 @@ class Step(Generic[W]):
         correct, needed: images classified correctly (an estimate where not all were looked at), and how many the
             decision asked for.
         accepted: whether the widths were kept.
-        cost: of the probe in full passes, 0 where the answer was known; the same after a resume.
+        cost: of the evaluation in full passes, 0 where the answer was known.
         low, high: bounds on ``correct``.
         seen: images looked at; 0 where the hardware cannot run the widths.
     """
@@ -48,7 +48,7 @@ class Step(Generic[W]):
         return asdict(self)
 
 
-def probed_step(step: str, about: str, widths: W, needed: int, probe: Probe) -> Step[W]:
+def probed_step(step: str, about: str, widths: W, needed: int, probe: PlanResult) -> Step[W]:
     """The step that a probe decides: accepted where at least ``needed`` images are correct."""
     accepted = probe.low >= needed
     return Step(
@@ -68,7 +68,7 @@ class Candidate(Generic[W]):
 
     widths: W
     plan: QuantPlan
-    probe: Probe
+    probe: PlanResult
     memory: MemoryRow
 
     def to_json(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class QCapsNetsResult:
     satisfied: Candidate[Widths] | None
     memory: Candidate[Widths]
     accuracy: Candidate[Widths] | None
-    reference: Probe
+    reference: PlanResult
     needed: int
     steps: tuple[Step[Widths], ...]
     reason: str

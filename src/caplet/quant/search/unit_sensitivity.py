@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from caplet.fixed import AnyFormat, Rounding
-from caplet.quant.measure.cache import Kept
 from caplet.quant.measure.effects import Perturber
 from caplet.quant.measure.evaluator import Evaluator
-from caplet.quant.measure.identity import images_digest
+from caplet.quant.measure.log import MeasurementCache, images_digest
 from caplet.quant.plan.formats import FormatRule, FormatSource
 from caplet.quant.plan.units import Unit
 
@@ -26,11 +25,7 @@ class Susceptibility:
 
     Args:
         images: how many of the evaluator's images to use, at even distances.
-        kept: answers of the same model; None for none.
-
-    Attributes:
-        cost: of all that was asked, in full passes of all the evaluator's images; the same where an interrupted run had
-            measured it.
+        cache: of measurements of the same model; None for none.
     """
 
     def __init__(
@@ -43,7 +38,7 @@ class Susceptibility:
         rule: FormatRule,
         rounding: Rounding,
         seed: int = 0,
-        kept: Kept | None = None,
+        cache: MeasurementCache | None = None,
     ) -> None:
         self.units, self.source = tuple(units), source
         self._rule, self._rounding, self._seed = rule, rounding, seed
@@ -52,19 +47,20 @@ class Susceptibility:
         labels = torch.from_numpy(evaluator.labels)[chosen]
         self._perturber = Perturber(evaluator.model, evaluator.images[chosen], labels)
         self._digest = images_digest(evaluator.images[chosen])
-        self._kept = Kept(None, "log of sensitivities", {}) if kept is None else kept
+        self._cache = MeasurementCache(None, "log of sensitivities", {}) if cache is None else cache
         self._classes = evaluator.model.config.classes
         self._all = len(evaluator)
         self._known: dict[tuple[int, int], float] = {}
-        self.cost = 0.0
+
+    @property
+    def cost(self) -> float:
+        """Of all that was computed, in full passes of all the evaluator's images."""
+        return self._perturber.spent / self._all
 
     def noise(self, index: int, width: int) -> float:
         """The noise of unit ``index`` at ``width`` bits."""
         if (index, width) not in self._known:
             keys = self.units[index].points
-            if not self._known:
-                self.cost += self._perturber.n / self._all  # the reference
-            self.cost += self._perturber.cost(keys) / self._all
             self._known[index, width] = self._measure(dict.fromkeys(keys, width))
         return self._known[index, width]
 
@@ -76,7 +72,7 @@ class Susceptibility:
             "seed": self._seed,
             "images": self._digest,
         }
-        return self._kept.answer(question, lambda: self._noise(formats))
+        return self._cache.answer(question, lambda: self._noise(formats))
 
     def _noise(self, formats: Mapping[str, AnyFormat]) -> float:
         effect = self._perturber.effect(formats, self._rounding, self._seed)

@@ -1,0 +1,271 @@
+"""Measured things on disk: append-only logs that let an interrupted run go on without measuring anything twice."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from caplet.errors import ArtefactError, PlanError
+from caplet.files import why
+from caplet.models.base import CapsNet
+from caplet.quant.plan.plan import QuantPlan
+from caplet.version import __version__
+
+VERSION = 2
+FLOAT = "float"
+"""The digest under which the float model's result is logged."""
+
+
+def model_identity(model: CapsNet) -> dict[str, Any]:
+    """Version of caplet, family, settings and a digest of all tensors of a model: plain JSON values."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(tensor.detach().contiguous().numpy().tobytes())
+    return {
+        "caplet": __version__,
+        "family": model.family,
+        "config": model.config.model_dump(mode="json"),
+        "weights": weights.hexdigest(),
+    }
+
+
+def images_digest(*tensors: Tensor) -> str:
+    """SHA-256 of images, and of labels where they matter: 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class MeasurementLog:
+    """Rows of a JSON-lines file; the first line says what all of them depend on.
+
+    Every row is on disk before the computation goes on. A last line that was cut off by a kill is dropped at the start.
+
+    Args:
+        path: of the file; None keeps the rows in memory only.
+        what: what the file is called in errors.
+        identity: what the rows depend on, plain JSON values.
+        replace: whether a file of another identity is started anew; otherwise it is refused.
+
+    Attributes:
+        rows: all rows known so far, in the order in which they were added.
+
+    Raises:
+        ArtefactError: the file cannot be read or written, is damaged, or belongs to another identity, and not
+            ``replace``.
+    """
+
+    def __init__(
+        self, path: str | Path | None, what: str, identity: Mapping[str, Any], *, replace: bool = False
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.what = what
+        self.rows: list[dict[str, Any]] = []
+        if self.path is None:
+            return
+        head = json.loads(json.dumps({"kind": what, **identity}))
+        lines = self._whole_lines(self.path)
+        found = self._parse(1, lines[0]) if lines else None
+        if found is None or (replace and found != head):
+            self._write(head, "w")
+            return
+        self._check(head, found)
+        self.rows = [self._parse(number, line) for number, line in enumerate(lines[1:], start=2)]
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Remember a row and write its line. Raises ArtefactError when it cannot be written."""
+        self.rows.append(dict(row))
+        if self.path is not None:
+            self._write(row, "a")
+
+    def damaged(self, number: int, reason: str) -> ArtefactError:
+        """The error for a line that is not what it should be."""
+        return ArtefactError(f"{self.path}, line {number}: {reason}; move the file away")
+
+    def _whole_lines(self, path: Path) -> list[bytes]:
+        try:
+            content = path.read_bytes() if path.exists() else b""
+            end = content.rfind(b"\n") + 1
+            if end < len(content):
+                os.truncate(path, end)
+        except OSError as error:
+            raise ArtefactError(f"cannot read the {self.what} {path}: {why(error)}") from error
+        return content[:end].splitlines()
+
+    def _parse(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            data = json.loads(line)
+        except ValueError as error:
+            raise self.damaged(number, f"not JSON ({error})") from None
+        if not isinstance(data, dict):
+            raise self.damaged(number, "not a JSON object")
+        return data
+
+    def _check(self, mine: dict[str, Any], found: dict[str, Any]) -> None:
+        for name in {**mine, **found}:
+            if mine.get(name) != found.get(name):
+                raise ArtefactError(
+                    f"{self.path}: this {self.what} was made with another {name}: {found.get(name)!r}, now"
+                    f" {mine.get(name)!r}; continue with the same settings, or choose another place for it"
+                )
+
+    def _write(self, row: Mapping[str, Any], mode: str) -> None:
+        assert self.path is not None
+        try:
+            with self.path.open(mode, encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise ArtefactError(f"cannot write the {self.what} {self.path}: {why(error)}") from error
+
+
+class MeasurementCache:
+    """Numbers by what was asked; each is measured once, by this run or by the interrupted one whose file this is.
+
+    Args:
+        path: of the JSON-lines file; None keeps the numbers in memory only.
+        what: what the file is called in errors.
+        identity: what all numbers depend on besides the question, plain JSON values. A file of another identity is
+            replaced.
+
+    Raises:
+        ArtefactError: the file cannot be read or written, or is damaged elsewhere than in a last line cut off.
+    """
+
+    def __init__(self, path: str | Path | None, what: str, identity: Mapping[str, Any]) -> None:
+        self._log = MeasurementLog(path, what, identity, replace=True)
+        self._known: dict[str, float] = {}
+        for number, row in enumerate(self._log.rows, start=2):
+            try:
+                self._known[_key(row["asked"])] = float(row["answer"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise self._log.damaged(number, f"not an answer ({error})") from None
+
+    def answer(self, asked: Mapping[str, Any], measure: Callable[[], float]) -> float:
+        """The number for a question, plain JSON values; ``measure`` is called where it is not known.
+
+        Raises ArtefactError when the answer cannot be written.
+        """
+        key = _key(asked)
+        if key not in self._known:
+            answer = measure()
+            self._log.add({"asked": asked, "answer": answer})
+            self._known[key] = answer
+        return self._known[key]
+
+
+def _key(asked: Mapping[str, Any]) -> str:
+    return json.dumps(asked, sort_keys=True)
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredImages:
+    """One plan on images ``start`` to ``stop`` - 1 of the order of looking: a line of the log.
+
+    Attributes:
+        correct: bool (stop - start,): which images are classified correctly.
+        margins: float32 (stop - start,): length of the true class's capsule minus the longest other one.
+        seconds: wall time.
+        cost: in full passes of all images.
+    """
+
+    digest: str
+    start: int
+    correct: NDArray[np.bool_]
+    margins: NDArray[np.float32]
+    seconds: float
+    cost: float
+
+    @property
+    def stop(self) -> int:
+        """One after the last place."""
+        return self.start + len(self.correct)
+
+    def to_json(self) -> dict[str, Any]:
+        """One log line's fields, without the plan."""
+        return {
+            "digest": self.digest,
+            "from": self.start,
+            "to": self.stop,
+            "correct": int(self.correct.sum()),
+            "seconds": round(self.seconds, 3),
+            "cost": self.cost,
+            "hits": base64.b64encode(np.packbits(self.correct).tobytes()).decode(),
+            "margins": base64.b64encode(self.margins.astype("<f4").tobytes()).decode(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> MeasuredImages:
+        """Read :meth:`to_json`. Raises ValueError, KeyError or TypeError when the data are not such a line."""
+        n = data["to"] - data["from"]
+        packed = np.frombuffer(base64.b64decode(data["hits"], validate=True), dtype=np.uint8)
+        margins = np.frombuffer(base64.b64decode(data["margins"], validate=True), dtype="<f4").astype(np.float32)
+        if n < 1 or len(packed) != (n + 7) // 8 or len(margins) != n:
+            raise ValueError(f"{len(packed)} bytes of hits and {len(margins)} margins for {n} images")
+        correct = np.unpackbits(packed, count=n).astype(bool)
+        if int(correct.sum()) != data["correct"]:
+            raise ValueError(f"the hits add up to {int(correct.sum())}, not to {data['correct']}")
+        return cls(str(data["digest"]), data["from"], correct, margins, float(data["seconds"]), float(data["cost"]))
+
+
+class EvaluationLog:
+    """What was measured of every plan, and the early decisions that were made from it.
+
+    Args:
+        path: of the JSON-lines file; None keeps everything in memory only.
+        identity: what the results depend on besides the plan (model, images, order, arithmetic): plain JSON values.
+
+    Attributes:
+        measured: by digest, what is known, without gaps from place 0 on.
+
+    Raises:
+        ArtefactError: the file cannot be read or written, is damaged, or belongs to another identity.
+    """
+
+    def __init__(self, path: str | Path | None, identity: Mapping[str, Any]) -> None:
+        self._log = MeasurementLog(path, "probe log", {"version": VERSION, **identity})
+        self.measured: dict[str, list[MeasuredImages]] = {}
+        for number, row in enumerate(self._log.rows, start=2):
+            if "question" in row:
+                continue
+            try:
+                line = MeasuredImages.from_json(row)
+                if line.start != self.known(line.digest):
+                    raise ValueError(f"it starts at image {line.start}, {self.known(line.digest)} are known")
+                if (
+                    line.digest != FLOAT
+                    and line.start == 0
+                    and QuantPlan.from_json(row["plan"]).digest() != line.digest
+                ):
+                    raise ValueError("its plan has another digest")
+            except (ValueError, KeyError, TypeError, PlanError) as error:
+                raise self._log.damaged(number, f"not an evaluation ({error})") from None
+            self.measured.setdefault(line.digest, []).append(line)
+
+    def known(self, digest: str) -> int:
+        """How many images of the order are known for a plan."""
+        return self.measured[digest][-1].stop if digest in self.measured else 0
+
+    def add(self, line: MeasuredImages, more: Mapping[str, Any]) -> None:
+        """Remember what was measured and write its line, with further fields ``more``."""
+        self.measured.setdefault(line.digest, []).append(line)
+        self._log.add({**line.to_json(), **more})
+
+    def decided(self, row: Mapping[str, Any]) -> None:
+        """Write down how an early decision fell, plain JSON values; one that an interrupted run wrote is not
+        repeated."""
+        if row not in self._log.rows:
+            self._log.add(row)
