@@ -1,14 +1,23 @@
-"""Files that are there whole or not at all."""
+"""Files: read and written with errors that say which file and why, whole or not at all, and their digests."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import tempfile
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from typing_extensions import Buffer
+
+from caplet.errors import ArtefactError, CapletError
+
+_PIECE = 1 << 20
 
 
 def why(error: OSError) -> str:
@@ -19,28 +28,124 @@ def why(error: OSError) -> str:
     return reason
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+@contextlib.contextmanager
+def access(doing: str, path: str | Path, todo: str = "", kind: type[CapletError] = ArtefactError) -> Iterator[None]:
+    """An OSError in the ``with`` block becomes an error of ``kind``: ``cannot DOING PATH: reason; TODO``.
+
+    >>> with access("read the plan", "absent.json"):
+    ...     open("absent.json")
+    Traceback (most recent call last):
+    caplet.errors.ArtefactError: cannot read the plan absent.json: no such file or directory
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"cannot {doing} {path}: {why(error)}{todo and f'; {todo}'}") from error
+
+
+def read_bytes(path: str | Path, what: str = "", todo: str = "", kind: type[CapletError] = ArtefactError) -> bytes:
+    """The content of a file.
+
+    Args:
+        what: what the file is, with its article, for messages.
+        todo: what to do when it cannot be read, for messages.
+        kind: the class of the error.
+
+    Raises:
+        ArtefactError: or another ``kind``: it cannot be read.
+    """
+    with access(f"read {what}".strip(), path, todo, kind):
+        return Path(path).read_bytes()
+
+
+def read_text(path: str | Path, what: str = "", todo: str = "", kind: type[CapletError] = ArtefactError) -> str:
+    """The text of a file in UTF-8; see :func:`read_bytes`."""
+    try:
+        return read_bytes(path, what, todo, kind).decode()
+    except UnicodeDecodeError as error:
+        raise kind(f"{path} is not a text file in UTF-8 ({error}){todo and f'; {todo}'}") from error
+
+
+def read_json(path: str | Path, what: str = "", todo: str = "", kind: type[CapletError] = ArtefactError) -> Any:
+    """What a JSON file holds; see :func:`read_bytes`. Also raises ``kind`` where the content is not JSON."""
+    try:
+        return json.loads(read_text(path, what, todo, kind))
+    except (ValueError, RecursionError) as error:
+        raise kind(f"{path} is not valid JSON ({error}){todo and f'; {todo}'}") from error
+
+
+def read_toml(path: str | Path, what: str = "", todo: str = "", kind: type[CapletError] = ArtefactError) -> Any:
+    """What a TOML file holds; see :func:`read_bytes`. Also raises ``kind`` where the content is not TOML."""
+    try:
+        return tomllib.loads(read_text(path, what, todo, kind))
+    except tomllib.TOMLDecodeError as error:
+        raise kind(f"{path} is not a TOML file: {error}{todo and f'; {todo}'}") from error
+
+
+def write_atomic(path: str | Path, write: Callable[[BinaryIO], object], what: str = "", todo: str = "") -> None:
     """Write a file so that it is there whole or not at all: into a neighbour first, then renamed over ``path``.
 
     Args:
         path: its folder is created with its parents where it is missing.
         write: called with the open file.
+        what: what the file is, with its article, for messages.
+        todo: what to do when it cannot be written, for messages.
 
     Raises:
-        OSError: as raised by the file system; nothing is left behind and an older file stays as it was.
+        ArtefactError: it cannot be written; nothing is left behind and an older file stays as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes the file private; give it the usual permissions
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    path = Path(path)
+    with access(f"write {what}".strip(), path, todo):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                write(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes the file private; give it the usual permissions
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+def write_bytes(path: str | Path, data: Buffer, what: str = "", todo: str = "") -> None:
+    """Write a file; see :func:`write_atomic`."""
+    write_atomic(path, lambda stream: stream.write(data), what, todo)
+
+
+def write_text(path: str | Path, text: str, what: str = "", todo: str = "") -> None:
+    """Write a text file in UTF-8; see :func:`write_atomic`."""
+    write_bytes(path, text.encode(), what, todo)
+
+
+def write_json(path: str | Path, data: Any, what: str = "", todo: str = "", *, sort_keys: bool = False) -> None:
+    """Write ``data`` as indented JSON; see :func:`write_atomic`."""
+    write_text(path, json.dumps(data, indent=1, sort_keys=sort_keys) + "\n", what, todo)
+
+
+def digest(*parts: Buffer | str) -> str:
+    """SHA-256 (64 hexadecimal digits) of bytes, memory views and texts in UTF-8, one after another.
+
+    >>> digest("ab", b"c") == digest("abc")
+    True
+    """
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part.encode() if isinstance(part, str) else part)
+    return found.hexdigest()
+
+
+def file_digest(
+    path: str | Path, algorithm: str = "sha256", todo: str = "", kind: type[CapletError] = ArtefactError
+) -> str:
+    """Digest of a file's content in hexadecimal digits. Raises ArtefactError, or ``kind``, when it cannot be read."""
+    found = hashlib.new(algorithm, usedforsecurity=False)
+    with access("read", path, todo, kind), open(path, "rb") as stream:
+        while piece := stream.read(_PIECE):
+            found.update(piece)
+    return found.hexdigest()

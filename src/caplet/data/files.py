@@ -8,7 +8,6 @@ another form is ignored and written anew.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
@@ -23,9 +22,12 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 
+from caplet import files
 from caplet.data.registry import DataRequest
-from caplet.errors import DataError
-from caplet.files import why, write_atomic
+from caplet.errors import ArtefactError, DataError
+from caplet.files import access, why, write_atomic
+
+_TODO = "check the path and its permissions"
 
 
 def is_folder(path: Path) -> bool:
@@ -51,7 +53,7 @@ def _probe(path: Path, test: Callable[[Path], bool]) -> bool:
         return test(path)
     except (OSError, ValueError) as error:
         reason = why(error) if isinstance(error, OSError) else str(error)
-        raise DataError(f"cannot look at {path}: {reason}; check the path and its permissions") from error
+        raise DataError(f"cannot look at {path}: {reason}; {_TODO}") from error
 
 
 def list_folder(path: Path) -> tuple[list[str], list[str]]:
@@ -60,16 +62,12 @@ def list_folder(path: Path) -> tuple[list[str], list[str]]:
     Raises:
         DataError: the folder cannot be read.
     """
-    folders: list[str] = []
-    files: list[str] = []
-    try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    (folders if entry.is_dir() else files).append(entry.name)
-    except OSError as error:
-        raise DataError(f"cannot read folder {path}: {why(error)}; check the path and its permissions") from error
-    return sorted(folders), sorted(files)
+    inside: tuple[list[str], list[str]] = [], []
+    with access("read folder", path, _TODO, DataError), os.scandir(path) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                inside[0 if entry.is_dir() else 1].append(entry.name)
+    return sorted(inside[0]), sorted(inside[1])
 
 
 def read_bytes(path: Path) -> bytes:
@@ -78,26 +76,16 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         DataError: it cannot be read.
     """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {why(error)}; check the path and its permissions") from error
+    return files.read_bytes(path, todo=_TODO, kind=DataError)
 
 
 def file_hash(path: Path, algorithm: str = "sha256") -> str:
-    """Hex digest of a file's content, read in pieces.
+    """Digest of a file's content in hexadecimal digits.
 
     Raises:
         DataError: it cannot be read.
     """
-    try:
-        with path.open("rb") as stream:
-            digest = hashlib.new(algorithm, usedforsecurity=False)
-            while piece := stream.read(1 << 20):
-                digest.update(piece)
-            return digest.hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {why(error)}; check the path and its permissions") from error
+    return files.file_digest(path, algorithm, _TODO, DataError)
 
 
 _log = logging.getLogger(__name__)
@@ -126,11 +114,10 @@ def load_arrays(key: str, names: tuple[str, ...]) -> dict[str, np.ndarray] | Non
 
 def store_arrays(key: str, arrays: dict[str, np.ndarray]) -> None:
     """Store arrays under ``key``, atomically. A cache that cannot be written costs only time: logged, not raised."""
-    path = _entry(key)
     try:
-        write_atomic(path, lambda stream: np.savez(stream, allow_pickle=False, **arrays))
-    except OSError as error:
-        _log.warning("decoded images are not kept for the next run: cannot write %s: %s", path, why(error))
+        write_atomic(_entry(key), lambda stream: np.savez(stream, allow_pickle=False, **arrays))
+    except ArtefactError as error:
+        _log.warning("decoded images are not stored for the next run: %s", error)
 
 
 _TIMEOUT_SECONDS = 30.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import lzma
 import tarfile
 import zlib
@@ -13,11 +12,12 @@ import numpy as np
 import PIL
 import torch
 
-from caplet.data.files import file_hash, is_file, is_folder, list_folder, load_arrays, store_arrays, why
+from caplet.data.files import file_hash, is_file, is_folder, list_folder, load_arrays, store_arrays
 from caplet.data.images import EXTENSIONS, ImageFile, decode_all
 from caplet.data.imageset import ImageSet
 from caplet.data.registry import DataRequest, Source, cut_test
 from caplet.errors import DataError
+from caplet.files import access, digest, why
 
 LAYOUT = "<class>/*.png (.jpg, .bmp, ...), or train/<class>/* and test/<class>/*, with at least two classes"
 ByClass = dict[str, list[ImageFile]]
@@ -226,12 +226,10 @@ def load_archive(path: Path, request: DataRequest) -> DecodedTree:
 
 
 def _cache_key(path: Path, request: DataRequest) -> str:
-    try:
+    with access("read archive", path, kind=DataError):
         size = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"cannot read archive {path}: {why(error)}") from error
     parts = (_CACHE_VERSION, PIL.__version__, size, file_hash(path), request.size, request.channels)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    return digest(repr(parts))[:32]
 
 
 def _from_arrays(stored: dict[str, np.ndarray]) -> DecodedTree | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from caplet.errors import ConfigError, DataError
+from caplet.files import digest
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -78,11 +78,8 @@ class ImageSet:
 
     @cached_property
     def _digest(self) -> str:
-        header = repr((tuple(self.images.shape), self.classes)).encode()
-        digest = hashlib.sha256(header)
-        digest.update(self.images.numpy().data)
-        digest.update(self.labels.numpy().astype("<i8").tobytes())
-        return digest.hexdigest()
+        header = repr((tuple(self.images.shape), self.classes))
+        return digest(header, self.images.numpy().data, self.labels.numpy().astype("<i8").data)
 
     def sha256(self) -> str:
         """Content hash (64 hex digits) of shape, pixels, labels and class names; not of ``ids`` and ``name``.

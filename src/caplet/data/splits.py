@@ -8,7 +8,6 @@ images.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor, from_numpy
 
 from caplet.data.imageset import ImageSet
 from caplet.errors import ArtefactError, ConfigError, DataError
-from caplet.files import why, write_atomic
+from caplet.files import read_json, write_json
 
 
 def _rank(ids: np.ndarray, seed: int) -> np.ndarray:
@@ -176,11 +175,7 @@ class Splits:
         for split in SPLITS:
             images: ImageSet = getattr(self, split)
             record[split] = {"count": len(images), "sha256": images.sha256(), "ids": pack_ids(images.ids)}
-        text = json.dumps(record, indent=1) + "\n"
-        try:
-            write_atomic(Path(path), lambda stream: stream.write(text.encode()))
-        except OSError as error:
-            raise ArtefactError(f"cannot write the split ids to {path}: {why(error)}") from error
+        write_json(path, record, "the split ids")
 
 
 def default_calibration_size(train: ImageSet) -> int:
@@ -243,12 +238,7 @@ def read_saved_ids(path: str | Path) -> dict[str, Any]:
     Raises:
         ArtefactError: the file is missing, not such a record, damaged, or of a newer version.
     """
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtefactError(f"cannot read the split ids in {path}: {why(error)}") from error
-    except ValueError as error:
-        raise ArtefactError(f"{path} is not a file of split ids: it is not valid JSON ({error})") from error
+    record = read_json(path, "the split ids")
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ArtefactError(f"{path} is not a file of split ids: expected a JSON object with format {FORMAT!r}")
     if record.get("version") != VERSION:

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from caplet.data.imageset import to_float
-from caplet.errors import ArtefactError, ToolMissing
-from caplet.files import why, write_atomic
+from caplet.errors import ToolMissing
+from caplet.files import write_bytes
 from caplet.models.base import CapsNet
 from caplet.program import Program
 from caplet.program.interpreter import run
@@ -62,10 +62,7 @@ def export_onnx(model: CapsNet | Program, out: str | Path) -> Path:
     require_onnx()
     data = to_onnx(model).SerializeToString() if isinstance(model, Program) else _float_bytes(model)
     path = Path(out)
-    try:
-        write_atomic(path, lambda stream: stream.write(data))
-    except OSError as error:
-        raise ArtefactError(f"cannot write {path}: {why(error)}; choose another --out") from error
+    write_bytes(path, data, todo="choose another --out")
     return path
 
 

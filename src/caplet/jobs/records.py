@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from PIL import Image
 
 from caplet.data.imageset import ImageSet
 from caplet.data.splits import pack_ids
+from caplet.files import digest
 from caplet.jobs.inspect import inspect_model
 from caplet.jobs.ship import Verified
 from caplet.program import Program
@@ -124,7 +124,7 @@ def record_verified(folder: Path, program: Program, data: str, engines: Sequence
 
 def program_digest(program: Program) -> str:
     """SHA-256 of the Program's ``.caplet`` file, which is equal for equal Programs."""
-    return hashlib.sha256(dumps(program)).hexdigest()
+    return digest(dumps(program))
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:

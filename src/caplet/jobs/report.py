@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from caplet.errors import ArtefactError
-from caplet.files import why, write_atomic
+from caplet.files import access, write_text
 from caplet.report.page import render
 from caplet.report.records import FILES, RunRecords
 from caplet.runs.folder import ENVIRONMENT, METRICS, RUNNING, SETTINGS, RunFolder
@@ -46,10 +46,8 @@ def find_runs(path: str | Path) -> list[Path]:
     path = Path(path)
     if not path.is_dir() or (path / SETTINGS).exists():
         return [path]
-    try:
+    with access("read", path):
         inside = [path / name for name in os.listdir(path) if (path / name / SETTINGS).exists()]
-    except OSError as error:
-        raise ArtefactError(f"cannot read {path}: {why(error)}") from error
     return sorted(inside, key=_started, reverse=True) or [path]
 
 
@@ -80,8 +78,5 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> P
             f"the records of {names} are not what this version of caplet writes ({type(error).__name__}: {error}); make"
             " the runs again, or use the version that made them"
         ) from error
-    try:
-        write_atomic(target, lambda stream: stream.write(page.encode()))
-    except OSError as error:
-        raise ArtefactError(f"cannot write {target}: {why(error)}; choose another --out") from error
+    write_text(target, page, todo="choose another --out")
     return target

@@ -11,6 +11,7 @@ import torch
 
 from caplet.data import Splits, load_data
 from caplet.errors import ConfigError
+from caplet.files import read_toml
 from caplet.jobs.evaluate import float_predictions
 from caplet.jobs.records import record_predictions
 from caplet.metrics import Accuracy, accuracy
@@ -79,12 +80,7 @@ def resolve_recipe(recipe: str, changes: dict[str, Any]) -> TrainSettings:
     path = Path(recipe)
     if path.suffix != ".toml":
         return load_recipe(recipe, changes)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the settings file {path}: {(error.strerror or str(error)).lower()}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a TOML file: {error}") from None
+    values = read_toml(path, "the settings file", kind=ConfigError)
     return make_settings({**values, **changes}, str(path))
 
 

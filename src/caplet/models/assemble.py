@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +28,13 @@ def named_tensors(model: CapsNet) -> dict[str, Tensor]:
         for layer in model.layers()
         for name, tensor in (*layer.named_parameters(), *layer.named_buffers())
     }
+
+
+def tensor_parts(tensors: Mapping[str, Tensor]) -> Iterator[str | memoryview]:
+    """Name and content of every tensor in turn, for :func:`caplet.files.digest`."""
+    for name, tensor in tensors.items():
+        yield name
+        yield tensor.detach().cpu().contiguous().numpy().data
 
 
 def assemble(family: str, config: ModelConfig | dict[str, Any], tensors: Mapping[str, Tensor], where: str) -> CapsNet:

@@ -16,8 +16,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from caplet.errors import ArtefactError, ModelError
-from caplet.files import why, write_atomic
+from caplet.errors import ModelError
+from caplet.files import write_bytes
 from caplet.models.assemble import ImageSize, assemble, first_line, named_tensors
 from caplet.models.base import CapsNet
 from caplet.models.importers.files import read_head
@@ -57,10 +57,7 @@ def save_model(model: CapsNet, path: str | Path, metadata: Mapping[str, Any] | N
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(model).items()}
     content = save(tensors, {_KEY: text})
-    try:
-        write_atomic(Path(path), lambda stream: stream.write(content))
-    except OSError as error:
-        raise ArtefactError(f"cannot write {path}: {why(error)}; nothing was changed there") from None
+    write_bytes(path, content, todo="nothing was changed there")
 
 
 def load_model(path: str | Path, image_size: ImageSize | None = None) -> CapsNet:

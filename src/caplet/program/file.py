@@ -13,7 +13,6 @@ takes at least one bit of the file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from math import prod
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from caplet.errors import ArtefactError, PlanError
-from caplet.files import why, write_atomic
+from caplet.files import digest, read_bytes, write_bytes
 from caplet.fixed.packing import pack_bits, packed_size, unpack_bits
 from caplet.program.document import read_program, write_program
 from caplet.program.program import Program
@@ -58,20 +57,12 @@ def loads(data: bytes, where: str = "program") -> Program:
 
 def save_program(program: Program, path: Path) -> None:
     """Write a ``.caplet`` file, whole or not at all. Raises PlanError, or ArtefactError when it cannot be written."""
-    data = dumps(program)
-    try:
-        write_atomic(path, lambda stream: stream.write(data))
-    except OSError as error:
-        raise ArtefactError(f"{path}: cannot write the program: {why(error)}; choose a writable folder") from None
+    write_bytes(path, dumps(program), "the program", "choose a writable folder")
 
 
 def load_program(path: Path) -> Program:
     """Read and verify a ``.caplet`` file. Raises ArtefactError."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ArtefactError(f"{path}: cannot read the program: {error.strerror}") from None
-    return loads(data, str(path))
+    return loads(read_bytes(path, "the program"), str(path))
 
 
 def _canonical(value: object) -> str:
@@ -80,10 +71,7 @@ def _canonical(value: object) -> str:
 
 def _digest(document: object, packed: Mapping[str, Packed]) -> str:
     """packed: in the order of ``Program.constants``."""
-    digest = hashlib.sha256(_canonical(document).encode("ascii"))
-    for codes in packed.values():
-        digest.update(codes.tobytes())
-    return digest.hexdigest()
+    return digest(_canonical(document), *(codes.tobytes() for codes in packed.values()))
 
 
 def _parse(text: bytes | str, what: str) -> Any:

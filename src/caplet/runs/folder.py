@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from caplet.errors import ArtefactError, ConfigError
-from caplet.files import why, write_atomic
+from caplet.files import access, read_json, why, write_bytes, write_json
 
 SETTINGS, ENVIRONMENT, SPLITS, METRICS = "settings.json", "environment.json", "splits.json", "metrics.json"
 _LOCK, _UNFINISHED = ".lock", ".part"
@@ -39,7 +39,7 @@ class RunFolder:
 
     def write_json(self, name: str, data: Any) -> None:
         """Write ``data`` as indented JSON. Raises ArtefactError when it cannot be written."""
-        self.write_text(name, json.dumps(data, indent=1, sort_keys=True) + "\n")
+        write_json(self.path / name, data, sort_keys=True)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file. Raises ArtefactError when it cannot be written."""
@@ -47,28 +47,16 @@ class RunFolder:
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file. Raises ArtefactError when it cannot be written."""
-        try:
-            write_atomic(self.path / name, lambda stream: stream.write(data))
-        except OSError as error:
-            raise ArtefactError(f"cannot write {self.path / name}: {why(error)}") from error
+        write_bytes(self.path / name, data)
 
     def remove(self, name: str) -> None:
         """Remove a file that an earlier run left, if it is there. Raises ArtefactError when it cannot be removed."""
-        try:
+        with access("remove", self.path / name):
             (self.path / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise ArtefactError(f"cannot remove {self.path / name}: {why(error)}") from error
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file of the folder. Raises ArtefactError when it is missing or not JSON."""
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ArtefactError(f"cannot read {self.path / name}: {why(error)}") from error
-        except ValueError as error:
-            raise ArtefactError(
-                f"{self.path / name} is not valid JSON ({error}); delete the folder or use --force"
-            ) from None
+        return read_json(self.path / name, todo="delete the folder or use --force")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from caplet.errors import ArtefactError
-from caplet.files import why
+from caplet.files import access, digest, file_digest
 from caplet.progress import Note, silent
 from caplet.runs.folder import RunFolder, sweep
 
@@ -80,9 +79,9 @@ class Stages:
             ArtefactError: a file cannot be read, written or removed; the stage's own errors pass through.
         """
         folder = self.run / stage.name
-        digest = hashlib.sha256(json.dumps(dict(stage.inputs), sort_keys=True).encode()).hexdigest()
+        inputs = digest(json.dumps(dict(stage.inputs), sort_keys=True))
         before = self._records.get(stage.name, {})
-        equal = before.get("inputs") == digest
+        equal = before.get("inputs") == inputs
         if equal and before.get("outputs") and _hashes(folder, stage.outputs) == before["outputs"]:
             self.note(f"{stage.name}: unchanged, skipped")
             return Done(folder, before["outputs"], before["seconds"], True)
@@ -95,16 +94,16 @@ class Stages:
         self.note(f"{stage.name}: going on" if resume else stage.name)
         began = time.perf_counter()
         try:
-            self._remember(stage.name, {"inputs": digest, "seconds": spent})
+            self._remember(stage.name, {"inputs": inputs, "seconds": spent})
             stage.work(folder, resume)
         except BaseException:
-            self._remember(stage.name, {"inputs": digest, "seconds": spent + time.perf_counter() - began})
+            self._remember(stage.name, {"inputs": inputs, "seconds": spent + time.perf_counter() - began})
             raise
         outputs = _hashes(folder, stage.outputs)
         if outputs is None:
             raise ArtefactError(f"{folder}: the stage ended without {', '.join(stage.outputs)}; start it again")
         seconds = round(spent + time.perf_counter() - began, 1)
-        self._remember(stage.name, {"inputs": digest, "seconds": seconds, "outputs": outputs})
+        self._remember(stage.name, {"inputs": inputs, "seconds": seconds, "outputs": outputs})
         return Done(folder, outputs, seconds, False)
 
     def _remember(self, name: str, record: dict[str, Any]) -> None:
@@ -112,23 +111,15 @@ class Stages:
         self.run.write_json(STAGES, self._records)
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file. Raises OSError when it cannot be read."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _hashes(folder: Path, names: tuple[str, ...]) -> dict[str, str] | None:
-    """SHA-256 by name, or None where a file is missing."""
+    """SHA-256 by name; None if a file cannot be read."""
     try:
-        return {name: sha256(folder / name) for name in names}
-    except OSError:
+        return {name: file_digest(folder / name) for name in names}
+    except ArtefactError:
         return None
 
 
 def _remove(folder: Path) -> None:
-    try:
+    with access("remove", folder):
         if folder.exists():
             shutil.rmtree(folder)
-    except OSError as error:
-        raise ArtefactError(f"cannot remove {folder}: {why(error)}") from error

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from caplet.data.splits import Splits
 from caplet.errors import ConfigError, ModelError
-from caplet.models.assemble import named_tensors
+from caplet.files import digest
+from caplet.models.assemble import named_tensors, tensor_parts
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.precision import mixed
@@ -179,11 +180,7 @@ def finetune(
 
 def weights_digest(model: CapsNet) -> str:
     """SHA-256 (hex) of a model's parameters and buffers with their names."""
-    digest = hashlib.sha256()
-    for name, tensor in named_tensors(model).items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return digest(*tensor_parts(named_tensors(model)))
 
 
 def _check_teacher(settings: FinetuneSettings, model: CapsNet, teacher: CapsNet) -> None:

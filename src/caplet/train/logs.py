@@ -11,8 +11,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from caplet.errors import ArtefactError, ConfigError
-from caplet.files import why, write_atomic
+from caplet.errors import ConfigError
+from caplet.files import access, write_text
 
 #: ``kind`` is ``step`` (values of that step's batch) or ``epoch`` (means over the epoch; calibration with the averaged
 #: weights). ``global_step`` counts finished steps; ``seconds`` is training time so far.
@@ -39,11 +39,8 @@ def read_steps(path: Path) -> list[dict[str, float]]:
     Raises:
         ArtefactError: the file cannot be read.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = [row for row in csv.DictReader(stream) if row["kind"] == "step"]
-    except OSError as error:
-        raise ArtefactError(f"cannot read the training log {path}: {why(error)}") from error
+    with access("read the training log", path), path.open(newline="", encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["kind"] == "step"]
     return [
         {"step": int(row["global_step"]), "loss": float(row["loss"]), "accuracy": float(row["accuracy"])}
         for row in rows
@@ -66,13 +63,10 @@ class CsvLog:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, COLUMNS, restval="")
         writer.writeheader()
-        try:
-            if steps and path.exists():
-                with path.open(newline="", encoding="utf-8") as stream:
-                    writer.writerows(r for r in csv.DictReader(stream) if _kept(r, epochs, steps))
-            write_atomic(path, lambda stream: stream.write(text.getvalue().encode()))
-        except OSError as error:
-            raise ArtefactError(f"cannot write the training log {path}: {why(error)}") from error
+        if steps and path.exists():
+            with access("read the training log", path), path.open(newline="", encoding="utf-8") as stream:
+                writer.writerows(r for r in csv.DictReader(stream) if _kept(r, epochs, steps))
+        write_text(path, text.getvalue(), "the training log")
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row; columns it does not have stay empty.
@@ -82,11 +76,8 @@ class CsvLog:
         """
         text = io.StringIO(newline="")
         csv.DictWriter(text, COLUMNS, restval="", extrasaction="ignore").writerow(row)
-        try:
-            with self.path.open("a", newline="", encoding="utf-8") as stream:
-                stream.write(text.getvalue())
-        except OSError as error:
-            raise ArtefactError(f"cannot write the training log {self.path}: {why(error)}") from error
+        with access("write the training log", self.path), self.path.open("a", newline="", encoding="utf-8") as stream:
+            stream.write(text.getvalue())
 
 
 def _kept(row: dict[str, str], epochs: int, steps: int) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from caplet.data.splits import Splits
 from caplet.errors import ArtefactError, ConfigError
-from caplet.files import why, write_atomic
+from caplet.files import access, write_bytes
 from caplet.train.settings import LoopSettings
 
 FORMAT, VERSION = "caplet-training", 1
@@ -72,10 +72,7 @@ def save_state(path: Path, position: Position, made: dict[str, str], tensors: di
     record = {"format": FORMAT, "version": VERSION, "made": made, "position": vars(position), **tensors}
     stream = io.BytesIO()  # written to a file by torch itself, a full disk would be an error without a reason
     torch.save(record, stream)
-    try:
-        write_atomic(path, lambda file: file.write(stream.getbuffer()))
-    except OSError as error:
-        raise ArtefactError(f"cannot write the training checkpoint {path}: {why(error)}") from error
+    write_bytes(path, stream.getbuffer(), "the training checkpoint")
 
 
 def load_state(path: Path, made: dict[str, str], settings: LoopSettings) -> tuple[Position, dict[str, Any]]:
@@ -92,9 +89,8 @@ def load_state(path: Path, made: dict[str, str], settings: LoopSettings) -> tupl
         ConfigError: it was made with other settings or other data; the message names them.
     """
     try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ArtefactError(f"cannot read the training checkpoint {path}: {why(error)}") from error
+        with access("read the training checkpoint", path):
+            record = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         raise ArtefactError(f"{path} is damaged or not a training checkpoint; delete it to start anew") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:

@@ -14,15 +14,15 @@ from caplet.bench.papers.page import PAGE, RECORD, page, record_of
 from caplet.bench.papers.rows import Row, find_network, select
 from caplet.bench.papers.work import Rates
 from caplet.data import Splits, load_data
-from caplet.errors import ArtefactError, CapletError, ConfigError
-from caplet.files import why
+from caplet.errors import CapletError, ConfigError
+from caplet.files import file_digest
 from caplet.jobs.prune.settings import spread_set
 from caplet.jobs.rates import forward_rate, training_rate
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.progress import Note, silent
 from caplet.runs.folder import RunFolder, environment, open_run
-from caplet.runs.stages import Stage, Stages, sha256
+from caplet.runs.stages import Stage, Stages
 
 ROW = "row.json"
 
@@ -83,11 +83,7 @@ class Sources:
 
     def digest(self, row: Row) -> str:
         """SHA-256 of the checkpoint. Raises ArtefactError where it cannot be read."""
-        path = self.settings.models[row.network.name]
-        try:
-            return sha256(path)
-        except OSError as error:
-            raise ArtefactError(f"cannot read {path}: {why(error)}") from error
+        return file_digest(self.settings.models[row.network.name])
 
     def data(self, row: Row) -> Splits:
         """The row's data. Raises DataError where they are not here."""

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caplet.errors import ToolMissing
+from caplet.files import file_digest
 from caplet.jobs.compress.attempts import Attempt, plan_file
 from caplet.jobs.compress.choose import Choice
 from caplet.jobs.compress.context import Context
@@ -33,7 +34,6 @@ from caplet.quant.measure.sensitivity import SensitivitySettings
 from caplet.quant.plan.plan import QuantPlan
 from caplet.report.records import COMPRESSED
 from caplet.runs.folder import METRICS, RunFolder
-from caplet.runs.stages import sha256
 from caplet.runtime.engine import predictions
 from caplet.train.finetune import weights_digest
 
@@ -59,7 +59,7 @@ class Finish:
     def all(self, curves: Curves, choice: Choice, tried: Sequence[Attempt]) -> CompressedModel:
         """Export, verify, analyse, time, open the test split for the last time, and write metrics."""
         attempt, do = self.attempt, self.context.do
-        inputs = {"program": sha256(attempt.path), "ram": self.settings.ram}
+        inputs = {"program": file_digest(attempt.path), "ram": self.settings.ram}
         do(FIRMWARE, inputs, self.export, MEMORY)
         asked = {**inputs, **self.settings.verify.model_dump(), "target": self.settings.target}
         checked = do(VERIFY, asked, self.verify, VERIFIED)

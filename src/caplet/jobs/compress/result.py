@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caplet.data.imageset import ImageSet
-from caplet.errors import ArtefactError
-from caplet.files import why
+from caplet.files import access
 from caplet.jobs.evaluate import evaluate
 from caplet.jobs.ship import export_c
 from caplet.metrics import Accuracy
@@ -48,10 +47,8 @@ class CompressedModel:
 
     def save(self, path: str | Path) -> None:
         """Copy the ``.caplet`` file to ``path``. Raises ArtefactError when it cannot be written."""
-        try:
+        with access("write", path):
             shutil.copyfile(self.folder / MODEL, path)
-        except OSError as error:
-            raise ArtefactError(f"cannot write {path}: {why(error)}") from error
 
     def export_c(self, folder: str | Path, settings: EmitSettings | None = None) -> Export:
         """Write C99 sources to a new folder; see :func:`caplet.jobs.ship.export_c`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeI
 
 from caplet.amounts import parse_bytes, parse_count
 from caplet.errors import ConfigError
-from caplet.files import why
+from caplet.files import read_toml
 from caplet.nn.precision import has_bfloat16
 from caplet.quant.choices import Method
 from caplet.quant.reconstruct.settings import Part
@@ -162,12 +161,7 @@ def read_settings(path: str | Path, changes: dict[str, Any] | None = None) -> Co
     Raises:
         ConfigError: unreadable, not TOML, or a setting is unknown (the nearest is named) or out of range.
     """
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the settings file {path}: {why(error)}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a TOML file: {error}") from None
+    values = read_toml(path, "the settings file", kind=ConfigError)
     return checked({**values, **(merged(values, changes or {}))}, str(path))
 
 

@@ -9,7 +9,7 @@ import torch
 
 from caplet.data import Splits, load_data
 from caplet.errors import ArtefactError
-from caplet.files import why, write_atomic
+from caplet.files import write_text
 from caplet.jobs.compress.curves import IMAGES, SCORED
 from caplet.jobs.compress.job import compress
 from caplet.jobs.compress.result import CompressedModel
@@ -39,11 +39,7 @@ def write_settings(path: str | Path, *, model: str | None, recipe: str, data: st
     path = Path(path)
     if path.exists() and not force:
         raise ArtefactError(f"{path} exists; choose another name, or --force")
-    text = settings_template(model, recipe, data)
-    try:
-        write_atomic(path, lambda stream: stream.write(text.encode()))
-    except OSError as error:
-        raise ArtefactError(f"cannot write {path}: {why(error)}") from error
+    write_text(path, settings_template(model, recipe, data))
 
 
 def compress_by_settings(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caplet.errors import ArtefactError, ConfigError, DataError, PlanError
+from caplet.files import access
 from caplet.program import interpreter
 from caplet.program.arena import ALIGNMENT, MemoryMap, plan_memory
 from caplet.program.c.calls import CallWriter
@@ -80,15 +81,13 @@ def emit(
     plan = plan_memory(program, settings.ram, proof=proof, in_place=settings.in_place)
     files = render(program, proof, plan, settings, images)
     files[PROOF] = json.dumps({"accumulators": proof.to_json(), "memory": plan.to_json()}, indent=1) + "\n"
-    try:
+    with access("write the export to", folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ArtefactError(f"export: {folder} exists and is not an empty folder; choose another, or remove it")
         for name, text in files.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ArtefactError(f"export: cannot write {folder}: {error}") from error
     return Export(folder, _prefix(program, settings), plan, proof, tuple(files))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caplet.errors import ArtefactError, PlanError
-from caplet.files import why
+from caplet.files import access, digest
+from caplet.models.assemble import tensor_parts
 from caplet.models.base import CapsNet
 from caplet.quant.plan.plan import QuantPlan
 from caplet.version import __version__
@@ -28,24 +28,17 @@ FLOAT = "float"
 
 def model_identity(model: CapsNet) -> dict[str, Any]:
     """Version of caplet, family, settings and a digest of all tensors of a model: plain JSON values."""
-    weights = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(tensor.detach().contiguous().numpy().tobytes())
     return {
         "caplet": __version__,
         "family": model.family,
         "config": model.config.model_dump(mode="json"),
-        "weights": weights.hexdigest(),
+        "weights": digest(*tensor_parts(dict(sorted(model.state_dict().items())))),
     }
 
 
 def images_digest(*tensors: Tensor) -> str:
     """SHA-256 of images, and of labels where they matter: 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return digest(*(tensor.contiguous().numpy().data for tensor in tensors))
 
 
 class MeasurementLog:
@@ -95,13 +88,11 @@ class MeasurementLog:
         return ArtefactError(f"{self.path}, line {number}: {reason}; move the file away")
 
     def _whole_lines(self, path: Path) -> list[bytes]:
-        try:
+        with access(f"read the {self.what}", path):
             content = path.read_bytes() if path.exists() else b""
             end = content.rfind(b"\n") + 1
             if end < len(content):
                 os.truncate(path, end)
-        except OSError as error:
-            raise ArtefactError(f"cannot read the {self.what} {path}: {why(error)}") from error
         return content[:end].splitlines()
 
     def _parse(self, number: int, line: bytes) -> dict[str, Any]:
@@ -123,13 +114,10 @@ class MeasurementLog:
 
     def _write(self, row: Mapping[str, Any], mode: str) -> None:
         assert self.path is not None
-        try:
-            with self.path.open(mode, encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise ArtefactError(f"cannot write the {self.what} {self.path}: {why(error)}") from error
+        with access(f"write the {self.what}", self.path), self.path.open(mode, encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 class MeasurementCache:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from caplet.data.imageset import to_float
 from caplet.errors import ArtefactError, ConfigError, ModelError, PlanError
-from caplet.files import why, write_atomic
+from caplet.files import access, write_atomic
 from caplet.fixed import AnyFormat, Rounding
 from caplet.models.base import CapsNet
 from caplet.nn.points import Handler, PointSpec, Storage
@@ -96,10 +96,7 @@ class Calibration:
         meta |= {"seconds": self.seconds, "identity": identity}
         counts = np.stack([histogram.counts for histogram in self.histograms.values()])
         text = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
-        try:
-            write_atomic(Path(path), lambda stream: np.savez_compressed(stream, counts=counts, meta=text))
-        except OSError as error:
-            raise ArtefactError(f"cannot write the calibration to {path}: {why(error)}") from error
+        write_atomic(path, lambda stream: np.savez_compressed(stream, counts=counts, meta=text), "the calibration")
 
     @classmethod
     def load(cls, path: str | Path, model: CapsNet) -> Calibration:
@@ -142,9 +139,8 @@ def _read(path: str | Path) -> tuple[NDArray[np.int64], dict[str, Any]]:
 def _reading(path: str | Path) -> Iterator[None]:
     """Whatever is wrong with the file ``path`` becomes one ArtefactError."""
     try:
-        yield
-    except OSError as error:
-        raise ArtefactError(f"cannot read the calibration {path}: {why(error)}") from error
+        with access("read the calibration", path):
+            yield
     except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise ArtefactError(f"{path} is not a calibration of version {VERSION}: {error}; move it away") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -10,8 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from caplet.errors import ArtefactError, PlanError, nearest
-from caplet.files import why, write_atomic
+from caplet.errors import PlanError, nearest
+from caplet.files import digest, read_json, write_json
 from caplet.fixed import ChannelFormat, FixedFormat, LogFormat, PlanFormat, Rounding, format_from_json
 from caplet.fixed.softmax import check_coupling_formats
 from caplet.fixed.squash import check_squash_formats
@@ -132,26 +131,16 @@ class QuantPlan:
 
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON: equal for equal plans, on any machine."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest(json.dumps(self.to_json(), sort_keys=True, separators=(",", ":")))
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, whole or not at all. Raises ArtefactError when it cannot be written."""
-        text = json.dumps(self.to_json(), indent=1) + "\n"
-        try:
-            write_atomic(Path(path), lambda stream: stream.write(text.encode()))
-        except OSError as error:
-            raise ArtefactError(f"cannot write the plan to {path}: {why(error)}") from error
+        write_json(path, self.to_json(), "the plan")
 
     @classmethod
     def load(cls, path: str | Path) -> QuantPlan:
         """Read a plan file. Raises ArtefactError (unreadable, not JSON) or PlanError (not a plan)."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ArtefactError(f"cannot read the plan {path}: {why(error)}") from error
-        except ValueError as error:
-            raise ArtefactError(f"{path} is not a plan: it is not valid JSON ({error})") from error
+        data = read_json(path, "the plan")
         try:
             return cls.from_json(data)
         except PlanError as error:

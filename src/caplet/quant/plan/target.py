@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from caplet.data.files import why
-from caplet.errors import ArtefactError, ConfigError, PlanError, suggest
+from caplet.errors import ConfigError, PlanError, suggest
+from caplet.files import read_json
 from caplet.fixed import FixedFormat
 from caplet.fixed.format import MAX_BITS
 from caplet.nn.points import PointSpec, Storage
@@ -143,12 +143,7 @@ def find_hardware(name: str) -> Hardware:
     if path.suffix != ".json":
         hint = suggest(name, HARDWARE)
         raise ConfigError(f"unknown hardware {name!r}{hint} (known: {', '.join(HARDWARE)}, or a .json file)")
-    try:
-        return Hardware.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ArtefactError(f"cannot read the hardware description {path}: {why(error)}") from error
-    except ValueError as error:
-        raise ArtefactError(f"{path} is not a hardware description: it is not valid JSON ({error})") from error
+    return Hardware.from_json(read_json(path, "the hardware description"))
 
 
 @dataclass(frozen=True)

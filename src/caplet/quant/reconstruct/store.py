@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from caplet.errors import ArtefactError
-from caplet.files import why, write_atomic
-from caplet.models.assemble import named_tensors
+from caplet.files import digest, write_bytes
+from caplet.models.assemble import named_tensors, tensor_parts
 from caplet.models.base import CapsNet
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.settings import ReconstructSettings
@@ -25,11 +24,8 @@ _KEY = "caplet-reconstruction"
 
 def identity(model: CapsNet, images: Tensor, settings: ReconstructSettings) -> str:
     """A digest of all that a block's result depends on, apart from the plan."""
-    digest = hashlib.sha256(json.dumps([__version__, settings.to_json()]).encode())
-    for name, tensor in named_tensors(model).items():
-        digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
-    digest.update(images.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    made_by = json.dumps([__version__, settings.to_json()])
+    return digest(made_by, *tensor_parts(named_tensors(model)), images.contiguous().numpy().data)
 
 
 @dataclass(frozen=True)
@@ -65,10 +61,7 @@ class BlockStore:
             {name: tensor.detach().contiguous() for name, tensor in block.tensors.items()},
             {_KEY: json.dumps({"identity": self._identity, "plan": plan.digest(), "facts": block.facts})},
         )
-        try:
-            write_atomic(path, lambda stream: stream.write(content))
-        except OSError as error:
-            raise ArtefactError(f"cannot write {path}: {why(error)}") from error
+        write_bytes(path, content)
 
     def load(self, layer: str, plan: QuantPlan) -> Block | None:
         """What :meth:`save` kept for the same layer and plan, or None. Raises ArtefactError for a damaged file."""
