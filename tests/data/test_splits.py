@@ -165,7 +165,7 @@ def test_bad_records(tmp_path, digits, change, message):
 
 
 def test_unreadable_records_and_places(tmp_path, digits):
-    with pytest.raises(ArtefactError, match=r"cannot read the split ids in .*none\.json: no such file"):
+    with pytest.raises(ArtefactError, match=r"cannot read the split ids .*none\.json: no such file"):
         load_saved_splits(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ArtefactError, match="not valid JSON"):
