@@ -13,7 +13,7 @@ import torch
 from data_files import write_idx
 from sklearn.datasets import load_digits
 
-from caplet.data import DATASETS, Dataset, DatasetRegistry, load_data
+from caplet.data import DATASETS, load_data
 from caplet.data.digits import load_digits as load_source
 from caplet.data.files import cache_dir
 from caplet.data.registry import DataRequest
@@ -21,17 +21,13 @@ from caplet.errors import DataError
 
 
 def test_names():
-    assert DATASETS.names() == ("digits", "mnist", "fashion-mnist", "cifar10", "svhn", "tiny-imagenet", "folder")
-    assert all(dataset.summary for dataset in DATASETS)
+    assert tuple(DATASETS) == ("digits", "mnist", "fashion-mnist", "cifar10", "svhn", "tiny-imagenet", "folder")
+    assert all(dataset.summary for dataset in DATASETS.values())
 
 
 def test_registry_refuses_duplicates():
-    registry = DatasetRegistry()
-    dataset = Dataset("x", "an x", "", load_source)
-    registry.register(dataset)
-    with pytest.raises(ValueError, match="'x' is registered twice"):
-        registry.register(dataset)
-    assert registry.get("x") is dataset
+    with pytest.raises(ValueError, match="dataset mnist is registered already"):
+        DATASETS.add("mnist", DATASETS["digits"])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from foreign import Foreign, deep_caps, q7_capsnet, shallow_capsnet, write_keras
 
 from caplet.errors import ModelError
 from caplet.models.base import CapsNet
-from caplet.models.importers import FORMATS, detect, import_model, register_format
+from caplet.models.importers import FORMATS, detect, import_model
 from caplet.nn.functional import lengths
 
 
@@ -170,8 +170,8 @@ def test_detection_is_by_content(tmp_path: Path) -> None:
 
 
 def test_registering_a_format_twice_is_an_error() -> None:
-    with pytest.raises(ValueError, match="'Q-CapsNets' is already registered"):
-        register_format(FORMATS["Q-CapsNets"])
+    with pytest.raises(ValueError, match="Q-CapsNets is registered already"):
+        FORMATS.add("Q-CapsNets", FORMATS["Q-CapsNets"])
 
 
 @pytest.mark.shared

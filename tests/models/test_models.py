@@ -12,9 +12,9 @@ from torch import Tensor
 from caplet.errors import ModelError
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, Stage, check_finite
-from caplet.models.deep import DeepCaps, DeepCapsConfig
-from caplet.models.registry import FAMILIES, NAMED, build, named_model, register_family, register_model
-from caplet.models.shallow import ShallowCaps, ShallowCapsConfig
+from caplet.models.deep import DeepCaps
+from caplet.models.registry import FAMILIES, NAMED, build, named_model
+from caplet.models.shallow import ShallowCaps
 from caplet.nn.points import Handler, PointSpec
 
 STEM = {"kernel": 3, "channels": 4}
@@ -196,10 +196,10 @@ def test_registry_errors() -> None:
         build("shallow", {"stem": [{"kernel": 0}]})
     with pytest.raises(ModelError, match="setting 'colour'"):
         build("deep", {"colour": True})
-    with pytest.raises(ValueError, match="'shallow' is already registered"):
-        register_family("shallow", ShallowCaps, ShallowCapsConfig)
-    with pytest.raises(ValueError, match="'deep' is already registered"):
-        register_model("deep", "deep", DeepCapsConfig(), "again")
+    with pytest.raises(ValueError, match="shallow is registered already"):
+        FAMILIES.add("shallow", FAMILIES["deep"])
+    with pytest.raises(ValueError, match="deep is registered already"):
+        NAMED.add("deep", NAMED["shallow"])
     assert {named.family for named in NAMED.values()} <= set(FAMILIES)
 
 

@@ -91,7 +91,7 @@ def test_class_capsules_equal_their_linear_map() -> None:
 
 def test_capsules_that_do_not_vote_are_left_out() -> None:
     torch.manual_seed(0)
-    layer = DenseCaps("digit", 9, 5, 4, 3, 2, kept=(1, 4, 7)).requires_grad_(False)
+    layer = DenseCaps("digit", 9, 5, 4, 3, 2, input_indices=(1, 4, 7)).requires_grad_(False)
     exact = torch.randn(6, 9, 5)
     linear = CapsuleLinear(layer, exact, exact)
     votes = torch.einsum("nik,ikgd->gnd", exact[:, [1, 4, 7]], layer.weight.unflatten(2, (4, 3))) / 4

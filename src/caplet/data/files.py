@@ -18,6 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import platformdirs
@@ -88,6 +89,7 @@ def file_hash(path: Path, algorithm: str = "sha256") -> str:
     return files.file_digest(path, algorithm, _TODO, DataError)
 
 
+Found = TypeVar("Found")
 _log = logging.getLogger(__name__)
 
 
@@ -127,6 +129,27 @@ _PACKED = (".gz", ".zip", ".xz")
 def data_root(request: DataRequest) -> Path:
     """Where a dataset's files are looked for: the root asked for, else ``datasets`` in the cache folder."""
     return request.root if request.root is not None else cache_dir() / "datasets"
+
+
+def find_or_fetch(
+    title: str,
+    layout: str,
+    request: DataRequest,
+    find: Callable[[Path], Found | None],
+    get: Callable[[str], object],
+) -> Found:
+    """What ``find`` finds under :func:`data_root`; where it finds nothing, the dataset is downloaded first.
+
+    Args and errors are those of :func:`fetch`.
+    """
+    root = data_root(request)
+    found = find(root)
+    if found is None:
+        fetch(title, layout, request, get)
+        found = find(root)
+        if found is None:
+            raise DataError(f"{title}: the download did not bring {layout}: fetch the files by hand")
+    return found
 
 
 def fetch(title: str, layout: str, request: DataRequest, get: Callable[[str], object]) -> None:
@@ -175,3 +198,12 @@ def _timeout() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+def check_md5(path: Path, published: str | None) -> None:
+    """Raise DataError unless the file is the published one, by its MD5."""
+    found = file_hash(path, "md5")
+    if found != published:
+        raise DataError(
+            f"{path}: MD5 {found} is not that of the published file ({published}): it is damaged, fetch it again"
+        )

@@ -236,8 +236,10 @@ def _from_arrays(stored: dict[str, np.ndarray]) -> DecodedTree | None:
     """The tree in a cache entry, or None if the entry does not have the form this version writes."""
     images, labels, test_count = stored["images"], stored["labels"], stored["test_count"]
     sound = (
-        (images.dtype, images.ndim) == (np.uint8, 4)
-        and (labels.dtype, labels.shape) == (np.int64, images.shape[:1])
+        images.dtype == np.uint8
+        and images.ndim == 4
+        and labels.dtype == np.int64
+        and labels.shape == images.shape[:1]
         and test_count.ndim == 0
         and test_count.dtype.kind == "i"
         and 0 <= int(test_count) < len(images)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from caplet.data.files import data_root, fetch, is_file, read_bytes
+from caplet.data.files import find_or_fetch, is_file, read_bytes
 from caplet.data.imageset import ImageSet
 from caplet.data.registry import DataRequest, Source
 from caplet.errors import DataError
@@ -30,6 +30,32 @@ class IdxSet:
     def layout(self) -> str:
         """The files looked for under the root."""
         return f"{self.folder}/raw/{{{','.join(FILES)}}} (or .gz)"
+
+    def load(self, request: DataRequest) -> Source:
+        """Read the dataset, downloaded by torchvision if its files are missing.
+
+        Files are looked for in ``root/MNIST/raw`` (``root/FashionMNIST/raw``), then in ``root`` itself.
+
+        Raises:
+            DataError: files are missing and not to be had, damaged, or do not belong together.
+        """
+        paths = find_or_fetch(self.name, self.layout, request, self._find, self._download)
+        train = _read_split(paths[0], paths[1], self, "train")
+        test = _read_split(paths[2], paths[3], self, "test")
+        return Source(train, test, source="IDX files", root=paths[0].parent)
+
+    def _find(self, root: Path) -> list[Path] | None:
+        for folder in (root / self.folder / "raw", root):
+            found = [path for name in FILES for path in (folder / name, folder / f"{name}.gz") if is_file(path)]
+            names = {path.name.removesuffix(".gz"): path for path in reversed(found)}
+            if len(names) == len(FILES):
+                return [names[name] for name in FILES]
+        return None
+
+    def _download(self, folder: str) -> object:
+        import torchvision.datasets
+
+        return getattr(torchvision.datasets, self.folder)(folder, train=False, download=True)
 
 
 MNIST = IdxSet("mnist", "MNIST", tuple("0123456789"))
@@ -70,16 +96,6 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=offset).reshape(shape).copy()
 
 
-def _find(request: DataRequest, dataset: IdxSet) -> list[Path] | None:
-    root = data_root(request)
-    for folder in (root / dataset.folder / "raw", root):
-        found = [path for name in FILES for path in (folder / name, folder / f"{name}.gz") if is_file(path)]
-        names = {path.name.removesuffix(".gz"): path for path in reversed(found)}
-        if len(names) == len(FILES):
-            return [names[name] for name in FILES]
-    return None
-
-
 def _read_split(images_path: Path, labels_path: Path, dataset: IdxSet, split: str) -> ImageSet:
     images, labels = read_idx(images_path), read_idx(labels_path)
     if images.ndim != 3 or labels.ndim != 1:
@@ -104,28 +120,3 @@ def _read_split(images_path: Path, labels_path: Path, dataset: IdxSet, split: st
         dataset.classes,
         f"{dataset.name}/{split}",
     )
-
-
-def load_idx(request: DataRequest, dataset: IdxSet) -> Source:
-    """Read MNIST or Fashion-MNIST, downloaded by torchvision if the files are missing.
-
-    Files are looked for in ``root/MNIST/raw`` (``root/FashionMNIST/raw``), then in ``root`` itself.
-
-    Raises:
-        DataError: files are missing and not to be had, damaged, or do not belong together.
-    """
-    paths = _find(request, dataset)
-    if paths is None:
-
-        def get(folder: str) -> object:
-            import torchvision.datasets
-
-            return getattr(torchvision.datasets, dataset.folder)(folder, train=False, download=True)
-
-        fetch(dataset.name, dataset.layout, request, get)
-        paths = _find(request, dataset)
-        if paths is None:
-            raise DataError(f"{dataset.name}: the download did not bring {dataset.layout}: fetch the files by hand")
-    train = _read_split(paths[0], paths[1], dataset, "train")
-    test = _read_split(paths[2], paths[3], dataset, "test")
-    return Source(train, test, source="IDX files", root=paths[0].parent)

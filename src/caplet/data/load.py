@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +11,29 @@ from caplet.data.files import is_folder
 from caplet.data.folder import LAYOUT, is_archive
 from caplet.data.images import convert
 from caplet.data.imageset import ImageSet
-from caplet.data.registry import DataRequest, Dataset, DatasetRegistry, Source
+from caplet.data.registry import DataRequest, Dataset, Source
 from caplet.data.splits import SPLITS, Splits, cut_calibration, read_saved_ids, stratified_choice
 from caplet.errors import ConfigError, DataError
+from caplet.registry import Registry
 
 MAX_SIZE = 4096
-
-
-def builtin_datasets() -> DatasetRegistry:
-    """A registry with the datasets that come with caplet."""
-    registry = DatasetRegistry()
-    for dataset in (
-        Dataset(digits.NAME, "1,797 handwritten digits, 8x8 gray, embedded (scikit-learn)", "", digits.load_digits),
-        Dataset(
-            "mnist", "70,000 handwritten digits, 28x28 gray", idx.MNIST.layout, partial(idx.load_idx, dataset=idx.MNIST)
-        ),
-        Dataset(
-            "fashion-mnist",
-            "70,000 pieces of clothing, 28x28 gray",
-            idx.FASHION_MNIST.layout,
-            partial(idx.load_idx, dataset=idx.FASHION_MNIST),
-        ),
-        Dataset(cifar10.NAME, "60,000 objects and animals, 32x32 RGB", cifar10.LAYOUT, cifar10.load_cifar10),
-        Dataset(svhn.NAME, "99,289 house-number digits, 32x32 RGB", svhn.LAYOUT, svhn.load_svhn),
-        Dataset(
-            tiny_imagenet.NAME,
-            "110,000 photographs of 200 classes, 64x64 RGB",
-            tiny_imagenet.LAYOUT,
-            tiny_imagenet.load_tiny_imagenet,
-        ),
-        Dataset("folder", "your own images, one folder per class", LAYOUT, folder.load_folder),
-    ):
-        registry.register(dataset)
-    return registry
-
-
-DATASETS = builtin_datasets()
+DATASETS: Registry[str, Dataset] = Registry("dataset", DataError)
+"""The datasets known by name."""
+for _dataset in (
+    Dataset(digits.NAME, "1,797 handwritten digits, 8x8 gray, embedded (scikit-learn)", "", digits.load_digits),
+    Dataset("mnist", "70,000 handwritten digits, 28x28 gray", idx.MNIST.layout, idx.MNIST.load),
+    Dataset("fashion-mnist", "70,000 pieces of clothing, 28x28 gray", idx.FASHION_MNIST.layout, idx.FASHION_MNIST.load),
+    Dataset(cifar10.NAME, "60,000 objects and animals, 32x32 RGB", cifar10.LAYOUT, cifar10.load_cifar10),
+    Dataset(svhn.NAME, "99,289 house-number digits, 32x32 RGB", svhn.LAYOUT, svhn.load_svhn),
+    Dataset(
+        tiny_imagenet.NAME,
+        "110,000 photographs of 200 classes, 64x64 RGB",
+        tiny_imagenet.LAYOUT,
+        tiny_imagenet.load_tiny_imagenet,
+    ),
+    Dataset("folder", "your own images, one folder per class", LAYOUT, folder.load_folder),
+):
+    DATASETS.add(_dataset.name, _dataset)
 
 
 def load_data(
@@ -139,19 +125,20 @@ def load_saved_splits(
 def _resolve(name: str | Path, root: str | Path | None) -> tuple[Dataset, Path | None]:
     place = None if root is None else Path(root).expanduser()
     if isinstance(name, str) and name in DATASETS:
-        return DATASETS.get(name), place
+        return DATASETS[name], place
     if not str(name).strip():
-        raise DataError(
-            f"no dataset given (found {str(name)!r}): give {', '.join(DATASETS.names())} or an image folder"
-        )
+        raise DataError(f"no dataset given (found {str(name)!r}): give {', '.join(DATASETS)} or an image folder")
     path = Path(name).expanduser()
     if is_folder(path) or is_archive(path):
         if place is not None:
             raise DataError(f"two places for the images: {path} and root {place}: give one")
-        return DATASETS.get("folder"), path
+        return DATASETS["folder"], path
     if isinstance(name, Path) or os.sep in name:
         raise DataError(f"no image folder {path}: expected one with {LAYOUT}")
-    return DATASETS.get(name), place
+    try:
+        return DATASETS.find(name), place
+    except DataError as error:
+        raise DataError(f"{error}; or give the path of an image folder") from None
 
 
 def _read(dataset: Dataset, request: DataRequest) -> Source:

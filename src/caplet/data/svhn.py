@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from caplet.data.files import data_root, fetch, file_hash, is_file, read_bytes
+from caplet.data.files import check_md5, find_or_fetch, is_file, read_bytes
 from caplet.data.imageset import ImageSet
 from caplet.data.registry import DataRequest, Source
 from caplet.errors import DataError
@@ -59,13 +59,20 @@ def _read_split(path: Path, split: str) -> ImageSet:
     if len(images) == _PUBLISHED_COUNTS[split]:
         from torchvision.datasets import SVHN
 
-        md5, published = file_hash(path, "md5"), SVHN.split_list[split][2]
-        if md5 != published:
-            raise DataError(
-                f"{path}: MD5 {md5} is not that of the published file ({published}): it is damaged, fetch it again"
-            )
+        check_md5(path, SVHN.split_list[split][2])
     ids = torch.arange(len(images))
     return ImageSet(torch.from_numpy(images), torch.from_numpy(labels), ids, CLASSES, f"{NAME}/{split}")
+
+
+def _find(root: Path) -> dict[str, Path] | None:
+    paths = {split: root / file for split, file in FILES.items()}
+    return paths if all(map(is_file, paths.values())) else None
+
+
+def _download(folder: str) -> object:
+    from torchvision.datasets import SVHN
+
+    return [SVHN(folder, split=split, download=True) for split in FILES]
 
 
 def load_svhn(request: DataRequest) -> Source:
@@ -77,17 +84,8 @@ def load_svhn(request: DataRequest) -> Source:
     Raises:
         DataError: files are missing and not to be had, or damaged.
     """
-    root = data_root(request)
-    paths = {split: root / file for split, file in FILES.items()}
-    if not all(is_file(path) for path in paths.values()):
-
-        def get(target: str) -> object:
-            from torchvision.datasets import SVHN
-
-            return [SVHN(target, split=split, download=True) for split in FILES]
-
-        fetch(NAME, LAYOUT, request, get)
+    paths = find_or_fetch(NAME, LAYOUT, request, _find, _download)
     train, test = (_read_split(path, split) for split, path in paths.items())
     published = (len(train), len(test)) == (_PUBLISHED_COUNTS["train"], _PUBLISHED_COUNTS["test"])
     note = "SVHN (cropped digits)" if published else "files in SVHN's format, not the published ones"
-    return Source(train, test, "MATLAB files", root, note=note)
+    return Source(train, test, "MATLAB files", paths["train"].parent, note=note)

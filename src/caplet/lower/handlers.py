@@ -133,7 +133,7 @@ def _dense_caps(low: Lowering, layer: DenseCaps, sources: tuple[str, ...]) -> No
     votes = low.tensor(f"{name}.votes", (layer.in_capsules, layer.out_capsules, layer.dim))
     weight = low.constant(f"{name}.weight", layer.weight)
     shifts = low.channel_shifts(f"{name}.weight")
-    low.ops.append(DenseVotes(f"{name}.vote", sources, votes, weight, layer.dim, shifts, selected=layer.kept))
+    low.ops.append(DenseVotes(f"{name}.vote", sources, votes, weight, layer.dim, shifts, selected=layer.input_indices))
     _route(low, layer, layer.out_capsules, layer.out_shape)
 
 

@@ -84,7 +84,8 @@ class CapsBlock(nn.Module):
         first = self.l1(x)
         skip = self.skip(first if isinstance(self.skip, RoutedConvCaps) else first.flatten(1, 2))
         second = self.l2(first.flatten(1, 2))
-        return self.add(self.l3(second.flatten(1, 2)), skip)
+        total: Tensor = self.add(self.l3(second.flatten(1, 2)), skip)
+        return total
 
 
 class DeepCaps(CapsNet):
@@ -123,7 +124,13 @@ class DeepCaps(CapsNet):
             )
         capsules = sum(t * r * c for t, _, r, c in (blocks[i].out_shape for i in (-2, -1)))
         self.digit = DenseCaps(
-            "digit", capsules, fourth.dim, config.classes, config.class_dim, config.iterations, kept=config.kept
+            "digit",
+            capsules,
+            fourth.dim,
+            config.classes,
+            config.class_dim,
+            config.iterations,
+            input_indices=config.kept,
         )
         self.to(memory_format=torch.channels_last)
 

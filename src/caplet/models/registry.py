@@ -7,13 +7,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from caplet.errors import ModelError, suggest
+from caplet.errors import ModelError
 from caplet.models.architectures import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD
 from caplet.models.backbone import BackboneCaps, BackboneCapsConfig, backbone_config
 from caplet.models.base import CapsNet, ModelConfig
 from caplet.models.deep import DeepCaps, DeepCapsConfig
 from caplet.models.shallow import ShallowCaps, ShallowCapsConfig, StemConv
 from caplet.models.timm_trunk import PREFIX
+from caplet.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -33,22 +34,8 @@ class NamedModel:
     about: str
 
 
-FAMILIES: dict[str, Family] = {}
-NAMED: dict[str, NamedModel] = {}
-
-
-def register_family(name: str, model: type[CapsNet], config: type[ModelConfig]) -> None:
-    """Add a model family; a name that is taken raises ValueError."""
-    if name in FAMILIES:
-        raise ValueError(f"model family {name!r} is already registered")
-    FAMILIES[name] = Family(model, config)
-
-
-def register_model(name: str, family: str, config: ModelConfig, about: str) -> None:
-    """Add a ready-made configuration; a name that is taken raises ValueError."""
-    if name in NAMED:
-        raise ValueError(f"model {name!r} is already registered")
-    NAMED[name] = NamedModel(family, config, about)
+FAMILIES: Registry[str, Family] = Registry("model family", ModelError)
+NAMED: Registry[str, NamedModel] = Registry("model", ModelError)
 
 
 def build(family: str, config: ModelConfig | dict[str, Any]) -> CapsNet:
@@ -57,9 +44,7 @@ def build(family: str, config: ModelConfig | dict[str, Any]) -> CapsNet:
     Raises:
         ModelError: unknown family, unknown or invalid setting, image too small.
     """
-    entry = FAMILIES.get(family)
-    if entry is None:
-        raise ModelError(_unknown("model family", family, FAMILIES))
+    entry = FAMILIES.find(family)
     if isinstance(config, dict):
         try:
             config = entry.config.model_validate(config)
@@ -79,54 +64,39 @@ def named_model(name: str) -> NamedModel:
     """
     if name.startswith(PREFIX):
         return NamedModel("backbone", backbone_config(name), f"capsules on timm's {name.removeprefix(PREFIX)}, 3x64x64")
-    if name not in NAMED:
-        raise ModelError(_unknown("model", name, NAMED))
-    return NAMED[name]
+    return NAMED.find(name)
 
 
-def _unknown(what: str, name: str, known: dict[str, Any]) -> str:
-    return f"unknown {what} {name!r}{suggest(name, known)} (known: {', '.join(sorted(known))})"
+FAMILIES.add("shallow", Family(ShallowCaps, ShallowCapsConfig))
+FAMILIES.add("deep", Family(DeepCaps, DeepCapsConfig))
+FAMILIES.add("backbone", Family(BackboneCaps, BackboneCapsConfig))
 
-
-register_family("shallow", ShallowCaps, ShallowCapsConfig)
-register_family("deep", DeepCaps, DeepCapsConfig)
-register_family("backbone", BackboneCaps, BackboneCapsConfig)
-
-register_model("shallow", "shallow", ShallowCapsConfig(), "ShallowCaps of Sabour et al. 2017, 1x28x28")
-register_model(
-    "shallow-digits",
-    "shallow",
-    ShallowCapsConfig(
-        image=(1, 8, 8),
-        stem=(StemConv(kernel=3, channels=32),),
-        primary_types=8,
-        primary_dim=8,
-        primary_kernel=3,
-        primary_stride=2,
-        class_dim=8,
-    ),
-    "small ShallowCaps for scikit-learn's 8x8 digits",
+_DIGITS = ShallowCapsConfig(
+    image=(1, 8, 8),
+    stem=(StemConv(kernel=3, channels=32),),
+    primary_types=8,
+    primary_dim=8,
+    primary_kernel=3,
+    primary_stride=2,
+    class_dim=8,
 )
-register_model(
-    "q7-mnist",
-    "shallow",
-    ShallowCapsConfig(
-        stem=(StemConv(kernel=7, channels=16),),
-        primary_types=16,
-        primary_dim=4,
-        primary_kernel=7,
-        class_dim=6,
-        class_bias=False,
-    ),
-    "the public Q7-CapsNets network for MNIST, 1x28x28",
+_Q7 = ShallowCapsConfig(
+    stem=(StemConv(kernel=7, channels=16),),
+    primary_types=16,
+    primary_dim=4,
+    primary_kernel=7,
+    class_dim=6,
+    class_bias=False,
 )
-register_model("deep", "deep", DeepCapsConfig(), "DeepCaps of the Q-CapsNets code, 3x32x32")
-register_model("deep-28", "deep", DeepCapsConfig(image=(1, 28, 28)), "DeepCaps for MNIST-like images, 1x28x28")
-register_model("deep-64", "deep", DeepCapsConfig(image=(3, 64, 64)), "DeepCaps for 64x64 colour images")
+for _name, _named in {
+    "shallow": NamedModel("shallow", ShallowCapsConfig(), "ShallowCaps of Sabour et al. 2017, 1x28x28"),
+    "shallow-digits": NamedModel("shallow", _DIGITS, "small ShallowCaps for scikit-learn's 8x8 digits"),
+    "q7-mnist": NamedModel("shallow", _Q7, "the public Q7-CapsNets network for MNIST, 1x28x28"),
+    "deep": NamedModel("deep", DeepCapsConfig(), "DeepCaps of the Q-CapsNets code, 3x32x32"),
+    "deep-28": NamedModel("deep", DeepCapsConfig(image=(1, 28, 28)), "DeepCaps for MNIST-like images, 1x28x28"),
+    "deep-64": NamedModel("deep", DeepCapsConfig(image=(3, 64, 64)), "DeepCaps for 64x64 colour images"),
+}.items():
+    NAMED.add(_name, _named)
 for _name, _architecture in ARCHITECTURES.items():
-    register_model(
-        f"{_name}-caps",
-        "backbone",
-        backbone_config(_name, mean=IMAGENET_MEAN, std=IMAGENET_STD),
-        f"capsules on {_architecture.about}, 3x64x64",
-    )
+    _config = backbone_config(_name, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    NAMED.add(f"{_name}-caps", NamedModel("backbone", _config, f"capsules on {_architecture.about}, 3x64x64"))

@@ -95,7 +95,7 @@ class ShallowCaps(CapsNet):
             config.class_dim,
             config.iterations,
             bias=config.class_bias,
-            kept=config.kept,
+            input_indices=config.kept,
         )
         self.to(memory_format=torch.channels_last)
 

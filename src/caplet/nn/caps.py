@@ -18,10 +18,6 @@ TDHW = ("type", "dim", "row", "column")
 UNIT = (-1.0, 1.0)
 
 
-def _rises(places: tuple[int, ...]) -> bool:
-    return all(a < b for a, b in pairwise(places))
-
-
 def flatten_capsules(x: Tensor) -> Tensor:
     """Capsule maps (B, T, D, H, W) -> list of capsules (B, T*H*W, D), type by type, row by row."""
     return x.permute(0, 1, 3, 4, 2).flatten(1, 3)
@@ -75,7 +71,7 @@ class ConvCaps2d(Layer):
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.tap("bias", self.bias)
         x = F.conv2d(x, self.tap("weight", self.weight), bias, self.stride, self.padding)
-        x = x.unflatten(1, (self.types, self.dim))
+        x = x.view(len(x), self.types, self.dim, *x.shape[2:])
         return self.squash(self.tap("preactivation", x), 2)
 
 
@@ -113,13 +109,13 @@ class DenseCaps(Layer):
         out_capsules, dim: G output capsules of D dimensions.
         iterations: routing iterations, at least 1.
         bias: whether a bias per (output capsule, dimension) is added to the preactivation.
-        kept: the places of the input capsules that vote, ascending; None for all of them.
+        input_indices: which input capsules vote, ascending; None for all of them.
 
     Parameters: ``weight`` float (I, K, G*D) with a row for each capsule that votes, ``bias`` float (G, D).
     Input float (B, in_capsules, K) -> float (B, G, D).
 
     Raises:
-        ModelError: ``kept`` is empty, out of order or out of range.
+        ModelError: ``input_indices`` is empty, out of order or out of range.
 
     Source: Sabour et al. 2017, equation 2.
     """
@@ -134,16 +130,18 @@ class DenseCaps(Layer):
         iterations: int,
         *,
         bias: bool = True,
-        kept: tuple[int, ...] | None = None,
+        input_indices: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__(name)
-        if kept is not None and not (kept and kept[0] >= 0 and kept[-1] < in_capsules and _rises(kept)):
-            raise ModelError(
-                f"layer {name}: kept input capsules {kept[:3]}, ... ({len(kept)} of {in_capsules}); the rule is at"
-                f" least one place from 0 to {in_capsules - 1}, in rising order"
-            )
-        self.kept = kept
-        in_capsules = in_capsules if kept is None else len(kept)
+        if input_indices is not None:
+            found, in_order = len(input_indices), all(a < b for a, b in pairwise((-1, *input_indices, in_capsules)))
+            if not found or not in_order:
+                raise ModelError(
+                    f"layer {name}: voting input capsules {input_indices[:3]}, ... ({found} of {in_capsules}); the rule"
+                    f" is at least one index from 0 to {in_capsules - 1}, in rising order"
+                )
+            in_capsules = found
+        self.input_indices = input_indices
         self.in_capsules, self.in_dim = in_capsules, in_dim
         self.out_capsules, self.dim, self.iterations = out_capsules, dim, iterations
         self.out_shape = (out_capsules, dim)
@@ -156,10 +154,10 @@ class DenseCaps(Layer):
         self.declare(*routing_points(out_capsules, in_capsules, dim, iterations))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kept is not None:
-            x = x.index_select(1, torch.tensor(self.kept, device=x.device))
+        if self.input_indices is not None:
+            x = x.index_select(1, torch.tensor(self.input_indices, device=x.device))
         votes = torch.bmm(x.transpose(0, 1), self.tap("weight", self.weight))  # I, B, G*D
-        votes = votes.unflatten(2, (self.out_capsules, self.dim)).permute(1, 2, 0, 3).contiguous()
+        votes = votes.view(*votes.shape[:2], self.out_capsules, self.dim).permute(1, 2, 0, 3).contiguous()
         bias = None if self.bias is None else self.tap("bias", self.bias)
         return route(self, self.tap("votes", votes), bias, self.iterations)
 

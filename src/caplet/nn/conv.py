@@ -119,7 +119,8 @@ class ConvReLU(Layer):
 
     def _normalise(self, x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
         if self.handler is None and norm.training:
-            return norm(x)
+            normalised: Tensor = norm(x)
+            return normalised
         scale, offset = self.affine()
         scale, offset = self.tap("scale", scale), self.tap("offset", offset)
         return x * scale.view(-1, 1, 1) + offset.view(-1, 1, 1)

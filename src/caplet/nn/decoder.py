@@ -63,8 +63,8 @@ class DenseDecoder(Decoder):
 
     def decode(self, capsules: Tensor, chosen: Tensor) -> Tensor:
         mask = F.one_hot(chosen, capsules.shape[1]).to(capsules.dtype)
-        pixels = self.net((capsules * mask.unsqueeze(-1)).flatten(1))
-        return torch.sigmoid(pixels.float()).unflatten(1, self.image)
+        pixels: Tensor = self.net((capsules * mask.unsqueeze(-1)).flatten(1))
+        return torch.sigmoid(pixels.float()).view(len(pixels), *self.image)
 
 
 class ConvDecoder(Decoder):

@@ -43,9 +43,9 @@ def squash_reference(capsules: Tensor, dim: int) -> Tensor:
 def squash(capsules: Tensor, dim: int) -> Tensor:
     """As :func:`squash_reference`, with a cheaper gradient (tested equal to it)."""
     if torch.is_grad_enabled() and capsules.requires_grad:
-        if capsules.dtype is torch.bfloat16 and capsules.ndim == 5 and dim == 2:
-            return _SquashMaps.apply(capsules)
-        return _Squash.apply(capsules, dim)
+        maps = capsules.dtype is torch.bfloat16 and capsules.ndim == 5 and dim == 2
+        result: Tensor = _SquashMaps.apply(capsules) if maps else _Squash.apply(capsules, dim)
+        return result
     return squash_reference(capsules, dim)
 
 

@@ -42,16 +42,15 @@ def mixed(model: nn.Module, device: torch.device, precision: str) -> Iterator[No
 @contextmanager
 def _in_float32(layer: nn.Module, device: torch.device) -> Iterator[None]:
     """Turn autocast off inside ``layer.forward`` and give it float32 input."""
-    entered: list[Any] = []
+    entered: list[ExitStack] = []
 
     def before(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        off = torch.autocast(device.type, enabled=False)
-        off.__enter__()
-        entered.append(off)
+        entered.append(ExitStack())
+        entered[-1].enter_context(torch.autocast(device.type, enabled=False))
         return tuple(x.float() for x in inputs)
 
     def after(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        entered.pop().__exit__(None, None, None)
+        entered.pop().close()
 
     handles = (layer.register_forward_pre_hook(before), layer.register_forward_hook(after, always_call=True))
     try:

@@ -34,7 +34,8 @@ def route(layer: Layer, votes: Tensor, bias: Tensor | None, iterations: int) -> 
     Source: Sabour et al. 2017, procedure 1; Rajasegaran et al. 2019, section 3.2 (joint softmax).
     """
     if layer.handler is None and torch.is_grad_enabled() and votes.requires_grad:
-        return RouteFunction.apply(votes, bias, iterations)
+        routed: Tensor = RouteFunction.apply(votes, bias, iterations)
+        return routed
     whole = None if layer.handler is None else layer.handler.route(layer.name, votes, bias, iterations)
     return route_reference(layer, votes, bias, iterations) if whole is None else whole
 

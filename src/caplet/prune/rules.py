@@ -230,7 +230,7 @@ def _dense_caps(layer: DenseCaps, sources: tuple[MapAxes, ...]) -> Dependencies:
     tensors: dict[str, Mapping[int, AxisGroups]] = {"weight": {0: (group.name,), 1: in_dim, 2: out}}
     if layer.bias is not None:
         tensors["bias"] = {1: out[1:]}
-    voters = Voters(group.name, tuple((str(flow.along[0]), flow.positions) for flow in sources), layer.kept)
+    voters = Voters(group.name, tuple((str(flow.along[0]), flow.positions) for flow in sources), layer.input_indices)
     same = tuple((str(in_dim[0]), str(flow.along[1])) for flow in sources[1:])
     return Dependencies(
         (group, dims), MapAxes(out, 1), tensors, {1: out[1:]}, "preactivation", {1: (group.name,)}, voters, same

@@ -4,6 +4,6 @@ Nothing in a file is ever run: pickles are read by PyTorch's restricted reader (
 dataset. Architectures are inferred from names and shapes.
 """
 
-from caplet.models.importers.registry import FORMATS, ForeignFormat, detect, import_model, register_format
+from caplet.models.importers.registry import FORMATS, ForeignFormat, detect, import_model
 
-__all__ = ["FORMATS", "ForeignFormat", "detect", "import_model", "register_format"]
+__all__ = ["FORMATS", "ForeignFormat", "detect", "import_model"]

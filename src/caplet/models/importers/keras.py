@@ -106,7 +106,7 @@ def _check(name: str, dataset: h5py.Dataset, room: int, path: Path) -> int:
         raise ModelError(f"{where} is empty (shape {shape_text(dataset.shape)}); the file is damaged")
     if dataset.is_virtual or dataset.external:
         raise ModelError(f"{where} keeps its data in another file, which is not read; save the model into one file")
-    size = int(np.prod(dataset.shape, dtype=object)) * dataset.dtype.itemsize
+    size: int = int(np.prod(dataset.shape, dtype=object)) * dataset.dtype.itemsize
     if size > room:
         raise ModelError(
             f"{where} declares shape {shape_text(dataset.shape)}, {size:,} bytes, but the file has only"
@@ -230,7 +230,7 @@ def _convolution(settings: Mapping[str, Any], at: str) -> int:
 
 
 def _activation(settings: Mapping[str, Any], at: str) -> str:
-    activation = settings.get("activation", "linear")
+    activation: str = settings.get("activation", "linear")
     if activation not in ("relu", "linear"):
         raise ModelError(f"{at}: its activation is {str(activation)[:40]!r}; only 'relu' can be imported")
     return activation

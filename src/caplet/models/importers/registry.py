@@ -11,6 +11,7 @@ from caplet.models.assemble import ImageSize
 from caplet.models.base import CapsNet
 from caplet.models.importers import q7_keras, qcapsnets
 from caplet.models.importers.files import read_head
+from caplet.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,7 @@ class ForeignFormat:
     read: Callable[[Path, ImageSize | None], CapsNet]
 
 
-FORMATS: dict[str, ForeignFormat] = {}
-
-
-def register_format(foreign: ForeignFormat) -> None:
-    """Add a format; a name that is taken raises ValueError."""
-    if foreign.name in FORMATS:
-        raise ValueError(f"foreign format {foreign.name!r} is already registered")
-    FORMATS[foreign.name] = foreign
+FORMATS: Registry[str, ForeignFormat] = Registry("foreign format", ModelError)
 
 
 def detect(path: str | Path) -> ForeignFormat:
@@ -73,5 +67,8 @@ def import_model(path: str | Path, image_size: ImageSize | None = None) -> CapsN
     return detect(path).read(Path(path), image_size)
 
 
-register_format(ForeignFormat("Q-CapsNets", qcapsnets.ABOUT, qcapsnets.recognises, qcapsnets.read))
-register_format(ForeignFormat("Q7-CapsNets", q7_keras.ABOUT, q7_keras.recognises, q7_keras.read))
+for _format in (
+    ForeignFormat("Q-CapsNets", qcapsnets.ABOUT, qcapsnets.recognises, qcapsnets.read),
+    ForeignFormat("Q7-CapsNets", q7_keras.ABOUT, q7_keras.recognises, q7_keras.read),
+):
+    FORMATS.add(_format.name, _format)

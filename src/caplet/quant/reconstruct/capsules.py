@@ -26,7 +26,7 @@ class CapsuleLinear:
 
     def __init__(self, layer: DenseCaps, quantized: Tensor, exact: Tensor) -> None:
         self.unit = layer.in_dim
-        voters = slice(None) if layer.kept is None else torch.tensor(layer.kept)
+        voters = slice(None) if layer.input_indices is None else torch.tensor(layer.input_indices)
         self._quantized, self._exact = quantized[:, voters], exact[:, voters]
         self._out = (layer.out_capsules, layer.dim)
         coupling, preactivation = _routing(layer, exact)  # (T, N, G, I), (T, N, G, D)
