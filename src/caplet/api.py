@@ -43,7 +43,6 @@ from caplet.jobs.prune.settings import PruneSettings, prune_settings
 from caplet.jobs.quantize.accept import QuantizeResult
 from caplet.jobs.quantize.job import quantize
 from caplet.jobs.quantize.settings import QuantizeSettings
-from caplet.jobs.records import record_verified
 from caplet.jobs.report import write_report
 from caplet.jobs.sensitivity import SensitivityResult, sensitivity
 from caplet.jobs.ship import Verified, export_c, find_program, parse_targets, verify_engines
@@ -67,6 +66,7 @@ from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.reconstruct import Reconstruction, reconstruct
 from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 from caplet.quant.search.qcapsnets import search_qcapsnets as search
+from caplet.runs.records import record_verified
 from caplet.runtime.engine import Engine
 from caplet.train.recipe import recipe_names as recipes
 

@@ -18,7 +18,7 @@ from caplet import api
 from caplet.data import Splits, load_data
 from caplet.errors import ArtefactError
 from caplet.jobs.quantize import searching
-from caplet.jobs.quantize.job import PROBES, SEARCH, quantize
+from caplet.jobs.quantize.job import PROBES, quantize
 from caplet.jobs.quantize.searching import CALIBRATION, SENSITIVITIES, TUNING
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.models.base import CapsNet
@@ -27,6 +27,7 @@ from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.measure.log import MeasurementLog
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.search.unit_sensitivity import Susceptibility
+from caplet.runs.records import SEARCH
 
 Whole = Callable[[str], tuple[Path, Counter[str]]]
 

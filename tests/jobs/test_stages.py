@@ -8,7 +8,7 @@ import pytest
 
 from caplet.errors import ArtefactError
 from caplet.runs.folder import RUNNING, RunFolder
-from caplet.runs.stages import Stage, Stages
+from caplet.runs.stages import RunStage, Stages
 
 
 class Work:
@@ -27,8 +27,8 @@ class Work:
         (folder / "out").write_text("whole")
 
 
-def stage(work: Work, value: int = 1) -> Stage:
-    return Stage("one", {"value": value}, work, ("out",))
+def stage(work: Work, value: int = 1) -> RunStage:
+    return RunStage("one", {"value": value}, work, ("out",))
 
 
 def test_a_finished_stage_is_skipped(tmp_path: Path) -> None:
@@ -78,6 +78,6 @@ def test_a_changed_or_missing_output_is_made_again(tmp_path: Path) -> None:
 
 
 def test_a_stage_that_leaves_nothing_is_an_error(tmp_path: Path) -> None:
-    empty = Stage("one", {}, lambda folder, resume: folder.mkdir(exist_ok=True), ("out",))
+    empty = RunStage("one", {}, lambda folder, resume: folder.mkdir(exist_ok=True), ("out",))
     with pytest.raises(ArtefactError, match="ended without out"):
         Stages(RunFolder(tmp_path)).do(empty)

@@ -14,9 +14,10 @@ import pytest
 from caplet import api
 from caplet.data import Splits
 from caplet.errors import ArtefactError
-from caplet.jobs.report import read_run, write_report
+from caplet.jobs.report import write_report
 from caplet.report.figure import Table
 from caplet.runs.folder import RUNNING
+from caplet.runs.records import read_run
 from conftest import MEASURE, Page, look_up, read_page
 
 

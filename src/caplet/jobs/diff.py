@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caplet.errors import ArtefactError
-from caplet.jobs.report import read_run
 from caplet.metrics import Paired, paired
-from caplet.report.records import PREDICTIONS, Kind, RunRecords
+from caplet.runs.records import PREDICTIONS, RunKind, RunRecords, read_run
 
 _LEFT_OUT = frozenset({"data_hashes", "hardware"})
 
@@ -85,16 +84,16 @@ def diff_runs(first: str | Path, second: str | Path) -> Diff:
 def _read(path: Path) -> RunRecords:
     """A run's records; of a compression those of the stage whose Program it chose."""
     run = read_run(path)
-    if run.kind is Kind.SENSITIVITY:
+    if run.kind is RunKind.SENSITIVITY:
         raise ArtefactError(f"run {run.name}: an error analysis has no model to compare; give a run that made one")
-    if run.kind is Kind.COMPRESS:
+    if run.kind is RunKind.COMPRESS:
         return RunRecords(run.name, read_run(path / run.metrics["folders"][-1]).files)
     return run
 
 
 def _ships(run: RunRecords) -> bool:
     """Whether the run's model is a Program."""
-    return run.kind in (Kind.QUANTIZE, Kind.QAT)
+    return run.kind in (RunKind.QUANTIZE, RunKind.QAT)
 
 
 def _answers(run: RunRecords) -> NDArray[np.int64] | None:
@@ -125,14 +124,14 @@ def _first(run: RunRecords) -> dict[str, Any]:
 def _figures(run: RunRecords) -> Iterator[tuple[str, float | int | str | None]]:
     metrics = run.metrics
     if not _ships(run):
-        test = metrics["pruned"]["test"] if run.kind is Kind.PRUNE else metrics["test"]
+        test = metrics["pruned"]["test"] if run.kind is RunKind.PRUNE else metrics["test"]
         yield "kind", f"float model ({run.kind})"
         yield "test accuracy (%)", test["percent"]
         yield "test images", test["n"]
-        if run.kind is Kind.TRAIN:
+        if run.kind is RunKind.TRAIN:
             yield "weight bytes", 4 * metrics["parameters"]
             yield "seconds", metrics["seconds"]
-        if run.kind is Kind.PRUNE:
+        if run.kind is RunKind.PRUNE:
             yield "weight bytes", 4 * metrics["pruned"]["cost"]["parameters"]
             yield "multiply-accumulates", metrics["pruned"]["cost"]["macs"]
         return

@@ -16,7 +16,6 @@ from caplet.errors import ConfigError
 from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.jobs.quantize.accept import artefacts
 from caplet.jobs.quantize.searching import CALIBRATION_IMAGES, spread
-from caplet.jobs.records import record_details, record_flips, record_predictions
 from caplet.jobs.train import CURVES, MODEL, parse_changes
 from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired, accuracy, paired
@@ -32,6 +31,7 @@ from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.widths import Widths, describe, make_plan
 from caplet.report.curves import learning_curves
 from caplet.runs.folder import METRICS, SPLITS, RunFolder, open_run
+from caplet.runs.records import record_details, record_flips, record_predictions
 from caplet.runtime.engine import Engine, predictions
 from caplet.settings import make
 from caplet.train.finetune import finetune, weights_digest

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from caplet.fixed.format import SHIFT_BITS
 from caplet.models.base import CapsNet
 from caplet.program import Program
-from caplet.program.document import format_text
+from caplet.runs.records import program_tensors, tensor_row
 
 FLOAT_BITS = 32
 TABLE = "table"
@@ -26,7 +24,7 @@ def inspect_model(model: CapsNet | Program, path: Path | None = None) -> dict[st
     Groups count what the papers count: not the input's table.
     """
     program = isinstance(model, Program)
-    points = list(_program_points(model) if isinstance(model, Program) else _model_points(model))
+    points = list(program_tensors(model) if isinstance(model, Program) else _model_points(model))
     groups: dict[str, dict[str, Any]] = {}
     for row in points:
         if row["role"] == TABLE:
@@ -90,37 +88,4 @@ def _notes(model: CapsNet | Program) -> dict[str, str]:
 
 def _model_points(model: CapsNet) -> Iterator[dict[str, Any]]:
     for key, spec in model.points().items():
-        yield _row(key, str(spec.role), spec.shape, str(spec.storage), "float32", FLOAT_BITS)
-
-
-def _program_points(program: Program) -> Iterator[dict[str, Any]]:
-    for op in program.ops:
-        for constant in op.constants:
-            role = constant.key.rpartition(".")[2]
-            row = _row(constant.key, role, constant.shape, "flash", format_text(constant.format), constant.format.bits)
-            shifts = getattr(op, "channel_shifts", None)
-            if role == "weight" and shifts is not None:
-                row["format"] += f", shifted by {shifts.min()} to {shifts.max()} per output channel"
-                row["shift_bits"] = SHIFT_BITS * shifts.size
-                row["bytes"] += -(-row["shift_bits"] // 8)
-            yield row
-        for name in op.outputs:
-            if name == program.lengths:
-                continue
-            spec = program.tensors[name]
-            yield _row(name, name.rpartition(".")[2], spec.shape, "ram", format_text(spec.format), spec.format.bits)
-
-
-def _row(key: str, role: str, shape: tuple[int, ...], storage: str, fmt: str, bits: int) -> dict[str, Any]:
-    elements = prod(shape)
-    return {
-        "point": key,
-        "role": role,
-        "shape": list(shape),
-        "storage": storage,
-        "format": fmt,
-        "bits": bits,
-        "elements": elements,
-        "shift_bits": 0,
-        "bytes": -(-elements * bits // 8),
-    }
+        yield tensor_row(key, str(spec.role), spec.shape, str(spec.storage), "float32", FLOAT_BITS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from caplet.program.c.emit import EmitSettings, Export, emit
 from caplet.program.file import load_program
 from caplet.program.interpreter import run, trace
 from caplet.progress import Note, silent
+from caplet.runs.records import Verified
 from caplet.runtime.difference import first_difference
 
 Target = Literal["interpreter", "native", "cortex-m4", "riscv32"]
@@ -70,28 +70,6 @@ def parse_targets(text: str) -> tuple[Target, ...]:
             raise ConfigError(f"unknown engine {name.strip()!r}; the engines are {', '.join(TARGETS)}")
         found += known
     return tuple(found)
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What one engine did.
-
-    Attributes:
-        target: the engine.
-        images, codes: how many were compared.
-        differing: codes that differ from the reference interpreter's.
-        first: the first difference in words, or None.
-        seconds: wall time.
-        device: flash, RAM and instructions of an emulated device, or None.
-    """
-
-    target: str
-    images: int
-    codes: int
-    differing: int
-    first: str | None
-    seconds: float
-    device: dict[str, Any] | None = None
 
 
 def verify_engines(

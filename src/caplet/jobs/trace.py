@@ -17,7 +17,6 @@ from torch import Tensor
 from caplet.data.imageset import to_float
 from caplet.errors import ConfigError
 from caplet.fixed import FixedFormat
-from caplet.jobs.records import program_digest
 from caplet.models.base import CapsNet
 from caplet.nn.functional import softmax, squash
 from caplet.nn.points import Handler, PointSpec, Storage
@@ -25,8 +24,8 @@ from caplet.program import Program, TensorSpec, interpreter
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.simulate.fake_quant import FakeQuant
 from caplet.runs.folder import RunFolder
+from caplet.runs.records import TRACE, program_digest
 
-TRACE = "trace.json"
 Values = NDArray[np.float64]
 Level = Mapping[str, Values]
 """Tensor, or tensor and routing iteration such as ``digit.logits[1]`` -> values (images, elements), device's order."""

@@ -13,13 +13,13 @@ from caplet.data import Splits, load_data
 from caplet.errors import ConfigError
 from caplet.files import read_toml
 from caplet.jobs.evaluate import float_predictions
-from caplet.jobs.records import record_predictions
 from caplet.metrics import Accuracy, accuracy
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import save_model
 from caplet.models.registry import named_model
 from caplet.report.curves import learning_curves
 from caplet.runs.folder import METRICS, SPLITS, open_run
+from caplet.runs.records import record_predictions
 from caplet.train.initialise import check_targets
 from caplet.train.loop import train as run_training
 from caplet.train.optimise import make_optimizer

@@ -156,6 +156,8 @@ def _acquire(lock: int, path: Path) -> None:
 def _check_same(run: RunFolder, settings: dict[str, Any]) -> None:
     before, now = _flat(run.read_json(SETTINGS)), _flat(settings)
     for key in sorted({*before, *now}):
+        if key == "job" and key not in before:  # begun by a version that did not write it
+            continue
         if before.get(key) != now.get(key):
             raise ConfigError(
                 f"cannot resume {run.path}: setting {key!r} was {before.get(key)!r} and is now {now.get(key)!r};"

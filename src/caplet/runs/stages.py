@@ -19,7 +19,7 @@ STAGES = "stages.json"
 
 
 @dataclass(frozen=True)
-class Stage:
+class RunStage:
     """One step of a longer job.
 
     Attributes:
@@ -72,7 +72,7 @@ class Stages:
     def __post_init__(self) -> None:
         self._records = self.run.read_json(STAGES) if (self.run / STAGES).exists() else {}
 
-    def do(self, stage: Stage) -> Done:
+    def do(self, stage: RunStage) -> Done:
         """Do a stage, or find it done.
 
         Raises:

@@ -22,7 +22,7 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.progress import Note, silent
 from caplet.runs.folder import RunFolder, environment, open_run
-from caplet.runs.stages import Stage, Stages
+from caplet.runs.stages import RunStage, Stages
 
 ROW = "row.json"
 
@@ -199,7 +199,7 @@ def _make(row: Row, sources: Sources, stages: Stages, note: Note) -> dict[str, A
         found = row.work.run(sources.model(row), splits, folder, resume, note)
         RunFolder(folder).write_json(ROW, {**found.to_json(), "data_note": splits.info["note"]})
 
-    done = stages.do(Stage(row.name, inputs, work, (ROW,)))
+    done = stages.do(RunStage(row.name, inputs, work, (ROW,)))
     found: dict[str, Any] = RunFolder(done.folder).read_json(ROW)
     return {**found, "seconds": done.seconds, "calibration_images": len(splits.calibration)}
 

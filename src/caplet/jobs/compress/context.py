@@ -16,7 +16,7 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.progress import Note, Progress
 from caplet.runs.folder import METRICS, RunFolder
-from caplet.runs.stages import Done, Stage, Stages
+from caplet.runs.stages import Done, RunStage, Stages
 from caplet.train.finetune import TeacherAnswers
 
 TRAIN = "train"
@@ -49,7 +49,7 @@ class Context:
 
     def do(self, name: str, inputs: dict[str, Any], work: Callable[[Path, bool], None], *outputs: str) -> Done:
         """Do a stage."""
-        done = self.stages.do(Stage(name, {**inputs, "data": self.data}, work, outputs))
+        done = self.stages.do(RunStage(name, {**inputs, "data": self.data}, work, outputs))
         self.done[name] = done
         return done
 

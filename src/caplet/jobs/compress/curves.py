@@ -31,7 +31,7 @@ from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import Calibration, calibrate
 from caplet.quant.plan.widths import Widths, make_plan
 from caplet.runs.folder import RunFolder
-from caplet.runs.stages import Stage, Stages
+from caplet.runs.stages import RunStage, Stages
 from caplet.train.finetune import finetune, weights_digest
 
 MODEL, POINT = "model.safetensors", "point.json"
@@ -107,7 +107,7 @@ class _Measurement:
             if fraction is None:
                 break
             asked = self.pruning(fraction).model_dump(mode="json")
-            stage = Stage(
+            stage = RunStage(
                 f"macs-{fraction:.4g}",
                 {**common, "steps": steps, "settings": asked},
                 partial(self.prune, fraction),
@@ -125,7 +125,7 @@ class _Measurement:
         base = min((point for point in curve if point.drop <= settings.limits.max_drop), key=lambda point: point.macs)
         network = models[base.macs_kept]
         inputs = {**common, "network": weights_digest(network), "widths": list(settings.quantize.probes)}
-        done = stages.do(Stage("widths", inputs, partial(self.narrow, network, base), (POINT,)))
+        done = stages.do(RunStage("widths", inputs, partial(self.narrow, network, base), (POINT,)))
         widths = tuple(Width(**point) for point in RunFolder(done.folder).read_json(POINT))
         return Curves(tuple(curve), widths, _sizes(models, self.splits, settings))
 

@@ -22,18 +22,25 @@ from caplet.jobs.compress.result import MODEL, CompressedModel
 from caplet.jobs.compress.speed import SPEED, measure_speed
 from caplet.jobs.evaluate import float_predictions
 from caplet.jobs.prune.settings import spread_set
-from caplet.jobs.records import VERIFIED, record_details, record_flips, record_predictions, record_verified
 from caplet.jobs.sensitivity import sensitivity
 from caplet.jobs.ship import Target, export_c, verify_engines
-from caplet.jobs.trace import TRACE, LevelName, record_trace, trace_levels
+from caplet.jobs.trace import LevelName, record_trace, trace_levels
 from caplet.metrics import accuracy, paired
 from caplet.models.base import CapsNet
 from caplet.models.cost import FLOAT_BYTES, cost_of
 from caplet.program.c.emit import EmitSettings
 from caplet.quant.measure.sensitivity import SensitivitySettings
 from caplet.quant.plan.plan import QuantPlan
-from caplet.report.records import COMPRESSED
 from caplet.runs.folder import METRICS, RunFolder
+from caplet.runs.records import (
+    COMPRESSED,
+    TRACE,
+    VERIFIED,
+    record_details,
+    record_flips,
+    record_predictions,
+    record_verified,
+)
 from caplet.runtime.engine import predictions
 from caplet.train.finetune import weights_digest
 

@@ -22,7 +22,6 @@ from caplet.jobs.prune.settings import (
     removals_for,
     spread_set,
 )
-from caplet.jobs.records import record_predictions
 from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
@@ -36,12 +35,13 @@ from caplet.prune.structure import Selection, kept_sizes, structure_of
 from caplet.prune.surgery import cut, with_iterations
 from caplet.report.pruning import survivors_plot
 from caplet.runs.folder import METRICS, SPLITS, RunFolder, open_run
-from caplet.runs.stages import Done, Stage, Stages
+from caplet.runs.records import KEPT, record_predictions
+from caplet.runs.stages import Done, RunStage, Stages
 from caplet.train.finetune import TeacherAnswers, finetune, weights_digest
 from caplet.train.logs import read_steps
 from caplet.train.loop import CHECKPOINT, LOG
 
-MODEL, ROUND, KEPT, PICTURE = "model.safetensors", "round.json", "kept.json", "survivors.png"
+MODEL, ROUND, PICTURE = "model.safetensors", "round.json", "survivors.png"
 TRIALS = 7
 """Bisection steps of a search by loss of accuracy: what is removed is found to one part in 2**7."""
 
@@ -175,7 +175,7 @@ class _Work:
         records: list[dict[str, Any]] = []
         for index in range(1, self.settings.rounds + 1):
             share = index / self.settings.rounds
-            stage = Stage(
+            stage = RunStage(
                 f"round{index}",
                 {"settings": self.settings.model_dump(mode="json"), "share": share, "before": before},
                 partial(self.round, model, origins, share, None),
@@ -201,7 +201,7 @@ class _Work:
             count = (low + high + 1) // 2
             inputs = {"settings": self.settings.model_dump(mode="json"), "count": count}
             work = partial(self.round, model, origins, 1.0, count)
-            done = self.stages.do(Stage(f"trial{trial}", inputs, work, (MODEL, ROUND)))
+            done = self.stages.do(RunStage(f"trial{trial}", inputs, work, (MODEL, ROUND)))
             correct = answers(load_model(done.folder / MODEL), self.splits.calibration)
             pair, accepted = acceptance.paired(correct), acceptance.accepts(correct)
             record = self.record(done, trial) | {"accepted": accepted, "pair": pair.to_json()}

@@ -17,7 +17,6 @@ from caplet.jobs.evaluate import float_predictions
 from caplet.jobs.quantize.fitting import Fitter
 from caplet.jobs.quantize.footprint import program_footprint
 from caplet.jobs.quantize.settings import QuantizeSettings
-from caplet.jobs.records import record_details, record_flips, record_predictions
 from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.base import CapsNet
@@ -34,6 +33,7 @@ from caplet.quant.search.methods import DEFAULT_COMPRESSION
 from caplet.quant.search.request import Request, SearchResult
 from caplet.quant.search.result import Candidate, width_table
 from caplet.runs.folder import METRICS, RunFolder
+from caplet.runs.records import record_details, record_flips, record_predictions
 from caplet.runtime.engine import Engine, predictions
 
 ROLES = ("satisfied", "memory", "accuracy")

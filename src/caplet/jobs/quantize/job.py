@@ -35,9 +35,10 @@ from caplet.quant.search.methods import find_method
 from caplet.quant.search.request import Workbench
 from caplet.quant.search.simplify_routing import simplify_routing
 from caplet.runs.folder import SPLITS, open_run
+from caplet.runs.records import SEARCH
 from caplet.runtime.engine import Engine
 
-PROBES, SEARCH, SIMPLIFIED = "probes.jsonl", "search.json", "simplified.json"
+PROBES, SIMPLIFIED = "probes.jsonl", "simplified.json"
 
 
 def quantize(

@@ -16,10 +16,10 @@ from PIL import Image
 from caplet.data import Splits
 from caplet.data.splits import unpack_ids
 from caplet.jobs.evaluate import evaluate, float_predictions
-from caplet.jobs.records import MOST_FLIPS, png, record_flips
 from caplet.models.checkpoint import load_model
 from caplet.program import load_program, plan_memory, verify
 from caplet.runs.folder import RunFolder
+from caplet.runs.records import MOST_FLIPS, png, record_flips
 
 
 def read(folder: Path, name: str) -> Any:
