@@ -1,28 +1,88 @@
-"""Settings: what a person wrote becomes a frozen pydantic object, or one line that says what is wrong."""
+"""Settings: frozen pydantic objects that refuse unknown names, in one line; and amounts such as 5MB and 12M.
+
+A field's type, default and the string below it (its help) are written once: the command line makes its options of them
+(:mod:`caplet.cli.options`).
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from contextvars import ContextVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from caplet.errors import ConfigError, suggest
 
 Kind = TypeVar("Kind", bound=BaseModel)
+_BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+_inside: ContextVar[bool] = ContextVar("_inside", default=False)
+"""Whether settings are being made that these are a table of; then they name the mistake."""
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, JSON-able, and whatever is wrong with them is one ConfigError of one line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    where: ClassVar[str] = "settings"
+    """What messages start with."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], where: str | None = None) -> Self:
+        """Settings from JSON-like values.
+
+        Args:
+            where: what the error starts with, such as the file's path.
+
+        Raises:
+            ConfigError: a setting is unknown (the nearest known one is named), missing or out of range.
+        """
+        return cls.model_validate(dict(values), context={"where": where or cls.where})
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_one_line(cls, values: Any, build: ModelWrapValidatorHandler[Self], info: Any) -> Self:
+        inside = _inside.get()
+        token = _inside.set(True)
+        try:
+            return build(values)
+        except ValidationError as error:
+            if inside:
+                raise
+            where = (info.context or {}).get("where", cls.where)
+            raise ConfigError(f"{where}: {_first(cls, error)}") from None
+        finally:
+            _inside.reset(token)
+
+
+def option(default: Any, panel: str, *, flag: str = "", **rules: Any) -> Any:
+    """A field that is an option of the command line.
+
+    Args:
+        default: its default.
+        panel: under which heading its help stands.
+        flag: how it is spelt where that is not the field's name, such as ``--space``.
+        rules: of :func:`pydantic.Field`, such as ``ge``.
+    """
+    return Field(default, json_schema_extra={"panel": panel, "flag": flag}, **rules)
 
 
 def make(kind: type[Kind], values: Mapping[str, Any], where: str) -> Kind:
-    """Settings of ``kind`` from JSON-like values.
-
-    Args:
-        where: what the error starts with, such as the file's path.
-
-    Raises:
-        ConfigError: a setting is unknown (the nearest known one is named), missing or out of range.
-    """
+    """Settings of ``kind`` from JSON-like values, as :meth:`Settings.of` makes them."""
     try:
-        return kind.model_validate(dict(values))
+        return kind.model_validate(dict(values), context={"where": where})
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first(kind, error)}") from None
 
@@ -33,11 +93,9 @@ def _first(kind: type[BaseModel], error: ValidationError) -> str:
     place = [part for part in first["loc"] if isinstance(part, str)]
     found = "" if first["type"] == "missing" or not place else f" (found {first['input']!r:.100})"
     hint = ""
-    if first["type"] == "extra_forbidden":
-        hint = suggest(place[-1], _fields(kind, place[:-1]))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = "no setting of this name"
+        message, hint = "no setting of this name", suggest(place[-1], _fields(kind, place[:-1]))
     elif first["type"] in ("model_type", "model_attributes_type"):
         message = "a table of settings is needed"
     return f"{'.'.join(place)}{': ' if place else ''}{message}{found}{hint}"
@@ -51,3 +109,36 @@ def _fields(kind: type[BaseModel], path: list[str]) -> list[str]:
             return []
         kind = inner
     return list(kind.model_fields)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of ``"5MB"``, ``"300 KiB"``, ``"1.5mb"`` or a plain number of bytes.
+
+    Raises ConfigError for anything else.
+
+    >>> parse_bytes("5MB"), parse_bytes("1 KiB"), parse_bytes("1.5kb")
+    (5000000, 1024, 1500)
+    """
+    return _parse(text, _BYTES, "size", "5MB, 300KiB or 4096")
+
+
+def parse_count(text: str) -> int:
+    """A number such as ``"12M"`` or ``"250k"``. Raises ConfigError for anything else.
+
+    >>> parse_count("12M"), parse_count("1.5k"), parse_count("300")
+    (12000000, 1500, 300)
+    """
+    return _parse(text, _COUNTS, "number", "12M, 250k or 4096")
+
+
+def _parse(text: str, units: dict[str, int], what: str, examples: str) -> int:
+    match = re.fullmatch(r"\s*([0-9]{0,15}\.?[0-9]{1,15})\s*([a-z]*)\s*", text.lower())
+    if match is None or match[2] not in units:
+        raise ConfigError(f"{what} {text!r}: the rule is a number and a unit, such as {examples}")
+    return round(float(match[1]) * units[match[2]])
+
+
+Bytes = Annotated[PositiveInt, BeforeValidator(lambda value: parse_bytes(value) if isinstance(value, str) else value)]
+"""A number of bytes, or a text such as ``5MB``."""
+Count = Annotated[PositiveInt, BeforeValidator(lambda value: parse_count(value) if isinstance(value, str) else value)]
+"""A number, or a text such as ``12M``."""

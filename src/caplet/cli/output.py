@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caplet.amounts import parse_bytes
 from caplet.errors import ConfigError
+from caplet.settings import parse_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from caplet.amounts import parse_bytes
 from caplet.cli.output import (
     CalibrationSize,
     Channels,
@@ -19,6 +18,7 @@ from caplet.cli.output import (
     note,
     print_json,
 )
+from caplet.settings import parse_bytes
 
 
 def command(

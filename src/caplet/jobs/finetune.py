@@ -33,7 +33,6 @@ from caplet.report.curves import learning_curves
 from caplet.runs.folder import METRICS, SPLITS, RunFolder, open_run
 from caplet.runs.records import record_details, record_flips, record_predictions
 from caplet.runtime.engine import Engine, predictions
-from caplet.settings import make
 from caplet.train.finetune import finetune, weights_digest
 from caplet.train.loop import TrainResult
 from caplet.train.qat import QatSettings, finetune_under_plan
@@ -86,7 +85,7 @@ def finetune_settings(
     changed |= {name: value for name, value in (("epochs", epochs), ("steps", steps)) if value is not None}
     if changed.get("steps") is not None:
         changed.setdefault("epochs", changed["steps"])  # an epoch has at least one step
-    return make(QatSettings if under_plan else FinetuneSettings, changed, "finetune")
+    return (QatSettings if under_plan else FinetuneSettings).of(changed, "finetune")
 
 
 def plan_of_widths(model: CapsNet, splits: Splits, text: str) -> QuantPlan:

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from caplet.settings import make
+from caplet.settings import Settings
 
 if TYPE_CHECKING:
     from caplet.models.base import CapsNet
@@ -23,7 +15,7 @@ if TYPE_CHECKING:
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
-class LoopSettings(BaseModel):
+class LoopSettings(Settings):
     """Settings of the training loop itself, whatever is trained; immutable and JSON-able.
 
     Attributes:
@@ -51,13 +43,11 @@ class LoopSettings(BaseModel):
             a machine that is busy with other work.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     epochs: PositiveInt
     batch_size: PositiveInt = 64
     optimizer: Literal["adam", "adamw"] = "adam"
     lr: PositiveFloat = 1e-3
-    lr_multipliers: dict[str, PositiveFloat] = {}
+    lr_multipliers: dict[str, PositiveFloat] = Field(default={})
     weight_decay: NonNegativeFloat = 0.0
     schedule: Literal["one-cycle", "constant"] = "one-cycle"
     warmup: Fraction = 0.2
@@ -98,7 +88,7 @@ class TrainSettings(LoopSettings):
     """
 
     model: str
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = Field(default={})
     dataset: str
     calibration_size: PositiveInt | None = None
 
@@ -106,7 +96,7 @@ class TrainSettings(LoopSettings):
     reconstruction_weight: NonNegativeFloat = 0.392
 
     initial_norm: PositiveFloat | None = 1.0
-    initial_norms: dict[str, PositiveFloat] = {}
+    initial_norms: dict[str, PositiveFloat] = Field(default={})
     pretrained: str | None = None
 
 
@@ -134,8 +124,8 @@ class FinetuneSettings(LoopSettings):
 
 
 def make_settings(values: dict[str, Any], where: str = "training settings") -> TrainSettings:
-    """Training settings from a JSON-like dict; see :func:`caplet.settings.make`."""
-    return make(TrainSettings, values, where)
+    """Training settings from a JSON-like dict; see :meth:`caplet.settings.Settings.of`."""
+    return TrainSettings.of(values, where)
 
 
 def build_model(settings: TrainSettings) -> CapsNet:

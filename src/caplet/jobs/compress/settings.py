@@ -5,49 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from caplet.amounts import parse_bytes, parse_count
 from caplet.errors import ConfigError
 from caplet.files import read_toml
-from caplet.nn.precision import has_bfloat16
 from caplet.quant.choices import Method
 from caplet.quant.reconstruct.settings import Part
-from caplet.settings import make
+from caplet.settings import Bytes, Count, Settings, option
 
-Bytes = Annotated[PositiveInt, BeforeValidator(lambda value: parse_bytes(value) if isinstance(value, str) else value)]
-Count = Annotated[PositiveInt, BeforeValidator(lambda value: parse_count(value) if isinstance(value, str) else value)]
 Choice = Literal["auto", "yes", "no"]
 BATCH = 32
 """Images per step of fine-tuning."""
+TARGET, DATA = "Target", "Data"
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Limits(Settings):
+    """What the result must keep to; a limit that is None does not bind."""
+
+    max_drop: float = option(0.3, TARGET, ge=0, lt=100)
+    """Accepted loss of accuracy against the float model on calibration images, in percentage points."""
+    flash: Bytes | None = option(None, TARGET)
+    """Limit of the whole firmware (packed weights, tables, code), e.g. 256KB."""
+    ram: Bytes | None = option(None, TARGET)
+    """Limit of the arena, e.g. 64KB."""
+    macs: Count | None = option(None, TARGET)
+    """Limit of the multiply-accumulates of one image, e.g. 12M."""
 
 
-class Limits(_Table):
-    """What the result must keep to; a limit that is None does not bind.
-
-    Attributes:
-        max_drop: accepted loss of accuracy against the float model in percentage points, on the calibration split.
-        flash: bytes of the whole firmware: packed weights, tables, code.
-        ram: bytes of the arena.
-        macs: multiply-accumulates of one image.
-    """
-
-    max_drop: float = Field(default=0.3, ge=0, lt=100)
-    flash: Bytes | None = None
-    ram: Bytes | None = None
-    macs: Count | None = None
-
-
-class Pruning(_Table):
+class Pruning(Settings):
     """How capsules are removed.
 
     Attributes:
-        use: ``auto`` prunes as far as the measured trade-off says, which may be not at all; ``yes`` prunes at least to
-            the largest of ``probes``; ``no`` never.
         score: see :mod:`caplet.prune`.
         precision: of fine-tuning: ``bfloat16`` is nearly twice as fast where the processor has such instructions;
             ``auto`` asks the processor.
@@ -58,7 +46,9 @@ class Pruning(_Table):
         probe_steps: steps of fine-tuning at every probe.
     """
 
-    use: Choice = "auto"
+    use: Choice = option("auto", "Steps", flag="--prune")
+    """Whether capsules may be removed: auto as far as the measured trade-off says, which may be not at all; yes at
+    least to the largest of the fractions tried; no never."""
     score: str = "taylor"
     epochs: PositiveInt = 1
     least_steps: NonNegativeInt = 1000
@@ -71,15 +61,16 @@ class Pruning(_Table):
     def arithmetic(self) -> Literal["float32", "bfloat16"]:
         """The precision that fine-tuning computes in on this processor."""
         if self.precision == "auto":
+            from caplet.nn.precision import has_bfloat16
+
             return "bfloat16" if has_bfloat16() else "float32"
         return self.precision
 
 
-class Quantizing(_Table):
+class Quantizing(Settings):
     """How widths are found.
 
     Attributes:
-        method: the search.
         reconstruct: parts of reconstruction that fit the plans found; empty for none.
         narrow: lower the widths of the fitted plan further, as long as it keeps the target.
         probes: widths at which the trade-off is measured, the same for every tensor.
@@ -88,7 +79,8 @@ class Quantizing(_Table):
         finetune_lr: its peak learning rate; epochs and least steps are those of pruning.
     """
 
-    method: Method = Method.ILP
+    method: Method = option(Method.ILP, "Steps")
+    """The search for widths."""
     reconstruct: tuple[Part, ...] = (Part.BIAS, Part.ROUNDING)
     narrow: bool = True
     probes: tuple[Annotated[int, Field(ge=2, le=8)], ...] = (8, 6, 5, 4, 3)
@@ -96,7 +88,7 @@ class Quantizing(_Table):
     finetune_lr: PositiveFloat = 2e-4
 
 
-class Verifying(_Table):
+class Verifying(Settings):
     """What is compared in the end.
 
     Attributes:
@@ -110,32 +102,37 @@ class Verifying(_Table):
     timed: PositiveInt = 256
 
 
-class CompressSettings(_Table):
-    """Settings of a compression run, immutable and JSON-able.
+class CompressSettings(Settings):
+    """Settings of a compression run.
 
     Attributes:
         model: a trained model's file, or None.
-        recipe: what to train instead: a name of ``caplet train --recipe`` or a TOML file.
-        data: dataset name or image folder; None for the recipe's.
-        root, size, channels, calibration_size: as ``caplet train``.
-        target: ``host``, or a device whose firmware is built and run in an emulator.
-        seed: of everything that draws.
         limits: what the result must keep to.
         prune, quantize, verify: of the stages of these names.
 
     Raises:
-        ConfigError: from :func:`caplet.compress_settings`, where a setting is unknown or out of range.
+        ConfigError: a setting is unknown or out of range.
     """
 
+    where = "compress"
+
     model: str | None = None
-    recipe: str | None = None
-    data: str | None = None
-    root: str | None = None
-    size: PositiveInt | None = None
-    channels: Literal[1, 3] | None = None
-    calibration_size: PositiveInt | None = None
-    target: Literal["host", "cortex-m4"] = "host"
-    seed: int = Field(default=0, ge=0, lt=1 << 32)
+    recipe: str | None = option(None, DATA)
+    """Train this recipe (or TOML file) first, where there is no model."""
+    data: str | None = option(None, DATA)
+    """Dataset name, or the path of an image folder. Default: the recipe's."""
+    root: str | None = option(None, DATA)
+    """Folder (or archive) where the dataset's files already are; otherwise downloaded."""
+    size: PositiveInt | None = option(None, DATA)
+    """Resize images to this many rows and columns."""
+    channels: Literal[1, 3] | None = option(None, DATA)
+    """1 for gray, 3 for RGB."""
+    calibration_size: PositiveInt | None = option(None, DATA)
+    """Images cut from the training split for calibration and search."""
+    target: Literal["host", "cortex-m4"] = option("host", TARGET)
+    """What the firmware is verified on: this machine, or a device in an emulator."""
+    seed: int = option(0, "Run", ge=0, lt=1 << 32)
+    """Of everything that draws."""
     limits: Limits = Limits()
     prune: Pruning = Pruning()
     quantize: Quantizing = Quantizing()
@@ -167,7 +164,7 @@ def read_settings(path: str | Path, changes: dict[str, Any] | None = None) -> Co
 
 def checked(values: dict[str, Any], where: str = "compress") -> CompressSettings:
     """Settings from JSON-like values. Raises ConfigError, also unless one of model and recipe is given."""
-    settings = make(CompressSettings, values, where)
+    settings = CompressSettings.of(values, where)
     if (settings.model is None) == (settings.recipe is None):
         found = "both" if settings.model is not None else "neither"
         raise ConfigError(f"{where}: model and recipe: {found} given; give the trained model, or what to train")
