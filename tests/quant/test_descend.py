@@ -12,8 +12,7 @@ from torch import Tensor
 from caplet.nn.caps import DenseCaps
 from caplet.nn.functional import squash
 from caplet.quant.reconstruct.adaptive_rounding import Grid, fit
-from caplet.quant.reconstruct.capsules import CapsuleLinear, passed
-from caplet.quant.reconstruct.convolution import ConvLinear
+from caplet.quant.reconstruct.linear_maps import CapsuleLinear, ConvLinear, passed
 
 
 def outputs(linear: ConvLinear | CapsuleLinear, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,9 @@ from torch import Tensor
 from caplet.errors import ConfigError
 from caplet.fixed import ChannelFormat
 from caplet.quant.reconstruct.end_to_end import fit_jointly
+from caplet.quant.reconstruct.linear_maps import parameter_of
 from caplet.quant.reconstruct.reconstruct import Reconstruction, reconstruct
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings
-from caplet.quant.reconstruct.views import parameter_of
 
 ALONE = (Part.CHANNELS, Part.BIAS, Part.ROUNDING)
 

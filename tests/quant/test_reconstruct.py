@@ -15,7 +15,8 @@ from caplet.lower import lower
 from caplet.program import Conv2d, ConvVotes, DenseVotes
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.widths import Widths, make_plan
-from caplet.quant.reconstruct.reconstruct import reconstruct, with_channel_formats
+from caplet.quant.reconstruct.reconstruct import reconstruct
+from caplet.quant.reconstruct.scale_search import with_channel_formats
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings, parse_parts
 
 BIAS, ROUNDING = (Part.BIAS,), (Part.ROUNDING,)

@@ -17,7 +17,7 @@ from caplet.models.trunk import ConvNode, SumNode, TrunkBlock, TrunkSettings
 from caplet.nn.conv import Activation, ConvNorm
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.reconstruct.fold import folded
+from caplet.quant.reconstruct.equalization import folded
 from caplet.quant.reconstruct.reconstruct import reconstruct
 from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 

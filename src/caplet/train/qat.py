@@ -23,10 +23,10 @@ from caplet.models.base import CapsNet
 from caplet.nn.points import Role, Storage
 from caplet.progress import Note, silent
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.reconstruct.fold import folded
+from caplet.quant.reconstruct.equalization import folded
+from caplet.quant.reconstruct.linear_maps import parameter_of
 from caplet.quant.reconstruct.reconstruct import reconstruct
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings, parse_parts
-from caplet.quant.reconstruct.views import parameter_of
 from caplet.quant.simulate.fake_quant import FakeQuant
 from caplet.quant.simulate.learned_scales import LearnedExponents, Observed, observe, refit
 from caplet.quant.simulate.straight_through import StraightThrough, towards

@@ -19,6 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from caplet.fixed import ChannelFormat, FixedFormat, PlanFormat
+
 _EPSILON = 1e-12
 
 
@@ -71,8 +73,17 @@ class Grid:
         return torch.floor(values / step + 0.5).clamp_(self.low, self.high) * step
 
 
+def weight_grid(fmt: PlanFormat, groups: int) -> Grid:
+    """The grid of a weight's format; exponents per channel are dealt out to the groups in order."""
+    assert isinstance(fmt, FixedFormat | ChannelFormat)
+    if isinstance(fmt, FixedFormat):
+        return Grid(torch.full((1, 1), fmt.step), fmt.min_code, fmt.max_code)
+    steps = torch.tensor([fmt.step * 2.0**-shift for shift in fmt.shifts])
+    return Grid(steps.view(groups, -1), fmt.min_code, fmt.max_code)
+
+
 @dataclass(frozen=True)
-class Fit:
+class RoundingFit:
     """The outcome of a fit.
 
     Attributes:
@@ -88,7 +99,7 @@ class Fit:
     after: float
 
 
-def fit(linear: Linear, weight: Tensor, grid: Grid, *, sweeps: int, shrink: float, correct_bias: bool) -> Fit:
+def fit(linear: Linear, weight: Tensor, grid: Grid, *, sweeps: int, shrink: float, correct_bias: bool) -> RoundingFit:
     """Choose grid weights for ``linear`` so that its outputs come near those of the float ``weight``.
 
     Args:
@@ -121,7 +132,7 @@ def fit(linear: Linear, weight: Tensor, grid: Grid, *, sweeps: int, shrink: floa
             reached = float(error.square().mean())
             if reached < after:
                 best, best_shift, after = [matrix.clone() for matrix in chosen], shift.clone(), reached
-    return Fit(linear.join(best), best_shift, before, after)
+    return RoundingFit(linear.join(best), best_shift, before, after)
 
 
 def _input_error(linear: Linear, wanted: list[Tensor]) -> Tensor:

@@ -34,8 +34,8 @@ from caplet.nn.functional import lengths
 from caplet.nn.points import Role
 from caplet.nn.precision import has_bfloat16, mixed
 from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.reconstruct.linear_maps import parameter_of
 from caplet.quant.reconstruct.settings import ReconstructSettings
-from caplet.quant.reconstruct.views import parameter_of
 from caplet.quant.simulate.fake_quant import fake_quantized
 from caplet.quant.simulate.straight_through import StraightThrough, steps, towards
 

@@ -21,17 +21,20 @@ from caplet.nn.points import Role, Storage
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.formats import best_fixed_format
 from caplet.quant.plan.histogram import Histogram
-from caplet.quant.plan.plan import QuantPlan, output_axis
-from caplet.quant.reconstruct.adaptive_rounding import Grid, fit
-from caplet.quant.reconstruct.chains import Chain
+from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.reconstruct.adaptive_rounding import fit, weight_grid
+from caplet.quant.reconstruct.blocks import BlockStore, Chain, FittedBlock, identity
 from caplet.quant.reconstruct.end_to_end import fit_jointly
-from caplet.quant.reconstruct.equalization import equalised
-from caplet.quant.reconstruct.fold import folded
-from caplet.quant.reconstruct.per_channel_scales import channel_format, from_exponents, output_channel_format
-from caplet.quant.reconstruct.scale_search import ExponentTuner, computed_points
+from caplet.quant.reconstruct.equalization import equalised, folded
+from caplet.quant.reconstruct.linear_maps import make_view, parameter_of
+from caplet.quant.reconstruct.scale_search import (
+    ExponentTuner,
+    computed_points,
+    from_exponents,
+    output_channel_format,
+    with_channel_formats,
+)
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings
-from caplet.quant.reconstruct.store import Block, BlockStore, identity
-from caplet.quant.reconstruct.views import make_view, parameter_of
 from caplet.quant.simulate.fake_quant import FakeQuant
 
 _JOINT = "joint"
@@ -234,7 +237,7 @@ class _Run:
         if block is None:
             began = time.perf_counter()
             tensors, facts = self._fit(layer, exact)
-            block = Block(tensors, {**facts, "seconds": round(time.perf_counter() - began, 3)})
+            block = FittedBlock(tensors, {**facts, "seconds": round(time.perf_counter() - began, 3)})
             self.store.save(layer.name, upto, block)
         self._take_exponents(layer, block)
         with torch.no_grad():
@@ -254,7 +257,7 @@ class _Run:
             report = None if self.progress is None else partial(self.progress, _JOINT)
             found = fit_jointly(self.model, self.source, plan, self._images, self.settings, report)
             facts = {"before": found.before, "after": found.after, "changed": found.changed}
-            block = Block(found.tensors, {**facts, "seconds": round(time.perf_counter() - began, 3)})
+            block = FittedBlock(found.tensors, {**facts, "seconds": round(time.perf_counter() - began, 3)})
             self.store.save(_JOINT, plan, block)
         with torch.no_grad():
             for layer in self.model.layers():
@@ -263,7 +266,7 @@ class _Run:
                         parameter_of(layer, name).copy_(block.tensors[key])
         self.reports.append(BlockReport(_JOINT, **block.facts))
 
-    def _take_exponents(self, layer: Layer, block: Block) -> None:
+    def _take_exponents(self, layer: Layer, block: FittedBlock) -> None:
         """Move the plan's exponents per channel of the layer's weight to those that the block was fitted for."""
         exponents = block.tensors.get(_EXPONENTS)
         if exponents is None:
@@ -332,26 +335,6 @@ class _Run:
                     if spec.role in (Role.WEIGHT, Role.BIAS):
                         parameter = parameter_of(layer, name)
                         parameter.copy_(plan.points[f"{layer.name}.{name}"].quantize(parameter.detach()))
-
-
-def with_channel_formats(model: CapsNet, plan: QuantPlan) -> QuantPlan:
-    """``plan`` with an exponent per output channel for every weight in fixed point."""
-    formats: dict[str, PlanFormat] = {}
-    for layer in model.layers():
-        for name, spec in layer.specs.items():
-            fmt = plan.points[f"{layer.name}.{name}"]
-            if spec.role is Role.WEIGHT and isinstance(fmt, FixedFormat):
-                formats[f"{layer.name}.{name}"] = channel_format(parameter_of(layer, name), fmt, output_axis(spec))
-    return plan.with_formats(formats)
-
-
-def weight_grid(fmt: PlanFormat, groups: int) -> Grid:
-    """The grid of a weight's format; exponents per channel are dealt out to the groups in order."""
-    assert isinstance(fmt, FixedFormat | ChannelFormat)
-    if isinstance(fmt, FixedFormat):
-        return Grid(torch.full((1, 1), fmt.step), fmt.min_code, fmt.max_code)
-    steps = torch.tensor([fmt.step * 2.0**-shift for shift in fmt.shifts])
-    return Grid(steps.view(groups, -1), fmt.min_code, fmt.max_code)
 
 
 def _has_weights(layer: Layer) -> bool:

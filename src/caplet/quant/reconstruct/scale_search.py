@@ -1,8 +1,10 @@
-"""Exponents tuned together: each moved while all others, and all widths, are as the device will have them.
+"""Exponents: those of all points tuned together, and one for every output channel of a weight.
 
-:mod:`caplet.quant.measure.tune` chooses the exponent of one point while everything else is in float. Errors of several
-points do not simply add up, so here the whole plan is quantized and one exponent after the other takes the step that
-brings the lengths of the class capsules nearest to the float model's.
+:mod:`caplet.quant.measure.effects` chooses the exponent of one point while everything else is in float. Errors of
+several points do not simply add up, so here the whole plan is quantized and one exponent after the other takes the step
+that brings the lengths of the class capsules nearest to the float model's.
+
+With an exponent per output channel each channel has its own best range, for one small shift each.
 """
 
 from __future__ import annotations
@@ -15,19 +17,28 @@ from torch import Tensor
 
 from caplet.data.imageset import to_float
 from caplet.errors import PlanError
-from caplet.fixed import FixedFormat, PlanFormat
+from caplet.fixed import ChannelFormat, FixedFormat, PlanFormat
+from caplet.fixed.format import MAX_FRAC_BITS, SHIFT_BITS
 from caplet.models.base import CapsNet, State
+from caplet.models.staged import StagedModel
 from caplet.nn.functional import lengths
-from caplet.nn.points import PointSpec, Storage
-from caplet.quant.plan.plan import QuantPlan
+from caplet.nn.points import PointSpec, Role, Storage
+from caplet.quant.plan.plan import QuantPlan, output_axis
+from caplet.quant.reconstruct.adaptive_rounding import Grid, Linear, centred
+from caplet.quant.reconstruct.linear_maps import parameter_of
 from caplet.quant.simulate.fake_quant import FakeQuant, WeightCache
 
 _FARTHEST = 3
 """Steps that an exponent may move in one sweep."""
 _HARM = 1e-2
-"""A step that adds more than this share of the error is not tried again in a later sweep."""
+"""A step that adds more than this fraction of the error is not tried again in a later sweep."""
 _GAIN = 1e-3
-"""A step must take away at least this share of the error, or it is no more than noise."""
+"""A step must take away at least this fraction of the error, or it is no more than noise."""
+_REACH = 4
+"""Exponents of channels are tried this far on both sides of the whole tensor's."""
+_MOVES = (0, -1, -2, -3, 1)
+"""By how much a channel's exponent may leave that of least squared error among the weights; the first of equals is
+taken."""
 
 
 class ComputedOnly(FakeQuant):
@@ -64,12 +75,8 @@ class ExponentTuner:
     """
 
     def __init__(self, model: CapsNet, source: CapsNet, images: Tensor, *, constants: bool = True) -> None:
-        self._model = model.eval()
+        self._staged = StagedModel(model)
         self._specs = model.points()
-        self._stages = model.stages()
-        self._stage_of = {
-            key: i for i, stage in enumerate(self._stages) for layer in stage.layers for key in layer.points()
-        }
         self._weights = WeightCache()
         self._handler = FakeQuant if constants else ComputedOnly
         self._images = to_float(images)
@@ -102,7 +109,7 @@ class ExponentTuner:
         """Step by step in the direction that helps."""
         fmt = plan.points[key]
         assert isinstance(fmt, FixedFormat)
-        prefix = states[: self._stage_of[key] + 1]
+        prefix = states[: self._staged.stage_of[key] + 1]
         for direction in (1, -1):
             start = plan
             for distance in range(1, _FARTHEST + 1):
@@ -123,7 +130,7 @@ class ExponentTuner:
         """The plan with one format replaced; None where softmax or squash cannot work with it."""
         tried = plan.with_formats({key: fmt})
         try:
-            tried.check(self._model)
+            tried.check(self._staged.model)
         except PlanError:
             return None
         return tried
@@ -132,13 +139,86 @@ class ExponentTuner:
         """The states before every stage under ``plan``, of which the first are known, and the error."""
         states = list(prefix)
         handler = self._handler(plan, self._specs, weights=self._weights)
-        with torch.no_grad(), self._model.handle(handler):
-            for stage in self._stages[len(states) - 1 :]:
-                states.append(stage.run(tuple(tensor.clone() for tensor in states[-1])))
-        error = (lengths(states.pop()[0]) - self._wanted).square().mean()
-        return states, float(error)
+
+        def keep(stage: int, state: State) -> None:
+            states.append(tuple(tensor.clone() for tensor in state))  # the next stage may round in place
+
+        first = len(states) - 1
+        with torch.no_grad():
+            state = tuple(tensor.clone() for tensor in states[-1])
+            capsules = self._staged.run_from(first, state, handler, keep=keep)[0]
+        states.pop()
+        return states, float((lengths(capsules) - self._wanted).square().mean())
 
 
 def computed_points(model: CapsNet) -> tuple[str, ...]:
     """Keys of all tensors that the device computes."""
     return tuple(key for key, spec in model.points().items() if spec.storage is Storage.RAM)
+
+
+def with_channel_formats(model: CapsNet, plan: QuantPlan) -> QuantPlan:
+    """``plan`` with an exponent per output channel for every weight in fixed point."""
+    formats: dict[str, PlanFormat] = {}
+    for layer in model.layers():
+        for name, spec in layer.specs.items():
+            fmt = plan.points[f"{layer.name}.{name}"]
+            if spec.role is Role.WEIGHT and isinstance(fmt, FixedFormat):
+                formats[f"{layer.name}.{name}"] = channel_format(parameter_of(layer, name), fmt, output_axis(spec))
+    return plan.with_formats(formats)
+
+
+def channel_format(weight: Tensor, fmt: FixedFormat, axis: int) -> ChannelFormat:
+    """The format of the same width in which every output channel has the exponent of least squared error.
+
+    Ties go to the wider range; a channel of zeros keeps the tensor's exponent.
+
+    Args:
+        weight: float, output channels on ``axis``.
+        fmt: the whole tensor's format, from whose exponent the search starts.
+    """
+    channels = weight.detach().movedim(axis, 0).flatten(1)
+    low, high = max(fmt.frac_bits - _REACH, -MAX_FRAC_BITS), min(fmt.frac_bits + _REACH, MAX_FRAC_BITS)
+    tried = range(low, high + 1)
+    errors = torch.stack([_rounding_error(channels, FixedFormat(fmt.bits, frac, fmt.signed)) for frac in tried])
+    best = torch.tensor(list(tried))[errors.argmin(0)]
+    best[~channels.any(1)] = fmt.frac_bits
+    return from_exponents(best, fmt.bits, fmt.signed, axis)
+
+
+def output_channel_format(linear: Linear, weight: Tensor, start: ChannelFormat, *, correct_bias: bool) -> ChannelFormat:
+    """Every output channel's exponent by the squared error of the layer's outputs instead of the weights'.
+
+    The two differ most for few bits: clipping large weights costs little among the weights, but all of it goes in one
+    direction, while rounding errors cancel in a sum.
+
+    Args:
+        linear: the layer on its inputs.
+        weight: float.
+        start: exponents near the best ones, e.g. :func:`channel_format`'s.
+        correct_bias: the mean error does not count, as it will be taken out.
+    """
+    exponents = torch.tensor([start.frac_bits + shift for shift in start.shifts])
+    wanted = linear.split(weight.detach())
+    steps = torch.exp2(-exponents.float()).view(len(linear.scale), -1)
+    errors = torch.zeros(len(_MOVES), *wanted[0].shape[::2], linear.scale.shape[1]).transpose(2, 3)
+    for block, exact in enumerate(wanted):
+        inputs = linear.columns(block)
+        for error, move in zip(errors, _MOVES, strict=True):
+            error.baddbmm_(inputs, Grid(steps * 2.0**-move, start.min_code, start.max_code).snap(exact) - exact)
+    if correct_bias:
+        for error in errors:
+            centred(error, linear.scale)
+    best = errors.square().sum(2).flatten(1).argmin(0)
+    return from_exponents(exponents + torch.tensor(_MOVES)[best], start.bits, start.signed, start.axis)
+
+
+def from_exponents(exponents: Tensor, bits: int, signed: bool, axis: int) -> ChannelFormat:
+    """The format of these exponents, int64 (channels,), as far as shifts reach."""
+    base = int(exponents.min())
+    shifts = (exponents - base).clamp_max((1 << SHIFT_BITS) - 1)
+    return ChannelFormat(bits, base, signed, tuple(shifts.tolist()), axis)
+
+
+def _rounding_error(channels: Tensor, fmt: FixedFormat) -> Tensor:
+    """Squared rounding error of every channel, float (channels,)."""
+    return (fmt.quantize(channels) - channels).square().sum(1)

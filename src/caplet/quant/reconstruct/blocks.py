@@ -1,25 +1,87 @@
-"""Results of single blocks on disk, so that an interrupted reconstruction goes on where it stopped."""
+"""What single blocks are fitted on, and their results on disk, so that an interrupted reconstruction goes on."""
 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from caplet.data.imageset import to_float
 from caplet.errors import ArtefactError
 from caplet.files import digest, write_bytes
 from caplet.models.assemble import named_tensors, tensor_parts
-from caplet.models.base import CapsNet
+from caplet.models.base import CapsNet, Stage, State
+from caplet.models.staged import StagedModel
+from caplet.nn.layer import Layer
+from caplet.nn.points import Handler
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.settings import ReconstructSettings
 from caplet.version import __version__
 
 _KEY = "caplet-reconstruction"
+_BATCH = 64
+
+
+class Chain:
+    """A model at one stage: the stage's inputs for all images, from which the next stage's are computed.
+
+    Args:
+        model: in evaluation mode; its parameters may change between calls.
+        images: uint8 (N, C, H, W).
+        handler: attached while the model runs, None for float.
+    """
+
+    def __init__(self, model: CapsNet, images: Tensor, handler: Handler | None = None) -> None:
+        self._staged, self._handler = StagedModel(model), handler
+        self._number = 0
+        self._states: list[State] = [(to_float(batch),) for batch in torch.split(images, _BATCH)]
+
+    @property
+    def stage(self) -> Stage:
+        """The stage whose inputs are held."""
+        return self._staged.stages[self._number]
+
+    def input_of(self, layer: Layer) -> Tensor:
+        """What ``layer``, one of the present stage's, reads for all images: float (N, ...)."""
+        caught: list[Tensor] = []
+
+        def catch(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+            caught.append(args[0])
+            raise _Caught
+
+        hook = layer.register_forward_pre_hook(catch)
+        try:
+            for state in self._states:
+                with suppress(_Caught):
+                    self._run(state)
+        finally:
+            hook.remove()
+        return torch.cat(caught)
+
+    def advance(self) -> None:
+        """Run the present stage; its outputs take the place of its inputs."""
+        for index, state in enumerate(self._states):
+            self._states[index] = self._run(state)
+        self._number += 1
+
+    def outputs(self) -> Tensor:
+        """The class capsules of all images, after the last stage, float (N, classes, D)."""
+        return torch.cat([state[0] for state in self._states])
+
+    def _run(self, state: State) -> State:
+        with torch.no_grad():
+            return self._staged.run_from(self._number, state, self._handler, stop=self._number + 1)
+
+
+class _Caught(Exception):
+    """Ends a stage's run once the wanted layer's input is known."""
 
 
 def identity(model: CapsNet, images: Tensor, settings: ReconstructSettings) -> str:
@@ -29,7 +91,7 @@ def identity(model: CapsNet, images: Tensor, settings: ReconstructSettings) -> s
 
 
 @dataclass(frozen=True)
-class Block:
+class FittedBlock:
     """A block's result: its new parameters by name, and facts about it as JSON values."""
 
     tensors: dict[str, Tensor]
@@ -49,9 +111,9 @@ class BlockStore:
     def __init__(self, folder: str | Path | None, identity: str) -> None:
         self._folder = None if folder is None else Path(folder)
         self._identity = identity
-        self._known: dict[tuple[str, str], Block] = {}
+        self._known: dict[tuple[str, str], FittedBlock] = {}
 
-    def save(self, layer: str, plan: QuantPlan, block: Block) -> None:
+    def save(self, layer: str, plan: QuantPlan, block: FittedBlock) -> None:
         """Keep the result of ``layer`` under ``plan`` (its points up to the layer). Raises ArtefactError."""
         self._known[layer, plan.digest()] = block
         if self._folder is None:
@@ -63,7 +125,7 @@ class BlockStore:
         )
         write_bytes(path, content)
 
-    def load(self, layer: str, plan: QuantPlan) -> Block | None:
+    def load(self, layer: str, plan: QuantPlan) -> FittedBlock | None:
         """What :meth:`save` kept for the same layer and plan, or None. Raises ArtefactError for a damaged file."""
         found = self._known.get((layer, plan.digest()))
         if found is not None or self._folder is None or not self._path(self._folder, layer).exists():
@@ -74,7 +136,7 @@ class BlockStore:
                 known = json.loads((stream.metadata() or {}).get(_KEY, "{}"))
                 if (known.get("identity"), known.get("plan")) != (self._identity, plan.digest()):
                     return None
-                return Block({name: stream.get_tensor(name) for name in stream.keys()}, known["facts"])  # noqa: SIM118
+                return FittedBlock({name: stream.get_tensor(name) for name in stream.keys()}, known["facts"])  # noqa: SIM118
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise ArtefactError(f"{path} is damaged ({error}); delete it and resume") from error
 

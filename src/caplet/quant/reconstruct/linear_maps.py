@@ -1,0 +1,367 @@
+"""Layers as linear maps of their weights: convolutions on a sample of their output positions, class capsules through
+their routing's couplings; one entry per layer type that has weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from caplet.errors import ModelError
+from caplet.nn.caps import ConvCaps2d, DenseCaps, RoutedConvCaps
+from caplet.nn.conv import Activation, ConvNorm, ConvReLU
+from caplet.nn.layer import Layer
+from caplet.nn.points import Handler, PointSpec
+from caplet.quant.reconstruct.adaptive_rounding import Linear
+from caplet.quant.reconstruct.settings import ReconstructSettings
+
+_COLUMNS = 256
+"""Columns of a block, unless one kernel position or one capsule has more."""
+_BATCH = 64
+
+
+class ConvLinear:
+    """A convolution (O, I, kh, kw) as one linear map; the columns of a block are whole kernel positions.
+
+    Nothing is unfolded: a kernel position's columns are rows of the channels-last maps, gathered when asked for.
+
+    Args:
+        weight: its shape.
+        quantized, exact: float (N, I, H, W): the layer's input as quantized and in float.
+        rows: output positions to use, of all images together; all of them where there are fewer.
+        generator: chooses them.
+    """
+
+    unit = 1
+
+    def __init__(
+        self,
+        weight: torch.Size,
+        quantized: Tensor,
+        exact: Tensor,
+        stride: int,
+        padding: int,
+        rows: int,
+        generator: torch.Generator,
+    ) -> None:
+        self._shape = weight
+        self._quantized, self._exact = _channels_last(quantized, padding), _channels_last(exact, padding)
+        self._base, offsets = _sample(weight, quantized.shape, stride, padding, rows, generator)
+        per_block = max(1, _COLUMNS // weight[1])
+        self._offsets = [offsets[start : start + per_block] for start in range(0, len(offsets), per_block)]
+        self.blocks = len(self._offsets)
+        self.scale = torch.ones(1, len(self._base), 1)
+
+    def weigh(self, weight: Tensor, bias: Tensor | None, passed: Callable[[Tensor], Tensor]) -> None:
+        """Weigh every row by how much of an error there the non-linearity after the sums passes on.
+
+        Args:
+            weight, bias: of the float layer.
+            passed: from the float sums (rows, O) to the rows' weights (rows,).
+        """
+        sums = (
+            torch.zeros(self.scale.shape[1], self._shape[0]) if bias is None else bias.expand(self.scale.shape[1], -1)
+        )
+        sums = sums.unsqueeze(0).clone()
+        for block, matrix in enumerate(self.split(weight)):
+            sums.baddbmm_(self._gather(self._exact, block), matrix)
+        self.scale = passed(sums[0]).view(1, -1, 1)
+
+    def columns(self, block: int) -> Tensor:
+        return self.scale * self._gather(self._quantized, block)
+
+    def difference(self, block: int) -> Tensor:
+        return self.scale * (self._gather(self._quantized, block) - self._gather(self._exact, block))
+
+    def _gather(self, maps: Tensor, block: int) -> Tensor:
+        return torch.cat([maps[self._base + offset] for offset in self._offsets[block]], 1).unsqueeze(0)
+
+    def split(self, weight: Tensor) -> list[Tensor]:
+        out, channels = self._shape[:2]
+        matrix = weight.permute(2, 3, 1, 0).reshape(-1, channels, out)
+        sizes = [len(offsets) for offsets in self._offsets]
+        return [part.reshape(1, -1, out).contiguous() for part in matrix.split(sizes)]
+
+    def join(self, matrices: list[Tensor]) -> Tensor:
+        out, channels, kernel_rows, kernel_columns = self._shape
+        matrix = torch.cat(matrices, 1).view(kernel_rows, kernel_columns, channels, out)
+        return matrix.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+
+
+class DepthwiseLinear:
+    """A depthwise convolution (C, 1, kh, kw) as one small linear map per channel; arguments as of
+    :class:`ConvLinear`."""
+
+    unit = 1
+    blocks = 1
+
+    def __init__(
+        self,
+        weight: torch.Size,
+        quantized: Tensor,
+        exact: Tensor,
+        stride: int,
+        padding: int,
+        rows: int,
+        generator: torch.Generator,
+    ) -> None:
+        self._shape = weight
+        base, offsets = _sample(weight, quantized.shape, stride, padding, rows, generator)
+        index = base[:, None] + torch.tensor(offsets)
+        self._quantized, self._exact = (
+            _channels_last(maps, padding)[index].permute(2, 0, 1).contiguous() for maps in (quantized, exact)
+        )  # C, rows, kh * kw
+        self.scale = torch.ones(weight[0], len(base), 1)
+
+    def weigh(self, weight: Tensor, bias: Tensor, passed: Callable[[Tensor], Tensor]) -> None:
+        """As :meth:`ConvLinear.weigh`, with a weight for every channel of a row: ``passed`` keeps the shape."""
+        self.scale = passed(torch.bmm(self._exact, self.split(weight)[0]) + bias.view(-1, 1, 1))
+
+    def columns(self, block: int) -> Tensor:
+        return self.scale * self._quantized
+
+    def difference(self, block: int) -> Tensor:
+        return self.scale * (self._quantized - self._exact)
+
+    def split(self, weight: Tensor) -> list[Tensor]:
+        return [weight.flatten(1).unsqueeze(-1).contiguous()]
+
+    def join(self, matrices: list[Tensor]) -> Tensor:
+        return matrices[0].reshape(self._shape)
+
+
+def _sample(
+    weight: torch.Size, maps: torch.Size, stride: int, padding: int, rows: int, generator: torch.Generator
+) -> tuple[Tensor, list[int]]:
+    """Some output positions, as places of their windows' first elements among all padded positions of all images, and
+    the distances of the windows' elements from there."""
+    _, _, kernel_rows, kernel_columns = weight
+    images, height, width = maps[0], *(size + 2 * padding for size in maps[2:])
+    out_height, out_width = (height - kernel_rows) // stride + 1, (width - kernel_columns) // stride + 1
+    total = images * out_height * out_width
+    picked = torch.randperm(total, generator=generator)[:rows].sort().values
+    image, position = picked // (out_height * out_width), picked % (out_height * out_width)
+    base = (image * height + position // out_width * stride) * width + position % out_width * stride
+    return base, [row * width + column for row in range(kernel_rows) for column in range(kernel_columns)]
+
+
+def _channels_last(maps: Tensor, padding: int) -> Tensor:
+    """(N, C, H, W) -> (N * H' * W', C) with a border of zeros."""
+    padded = F.pad(maps, (padding,) * 4) if padding else maps
+    return padded.permute(0, 2, 3, 1).contiguous().flatten(0, 2)
+
+
+class CapsuleLinear:
+    """The map from input capsules to preactivations, one per output capsule, with the float routing's couplings.
+
+    A preactivation is ``sum over i of c_i W_i x_i``: linear in the weights for given couplings. Each image gives a row
+    for every routing iteration. The row's error is weighted by how much the squash passes of it: rows in which a
+    capsule is short or saturated count less.
+
+    Args:
+        layer: the float layer.
+        quantized, exact: float (N, I, K): the layer's input as quantized and in float, capsules that do not vote too.
+    """
+
+    def __init__(self, layer: DenseCaps, quantized: Tensor, exact: Tensor) -> None:
+        self.unit = layer.in_dim
+        voters = slice(None) if layer.input_indices is None else torch.tensor(layer.input_indices)
+        self._quantized, self._exact = quantized[:, voters], exact[:, voters]
+        self._out = (layer.out_capsules, layer.dim)
+        coupling, preactivation = _routing(layer, exact)  # (T, N, G, I), (T, N, G, D)
+        self._coupling = coupling.permute(2, 0, 1, 3).flatten(1, 2)  # G, T * N, I
+        per_block = max(1, _COLUMNS // layer.in_dim)
+        self._ranges = [
+            slice(start, min(start + per_block, layer.in_capsules)) for start in range(0, layer.in_capsules, per_block)
+        ]
+        self.blocks = len(self._ranges)
+        self.scale = passed(preactivation).permute(2, 0, 1).flatten(1).unsqueeze(-1)
+
+    def columns(self, block: int) -> Tensor:
+        return self._weighted(self._quantized[:, self._ranges[block]], block)
+
+    def difference(self, block: int) -> Tensor:
+        chosen = self._ranges[block]
+        return self._weighted(self._quantized[:, chosen] - self._exact[:, chosen], block)
+
+    def _weighted(self, capsules: Tensor, block: int) -> Tensor:
+        """Capsules (N, i, K) times coupling and row weight: (G, T * N, i * K)."""
+        factor = self._coupling[:, :, self._ranges[block]] * self.scale  # G, T * N, i
+        iterations = factor.shape[1] // len(capsules)
+        return (factor.unflatten(1, (iterations, -1)).unsqueeze(-1) * capsules).flatten(3).flatten(1, 2)
+
+    def split(self, weight: Tensor) -> list[Tensor]:
+        out_capsules, dim = self._out
+        by_capsule = weight.unflatten(2, (out_capsules, dim)).permute(2, 0, 1, 3)  # G, I, K, D
+        return [by_capsule[:, chosen].flatten(1, 2).contiguous() for chosen in self._ranges]
+
+    def join(self, matrices: list[Tensor]) -> Tensor:
+        by_capsule = torch.cat(matrices, 1).unflatten(1, (-1, self.unit))
+        return by_capsule.permute(1, 2, 0, 3).flatten(2).contiguous()
+
+
+class _RoutingRecorder(Handler):
+    """A :class:`~caplet.nn.points.Handler` that keeps the couplings and preactivations of every iteration."""
+
+    def __init__(self) -> None:
+        self.coupling: list[Tensor] = []
+        self.preactivation: list[Tensor] = []
+
+    def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
+        if spec.name == "coupling":
+            self.coupling.append(value)
+        elif spec.name == "preactivation":
+            self.preactivation.append(value)
+        return value
+
+
+def _routing(layer: DenseCaps, capsules: Tensor) -> tuple[Tensor, Tensor]:
+    """Couplings (T, N, G, I) and preactivations (T, N, G, D) of all iterations in float."""
+    couplings, preactivations = [], []
+    previous = layer.handler
+    try:
+        with torch.inference_mode():
+            for batch in capsules.split(_BATCH):
+                layer.handler = recorder = _RoutingRecorder()
+                layer(batch)
+                couplings.append(torch.stack([c.expand(len(batch), -1, -1) for c in recorder.coupling]))
+                preactivations.append(torch.stack(recorder.preactivation))
+    finally:
+        layer.handler = previous
+    return torch.cat(couplings, 1).clone(), torch.cat(preactivations, 1).clone()
+
+
+def passed(preactivation: Tensor) -> Tensor:
+    """Root mean square of the squash's Jacobian over the directions of a capsule: (..., D) -> (...).
+
+    Across s the squash multiplies by f = |s| / (1 + |s|^2), along s by 2 |s| / (1 + |s|^2)^2.
+    """
+    dim = preactivation.shape[-1]
+    size = torch.linalg.vector_norm(preactivation, dim=-1)
+    across = size / (1 + size**2)
+    along = 2 * size / (1 + size**2) ** 2
+    return torch.sqrt(((dim - 1) * across**2 + along**2) / dim)
+
+
+L = TypeVar("L", bound=Layer)
+
+
+@dataclass(frozen=True)
+class View:
+    """One layer's weights as a linear map.
+
+    Attributes:
+        linear: the map on the calibration images.
+        bias: name of the parameter that shifts the map's outputs, element by element; None where there is none.
+    """
+
+    linear: Linear
+    bias: str | None
+
+
+Make = Callable[[L, Tensor, Tensor, ReconstructSettings], View]
+VIEWS: dict[type[Layer], Make] = {}
+
+
+def views(layer: type[L]) -> Callable[[Make[L]], Make[L]]:
+    """Register the view of a layer type; a second one for the same type raises ValueError."""
+
+    def register(make: Make[L]) -> Make[L]:
+        if layer in VIEWS:
+            raise ValueError(f"layer type {layer.__name__} already has a view")
+        VIEWS[layer] = make
+        return make
+
+    return register
+
+
+def make_view(layer: Layer, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
+    """The view of the float ``layer`` on its inputs as quantized and in float.
+
+    Raises:
+        ModelError: no view knows the layer's type.
+    """
+    make = VIEWS.get(type(layer))
+    if make is None:
+        known = ", ".join(sorted(kind.__name__ for kind in VIEWS))
+        raise ModelError(
+            f"layer {layer.name}: type {type(layer).__name__} cannot be reconstructed; supported types: {known}"
+        )
+    return make(layer, quantized, exact, settings)
+
+
+def _convolution(
+    weight: Tensor, quantized: Tensor, exact: Tensor, stride: int, padding: int, settings: ReconstructSettings
+) -> ConvLinear:
+    rows = max(settings.least_rows, round(settings.rows_per_column * weight[0].numel()))
+    generator = torch.Generator().manual_seed(settings.seed)
+    return ConvLinear(weight.shape, quantized, exact, stride, padding, rows, generator)
+
+
+@views(ConvReLU)
+def _conv_relu(layer: ConvReLU, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
+    linear = _convolution(layer.weight, quantized, exact, layer.stride, layer.padding, settings)
+    linear.weigh(layer.weight.detach(), layer.bias.detach(), lambda sums: (sums > 0).float().mean(1).sqrt())
+    return View(linear, "bias")
+
+
+@views(ConvCaps2d)
+def _conv_caps(layer: ConvCaps2d, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
+    linear = _convolution(layer.weight, quantized, exact, layer.stride, layer.padding, settings)
+    capsules = (layer.types, layer.dim)
+    bias = None if layer.bias is None else layer.bias.detach()
+    linear.weigh(layer.weight.detach(), bias, lambda sums: passed(sums.unflatten(1, capsules)).square().mean(1).sqrt())
+    return View(linear, None if layer.bias is None else "bias")
+
+
+@views(RoutedConvCaps)
+def _routed_conv_caps(layer: RoutedConvCaps, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
+    """All input types share one convolution: each vote counts alike, whatever its coupling."""
+    maps = (quantized.flatten(0, 1), exact.flatten(0, 1))
+    return View(_convolution(layer.weight, *maps, layer.stride, layer.padding, settings), "vote_bias")
+
+
+@views(DenseCaps)
+def _dense_caps(layer: DenseCaps, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
+    return View(CapsuleLinear(layer, quantized, exact), None if layer.bias is None else "bias")
+
+
+_PASSED: dict[Activation, Callable[[Tensor], Tensor]] = {
+    Activation.NONE: torch.ones_like,
+    Activation.RELU: lambda sums: (sums > 0).float(),
+    Activation.RELU6: lambda sums: ((sums > 0) & (sums < 6)).float(),
+    Activation.HARDSWISH: lambda sums: (
+        ((2 * sums + 3) / 6).masked_fill(sums > 3, 1.0).masked_fill(sums < -3, 0.0).abs()
+    ),
+}
+"""How much of a small error the activation passes on: its slope, by size."""
+_DEPTHWISE_ROWS = 2048
+"""A depthwise filter has a handful of weights."""
+
+
+@views(ConvNorm)
+def _conv_norm(layer: ConvNorm, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
+    """A trunk's convolution whose batch norm is folded (:func:`caplet.quant.reconstruct.equalization.folded`)."""
+    weight, bias = (tensor.detach() for tensor in layer.folded())
+    slope = _PASSED[layer.activation]
+    if layer.depthwise:
+        generator = torch.Generator().manual_seed(settings.seed)
+        own = DepthwiseLinear(weight.shape, quantized, exact, layer.stride, layer.padding, _DEPTHWISE_ROWS, generator)
+        own.weigh(weight, bias, slope)
+        return View(own, "bias")
+    linear = _convolution(weight, quantized, exact, layer.stride, layer.padding, settings)
+    linear.weigh(weight, bias, lambda sums: slope(sums).square().mean(1).sqrt())
+    return View(linear, "bias")
+
+
+def parameter_of(layer: Layer, name: str) -> nn.Parameter:
+    """The parameter that holds a point; of a trunk's convolution, the bias is that of its folded batch norm."""
+    if isinstance(layer, ConvNorm) and name == "bias":
+        return layer.norm.bias
+    parameter = getattr(layer, name)
+    assert isinstance(parameter, nn.Parameter)
+    return parameter
