@@ -33,8 +33,7 @@ from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.widths import Widths, make_plan
 from caplet.runtime import NativeModel
 from caplet.runtime.boards import CORTEX_M4
-from caplet.runtime.elf import read_sizes
-from caplet.runtime.emulator import build_firmware, run_on_device
+from caplet.runtime.emulator import build_firmware, elf_flash_bytes, run_on_device
 
 
 def make_program(name: str, bits: int, shared: Path, tuned: bool) -> Program:
@@ -83,7 +82,7 @@ def flash(name: str, bits: int, shared: Path) -> dict[str, Any]:
     program = make_program(name, bits, shared, tuned=False)
     with tempfile.TemporaryDirectory() as folder:
         compiler = CORTEX_M4.find_compiler()
-        measured = read_sizes(build_firmware(CORTEX_M4, emit(program, Path(folder) / "export"), compiler)).flash
+        measured = elf_flash_bytes(build_firmware(CORTEX_M4, emit(program, Path(folder) / "export"), compiler))
     difference = measured - program.firmware_bytes
     return {
         "file": CASES[name].file,

@@ -16,7 +16,7 @@ from caplet.program import (
     trace,
     verify,
 )
-from caplet.program.workspace import routing_rows, workspace
+from caplet.program.arena import routing_rows, workspace
 from sample_programs import SampleSettings, sample_deep, sample_shallow
 
 PROGRAMS = [

@@ -11,7 +11,7 @@ from caplet.errors import ToolMissing
 from caplet.fixed import FixedFormat, Rounding, rounding_shift, softmax, squash
 from caplet.lower import lower
 from caplet.program import Program, run
-from caplet.program.onnx import functions
+from caplet.program.onnx import graph as functions
 from caplet.program.onnx.graph import Graph, require_onnx
 from caplet.program.onnx.translate import to_onnx
 from tiny_networks import INTEGER, mixed_plan, tiny

@@ -19,8 +19,7 @@ from caplet.program.c.emit import RUNTIME_FOLDER, EmitSettings, Export, emit
 from caplet.program.program import Program
 from caplet.program.tensor import TensorSpec
 from caplet.runtime.compiler import Compiler, compilers
-from caplet.runtime.difference import first_difference
-from caplet.runtime.traces import read_traces
+from caplet.runtime.traces import first_difference, read_traces
 from sample_programs import SampleSettings, sample_backbone, sample_deep, sample_shallow
 
 COMPILERS = {compiler.command[-1] if len(compiler.command) == 1 else "zig": compiler for compiler in compilers()}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from caplet.errors import ConfigError
 from caplet.program.c.emit import EmitSettings, emit
-from caplet.program.c.identifiers import Identifiers, identifier
+from caplet.program.c.structure import Identifiers, identifier
 from sample_programs import sample_shallow
 
 

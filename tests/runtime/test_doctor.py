@@ -31,7 +31,7 @@ def test_what_is_absent_is_named_with_a_cure(monkeypatch: pytest.MonkeyPatch) ->
         return None if name in ("torch", "ziglang") else find_spec(name)
 
     monkeypatch.setattr(doctor.importlib.util, "find_spec", without)
-    monkeypatch.setattr(compiler, "_probe", compiler._probe.__wrapped__)  # what was found before is remembered
+    monkeypatch.setattr(compiler, "_examine", compiler._examine.__wrapped__)  # what was found before is remembered
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
     findings = {finding.name: finding for finding in examine()}

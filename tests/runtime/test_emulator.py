@@ -17,8 +17,7 @@ from caplet.program.arena import plan_memory
 from caplet.program.c.emit import EmitSettings
 from caplet.runtime import emulator
 from caplet.runtime.boards import BOARDS, CORTEX_M4, Board
-from caplet.runtime.elf import read_sizes
-from caplet.runtime.emulator import run_on_device
+from caplet.runtime.emulator import elf_flash_bytes, run_on_device
 from caplet.runtime.traces import read_traces
 from sample_programs import SampleSettings, sample_deep, sample_shallow
 
@@ -120,10 +119,10 @@ def test_a_file_that_is_no_elf_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "firmware.elf"
     path.write_bytes(b"\x7fELF\x02\x01" + bytes(100))
     with pytest.raises(ArtefactError, match="not a 32-bit"):
-        read_sizes(path)
+        elf_flash_bytes(path)
     path.write_bytes(b"\x7fELF\x01\x01" + bytes(26) + b"\xff\xff\xff\x7f" + bytes(10) + b"\x28\x00\x09\x00\x00\x00")
     with pytest.raises(ArtefactError, match="outside the file"):
-        read_sizes(path)
+        elf_flash_bytes(path)
 
 
 def test_a_cut_trace_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from caplet.program.ops import OPS
 from caplet.program.program import Program
 from caplet.runtime import NativeModel, build_library, compiler, compilers
 from caplet.runtime.compiler import load_library
-from caplet.runtime.difference import first_difference
+from caplet.runtime.traces import first_difference
 from random_ops import RandomOps
 from sample_programs import SampleSettings, sample_backbone, sample_deep, sample_shallow
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caplet.program import interpreter
-from caplet.program.arena import ALIGNMENT, Buffer, MemoryMap
+from caplet.program.arena import ALIGNMENT, Buffer, MemoryMap, workspace
 from caplet.program.bounds import BOUNDS, code_range
 from caplet.program.c.describe import Descriptions
 from caplet.program.op import Op
@@ -17,7 +17,6 @@ from caplet.program.ops import InputQuantize, Routing
 from caplet.program.program import Program
 from caplet.program.tensor import TensorSpec
 from caplet.program.verify import CHECKS, Proof
-from caplet.program.workspace import workspace
 from caplet.runtime.steps import StepBuilder
 
 

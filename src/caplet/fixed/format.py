@@ -6,7 +6,7 @@ The first two kinds also say what the device multiplies with: ``value = integers
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -42,8 +42,19 @@ def _require_int(owner: str, name: str, value: object, low: int, high: int) -> N
         raise PlanError(f"{owner}: {name} is {value!r}; the rule is an integer from {low} to {high}")
 
 
+class _Json:
+    """Formats as plain data: their kind and their fields."""
+
+    kind: ClassVar[str]
+
+    def to_json(self) -> dict[str, Any]:
+        values = {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]  # a dataclass
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {"kind": self.kind, **plain}
+
+
 @dataclass(frozen=True)
-class FixedFormat:
+class FixedFormat(_Json):
     """Two's complement fixed point: ``value = code * 2**-frac_bits``.
 
     bits: 1..16, the sign included; a signed format of 1 bit holds the codes -1 and 0.
@@ -135,17 +146,9 @@ class FixedFormat:
             codes = xp.astype(xp.where(up, whole + 1.0, whole), x.dtype)
         return xp.clip(codes, float(self.min_code), float(self.max_code)), xp
 
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "bits": self.bits, "frac_bits": self.frac_bits, "signed": self.signed}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> FixedFormat:
-        _require_keys(data, cls.kind, {"kind", "bits", "frac_bits", "signed"})
-        return cls(data["bits"], data["frac_bits"], data["signed"])
-
 
 @dataclass(frozen=True)
-class LogFormat:
+class LogFormat(_Json):
     """Signed powers of two ("log2" weights): code 0 is zero, codes +-m are ``+-2**(max_exponent - (m - 1))``.
 
     bits: 2..5, the sign included, so m = 1 .. 2**(bits-1) - 1 and code 1 is the largest magnitude. Five bits already
@@ -239,17 +242,9 @@ class LogFormat:
         magnitude = xp.where(passed == 0, xp.zeros_like(passed), count + 1 - passed)
         return xp.where(x < 0, -magnitude, magnitude), xp, x
 
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "bits": self.bits, "max_exponent": self.max_exponent}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> LogFormat:
-        _require_keys(data, cls.kind, {"kind", "bits", "max_exponent"})
-        return cls(data["bits"], data["max_exponent"])
-
 
 @dataclass(frozen=True)
-class ChannelFormat:
+class ChannelFormat(_Json):
     """Fixed point with an exponent per output channel: ``value = code * 2**-(frac_bits + shifts[channel])``.
 
     For weights: the device adds a channel's shift where it rounds that channel's sum. Codes, rounding and saturation
@@ -276,7 +271,8 @@ class ChannelFormat:
         _ = self.base  # checks bits, frac_bits and signed
         _require_int("ChannelFormat", "axis", self.axis, 0, 7)
         if not isinstance(self.shifts, tuple) or not self.shifts:
-            raise PlanError(f"ChannelFormat: shifts are {self.shifts!r:.100}; the rule is one per output channel")
+            rule = "a list of integers, one per output channel"
+            raise PlanError(f"ChannelFormat: shifts are {self.shifts!r:.100}; the rule is {rule}")
         for shift in self.shifts:
             _require_int("ChannelFormat", "a shift", shift, 0, (1 << SHIFT_BITS) - 1)
 
@@ -334,23 +330,6 @@ class ChannelFormat:
         factors = xp.asarray([2.0 ** (sign * shift) for shift in self.shifts], dtype=x.dtype)
         return x * xp.reshape(factors, (-1,) + (1,) * (x.ndim - self.axis - 1))
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "bits": self.bits,
-            "frac_bits": self.frac_bits,
-            "signed": self.signed,
-            "shifts": list(self.shifts),
-            "axis": self.axis,
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> ChannelFormat:
-        _require_keys(data, cls.kind, {"kind", "bits", "frac_bits", "signed", "shifts", "axis"})
-        if not isinstance(data["shifts"], list):
-            raise PlanError(f"ChannelFormat: shifts are {data['shifts']!r:.100}; the rule is a list of integers")
-        return cls(data["bits"], data["frac_bits"], data["signed"], tuple(data["shifts"]), data["axis"])
-
 
 AnyFormat = FixedFormat | LogFormat
 """A format in which one exponent holds for a whole tensor: what tensors and constants of a Program have."""
@@ -365,9 +344,9 @@ def format_from_json(data: object) -> PlanFormat:
     """Read what ``to_json`` of any format wrote; the field ``kind`` says which. Raises PlanError otherwise."""
     if not isinstance(data, dict) or not isinstance(data.get("kind"), str) or data["kind"] not in _KINDS:
         raise PlanError(f"format: found {data!r:.200}; the rule is an object whose kind is one of {sorted(_KINDS)}")
-    return _KINDS[data["kind"]].from_json(data)
-
-
-def _require_keys(data: dict[str, Any], kind: str, keys: set[str]) -> None:
-    if set(data) != keys or data["kind"] != kind:
-        raise PlanError(f"format: found {data!r:.200}; a {kind} format has exactly the fields {sorted(keys)}")
+    kind = _KINDS[data["kind"]]
+    names = [item.name for item in fields(kind)]
+    if set(data) != {"kind", *names}:
+        raise PlanError(f"format: found {data!r:.200}; a {kind.kind} format has exactly the fields kind, {names}")
+    values: dict[str, Any] = {name: tuple(data[name]) if isinstance(data[name], list) else data[name] for name in names}
+    return kind(**values)

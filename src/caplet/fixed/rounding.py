@@ -1,4 +1,4 @@
-"""The one rounding shift: every narrowing of an integer in caplet, in Python and in C, goes through it.
+"""The one rounding shift: every requantization in caplet, in Python and in C, goes through it.
 
 All functions take numpy arrays or torch tensors (array API) and return the same kind. Arithmetic is two's complement;
 ``>>`` is the arithmetic shift, that is, division by a power of two rounded to minus infinity.
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
+from numpy.typing import NDArray
 
 from caplet.errors import PlanError
 
@@ -90,13 +91,14 @@ def fnv1a32(text: str) -> int:
     return value
 
 
-def _mix32(value: np.ndarray) -> np.ndarray:
+def _mix32(value: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """The finalizer of MurmurHash3 (Appleby): a bijection of uint32 in which every input bit stirs every output bit."""
     value = value ^ (value >> np.uint32(16))
     value = value * np.uint32(0x85EBCA6B)
     value = value ^ (value >> np.uint32(13))
     value = value * np.uint32(0xC2B2AE35)
-    return value ^ (value >> np.uint32(16))
+    value = value ^ (value >> np.uint32(16))
+    return value
 
 
 def noise_keys(seed: int, point_key: str) -> tuple[int, int]:
@@ -113,7 +115,7 @@ def noise_keys(seed: int, point_key: str) -> tuple[int, int]:
     return first, second
 
 
-def stochastic_noise(seed: int, point_key: str, count: int, first: int = 0) -> np.ndarray:
+def stochastic_noise(seed: int, point_key: str, count: int, first: int = 0) -> NDArray[np.uint32]:
     """32 random bits for each of ``count`` elements of one image's tensor: uint32, shape (count,).
 
     ``noise[j] = m(m(i + a) ^ b)`` modulo 2**32 with i = first + j, (a, b) = ``noise_keys(seed, point_key)`` and m the

@@ -16,7 +16,7 @@ from caplet.program.file import load_program
 from caplet.program.interpreter import run, trace
 from caplet.progress import Note, silent
 from caplet.runs.records import Verified
-from caplet.runtime.difference import first_difference
+from caplet.runtime.traces import first_difference
 
 Target = Literal["interpreter", "native", "cortex-m4", "riscv32"]
 TARGETS: tuple[Target, ...] = ("interpreter", "native", "cortex-m4", "riscv32")

@@ -1,5 +1,5 @@
 """From a float model and a plan to the integer Program that ships."""
 
-from caplet.lower.lower import lower
+from caplet.lower.handlers import lower
 
 __all__ = ["lower"]

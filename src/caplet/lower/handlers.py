@@ -1,4 +1,6 @@
-"""One handler per layer type: the ops that compute what the layer computes, in the device's layout.
+"""``lower``: float model + plan -> Program, by one handler per layer type.
+
+A handler appends the ops that compute what the layer computes, in the device's layout.
 
 Point tensors of the PyTorch side map to the device's as ``PointSpec.device_axes`` says: images and capsule maps become
 (rows, columns, channels) with the capsule's dimension fastest, votes (I, G, D), coupling and logits (I, G).
@@ -13,23 +15,13 @@ import numpy as np
 
 from caplet.errors import ModelError
 from caplet.lower.context import Lowering
+from caplet.models.base import CapsNet
 from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps
 from caplet.nn.conv import Activation, ConvNorm, ConvReLU, InputLayer, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.layer import Layer
-from caplet.program import (
-    PIXEL_FORMAT,
-    Add,
-    ChannelAffine,
-    Conv2d,
-    ConvVotes,
-    DenseVotes,
-    InputQuantize,
-    MaxPool2d,
-    Routing,
-    Squash,
-    TensorSpec,
-    pixel_table,
-)
+from caplet.program import PIXEL_FORMAT, Program, TensorSpec, ops, pixel_table
+from caplet.program.verify import lengths_format, verify
+from caplet.quant.plan.plan import QuantPlan
 from caplet.registry import Registry
 
 PIXELS = "input.pixels"
@@ -68,7 +60,7 @@ def _input(low: Lowering, layer: InputLayer, sources: tuple[str, ...]) -> None:
     low.tensors[image] = TensorSpec(image, (rows, columns, channels), low.format(image))  # a table: always nearest
     scale = tuple(1.0 / std for std in layer.std)
     table = pixel_table("input.table", low.format(image), layer.mean, scale)
-    low.ops.append(InputQuantize(layer.name, PIXELS, image, table))
+    low.ops.append(ops.InputQuantize(layer.name, PIXELS, image, table))
 
 
 @handles(ConvReLU)
@@ -80,12 +72,12 @@ def _conv_relu(low: Lowering, layer: ConvReLU, sources: tuple[str, ...]) -> None
     weight = low.constant(f"{name}.weight", layer.weight, OHWI)
     bias = low.constant(f"{name}.bias", layer.bias)
     shifts = low.channel_shifts(f"{name}.weight")
-    low.ops.append(Conv2d(name, sources[0], output, weight, bias, layer.stride, layer.padding, True, shifts))
+    low.ops.append(ops.Conv2d(name, sources[0], output, weight, bias, layer.stride, layer.padding, True, shifts))
     if layer.batch_norm is not None:
         scale, offset = layer.affine()
         scales, offsets = low.constant(f"{name}.scale", scale), low.constant(f"{name}.offset", offset)
         activation = low.tensor(f"{name}.activation", shape)
-        low.ops.append(ChannelAffine(f"{name}.affine", output, activation, scales, offsets))
+        low.ops.append(ops.ChannelAffine(f"{name}.affine", output, activation, scales, offsets))
 
 
 @handles(ConvCaps2d)
@@ -97,9 +89,11 @@ def _conv_caps(low: Lowering, layer: ConvCaps2d, sources: tuple[str, ...]) -> No
     weight = low.constant(f"{name}.weight", layer.weight, OHWI)
     bias = None if layer.bias is None else low.constant(f"{name}.bias", layer.bias)
     shifts = low.channel_shifts(f"{name}.weight")
-    low.ops.append(Conv2d(name, sources[0], preactivation, weight, bias, layer.stride, layer.padding, False, shifts))
+    low.ops.append(
+        ops.Conv2d(name, sources[0], preactivation, weight, bias, layer.stride, layer.padding, False, shifts)
+    )
     activation = low.tensor(f"{name}.activation", shape)
-    low.ops.append(Squash(f"{name}.squash", preactivation, activation, dim))
+    low.ops.append(ops.Squash(f"{name}.squash", preactivation, activation, dim))
 
 
 @handles(RoutedConvCaps)
@@ -111,7 +105,7 @@ def _routed_conv_caps(low: Lowering, layer: RoutedConvCaps, sources: tuple[str, 
     weight = low.constant(f"{name}.weight", layer.weight, OHWI)
     vote_bias = low.constant(f"{name}.vote_bias", layer.vote_bias)
     low.ops.append(
-        ConvVotes(
+        ops.ConvVotes(
             f"{name}.vote",
             sources[0],
             votes,
@@ -133,7 +127,9 @@ def _dense_caps(low: Lowering, layer: DenseCaps, sources: tuple[str, ...]) -> No
     votes = low.tensor(f"{name}.votes", (layer.in_capsules, layer.out_capsules, layer.dim))
     weight = low.constant(f"{name}.weight", layer.weight)
     shifts = low.channel_shifts(f"{name}.weight")
-    low.ops.append(DenseVotes(f"{name}.vote", sources, votes, weight, layer.dim, shifts, selected=layer.input_indices))
+    low.ops.append(
+        ops.DenseVotes(f"{name}.vote", sources, votes, weight, layer.dim, shifts, selected=layer.input_indices)
+    )
     _route(low, layer, layer.out_capsules, layer.out_shape)
 
 
@@ -141,7 +137,7 @@ def _dense_caps(low: Lowering, layer: DenseCaps, sources: tuple[str, ...]) -> No
 def _residual_add(low: Lowering, layer: ResidualAdd, sources: tuple[str, ...]) -> None:
     types, dim, rows, columns = layer.specs["sum"].shape
     output = low.tensor(f"{layer.name}.sum", (rows, columns, types * dim))
-    low.ops.append(Add(layer.name, sources[0], sources[1], output))
+    low.ops.append(ops.Add(layer.name, sources[0], sources[1], output))
 
 
 @handles(ConvNorm)
@@ -161,14 +157,16 @@ def _conv_norm(low: Lowering, layer: ConvNorm, sources: tuple[str, ...]) -> None
         high = int(low.format(output).encode(np.array([6.0], dtype=np.float32))[0])
     shifts = low.channel_shifts(f"{name}.weight")
     stride, padding = layer.stride, layer.padding
-    low.ops.append(Conv2d(name, sources[0], output, weight, bias, stride, padding, relu, shifts, layer.groups, high))
+    low.ops.append(
+        ops.Conv2d(name, sources[0], output, weight, bias, stride, padding, relu, shifts, layer.groups, high)
+    )
 
 
 @handles(MaxPool)
 def _max_pool(low: Lowering, layer: MaxPool, sources: tuple[str, ...]) -> None:
     channels, rows, columns = layer.out_shape
     output = low.tensor(f"{layer.name}.activation", (rows, columns, channels))
-    low.ops.append(MaxPool2d(layer.name, sources[0], output, layer.kernel, layer.stride, layer.padding))
+    low.ops.append(ops.MaxPool2d(layer.name, sources[0], output, layer.kernel, layer.stride, layer.padding))
 
 
 @handles(MapSum)
@@ -176,7 +174,7 @@ def _map_sum(low: Lowering, layer: MapSum, sources: tuple[str, ...]) -> None:
     channels, rows, columns = layer.out_shape
     output = low.tensor(f"{layer.name}.activation", (rows, columns, channels))
     # A plan gives the sum behind a ReLU an unsigned format, whose saturation at 0 is the ReLU.
-    low.ops.append(Add(layer.name, sources[0], sources[1], output))
+    low.ops.append(ops.Add(layer.name, sources[0], sources[1], output))
 
 
 @handles(SqueezeExcite)
@@ -197,7 +195,7 @@ def _route(low: Lowering, layer: DenseCaps | RoutedConvCaps, types: int, shape: 
     preactivation, activation = low.tensor(f"{name}.preactivation", shape), low.tensor(f"{name}.activation", shape)
     bias = None if layer.bias is None else low.constant(f"{name}.bias", layer.bias)
     low.ops.append(
-        Routing(
+        ops.Routing(
             f"{name}.route",
             f"{name}.votes",
             coupling,
@@ -209,3 +207,40 @@ def _route(low: Lowering, layer: DenseCaps | RoutedConvCaps, types: int, shape: 
             layer.iterations,
         )
     )
+
+
+def lower(
+    model: CapsNet,
+    plan: QuantPlan,
+    *,
+    name: str = "model",
+    labels: tuple[str, ...] = (),
+    meta: dict[str, str] | None = None,
+) -> Program:
+    """The integer Program of ``model`` under ``plan``.
+
+    Args:
+        model: a float model; batch norms are lowered with their running statistics.
+        plan: a format for every point of the model.
+        name: the Program's name, a C identifier.
+        labels: names of the classes, or empty.
+        meta: free text about its provenance.
+
+    Raises:
+        PlanError: the plan is not one for this model, or an accumulator could overflow 64 bits.
+        ModelError: a layer has no integer form; the message names it.
+    """
+    plan.check(model)
+    low = Lowering(plan, model.points())
+    stages = model.stages()
+    for stage in stages:
+        for layer in stage.layers:
+            lower_layer(low, layer, stage.wiring[layer.name])
+    output = stages[-1].outputs[0]
+    lengths = f"{output.rpartition('.')[0]}.lengths"
+    classes, dim = low.tensors[output].shape
+    low.tensors[lengths] = TensorSpec(lengths, (classes,), lengths_format(low.format(output), dim))
+    low.ops.append(ops.Lengths(lengths, output, lengths))
+    program = Program(name, low.tensors, tuple(low.ops), PIXELS, output, lengths, plan.seed, labels, meta or {})
+    verify(program)
+    return program

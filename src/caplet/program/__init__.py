@@ -3,7 +3,7 @@
 from caplet.program.arena import MemoryMap, plan_memory
 from caplet.program.bounds import AccumulatorBound
 from caplet.program.file import dumps, load_program, loads, save_program
-from caplet.program.interpreter import Outcome, run, trace
+from caplet.program.interpreter import RunResult, run, trace
 from caplet.program.op import Op, Shifts
 from caplet.program.ops import (
     OPS,
@@ -18,7 +18,6 @@ from caplet.program.ops import (
     MaxPool2d,
     Routing,
     Squash,
-    conv_weight,
     pixel_table,
 )
 from caplet.program.program import Program
@@ -40,15 +39,14 @@ __all__ = [
     "MaxPool2d",
     "MemoryMap",
     "Op",
-    "Outcome",
     "Program",
     "Proof",
     "Routing",
+    "RunResult",
     "Shifts",
     "Squash",
     "TensorSpec",
     "WideFormat",
-    "conv_weight",
     "dumps",
     "lengths_format",
     "load_program",

@@ -2,10 +2,10 @@
 
 Lifetimes are counted in ops: a tensor lives from the op that writes it to the last op that reads it (the class capsules
 and their lengths to the end). The raw image lies outside the arena, as do all constants. Coupling is never stored
-whole (see ``caplet.program.workspace``). Squash, channel affine and add work in place where their input dies with them
+whole (see :func:`workspace`). Squash, channel affine and add work in place where their input dies with them
 and an element keeps its size; so do preactivation and activation of a routing.
 
-Votes need not be stored whole. Of the votes of I input capsules the first ``stored[votes]`` are kept; the others are
+Votes need not be stored whole. Of the votes of I input capsules the first ``stored[votes]`` are stored; the others are
 recomputed, one input capsule at a time, in every iteration. With all of them stored the votes op runs once, before the
 routing; otherwise it runs within the routing, and its sources stay alive until then. The integers are the same.
 """
@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from caplet.errors import PlanError
-from caplet.program.ops import Add, ChannelAffine, ConvVotes, DenseVotes, Routing, Squash
+from caplet.fixed.format import FixedFormat
+from caplet.program.op import Op, Tensors
+from caplet.program.ops import Add, ChannelAffine, Convolution, ConvVotes, DenseVotes, Routing, Squash
 from caplet.program.program import Program
+from caplet.program.tensor import Constant
 from caplet.program.verify import Proof, verify
-from caplet.program.workspace import routing_rows, workspace
 
 ALIGNMENT = 8
 """Every buffer starts at a multiple of this many bytes."""
@@ -112,9 +114,9 @@ def _store_most(
     low, high = 0, inputs
     while low < high:
         middle = high if low == 0 and high == inputs else (low + high + 1) // 2
-        trial = _place(program, proof, {**best.stored, name: middle}, in_place)
-        if trial.bytes <= ram:
-            best, low = trial, middle
+        plan = _place(program, proof, {**best.stored, name: middle}, in_place)
+        if plan.bytes <= ram:
+            best, low = plan, middle
         else:
             high = middle - 1
     return best
@@ -165,13 +167,13 @@ def _requests(
         scratch = workspace(op, tensors, proof)
         if isinstance(op, DenseVotes | ConvVotes):
             inputs, outputs, dim = tensors[op.output].shape
-            kept = stored[op.output]
+            rows = stored[op.output]
             element = tensors[op.output].element_bytes
             end = last[op.output]
-            first = index if kept == inputs else end
-            if kept:
-                add(op.output, kept * outputs * dim * element, first, end)
-            if kept < inputs:
+            first = index if rows == inputs else end
+            if rows:
+                add(op.output, rows * outputs * dim * element, first, end)
+            if rows < inputs:
                 add(f"{op.name}/vote_rows", routing_rows(outputs) * outputs * dim * element, end, end)
             for what, size in scratch.items():
                 add(f"{op.name}/{what}", size, first, first)
@@ -217,3 +219,58 @@ def _last_reads(program: Program, stored: Mapping[str, int]) -> dict[str, int]:
                 last[name] = max(last[name], routings[op.output], index)
     last[program.output] = last[program.lengths] = len(program.ops) - 1
     return last
+
+
+def unpacked_bytes(weight: Constant) -> int:
+    """Bytes of one weight after unpacking: 1 where every integer fits int8, else 2."""
+    if isinstance(weight.format, FixedFormat):
+        return 1 if weight.format.bits + (not weight.format.signed) <= 8 else 2
+    return 1 if 1 << (weight.format.max_code - 1) <= 127 else 2
+
+
+def needs_unpacking(weight: Constant) -> bool:
+    """Whether packed codes must be unpacked before use: not where they lie in flash as int8 or int16 already."""
+    fmt = weight.format
+    return not (isinstance(fmt, FixedFormat) and fmt.signed and fmt.bits in (8, 16))
+
+
+def _filter_bytes(weight: Constant) -> int:
+    return weight.codes.size // weight.shape[0] * unpacked_bytes(weight)
+
+
+def filters_together(weight: Constant) -> int:
+    """Filters that a convolution takes at once: 4, or fewer where 4 unpacked ones would fill more than 4 KiB."""
+    if not needs_unpacking(weight):
+        return 4
+    return max(1, min(4, 4096 // _filter_bytes(weight)))
+
+
+def routing_rows(outputs: int) -> int:
+    """Input capsules that a routing to ``outputs`` capsules takes together: up to 8, while their scratch is small."""
+    return max(1, min(8, 256 // outputs))
+
+
+def workspace(op: Op, tensors: Tensors, proof: Proof) -> dict[str, int]:
+    """Scratch of one op: purpose -> bytes.
+
+    * ``filter`` (convolutions): the filters of :func:`filters_together` output channels, unpacked.
+    * ``acc`` and ``row`` (dense votes): the accumulators of one input capsule's votes, and unpacked rows of G * D
+      weights, for up to four input components.
+    * ``acc``, ``coupling``, ``exponentials`` (routing): the accumulators of the weighted sum over all G * D, and the G
+      coupling codes and G uint32 exponentials (several iterations only) of :func:`routing_rows` input capsules.
+    """
+    if isinstance(op, Convolution):
+        together = filters_together(op.weight)
+        return {"filter": together * _filter_bytes(op.weight)} if needs_unpacking(op.weight) else {}
+    if isinstance(op, DenseVotes):
+        _, in_dim, votes = op.weight.shape
+        widest = max(proof.find(op.name, f"acc:{source}").bytes for source in op.sources)
+        row = {"row": min(in_dim, 4) * votes * unpacked_bytes(op.weight)} if needs_unpacking(op.weight) else {}
+        return {"acc": votes * widest, **row}
+    if isinstance(op, Routing):
+        _, outputs, dim = tensors[op.votes].shape
+        count = routing_rows(outputs) * outputs
+        several = {"exponentials": 4 * count} if op.iterations > 1 else {}
+        acc = outputs * dim * proof.find(op.name, "acc").bytes
+        return {"acc": acc, "coupling": count * tensors[op.coupling].element_bytes, **several}
+    return {}

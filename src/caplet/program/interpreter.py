@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet.errors import DataError
 from caplet.fixed.format import FixedFormat
 from caplet.fixed.integer import squared_length
 from caplet.fixed.rounding import Rounding, rounding_shift, stochastic_noise
@@ -33,20 +32,24 @@ _WINDOW_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Results of a batch of B images.
+class RunResult:
+    """What a Program computes of a batch of B images, by whatever engine.
 
     capsules: class capsules, codes of the output's format, int32 (B, classes, D).
     lengths: squared lengths in codes, int64 (B, classes).
-    predictions: the class of the longest capsule, the first one on a tie, int64 (B,).
     """
 
-    capsules: Codes
-    lengths: Codes
-    predictions: Codes
+    capsules: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+
+    @property
+    def predictions(self) -> NDArray[np.int64]:
+        """The class of the longest capsule, the first one on a tie, int64 (B,)."""
+        longest: NDArray[np.int64] = self.lengths.argmax(axis=1)
+        return longest
 
 
-def run(program: Program, images: NDArray[np.uint8], *, exact_floats: bool = True) -> Outcome:
+def run(program: Program, images: NDArray[np.uint8], *, exact_floats: bool = True) -> RunResult:
     """Run a Program on images.
 
     images: uint8 (B, channels, rows, columns). exact_floats: allow exact float64 products; the integers are the same.
@@ -56,7 +59,7 @@ def run(program: Program, images: NDArray[np.uint8], *, exact_floats: bool = Tru
     parts = [machine.execute(chunk) for chunk in _chunks(program, images)]
     capsules = np.concatenate([part[program.output] for part in parts]).astype(np.int32)
     lengths = np.concatenate([part[program.lengths] for part in parts]).astype(np.int64)
-    return Outcome(capsules, lengths, lengths.argmax(axis=1))
+    return RunResult(capsules, lengths)
 
 
 def trace(program: Program, images: NDArray[np.uint8], *, exact_floats: bool = True) -> dict[str, Codes]:
@@ -72,11 +75,7 @@ def trace(program: Program, images: NDArray[np.uint8], *, exact_floats: bool = T
 
 def _chunks(program: Program, images: NDArray[np.uint8]) -> list[Codes]:
     """The images in the device's layout (B, rows, columns, channels), in small batches."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != program.image_shape or not len(images):
-        raise DataError(
-            f"program {program.name}: images are {images.dtype} of shape {images.shape}; the rule is uint8 of shape "
-            f"(images, {', '.join(map(str, program.image_shape))}), at least one"
-        )
+    program.check_images(images)
     whole = images.transpose(0, 2, 3, 1)
     return [whole[start : start + _BATCH] for start in range(0, len(whole), _BATCH)]
 
@@ -111,7 +110,8 @@ class _Machine:
         if spec.rounding is not Rounding.STOCHASTIC:
             return None
         draw = stochastic_noise(self.program.seed, spec.name, spec.elements, iteration * spec.elements)
-        return draw.reshape(spec.shape)
+        noise: Codes = draw.reshape(spec.shape)
+        return noise
 
     def requantize(self, name: str, acc: Codes, bias: Constant | None, shifts: Shifts, iteration: int = 0) -> Codes:
         """The common pattern: acc (B, ..., bias's shape) -> codes (B, *shape of the tensor)."""
@@ -127,7 +127,8 @@ class _Machine:
         if noise is not None:
             noise = noise.reshape(acc.shape[1:])
         codes = self.fixed(name).saturate(base + rounding_shift(acc, shift, spec.rounding, noise))
-        return codes.astype(np.int32).reshape(len(acc), *spec.shape)
+        shaped: Codes = codes.astype(np.int32).reshape(len(acc), *spec.shape)
+        return shaped
 
     def operands(self, op: Op, what: str) -> type:
         """The dtype in which the products of an accumulator are exact: float64 below 2**53, else int64."""

@@ -56,6 +56,12 @@ class Convolution(UnaryOp):
     padding: int
     channel_shifts: IntArray | None
 
+    def positions(self, tensors: Tensors) -> tuple[int, int]:
+        """Rows and columns of windows."""
+        sizes = zip(tensors[self.input].shape[:2], self.weight.shape[1:3], strict=True)
+        rows, columns = ((size + 2 * self.padding - kernel) // self.stride + 1 for size, kernel in sizes)
+        return rows, columns
+
     def shifts(self, tensors: Tensors) -> Shifts:
         product = tensors[self.input].format.frac_bits + weight_frac(self.weight, self.channel_shifts)
         return accumulator_shifts(product, bias_frac(self.bias), tensors[self.output].format.frac_bits)
@@ -345,8 +351,3 @@ def pixel_table(
     pixels = np.arange(256, dtype=np.float64) / 255.0
     values = (pixels - np.array(mean)[:, None]) * np.array(scale)[:, None]
     return Constant(key, fmt.encode(values), fmt)
-
-
-def conv_weight(key: str, oihw: IntArray, fmt: FixedFormat) -> Constant:
-    """A convolution's weight from codes in PyTorch's order (out, in, kernel rows, kernel columns)."""
-    return Constant(key, np.transpose(oihw, (0, 2, 3, 1)), fmt)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from caplet.errors import DataError
 from caplet.program.op import Op
 from caplet.program.ops import Convolution, ConvVotes, DenseVotes, Routing
 from caplet.program.tensor import Constant, TensorSpec
@@ -26,7 +31,7 @@ class Program:
     lengths: their squared lengths, (classes,).
     seed: of stochastic rounding, 32 bits.
     labels: the names of the classes, or empty.
-    meta: free text about the Program's origin (never interpreted).
+    meta: free text about the Program's provenance (never interpreted).
 
     Nothing is checked on construction; ``caplet.program.verify.verify`` checks everything.
     """
@@ -51,6 +56,14 @@ class Program:
     def classes(self) -> int:
         """Number of classes."""
         return self.tensors[self.output].shape[0]
+
+    def check_images(self, images: NDArray[Any]) -> None:
+        """Raise DataError unless ``images`` are at least one of this Program's: uint8 (N, channels, rows, columns)."""
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self.image_shape or not len(images):
+            raise DataError(
+                f"program {self.name}: images are {images.dtype} of shape {images.shape}; the rule is uint8 of shape "
+                f"(images, {', '.join(map(str, self.image_shape))}), at least one"
+            )
 
     def constants(self) -> Iterator[Constant]:
         """Every constant, op by op."""

@@ -95,7 +95,8 @@ class Constant:
     @property
     def integers(self) -> IntArray:
         """What the device multiplies with: ``value = integers * 2**-format.frac_bits`` (codes, or powers of two)."""
-        return self.format.integers(self.codes)
+        integers: IntArray = self.format.integers(self.codes)
+        return integers
 
     @property
     def packed_bytes(self) -> int:

@@ -54,7 +54,7 @@ def compilers() -> list[Compiler]:
     candidates += [(name,) for name in ("cc", "gcc", "clang")]
     if importlib.util.find_spec("ziglang") is not None:
         candidates.append((sys.executable, "-m", "ziglang", "cc"))
-    return [compiler for command in dict.fromkeys(candidates) if (compiler := _probe(command)) is not None]
+    return [compiler for command in dict.fromkeys(candidates) if (compiler := _examine(command)) is not None]
 
 
 def find_compiler() -> Compiler:
@@ -69,7 +69,7 @@ def find_compiler() -> Compiler:
 
 
 @cache
-def _probe(command: tuple[str, ...]) -> Compiler | None:
+def _examine(command: tuple[str, ...]) -> Compiler | None:
     if shutil.which(command[0]) is None:
         return None
     done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -16,12 +17,12 @@ from caplet.program import interpreter
 from caplet.program.c.emit import RUNTIME_FOLDER, EmitSettings, Export, emit
 from caplet.program.program import Program
 from caplet.runtime.boards import Board, CrossCompiler
-from caplet.runtime.difference import Difference, first_difference
-from caplet.runtime.elf import read_sizes
-from caplet.runtime.traces import read_traces
+from caplet.runtime.traces import Difference, first_difference, read_traces
 
 _COMMON = ("-std=c99", "-ffreestanding", "-fno-strict-aliasing", "-ffunction-sections", "-fdata-sections")
 _LINK = ("-nostartfiles", "-Wl,--gc-sections")
+_ELF_HEADER, _ELF_SECTION = struct.Struct("<16sHHIIIIIHHHHHH"), struct.Struct("<10I")
+_ALLOCATED, _NO_BITS = 2, 8
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def run_on_device(
             capsules=capsules,
             differing=int(unequal.sum()),
             first=first,
-            flash_bytes=read_sizes(firmware).flash,
+            flash_bytes=elf_flash_bytes(firmware),
             arena_bytes=export.plan.bytes,
             stack_bytes=stack,
             instructions=(ticks * board.tick) >> board.clock_shift,
@@ -154,3 +155,19 @@ def _locate(
     if difference is None:
         return None
     return Difference(difference.tensor, (image, *difference.index[1:]), difference.expected, difference.found)
+
+
+def elf_flash_bytes(path: Path) -> int:
+    """Flash that a 32-bit little-endian ELF file takes: code, constants and the initial values of variables.
+
+    Raises ArtefactError for any other file.
+    """
+    data = path.read_bytes()
+    if len(data) < _ELF_HEADER.size or data[:6] != b"\x7fELF\x01\x01":
+        raise ArtefactError(f"{path}: not a 32-bit little-endian ELF file")
+    fields = _ELF_HEADER.unpack_from(data)
+    offset, size, count = fields[6], fields[11], fields[12]
+    if size != _ELF_SECTION.size or offset + size * count > len(data):
+        raise ArtefactError(f"{path}: the ELF section table lies outside the file")
+    sections = [_ELF_SECTION.unpack_from(data, offset + index * size) for index in range(count)]
+    return sum(length for _, kind, flags, _, _, length, *_ in sections if flags & _ALLOCATED and kind != _NO_BITS)

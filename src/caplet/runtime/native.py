@@ -6,33 +6,18 @@ import ctypes
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet.errors import DataError
+from caplet.program.interpreter import RunResult
 from caplet.program.program import Program
 from caplet.runtime.compiler import build_library, load_library
 from caplet.runtime.steps import make_steps
 
 _CHUNK = 64
-
-
-@dataclass(frozen=True)
-class NativeResult:
-    """Results of a batch of N images, the same integers as ``caplet.program.interpreter.run`` gives.
-
-    capsules: class capsules, codes of the output's format, int32 (N, classes, D).
-    lengths: squared lengths in codes, int64 (N, classes).
-    predictions: the class of the longest capsule, the first one on a tie, int64 (N,).
-    """
-
-    capsules: NDArray[np.int32]
-    lengths: NDArray[np.int64]
-    predictions: NDArray[np.int64]
 
 
 class NativeModel:
@@ -49,9 +34,9 @@ class NativeModel:
         self._library = load_library(library or build_library())
         self._steps = make_steps(program)
 
-    def run(self, images: NDArray[np.uint8]) -> NativeResult:
-        """Run the Program on images: uint8 (N, channels, rows, columns), N >= 1. Raises DataError for others."""
-        self._check(images)
+    def run(self, images: NDArray[np.uint8]) -> RunResult:
+        """As :func:`caplet.program.interpreter.run`, the same integers. Raises DataError for images that do not fit."""
+        self.program.check_images(images)
         program = self.program
         out, squared = program.tensors[program.output], program.tensors[program.lengths]
         capsules = np.empty((len(images), *out.shape), dtype=out.c_type.removesuffix("_t"))
@@ -69,12 +54,11 @@ class NativeModel:
 
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(chunk, starts))
-        wide = lengths.astype(np.int64)
-        return NativeResult(capsules.astype(np.int32), wide, wide.argmax(axis=1))
+        return RunResult(capsules.astype(np.int32), lengths.astype(np.int64))
 
     def trace(self, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Every tensor but coupling, which is never stored: name -> codes (N, *shape), int64. Memory grows with N."""
-        self._check(images)
+        self.program.check_images(images)
         arena = self._arena()
         parts: dict[str, list[NDArray[Any]]] = {}
         for image in images:
@@ -84,14 +68,6 @@ class NativeModel:
                     if name in self._steps.places:
                         parts.setdefault(name, []).append(self._tensor(arena, name))
         return {name: np.stack(codes) for name, codes in parts.items()}
-
-    def _check(self, images: NDArray[np.uint8]) -> None:
-        program = self.program
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != program.image_shape or not len(images):
-            raise DataError(
-                f"program {program.name}: images are {images.dtype} of shape {images.shape}; the rule is uint8 of "
-                f"shape (images, {', '.join(map(str, program.image_shape))}), at least one"
-            )
 
     def _arena(self) -> NDArray[np.uint8]:
         """Memory of one thread, from a cache line on."""

@@ -17,7 +17,7 @@ from caplet.jobs.ship import export_c
 from caplet.metrics import Accuracy
 from caplet.program import Program
 from caplet.program.c.emit import EmitSettings, Export
-from caplet.program.interpreter import Outcome, run
+from caplet.program.interpreter import RunResult, run
 from caplet.runtime.engine import Engine
 
 
@@ -37,7 +37,7 @@ class CompressedModel:
     folder: Path
     metrics: dict[str, Any]
 
-    def run(self, images: NDArray[np.uint8]) -> Outcome:
+    def run(self, images: NDArray[np.uint8]) -> RunResult:
         """Class capsules and predictions of images uint8 (N, C, H, W). Raises DataError for others."""
         return run(self.program, images)
 

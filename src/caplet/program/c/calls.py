@@ -47,7 +47,7 @@ class CallWriter:
     def _call(self, op: Op) -> Call | None:
         descriptor = f"&{self._symbols[op.name]}"
         if isinstance(op, DenseVotes | ConvVotes):
-            if not self._all_kept(op):
+            if not self._all_stored(op):
                 return None
             lines = [*self._provider(op), self._store(op)]
             return Call(op, _block(lines), op.outputs)
@@ -62,15 +62,15 @@ class CallWriter:
 
     def _routing(self, op: Routing, descriptor: str) -> Call:
         maker = self._program.votes_op(op)
-        kept = self._plan.stored[op.votes]
+        stored = self._plan.stored[op.votes]
         written: tuple[str, ...] = () if op.logits is None else (op.logits,)
-        if self._all_kept(maker):
+        if self._all_stored(maker):
             lines = [
-                f"const caplet_votes votes = {{{self.place(op.votes)}, NULL, NULL, NULL, NULL, NULL, NULL, {kept}}};"
+                f"const caplet_votes votes = {{{self.place(op.votes)}, NULL, NULL, NULL, NULL, NULL, NULL, {stored}}};"
             ]
         else:
             lines = self._provider(maker)
-            if kept:
+            if stored:
                 lines.append(self._store(maker))
         lines.append(
             "const caplet_routing_memory buffers = {"
@@ -93,22 +93,22 @@ class CallWriter:
             written += (op.preactivation,)
         return Call(op, _block(lines), (*written, op.activation))
 
-    def _all_kept(self, op: DenseVotes | ConvVotes) -> bool:
+    def _all_stored(self, op: DenseVotes | ConvVotes) -> bool:
         return self._plan.stored[op.output] == self._program.tensors[op.output].shape[0]
 
     def _provider(self, op: DenseVotes | ConvVotes) -> list[str]:
         """Declarations of ``votes``, which makes rows of votes with ``op``."""
         dense = isinstance(op, DenseVotes)
-        kept = self._plan.stored[op.output]
+        stored = self._plan.stored[op.output]
         fields = [
-            self.place(op.output) if kept else "NULL",
+            self.place(op.output) if stored else "NULL",
             self.place(f"{op.name}/vote_rows"),
             "caplet_make_dense_votes" if dense else "caplet_make_conv_votes",
             f"&{self._symbols[op.name]}",
             "sources",
             self.place(f"{op.name}/acc"),
             self.place(f"{op.name}/{'row' if dense else 'filter'}"),
-            f"{kept}",
+            f"{stored}",
         ]
         sources = ", ".join(self.place(name) for name in op.inputs)
         return [f"const void *const sources[] = {{{sources}}};", f"const caplet_votes votes = {{{', '.join(fields)}}};"]

@@ -16,15 +16,14 @@ from caplet.fixed.packing import pack_bits
 from caplet.fixed.rounding import Rounding, noise_keys
 from caplet.fixed.softmax import sum_bits
 from caplet.program import ops
+from caplet.program.arena import filters_together, routing_rows
 from caplet.program.bounds import AccumulatorBound
-from caplet.program.c.identifiers import Identifiers
 from caplet.program.c.sources import constants
-from caplet.program.c.structure import Array, Ref, Struct, StructArray
+from caplet.program.c.structure import Array, Identifiers, Ref, Struct, StructArray
 from caplet.program.op import Op
 from caplet.program.program import Program
 from caplet.program.tensor import Constant, IntArray, TensorSpec, WideFormat
 from caplet.program.verify import Proof
-from caplet.program.workspace import filters_together, routing_rows
 from caplet.registry import Registry
 
 _SIGNED, _UNSIGNED, _POWERS = (constants()[f"CAPLET_{kind}"] for kind in ("SIGNED", "UNSIGNED", "POWERS"))
@@ -165,8 +164,11 @@ def _input_quantize(op: ops.InputQuantize, to: Descriptions) -> Struct:
     )
 
 
-def _conv(op: ops.Convolution, to: Descriptions, outputs: tuple[int, int], types: int, out_format: Struct) -> Struct:
+@DESCRIPTORS.of(ops.Conv2d)
+@DESCRIPTORS.of(ops.ConvVotes)
+def _convolution(op: ops.Convolution, to: Descriptions) -> Struct:
     rows, columns, channels = to.spec(op.input).shape
+    out_rows, out_columns = op.positions(to.program.tensors)
     out, kernel_rows, kernel_columns, depth = op.weight.shape
     product = to.spec(op.input).format.frac_bits + op.weight.format.frac_bits
     return Struct(
@@ -174,29 +176,23 @@ def _conv(op: ops.Convolution, to: Descriptions, outputs: tuple[int, int], types
         {
             "weight": to.constant(op.weight),
             "acc": to.accumulator(op, to.proof.find(op.name, "acc"), product, op.bias, op.channel_shifts),
-            "out": out_format,
+            "out": to.format(op.output, op.relu, op.high) if isinstance(op, ops.Conv2d) else to.format(op.output),
             "in_rows": rows,
             "in_columns": columns,
             "in_channels": channels,
-            "out_rows": outputs[0],
-            "out_columns": outputs[1],
+            "out_rows": out_rows,
+            "out_columns": out_columns,
             "out_channels": out,
             "kernel_rows": kernel_rows,
             "kernel_columns": kernel_columns,
             "depth": depth,
-            "types": types,
+            "types": op.in_types if isinstance(op, ops.ConvVotes) else 1,
             "stride": op.stride,
             "padding": op.padding,
             "together": filters_together(op.weight),
             "in_type": element_type(to.spec(op.input)),
         },
     )
-
-
-@DESCRIPTORS.of(ops.Conv2d)
-def _conv2d(op: ops.Conv2d, to: Descriptions) -> Struct:
-    rows, columns, _ = to.spec(op.output).shape
-    return _conv(op, to, (rows, columns), 1, to.format(op.output, op.relu, op.high))
 
 
 @DESCRIPTORS.of(ops.MaxPool2d)
@@ -221,15 +217,6 @@ def _max_pool2d(op: ops.MaxPool2d, to: Descriptions) -> Struct:
             "wide": int(to.proof.find(op.name, "acc").bytes == 8),
         },
     )
-
-
-@DESCRIPTORS.of(ops.ConvVotes)
-def _conv_votes(op: ops.ConvVotes, to: Descriptions) -> Struct:
-    rows, columns = (
-        (size + 2 * op.padding - kernel) // op.stride + 1
-        for size, kernel in zip(to.spec(op.input).shape[:2], op.weight.shape[1:3], strict=True)
-    )
-    return _conv(op, to, (rows, columns), op.in_types, to.format(op.output))
 
 
 @DESCRIPTORS.of(ops.ChannelAffine)

@@ -17,8 +17,8 @@ from caplet.program import interpreter
 from caplet.program.arena import ALIGNMENT, MemoryMap, plan_memory
 from caplet.program.c.calls import CallWriter
 from caplet.program.c.describe import Descriptions
-from caplet.program.c.identifiers import Identifiers, identifier
 from caplet.program.c.sources import runtime_files
+from caplet.program.c.structure import Identifiers, identifier
 from caplet.program.ops import DenseVotes, InputQuantize
 from caplet.program.program import Program
 from caplet.program.tensor import TensorSpec
@@ -229,8 +229,7 @@ def _bounds(proof: Proof, op: str) -> list[Any]:
 
 
 def _stored_bytes(plan: MemoryMap, spec: TensorSpec) -> int:
-    kept = plan.stored.get(spec.name)
-    return spec.bytes if kept is None else spec.bytes // spec.shape[0] * kept
+    return spec.bytes // spec.shape[0] * plan.stored.get(spec.name, spec.shape[0])
 
 
 def _vectors(program: Program, settings: EmitSettings, images: NDArray[np.uint8] | None) -> dict[str, Any]:

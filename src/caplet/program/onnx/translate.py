@@ -19,8 +19,7 @@ from caplet.fixed.format import FixedFormat
 from caplet.fixed.rounding import Rounding, stochastic_noise
 from caplet.fixed.softmax import softmax as integer_softmax
 from caplet.program import ops
-from caplet.program.onnx.functions import softmax, squash
-from caplet.program.onnx.graph import IR_VERSION, OPSET, Graph, Value, require_onnx
+from caplet.program.onnx.graph import IR_VERSION, OPSET, Graph, Value, require_onnx, softmax, squash
 from caplet.program.op import Op, Shifts
 from caplet.program.program import Program
 from caplet.program.tensor import Constant

@@ -3,21 +3,18 @@
 
 void caplet_add(const caplet_add_op *op, const void *a, const void *b, void *y)
 {
-    const uint32_t extra = op->right < 0 ? (uint32_t)-op->right : 0u;
-    const uint32_t right = op->right < 0 ? 0u : (uint32_t)op->right;
+    const caplet_scale scale = caplet_plain_scale(op->right);
     uint32_t i;
     for (i = 0; i < op->count; i++) {
-        const int32_t left_code = caplet_load(a, op->a_type, i);
-        const int32_t right_code = caplet_load(b, op->b_type, i);
+        const int32_t x = caplet_load(a, op->a_type, i);
+        const int32_t z = caplet_load(b, op->b_type, i);
         int32_t code;
         if (op->wide) {
-            int64_t sum = caplet_left64(left_code, op->a_left + extra) + caplet_left64(right_code, op->b_left + extra);
-            sum += caplet_rounding_term(&op->out, right, i);
-            code = caplet_clip64(sum >> right, op->out.low, op->out.high);
+            const int64_t sum = caplet_left64(x, op->a_left) + caplet_left64(z, op->b_left);
+            code = caplet_requantize64(sum, &scale, &op->out, i);
         } else {
-            int32_t sum = caplet_left32(left_code, op->a_left + extra) + caplet_left32(right_code, op->b_left + extra);
-            sum += (int32_t)caplet_rounding_term(&op->out, right, i);
-            code = caplet_clip32(sum >> right, op->out.low, op->out.high);
+            const int32_t sum = caplet_left32(x, op->a_left) + caplet_left32(z, op->b_left);
+            code = caplet_requantize32(sum, &scale, &op->out, i);
         }
         caplet_store(y, op->out.type, i, code);
     }

@@ -11,12 +11,8 @@ void caplet_channel_affine(const caplet_channel_affine_op *op, const void *x, vo
         uint32_t index = channel;
         for (pixel = 0; pixel < op->pixels; pixel++) {
             const int32_t code = caplet_load(x, op->in_type, index);
-            int32_t result;
-            if (op->acc.wide) {
-                result = caplet_requantize64((int64_t)code * factor, &scale, &op->out, index);
-            } else {
-                result = caplet_requantize32(code * factor, &scale, &op->out, index);
-            }
+            const int32_t result = op->acc.wide ? caplet_requantize64((int64_t)code * factor, &scale, &op->out, index)
+                                                : caplet_requantize32(code * factor, &scale, &op->out, index);
             caplet_store(y, op->out.type, index, result);
             index += op->channels;
         }

@@ -1,5 +1,5 @@
 /* 2-D convolution in groups of channels; ReLU and an upper limit are part of the output's range. */
-#include "window.h"
+#include "fixed.h"
 
 void caplet_conv2d(const caplet_conv_op *op, const void *x, void *y, void *filter)
 {

@@ -1,5 +1,5 @@
 /* Votes of a convolutional capsule layer: every input capsule type is convolved with one shared kernel. */
-#include "window.h"
+#include "fixed.h"
 
 void caplet_conv_votes(const caplet_conv_op *op, const void *x, uint32_t input, void *row, void *filter)
 {

@@ -25,8 +25,8 @@ static uint32_t isqrt32(uint32_t n) /* 2^30 .. 2^32 - 1 */
     uint32_t root = 0;
     uint32_t bit;
     for (bit = 128; bit > 0; bit >>= 1) {
-        const uint32_t trial = root | bit;
-        root = trial * trial <= top ? trial : root;
+        const uint32_t more = root | bit;
+        root = more * more <= top ? more : root;
     }
     root = (root << 8) + (((top - root * root) << 8) + ((n >> 8) & 255u)) / (2u * root);
     /* The division can give 2^16, whose square does not fit. */

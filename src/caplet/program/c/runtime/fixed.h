@@ -204,4 +204,12 @@ uint64_t caplet_squared_length(const void *x, uint8_t type, uint32_t dim);
 void caplet_softmax(const void *logits, uint8_t type, int16_t frac, uint32_t rows, uint32_t count, uint8_t scale_bits,
                     uint32_t *exponentials, const caplet_format *out, void *coupling, uint32_t element);
 
+/*
+ * The convolution of channels first_channel .. first_channel + depth - 1 of x with the filters of the output channels
+ * channel .. channel + count - 1, `together` at a time. y: out.type (out_rows, out_columns, out_channels). element:
+ * noise index of y's first element.
+ */
+void caplet_convolve(const caplet_conv_op *op, const void *x, uint32_t first_channel, uint32_t channel, uint32_t count,
+                     void *y, uint32_t element, void *filter);
+
 #endif

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "host.h"
-#include "window.h"
+#include "fixed.h"
 
 enum { TILE = 4, BLOCK = 16, CHUNK = 2304 };
 

@@ -3,7 +3,7 @@
  * is loaded once for all of them; a window is read in contiguous runs, and positions outside the input are skipped
  * rather than stored as zeros.
  */
-#include "window.h"
+#include "fixed.h"
 
 /* Filters that are taken together. */
 enum { FILTERS = 4 };
