@@ -16,7 +16,7 @@ from caplet.jobs.prune.settings import PruneSettings
 from caplet.models.checkpoint import load_model
 from caplet.models.registry import build
 from caplet.prune.scores import SCORES
-from caplet.prune.surgery import cut
+from caplet.prune.structure import cut
 
 
 def test_a_smaller_model_is_measured_faster_in_the_same_run(trained: Path) -> None:

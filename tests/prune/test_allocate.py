@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from caplet.prune.allocate import _slopes, measured_prices
-from caplet.prune.order import Allocation, macs_per_unit, removal_order
+from caplet.prune.order import Allocation, _slopes, macs_per_unit, measured_prices, removal_order
 from caplet.prune.rules import UnitKind
 from caplet.prune.structure import prunable, structure_of
 from caplet.train.loss import margin_loss

@@ -11,8 +11,7 @@ from caplet.models.cost import cost_of
 from caplet.prune.order import Allocation, fewest_removals, macs_per_unit, removal_order, resized_cost
 from caplet.prune.rules import UnitKind
 from caplet.prune.scores import measure_scores
-from caplet.prune.structure import prunable, structure_of
-from caplet.prune.surgery import cut
+from caplet.prune.structure import cut, prunable, structure_of
 from caplet.train.loss import margin_loss
 from tiny_networks import PRUNED, model_and_images
 

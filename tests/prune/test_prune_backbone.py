@@ -27,8 +27,7 @@ from caplet.prune.backbone import (
 )
 from caplet.prune.backbone_groups import PlainTrunk, group_importance, torch_pruning
 from caplet.prune.scores import measure_scores
-from caplet.prune.structure import structure_of
-from caplet.prune.surgery import cut
+from caplet.prune.structure import cut, structure_of
 from caplet.train.loss import margin_loss
 from tiny_networks import PRUNED, model_and_images
 

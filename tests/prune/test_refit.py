@@ -14,8 +14,7 @@ from caplet.models.base import CapsNet
 from caplet.nn.points import Handler
 from caplet.prune import refit
 from caplet.prune.refit import refitted
-from caplet.prune.structure import Structure, structure_of
-from caplet.prune.surgery import cut
+from caplet.prune.structure import Structure, cut, structure_of
 from tiny_networks import model_and_images
 
 CASES = [

@@ -14,9 +14,8 @@ from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.points import Handler, PointSpec
 from caplet.prune.coupling import measure_activity
-from caplet.prune.scores import SCORES, Score, measure_scores, register_score
-from caplet.prune.structure import structure_of
-from caplet.prune.surgery import cut
+from caplet.prune.scores import SCORES, Score, measure_scores
+from caplet.prune.structure import cut, structure_of
 from caplet.train.loss import margin_loss
 from tiny_networks import PRUNED, model_and_images
 
@@ -121,14 +120,14 @@ def test_scores_leave_the_model_as_it_was() -> None:
 def test_what_is_refused() -> None:
     model, images = model_and_images("shallow")
     labels = labels_for(model, images)
-    with pytest.raises(ConfigError, match=r"unknown score 'tailor'; the scores are taylor, length"):
+    with pytest.raises(ConfigError, match=r"unknown score 'tailor'; did you mean 'taylor'\? \(known: taylor, length"):
         measure_scores(model, images, labels, ["tailor"], margin_loss)
     with pytest.raises(ConfigError, match=r"score taylor: it needs a label for every calibration image, found none"):
         measure_scores(model, images, None, ["taylor"], margin_loss)
     with pytest.raises(ConfigError, match=r"7 calibration images are too few to score 4 classes; .* at least 8"):
         measure_scores(model, images[:7], labels[:7], ["length"], margin_loss)
-    with pytest.raises(ValueError, match="already registered"):
-        register_score(Score("taylor", "again"))
+    with pytest.raises(ValueError, match="score taylor is registered already"):
+        SCORES.add("taylor", Score("taylor", "again"))
 
 
 def test_gradients_that_are_not_finite_are_refused() -> None:

@@ -17,9 +17,8 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.nn.layer import Layer
 from caplet.program.interpreter import run
-from caplet.prune.rules import RULES, UnitKind, dependencies, rule_of
-from caplet.prune.structure import Keep, Structure, structure_of
-from caplet.prune.surgery import cut
+from caplet.prune.rules import RULES, UnitKind, rule_of
+from caplet.prune.structure import Keep, Structure, cut, structure_of
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.formats import FormatRule
@@ -169,5 +168,5 @@ def test_a_layer_without_a_rule_is_refused_by_name() -> None:
 
     with pytest.raises(ModelError, match=r"layer odd1: type Odd has no pruning rule; supported types: ConvCaps2d"):
         rule_of(Odd("odd1"), ())
-    with pytest.raises(ValueError, match="already has a pruning rule"):
-        dependencies(next(iter(RULES)))(next(iter(RULES.values())))
+    with pytest.raises(ValueError, match="is registered already"):
+        RULES.of(next(iter(RULES)))(next(iter(RULES.values())))

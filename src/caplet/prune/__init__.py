@@ -1,1 +1,1 @@
-"""Structured pruning: what dependencies with what, importance scores, surgery, schedules, accounting."""
+"""Structured pruning: which units go together, importance scores, surgery, schedules, accounting."""

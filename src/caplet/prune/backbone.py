@@ -30,9 +30,8 @@ from caplet.prune.backbone_groups import PRIMARY, group_importance
 from caplet.prune.order import resized_cost
 from caplet.prune.refit import refitted
 from caplet.prune.rules import UnitKind
-from caplet.prune.scores import SCORES, Loss, Values, find_score, measure_scores
-from caplet.prune.structure import Keep, Structure, kept_sizes, structure_of
-from caplet.prune.surgery import cut
+from caplet.prune.scores import SCORES, Loss, Values, measure_scores
+from caplet.prune.structure import Keep, Structure, cut, kept_sizes, structure_of
 
 TORCH_PRUNING = "torch-pruning"
 """As an importance: torch-pruning's group magnitude; any other is a score of :mod:`caplet.prune.scores`."""
@@ -181,7 +180,7 @@ def _scores(
         return group_importance(model, structure)
     if settings.score not in SCORES:
         raise ConfigError(f"unknown score {settings.score!r}; the scores are {TORCH_PRUNING}, {', '.join(SCORES)}")
-    name = find_score(settings.score).name
+    name = settings.score
     return measure_scores(model, images.images, images.labels, [name], loss, seed=settings.seed)[name]
 
 
@@ -257,7 +256,7 @@ def recalibrate(model: CapsNet, images: Tensor, batch_size: int = 100) -> None:
             norm.reset_running_stats()
             norm.momentum = None  # then PyTorch averages over all batches
             norm.train()
-        for batch in images.split(batch_size):
+        for batch in torch.split(images, batch_size):
             if len(batch) * 2 >= min(batch_size, len(images)):
                 model(to_float(batch))
     finally:

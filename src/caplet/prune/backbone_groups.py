@@ -8,6 +8,7 @@ Source: Fang et al. 2023, "DepGraph: Towards any structural pruning" (groups, an
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -30,12 +31,11 @@ PRIMARY = "primary"
 def torch_pruning() -> ModuleType:
     """The package ``torch_pruning``. Raises ToolMissing where it is not installed."""
     try:
-        import torch_pruning as package
+        return import_module("torch_pruning")
     except ImportError:
         raise ToolMissing(
             "torch-pruning is not installed: pip install 'caplet[pruning]', or choose another importance (--score)"
         ) from None
-    return package
 
 
 class PlainTrunk(nn.Module):
@@ -72,7 +72,8 @@ class PlainTrunk(nn.Module):
             values = {INPUT: x}
             for node, layer in block.nodes_and_layers():
                 x = values[node.name] = self._run(layer, *(values[name] for name in sources_of(node)))
-        return self.convs[PRIMARY](x)
+        preactivation: Tensor = self.convs[PRIMARY](x)
+        return preactivation
 
     def _run(self, layer: Layer, *inputs: Tensor) -> Tensor:
         if isinstance(layer, ConvNorm):

@@ -1,23 +1,36 @@
-"""In which order units go, and how many of them for a target: every target is a length of one sequence of removals."""
+"""In which order units go, and how many of them for a target: every target is a length of one sequence of removals.
+
+First-order scores say which unit of a group matters least. They do not say what a group as a whole can do without, as
+units which stand in for each other go together. The allocation ``measured`` therefore measures the loss with parts of
+one group removed at a time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from caplet.data.imageset import to_float
 from caplet.errors import ConfigError
 from caplet.models.assemble import skeleton
 from caplet.models.base import CapsNet
 from caplet.models.cost import Cost, cost_of
+from caplet.nn.functional import lengths
+from caplet.progress import Progress
 from caplet.prune.rules import DependencyGroup, UnitKind
-from caplet.prune.scores import Scores, Values
-from caplet.prune.structure import Keep, Selection, Structure
+from caplet.prune.scores import Loss, Scores, Values
+from caplet.prune.structure import Keep, Selection, Structure, cut
 
 GLOBAL_FLOOR = 0.125
 """The fraction of every group that the allocations ``global`` and ``measured`` leave at least: beyond it they guess."""
+REMOVED = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+"""Fractions of a group at which the allocation ``measured`` measures the loss."""
 
 
 class Allocation(StrEnum):
@@ -72,7 +85,7 @@ def removal_order(
     Args:
         unit_macs: by group, the multiply-accumulates that one of its units costs; for ``global`` and ``measured``.
         prices: by group, what each removal adds to the loss, the least important unit first; for ``measured``
-            (:func:`caplet.prune.allocate.measured_prices`).
+            (:func:`caplet.prune.order.measured_prices`).
         fixed: by group, what stays from the start: a fraction up to 1, or from 2 on a number of units. Such groups are
             not in the sequence.
 
@@ -161,3 +174,74 @@ def fewest_removals(order: RemovalOrder, met: Callable[[dict[str, Keep]], bool])
         else:
             low = middle + 1
     return low
+
+
+def measured_prices(
+    model: CapsNet,
+    structure: Structure,
+    scores: Scores,
+    groups: Sequence[DependencyGroup],
+    images: Tensor,
+    labels: Tensor,
+    loss: Loss,
+    *,
+    batch_size: int = 100,
+    progress: Progress | None = None,
+) -> dict[str, Values]:
+    """By group, what each removal adds to the mean loss, float64 (size,): the least important unit by ``scores`` first.
+
+    Between the measured fractions the loss is a line; the prices are the slopes of its lower convex hull, and so never
+    fall: a group whose loss dips on its way up is not emptied for the dip.
+
+    Args:
+        images: uint8 (N, C, H, W), of the calibration split. labels: int64 (N,).
+        progress: called with (measurements done, all).
+    """
+    whole = _mean_loss(model, images, labels, loss, batch_size)
+    counts = {group.name: sorted({round(part * group.size) for part in REMOVED} - {0, group.size}) for group in groups}
+    everything, done = sum(map(len, counts.values())), 0
+    prices: dict[str, Values] = {}
+    for group in groups:
+        order = removal_order(structure, scores, (group,), Allocation.UNIFORM, {})
+        points = [(0, 0.0)]
+        for count in counts[group.name]:
+            smaller = cut(model, order.selection(count), structure)
+            points.append((count, _mean_loss(smaller, images, labels, loss, batch_size) - whole))
+            done += 1
+            if progress is not None:
+                progress(done, everything)
+        prices[group.name] = _slopes(points, group.size)
+    return prices
+
+
+def _slopes(points: Sequence[tuple[int, float]], size: int) -> Values:
+    """Slopes of the lower convex hull of ``points`` (removed, loss added), for each of ``size`` removals.
+
+    The last slope goes on beyond the last point.
+
+    >>> _slopes([(0, 0.0), (2, 1.0), (4, 0.8), (6, 4.0)], 8).tolist()
+    [0.2, 0.2, 0.2, 0.2, 1.6, 1.6, 1.6, 1.6]
+    """
+    hull: list[tuple[int, float]] = []
+    for point in points:
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], point):
+            hull.pop()
+        hull.append(point)
+    result = np.zeros(size)
+    for first, second in pairwise(hull):
+        result[first[0] :] = _slope(first, second)
+    return result
+
+
+def _slope(first: tuple[int, float], second: tuple[int, float]) -> float:
+    return (second[1] - first[1]) / (second[0] - first[0])
+
+
+@torch.inference_mode()
+def _mean_loss(model: CapsNet, images: Tensor, labels: Tensor, loss: Loss, batch_size: int) -> float:
+    model.eval()
+    total = 0.0
+    for start in range(0, len(images), batch_size):
+        pixels, batch = images[start : start + batch_size], labels[start : start + batch_size]
+        total += float(loss(lengths(model(to_float(pixels))), batch)) * len(batch)
+    return total / len(images)

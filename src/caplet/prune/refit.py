@@ -48,7 +48,7 @@ def refitted(
 
     Args:
         model: the network before surgery.
-        smaller: what :func:`caplet.prune.surgery.cut` made of it with ``selection``.
+        smaller: what :func:`caplet.prune.structure.cut` made of it with ``selection``.
         images: uint8 (N, C, H, W), of the training split.
         seed: of the positions that are looked at.
 

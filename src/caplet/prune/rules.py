@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any
 
 from caplet.errors import ModelError
 from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps
 from caplet.nn.conv import ConvNorm, ConvReLU, InputLayer, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.layer import Layer
+from caplet.registry import Registry
 
 AxisGroups = tuple[str | int, ...]
 """What an axis runs along: names of groups, or numbers where nothing can go; slowest first."""
@@ -64,7 +65,7 @@ class Voters:
 
 @dataclass(frozen=True)
 class Dependencies:
-    """How one layer dependencies.
+    """Which dependency groups the tensors of one layer run along.
 
     Attributes:
         groups: the groups of the layer's own units. Layers of one stage share them.
@@ -87,25 +88,13 @@ class Dependencies:
     same: tuple[tuple[str, str], ...] = ()
 
 
-L = TypeVar("L", bound=Layer)
-Rule = Callable[[L, tuple[MapAxes, ...]], Dependencies]
-RULES: dict[type[Layer], Rule] = {}
-
-
-def dependencies(layer: type[L]) -> Callable[[Rule[L]], Rule[L]]:
-    """Register the rule of a layer type; a second one for the same type raises ValueError."""
-
-    def register(rule: Rule[L]) -> Rule[L]:
-        if layer in RULES:
-            raise ValueError(f"layer type {layer.__name__} already has a pruning rule")
-        RULES[layer] = rule
-        return rule
-
-    return register
+Rule = Callable[[Any, tuple[MapAxes, ...]], Dependencies]
+"""The layer, and what it reads -> its dependencies."""
+RULES: Registry[type[Layer], Rule] = Registry("pruning rule of layer type")
 
 
 def rule_of(layer: Layer, sources: tuple[MapAxes, ...]) -> Dependencies:
-    """How ``layer`` dependencies when it reads ``sources``.
+    """The dependencies of ``layer`` when it reads ``sources``.
 
     Raises:
         ModelError: no rule knows the layer's type; the message names the layer and the supported types.
@@ -128,13 +117,13 @@ def _group(layer: Layer, kind: UnitKind, size: int) -> DependencyGroup:
     return DependencyGroup(f"{layer.name.partition('.')[0]}.{kind}", kind, size)
 
 
-@dependencies(InputLayer)
+@RULES.of(InputLayer)
 def _input(layer: InputLayer, sources: tuple[MapAxes, ...]) -> Dependencies:
     channels, rows, columns = layer.specs["image"].shape
     return Dependencies((), MapAxes((channels,), rows * columns))
 
 
-@dependencies(ConvReLU)
+@RULES.of(ConvReLU)
 def _conv_relu(layer: ConvReLU, sources: tuple[MapAxes, ...]) -> Dependencies:
     """Output channels go with their filters, biases and batch norm, and with the input channels of what reads them."""
     channels, rows, columns = layer.out_shape
@@ -146,7 +135,7 @@ def _conv_relu(layer: ConvReLU, sources: tuple[MapAxes, ...]) -> Dependencies:
     return Dependencies((group,), MapAxes(out, rows * columns), tensors, {0: out}, "activation")
 
 
-@dependencies(ConvNorm)
+@RULES.of(ConvNorm)
 def _conv_norm(layer: ConvNorm, sources: tuple[MapAxes, ...]) -> Dependencies:
     """As for a plain convolution, but each has channels of its own; a depthwise one has those of its input."""
     channels, rows, columns = layer.out_shape
@@ -161,20 +150,20 @@ def _conv_norm(layer: ConvNorm, sources: tuple[MapAxes, ...]) -> Dependencies:
     )
 
 
-@dependencies(MaxPool)
+@RULES.of(MaxPool)
 def _max_pool(layer: MaxPool, sources: tuple[MapAxes, ...]) -> Dependencies:
     _, rows, columns = layer.out_shape
     return Dependencies((), MapAxes(sources[0].along, rows * columns))
 
 
-@dependencies(MapSum)
+@RULES.of(MapSum)
 def _map_sum(layer: MapSum, sources: tuple[MapAxes, ...]) -> Dependencies:
     """The same channels go from both maps: the branch takes the names of the skip connection."""
     branch, skip = (str(flow.along[0]) for flow in sources)
     return Dependencies((), sources[1], same=((skip, branch),))
 
 
-@dependencies(SqueezeExcite)
+@RULES.of(SqueezeExcite)
 def _squeeze_excite(layer: SqueezeExcite, sources: tuple[MapAxes, ...]) -> Dependencies:
     """The gate follows its input's channels; its hidden channels stay."""
     along = sources[0].along
@@ -182,7 +171,7 @@ def _squeeze_excite(layer: SqueezeExcite, sources: tuple[MapAxes, ...]) -> Depen
     return Dependencies((), sources[0], tensors)
 
 
-@dependencies(ConvCaps2d)
+@RULES.of(ConvCaps2d)
 def _conv_caps(layer: ConvCaps2d, sources: tuple[MapAxes, ...]) -> Dependencies:
     """Capsule types go with all their filters; dimensions with their filter in every type."""
     types, dim, rows, columns = layer.out_shape
@@ -194,7 +183,7 @@ def _conv_caps(layer: ConvCaps2d, sources: tuple[MapAxes, ...]) -> Dependencies:
     return Dependencies(groups, MapAxes(out, rows * columns), tensors, {0: out[:1], 1: out[1:]}, "preactivation")
 
 
-@dependencies(RoutedConvCaps)
+@RULES.of(RoutedConvCaps)
 def _routed_conv_caps(layer: RoutedConvCaps, sources: tuple[MapAxes, ...]) -> Dependencies:
     """One filter serves all input types: an input type takes only its votes along, an output type its filters."""
     types, dim, rows, columns = layer.out_shape
@@ -213,7 +202,7 @@ def _routed_conv_caps(layer: RoutedConvCaps, sources: tuple[MapAxes, ...]) -> De
     )
 
 
-@dependencies(ResidualAdd)
+@RULES.of(ResidualAdd)
 def _residual_add(layer: ResidualAdd, sources: tuple[MapAxes, ...]) -> Dependencies:
     """What is added has the same units: a block's layers share their groups (they are of one stage)."""
     first, second = sources
@@ -222,7 +211,7 @@ def _residual_add(layer: ResidualAdd, sources: tuple[MapAxes, ...]) -> Dependenc
     return Dependencies((), first)
 
 
-@dependencies(DenseCaps)
+@RULES.of(DenseCaps)
 def _dense_caps(layer: DenseCaps, sources: tuple[MapAxes, ...]) -> Dependencies:
     """Classes never go. Input capsules go with their matrices and votes, and with their type."""
     group, dims = _group(layer, UnitKind.CAPSULES, layer.in_capsules), _group(layer, UnitKind.DIM, layer.dim)

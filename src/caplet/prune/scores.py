@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from typing import TypeAlias
 
 import numpy as np
@@ -20,10 +21,11 @@ from caplet.data.imageset import to_float
 from caplet.errors import CapletError, ConfigError
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
+from caplet.nn.points import Handler, PointSpec
 from caplet.progress import Progress
-from caplet.prune.record import Record, Site, sites, voter_layers
-from caplet.prune.rules import DependencyGroup, UnitKind
+from caplet.prune.rules import DependencyGroup, UnitKind, Voters
 from caplet.prune.structure import Structure, structure_of
+from caplet.registry import Registry
 
 Values = NDArray[np.float64]
 Scores: TypeAlias = Mapping[str, Values]
@@ -32,6 +34,96 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """Lengths float (B, classes), labels int64 (B,) -> mean loss of the batch."""
 IMAGES_PER_CLASS = 2
 """Fewer calibration images per class than this are too few to score anything."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where units of a group are active: a layer's activation, its axes taken apart into what they run along.
+
+    Attributes:
+        layer: name of the layer.
+        shape: (batch excluded) the activation's sizes after taking the axes apart.
+        axis: of the group in ``shape``, the batch axis counted (so at least 1).
+        dims: axes of the capsules' dimensions, counted likewise.
+    """
+
+    group: DependencyGroup
+    layer: str
+    shape: tuple[int, ...]
+    axis: int
+    dims: tuple[int, ...]
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """All axes but the units', the batch's included."""
+        return tuple(axis for axis in range(len(self.shape) + 1) if axis != self.axis)
+
+
+def sites(structure: Structure, model: CapsNet) -> list[Site]:
+    """Every place where units other than single voting capsules are active."""
+    result = []
+    for layer in model.layers():
+        rule = structure.layers[layer.name]
+        if not rule.units:
+            continue
+        spec = layer.specs["activation"]
+        parts: list[str | int] = []
+        for axis, size in enumerate(spec.shape):
+            parts += rule.units.get(axis, (size,))
+        shape = tuple(part if isinstance(part, int) else structure.groups[part].size for part in parts)
+        assert prod(shape) == spec.elements
+        found = {part: index + 1 for index, part in enumerate(parts) if isinstance(part, str)}
+        dims = tuple(axis for name, axis in found.items() if structure.groups[name].kind is UnitKind.DIM)
+        result += [Site(structure.groups[name], layer.name, shape, axis, dims) for name, axis in found.items()]
+    return result
+
+
+@dataclass
+class Record(Handler):
+    """A point handler that keeps, for one batch, what scores look at. Attach it with ``model.handle``.
+
+    Attributes:
+        values: activation, votes and last coupling by key, float, with the batch axis first.
+    """
+
+    structure: Structure
+    keep_gradients: bool
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
+        if spec.name in ("activation", "sum", "votes", "coupling"):
+            if self.keep_gradients and value.requires_grad:
+                value.retain_grad()
+            self.values[key] = value
+        return value
+
+    def product(self, key: str) -> Tensor:
+        """Value x gradient at a point, the first-order effect of removing each element on the loss."""
+        value = self.values[key]
+        assert value.grad is not None, key
+        return value.detach() * value.grad
+
+    def active(self, site: Site) -> Tensor:
+        """The activation at a site, float (B, *site.shape)."""
+        value = self.values[f"{site.layer}.activation"].detach()
+        return value.reshape(len(value), *site.shape)
+
+    def voting(self, voters: Voters, sources: tuple[str, ...]) -> Tensor:
+        """Lengths of the capsules that vote, float (B, I), read from the maps at the points ``sources``."""
+        maps = [lengths(self.values[key].detach().movedim(2, -1)).flatten(1) for key in sources]
+        listed = torch.cat(maps, 1)
+        return listed if voters.places is None else listed[:, list(voters.places)]
+
+
+def voter_layers(model: CapsNet, structure: Structure) -> dict[str, tuple[str, Voters, tuple[str, ...]]]:
+    """By ``capsules`` group: the layer that it votes in, its voters, and the points that the layer reads."""
+    found = {}
+    for stage in model.stages():
+        for layer in stage.layers:
+            voters = structure.layers[layer.name].voters
+            if voters is not None:
+                found[voters.group] = (layer.name, voters, stage.wiring[layer.name])
+    return found
 
 
 @dataclass(frozen=True)
@@ -57,22 +149,7 @@ class Score:
     types_from_votes: bool = False
 
 
-SCORES: dict[str, Score] = {}
-
-
-def register_score(score: Score) -> Score:
-    """Add a score; a name that is taken raises ValueError."""
-    if score.name in SCORES:
-        raise ValueError(f"score {score.name!r} is already registered")
-    SCORES[score.name] = score
-    return score
-
-
-def find_score(name: str) -> Score:
-    """The score ``name``. Raises ConfigError listing what there is."""
-    if name not in SCORES:
-        raise ConfigError(f"unknown score {name!r}; the scores are {', '.join(SCORES)}")
-    return SCORES[name]
+SCORES: Registry[str, Score] = Registry("score")
 
 
 def measure_scores(
@@ -100,7 +177,7 @@ def measure_scores(
         ModelError: images of another size, a layer without a pruning rule.
         CapletError: a gradient is not finite.
     """
-    chosen = [find_score(name) for name in names]
+    chosen = [SCORES.find(name) for name in names]
     gradients = any(score.gradients for score in chosen)
     check_scoring(model, images, labels, chosen)
     structure = structure_of(model)
@@ -204,8 +281,8 @@ def _coupling_votes(record: Record, layer: str, length: Tensor) -> Tensor:
 
 
 def _weight(model: CapsNet, structure: Structure, group: DependencyGroup, seed: int) -> Values:
-    """Root of the unit's share in the squared weights, summed over the layers that make such units."""
-    share = np.zeros(group.size)
+    """Root of the unit's fraction of the squared weights, summed over the layers that make such units."""
+    fraction = np.zeros(group.size)
     for layer in model.layers():
         rule = structure.layers[layer.name]
         axes = rule.tensors.get("weight", {})
@@ -217,8 +294,8 @@ def _weight(model: CapsNet, structure: Structure, group: DependencyGroup, seed: 
             shape = [part if isinstance(part, int) else structure.groups[part].size for part in along]
             others = tuple(index for index, part in enumerate(along) if part != group.name)
             squares = squares.reshape(shape).sum(others)
-            share += squares / max(squares.sum(), 1e-30)
-    return np.asarray(np.sqrt(share))
+            fraction += squares / max(squares.sum(), 1e-30)
+    return np.asarray(np.sqrt(fraction))
 
 
 def _random(model: CapsNet, structure: Structure, group: DependencyGroup, seed: int) -> Values:
@@ -226,20 +303,17 @@ def _random(model: CapsNet, structure: Structure, group: DependencyGroup, seed: 
     return np.random.default_rng(list(digest)).random(group.size)
 
 
-register_score(
-    Score("taylor", "change of the margin loss, to first order, without the unit", True, _taylor, _taylor_votes)
-)
-register_score(
-    Score("length", "mean length of the unit's capsules, or mean activation", False, _length, lambda r, n, x: x.sum(0))
-)
-register_score(
+for _score in (
+    Score("taylor", "change of the margin loss, to first order, without the unit", True, _taylor, _taylor_votes),
+    Score("length", "mean length of the unit's capsules, or mean activation", False, _length, lambda r, n, x: x.sum(0)),
     Score(
         "coupling",
         "length of the unit's votes for the classes, weighted by their coupling; elsewhere as length",
         at_site=_length,
         at_votes=_coupling_votes,
         types_from_votes=True,
-    )
-)
-register_score(Score("weight", "share of the squared weights of the layers that make the unit", without_images=_weight))
-register_score(Score("random", "a seeded random order: the baseline", without_images=_random))
+    ),
+    Score("weight", "fraction of the squared weights of the layers that make the unit", without_images=_weight),
+    Score("random", "a seeded random order: the baseline", without_images=_random),
+):
+    SCORES.add(_score.name, _score)

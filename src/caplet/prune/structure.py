@@ -1,4 +1,4 @@
-"""The groups of a whole model, and which of their units stay."""
+"""The dependency groups of a whole model, which of their units stay, and surgery: the model without the others."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from math import prod
 from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from caplet.errors import ConfigError, ModelError
+from caplet.models.assemble import assemble, named_tensors
 from caplet.models.base import CapsNet
 from caplet.prune.rules import AxisGroups, Dependencies, DependencyGroup, MapAxes, UnitKind, Voters, rule_of
 
@@ -25,7 +28,7 @@ class Structure:
 
     Attributes:
         groups: by name, in order of execution.
-        layers: how each layer dependencies, by its name, in order of execution.
+        layers: what the tensors of each layer run along, by its name, in order of execution.
         readers: by group, the layers that read its units as their input.
         aliases: groups of the rules that are one with another: their names, and the names under which they are here.
     """
@@ -213,3 +216,47 @@ def kept_sizes(selection: Selection) -> dict[str, int]:
 def prunable(structure: Structure, kinds: tuple[UnitKind, ...]) -> tuple[DependencyGroup, ...]:
     """The groups of these kinds, in order of execution."""
     return tuple(group for group in structure.groups.values() if group.kind in kinds)
+
+
+def cut(model: CapsNet, selection: Selection, structure: Structure | None = None) -> CapsNet:
+    """A copy of ``model`` without the units that ``selection`` does not keep.
+
+    Its outputs equal those of the original in which the removed units are masked, up to the order of
+    float sums.
+
+    Args:
+        structure: of the model, if it is at hand.
+
+    Returns:
+        A model of the same family in evaluation mode; its settings say its sizes.
+
+    Raises:
+        ConfigError: a layer would be empty, or the selection does not fit the model.
+        ModelError: a layer without a pruning rule, or a family whose settings cannot say other sizes.
+    """
+    structure = structure or structure_of(model)
+    selection = structure.close(selection)
+    places = {voters.group: structure.places(voters, selection) for voters in structure.voters}
+    config = model.resized(structure.sizes(selection), places)
+    tensors: dict[str, Tensor] = {}
+    for layer in model.layers():
+        rule = structure.layers[layer.name]
+        for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
+            value = tensor.detach()
+            for axis, along in rule.tensors[name].items():
+                keep = torch.from_numpy(structure.kept(along, selection))
+                value = value.index_select(axis, keep.nonzero().flatten().to(value.device))
+            tensors[f"{layer.name}.{name}"] = value
+    return assemble(model.family, config, tensors, f"pruned {model.family}")
+
+
+def with_iterations(model: CapsNet, iterations: int) -> CapsNet:
+    """A copy of ``model`` whose class capsules are routed in so many iterations.
+
+    Raises:
+        ModelError: the family's settings have no ``iterations``.
+    """
+    if "iterations" not in type(model.config).model_fields:
+        raise ModelError(f"model family {model.family}: its settings have no routing iterations to change")
+    config = model.config.model_copy(update={"iterations": iterations})
+    return assemble(model.family, config, named_tensors(model), f"{model.family} with {iterations} iterations")

@@ -25,7 +25,7 @@ from caplet.models.checkpoint import load_model, save_model
 from caplet.models.cost import cost_of
 from caplet.program.arena import plan_memory
 from caplet.prune.order import RemovalOrder
-from caplet.prune.surgery import cut
+from caplet.prune.structure import cut
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import Calibration, calibrate

@@ -18,8 +18,7 @@ from caplet.progress import Note, Progress, silent
 from caplet.prune.coupling import measure_activity
 from caplet.prune.order import macs_per_unit, resized_cost
 from caplet.prune.scores import SCORES, measure_scores
-from caplet.prune.structure import prunable, structure_of
-from caplet.prune.surgery import cut
+from caplet.prune.structure import cut, prunable, structure_of
 from caplet.report.pruning import pruning_curves
 from caplet.runs.folder import SPLITS, open_run
 from caplet.train.loss import margin_loss

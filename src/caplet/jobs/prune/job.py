@@ -31,8 +31,7 @@ from caplet.progress import Note, Progress, silent
 from caplet.prune.coupling import measure_activity
 from caplet.prune.order import RemovalOrder
 from caplet.prune.refit import refitted
-from caplet.prune.structure import Selection, kept_sizes, structure_of
-from caplet.prune.surgery import cut, with_iterations
+from caplet.prune.structure import Selection, cut, kept_sizes, structure_of, with_iterations
 from caplet.report.pruning import survivors_plot
 from caplet.runs.folder import METRICS, SPLITS, RunFolder, open_run
 from caplet.runs.records import KEPT, record_predictions

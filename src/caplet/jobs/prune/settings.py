@@ -17,12 +17,18 @@ from caplet.errors import ConfigError
 from caplet.models.base import CapsNet
 from caplet.models.cost import Cost, cost_of
 from caplet.progress import Progress
-from caplet.prune.allocate import measured_prices
-from caplet.prune.order import Allocation, RemovalOrder, fewest_removals, macs_per_unit, removal_order, resized_cost
+from caplet.prune.order import (
+    Allocation,
+    RemovalOrder,
+    fewest_removals,
+    macs_per_unit,
+    measured_prices,
+    removal_order,
+    resized_cost,
+)
 from caplet.prune.rules import DependencyGroup, UnitKind
-from caplet.prune.scores import Scores, check_scoring, find_score, measure_scores
-from caplet.prune.structure import Selection, Structure, kept_sizes, prunable, structure_of
-from caplet.prune.surgery import with_iterations
+from caplet.prune.scores import SCORES, Scores, check_scoring, measure_scores
+from caplet.prune.structure import Selection, Structure, kept_sizes, prunable, structure_of, with_iterations
 from caplet.quant.measure.evaluator import predict
 from caplet.settings import make
 from caplet.train.loss import margin_loss
@@ -45,7 +51,7 @@ class PruneSettings(BaseModel):
         units: what goes: ``channels``, ``types``, ``dim``, ``capsules`` (single capsules that vote for the classes).
         allocation: ``uniform`` takes the same fraction of every space, ``global`` the lowest score per
             multiply-accumulate anywhere, ``measured`` the least measured loss per multiply-accumulate
-            (:mod:`caplet.prune.allocate`).
+            (:mod:`caplet.prune.order`).
         keep: fraction of the units to keep.
         macs, params: fraction of the multiply-accumulates or of the parameters to keep.
         bytes: size of the float32 parameters.
@@ -101,7 +107,7 @@ class PruneSettings(BaseModel):
             )
         if self.max_drop is not None and self.rounds > 1:
             raise ValueError("max_drop searches by itself; leave rounds at 1")
-        find_score(self.score)
+        SCORES.find(self.score)
         return self
 
     @property
@@ -203,7 +209,7 @@ def check_target(model: CapsNet, images: ImageSet, settings: PruneSettings) -> N
         ModelError: a layer without a pruning rule; a family without routing iterations to change.
     """
     chosen = spread_set(images, settings.images)
-    check_scoring(model, chosen.images, chosen.labels, [find_score(settings.score)])
+    check_scoring(model, chosen.images, chosen.labels, [SCORES.find(settings.score)])
     if settings.iterations is not None:
         model = with_iterations(model, settings.iterations)
     structure = structure_of(model)
