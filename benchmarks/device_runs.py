@@ -23,7 +23,7 @@ from typing import Any
 from integer_runs import CASES, RECORDS
 
 from caplet.data import load_data
-from caplet.jobs.quantize.searching import CALIBRATION_IMAGES, spread
+from caplet.jobs.quantize.job import CALIBRATION_IMAGES, spread
 from caplet.lower import lower
 from caplet.models.checkpoint import load_model
 from caplet.program import Program, interpreter

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from caplet.data import load_data
-from caplet.jobs.onnx import check_onnx, export_onnx
-from caplet.jobs.quantize.searching import CALIBRATION_IMAGES, spread
+from caplet.jobs.export import check_onnx, export_onnx
+from caplet.jobs.quantize.job import CALIBRATION_IMAGES, spread
 from caplet.lower import lower
 from caplet.models.checkpoint import load_model
 from caplet.quant.plan.calibrate import calibrate

@@ -27,8 +27,8 @@ from pathlib import Path
 import torch
 
 from caplet.data import load_data
-from caplet.jobs.quantize.footprint import footprint
-from caplet.jobs.quantize.searching import CALIBRATION_IMAGES, describe_step, full_passes, spread
+from caplet.jobs.quantize.accept import footprint
+from caplet.jobs.quantize.job import CALIBRATION_IMAGES, describe_step, full_passes, spread
 from caplet.lower import lower
 from caplet.metrics import paired
 from caplet.models.checkpoint import load_model

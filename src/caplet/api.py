@@ -20,21 +20,29 @@ from typing import Any
 from caplet.data import load_data
 from caplet.errors import ModelError, suggest
 from caplet.fixed import Rounding
-from caplet.jobs.check import Check, check_model
-from caplet.jobs.compress.job import compress
-from caplet.jobs.compress.result import CompressedModel
-from caplet.jobs.compress.settings import CompressSettings, Limits
-from caplet.jobs.compress.start import (
+from caplet.jobs.compress.finish import CompressedModel
+from caplet.jobs.compress.job import (
+    compress,
     compress_by_settings,
     compress_settings,
     estimate_compression,
     write_settings,
 )
+from caplet.jobs.compress.settings import CompressSettings, Limits
 from caplet.jobs.diff import Diff, diff_runs
 from caplet.jobs.evaluate import Evaluation, evaluate
+from caplet.jobs.export import (
+    OnnxCheck,
+    Verified,
+    check_onnx,
+    export_c,
+    export_onnx,
+    find_program,
+    parse_targets,
+    verify_engines,
+)
 from caplet.jobs.finetune import FinetuneRun, finetune_model, finetune_settings, plan_of_widths
-from caplet.jobs.inspect import inspect_model
-from caplet.jobs.onnx import OnnxCheck, check_onnx, export_onnx
+from caplet.jobs.inspect import Check, check_model, inspect_model
 from caplet.jobs.prune.backbone import BackboneRun, backbone_prune_settings, prune_backbone_model
 from caplet.jobs.prune.curves import prune_curves
 from caplet.jobs.prune.job import PruneResult
@@ -45,7 +53,6 @@ from caplet.jobs.quantize.job import quantize
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.report import write_report
 from caplet.jobs.sensitivity import SensitivityResult, sensitivity
-from caplet.jobs.ship import Verified, export_c, find_program, parse_targets, verify_engines
 from caplet.jobs.trace import Comparison, Trace, parse_levels, record_trace, trace_levels
 from caplet.jobs.train import TrainRun
 from caplet.jobs.train import train_by_recipe as train_model

@@ -11,8 +11,8 @@ from torch import nn
 from caplet.bench.speed import job
 from caplet.bench.speed.job import COMPILED, FAKE, HALF, INTERPRETER, OURS, PLAIN, SpeedSettings, bench_speed
 from caplet.bench.speed.plain import plain_form
-from caplet.bench.speed.turns import Timed, in_turns
 from caplet.errors import ConfigError, ToolMissing
+from caplet.jobs.timing import Timed, in_turns
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.models.registry import build

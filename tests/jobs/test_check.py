@@ -10,8 +10,8 @@ import torch
 
 from caplet import api
 from caplet.errors import ModelError
-from caplet.jobs import check
-from caplet.jobs.check import DEVICES, STACK_BYTES, check_model
+from caplet.jobs import inspect as check
+from caplet.jobs.inspect import DEVICES, STACK_BYTES, check_model
 from caplet.lower.handlers import HANDLERS
 from caplet.nn.caps import DenseCaps
 from caplet.program import plan_memory

@@ -12,11 +12,9 @@ import pytest
 from caplet import api
 from caplet.data import Splits
 from caplet.errors import ArtefactError, ConfigError
-from caplet.jobs.compress.job import compress
-from caplet.jobs.compress.result import CompressedModel
-from caplet.jobs.compress.settings import CompressSettings, checked, read_settings
-from caplet.jobs.compress.start import estimate_compression, write_settings
-from caplet.jobs.compress.template import settings_template
+from caplet.jobs.compress.finish import CompressedModel
+from caplet.jobs.compress.job import compress, estimate_compression, write_settings
+from caplet.jobs.compress.settings import CompressSettings, checked, read_settings, settings_template
 from caplet.runs.folder import METRICS, RunFolder
 from caplet.runs.stages import STAGES
 

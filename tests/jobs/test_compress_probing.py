@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from caplet.jobs.compress.choose import Pruned
-from caplet.jobs.compress.outlook import outlook
-from caplet.jobs.compress.probing import RECOVERED, next_fraction
+from caplet.jobs.compress.choose import RECOVERED, Pruned, next_fraction, outlook
 from caplet.jobs.compress.settings import Limits
 
 PROBES = (0.5, 0.25, 0.1)

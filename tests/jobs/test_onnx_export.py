@@ -11,7 +11,7 @@ from caplet import api
 from caplet.data import Splits
 from caplet.errors import ToolMissing
 from caplet.jobs import onnx as job
-from caplet.jobs.onnx import check_onnx, export_onnx
+from caplet.jobs.export import check_onnx, export_onnx
 from tiny_networks import tiny
 
 

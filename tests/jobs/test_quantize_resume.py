@@ -17,9 +17,8 @@ import torch
 from caplet import api
 from caplet.data import Splits, load_data
 from caplet.errors import ArtefactError
-from caplet.jobs.quantize import searching
-from caplet.jobs.quantize.job import PROBES, quantize
-from caplet.jobs.quantize.searching import CALIBRATION, SENSITIVITIES, TUNING
+from caplet.jobs.quantize import job as searching
+from caplet.jobs.quantize.job import CALIBRATION, PROBES, SENSITIVITIES, TUNING, quantize
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.models.base import CapsNet
 from caplet.quant.choices import Granularity, Method

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caplet.errors import ConfigError
-from caplet.jobs.quantize.footprint import footprint
+from caplet.jobs.quantize.accept import footprint
 from caplet.quant.choices import Granularity, Method
 from caplet.quant.measure.evaluator import Evaluator, PlanResult
 from caplet.quant.plan.memory import count_memory

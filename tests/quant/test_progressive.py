@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from caplet.errors import ConfigError
 from caplet.fixed import Rounding
-from caplet.jobs.quantize.footprint import footprint
+from caplet.jobs.quantize.accept import footprint
 from caplet.nn.points import Role
 from caplet.quant.choices import Granularity
 from caplet.quant.measure.evaluator import Evaluator, PlanResult

@@ -11,7 +11,7 @@ import pytest
 
 from caplet.errors import ArtefactError, ConfigError, PlanError
 from caplet.fixed import FixedFormat
-from caplet.jobs.quantize.footprint import footprint
+from caplet.jobs.quantize.accept import footprint
 from caplet.nn.points import Role, flash, ram
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import HARDWARE, Footprint, Hardware, find_hardware, fit_shifts

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch
 
-from caplet.bench.speed.turns import Timed, in_turns, spread
 from caplet.bench.speed.works import inference, noise, training
 from caplet.data.imageset import to_float
 from caplet.errors import ConfigError, ModelError
+from caplet.jobs.timing import Timed, in_turns, middle_and_ends
 from caplet.models.base import CapsNet
 from caplet.models.cost import cost_of
 
@@ -93,4 +93,4 @@ def _compared(first: Timed, second: Timed, turns: int) -> dict[str, Any]:
     """Images per second of both, and the ratio of each turn; the faster one works as long as the slower one."""
     speeds = in_turns({"a": first, "b": second}, turns)
     ratios = [b / a for a, b in zip(speeds["a"], speeds["b"], strict=True)]
-    return {"a": spread(speeds["a"]), "b": spread(speeds["b"]), "ratio": spread(ratios)}
+    return {"a": middle_and_ends(speeds["a"]), "b": middle_and_ends(speeds["b"]), "ratio": middle_and_ends(ratios)}

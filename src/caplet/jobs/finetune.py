@@ -15,7 +15,7 @@ from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
 from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.jobs.quantize.accept import artefacts
-from caplet.jobs.quantize.searching import CALIBRATION_IMAGES, spread
+from caplet.jobs.quantize.job import CALIBRATION_IMAGES, spread
 from caplet.jobs.train import CURVES, MODEL, parse_changes
 from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired, accuracy, paired

@@ -216,7 +216,7 @@ def _native(program: Program, codes: Mapping[str, NDArray[Any]], names: Sequence
     return {last[name]: _values(program, name, found) for name, found in codes.items() if name in last}
 
 
-class _Recorder(Handler):
+class TensorRecorder(Handler):
     """A point handler that keeps every computed tensor, in the device's order, and changes nothing itself."""
 
     def __init__(self, names: Sequence[str], inner: Handler | None) -> None:
@@ -241,7 +241,7 @@ class _Recorder(Handler):
 
 
 def _follow(model: CapsNet, images: NDArray[np.uint8], names: Sequence[str], inner: Handler | None) -> Level:
-    recorder = _Recorder(names, inner)
+    recorder = TensorRecorder(names, inner)
     model.eval()
     with torch.no_grad(), model.handle(recorder):
         model(to_float(torch.from_numpy(images)))

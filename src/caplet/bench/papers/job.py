@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from caplet.bench.papers.page import PAGE, RECORD, page, record_of
-from caplet.bench.papers.rows import Row, find_network, select
+from caplet.bench.papers.rows import PaperRow, find_network, select
 from caplet.bench.papers.work import Rates
 from caplet.data import Splits, load_data
 from caplet.errors import CapletError, ConfigError
 from caplet.files import file_digest
 from caplet.jobs.prune.settings import spread_set
-from caplet.jobs.rates import forward_rate, training_rate
+from caplet.jobs.timing import forward_rate, training_rate
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.progress import Note, silent
@@ -67,7 +67,7 @@ class Sources:
     settings: PapersSettings
     _data: tuple[str, Splits] | None = None
 
-    def missing(self, row: Row) -> str | None:
+    def missing(self, row: PaperRow) -> str | None:
         """Why a row cannot be made, as far as it shows before anything is loaded; None where nothing does."""
         if row.missing is not None:
             return row.missing
@@ -77,15 +77,15 @@ class Sources:
         how = "" if row.network.command is None else f" ({row.network.command} makes one)"
         return f"no checkpoint: give --model {name}=FILE{how}"
 
-    def model(self, row: Row) -> CapsNet:
+    def model(self, row: PaperRow) -> CapsNet:
         """The row's network. Raises ModelError."""
         return load_model(self.settings.models[row.network.name])
 
-    def digest(self, row: Row) -> str:
+    def digest(self, row: PaperRow) -> str:
         """SHA-256 of the checkpoint. Raises ArtefactError where it cannot be read."""
         return file_digest(self.settings.models[row.network.name])
 
-    def data(self, row: Row) -> Splits:
+    def data(self, row: PaperRow) -> Splits:
         """The row's data. Raises DataError where they are not here."""
         name = row.network.data
         if self._data is None or self._data[0] != name:
@@ -177,7 +177,7 @@ class _Made:
             for row in self.run.read_json(RECORD)["rows"]:
                 self.rows[row["name"]] = row["measured"], row["missing"]
 
-    def has(self, row: Row) -> bool:
+    def has(self, row: PaperRow) -> bool:
         """Whether an earlier call made the row."""
         return self.rows.get(row.name, (None, None))[0] is not None
 
@@ -190,8 +190,8 @@ class _Made:
         self.run.write_text(PAGE, page(record))
 
 
-def _make(row: Row, sources: Sources, stages: Stages, note: Note) -> dict[str, Any]:
-    """One row, or what is left of it to do; JSON values of :class:`caplet.bench.papers.work.Measured`, and seconds."""
+def _make(row: PaperRow, sources: Sources, stages: Stages, note: Note) -> dict[str, Any]:
+    """One row, or what is left of it to do; JSON values of :class:`caplet.bench.papers.work.RowResult`, and seconds."""
     splits = sources.data(row)
     inputs = {"work": row.work.to_json(), "model": sources.digest(row), "data": splits.info["hashes"]}
 
@@ -204,7 +204,7 @@ def _make(row: Row, sources: Sources, stages: Stages, note: Note) -> dict[str, A
     return {**found, "seconds": done.seconds, "calibration_images": len(splits.calibration)}
 
 
-def list_papers(settings: PapersSettings) -> Iterator[tuple[Row, None, str | None]]:
+def list_papers(settings: PapersSettings) -> Iterator[tuple[PaperRow, None, str | None]]:
     """Every chosen row, and why it would be blank as far as it shows without loading anything.
 
     Raises:
@@ -215,7 +215,7 @@ def list_papers(settings: PapersSettings) -> Iterator[tuple[Row, None, str | Non
         yield row, None, sources.missing(row)
 
 
-def estimate_papers(settings: PapersSettings) -> Iterator[tuple[Row, float | None, str | None]]:
+def estimate_papers(settings: PapersSettings) -> Iterator[tuple[PaperRow, float | None, str | None]]:
     """Every chosen row with its estimated minutes, from a few batches through its model here, or why it is blank.
 
     Raises:

@@ -37,7 +37,7 @@ class Paper:
 
 
 @dataclass(frozen=True)
-class Network:
+class PaperNetwork:
     """A trained network that rows need.
 
     Attributes:
@@ -70,12 +70,12 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Row:
+class PaperRow:
     """One row of a table: a network of a paper, and what is done with it. ``missing`` says why it cannot be made."""
 
     name: str
     paper: Paper
-    network: Network
+    network: PaperNetwork
     work: Work
     published: Published | None = None
     missing: str | None = None
@@ -112,48 +112,52 @@ Q7 = Paper(
 )
 PAPERS = (QCAPSNETS, PROGRESSIVE, EFFICIENT, Q7)
 
-NETWORKS: dict[str, Network] = {
+NETWORKS: dict[str, PaperNetwork] = {
     network.name: network
     for network in (
-        Network("shallow-mnist", "ShallowCaps", "mnist", "caplet train --recipe shallow-mnist"),
-        Network("shallow-fashion-mnist", "ShallowCaps", "fashion-mnist", "caplet train --recipe shallow-fashion-mnist"),
-        Network("deep-mnist", "DeepCaps", "mnist", "caplet train --recipe deepcaps-fashion-mnist --data mnist"),
-        Network("deep-fashion-mnist", "DeepCaps", "fashion-mnist", "caplet train --recipe deepcaps-fashion-mnist"),
-        Network("deep-cifar10", "DeepCaps", "cifar10", "caplet train --recipe deepcaps-cifar10"),
-        Network("deep-svhn", "DeepCaps", "svhn", "caplet train --recipe deepcaps-cifar10 --data svhn"),
-        Network("q7-mnist", "Q7-CapsNets", "mnist", "caplet train --recipe shallow-mnist --model q7-mnist"),
-        Network("q7-cifar10", "Q7-CapsNets", "cifar10", None),
-        Network("q7-smallnorb", "Q7-CapsNets", "smallnorb", None),
-        Network("resnet50-cifar10", "ResNet-50 with capsules", "cifar10", "caplet train --model resnet50-caps"),
-        Network(
+        PaperNetwork("shallow-mnist", "ShallowCaps", "mnist", "caplet train --recipe shallow-mnist"),
+        PaperNetwork(
+            "shallow-fashion-mnist", "ShallowCaps", "fashion-mnist", "caplet train --recipe shallow-fashion-mnist"
+        ),
+        PaperNetwork("deep-mnist", "DeepCaps", "mnist", "caplet train --recipe deepcaps-fashion-mnist --data mnist"),
+        PaperNetwork("deep-fashion-mnist", "DeepCaps", "fashion-mnist", "caplet train --recipe deepcaps-fashion-mnist"),
+        PaperNetwork("deep-cifar10", "DeepCaps", "cifar10", "caplet train --recipe deepcaps-cifar10"),
+        PaperNetwork("deep-svhn", "DeepCaps", "svhn", "caplet train --recipe deepcaps-cifar10 --data svhn"),
+        PaperNetwork("q7-mnist", "Q7-CapsNets", "mnist", "caplet train --recipe shallow-mnist --model q7-mnist"),
+        PaperNetwork("q7-cifar10", "Q7-CapsNets", "cifar10", None),
+        PaperNetwork("q7-smallnorb", "Q7-CapsNets", "smallnorb", None),
+        PaperNetwork("resnet50-cifar10", "ResNet-50 with capsules", "cifar10", "caplet train --model resnet50-caps"),
+        PaperNetwork(
             "resnet50-tiny-imagenet",
             "ResNet-50 with capsules",
             "tiny-imagenet",
             "caplet train --model resnet50-caps --data tiny-imagenet",
         ),
-        Network("mobilenetv1-cifar10", "MobileNetV1 with capsules", "cifar10", "caplet train --model mobilenetv1-caps"),
+        PaperNetwork(
+            "mobilenetv1-cifar10", "MobileNetV1 with capsules", "cifar10", "caplet train --model mobilenetv1-caps"
+        ),
     )
 }
 """Every network that a row needs."""
 
 
-def _qcapsnets() -> Iterator[Row]:
+def _qcapsnets() -> Iterator[PaperRow]:
     published = Published("0.15", "6.2x (memory)", None, "abstract")
     for name in ("shallow-mnist", "shallow-fashion-mnist", "deep-mnist", "deep-fashion-mnist", "deep-cifar10"):
         papers = QuantizeSettings(tolerance=0.2, relative=True, paper_formats=True, rounding="all")
         ours = QuantizeSettings(tolerance=0.2, relative=True)
         reported = published if name == "deep-cifar10" else None
-        yield Row(
+        yield PaperRow(
             f"qcapsnets-{name}-paper",
             QCAPSNETS,
             NETWORKS[name],
             Search("Q-CapsNets, one integer bit, 3 rounding schemes", papers),
             reported,
         )
-        yield Row(f"qcapsnets-{name}", QCAPSNETS, NETWORKS[name], Search("Q-CapsNets, calibrated exponents", ours))
+        yield PaperRow(f"qcapsnets-{name}", QCAPSNETS, NETWORKS[name], Search("Q-CapsNets, calibrated exponents", ours))
 
 
-def _progressive() -> Iterator[Row]:
+def _progressive() -> Iterator[PaperRow]:
     published = Published("0.09", "7.02x", "3.74x", "abstract; for which approach, it does not say")
     ways = {
         Granularity.NETWORK: "network-wise",
@@ -172,7 +176,7 @@ def _progressive() -> Iterator[Row]:
     for name in networks:
         for granularity, way in ways.items():
             settings = QuantizeSettings(method=Method.PROGRESSIVE, tolerance=0.2, granularity=granularity)
-            yield Row(
+            yield PaperRow(
                 f"progressive-{name}-{granularity}",
                 PROGRESSIVE,
                 NETWORKS[name],
@@ -181,12 +185,12 @@ def _progressive() -> Iterator[Row]:
             )
 
 
-def _efficient() -> Iterator[Row]:
+def _efficient() -> Iterator[PaperRow]:
     for name in ("shallow-mnist", "shallow-fashion-mnist"):
         for macs in (0.5, 0.1):
             settings = PruneSettings(macs=macs, teach=False, lr=1e-3)
             work = Prune(f"capsules and channels pruned to {macs:.0%} of the MACs, 1 epoch", settings)
-            yield Row(f"efficient-{name}-{macs:.0%}".replace("%", ""), EFFICIENT, NETWORKS[name], work)
+            yield PaperRow(f"efficient-{name}-{macs:.0%}".replace("%", ""), EFFICIENT, NETWORKS[name], work)
     for name in ("resnet50-cifar10", "resnet50-tiny-imagenet", "mobilenetv1-cifar10"):
         for macs in (0.5, 0.25):
             cnn = PruneCnn(
@@ -194,32 +198,32 @@ def _efficient() -> Iterator[Row]:
                 BackbonePruneSettings(macs=macs),
                 FinetuneSettings(epochs=3),
             )
-            yield Row(f"efficient-{name}-{macs:.0%}".replace("%", ""), EFFICIENT, NETWORKS[name], cnn)
+            yield PaperRow(f"efficient-{name}-{macs:.0%}".replace("%", ""), EFFICIENT, NETWORKS[name], cnn)
 
 
-def _q7() -> Iterator[Row]:
+def _q7() -> Iterator[PaperRow]:
     network = NETWORKS["q7-mnist"]
     published = Published("0.07 to 0.18", "almost 4x (memory, -75 %)", None, "abstract, over its three networks")
-    yield Row("q7-mnist-8", Q7, network, Uniform(8), published)
+    yield PaperRow("q7-mnist-8", Q7, network, Uniform(8), published)
     searches = {
         "qcapsnets": Search("Q-CapsNets, 0.2 points", QuantizeSettings(tolerance=0.2)),
         "progressive": Search("progressive, 0.2 points", QuantizeSettings(method=Method.PROGRESSIVE, tolerance=0.2)),
         "ilp": Search("integer program, 0.2 points", QuantizeSettings(method=Method.ILP, tolerance=0.2)),
     }
     for name, work in searches.items():
-        yield Row(f"q7-mnist-{name}", Q7, network, work)
+        yield PaperRow(f"q7-mnist-{name}", Q7, network, work)
     other = "the network's layers are not public to us, so that there is none to import or to train"
-    yield Row("q7-cifar10-8", Q7, NETWORKS["q7-cifar10"], Uniform(8), published, other)
-    yield Row(
+    yield PaperRow("q7-cifar10-8", Q7, NETWORKS["q7-cifar10"], Uniform(8), published, other)
+    yield PaperRow(
         "q7-smallnorb-8", Q7, NETWORKS["q7-smallnorb"], Uniform(8), published, f"no reader for smallNORB; {other}"
     )
 
 
-ROWS: dict[str, Row] = {row.name: row for part in (_qcapsnets, _progressive, _efficient, _q7) for row in part()}
+ROWS: dict[str, PaperRow] = {row.name: row for part in (_qcapsnets, _progressive, _efficient, _q7) for row in part()}
 """Every row by its name, paper by paper."""
 
 
-def select(patterns: Iterable[str]) -> tuple[Row, ...]:
+def select(patterns: Iterable[str]) -> tuple[PaperRow, ...]:
     """The rows whose name, paper, network or dataset fits one of the patterns (``*`` and ``?``); all without patterns.
 
     >>> [row.name for row in select(["q7-mnist-?", "q7-smallnorb"])]
@@ -238,12 +242,12 @@ def select(patterns: Iterable[str]) -> tuple[Row, ...]:
     return tuple(row for row in ROWS.values() if not patterns or any(_fits(row, pattern) for pattern in patterns))
 
 
-def find_network(name: str) -> Network:
+def find_network(name: str) -> PaperNetwork:
     """The network of a name. Raises ConfigError, with the nearest name, where there is none."""
     if name not in NETWORKS:
         raise ConfigError(f"no row needs a model {name!r}{suggest(name, NETWORKS)} (they need {', '.join(NETWORKS)})")
     return NETWORKS[name]
 
 
-def _fits(row: Row, pattern: str) -> bool:
+def _fits(row: PaperRow, pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) for name in (row.name, row.paper.name, row.network.name, row.network.data))

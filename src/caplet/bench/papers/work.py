@@ -11,9 +11,8 @@ from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.jobs.prune.backbone import prune_backbone_model
 from caplet.jobs.prune.job import prune
 from caplet.jobs.prune.settings import PruneSettings
-from caplet.jobs.quantize.footprint import program_footprint
-from caplet.jobs.quantize.job import quantize
-from caplet.jobs.quantize.searching import CALIBRATION_IMAGES, spread
+from caplet.jobs.quantize.accept import program_footprint
+from caplet.jobs.quantize.job import CALIBRATION_IMAGES, quantize, spread
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired, accuracy, paired
@@ -39,7 +38,7 @@ MODEL = "model.caplet"
 
 
 @dataclass(frozen=True)
-class Measured:
+class RowResult:
     """What one row's work found. Accuracies are on the test split, opened once.
 
     Attributes:
@@ -92,7 +91,7 @@ class Work(Protocol):
     def seconds(self, rates: Rates, splits: Splits) -> float:
         """A rough estimate of the time that :meth:`run` takes."""
 
-    def run(self, model: CapsNet, splits: Splits, folder: Path, resume: bool, note: Note) -> Measured:
+    def run(self, model: CapsNet, splits: Splits, folder: Path, resume: bool, note: Note) -> RowResult:
         """Do it in ``folder``; ``resume`` goes on with what an interrupted call left there."""
 
 
@@ -113,11 +112,11 @@ class Search:
         passes = schemes * PASSES[self.settings.method] + 1
         return (passes * len(splits.calibration) + 2 * len(splits.test)) / rates.forward
 
-    def run(self, model: CapsNet, splits: Splits, folder: Path, resume: bool, note: Note) -> Measured:
+    def run(self, model: CapsNet, splits: Splits, folder: Path, resume: bool, note: Note) -> RowResult:
         """See :class:`Work`."""
         result = quantize(model, splits, folder, self.settings, resume=resume, note=note)
         best = result.models[0]
-        return Measured(
+        return RowResult(
             result.float_test,
             best.test,
             best.against_float,
@@ -151,7 +150,7 @@ class Uniform:
         """See :class:`Work`."""
         return (2 * CALIBRATION_IMAGES + 2 * len(splits.test)) / rates.forward
 
-    def run(self, model: CapsNet, splits: Splits, folder: Path, resume: bool, note: Note) -> Measured:
+    def run(self, model: CapsNet, splits: Splits, folder: Path, resume: bool, note: Note) -> RowResult:
         """See :class:`Work`."""
         check_data(model, splits.test)
         folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +164,7 @@ class Uniform:
         before = float_predictions(model, splits.test) == labels
         after = predictions(program, splits.test.images.numpy())[0] == labels
         memory = count_memory(model, plan).total
-        return Measured(
+        return RowResult(
             accuracy(int(before.sum()), len(labels)),
             accuracy(int(after.sum()), len(labels)),
             paired(before, after),
@@ -200,7 +199,7 @@ class Prune:
         taught = images / rates.forward if self.settings.teach else 0.0
         return scored + images * kept / rates.training + taught + tested
 
-    def run(self, model: CapsNet, splits: Splits, folder: Path, resume: bool, note: Note) -> Measured:
+    def run(self, model: CapsNet, splits: Splits, folder: Path, resume: bool, note: Note) -> RowResult:
         """See :class:`Work`."""
         result = prune(model, splits, folder, self.settings, resume=resume, note=note)
         reason = f"{100 * result.metrics['macs_kept']:.1f} % of the multiply-accumulates are left"
@@ -229,7 +228,7 @@ class PruneCnn:
         candidates = self.settings.candidates * len(splits.calibration)
         return (candidates + images + 2 * len(splits.test)) / rates.forward + images / rates.training
 
-    def run(self, model: CapsNet, splits: Splits, folder: Path, resume: bool, note: Note) -> Measured:
+    def run(self, model: CapsNet, splits: Splits, folder: Path, resume: bool, note: Note) -> RowResult:
         """See :class:`Work`."""
         result = prune_backbone_model(model, splits, folder, self.settings, self.tuning, resume=resume, note=note)
         reason = f"{100 * result.metrics['macs_kept']:.1f} % of the multiply-accumulates are left"
@@ -239,10 +238,10 @@ class PruneCnn:
 
 def _pruned(
     original: Accuracy, test: Accuracy, against: Paired, before: Cost, after: Cost, met: bool, reason: str
-) -> Measured:
+) -> RowResult:
     """Of a model that was pruned from cost ``before`` to ``after``; both are in float32."""
     activations = [sum(layer.activation_bytes for layer in cost.layers) for cost in (before, after)]
-    return Measured(
+    return RowResult(
         original,
         test,
         against,

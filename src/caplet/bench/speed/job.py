@@ -12,10 +12,10 @@ import torch
 
 from caplet.bench.speed.apart import apart
 from caplet.bench.speed.plain import plain_form
-from caplet.bench.speed.turns import Timed, in_turns, spread
 from caplet.bench.speed.works import inference, noise, training
 from caplet.data.imageset import to_float
 from caplet.errors import ConfigError, ModelError, PlanError, ToolMissing
+from caplet.jobs.timing import Timed, in_turns, middle_and_ends
 from caplet.lower import lower
 from caplet.models.base import CapsNet
 from caplet.models.cost import cost_of
@@ -90,7 +90,7 @@ def bench_speed(model: CapsNet, settings: SpeedSettings | None = None) -> dict[s
     finally:
         torch.set_num_threads(threads)
     sides = [
-        {"what": what, "side": side, "images": works[what, side].images, "images_per_second": spread(values)}
+        {"what": what, "side": side, "images": works[what, side].images, "images_per_second": middle_and_ends(values)}
         for (what, side), values in speeds.items()
     ]
     return {

@@ -11,19 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet.jobs.compress.choose import Choice, Pruned
-from caplet.jobs.compress.context import FLOAT, Context
-from caplet.jobs.compress.probing import RECOVERED
+from caplet.jobs.compress.choose import RECOVERED, PairChoice, Pruned
+from caplet.jobs.compress.curves import FLOAT, Context
 from caplet.jobs.compress.settings import BATCH, Limits
 from caplet.jobs.evaluate import float_predictions
+from caplet.jobs.export import find_program
 from caplet.jobs.finetune import ROLE, finetune_model, finetune_settings
 from caplet.jobs.prune.job import prune
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.quantize.accept import artefacts
-from caplet.jobs.quantize.job import quantize
-from caplet.jobs.quantize.searching import CALIBRATION_IMAGES, spread
+from caplet.jobs.quantize.job import CALIBRATION_IMAGES, quantize, spread
 from caplet.jobs.quantize.settings import QuantizeSettings
-from caplet.jobs.ship import find_program
 from caplet.lower import lower
 from caplet.metrics import paired
 from caplet.models.base import CapsNet
@@ -102,7 +100,7 @@ class Attempts:
         self.tried: list[Attempt] = []
         self.left_out: list[tuple[float, Pruned]] = []
 
-    def best(self, curve: Sequence[Pruned], choice: Choice) -> Attempt:
+    def best(self, curve: Sequence[Pruned], choice: PairChoice) -> Attempt:
         """Try amounts of pruning until a network keeps to all limits; the nearest one where none does.
 
         More than was chosen is tried first, where full fine-tuning may win back what the short one did not. Where there

@@ -1,10 +1,11 @@
-"""How much to leave to pruning and how much to widths: a choice among measured points, and the reasons in words."""
+"""Which amounts of pruning are measured, which pair of pruning and width is chosen, and what would have to give."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from caplet.jobs.compress.settings import Limits
 
@@ -54,7 +55,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Choice:
+class PairChoice:
     """A pair of points and why.
 
     Attributes:
@@ -79,7 +80,7 @@ class Choice:
 
 def choose(
     curve: Sequence[Pruned], widths: Sequence[Width], size: Callable[[Pruned, Width], Size], limits: Limits
-) -> Choice:
+) -> PairChoice:
     """The smallest pair whose predicted losses together keep to the limits; the nearest one where no pair does.
 
     Losses are added as if they were independent, and a gain of one is not spent by the other. Nearest means: fewest
@@ -99,7 +100,7 @@ def choose(
             rated, key=lambda found: (len(found[1]), sum(found[1].values()), found[0][2].flash)
         )
     reasons = _reasons(curve, widths, pruned, width, bytes_, missed, limits)
-    return Choice(pruned, width, bytes_, _drop(pruned, width), tuple(missed), reasons)
+    return PairChoice(pruned, width, bytes_, _drop(pruned, width), tuple(missed), reasons)
 
 
 def _drop(pruned: Pruned, width: Width) -> float:
@@ -154,3 +155,71 @@ def _reasons(
     else:
         lines.append(f"the smallest pair within {limits.max_drop:g} points and all other limits is {told}")
     return tuple(lines)
+
+
+RECOVERED = 3.0
+"""Points of accuracy that full fine-tuning may win back over the short one at the measured points."""
+
+
+def next_fraction(probes: Sequence[float], curve: Sequence[Pruned], limits: Limits) -> float | None:
+    """The next fraction of the multiply-accumulates to measure, smaller than all before; None where none is worth it.
+
+    Once a point loses more than full fine-tuning may win back, smaller ones cannot be chosen, and only what a limit of
+    multiply-accumulates asks for is still measured. That amount is measured whether it is among ``probes`` or not.
+
+    Args:
+        probes: fractions that are measured as long as they may be chosen, 0..1.
+        curve: what was measured, the whole model first.
+    """
+    whole, last = curve[0], curve[-1]
+    asked = None if limits.macs is None else limits.macs / whole.macs
+    ahead = {fraction for fraction in probes if fraction < last.macs_kept}
+    if asked is not None and asked < last.macs_kept:
+        if last.drop > limits.max_drop + RECOVERED:
+            return asked
+        ahead.add(asked)
+    elif last.drop > limits.max_drop + RECOVERED:
+        return None
+    return max(ahead, default=None)
+
+
+class MeasuredAttempt(Protocol):
+    """A network measured against the limits."""
+
+    @property
+    def values(self) -> dict[str, float]:
+        """What was reached, by limit."""
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        """Limits that are not kept."""
+
+
+def outlook(tried: Sequence[MeasuredAttempt], limits: Limits) -> tuple[str, ...]:
+    """What would have to give for each network that was found, one line per set of limits missed; none where one fits.
+
+    Of several networks that miss the same limits, the one with the least excess is told. The fewest missed come first.
+    """
+    if any(not found.missed for found in tried):
+        return ()
+    allowed = limits.model_dump()
+
+    def excess(found: MeasuredAttempt) -> float:
+        return math.fsum(found.values[name] / max(float(allowed[name] or 0), 0.1) for name in found.missed)
+
+    nearest: dict[frozenset[str], MeasuredAttempt] = {}
+    for found in sorted(tried, key=excess):
+        nearest.setdefault(frozenset(found.missed), found)
+    ordered = sorted(nearest.values(), key=lambda found: (len(found.missed), excess(found)))
+    return tuple(
+        " and ".join(_relaxed(name, found.values[name], allowed[name]) for name in found.missed) for found in ordered
+    )
+
+
+def _relaxed(name: str, found: float, asked: float) -> str:
+    """The limit under which a value would have been accepted, rounded so that it still is."""
+    if name == "max_drop":
+        return f"a loss of {math.ceil(found * 100) / 100:.2f} points instead of {asked:g}"
+    if name == "macs":
+        return f"{found:,} multiply-accumulates instead of {asked:,}"
+    return f"{found:,} bytes of {'flash' if name == 'flash' else 'RAM'} instead of {asked:,}"

@@ -3,36 +3,97 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from caplet.data import Splits
 from caplet.errors import ConfigError
-from caplet.jobs.compress.choose import Pruned, Size, Width
-from caplet.jobs.compress.context import Context
-from caplet.jobs.compress.probing import next_fraction
+from caplet.jobs.compress.choose import Pruned, Size, Width, next_fraction
 from caplet.jobs.compress.settings import BATCH, CompressSettings
 from caplet.jobs.evaluate import float_predictions
-from caplet.jobs.prune.settings import PruneSettings, Sizes, put_in_order, removals_for, spread_set
+from caplet.jobs.prune.settings import NetworkSizes, PruneSettings, put_in_order, removals_for, spread_set
+from caplet.jobs.train import fit_to_data, resolve_recipe, train_by_recipe
 from caplet.lower import lower
 from caplet.metrics import paired
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.models.cost import cost_of
 from caplet.program.arena import plan_memory
+from caplet.progress import Note, Progress
 from caplet.prune.order import RemovalOrder
 from caplet.prune.structure import cut
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import Calibration, calibrate
 from caplet.quant.plan.widths import Widths, make_plan
-from caplet.runs.folder import RunFolder
-from caplet.runs.stages import RunStage, Stages
-from caplet.train.finetune import finetune, weights_digest
+from caplet.runs.folder import METRICS, RunFolder
+from caplet.runs.stages import Done, RunStage, Stages
+from caplet.train.finetune import TeacherAnswers, finetune, weights_digest
+
+TRAIN = "train"
+FLOAT = "model.safetensors"
+
+
+@dataclass
+class Context:
+    """A run's folder, data and settings, whom to tell, and the stages done so far.
+
+    Attributes:
+        answers: what the float model is known to answer as a teacher, shared by all networks that learn from it.
+        done: by stage, in order.
+        threads: of the CPU, that everything computes with.
+    """
+
+    run: RunFolder
+    splits: Splits
+    settings: CompressSettings
+    note: Note
+    progress: Progress | None
+    bars: bool
+    answers: TeacherAnswers = field(default_factory=TeacherAnswers)
+    done: dict[str, Done] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.stages = Stages(self.run, self.note)
+        self.threads = torch.get_num_threads()
+        self.data: dict[str, Any] = {"name": self.splits.info["name"], "hashes": self.splits.info["hashes"]}
+
+    def do(self, name: str, inputs: dict[str, Any], work: Callable[[Path, bool], None], *outputs: str) -> Done:
+        """Do a stage."""
+        done = self.stages.do(RunStage(name, {**inputs, "data": self.data}, work, outputs))
+        self.done[name] = done
+        return done
+
+    def trained(self) -> CapsNet:
+        """The stage that trains the recipe."""
+        settings = self.settings
+        recipe = settings.recipe
+        assert recipe is not None
+        changes = {"calibration_size": len(self.splits.calibration)}
+
+        def work(folder: Path, resume: bool) -> None:
+            train_by_recipe(
+                recipe,
+                folder,
+                root=settings.root,
+                data=settings.data,
+                size=settings.size,
+                channels=settings.channels,
+                changes=changes,
+                resume=resume,
+                progress=self.bars,
+            )
+
+        resolved = fit_to_data(resolve_recipe(recipe, changes), self.splits)
+        done = self.do(TRAIN, {"settings": resolved.model_dump(mode="json")}, work, FLOAT, METRICS)
+        return load_model(done.folder / FLOAT)
+
 
 MODEL, POINT = "model.safetensors", "point.json"
 IMAGES = 2000
@@ -132,7 +193,7 @@ class _Measurement:
     def prune(self, fraction: float, folder: Path, resume: bool) -> None:
         """One point of the pruning curve."""
         settings, model = self.pruning(fraction), self.model
-        whole, order = Sizes.whole(model, settings.units), self.order
+        whole, order = NetworkSizes.whole(model, settings.units), self.order
         smaller = cut(model, order.selection(removals_for(model, order, settings, whole, 1.0)), order.structure)
         folder.mkdir(parents=True, exist_ok=True)
         steps = self.settings.prune.probe_steps

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from caplet.data.imageset import ImageSet
 from caplet.errors import ToolMissing
-from caplet.files import file_digest
+from caplet.files import access, file_digest
 from caplet.jobs.compress.attempts import Attempt, plan_file
-from caplet.jobs.compress.choose import Choice
-from caplet.jobs.compress.context import Context
-from caplet.jobs.compress.curves import Curves
-from caplet.jobs.compress.outlook import outlook
-from caplet.jobs.compress.result import MODEL, CompressedModel
-from caplet.jobs.compress.speed import SPEED, measure_speed
-from caplet.jobs.evaluate import float_predictions
+from caplet.jobs.compress.choose import PairChoice, outlook
+from caplet.jobs.compress.curves import Context, Curves
+from caplet.jobs.evaluate import evaluate, float_predictions
+from caplet.jobs.export import Target, export_c, verify_engines
 from caplet.jobs.prune.settings import spread_set
 from caplet.jobs.sensitivity import sensitivity
-from caplet.jobs.ship import Target, export_c, verify_engines
+from caplet.jobs.timing import SPEED, measure_speed
 from caplet.jobs.trace import LevelName, record_trace, trace_levels
-from caplet.metrics import accuracy, paired
+from caplet.metrics import Accuracy, accuracy, paired
 from caplet.models.base import CapsNet
 from caplet.models.cost import FLOAT_BYTES, cost_of
-from caplet.program.c.emit import EmitSettings
+from caplet.program import Program
+from caplet.program.c.emit import EmitSettings, Export
+from caplet.program.interpreter import RunResult, run
 from caplet.quant.measure.sensitivity import SensitivitySettings
 from caplet.quant.plan.plan import QuantPlan
 from caplet.runs.folder import METRICS, RunFolder
@@ -41,8 +41,51 @@ from caplet.runs.records import (
     record_predictions,
     record_verified,
 )
-from caplet.runtime.engine import predictions
+from caplet.runtime.engine import Engine, predictions
 from caplet.train.finetune import weights_digest
+
+
+@dataclass(frozen=True)
+class CompressedModel:
+    """A compressed network: integers, and where everything about them is.
+
+    Attributes:
+        met: whether all limits are kept.
+        program: the integer Program.
+        folder: the run folder: ``model.caplet``, ``metrics.json``, ``report.html``, ``firmware/`` and every stage.
+        metrics: what ``metrics.json`` holds.
+    """
+
+    met: bool
+    program: Program
+    folder: Path
+    metrics: dict[str, Any]
+
+    def run(self, images: NDArray[np.uint8]) -> RunResult:
+        """Class capsules and predictions of images uint8 (N, C, H, W). Raises DataError for others."""
+        return run(self.program, images)
+
+    def accuracy(self, images: ImageSet, *, engine: Engine | str = Engine.AUTO) -> Accuracy:
+        """Accuracy of the integers; see :func:`caplet.jobs.evaluate.evaluate` for what is raised."""
+        return evaluate(self.program, images, engine=engine).accuracy
+
+    def save(self, path: str | Path) -> None:
+        """Copy the ``.caplet`` file to ``path``. Raises ArtefactError when it cannot be written."""
+        with access("write", path):
+            shutil.copyfile(self.folder / MODEL, path)
+
+    def export_c(self, folder: str | Path, settings: EmitSettings | None = None) -> Export:
+        """Write C99 sources to a new folder; see :func:`caplet.jobs.export.export_c`."""
+        return export_c(self.program, folder, settings)
+
+    @property
+    def report(self) -> Path:
+        """The report page."""
+        return self.folder / REPORT
+
+
+MODEL, REPORT = "model.caplet", "report.html"
+
 
 FIRMWARE, VERIFY, NOISE, SENSITIVITY, TIMING = "firmware", "verify", "noise", "sensitivity", "speed"
 MEMORY = "memory.json"
@@ -63,7 +106,7 @@ class Finish:
         self.context, self.model, self.right, self.attempt = context, model, right, attempt
         self.run, self.splits, self.settings, self.note = context.run, context.splits, context.settings, context.note
 
-    def all(self, curves: Curves, choice: Choice, tried: Sequence[Attempt]) -> CompressedModel:
+    def all(self, curves: Curves, choice: PairChoice, tried: Sequence[Attempt]) -> CompressedModel:
         """Export, verify, analyse, time, open the test split for the last time, and write metrics."""
         attempt, do = self.attempt, self.context.do
         inputs = {"program": file_digest(attempt.path), "ram": self.settings.ram}

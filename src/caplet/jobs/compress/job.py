@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from caplet.data import Splits
-from caplet.errors import ConfigError
+import torch
+
+from caplet.data import Splits, load_data
+from caplet.errors import ArtefactError, ConfigError
+from caplet.files import write_text
 from caplet.jobs.compress.attempts import Attempts
-from caplet.jobs.compress.choose import Choice, choose
-from caplet.jobs.compress.context import Context
-from caplet.jobs.compress.curves import Curves, measure
-from caplet.jobs.compress.finish import SENSITIVITY, Finish
-from caplet.jobs.compress.result import CompressedModel
-from caplet.jobs.compress.settings import CompressSettings
+from caplet.jobs.compress.choose import PairChoice, choose
+from caplet.jobs.compress.curves import IMAGES, SCORED, Context, Curves, measure
+from caplet.jobs.compress.finish import SENSITIVITY, CompressedModel, Finish
+from caplet.jobs.compress.settings import BATCH, CompressSettings, checked, read_settings, settings_template
 from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.jobs.report import write_report
+from caplet.jobs.timing import FORWARD, forward_rate, training_rate
+from caplet.jobs.train import fit_to_data, resolve_recipe
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
+from caplet.models.checkpoint import load_model
+from caplet.models.cost import cost_of
 from caplet.progress import Note, Progress, silent
 from caplet.runs.folder import SPLITS, RunFolder, open_run
 from caplet.train.finetune import weights_digest
+from caplet.train.settings import build_model
 
 CURVES, CHOICE = "curves", "choice.json"
 
@@ -88,7 +95,7 @@ def _compressed(context: Context, model: CapsNet) -> CompressedModel:
     return Finish(context, model, right, best).all(curves, choice, attempts.tried)
 
 
-def _choice(context: Context, model: CapsNet) -> tuple[Curves, Choice]:
+def _choice(context: Context, model: CapsNet) -> tuple[Curves, PairChoice]:
     """The measured curves, and what they say."""
     folder = context.run / CURVES
     folder.mkdir(exist_ok=True)
@@ -99,3 +106,133 @@ def _choice(context: Context, model: CapsNet) -> tuple[Curves, Choice]:
         context.note(reason)
     context.run.write_json(CHOICE, choice.to_json())
     return curves, choice
+
+
+_FAKE = 2.0
+"""Times that a fake-quantized pass takes as long as a float one."""
+_SEARCH_PASSES = 12
+"""Full passes of the calibration images that a search for widths is reckoned with."""
+_TORCH_BYTES, _CACHE_BYTES = 500_000_000, 1_600_000_000
+
+
+def compress_settings(path: str | Path | None, changes: dict[str, Any]) -> CompressSettings:
+    """Settings from a TOML file, if there is one, with ``changes``. Raises ConfigError; see :func:`read_settings`."""
+    return checked(changes) if path is None else read_settings(path, changes)
+
+
+def write_settings(path: str | Path, *, model: str | None, recipe: str, data: str, force: bool = False) -> None:
+    """Write a commented settings file. Raises ArtefactError where there is one already, or none can be written."""
+    path = Path(path)
+    if path.exists() and not force:
+        raise ArtefactError(f"{path} exists; choose another name, or --force")
+    write_text(path, settings_template(model, recipe, data))
+
+
+def compress_by_settings(
+    settings: CompressSettings,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    threads: int | None = None,
+    note: Note = silent,
+    progress: Progress | None = None,
+    bars: bool = False,
+) -> CompressedModel:
+    """Load what the settings name and compress it; see :func:`caplet.jobs.compress.job.compress`.
+
+    Args:
+        threads: of the CPU; None for torch's choice.
+        bars: show a progress bar while data are read and networks are trained.
+
+    Raises:
+        ModelError, DataError, ConfigError, ArtefactError: see there, and what the settings name cannot be used.
+    """
+    with_threads(threads)
+    model = None if settings.model is None else load_model(settings.model)
+    return compress(
+        model,
+        load_splits(settings, bars),
+        out,
+        settings,
+        resume=resume,
+        force=force,
+        note=note,
+        progress=progress,
+        bars=bars,
+    )
+
+
+def load_splits(settings: CompressSettings, progress: bool = False) -> Splits:
+    """The data that the settings, or their recipe, name. Raises DataError, ConfigError."""
+    recipe = None if settings.recipe is None else resolve_recipe(settings.recipe, {})
+    name = settings.data or (recipe.dataset if recipe is not None else "")
+    size = settings.calibration_size or (recipe.calibration_size if recipe is not None else None)
+    return load_data(
+        name,
+        settings.root,
+        calibration_size=size,
+        size=settings.size,
+        channels=settings.channels,
+        progress=progress,
+    )
+
+
+def with_threads(threads: int | None) -> None:
+    """Use so many CPU threads; None leaves torch's choice."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def estimate_compression(
+    settings: CompressSettings, *, threads: int | None = None, progress: bool = False
+) -> dict[str, Any]:
+    """What a compression would do, with estimated minutes and peak memory, from the speed of a few batches here.
+
+    Returns:
+        JSON values: ``stages`` (stage, about, minutes), ``minutes``, ``memory_bytes``.
+
+    Raises:
+        ModelError, DataError, ConfigError: the model, the recipe or the data cannot be used.
+    """
+    with_threads(threads)
+    splits = load_splits(settings, progress)
+    rows: list[dict[str, Any]] = []
+    if settings.recipe is None:
+        assert settings.model is not None
+        model = load_model(settings.model)
+    else:
+        recipe = fit_to_data(resolve_recipe(settings.recipe, {}), splits)
+        model = build_model(recipe)
+        spent = recipe.epochs * len(splits.train) / training_rate(model, recipe.precision)
+        rows.append(_row("train", f"recipe {settings.recipe}", spent))
+    arithmetic = settings.prune.arithmetic
+    infer, teach, train = forward_rate(model), forward_rate(model, arithmetic), training_rate(model, arithmetic)
+    tested = (len(splits.calibration) + len(splits.test)) / infer
+    probes = () if settings.prune.use == "no" else settings.prune.probes
+    shown = settings.prune.probe_steps * BATCH
+    looked = min(IMAGES, len(splits.calibration)) / infer
+    spent = sum((shown / train + 3 * looked) * fraction for fraction in probes)  # training looks at them, too
+    spent += looked * (1 + _FAKE * len(settings.quantize.probes))
+    if probes:
+        spent += SCORED / train + shown / teach
+    about = f"at most {len(probes)} amounts of pruning, {len(settings.quantize.probes)} widths"
+    rows.append(_row("curves", about, spent))
+    if probes:
+        epochs = settings.finetuned(len(splits.train))
+        seen = epochs * len(splits.train)
+        about = f"at most to {max(probes):.0%}, {epochs:.3g} epochs"
+        rows.append(_row("prune", about, seen * max(probes) / train + seen / teach + SCORED / train + tested))
+    passes = _SEARCH_PASSES * len(splits.calibration) / infer
+    rows.append(_row("quantize", f"{settings.quantize.method} on {len(splits.calibration):,} images", passes + tested))
+    about = f"{settings.verify.images} images, {settings.target}; the test split"
+    rows.append(_row("firmware, verify", about, 60.0 + tested))
+    cost = cost_of(model)
+    batch = FORWARD * sum(layer.activation_bytes for layer in cost.layers)
+    memory = _TORCH_BYTES + _CACHE_BYTES + 4 * cost.bytes + 2 * batch
+    minutes = sum(row["minutes"] for row in rows)
+    return {"stages": rows, "minutes": minutes, "memory_bytes": memory}
+
+
+def _row(stage: str, about: str, seconds: float) -> dict[str, Any]:
+    return {"stage": stage, "about": about, "minutes": seconds / 60}

@@ -14,8 +14,8 @@ from caplet.acceptance import Acceptance
 from caplet.data import Splits
 from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.jobs.prune.settings import (
+    NetworkSizes,
     PruneSettings,
-    Sizes,
     answers,
     check_target,
     put_in_order,
@@ -114,12 +114,12 @@ def prune(
     }
     with open_run(out, resolved, resume=resume, force=force) as run:
         splits.save_ids(run / SPLITS)
-        work = _Work(run, model, splits, settings, taught, note, progress, bars)
+        work = PruneWork(run, model, splits, settings, taught, note, progress, bars)
         return _finish(work, work.search() if settings.max_drop is not None else work.rounds())
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PruneOutcome:
     """What the rounds or trials gave: whether the target was met, their records, and the record of the result."""
 
     met: bool
@@ -128,7 +128,7 @@ class Outcome:
 
 
 @dataclass
-class _Work:
+class PruneWork:
     """A run in progress."""
 
     run: RunFolder
@@ -139,13 +139,13 @@ class _Work:
     note: Note
     progress: Progress | None
     bars: bool
-    whole: Sizes = field(init=False)
+    whole: NetworkSizes = field(init=False)
     stages: Stages = field(init=False)
     dead: dict[str, int] = field(default_factory=dict)  # units that were removed for free, by space
     _ordered: tuple[CapsNet, RemovalOrder] | None = None
 
     def __post_init__(self) -> None:
-        self.whole = Sizes.whole(self.model, self.settings.units)
+        self.whole = NetworkSizes.whole(self.model, self.settings.units)
         self.stages = Stages(self.run, self.note)
 
     def begin(self) -> tuple[CapsNet, dict[str, list[int]]]:
@@ -167,7 +167,7 @@ class _Work:
                 model, origins = cut(model, selection), _follow(origins, selection)
         return model, origins
 
-    def rounds(self) -> Outcome:
+    def rounds(self) -> PruneOutcome:
         """Round by round to the target."""
         model, origins = self.begin()
         before: dict[str, str] = {}
@@ -184,9 +184,9 @@ class _Work:
             before, model = done.outputs, load_model(done.folder / MODEL)
             records.append(self.record(done, index))
             origins = records[-1]["kept_units"]
-        return Outcome(True, records, records[-1])
+        return PruneOutcome(True, records, records[-1])
 
-    def search(self) -> Outcome:
+    def search(self) -> PruneOutcome:
         """Bisection on how much goes: the most with which the loss of accuracy stays within the one allowed."""
         model, origins = self.begin()
         order = self.order(model)
@@ -216,8 +216,8 @@ class _Work:
             if low >= high:
                 break
         if best is None:
-            return Outcome(False, records, min(records, key=lambda record: record["pair"]["loss"]))
-        return Outcome(True, records, best)
+            return PruneOutcome(False, records, min(records, key=lambda record: record["pair"]["loss"]))
+        return PruneOutcome(True, records, best)
 
     def round(
         self, model: CapsNet, origins: dict[str, list[int]], share: float, count: int | None, folder: Path, resume: bool
@@ -315,7 +315,7 @@ def _follow(origins: dict[str, list[int]], selection: Selection) -> dict[str, li
     return {name: [origins[name][unit] for unit in np.flatnonzero(keep).tolist()] for name, keep in selection.items()}
 
 
-def _finish(work: _Work, outcome: Outcome) -> PruneResult:
+def _finish(work: PruneWork, outcome: PruneOutcome) -> PruneResult:
     """Open the test split and write the model, the map of what is left, and the metrics."""
     run, splits, original, final = work.run, work.splits, work.model, outcome.final
     model = load_model(run / final["folder"] / MODEL)

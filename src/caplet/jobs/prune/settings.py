@@ -141,7 +141,7 @@ def prune_settings(values: Mapping[str, Any]) -> PruneSettings:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class NetworkSizes:
     """What targets are measured by: units of the kinds that may go, and a model's cost."""
 
     keep: int
@@ -150,13 +150,13 @@ class Sizes:
     bytes: int
 
     @classmethod
-    def of(cls, cost: Cost, structure: Structure, selection: Selection, units: tuple[UnitKind, ...]) -> Sizes:
+    def of(cls, cost: Cost, structure: Structure, selection: Selection, units: tuple[UnitKind, ...]) -> NetworkSizes:
         """Of the model that surgery with ``selection`` gives, whose cost is ``cost``."""
         left = sum(int(selection[group.name].sum()) for group in prunable(structure, units))
         return cls(left, cost.macs, cost.parameters, cost.bytes)
 
     @classmethod
-    def whole(cls, model: CapsNet, units: tuple[UnitKind, ...]) -> Sizes:
+    def whole(cls, model: CapsNet, units: tuple[UnitKind, ...]) -> NetworkSizes:
         """Of ``model`` as it is."""
         structure = structure_of(model)
         return cls.of(cost_of(model), structure, structure.whole(), units)
@@ -217,10 +217,12 @@ def check_target(model: CapsNet, images: ImageSet, settings: PruneSettings) -> N
     flat = {name: np.zeros(group.size) for name, group in structure.groups.items()}
     unit_macs = dict.fromkeys(flat, 1.0)
     order = removal_order(structure, flat, spaces, settings.allocation, unit_macs, settings.spaces, flat)
-    removals_for(model, order, settings, Sizes.whole(model, settings.units), 1.0)
+    removals_for(model, order, settings, NetworkSizes.whole(model, settings.units), 1.0)
 
 
-def removals_for(model: CapsNet, order: RemovalOrder, settings: PruneSettings, whole: Sizes, share: float) -> int:
+def removals_for(
+    model: CapsNet, order: RemovalOrder, settings: PruneSettings, whole: NetworkSizes, share: float
+) -> int:
     """How many removals, and no more, the target asks for.
 
     Args:
@@ -238,7 +240,7 @@ def removals_for(model: CapsNet, order: RemovalOrder, settings: PruneSettings, w
 
     def size(selection: Selection) -> int:
         cost = resized_cost(model, order.structure, selection)
-        found: int = getattr(Sizes.of(cost, order.structure, selection, settings.units), target)
+        found: int = getattr(NetworkSizes.of(cost, order.structure, selection, settings.units), target)
         return found
 
     count = fewest_removals(order, lambda selection: size(selection) <= all_of_it * ratio**share)
