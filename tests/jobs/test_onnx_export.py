@@ -10,7 +10,7 @@ import pytest
 from caplet import api
 from caplet.data import Splits
 from caplet.errors import ToolMissing
-from caplet.jobs import onnx as job
+from caplet.jobs import export as job
 from caplet.jobs.export import check_onnx, export_onnx
 from tiny_networks import tiny
 
