@@ -37,7 +37,7 @@ class Paper:
 
 
 @dataclass(frozen=True)
-class TableNet:
+class PaperNet:
     """A trained network that rows need.
 
     Attributes:
@@ -75,7 +75,7 @@ class PaperRow:
 
     name: str
     paper: Paper
-    network: TableNet
+    network: PaperNet
     work: Work
     published: Published | None = None
     missing: str | None = None
@@ -112,28 +112,28 @@ Q7 = Paper(
 )
 PAPERS = (QCAPSNETS, PROGRESSIVE, EFFICIENT, Q7)
 
-NETWORKS: dict[str, TableNet] = {
+NETWORKS: dict[str, PaperNet] = {
     network.name: network
     for network in (
-        TableNet("shallow-mnist", "ShallowCaps", "mnist", "caplet train --recipe shallow-mnist"),
-        TableNet(
+        PaperNet("shallow-mnist", "ShallowCaps", "mnist", "caplet train --recipe shallow-mnist"),
+        PaperNet(
             "shallow-fashion-mnist", "ShallowCaps", "fashion-mnist", "caplet train --recipe shallow-fashion-mnist"
         ),
-        TableNet("deep-mnist", "DeepCaps", "mnist", "caplet train --recipe deepcaps-fashion-mnist --data mnist"),
-        TableNet("deep-fashion-mnist", "DeepCaps", "fashion-mnist", "caplet train --recipe deepcaps-fashion-mnist"),
-        TableNet("deep-cifar10", "DeepCaps", "cifar10", "caplet train --recipe deepcaps-cifar10"),
-        TableNet("deep-svhn", "DeepCaps", "svhn", "caplet train --recipe deepcaps-cifar10 --data svhn"),
-        TableNet("q7-mnist", "Q7-CapsNets", "mnist", "caplet train --recipe shallow-mnist --model q7-mnist"),
-        TableNet("q7-cifar10", "Q7-CapsNets", "cifar10", None),
-        TableNet("q7-smallnorb", "Q7-CapsNets", "smallnorb", None),
-        TableNet("resnet50-cifar10", "ResNet-50 with capsules", "cifar10", "caplet train --model resnet50-caps"),
-        TableNet(
+        PaperNet("deep-mnist", "DeepCaps", "mnist", "caplet train --recipe deepcaps-fashion-mnist --data mnist"),
+        PaperNet("deep-fashion-mnist", "DeepCaps", "fashion-mnist", "caplet train --recipe deepcaps-fashion-mnist"),
+        PaperNet("deep-cifar10", "DeepCaps", "cifar10", "caplet train --recipe deepcaps-cifar10"),
+        PaperNet("deep-svhn", "DeepCaps", "svhn", "caplet train --recipe deepcaps-cifar10 --data svhn"),
+        PaperNet("q7-mnist", "Q7-CapsNets", "mnist", "caplet train --recipe shallow-mnist --model q7-mnist"),
+        PaperNet("q7-cifar10", "Q7-CapsNets", "cifar10", None),
+        PaperNet("q7-smallnorb", "Q7-CapsNets", "smallnorb", None),
+        PaperNet("resnet50-cifar10", "ResNet-50 with capsules", "cifar10", "caplet train --model resnet50-caps"),
+        PaperNet(
             "resnet50-tiny-imagenet",
             "ResNet-50 with capsules",
             "tiny-imagenet",
             "caplet train --model resnet50-caps --data tiny-imagenet",
         ),
-        TableNet(
+        PaperNet(
             "mobilenetv1-cifar10", "MobileNetV1 with capsules", "cifar10", "caplet train --model mobilenetv1-caps"
         ),
     )
@@ -242,7 +242,7 @@ def select(patterns: Iterable[str]) -> tuple[PaperRow, ...]:
     return tuple(row for row in ROWS.values() if not patterns or any(_fits(row, pattern) for pattern in patterns))
 
 
-def find_network(name: str) -> TableNet:
+def find_network(name: str) -> PaperNet:
     """The network of a name. Raises ConfigError, with the nearest name, where there is none."""
     if name not in NETWORKS:
         raise ConfigError(f"no row needs a model {name!r}{suggest(name, NETWORKS)} (they need {', '.join(NETWORKS)})")
