@@ -221,7 +221,7 @@ def test_cache_that_cannot_be_written_only_costs_time(tmp_path, images, monkeypa
     path = tmp_path / "c.tar.xz"
     write_archive(path, images)
     assert len(load_data("cifar10", path).test) == 20
-    assert "not kept for the next run" in caplog.text
+    assert "not stored for the next run" in caplog.text
 
 
 @pytest.mark.shared

@@ -6,15 +6,13 @@
 
 from __future__ import annotations
 
-from caplet.data.augment import augment
+from caplet.data.images import augment
 from caplet.data.imageset import ImageSet, to_float
 from caplet.data.load import DATASETS, load_data, load_saved_splits
-from caplet.data.registry import Dataset
 from caplet.data.splits import Splits
 
 __all__ = [
     "DATASETS",
-    "Dataset",
     "ImageSet",
     "Splits",
     "augment",

@@ -13,7 +13,7 @@ import torch
 from caplet.data.files import check_md5, data_root, find_or_fetch, is_file, is_folder, read_bytes
 from caplet.data.folder import DecodedTree, decode_tree, is_archive, load_archive, scan_folder, to_source
 from caplet.data.imageset import ImageSet
-from caplet.data.registry import DataRequest, Source
+from caplet.data.source import DataRequest, Source
 from caplet.errors import DataError
 
 NAME = "cifar10"

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from caplet.data.imageset import ImageSet
-from caplet.data.registry import DataRequest, Source, cut_test
+from caplet.data.source import DataRequest, Source, cut_test
 
 NAME = "digits"
 

@@ -24,10 +24,14 @@ import numpy as np
 import platformdirs
 
 from caplet import files
-from caplet.data.registry import DataRequest
+from caplet.data.source import DataRequest
 from caplet.errors import ArtefactError, DataError
 from caplet.files import access, why, write_atomic
 
+Found = TypeVar("Found")
+_log = logging.getLogger(__name__)
+_TIMEOUT_SECONDS = 30.0
+_PACKED = (".gz", ".zip", ".xz")
 _TODO = "check the path and its permissions"
 
 
@@ -89,10 +93,6 @@ def file_hash(path: Path, algorithm: str = "sha256") -> str:
     return files.file_digest(path, algorithm, _TODO, DataError)
 
 
-Found = TypeVar("Found")
-_log = logging.getLogger(__name__)
-
-
 def cache_dir() -> Path:
     """The cache folder (not created): ``$CAPLET_CACHE``, or the user cache folder of the system."""
     chosen = os.environ.get("CAPLET_CACHE")
@@ -120,10 +120,6 @@ def store_arrays(key: str, arrays: dict[str, np.ndarray]) -> None:
         write_atomic(_entry(key), lambda stream: np.savez(stream, allow_pickle=False, **arrays))
     except ArtefactError as error:
         _log.warning("decoded images are not stored for the next run: %s", error)
-
-
-_TIMEOUT_SECONDS = 30.0
-_PACKED = (".gz", ".zip", ".xz")
 
 
 def data_root(request: DataRequest) -> Path:

@@ -15,7 +15,7 @@ import torch
 from caplet.data.files import file_hash, is_file, is_folder, list_folder, load_arrays, store_arrays
 from caplet.data.images import EXTENSIONS, ImageFile, decode_all
 from caplet.data.imageset import ImageSet
-from caplet.data.registry import DataRequest, Source, cut_test
+from caplet.data.source import DataRequest, Source, cut_test
 from caplet.errors import DataError
 from caplet.files import access, digest, why
 

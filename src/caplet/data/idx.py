@@ -12,7 +12,7 @@ import torch
 
 from caplet.data.files import find_or_fetch, is_file, read_bytes
 from caplet.data.imageset import ImageSet
-from caplet.data.registry import DataRequest, Source
+from caplet.data.source import DataRequest, Source
 from caplet.errors import DataError
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

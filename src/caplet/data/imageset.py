@@ -133,7 +133,6 @@ class ImageSet:
         batch_size: int,
         *,
         generator: torch.Generator | None = None,
-        drop_last: bool = False,
         device: torch.device | str | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Go through the set once.
@@ -141,7 +140,6 @@ class ImageSet:
         Args:
             batch_size: images per batch; the last batch may be smaller.
             generator: shuffle with this generator; None keeps the set's order.
-            drop_last: leave out a last batch that is not full.
             device: where the batches go; None leaves them on the CPU.
 
         Yields:
@@ -153,9 +151,8 @@ class ImageSet:
         if batch_size < 1:
             raise ConfigError(f"batch size must be at least 1, found {batch_size}")
         order = None if generator is None else torch.randperm(len(self), generator=generator)
-        end = len(self) - len(self) % batch_size if drop_last else len(self)
-        for start in range(0, end, batch_size):
-            stop = min(start + batch_size, end)
+        for start in range(0, len(self), batch_size):
+            stop = start + batch_size
             chosen: Tensor | slice = slice(start, stop) if order is None else order[start:stop]
             images, labels = self.images[chosen], self.labels[chosen]
             if device is not None:

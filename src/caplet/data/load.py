@@ -11,29 +11,24 @@ from caplet.data.files import is_folder
 from caplet.data.folder import LAYOUT, is_archive
 from caplet.data.images import convert
 from caplet.data.imageset import ImageSet
-from caplet.data.registry import DataRequest, Dataset, Source
+from caplet.data.source import DataRequest, Loader, Source
 from caplet.data.splits import SPLITS, Splits, cut_calibration, read_saved_ids, stratified_choice
 from caplet.errors import ConfigError, DataError
 from caplet.registry import Registry
 
 MAX_SIZE = 4096
-DATASETS: Registry[str, Dataset] = Registry("dataset", DataError)
-"""The datasets known by name."""
-for _dataset in (
-    Dataset(digits.NAME, "1,797 handwritten digits, 8x8 gray, embedded (scikit-learn)", "", digits.load_digits),
-    Dataset("mnist", "70,000 handwritten digits, 28x28 gray", idx.MNIST.layout, idx.MNIST.load),
-    Dataset("fashion-mnist", "70,000 pieces of clothing, 28x28 gray", idx.FASHION_MNIST.layout, idx.FASHION_MNIST.load),
-    Dataset(cifar10.NAME, "60,000 objects and animals, 32x32 RGB", cifar10.LAYOUT, cifar10.load_cifar10),
-    Dataset(svhn.NAME, "99,289 house-number digits, 32x32 RGB", svhn.LAYOUT, svhn.load_svhn),
-    Dataset(
-        tiny_imagenet.NAME,
-        "110,000 photographs of 200 classes, 64x64 RGB",
-        tiny_imagenet.LAYOUT,
-        tiny_imagenet.load_tiny_imagenet,
-    ),
-    Dataset("folder", "your own images, one folder per class", LAYOUT, folder.load_folder),
-):
-    DATASETS.add(_dataset.name, _dataset)
+DATASETS: Registry[str, Loader] = Registry("dataset", DataError)
+"""What reads the datasets known by name."""
+for _name, _load in {
+    digits.NAME: digits.load_digits,
+    idx.MNIST.name: idx.MNIST.load,
+    idx.FASHION_MNIST.name: idx.FASHION_MNIST.load,
+    cifar10.NAME: cifar10.load_cifar10,
+    svhn.NAME: svhn.load_svhn,
+    tiny_imagenet.NAME: tiny_imagenet.load_tiny_imagenet,
+    "folder": folder.load_folder,
+}.items():
+    DATASETS.add(_name, _load)
 
 
 def load_data(
@@ -52,7 +47,7 @@ def load_data(
 
     Args:
         name: a name in :data:`DATASETS`, or the path of an image folder or a tar archive of one (dataset ``folder``).
-        root: where the files are (``Dataset.layout`` under it); None for the folder that downloads go to.
+        root: where the files are (its published files under it); None for the folder that downloads go to.
         calibration_size: images to cut from train; None for 10 % of train, at most 5,000, at least one per class.
         calibration_seed: chooses which ones.
         size: stretch the images to this (side, or (height, width)) in pixels; None keeps theirs.
@@ -74,7 +69,7 @@ def load_data(
         raise ConfigError(f"limit must be at least 1 image per split, found {limit}")
     request = DataRequest(place, _checked_size(size), _checked_channels(channels), download, progress)
     source = _read(dataset, request)
-    train, calibration = cut_calibration(source.train, dataset.name, calibration_size, calibration_seed)
+    train, calibration = cut_calibration(source.train, dataset, calibration_size, calibration_seed)
     test = source.test
     if limit is not None:
         train, calibration, test = (_limited(images, limit) for images in (train, calibration, test))
@@ -110,7 +105,7 @@ def load_saved_splits(
     parts = []
     for split in SPLITS:
         images = (source.test if split == "test" else source.train).with_ids(
-            record[split]["ids"], name=f"{dataset.name}/{split}"
+            record[split]["ids"], name=f"{dataset}/{split}"
         )
         if images.sha256() != record[split]["sha256"]:
             raise DataError(
@@ -122,27 +117,29 @@ def load_saved_splits(
     return _assemble(dataset, request, source, (parts[0], parts[1], parts[2]), settings)
 
 
-def _resolve(name: str | Path, root: str | Path | None) -> tuple[Dataset, Path | None]:
+def _resolve(name: str | Path, root: str | Path | None) -> tuple[str, Path | None]:
+    """The dataset's name, and the place of its files."""
     place = None if root is None else Path(root).expanduser()
     if isinstance(name, str) and name in DATASETS:
-        return DATASETS[name], place
+        return name, place
     if not str(name).strip():
         raise DataError(f"no dataset given (found {str(name)!r}): give {', '.join(DATASETS)} or an image folder")
     path = Path(name).expanduser()
     if is_folder(path) or is_archive(path):
         if place is not None:
             raise DataError(f"two places for the images: {path} and root {place}: give one")
-        return DATASETS["folder"], path
+        return "folder", path
     if isinstance(name, Path) or os.sep in name:
         raise DataError(f"no image folder {path}: expected one with {LAYOUT}")
     try:
-        return DATASETS.find(name), place
+        DATASETS.find(name)
     except DataError as error:
         raise DataError(f"{error}; or give the path of an image folder") from None
+    return name, place
 
 
-def _read(dataset: Dataset, request: DataRequest) -> Source:
-    source = dataset.load(request)
+def _read(dataset: str, request: DataRequest) -> Source:
+    source = DATASETS[dataset](request)
     train, test = (convert(s, size=request.size, channels=request.channels) for s in (source.train, source.test))
     return Source(train, test, source.source, source.root, source.test_split, source.note)
 
@@ -154,7 +151,7 @@ def _limited(images: ImageSet, limit: int) -> ImageSet:
 
 
 def _assemble(
-    dataset: Dataset,
+    dataset: str,
     request: DataRequest,
     source: Source,
     parts: tuple[ImageSet, ImageSet, ImageSet],
@@ -163,7 +160,7 @@ def _assemble(
     train, calibration, test = parts
     named = dict(zip(SPLITS, parts, strict=True))
     info: dict[str, Any] = {
-        "name": dataset.name,
+        "name": dataset,
         "source": source.source,
         "root": None if source.root is None else str(source.root),
         "note": source.note,

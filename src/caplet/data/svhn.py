@@ -10,7 +10,7 @@ import torch
 
 from caplet.data.files import check_md5, find_or_fetch, is_file, read_bytes
 from caplet.data.imageset import ImageSet
-from caplet.data.registry import DataRequest, Source
+from caplet.data.source import DataRequest, Source
 from caplet.errors import DataError
 
 NAME = "svhn"

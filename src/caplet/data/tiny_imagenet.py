@@ -7,7 +7,7 @@ from pathlib import Path
 from caplet.data.files import data_root, is_file, is_folder, list_folder, read_bytes
 from caplet.data.folder import ByClass, ImageTree, decode_tree, to_source
 from caplet.data.images import EXTENSIONS, ImageFile
-from caplet.data.registry import DataRequest, Source
+from caplet.data.source import DataRequest, Source
 from caplet.errors import DataError
 
 NAME = "tiny-imagenet"

@@ -13,7 +13,7 @@ from torch import nn
 
 from caplet.errors import ModelError, suggest
 from caplet.models.architectures import ARCHITECTURES, Architecture
-from caplet.models.base import CapsNet, ModelConfig, Stage, State
+from caplet.models.base import CapsNet, ModelConfig, Stage, layer_stage
 from caplet.models.timm_trunk import PREFIX, timm_trunk
 from caplet.models.trunk import ConvNode, TrunkModule, TrunkSettings, resized_blocks, walk
 from caplet.nn.caps import ConvCaps2d, DenseCaps, flatten_capsules
@@ -76,18 +76,14 @@ class BackboneCaps(CapsNet):
         self.to(memory_format=torch.channels_last)
 
     def stages(self) -> tuple[Stage, ...]:
-        stages = [Stage("input", lambda s: (self.input(s[0]),), (self.input,), ("input.image",), {"input": ()})]
+        stages = [layer_stage(self.input)]
         for block in self._trunk:
             stages.append(block.stage(stages[-1].outputs[0]))
-
-        def classify(state: State) -> State:
-            return (self.digit(flatten_capsules(state[0])),)
-
-        source, primary, classes = stages[-1].outputs[0], "primary.activation", "digit.activation"
+        primary = layer_stage(self.primary, stages[-1].outputs)
         return (
             *stages,
-            Stage("primary", lambda s: (self.primary(s[0]),), (self.primary,), (primary,), {"primary": (source,)}),
-            Stage("digit", classify, (self.digit,), (classes,), {"digit": (primary,)}),
+            primary,
+            layer_stage(self.digit, primary.outputs, lambda state: flatten_capsules(state[0])),
         )
 
     def blocks(self) -> tuple[TrunkModule, ...]:

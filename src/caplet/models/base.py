@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from caplet.errors import ModelError
 from caplet.nn.layer import Layer, handling
-from caplet.nn.points import Handler, PointSpec
+from caplet.nn.points import Handler, Lifetime, PointSpec
 
 State = tuple[Tensor, ...]
 
@@ -49,6 +49,21 @@ class Stage:
     layers: tuple[Layer, ...]
     outputs: tuple[str, ...]
     wiring: Mapping[str, tuple[str, ...]]
+
+
+def _first(state: State) -> Tensor:
+    return state[0]
+
+
+def layer_stage(layer: Layer, sources: tuple[str, ...] = (), read: Callable[[State], Tensor] = _first) -> Stage:
+    """A stage of one layer.
+
+    Args:
+        sources: the point keys that the layer reads.
+        read: the layer's input from the stage's; the first tensor by default.
+    """
+    (output,) = (key for key, spec in layer.points().items() if spec.lifetime is Lifetime.OUTPUT)
+    return Stage(layer.name, lambda state: (layer(read(state)),), (layer,), (output,), {layer.name: sources})
 
 
 class CapsNet(nn.Module, ABC):

@@ -20,8 +20,8 @@ from caplet.errors import ModelError
 from caplet.files import write_bytes
 from caplet.models.assemble import ImageSize, assemble, first_line, named_tensors
 from caplet.models.base import CapsNet
+from caplet.models.importers import import_model
 from caplet.models.importers.files import read_head
-from caplet.models.importers.registry import import_model
 
 FORMAT, VERSION = "caplet-model", 1
 _KEY = "caplet"

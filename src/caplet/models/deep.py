@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from caplet.errors import ModelError
-from caplet.models.base import CapsNet, ModelConfig, Stage, State
+from caplet.models.base import CapsNet, ModelConfig, Stage, State, layer_stage
 from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps, flatten_capsules
 from caplet.nn.conv import ConvReLU, InputLayer
 from caplet.nn.layer import Layer
@@ -169,14 +169,10 @@ class DeepCaps(CapsNet):
             }
             return Stage(name, run, block.layers(), outputs, wiring)
 
-        def classify(state: State) -> State:
-            return (self.digit(torch.cat([flatten_capsules(x) for x in state], 1)),)
-
+        first = layer_stage(self.input)
+        conv = layer_stage(self.conv1, first.outputs)
         blocks = [run_block(i) for i in range(len(self._blocks))]
-        conv_wiring = {"conv1": ("input.image",)}
-        return (
-            Stage("input", lambda s: (self.input(s[0]),), (self.input,), ("input.image",), {"input": ()}),
-            Stage("conv1", lambda s: (self.conv1(s[0]),), (self.conv1,), ("conv1.activation",), conv_wiring),
-            *blocks,
-            Stage("digit", classify, (self.digit,), ("digit.activation",), {"digit": blocks[-1].outputs}),
+        classes = layer_stage(
+            self.digit, blocks[-1].outputs, lambda state: torch.cat([flatten_capsules(x) for x in state], 1)
         )
+        return (first, conv, *blocks, classes)

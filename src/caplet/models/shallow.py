@@ -7,10 +7,9 @@ from collections.abc import Mapping
 import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
-from caplet.models.base import CapsNet, ModelConfig, Stage, State, check_image_size
+from caplet.models.base import CapsNet, ModelConfig, Stage, check_image_size, layer_stage
 from caplet.nn.caps import ConvCaps2d, DenseCaps, flatten_capsules
 from caplet.nn.conv import ConvReLU, InputLayer
-from caplet.nn.layer import Layer
 
 
 class StemConv(BaseModel):
@@ -114,15 +113,7 @@ class ShallowCaps(CapsNet):
         return self.config.model_copy(update=changes)
 
     def stages(self) -> tuple[Stage, ...]:
-        def stage(layer: Layer, source: str, output: str) -> Stage:
-            return Stage(layer.name, lambda s: (layer(s[0]),), (layer,), (output,), {layer.name: (source,)})
-
-        stages = [Stage("input", lambda s: (self.input(s[0]),), (self.input,), ("input.image",), {"input": ()})]
+        stages = [layer_stage(self.input)]
         for layer in (*self._stem, self.primary):
-            stages.append(stage(layer, stages[-1].outputs[0], f"{layer.name}.activation"))
-
-        def classify(state: State) -> State:
-            return (self.digit(flatten_capsules(state[0])),)
-
-        wiring = {"digit": ("primary.activation",)}
-        return (*stages, Stage("digit", classify, (self.digit,), ("digit.activation",), wiring))
+            stages.append(layer_stage(layer, stages[-1].outputs))
+        return (*stages, layer_stage(self.digit, stages[-1].outputs, lambda state: flatten_capsules(state[0])))

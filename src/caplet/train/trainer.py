@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from caplet.data.augment import augment
+from caplet.data.images import augment
 from caplet.data.imageset import to_float
 from caplet.data.splits import Splits
 from caplet.errors import CapletError, ConfigError, DataError, ModelError

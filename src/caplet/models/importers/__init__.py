@@ -4,6 +4,75 @@ Nothing in a file is ever run: pickles are read by PyTorch's restricted reader (
 dataset. Architectures are inferred from names and shapes.
 """
 
-from caplet.models.importers.registry import FORMATS, ForeignFormat, detect, import_model
+from __future__ import annotations
 
-__all__ = ["FORMATS", "ForeignFormat", "detect", "import_model"]
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from caplet.errors import ModelError
+from caplet.models.assemble import ImageSize
+from caplet.models.base import CapsNet
+from caplet.models.importers import q7_keras, qcapsnets
+from caplet.models.importers.files import read_head
+from caplet.registry import Registry
+
+
+@dataclass(frozen=True)
+class ForeignFormat:
+    """A checkpoint format of another project.
+
+    Attributes:
+        name: as shown to users.
+        about: one line on what such files hold.
+        recognises: whether a file's first 16 bytes are of this format.
+        read: path and image size (None: infer it) -> model; raises :class:`ModelError`.
+    """
+
+    name: str
+    about: str
+    recognises: Callable[[bytes], bool]
+    read: Callable[[Path, ImageSize | None], CapsNet]
+
+
+FORMATS: Registry[str, ForeignFormat] = Registry("foreign format", ModelError)
+
+
+def detect(path: str | Path) -> ForeignFormat:
+    """The format of a file, by its content (the file's name does not matter).
+
+    Raises:
+        ModelError: the file cannot be read, is empty, or is of no known format.
+    """
+    head = read_head(Path(path))
+    for foreign in FORMATS.values():
+        if foreign.recognises(head):
+            return foreign
+    known = "; ".join(f"{foreign.name}: {foreign.about}" for foreign in FORMATS.values())
+    raise ModelError(f"{path}: not a checkpoint of a known format (it starts with {head[:8]!r}); known: {known}")
+
+
+def import_model(path: str | Path, image_size: ImageSize | None = None) -> CapsNet:
+    """Read a checkpoint of another project.
+
+    Args:
+        path: the file.
+        image_size: the side of the square images, or (rows, columns), where the file leaves it open (convolutions
+            round, so that several sizes give the same weights); the default takes the first of 28, 32, 64 that fits,
+            else the smallest.
+
+    Returns:
+        The model, float32, in evaluation mode.
+
+    Raises:
+        ModelError: unreadable, truncated or unknown file; content that wants to run code; tensors of another network,
+            of wrong shape, or not finite; an image size that does not fit. One line, starting with the path.
+    """
+    return detect(path).read(Path(path), image_size)
+
+
+for _format in (
+    ForeignFormat("Q-CapsNets", qcapsnets.ABOUT, qcapsnets.recognises, qcapsnets.read),
+    ForeignFormat("Q7-CapsNets", q7_keras.ABOUT, q7_keras.recognises, q7_keras.read),
+):
+    FORMATS.add(_format.name, _format)

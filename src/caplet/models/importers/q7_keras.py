@@ -51,7 +51,7 @@ class _Parts:
 
 
 def read(path: Path, image_size: ImageSize | None = None) -> CapsNet:
-    """Read a Q7-CapsNets file; see :func:`caplet.models.importers.registry.import_model`."""
+    """Read a Q7-CapsNets file; see :func:`caplet.models.importers.import_model`."""
     where = str(path)
     content = read_keras(path)
     for layer in content.layers:

@@ -2,7 +2,7 @@
 
 Both public classes have fixed strides and three routing iterations, which a state dict does not hold; everything else
 is read off the shapes. Where they round, several image sizes give the same shapes: see
-:func:`caplet.models.importers.registry.import_model`.
+:func:`caplet.models.importers.import_model`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ recognises = is_torch_file
 
 
 def read(path: Path, image_size: ImageSize | None = None) -> CapsNet:
-    """Read a Q-CapsNets state dict; see :func:`caplet.models.importers.registry.import_model`."""
+    """Read a Q-CapsNets state dict; see :func:`caplet.models.importers.import_model`."""
     state = read_state_dict(path)
     where = str(path)
     shallow, deep = (sum(name in state for name in names) for names in (_SHALLOW, _DEEP))

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caplet.data.augment import augment
+from caplet.data.images import augment
 from caplet.data.imageset import to_float
 from caplet.fixed import PlanFormat
 from caplet.models.base import CapsNet

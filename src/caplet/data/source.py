@@ -1,4 +1,4 @@
-"""The datasets known by name: what a loader is asked for, and what it gives back before the splits are made."""
+"""What a dataset's loader is asked for, and what it gives back before the splits are made."""
 
 from __future__ import annotations
 
@@ -70,18 +70,5 @@ def cut_test(images: ImageSet, name: str) -> tuple[ImageSet, ImageSet, str]:
     return train, test, description
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """One entry of the registry.
-
-    Attributes:
-        name: as users write it, lower case with dashes.
-        summary: one line for listings.
-        layout: the files its loader looks for under ``root``, for error messages and help; empty if it needs none.
-        load: reads it; raises :class:`caplet.errors.DataError` with what to do if it cannot.
-    """
-
-    name: str
-    summary: str
-    layout: str
-    load: Callable[[DataRequest], Source]
+Loader = Callable[[DataRequest], Source]
+"""Reads a dataset; raises :class:`caplet.errors.DataError` with what to do if it cannot."""
