@@ -18,7 +18,7 @@ from caplet.program.arena import ALIGNMENT, MemoryMap, plan_memory
 from caplet.program.c.calls import CallWriter
 from caplet.program.c.describe import Descriptions
 from caplet.program.c.sources import runtime_files
-from caplet.program.c.structure import Identifiers, identifier
+from caplet.program.c.structure import Identifiers, identifier, rows_of_numbers
 from caplet.program.ops import DenseVotes, InputQuantize
 from caplet.program.program import Program
 from caplet.program.tensor import TensorSpec
@@ -179,7 +179,12 @@ def _context(program: Program, proof: Proof, plan: MemoryMap, settings: EmitSett
         "arrays": [(array, _comment(program, array.name, names)) for array in descriptions.arrays.values()],
         "struct_arrays": list(descriptions.structs.values()),
         "ops": [
-            {"op": op, "symbol": symbols[op.name], "struct": structs[op.name], "proof": _bounds(proof, op.name)}
+            {
+                "op": op,
+                "symbol": symbols[op.name],
+                "struct": structs[op.name],
+                "proof": [bound for bound in proof.accumulators if bound.op == op.name],
+            }
             for op in program.ops
         ],
         "calls": calls.calls(),
@@ -224,10 +229,6 @@ def _sentence(text: str) -> str:
     return " ".join(text.split()).replace("*/", "* /").replace("/*", "/ *")
 
 
-def _bounds(proof: Proof, op: str) -> list[Any]:
-    return [bound for bound in proof.accumulators if bound.op == op]
-
-
 def _stored_bytes(plan: MemoryMap, spec: TensorSpec) -> int:
     return spec.bytes // spec.shape[0] * plan.stored.get(spec.name, spec.shape[0])
 
@@ -244,13 +245,10 @@ def _vectors(program: Program, settings: EmitSettings, images: NDArray[np.uint8]
     images = images[: settings.vectors]
     outcome = interpreter.run(program, images)
     return {
-        "vector_images": [_rows(image) for image in images.transpose(0, 2, 3, 1).reshape(len(images), -1)],
-        "vector_capsules": [_rows(capsules) for capsules in outcome.capsules.reshape(len(images), -1)],
+        "vector_images": [
+            rows_of_numbers(image, " " * 8) for image in images.transpose(0, 2, 3, 1).reshape(len(images), -1)
+        ],
+        "vector_capsules": [rows_of_numbers(codes, " " * 8) for codes in outcome.capsules.reshape(len(images), -1)],
         "vector_classes": outcome.predictions.tolist(),
         "vector_count": len(images),
     }
-
-
-def _rows(values: NDArray[Any]) -> str:
-    words = [str(value) for value in values.tolist()]
-    return ",\n        ".join(", ".join(words[start : start + 24]) for start in range(0, len(words), 24))

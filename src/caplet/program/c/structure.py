@@ -53,10 +53,14 @@ class Array:
 
     def to_c(self) -> str:
         """The elements as rows of numbers; no array of C may be empty, so neither is this one."""
-        table = {value: str(value) for value in np.unique(self.values).tolist()}
-        words = [table[value] for value in self.values.tolist()]
-        rows = [", ".join(words[start : start + 24]) for start in range(0, len(words), 24)]
-        return ",\n    ".join(rows)
+        return rows_of_numbers(self.values, "    ")
+
+
+def rows_of_numbers(values: NDArray[Any], indent: str) -> str:
+    """The elements of a one-axis array, 24 to a line."""
+    table = {value: str(value) for value in np.unique(values).tolist()}
+    words = [table[value] for value in values.tolist()]
+    return f",\n{indent}".join(", ".join(words[start : start + 24]) for start in range(0, len(words), 24))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,23 @@
 #define CAPLET_WHOLE_LOOP
 #endif
 
+/* DO(T) with the C type T of elements of this type. */
+#define CAPLET_WITH_TYPE(TYPE, DO) \
+    switch (TYPE) {                \
+    case CAPLET_INT8:              \
+        DO(int8_t);                \
+        break;                     \
+    case CAPLET_UINT8:             \
+        DO(uint8_t);               \
+        break;                     \
+    case CAPLET_INT16:             \
+        DO(int16_t);               \
+        break;                     \
+    default:                       \
+        DO(uint16_t);              \
+        break;                     \
+    }
+
 /* Bytes of one element. type: CAPLET_INT8 .. CAPLET_UINT16. */
 static inline uint32_t caplet_element_bytes(uint8_t type)
 {
@@ -152,6 +169,14 @@ static inline int32_t caplet_requantize64(int64_t acc, const caplet_scale *scale
     int64_t sum = caplet_left64(acc, scale->left) + scale->add;
     sum += caplet_rounding_term(out, scale->right, element);
     return caplet_clip64(sum >> scale->right, out->low, out->high);
+}
+
+/* The code of sum `index` of a row of int32_t, or of int64_t where `wide`. */
+static inline int32_t caplet_requantize(const void *sums, uint8_t wide, uint32_t index, const caplet_scale *scale,
+                                        const caplet_format *out, uint32_t element)
+{
+    return wide ? caplet_requantize64(((const int64_t *)sums)[index], scale, out, element)
+                : caplet_requantize32(((const int32_t *)sums)[index], scale, out, element);
 }
 
 /*

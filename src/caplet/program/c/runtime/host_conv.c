@@ -232,20 +232,7 @@ static void requantize_block(const caplet_conv_op *conv, const int32_t *restrict
     for (f = 0; f < count; f++) {
         scale.add[f] = (int32_t)(scales[f].add + caplet_rounding_term(&conv->out, scales[f].right, 0));
     }
-    switch (conv->out.type) {
-    case CAPLET_INT8:
-        REQUANTIZE(int8_t);
-        break;
-    case CAPLET_UINT8:
-        REQUANTIZE(uint8_t);
-        break;
-    case CAPLET_INT16:
-        REQUANTIZE(int16_t);
-        break;
-    default:
-        REQUANTIZE(uint16_t);
-        break;
-    }
+    CAPLET_WITH_TYPE(conv->out.type, REQUANTIZE)
 }
 
 void caplet_host_convolve(const caplet_host_conv *op, const void *x, uint32_t first_channel, void *y, uint32_t element,

@@ -47,20 +47,7 @@ static void requantize_evenly(const caplet_scale *scale, const caplet_format *ou
     for (j = 0; j < count; j++) {
         sums[j] = caplet_clip32((caplet_left32(sums[j], left) + add) >> right, low, high);
     }
-    switch (out->type) {
-    case CAPLET_INT8:
-        STORE(int8_t);
-        break;
-    case CAPLET_UINT8:
-        STORE(uint8_t);
-        break;
-    case CAPLET_INT16:
-        STORE(int16_t);
-        break;
-    default:
-        STORE(uint16_t);
-        break;
-    }
+    CAPLET_WITH_TYPE(out->type, STORE)
 }
 
 void caplet_requantize_row(const caplet_accumulator *acc, const caplet_format *out, void *sums, uint32_t count, void *y,
@@ -74,12 +61,6 @@ void caplet_requantize_row(const caplet_accumulator *acc, const caplet_format *o
     }
     for (j = 0; j < count; j++) {
         const caplet_scale scale = caplet_scale_of(acc, out, j, 0);
-        int32_t code;
-        if (acc->wide) {
-            code = caplet_requantize64(((const int64_t *)sums)[j], &scale, out, element + j);
-        } else {
-            code = caplet_requantize32(((const int32_t *)sums)[j], &scale, out, element + j);
-        }
-        caplet_store(y, out->type, j, code);
+        caplet_store(y, out->type, j, caplet_requantize(sums, acc->wide, j, &scale, out, element + j));
     }
 }

@@ -59,23 +59,8 @@ static inline int32_t dot_bytes(const int8_t *restrict a, const int8_t *restrict
         }                                                                              \
     } while (0)
 
-#define WEIGH_BY_TYPE(ACC)                 \
-    do {                                   \
-        switch (op->votes_type) {          \
-        case CAPLET_INT8:                  \
-            WEIGH(int8_t, ACC);            \
-            break;                         \
-        case CAPLET_UINT8:                 \
-            WEIGH(uint8_t, ACC);           \
-            break;                         \
-        case CAPLET_INT16:                 \
-            WEIGH(int16_t, ACC);           \
-            break;                         \
-        default:                           \
-            WEIGH(uint16_t, ACC);          \
-            break;                         \
-        }                                  \
-    } while (0)
+#define WEIGH_32(T) WEIGH(T, int32_t)
+#define WEIGH_64(T) WEIGH(T, int64_t)
 
 /* acc[g, d] += sum over r of coupling[r, g] * votes[r, g, d], r < rows. */
 static void weigh(const caplet_routing_op *op, const void *rows_of_votes, const void *couplings, uint32_t rows,
@@ -106,9 +91,9 @@ static void weigh(const caplet_routing_op *op, const void *rows_of_votes, const 
         const void *votes = caplet_at(rows_of_votes, op->votes_type, r * row);
         const void *coupling = caplet_at(couplings, op->coupling.type, r * op->outputs);
         if (op->acc.wide) {
-            WEIGH_BY_TYPE(int64_t);
+            CAPLET_WITH_TYPE(op->votes_type, WEIGH_64)
         } else {
-            WEIGH_BY_TYPE(int32_t);
+            CAPLET_WITH_TYPE(op->votes_type, WEIGH_32)
         }
     }
 }
@@ -165,20 +150,7 @@ static void add_agreements(const caplet_routing_op *op, const int32_t *restrict 
     const int32_t low = op->logits.low;
     const int32_t high = op->logits.high;
     uint32_t e;
-    switch (op->logits.type) {
-    case CAPLET_INT8:
-        ADD_AGREEMENTS(int8_t);
-        break;
-    case CAPLET_UINT8:
-        ADD_AGREEMENTS(uint8_t);
-        break;
-    case CAPLET_INT16:
-        ADD_AGREEMENTS(int16_t);
-        break;
-    default:
-        ADD_AGREEMENTS(uint16_t);
-        break;
-    }
+    CAPLET_WITH_TYPE(op->logits.type, ADD_AGREEMENTS)
 }
 
 /*
@@ -223,13 +195,8 @@ static void requantize_sums(const caplet_routing_op *op, const caplet_routing_me
     for (j = 0; j < count; j++) {
         const caplet_scale scale = caplet_scale_of(&op->acc, &op->preactivation, 0, j % biases);
         const uint32_t element = iteration * count + j;
-        int32_t code;
-        if (op->acc.wide) {
-            code = caplet_requantize64(((const int64_t *)memory->acc)[j], &scale, &op->preactivation, element);
-        } else {
-            code = caplet_requantize32(((const int32_t *)memory->acc)[j], &scale, &op->preactivation, element);
-        }
-        caplet_store(memory->preactivation, op->preactivation.type, j, code);
+        caplet_store(memory->preactivation, op->preactivation.type, j,
+                     caplet_requantize(memory->acc, op->acc.wide, j, &scale, &op->preactivation, element));
     }
 }
 

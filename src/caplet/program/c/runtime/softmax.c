@@ -62,20 +62,7 @@ static void distances_of(const void *logits, uint8_t type, uint32_t rows, uint32
 {
     uint32_t r;
     uint32_t g;
-    switch (type) {
-    case CAPLET_INT8:
-        DISTANCES(int8_t);
-        break;
-    case CAPLET_UINT8:
-        DISTANCES(uint8_t);
-        break;
-    case CAPLET_INT16:
-        DISTANCES(int16_t);
-        break;
-    default:
-        DISTANCES(uint16_t);
-        break;
-    }
+    CAPLET_WITH_TYPE(type, DISTANCES)
 }
 
 /* product: below 2^56; right: 34..55. */
