@@ -30,7 +30,7 @@ from caplet.program import Program, interpreter
 from caplet.program.c.emit import EmitSettings, emit
 from caplet.quant.measure.tune import DEFAULT_IMAGES, Tuner
 from caplet.quant.plan.calibrate import calibrate
-from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.plan.units import uniform_plan
 from caplet.runtime import NativeModel
 from caplet.runtime.boards import CORTEX_M4
 from caplet.runtime.emulator import build_firmware, elf_flash_bytes, run_on_device
@@ -44,7 +44,7 @@ def make_program(name: str, bits: int, shared: Path, tuned: bool) -> Program:
     source: Any = calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES if tuned else 64))
     if tuned:
         source = Tuner(model, source, spread(splits.calibration, DEFAULT_IMAGES))
-    plan = make_plan(model, source, Widths.uniform(len(model.groups()), bits))
+    plan = uniform_plan(model, source, bits)
     return lower(model, plan, labels=splits.test.classes)
 
 

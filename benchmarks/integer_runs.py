@@ -36,7 +36,7 @@ from caplet.program import interpreter
 from caplet.quant.measure.evaluator import predict
 from caplet.quant.measure.tune import DEFAULT_IMAGES, Tuner
 from caplet.quant.plan.calibrate import calibrate
-from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.plan.units import uniform_plan
 from caplet.quant.simulate.fake_quant import fake_quantized
 from caplet.runtime import NativeModel
 
@@ -66,7 +66,7 @@ def measure(case: Case, shared: Path, bits: int) -> dict[str, Any]:
     splits = load_data(case.data, shared / case.root)
     calibration = calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES))
     tuner = Tuner(model, calibration, spread(splits.calibration, DEFAULT_IMAGES))
-    plan = make_plan(model, tuner, Widths.uniform(len(model.groups()), bits))
+    plan = uniform_plan(model, tuner, bits)
     program = lower(model, plan, labels=splits.test.classes)
     test = splits.test
     step = len(test) // case.images

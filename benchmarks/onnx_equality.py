@@ -27,7 +27,7 @@ from caplet.jobs.quantize.job import CALIBRATION_IMAGES, spread
 from caplet.lower import lower
 from caplet.models.checkpoint import load_model
 from caplet.quant.plan.calibrate import calibrate
-from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.plan.units import uniform_plan
 from caplet.train.finetune import weights_digest
 
 RECORDS = Path(__file__).parent / "records"
@@ -43,11 +43,7 @@ def measure(case: str, shared: Path, checkpoint: Path | None, bits: int, count: 
     file, data, root = CASES[case]
     splits = load_data(data, shared / root, progress=False)
     model = load_model(checkpoint or shared / file, splits.test.image_shape[-1])
-    plan = make_plan(
-        model,
-        calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES)),
-        Widths.uniform(len(model.groups()), bits),
-    )
+    plan = uniform_plan(model, calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES)), bits)
     images = spread(splits.test, count).numpy()
     name = file if checkpoint is None else checkpoint.name
     found: dict[str, Any] = {"file": name, "weights": weights_digest(model), "data": data, "bits": bits}

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from caplet.data import load_data
 from caplet.fixed import Rounding
+from caplet.jobs.quantize.accept import footprint
 from caplet.metrics import accuracy, paired
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
@@ -38,8 +39,8 @@ from caplet.quant.plan.calibrate import DEFAULT_IMAGES, calibrate
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.search.qcapsnets import SIMPLEST_FIRST, QCapsNetsSettings, search_qcapsnets
-from caplet.quant.search.result import Candidate, Step
+from caplet.quant.search.qcapsnets import SIMPLEST_FIRST, search_qcapsnets
+from caplet.quant.search.search import Request, Step, Workbench
 
 RECORDS = Path(__file__).parent / "records"
 
@@ -67,7 +68,7 @@ def arguments() -> argparse.Namespace:
 
 def show(step: Step) -> None:
     """One line per decision."""
-    widths = f"W {step.widths.weights} A {step.widths.activations} R {step.widths.routing}"
+    widths = ", ".join(f"{name} {bits}" for name, bits in zip(step.widths.names, step.widths.bits, strict=True))
     mark = "kept" if step.accepted else "refused"
     print(
         f"  {step.step:3s} {widths}: {step.correct} of {step.needed} needed, {mark}, cost {step.cost:.3f}", flush=True
@@ -96,7 +97,7 @@ def main() -> None:
     budget = args.budget_mb * 8e6 if args.compression is None else float_bits / args.compression
     rule = FormatRule(Exponents(args.exponents))
     roundings = SIMPLEST_FIRST if args.rounding == "all" else (Rounding(args.rounding),)
-    settings = QCapsNetsSettings(args.tolerance, budget, roundings=roundings, rule=rule)
+    request = Request(args.tolerance, budget, roundings=roundings, rule=rule)
 
     began = time.perf_counter()
     calibration = calibrate(model, images[:DEFAULT_IMAGES])
@@ -104,10 +105,12 @@ def main() -> None:
     cache = int(args.cache_mb * 1e6)
     evaluator = Evaluator(model, images, labels, batch_size=args.batch_size, cache_bytes=cache, log_path=args.log)
     source = Tuner(model, calibration, images[:TUNING_IMAGES]) if args.tune else calibration
-    result = search_qcapsnets(evaluator, source, settings, show)
+    bench = Workbench(evaluator, source, lambda plan: footprint(model, plan), show)
+    result = search_qcapsnets(bench, request)
     searched = time.perf_counter()
-    best: Candidate = result.best
-    print(f"{result.reason}\n  {best.memory}\n  searched in {searched - calibrated:.0f} s, {result.cost:.2f} passes")
+    best = result.best
+    print(f"{result.reason}\n  {best.memory}")
+    print(f"  searched in {searched - calibrated:.0f} s, {result.record['cost']:.2f} passes")
 
     record = {
         "benchmark": "qcapsnets_search",
@@ -126,10 +129,10 @@ def main() -> None:
         "full_passes": round(evaluator.spent, 3),
         "probes": evaluator.measured,
         "memory": count_memory(model, best.plan).to_json(),
-        "on_calibration": paired(result.reference.correct_images, best.probe.correct_images).to_json(),
+        "on_calibration": paired(result.reference.correct_images, best.evaluation.correct_images).to_json(),
         "on_test": on_test(model, best.plan, splits.test.images, splits.test.labels, args.batch_size),
         "plan": best.plan.to_json(),
-        "result": result.to_json(),
+        "result": result.record,
         "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     }
     shown = ("seconds", "full_passes", "on_calibration", "on_test", "peak_rss_gib")

@@ -38,9 +38,9 @@ from caplet.quant.measure.evaluator import DEFAULT_CACHE_BYTES, Evaluator
 from caplet.quant.measure.tune import DEFAULT_IMAGES as TUNING_IMAGES
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import calibrate
+from caplet.quant.plan.units import width_table
 from caplet.quant.search.methods import find_method
-from caplet.quant.search.request import Request, Workbench
-from caplet.quant.search.result import width_table
+from caplet.quant.search.search import Request, Workbench
 from caplet.runtime.engine import Engine, predictions
 
 RECORDS = Path(__file__).parent / "records"
@@ -105,7 +105,7 @@ def main() -> None:
         "met": found.met,
         "reason": found.reason,
         "needed": found.needed,
-        "search_says": {"correct": best.probe.correct, "low": best.probe.low, "high": best.probe.high},
+        "search_says": {"correct": best.evaluation.correct, "low": best.evaluation.low, "high": best.evaluation.high},
         "integers": {
             "engine": str(engine),
             "correct": int(hits.sum()),
@@ -114,7 +114,7 @@ def main() -> None:
         },
         "weight_reduction": best.memory.weight_reduction,
         "activation_reduction": best.memory.activation_reduction,
-        "widths": width_table(model, best),
+        "widths": width_table(model, best.plan),
         "plan": best.plan.digest(),
         "steps": [
             {

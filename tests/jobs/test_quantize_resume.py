@@ -25,7 +25,7 @@ from caplet.quant.choices import Granularity, Method
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.measure.log import MeasurementLog
 from caplet.quant.measure.tune import Tuner
-from caplet.quant.search.unit_sensitivity import Susceptibility
+from caplet.quant.search.unit_sensitivity import UnitSensitivity
 from caplet.runs.records import SEARCH
 
 Whole = Callable[[str], tuple[Path, Counter[str]]]
@@ -59,7 +59,7 @@ def counter() -> Iterator[Counter[str]]:
 
         count(searching, "calibrate", "calibration")
         count(Tuner, "_measure", "tuning")
-        count(Susceptibility, "_noise", "sensitivities")
+        count(UnitSensitivity, "_noise", "sensitivities")
         measure = Evaluator._measure
 
         def measured(self: Evaluator, plan: Any, order: Any, start: int, stop: int) -> Any:
@@ -116,7 +116,7 @@ def without(value: Any, left_out: tuple[str, ...]) -> Any:
 def results(folder: Path) -> dict[str, Any]:
     """All records of a run but times and costs, which are those of its last part, and the bytes of what ships."""
     names = (SEARCH, "metrics.json", "plan_satisfied.json", "predictions.json")
-    own = ("seconds", "cost", "susceptibility_cost", "full_passes")
+    own = ("seconds", "cost", "sensitivity_cost", "full_passes")
     shipped = {path.name: path.read_bytes() for path in folder.glob("*.caplet")}
     return {name: without(json.loads((folder / name).read_text()), own) for name in names} | shipped
 

@@ -279,12 +279,12 @@ def test_q7_mnist_predicts_alike_as_fake_quant_and_as_integers(shared: Any) -> N
     from caplet.models.checkpoint import load_model
     from caplet.quant.plan.calibrate import calibrate
     from caplet.quant.plan.formats import FormatRule
-    from caplet.quant.plan.widths import Widths, make_plan
+    from caplet.quant.plan.units import uniform_plan
 
     model = load_model(shared / "models" / "q7_mnist.h5")
     data = load_data("mnist", shared / "data", limit=200)
     calibration = calibrate(model, data.calibration.images[:128])
-    plan = make_plan(model, calibration, Widths.uniform(3, 8), FormatRule(), Rounding.NEAREST, 0)
+    plan = uniform_plan(model, calibration, 8, FormatRule(), Rounding.NEAREST, 0)
     program = lower(model, plan)
     images = data.test.images
     assert len(images) == 200

@@ -11,15 +11,13 @@ from caplet.data.imageset import to_float
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.plan.units import uniform_plan
 from caplet.quant.simulate.fake_quant import fake_quantized
 
 
 def plan_of(case: Any, weights: int, activations: int = 8) -> QuantPlan:
     """One width for all weights, one for all computed tensors."""
-    groups = len(case.model.groups())
-    widths = Widths((weights,) * groups, (activations,) * groups, (activations,) * groups)
-    return make_plan(case.model, case.calibration, widths)
+    return uniform_plan(case.model, case.calibration, weights, activations=activations)
 
 
 def length_error(case: Any, model: CapsNet, plan: QuantPlan, images: Tensor) -> float:

@@ -10,7 +10,7 @@ import torch
 from caplet.data.imageset import to_float
 from caplet.models.base import CapsNet
 from caplet.models.registry import build
-from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.plan.units import uniform_plan
 from caplet.quant.reconstruct.equalization import _channel_power, equalised, pairs
 from caplet.quant.reconstruct.reconstruct import reconstruct
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings
@@ -80,7 +80,7 @@ def test_channels_and_their_weights_come_to_equal_sizes() -> None:
 
 
 def test_reconstruction_starts_from_the_equalised_model(digits: Any) -> None:
-    plan = make_plan(digits.model, digits.calibration, Widths.uniform(3, 5))
+    plan = uniform_plan(digits.model, digits.calibration, 5)
     settings = ReconstructSettings((Part.EQUALISE,), tuning_images=32)
     found = reconstruct(digits.model, plan, digits.images[:40], settings)
     assert {key: fmt.bits for key, fmt in found.plan.points.items()} == {

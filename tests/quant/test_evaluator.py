@@ -20,7 +20,7 @@ from caplet.quant.measure.evaluator import Evaluator, predict
 from caplet.quant.measure.log import MeasuredImages
 from caplet.quant.measure.staged import StateCache, decode_state, encode_state
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.plan.units import Widths, group_units, make_plan, uniform_plan
 
 
 def evaluator(case: Any, **settings: Any) -> Evaluator:
@@ -28,22 +28,19 @@ def evaluator(case: Any, **settings: Any) -> Evaluator:
 
 
 def uniform(case: Any, width: int, **more: Any) -> QuantPlan:
-    return make_plan(case.model, case.calibration, Widths.uniform(len(case.model.groups()), width), **more)
+    return uniform_plan(case.model, case.calibration, width, **more)
 
 
 def random_plans(case: Any, count: int, seed: int) -> list[QuantPlan]:
     """A walk: each plan changes some widths of the one before, in random groups."""
     draw = random.Random(seed)
-    groups = len(case.model.groups())
-    widths, rounding = Widths.uniform(groups, 8), Rounding.NEAREST
+    units = group_units(case.model)
+    widths, rounding = Widths.uniform(units, 8), Rounding.NEAREST
     plans = []
     for _ in range(count):
         rounding = draw.choice(list(Rounding)) if draw.random() < 0.2 else rounding
-        kind = draw.choice(["weights", "activations", "routing"])
-        changed = list(getattr(widths, kind))
-        changed[draw.randrange(groups)] = draw.randint(3, 12)
-        widths = replace(widths, **{kind: tuple(changed)})
-        plans.append(make_plan(case.model, case.calibration, widths, rounding=rounding, seed=1))
+        widths = widths.with_width(draw.randrange(len(units)), draw.randint(3, 12))
+        plans.append(make_plan(case.calibration, units, widths, rounding=rounding, seed=1))
     return plans
 
 

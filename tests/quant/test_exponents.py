@@ -12,13 +12,13 @@ from caplet.data.imageset import to_float
 from caplet.nn.functional import lengths
 from caplet.nn.points import Storage
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.plan.units import uniform_plan
 from caplet.quant.reconstruct.scale_search import ComputedOnly, ExponentTuner, computed_points
 from caplet.quant.simulate.fake_quant import fake_quantized
 
 
 def plan_of(case: Any, width: int) -> QuantPlan:
-    return make_plan(case.model, case.calibration, Widths.uniform(len(case.model.groups()), width))
+    return uniform_plan(case.model, case.calibration, width)
 
 
 def length_error(case: Any, plan: QuantPlan, images: torch.Tensor) -> float:

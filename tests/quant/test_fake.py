@@ -15,7 +15,7 @@ from caplet.fixed import squash as integer_squash
 from caplet.nn.points import Role, Storage, ram
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.plan import sibling
-from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.plan.units import uniform_plan
 from caplet.quant.simulate.fake_quant import (
     FakeQuant,
     WeightCache,
@@ -27,8 +27,7 @@ from caplet.quant.simulate.fake_quant import (
 
 
 def plan_of(case: Any, width: int = 6, rounding: Rounding = Rounding.NEAREST, **more: Any) -> Any:
-    widths = Widths.uniform(len(case.model.groups()), width)
-    return make_plan(case.model, case.calibration, widths, rounding=rounding, **more)
+    return uniform_plan(case.model, case.calibration, width, rounding=rounding, **more)
 
 
 class Recording(FakeQuant):
@@ -188,8 +187,7 @@ def test_weights_are_quantized_once_per_format_and_state(digits: Any) -> None:
 
 
 def test_log2_weights_are_powers_of_two(case: Any) -> None:
-    widths = Widths.uniform(len(case.model.groups()), 4)
-    plan = make_plan(case.model, case.calibration, widths, FormatRule(log2_weights=True))
+    plan = uniform_plan(case.model, case.calibration, 4, FormatRule(log2_weights=True))
     plan.check(case.model)
     handler = Recording(plan, case.model.points())
     with torch.inference_mode(), case.model.handle(handler):

@@ -19,35 +19,16 @@ from caplet.quant.measure.evaluator import Evaluator, PlanResult
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import HARDWARE
-from caplet.quant.plan.units import UnitWidths, make_units
-from caplet.quant.search.allocate import Choice, Limit, allocate
-from caplet.quant.search.front import Front, FrontPoint
+from caplet.quant.plan.units import Widths, make_units
+from caplet.quant.search.allocate import SumLimit, UnitChoice, allocate
+from caplet.quant.search.front import FrontPoint, most_accurate, pareto_front
 from caplet.quant.search.ilp import IlpSettings, search_ilp
 from caplet.quant.search.methods import METHODS, find_method
-from caplet.quant.search.request import Request, Workbench
-from caplet.quant.search.result import Candidate
-from caplet.quant.search.unit_sensitivity import Susceptibility
+from caplet.quant.search.search import Candidate, Request
+from caplet.quant.search.unit_sensitivity import UnitSensitivity
+from scripted import Scripted, bench
 
 FEW = IlpSettings(images=32)
-
-
-class Scripted(Evaluator):
-    """Answers from a rule on the bits instead of computing: images correct out of 1,000."""
-
-    def __init__(self, case: Any, rule: Any) -> None:
-        super().__init__(case.model, case.images, case.labels)
-        self.rule = rule
-
-    def float_result(self) -> PlanResult:
-        return PlanResult("float", np.arange(1000) < 900, 0.0, 1.0)
-
-    def evaluate(self, plan: QuantPlan) -> PlanResult:
-        bits = {key: fmt.bits for key, fmt in plan.points.items()}
-        return PlanResult(plan.digest(), np.arange(1000) < self.rule(bits), 0.0, 1.0)
-
-
-def bench(case: Any, evaluator: Evaluator) -> Workbench:
-    return Workbench(evaluator, case.calibration, lambda plan: footprint(case.model, plan))
 
 
 def real(case: Any, **more: Any) -> Evaluator:
@@ -59,7 +40,7 @@ menus = st.lists(
     st.lists(st.tuples(noises, st.integers(0, 10**6)), min_size=1, max_size=4), min_size=1, max_size=4
 ).map(
     lambda units: [
-        [Choice(i, w, noise, bits if i % 2 else 0, 0 if i % 2 else bits) for w, (noise, bits) in enumerate(unit)]
+        [UnitChoice(i, w, noise, bits if i % 2 else 0, 0 if i % 2 else bits) for w, (noise, bits) in enumerate(unit)]
         for i, unit in enumerate(units)
     ]
 )
@@ -67,15 +48,15 @@ menus = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(menus, st.floats(0, 1), st.floats(0, 1))
-def test_the_program_finds_what_brute_force_finds(menu: list[list[Choice]], noise: float, memory: float) -> None:
+def test_the_program_finds_what_brute_force_finds(menu: list[list[UnitChoice]], noise: float, memory: float) -> None:
     most = sum(max(choice.noise for choice in unit) for unit in menu)
     largest = sum(max(choice.weight_bits for choice in unit) for unit in menu)
     limits = [
-        Limit(lambda choice: choice.noise, most * 10.0 ** (-6 * noise)),
-        Limit(lambda choice: choice.weight_bits, math.floor(memory * largest)),
+        SumLimit(lambda choice: choice.noise, most * 10.0 ** (-6 * noise)),
+        SumLimit(lambda choice: choice.weight_bits, math.floor(memory * largest)),
     ]
 
-    def goal(choice: Choice) -> float:
+    def goal(choice: UnitChoice) -> float:
         return choice.weight_bits + 3 * choice.activation_bits
 
     def value(chosen: Any) -> float:
@@ -96,11 +77,11 @@ def test_the_program_finds_what_brute_force_finds(menu: list[list[Choice]], nois
 
 
 def test_an_exact_budget_can_be_used_up() -> None:
-    menu = [[Choice(i, w, 4.0**-w, w * 1000, 0) for w in (2, 4, 8)] for i in range(3)]
-    found = allocate(menu, lambda choice: choice.noise, [Limit(lambda choice: choice.weight_bits, 16000)])
+    menu = [[UnitChoice(i, w, 4.0**-w, w * 1000, 0) for w in (2, 4, 8)] for i in range(3)]
+    found = allocate(menu, lambda choice: choice.noise, [SumLimit(lambda choice: choice.weight_bits, 16000)])
     assert found is not None
     assert sum(choice.weight_bits for choice in found) == 16000
-    assert allocate(menu, lambda choice: choice.noise, [Limit(lambda choice: choice.weight_bits, 5999)]) is None
+    assert allocate(menu, lambda choice: choice.noise, [SumLimit(lambda choice: choice.weight_bits, 5999)]) is None
 
 
 def test_the_search_returns_a_front(digits: Any, tmp_path: Path) -> None:
@@ -109,7 +90,7 @@ def test_the_search_returns_a_front(digits: Any, tmp_path: Path) -> None:
     evaluator = real(digits, log_path=path)
     result = search_ilp(bench(digits, evaluator), request, FEW)
     assert result.met
-    assert result.best.probe.correct >= result.needed
+    assert result.best.evaluation.correct >= result.needed
     assert result.best.memory == count_memory(digits.model, result.best.plan).total
     assert result.best.memory.weight_reduction > 4
     front = result.record["front"]
@@ -122,7 +103,7 @@ def test_the_search_returns_a_front(digits: Any, tmp_path: Path) -> None:
         assert evaluator.evaluate(plan).cached
         assert footprint(digits.model, plan).ram_bytes == row["ram_bytes"]
     for fallback in result.fallbacks:
-        assert fallback.probe.correct >= result.needed
+        assert fallback.evaluation.correct >= result.needed
     replay = real(digits, log_path=path)
     again = search_ilp(bench(digits, replay), request, FEW)
     assert replay.spent == 0
@@ -175,13 +156,13 @@ def test_a_budget_that_the_target_forbids(digits: Any) -> None:
 def test_a_plan_rests_on_measured_noise_and_few_widths_are_measured(digits: Any, monkeypatch: Any) -> None:
     """Every width of the plan of least noise was measured; most others were not needed."""
     asked: set[tuple[int, int]] = set()
-    measure = Susceptibility.noise
+    measure = UnitSensitivity.noise
 
-    def noise(self: Susceptibility, index: int, width: int) -> float:
+    def noise(self: UnitSensitivity, index: int, width: int) -> float:
         asked.add((index, width))
         return measure(self, index, width)
 
-    monkeypatch.setattr(Susceptibility, "noise", noise)
+    monkeypatch.setattr(UnitSensitivity, "noise", noise)
     total = count_memory(digits.model).total
     limits = Request(100.0, 4 * total.weights, 6 * total.activations, granularity=Granularity.TENSOR, explore=False)
     result = search_ilp(bench(digits, real(digits)), limits, FEW)
@@ -195,7 +176,7 @@ def test_a_plan_rests_on_measured_noise_and_few_widths_are_measured(digits: Any,
     assert sum(len(unit.widths) for unit in units) > 8 * len(units)
 
 
-def test_probes_repair_what_the_additive_model_missed(digits: Any) -> None:
+def test_evaluations_repair_what_the_additive_model_missed(digits: Any) -> None:
     """The true limit lies on one unit that the model thinks robust: the repair widens until it holds."""
     result = search_ilp(
         bench(digits, Scripted(digits, lambda bits: 900 - 9 * max(0, 5 - bits["digit.votes"]))),
@@ -218,16 +199,16 @@ def test_restricted_hardware(digits: Any) -> None:
 def test_dominated_points_leave_the_front(digits: Any) -> None:
     plan = QuantPlan({k: digits.calibration.format(k, 8) for k in digits.model.points()})
     memory = count_memory(digits.model, plan).total
-    front = Front()
+    points = []
     for number, (correct, ram) in enumerate([(90, 100), (90, 90), (80, 90), (95, 120), (90, 90)]):
         probe = PlanResult("x", np.arange(100) < correct, 0.0, 1.0)
-        front.add(FrontPoint(Candidate(UnitWidths((str(number),), (number,)), plan, probe, memory), ram, 0.0))
-    assert [(point.ram_bytes, point.candidate.probe.correct) for point in front.best()] == [
+        points.append(FrontPoint(Candidate(Widths((str(number),), (number,)), plan, probe, memory), ram, 0.0))
+    assert [(point.ram_bytes, point.candidate.evaluation.correct) for point in pareto_front(points)] == [
         (90, 90),
         (90, 90),
         (120, 95),
     ]
-    assert front.most_accurate().probe.correct == 95
+    assert most_accurate(points).evaluation.correct == 95
 
 
 def test_the_registry() -> None:
@@ -249,7 +230,7 @@ def test_every_method_answers_in_one_shape(digits: Any, method: Method) -> None:
     assert result.satisfied is result.best
     assert result.needed == 900
     sizes = [fallback.memory.weight_bits for fallback in result.fallbacks]
-    assert all(fallback.probe.correct >= 900 for fallback in result.fallbacks)
+    assert all(fallback.evaluation.correct >= 900 for fallback in result.fallbacks)
     assert sizes
     with pytest.raises(ConfigError, match="smallest possible"):
         chosen.check(digits.model, Request(tolerance=0.0, weight_bits=8))

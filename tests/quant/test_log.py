@@ -15,10 +15,10 @@ from caplet.quant.measure.effects import Perturber
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.measure.log import MeasurementCache, model_identity
 from caplet.quant.measure.tune import Tuner
-from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.target import HARDWARE
 from caplet.quant.plan.units import make_units
-from caplet.quant.search.unit_sensitivity import Susceptibility
+from caplet.quant.search.search import Request, Workbench
+from caplet.quant.search.unit_sensitivity import UnitSensitivity
 
 
 class Meter:
@@ -109,28 +109,28 @@ def test_sensitivities_are_read(digits: Any, tmp_path: Path, monkeypatch: pytest
     evaluator = Evaluator(digits.model, digits.images, digits.labels)
     units = make_units(digits.model, Granularity.LAYER, HARDWARE["portable"])
 
-    def susceptibility(
+    def sensitivity(
         known: MeasurementCache | None, rounding: Rounding = Rounding.NEAREST, seed: int = 0
-    ) -> Susceptibility:
-        source, rule = digits.calibration, FormatRule()
-        return Susceptibility(evaluator, source, units, images=16, rule=rule, rounding=rounding, seed=seed, cache=known)
+    ) -> UnitSensitivity:
+        bench = Workbench(evaluator, digits.calibration, lambda plan: pytest.fail("not needed"), cache=known)
+        return UnitSensitivity(bench, Request(1.0, seed=seed), rounding, units, 16)
 
-    def noises(found: Susceptibility) -> list[float]:
+    def noises(found: UnitSensitivity) -> list[float]:
         return [found.noise(index, width) for index in range(len(units)) for width in (5, 4)]
 
     identity = model_identity(digits.model)
-    first = susceptibility(kept(tmp_path, **identity))
+    first = sensitivity(kept(tmp_path, **identity))
     measured = noises(first)
-    plain = susceptibility(None)
+    plain = sensitivity(None)
     assert noises(plain) == measured
     assert plain.cost == first.cost > 16 / len(evaluator)
-    stochastic = noises(susceptibility(kept(tmp_path, **identity), Rounding.STOCHASTIC, 7))
+    stochastic = noises(sensitivity(kept(tmp_path, **identity), Rounding.STOCHASTIC, 7))
     with monkeypatch.context() as patch:
         patch.setattr(Perturber, "effect", lambda *asked: pytest.fail("measured again"))
-        again = susceptibility(kept(tmp_path, **identity))
+        again = sensitivity(kept(tmp_path, **identity))
         assert noises(again) == measured
         assert again.cost == 0
-        assert noises(susceptibility(kept(tmp_path, **identity), Rounding.STOCHASTIC, 7)) == stochastic
+        assert noises(sensitivity(kept(tmp_path, **identity), Rounding.STOCHASTIC, 7)) == stochastic
         for other in ((Rounding.STOCHASTIC, 8), (Rounding.TRUNCATE, 0)):
             with pytest.raises(pytest.fail.Exception):
-                noises(susceptibility(kept(tmp_path, **identity), *other))
+                noises(sensitivity(kept(tmp_path, **identity), *other))

@@ -9,7 +9,7 @@ import torch
 from caplet.data.imageset import to_float
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.target import HARDWARE
-from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.plan.units import uniform_plan
 from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
 from caplet.quant.reconstruct.reduce_bitwidths import Narrowing, narrow
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings
@@ -25,7 +25,7 @@ def test_widths_fall_while_the_target_holds(digits: Any) -> None:
         with torch.no_grad(), fake_quantized(found.model, found.plan):
             return int((found.model(to_float(images)).square().sum(-1).argmax(-1) == labels).sum())
 
-    plan = make_plan(digits.model, digits.calibration, Widths.uniform(3, 8))
+    plan = uniform_plan(digits.model, digits.calibration, 8)
     fitter = Reconstructor(digits.model, images, SETTINGS)
     first = fitter.fit(plan)
     needed = measure(first) - 2
@@ -57,7 +57,7 @@ def test_widths_fall_while_the_target_holds(digits: Any) -> None:
 
 
 def test_only_widths_of_the_hardware_are_tried(digits: Any) -> None:
-    plan = make_plan(digits.model, digits.calibration, Widths.uniform(3, 10))
+    plan = uniform_plan(digits.model, digits.calibration, 10)
     fitter = Reconstructor(digits.model, digits.images[:40], SETTINGS)
     pairs, steps = narrow(
         digits.model, fitter.fit, plan, digits.calibration, FormatRule(), lambda found: 1, 1, HARDWARE["bytes"]
@@ -68,7 +68,7 @@ def test_only_widths_of_the_hardware_are_tried(digits: Any) -> None:
 
 
 def test_blocks_are_fitted_once_for_plans_that_agree_up_to_them(digits: Any) -> None:
-    plan = make_plan(digits.model, digits.calibration, Widths.uniform(3, 4))
+    plan = uniform_plan(digits.model, digits.calibration, 4)
     fitter = Reconstructor(digits.model, digits.images[:40], SETTINGS)
     first = fitter.fit(plan)
     other = plan.with_formats({"primary.weight": digits.calibration.format("primary.weight", 3)})

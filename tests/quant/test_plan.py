@@ -12,14 +12,14 @@ import pytest
 from caplet.errors import ArtefactError, PlanError
 from caplet.fixed import FixedFormat, LogFormat, Rounding
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.plan.units import uniform_plan
 
 PLAN = QuantPlan({"b.weight": LogFormat(4, -1), "a.votes": FixedFormat(5, 7, True)}, Rounding.STOCHASTIC, 3)
 
 
 @pytest.fixture
 def plan(case: Any) -> QuantPlan:
-    return make_plan(case.model, case.calibration, Widths.uniform(len(case.model.groups()), 8))
+    return uniform_plan(case.model, case.calibration, 8)
 
 
 def test_json_round_trip_and_file(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_check_accepts_a_fitting_plan(case: Any, plan: QuantPlan) -> None:
 
 
 def test_check_names_missing_and_unknown_points_with_suggestions(digits: Any) -> None:
-    plan = make_plan(digits.model, digits.calibration, Widths.uniform(3, 8))
+    plan = uniform_plan(digits.model, digits.calibration, 8)
     points = dict(plan.points)
     points["digit.vote"] = points.pop("digit.votes")
     with pytest.raises(
@@ -122,6 +122,6 @@ def test_check_names_missing_and_unknown_points_with_suggestions(digits: Any) ->
     ],
 )
 def test_check_names_the_point_whose_format_does_not_suit(digits: Any, key: str, fmt: Any, message: str) -> None:
-    plan = make_plan(digits.model, digits.calibration, Widths.uniform(3, 8)).with_formats({key: fmt})
+    plan = uniform_plan(digits.model, digits.calibration, 8).with_formats({key: fmt})
     with pytest.raises(PlanError, match=message):
         plan.check(digits.model)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,42 +14,22 @@ from caplet.fixed import Rounding
 from caplet.jobs.quantize.accept import footprint
 from caplet.nn.points import Role
 from caplet.quant.choices import Granularity
-from caplet.quant.measure.evaluator import Evaluator, PlanResult
+from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import HARDWARE
-from caplet.quant.plan.units import UnitWidths, make_units, unit_memory, unit_point_widths
+from caplet.quant.plan.units import Widths, make_units, point_widths, width_memory
 from caplet.quant.search.progressive import (
     ProgressiveSettings,
     StepOrder,
     longest_run,
     search_progressive,
 )
-from caplet.quant.search.request import Request, Workbench
-from caplet.quant.search.result import Step
+from caplet.quant.search.search import Request, Step
+from scripted import Scripted, bench
 
 FEW = ProgressiveSettings(images=32)
-
-
-class Scripted(Evaluator):
-    """Answers from a rule on the bits instead of computing: images correct out of 1,000."""
-
-    def __init__(self, case: Any, rule: Any) -> None:
-        super().__init__(case.model, case.images, case.labels)
-        self.rule, self.asked = rule, 0
-
-    def float_result(self) -> PlanResult:
-        return PlanResult("float", np.arange(1000) < 900, 0.0, 1.0)
-
-    def evaluate(self, plan: QuantPlan) -> PlanResult:
-        self.asked += 1
-        bits = {key: fmt.bits for key, fmt in plan.points.items()}
-        return PlanResult(plan.digest(), np.arange(1000) < self.rule(bits), 0.0, 1.0)
-
-
-def bench(case: Any, evaluator: Evaluator, on_step: Any = lambda step: None) -> Workbench:
-    return Workbench(evaluator, case.calibration, lambda plan: footprint(case.model, plan), on_step)
 
 
 @pytest.mark.parametrize("granularity", list(Granularity))
@@ -82,10 +61,10 @@ def test_tensor_granularity_gives_each_routing_tensor_its_own_width(digits: Any)
 
 def test_widths_become_plans_and_counts(case: Any) -> None:
     units = make_units(case.model, Granularity.LAYER, HARDWARE["portable"])
-    widths = UnitWidths.uniform(units, 5).with_width(1, 3)
-    chosen = unit_point_widths(units, widths)
+    widths = Widths.uniform(units, 5).with_width(1, 3)
+    chosen = point_widths(units, widths)
     plan = QuantPlan({key: case.calibration.format(key, width) for key, width in chosen.items()})
-    assert unit_memory(case.model, units, widths) == count_memory(case.model, plan)
+    assert width_memory(case.model, units, widths) == count_memory(case.model, plan)
     assert {chosen[key] for key in units[1].points} == {3}
 
 
@@ -136,7 +115,7 @@ def test_leaps_find_what_single_steps_find(digits: Any, granularity: Granularity
     assert one.met
     assert one.best.widths == fast.best.widths
     assert asked[1] <= asked[0]
-    assert one.best.probe.correct >= one.needed == 894
+    assert one.best.evaluation.correct >= one.needed == 894
 
 
 def test_no_unit_can_go_lower(digits: Any) -> None:
@@ -148,13 +127,13 @@ def test_no_unit_can_go_lower(digits: Any) -> None:
     for index, unit in enumerate(units):
         below = unit.below(result.best.widths.bits[index])
         if below is not None:
-            chosen = unit_point_widths(units, result.best.widths.with_width(index, below))
+            chosen = point_widths(units, result.best.widths.with_width(index, below))
             assert additive(chosen) < result.needed, unit.name
 
 
 def test_the_search_on_a_real_model(digits: Any, tmp_path: Path) -> None:
     path = tmp_path / "probes.jsonl"
-    seen: list[Step[Any]] = []
+    seen: list[Step] = []
 
     def search() -> Any:
         evaluator = Evaluator(digits.model, digits.images, digits.labels, batch_size=100, log_path=path)
@@ -164,26 +143,26 @@ def test_the_search_on_a_real_model(digits: Any, tmp_path: Path) -> None:
     evaluator, result = search()
     assert result.met
     best = result.best
-    assert best.probe.correct >= result.needed == result.reference.correct - 3
+    assert best.evaluation.correct >= result.needed == result.reference.correct - 3
     assert best.memory == count_memory(digits.model, best.plan).total
     assert best.memory.weight_reduction > 5
     assert best.memory.activation_reduction > 3
     assert len(seen) == len(result.record["steps"])
     assert 0 < result.cost < 10
     for fallback in result.fallbacks:
-        assert fallback.probe.correct >= result.needed
+        assert fallback.evaluation.correct >= result.needed
     assert evaluator.evaluate(best.plan).cached
     again_evaluator, again = search()
     assert again_evaluator.spent == 0
     assert again.best.plan == best.plan
 
 
-def test_susceptible_units_stay_wider(digits: Any) -> None:
+def test_sensitive_units_stay_wider(digits: Any) -> None:
     """With all units equally cheap, the order by robustness lowers what the class capsules notice least."""
     evaluator = Scripted(digits, lambda bits: 900 - (sum(bits.values()) < 8 * len(bits) - 20))
     request = Request(tolerance=0.0, granularity=Granularity.TENSOR)
     settings = ProgressiveSettings(StepOrder.ROBUST, images=64)
-    seen: list[Step[Any]] = []
+    seen: list[Step] = []
     search_progressive(bench(digits, evaluator, seen.append), request, settings)
     assert {step.step for step in seen} == {"start", "lower"}
 
@@ -204,7 +183,7 @@ def test_a_budget_that_the_target_forbids_is_named(digits: Any) -> None:
     result = search_progressive(bench(digits, Scripted(digits, additive)), tight, FEW)
     assert not result.met
     assert "weights take" in result.reason
-    assert result.best.probe.correct >= result.needed
+    assert result.best.evaluation.correct >= result.needed
     small = Request(tolerance=0.6, ram_bytes=10)
     result = search_progressive(bench(digits, Scripted(digits, additive)), small, FEW)
     assert not result.met

@@ -14,7 +14,7 @@ from caplet.fixed import ChannelFormat, Rounding
 from caplet.lower import lower
 from caplet.program import Conv2d, ConvVotes, DenseVotes
 from caplet.quant.plan.formats import FormatRule
-from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.plan.units import uniform_plan
 from caplet.quant.reconstruct.reconstruct import reconstruct
 from caplet.quant.reconstruct.scale_search import with_channel_formats
 from caplet.quant.reconstruct.settings import Part, ReconstructSettings, parse_parts
@@ -161,12 +161,11 @@ def test_an_interrupted_run_goes_on_with_the_blocks_it_has(digits: Any, tmp_path
 
 
 def test_plans_that_round_otherwise_are_refused(digits: Any) -> None:
-    groups = Widths.uniform(3, 4)
     for rounding in (Rounding.TRUNCATE, Rounding.STOCHASTIC):
-        plan = make_plan(digits.model, digits.calibration, groups, rounding=rounding)
+        plan = uniform_plan(digits.model, digits.calibration, 4, rounding=rounding)
         with pytest.raises(PlanError, match="rounds to nearest"):
             reconstruct(digits.model, plan, digits.images[:4])
-    powers = make_plan(digits.model, digits.calibration, groups, FormatRule(log2_weights=True))
+    powers = uniform_plan(digits.model, digits.calibration, 4, FormatRule(log2_weights=True))
     with pytest.raises(PlanError, match=r"conv1\.weight"):
         reconstruct(digits.model, powers, digits.images[:4])
     with pytest.raises(PlanError, match="misses"):

@@ -26,10 +26,11 @@ from caplet.quant.measure.early_decision import (
 )
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.plan.widths import Widths, make_plan, width_memory
+from caplet.quant.plan.units import uniform_plan, width_memory
 from caplet.quant.search.progressive import ProgressiveSettings, search_progressive
-from caplet.quant.search.qcapsnets import QCapsNetsSettings, search_qcapsnets
-from caplet.quant.search.request import Request, Workbench
+from caplet.quant.search.qcapsnets import search_qcapsnets
+from caplet.quant.search.search import Request, Workbench
+from scripted import bench, group_widths
 
 RULE = EarlyRule(first=20, growth=1.5)
 N = 600
@@ -175,7 +176,7 @@ def evaluator(case: Any, **more: Any) -> Evaluator:
 
 
 def uniform(case: Any, width: int) -> QuantPlan:
-    return make_plan(case.model, case.calibration, Widths.uniform(len(case.model.groups()), width))
+    return uniform_plan(case.model, case.calibration, width)
 
 
 def answers(result: Any) -> tuple[Any, ...]:
@@ -278,8 +279,8 @@ def test_the_log_says_what_was_seen_and_decided(digits: Any, tmp_path: Path) -> 
 
 def test_searches_end_with_plans_that_keep_the_target(digits: Any) -> None:
     exact, early = evaluator(digits, early=None), evaluator(digits)
-    budget = width_memory(digits.model, Widths((8, 7, 6), (8,) * 3, (8,) * 3)).total.weight_bits
-    both = [search_qcapsnets(e, digits.calibration, QCapsNetsSettings(1.0, budget)) for e in (exact, early)]
+    budget = width_memory(digits.model, *group_widths(digits.model, (8, 7, 6), (8,) * 3)).total.weight_bits
+    both = [search_qcapsnets(bench(digits, e), Request(1.0, budget)) for e in (exact, early)]
     assert both[0].best.widths == both[1].best.widths
     assert early.spent < exact.spent / 2
     exact, early = evaluator(digits, early=None), evaluator(digits)
@@ -294,14 +295,14 @@ def test_searches_end_with_plans_that_keep_the_target(digits: Any) -> None:
 
 def test_steps_are_the_same_after_a_resume_and_cost_nothing(digits: Any, tmp_path: Path) -> None:
     path = tmp_path / "probes.jsonl"
-    budget = width_memory(digits.model, Widths((8, 7, 6), (8,) * 3, (8,) * 3)).total.weight_bits
+    budget = width_memory(digits.model, *group_widths(digits.model, (8, 7, 6), (8,) * 3)).total.weight_bits
 
     def search() -> Any:
-        return search_qcapsnets(evaluator(digits, log_path=path), digits.calibration, QCapsNetsSettings(1.0, budget))
+        return search_qcapsnets(bench(digits, evaluator(digits, log_path=path)), Request(1.0, budget))
 
     one, again = search(), search()
-    assert [replace(step, cost=0.0) for step in one.steps] == list(again.steps)
-    assert one.cost > again.cost == 0
+    assert [{**step, "cost": 0.0} for step in one.record["steps"]] == again.record["steps"]
+    assert one.record["cost"] > again.record["cost"] == 0
 
 
 def flipped(hits: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:

@@ -20,7 +20,7 @@ from caplet.nn.points import Handler, PointSpec, Role, Storage
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.plan.units import uniform_plan
 from caplet.quant.simulate.fake_quant import FakeQuant, fake_quantized, point_noise
 from caplet.quant.simulate.straight_through import StraightThrough, clipping_edges
 from caplet.train.initialise import initialise
@@ -28,8 +28,7 @@ from caplet.train.loss import margin_loss
 
 
 def plan_of(case: Any, width: int, rounding: Rounding = Rounding.NEAREST, **more: Any) -> QuantPlan:
-    widths = Widths.uniform(len(case.model.groups()), width)
-    return make_plan(case.model, case.calibration, widths, rounding=rounding, **more)
+    return uniform_plan(case.model, case.calibration, width, rounding=rounding, **more)
 
 
 GRADIENT = 1e-3

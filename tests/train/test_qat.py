@@ -19,7 +19,7 @@ from caplet.models.base import CapsNet
 from caplet.models.registry import build
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.plan.units import uniform_plan
 from caplet.quant.reconstruct.reconstruct import reconstruct
 from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 from caplet.quant.simulate.fake_quant import fake_quantized
@@ -30,6 +30,7 @@ from caplet.train.qat import FIT_IMAGES, QatResult, QatSettings, QatTask, finetu
 from caplet.train.settings import TrainSettings
 from caplet.train.task import INITIALISE, generator
 from caplet.train.trainer import Trainer
+from scripted import group_plan
 
 SIZES = {"stem": ({"kernel": 3, "channels": 16},), "primary_types": 4, "primary_dim": 4, "class_dim": 4}
 
@@ -44,8 +45,7 @@ def model(digits: Splits, tmp_path_factory: pytest.TempPathFactory) -> CapsNet:
 
 
 def plan_of(model: CapsNet, splits: Splits, weights: tuple[int, ...], other: int) -> QuantPlan:
-    widths = Widths(weights, (other,) * 3, (other,) * 3)
-    return make_plan(model, calibrate(model, splits.calibration.images), widths)
+    return group_plan(model, calibrate(model, splits.calibration.images), weights, (other,) * 3)
 
 
 def hits(model: CapsNet, plan: QuantPlan, splits: Splits) -> int:
@@ -169,7 +169,7 @@ def test_batch_norms_are_constants_of_the_plan(tmp_path: Path) -> None:
     initialise(model, to_float(splits.train.images))
     model.eval()
     before = named_tensors(model)
-    plan = make_plan(model, calibrate(model, splits.calibration.images), Widths.uniform(len(model.groups()), 6))
+    plan = uniform_plan(model, calibrate(model, splits.calibration.images), 6)
     result = finetune_under_plan(model, plan, splits, tmp_path, settings(steps=2), teacher=model, progress=False)
     after = named_tensors(result.trained.model)
     for statistic in ("running_mean", "running_var"):

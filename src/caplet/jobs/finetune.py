@@ -28,7 +28,7 @@ from caplet.progress import Note, silent
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.plan.widths import Widths, describe, make_plan
+from caplet.quant.plan.units import KINDS, Widths, bits_in_use, group_units, make_plan
 from caplet.report.curves import learning_curves
 from caplet.runs.folder import METRICS, SPLITS, RunFolder, open_run
 from caplet.runs.records import record_details, record_flips, record_predictions
@@ -111,9 +111,11 @@ def plan_of_widths(model: CapsNet, splits: Splits, text: str) -> QuantPlan:
     if set(found) != set(groups):
         wrong = sorted(set(found) ^ set(groups))
         raise ConfigError(f"widths: {wrong[0]!r}; give one entry for each group of the model: {', '.join(groups)}")
-    weights, activations, routing = (tuple(found[group][kind] for group in groups) for kind in range(3))
+    bits = {f"{group} {kind}": width for group in groups for kind, width in zip(KINDS, found[group], strict=True)}
+    units = group_units(model)
+    widths = Widths(tuple(unit.name for unit in units), tuple(bits[unit.name] for unit in units))
     calibration = calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES))
-    return make_plan(model, calibration, Widths(weights, activations, routing))
+    return make_plan(calibration, units, widths)
 
 
 def finetune_model(
@@ -240,7 +242,7 @@ class _Shipping:
             "file": path.name,
             "file_bytes": path.stat().st_size,
             "flash_bytes": program.flash_bytes,
-            "widths": describe(result.model, plan),
+            "widths": bits_in_use(result.model, plan),
             "memory": memory.to_json(),
             "weight_reduction": memory.total.weight_reduction,
             "activation_reduction": memory.total.activation_reduction,

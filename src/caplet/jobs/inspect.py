@@ -23,7 +23,7 @@ from caplet.program.arena import plan_memory
 from caplet.program.verify import verify
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.plan.units import uniform_plan
 from caplet.quant.simulate.fake_quant import fake_quantized
 from caplet.runs.records import program_tensors, tensor_row
 
@@ -223,7 +223,7 @@ def check_model(model: CapsNet | Program, images: int = 5000) -> Check:
     minutes = None
     if not problems:
         source = calibrate(model, _noise(model, _NOISE_IMAGES))
-        plans = [make_plan(model, source, Widths.uniform(len(model.groups()), bits)) for bits in WIDTHS]
+        plans = [uniform_plan(model, source, bits) for bits in WIDTHS]
         try:
             fits = tuple(_fit(lower(model, plan), bits) for plan, bits in zip(plans, WIDTHS, strict=True))
         except ModelError as error:  # a layer of a known type in a form that has no integers

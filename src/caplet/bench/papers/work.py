@@ -26,7 +26,7 @@ from caplet.quant.measure.tune import DEFAULT_IMAGES as TUNING_IMAGES
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.memory import count_memory
-from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.plan.units import uniform_plan
 from caplet.runtime.engine import predictions
 from caplet.train.settings import FinetuneSettings
 
@@ -156,7 +156,7 @@ class Uniform:
         folder.mkdir(parents=True, exist_ok=True)
         calibration = calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES))
         tuner = Tuner(model, calibration, spread(splits.calibration, TUNING_IMAGES))
-        plan = make_plan(model, tuner, Widths.uniform(len(model.groups()), self.bits))
+        plan = uniform_plan(model, tuner, self.bits)
         program = lower(model, plan, labels=splits.test.classes, meta={"family": model.family})
         save_program(program, folder / MODEL)
         note(f"measuring the test split once, {len(splits.test):,} images")

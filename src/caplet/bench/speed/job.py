@@ -22,7 +22,7 @@ from caplet.models.cost import cost_of
 from caplet.program import interpreter
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.plan.units import uniform_plan
 from caplet.quant.simulate.fake_quant import fake_quantized
 from caplet.runs.folder import environment
 from caplet.runtime import NativeModel
@@ -124,9 +124,7 @@ def _works(
     works["training", HALF] = Timed(count, training(copy.deepcopy(model), images, labels, "bfloat16"))
     works["inference", OURS] = Timed(count, inference(model, images))
     try:
-        plan = make_plan(
-            model, calibrate(model, codes[:_CALIBRATED]), Widths.uniform(len(model.groups()), settings.bits)
-        )
+        plan = uniform_plan(model, calibrate(model, codes[:_CALIBRATED]), settings.bits)
         program = lower(model, plan)
     except (ModelError, PlanError) as error:
         left_out |= dict.fromkeys((FAKE, COMPILED, INTERPRETER), str(error))

@@ -36,7 +36,7 @@ from caplet.quant.choices import Method
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.plan.units import uniform_plan
 from caplet.runs.folder import METRICS
 from caplet.runs.stages import Done
 from caplet.runtime.engine import predictions
@@ -237,7 +237,7 @@ class Attempts:
         if limit is None:
             return None
         calibration = calibrate(model, spread(self.splits.calibration, CALIBRATION_IMAGES))
-        plan = make_plan(model, calibration, Widths.uniform(len(model.groups()), NARROWEST))
+        plan = uniform_plan(model, calibration, NARROWEST)
         least = math.ceil(count_memory(model, plan).total.weight_bits / 8)
         return max(least, limit - CODE_BYTES - TABLE_BYTES)
 

@@ -31,7 +31,7 @@ from caplet.prune.structure import cut
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import Calibration, calibrate
-from caplet.quant.plan.widths import Widths, make_plan
+from caplet.quant.plan.units import uniform_plan
 from caplet.runs.folder import METRICS, RunFolder
 from caplet.runs.stages import Done, RunStage, Stages
 from caplet.train.finetune import TeacherAnswers, finetune, weights_digest
@@ -229,7 +229,7 @@ class _Measurement:
         )
         points = []
         for bits in sorted(self.settings.quantize.probes, reverse=True):
-            plan = make_plan(model, tuner, Widths.uniform(len(model.groups()), bits))
+            plan = uniform_plan(model, tuner, bits)
             drop = paired(right, evaluator.evaluate(plan).correct_images).loss
             points.append(Width(bits, drop, len(images), base.macs_kept))
             self.note(f"{bits} bits everywhere: {points[-1].drop:+.2f} points")
@@ -248,8 +248,7 @@ def _sizes(
     @cache
     def size(pruned: Pruned, width: Width) -> Size:
         model = models[pruned.macs_kept]
-        widths = Widths.uniform(len(model.groups()), width.bits)
-        program = lower(model, make_plan(model, calibration(pruned.macs_kept), widths))
+        program = lower(model, uniform_plan(model, calibration(pruned.macs_kept), width.bits))
         return Size(program.firmware_bytes, plan_memory(program, settings.ram).bytes)
 
     return size

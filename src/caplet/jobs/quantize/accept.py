@@ -34,10 +34,9 @@ from caplet.quant.plan.formats import bits_of
 from caplet.quant.plan.memory import FLOAT_BITS, count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import Footprint, Hardware
-from caplet.quant.plan.units import UnitWidths
-from caplet.quant.search.methods import DEFAULT_COMPRESSION
-from caplet.quant.search.request import Request, SearchResult
-from caplet.quant.search.result import Candidate, width_table
+from caplet.quant.plan.units import Widths, width_table
+from caplet.quant.search.qcapsnets import DEFAULT_COMPRESSION
+from caplet.quant.search.search import Candidate, Request, SearchResult
 from caplet.runs.folder import METRICS, RunFolder
 from caplet.runs.records import record_details, record_flips, record_predictions
 from caplet.runtime.engine import Engine, predictions
@@ -163,13 +162,13 @@ class Shipper:
     fitter: Fitter
     hardware: Hardware
 
-    def misfit(self, candidate: Candidate[Any]) -> str | None:
+    def misfit(self, candidate: Candidate) -> str | None:
         """Why the hardware cannot run a fitted plan, or None; the search has seen to plans that are not fitted."""
         if self.hardware.is_free or not self.fitter.active:
             return None
         return program_footprint(self.program(candidate)).problem(self.hardware)
 
-    def program(self, candidate: Candidate[Any]) -> Program:
+    def program(self, candidate: Candidate) -> Program:
         """The integers of a candidate, fitted where the run fits."""
         fit = self.fitter.fit(candidate.plan)
         return lower(fit.model, fit.plan, labels=self.splits.test.classes, meta={"family": self.model.family})
@@ -182,9 +181,7 @@ class Shipper:
         """Which images ``program`` classifies correctly, bool (n,)."""
         return self.predict(program, images) == images.labels.numpy()
 
-    def ship(
-        self, role: str, candidate: Candidate[Any], kept: NDArray[np.bool_], float_hits: NDArray[np.bool_]
-    ) -> Shipped:
+    def ship(self, role: str, candidate: Candidate, kept: NDArray[np.bool_], float_hits: NDArray[np.bool_]) -> Shipped:
         """Write the ``.caplet`` file and the plan, and measure the test split."""
         program = self.program(candidate)
         model_file, plan_file = artefacts(role)
@@ -202,7 +199,7 @@ class Shipper:
             "file": path.name,
             "file_bytes": path.stat().st_size,
             "flash_bytes": program.flash_bytes,
-            "widths": width_table(self.model, candidate),
+            "widths": width_table(self.model, candidate.plan),
             "memory": memory.to_json(),
             "weight_reduction": memory.total.weight_reduction,
             "activation_reduction": memory.total.activation_reduction,
@@ -237,10 +234,10 @@ def finish(
     acceptance = Acceptance(
         found.reference.correct_images, request.tolerance, request.relative, confidence=settings.confidence
     )
-    chosen: list[tuple[str, Candidate[Any], NDArray[np.bool_]]] = []
+    chosen: list[tuple[str, Candidate, NDArray[np.bool_]]] = []
     met = False
     if found.satisfied is not None:
-        tried: tuple[Candidate[Any], ...] = (found.satisfied, *found.fallbacks)
+        tried: tuple[Candidate, ...] = (found.satisfied, *found.fallbacks)
     else:
         tried = tuple(other for role, other in found.others if role == "memory" and shipper.fitter.active)
     for candidate in tried:
@@ -317,7 +314,7 @@ def finish(
     return QuantizeResult(met, models, float_test, found, shipper.run.path, metrics)
 
 
-def _kept(shipper: Shipper, candidate: Candidate[Any], acceptance: Acceptance, note: Note) -> NDArray[np.bool_] | None:
+def _kept(shipper: Shipper, candidate: Candidate, acceptance: Acceptance, note: Note) -> NDArray[np.bool_] | None:
     """Which calibration images the candidate's integers have right; None where it does not run or misses the target."""
     problem = shipper.misfit(candidate)
     if problem is not None:
@@ -331,15 +328,15 @@ def _kept(shipper: Shipper, candidate: Candidate[Any], acceptance: Acceptance, n
 
 def _smaller(
     shipper: Shipper,
-    candidate: Candidate[Any],
+    candidate: Candidate,
     kept: NDArray[np.bool_],
     acceptance: Acceptance,
     narrowed: Callable[[QuantPlan], Sequence[QuantPlan]],
     note: Note,
-) -> tuple[Candidate[Any], NDArray[np.bool_]]:
+) -> tuple[Candidate, NDArray[np.bool_]]:
     """The smallest narrowed candidate whose integers keep the target on all calibration images, else the candidate."""
     for plan in narrowed(candidate.plan):
-        widths = UnitWidths(tuple(plan.points), tuple(fmt.bits for fmt in plan.points.values()))
+        widths = Widths(tuple(plan.points), tuple(fmt.bits for fmt in plan.points.values()))
         smaller = replace(candidate, widths=widths, plan=plan, memory=count_memory(shipper.model, plan).total)
         problem = shipper.misfit(smaller)
         if problem is not None:

@@ -23,7 +23,7 @@ from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
 from caplet.quant.reconstruct.reduce_bitwidths import Narrowing, narrow
 from caplet.quant.reconstruct.settings import DEFAULT_IMAGES, Part, ReconstructSettings
-from caplet.quant.search.request import Request
+from caplet.quant.search.search import Request
 from caplet.quant.simulate.fake_quant import fake_quantized
 
 NARROWING_IMAGES = 2000

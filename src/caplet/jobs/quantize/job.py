@@ -6,7 +6,6 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -28,8 +27,7 @@ from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import Calibration, calibrate
 from caplet.quant.plan.formats import FormatSource
 from caplet.quant.search.methods import find_method
-from caplet.quant.search.request import Request, SearchResult, Workbench
-from caplet.quant.search.result import Step
+from caplet.quant.search.search import Request, SearchResult, Step, Workbench
 from caplet.quant.search.simplify_routing import simplify_routing
 from caplet.runs.folder import SPLITS, RunFolder, open_run
 from caplet.runs.records import SEARCH
@@ -87,7 +85,7 @@ def full_passes(
 
 def warn_about(splits: Splits, request: Request, evaluator: Evaluator, note: Note) -> None:
     """Say so where the calibration images cannot resolve the tolerance, or miss a class."""
-    allowed = request.allowed(evaluator.float_result())
+    allowed = request.acceptance(evaluator.float_result()).allowed
     if 0 < allowed < 1:
         enough = math.ceil(len(evaluator) / allowed)
         note(
@@ -100,7 +98,7 @@ def warn_about(splits: Splits, request: Request, evaluator: Evaluator, note: Not
         note(f"warning: no calibration image is of class {', '.join(missing)}; the search cannot see what it loses")
 
 
-def describe_step(step: Step[Any]) -> str:
+def describe_step(step: Step) -> str:
     """One line about a search step."""
     verdict = "kept" if step.accepted else "rejected"
     found = f"{step.correct:,} correct"

@@ -11,7 +11,7 @@ from caplet.quant.choices import Exponents, Granularity, Method
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.target import find_hardware
 from caplet.quant.reconstruct.settings import Part, parse_parts
-from caplet.quant.search.request import Request
+from caplet.quant.search.search import Request
 from caplet.settings import Bytes, Settings, option
 
 Scheme = Literal["nearest", "truncate", "stochastic", "all"]

@@ -30,7 +30,7 @@ from caplet.quant.measure.early_decision import (
 from caplet.quant.measure.log import FLOAT, EvaluationLog, MeasuredImages, images_digest, model_identity
 from caplet.quant.measure.staged import CachedStages
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.plan.widths import describe
+from caplet.quant.plan.units import bits_in_use
 from caplet.quant.simulate.fake_quant import FakeQuant, WeightCache
 
 DEFAULT_CACHE_BYTES = 3 << 29
@@ -316,7 +316,7 @@ class Evaluator:
         if plan is None:
             self.float_spent += cost
         elif start == 0:
-            more = {"widths": describe(self.model, plan), "plan": plan.to_json()}
+            more = {"widths": bits_in_use(self.model, plan), "plan": plan.to_json()}
         self._log.add(MeasuredImages(digest, start, correct, margins, time.perf_counter() - began, cost), more)
         return cost
 

@@ -18,7 +18,7 @@ _TINY = 1e-8  # relative: below what the solver tells from 0
 
 
 @dataclass(frozen=True)
-class Choice:
+class UnitChoice:
     """One width of one unit.
 
     Attributes:
@@ -35,23 +35,25 @@ class Choice:
     activation_bits: int
 
 
-Measure = Callable[[Choice], float]
+Measure = Callable[[UnitChoice], float]
 """What one choice contributes to a sum, 0 or more."""
 
 
 @dataclass(frozen=True)
-class Limit:
+class SumLimit:
     """The sum of a measure over all units must not exceed ``at_most``."""
 
     measure: Measure
     at_most: float
 
-    def holds(self, chosen: Sequence[Choice]) -> bool:
+    def holds(self, chosen: Sequence[UnitChoice]) -> bool:
         """Whether a choice for every unit keeps the limit."""
         return math.fsum(map(self.measure, chosen)) <= self.at_most * (1 + _SLACK)
 
 
-def allocate(menu: Sequence[Sequence[Choice]], goal: Measure, limits: Sequence[Limit]) -> tuple[Choice, ...] | None:
+def allocate(
+    menu: Sequence[Sequence[UnitChoice]], goal: Measure, limits: Sequence[SumLimit]
+) -> tuple[UnitChoice, ...] | None:
     """One choice per unit with the least sum of ``goal`` within all ``limits``; None where no choice keeps them.
 
     Solved by branch and bound (HiGHS through :func:`scipy.optimize.milp`), exactly up to a millionth. A choice that
@@ -75,8 +77,8 @@ def allocate(menu: Sequence[Sequence[Choice]], goal: Measure, limits: Sequence[L
 
 
 def _solve(
-    choices: Sequence[Sequence[Choice]], goal: Measure, limits: Sequence[Limit], margin: float
-) -> tuple[Choice, ...] | None:
+    choices: Sequence[Sequence[UnitChoice]], goal: Measure, limits: Sequence[SumLimit], margin: float
+) -> tuple[UnitChoice, ...] | None:
     """The program itself; limits may be exceeded by the solver's tolerance, so they are tightened by ``margin``."""
     flat = [choice for unit in choices for choice in unit]
     owner = np.repeat(np.arange(len(choices)), [len(unit) for unit in choices])
@@ -110,12 +112,12 @@ def _mute() -> Iterator[None]:
         yield
         return
     sys.stdout.flush()
-    kept = os.dup(1)
+    original = os.dup(1)
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
     try:
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(original, 1)
+        os.close(original)
         os.close(sink)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from caplet.quant.plan.units import UnitWidths
-from caplet.quant.search.result import Candidate
+from caplet.quant.search.search import Candidate
 
 
 @dataclass(frozen=True)
@@ -16,18 +16,18 @@ class FrontPoint:
     Attributes:
         candidate: the plan, its measured result, its memory count.
         ram_bytes: the arena's, with all votes stored.
-        noise: the additive model's prediction (see :class:`caplet.quant.search.unit_sensitivity.Susceptibility`).
+        noise: the additive model's prediction (see :class:`caplet.quant.search.unit_sensitivity.UnitSensitivity`).
     """
 
-    candidate: Candidate[UnitWidths]
+    candidate: Candidate
     ram_bytes: int
     noise: float
 
     @property
     def costs(self) -> tuple[int, int, int, int]:
         """What to keep small: weight bits, activation bits, RAM bytes, images wrong (at most)."""
-        memory, probe = self.candidate.memory, self.candidate.probe
-        return memory.weight_bits, memory.activation_bits, self.ram_bytes, probe.n - probe.low
+        memory, found = self.candidate.memory, self.candidate.evaluation
+        return memory.weight_bits, memory.activation_bits, self.ram_bytes, found.n - found.low
 
     def dominates(self, other: FrontPoint) -> bool:
         """Whether this point is at least as good in every respect, and better in one."""
@@ -40,15 +40,15 @@ class FrontPoint:
         ``loss_at_least`` and ``loss_at_most`` differ where not all images were looked at (see
         :mod:`caplet.quant.measure.early_decision`); ``loss`` is then an estimate.
         """
-        memory, probe = self.candidate.memory, self.candidate.probe
+        memory, found = self.candidate.memory, self.candidate.evaluation
         return {
             "weight_bytes": memory.weight_bits / 8,
             "activation_bytes": memory.activation_bits / 8,
             "ram_bytes": self.ram_bytes,
-            "loss": 100 * (reference - probe.correct) / probe.n,
-            "loss_at_least": 100 * (reference - probe.high) / probe.n,
-            "loss_at_most": 100 * (reference - probe.low) / probe.n,
-            "images_seen": probe.looked_at,
+            "loss": 100 * (reference - found.correct) / found.n,
+            "loss_at_least": 100 * (reference - found.high) / found.n,
+            "loss_at_most": 100 * (reference - found.low) / found.n,
+            "images_seen": found.looked_at,
             "weight_reduction": memory.weight_reduction,
             "activation_reduction": memory.activation_reduction,
             "noise": self.noise,
@@ -57,26 +57,12 @@ class FrontPoint:
         }
 
 
-@dataclass
-class Front:
-    """All measured points, in the order in which they were added."""
+def pareto_front(points: Sequence[FrontPoint]) -> list[FrontPoint]:
+    """The points that no other one dominates, the fewest weight bits first."""
+    best = [point for point in points if not any(other.dominates(point) for other in points)]
+    return sorted(best, key=lambda point: point.costs)
 
-    points: list[FrontPoint] = field(default_factory=list)
 
-    def add(self, point: FrontPoint) -> None:
-        """Add a point, once."""
-        if all(point.candidate.widths != known.candidate.widths for known in self.points):
-            self.points.append(point)
-
-    def best(self) -> list[FrontPoint]:
-        """The points that no other one dominates, the fewest weight bits first."""
-        kept = [point for point in self.points if not any(other.dominates(point) for other in self.points)]
-        return sorted(kept, key=lambda point: point.costs)
-
-    def most_accurate(self) -> Candidate[UnitWidths]:
-        """The plan with the most correct images, the smallest of several. Raises ValueError without any point."""
-        return min(self.points, key=lambda point: (point.costs[3], point.costs)).candidate
-
-    def to_json(self, reference: int) -> list[dict[str, Any]]:
-        """The front as plain data."""
-        return [point.to_json(reference) for point in self.best()]
+def most_accurate(points: Sequence[FrontPoint]) -> Candidate:
+    """The plan with the most correct images, the smallest of several. Raises ValueError without any point."""
+    return min(points, key=lambda point: (point.costs[3], point.costs)).candidate

@@ -1,9 +1,9 @@
-"""Allocation as an integer program: additive sensitivities choose all widths at once, real probes have the last word.
+"""Allocation as an integer program: additive sensitivities choose all widths at once, evaluations have the last word.
 
 The noise that a unit alone makes at the class capsules is measured for every width. Noises of independent errors add
 up, so the widths with the least memory for a total noise, or the least noise for a memory, are a 0/1 program. What
-noise the accuracy target bears is found by probes: bisection over the total noise, for several trade-offs between
-weights and activations, then a repair of each boundary plan. All probed plans make up the Pareto front.
+noise the accuracy target bears is found by evaluations: bisection over the total noise, for several trade-offs between
+weights and activations, then a repair of each boundary plan. All evaluated plans make up the Pareto front.
 
 Source: the formulation is common in mixed-precision search (e.g. HAWQ-V3, Yao et al. 2021); its use for the routing
 tensors of capsule networks, the noise measure and the repair are caplet's.
@@ -19,15 +19,22 @@ from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.fixed.format import MAX_BITS
 from caplet.nn.points import Storage
-from caplet.quant.plan.units import UnitWidths, make_units, unit_bits
-from caplet.quant.search.allocate import Choice, Limit, Measure, allocate
-from caplet.quant.search.front import Front, FrontPoint
-from caplet.quant.search.progressive import longest_run, pick_result
-from caplet.quant.search.request import SENSITIVITY_IMAGES, Request, SearchResult, Workbench
-from caplet.quant.search.trials import Trials, fitting_units
-from caplet.quant.search.unit_sensitivity import Susceptibility
+from caplet.quant.choices import Method
+from caplet.quant.plan.units import Widths, unit_bits
+from caplet.quant.search.allocate import Measure, SumLimit, UnitChoice, allocate
+from caplet.quant.search.front import FrontPoint, most_accurate, pareto_front
+from caplet.quant.search.progressive import longest_run
+from caplet.quant.search.search import (
+    SENSITIVITY_IMAGES,
+    Candidate,
+    Request,
+    Search,
+    SearchResult,
+    Workbench,
+    run_each,
+)
+from caplet.quant.search.unit_sensitivity import UnitSensitivity
 
-METHOD = "ilp"
 MEASURED_WIDTH = 8
 """Wider widths are not measured: their noise is a quarter per bit, as of a uniform error."""
 FIRST_WIDTH = 5
@@ -42,8 +49,8 @@ class IlpSettings:
     """How the integer-program search goes about it.
 
     Attributes:
-        trade_offs: how much the weights' share of the memory counts against the activations', each 0..1.
-        repairs: probes at most to mend one boundary plan.
+        trade_offs: how much the weights' part of the memory counts against the activations', each 0..1.
+        repairs: evaluations at most to mend one boundary plan.
         images: for the sensitivities.
     """
 
@@ -56,13 +63,12 @@ def search_ilp(bench: Workbench, request: Request, settings: IlpSettings | None 
     """Run the search with every rounding scheme asked for; deterministic, resumed for free from the evaluator's log.
 
     Returns:
-        The best scheme's result; ``record["front"]`` is the Pareto front of all probed plans, with the plans.
+        The best scheme's result; ``record["front"]`` is the Pareto front of all evaluated plans, with the plans.
 
     Raises:
         ConfigError: a budget below what the narrowest widths take; the message says how much that is.
     """
-    results = [_Search(bench, request, settings or IlpSettings(), each).run() for each in request.roundings]
-    return pick_result(results)
+    return run_each(IlpSearch(bench, request, settings or IlpSettings(), rounding) for rounding in request.roundings)
 
 
 @dataclass
@@ -89,83 +95,71 @@ class NoiseCurve:
             return self.measured[below] / 4.0 ** (width - below)
         if above == below:
             return self.measured[below]
-        share = (width - below) / (above - below)
-        return self.measured[below] ** (1 - share) * self.measured[above] ** share
+        part = (width - below) / (above - below)
+        return self.measured[below] ** (1 - part) * self.measured[above] ** part
 
 
-class _Search:
+class IlpSearch(Search):
     """One search with one rounding scheme."""
 
     def __init__(self, bench: Workbench, request: Request, settings: IlpSettings, rounding: Rounding) -> None:
-        self.bench, self.request, self.settings = bench, request, settings
-        self.model = bench.evaluator.model
-        units = make_units(self.model, request.granularity, request.hardware, request.rule)
-        self.units = fitting_units(bench, request, rounding, units)
-        self.trials = Trials(bench, request, rounding, self.units)
-        self.susceptibility = Susceptibility(
-            bench.evaluator,
-            bench.source,
-            self.units,
-            images=settings.images,
-            rule=request.rule,
-            rounding=rounding,
-            seed=request.seed,
-            cache=bench.cache,
-        )
+        super().__init__(bench, request, rounding)
+        self.settings = settings
+        self.sensitivity = UnitSensitivity(bench, request, rounding, self.units, settings.images)
         self.noises = [self._first(index) for index in range(len(self.units))]
         self.menu = [self._choices(index) for index in range(len(self.units))]
         self.weights = sum(unit.elements for unit in self.units if unit.storage is Storage.FLASH)
         self.activations = sum(unit.elements for unit in self.units if unit.storage is Storage.RAM)
         self.budgets = self._budgets()
-        self.cuts: list[Limit] = []
-        self.front = Front()
-        self.probed: dict[UnitWidths, bool] = {}
+        self.cuts: list[SumLimit] = []
+        self.front: list[FrontPoint] = []
+        self.known: dict[Widths, bool] = {}
 
     def run(self) -> SearchResult:
         quietest = self._solve(lambda choice: choice.noise, [])
         if quietest is None:
             raise ConfigError(f"the budgets contradict each other: {self._limits_in_words()}; raise one of them")
         widths = self._widths(quietest)
-        if not self._probe("quietest", "least noise within the budgets", widths):
-            lost = self.trials.reference.correct - self.trials.steps[-1].high
+        if not self._keeps("quietest", "least noise within the budgets", widths):
+            lost = self.reference.correct - self.steps[-1].high
             reason = f"even the plan of least noise within the budgets loses {lost:,} images or more"
             return self._result(reason)
         if not self.request.explore:
             return self._result("the plan of least noise within the budgets keeps the target")
         for trade_off in self.settings.trade_offs:
             self._explore(trade_off, _noise(quietest))
-        return self._result("the smallest probed plan, weights and activations counted alike, within all limits")
+        return self._result("the smallest evaluated plan, weights and activations counted alike, within all limits")
 
     def _first(self, index: int) -> NoiseCurve:
         """A unit's noise, measured at the one width from which the others are guessed until they are wanted."""
         first = self.units[index].at_most(FIRST_WIDTH)
-        return NoiseCurve({first: self.susceptibility.noise(index, first)})
+        return NoiseCurve({first: self.sensitivity.noise(index, first)})
 
-    def _choices(self, index: int) -> list[Choice]:
+    def _choices(self, index: int) -> list[UnitChoice]:
         """The unit's widths; noise falls with the width, also where a few images happen to say otherwise."""
-        unit, specs = self.units[index], self.model.points()
-        choices: list[Choice] = []
+        unit, specs = self.units[index], self.specs
+        choices: list[UnitChoice] = []
         noise = math.inf
         for width in unit.widths:
             noise = min(noise, self.noises[index].at(width))
             bits = unit_bits(specs, unit, width, self.request.rule)
             flash = unit.storage is Storage.FLASH
-            choices.append(Choice(index, width, noise, bits if flash else 0, 0 if flash else bits))
+            choices.append(UnitChoice(index, width, noise, bits if flash else 0, 0 if flash else bits))
         return choices
 
-    def _measure(self, chosen: Sequence[Choice]) -> bool:
+    def _measure(self, chosen: Sequence[UnitChoice]) -> bool:
         """Measure the noise of choices that so far was guessed; whether there were any."""
         new = False
         for choice in chosen:
             unit, noises = self.units[choice.unit], self.noises[choice.unit]
             width = min(choice.width, unit.at_most(max(MEASURED_WIDTH, unit.widths[0])))
             if width not in noises.measured:
-                noises.measured[width] = self.susceptibility.noise(choice.unit, width)
+                noises.measured[width] = self.sensitivity.noise(choice.unit, width)
                 self.menu[choice.unit] = self._choices(choice.unit)
                 new = True
         return new
 
-    def _budgets(self) -> list[Limit]:
+    def _budgets(self) -> list[SumLimit]:
         """The request's limits on bits. Raises ConfigError where the narrowest widths exceed one."""
         limits = []
         measures: tuple[tuple[str, Measure, float | None], ...] = (
@@ -181,7 +175,7 @@ class _Search:
                     f"the {name} budget of {budget / 8:,.0f} bytes is below the smallest possible one for this model,"
                     f" {math.ceil(smallest / 8):,} bytes; raise the budget"
                 )
-            limits.append(Limit(measure, budget))
+            limits.append(SumLimit(measure, budget))
         return limits
 
     def _limits_in_words(self) -> str:
@@ -198,25 +192,25 @@ class _Search:
         levels = [least * (1 + 1e-6)]
         while levels[-1] < most:
             levels.append(levels[-1] * _RATIO)
-        plans: dict[int, UnitWidths | None] = {}
+        plans: dict[int, Widths | None] = {}
 
-        def plan(count: int) -> UnitWidths | None:
+        def plan(count: int) -> Widths | None:
             if count not in plans:
-                chosen = self._solve(goal, [Limit(lambda choice: choice.noise, levels[count - 1])])
+                chosen = self._solve(goal, [SumLimit(lambda choice: choice.noise, levels[count - 1])])
                 plans[count] = None if chosen is None else self._widths(chosen)
             return plans[count]
 
         def holds(count: int) -> bool:
             widths = plan(count)
             about = f"total noise at most {levels[count - 1]:.1e}"
-            return widths is None or self._probe(f"trade-off {trade_off:g}", about, widths)
+            return widths is None or self._keeps(f"trade-off {trade_off:g}", about, widths)
 
         count = longest_run(len(levels), holds)
         beyond = plan(count + 1) if count < len(levels) else None
         if beyond is not None:
             self._repair(trade_off, beyond)
 
-    def _repair(self, trade_off: float, widths: UnitWidths) -> None:
+    def _repair(self, trade_off: float, widths: Widths) -> None:
         """Widen a plan that misses the target, where that takes most noise away for its memory, until it keeps it."""
         goal = self._goal(trade_off)
         for _ in range(self.settings.repairs):
@@ -227,18 +221,18 @@ class _Search:
                 return
             index, width = wider.unit, wider.width
             widths = widths.with_width(index, width)
-            if self.trials.excess(widths) is not None:
+            if self.excess(widths) is not None:
                 return
-            if self._probe(f"repair {trade_off:g}", f"{self.units[index].name} to {width} bits", widths):
+            if self._keeps(f"repair {trade_off:g}", f"{self.units[index].name} to {width} bits", widths):
                 return
 
-    def _wider(self, goal: Measure, widths: UnitWidths) -> Choice | None:
+    def _wider(self, goal: Measure, widths: Widths) -> UnitChoice | None:
         """The next width of the unit in which it takes most noise away for its memory; None where all are widest.
 
         Units that take less than :data:`_RELIEF` of all noise away do not count where others take more: a tensor of a
         few elements costs nothing and would come first without helping.
         """
-        options: list[tuple[bool, float, int, Choice]] = []
+        options: list[tuple[bool, float, int, UnitChoice]] = []
         enough = _RELIEF * self.predicted(widths)
         for index, choices in enumerate(self.menu):
             at = next(i for i, choice in enumerate(choices) if choice.width == widths.bits[index])
@@ -249,23 +243,23 @@ class _Search:
         return max(options, key=lambda option: option[:3])[3] if options else None
 
     def _goal(self, trade_off: float) -> Measure:
-        """The memory to keep small: shares of the 32-bit float size, weighed."""
+        """The memory to keep small: fractions of the 32-bit float size, weighed."""
         weights, activations = trade_off / self.weights, (1 - trade_off) / self.activations
         return lambda choice: weights * choice.weight_bits + activations * choice.activation_bits
 
-    def predicted(self, widths: UnitWidths) -> float:
+    def predicted(self, widths: Widths) -> float:
         """The additive model's noise of all units."""
         by_width = [{choice.width: choice.noise for choice in choices} for choices in self.menu]
         return math.fsum(noises[width] for noises, width in zip(by_width, widths.bits, strict=True))
 
-    def _solve(self, goal: Measure, limits: Sequence[Limit]) -> tuple[Choice, ...] | None:
+    def _solve(self, goal: Measure, limits: Sequence[SumLimit]) -> tuple[UnitChoice, ...] | None:
         """The program's solution, in which no noise is a guess: what it uses is measured, and it is solved again."""
         while True:
             chosen = self._fitting(goal, limits)
             if chosen is None or not self._measure(chosen):
                 return chosen
 
-    def _fitting(self, goal: Measure, limits: Sequence[Limit]) -> tuple[Choice, ...] | None:
+    def _fitting(self, goal: Measure, limits: Sequence[SumLimit]) -> tuple[UnitChoice, ...] | None:
         """The program's solution that also fits the arena: each misfit adds a linear cut on the buffers of its peak.
 
         A cut may exclude a plan that would fit, where the arena has gaps or a cap on widths is needed.
@@ -274,13 +268,13 @@ class _Search:
             chosen = allocate(self.menu, goal, [*limits, *self.budgets, *self.cuts])
             if chosen is None or self.request.ram_bytes is None:
                 return chosen
-            found = self.trials.footprint(self._widths(chosen))
+            found = self.footprint(self._widths(chosen))
             if found.ram_bytes <= self.request.ram_bytes:
                 return chosen
             self.cuts.append(self._cut(chosen, dict(found.peak), found.ram_bytes))
         return None
 
-    def _cut(self, chosen: Sequence[Choice], peak: dict[str, int], ram_bytes: int) -> Limit:
+    def _cut(self, chosen: Sequence[UnitChoice], peak: dict[str, int], ram_bytes: int) -> SumLimit:
         """A limit that ``chosen``, whose arena is too large, breaks.
 
         The tensors in use at the peak must shrink by what the arena is too large, or as far as their containers allow.
@@ -288,78 +282,58 @@ class _Search:
         width may be as large as the largest one now.
         """
         assert self.request.ram_bytes is not None
-        specs, hardware = self.model.points(), self.request.hardware
+        specs, hardware = self.specs, self.request.hardware
 
-        def measure(choice: Choice) -> float:
+        def measure(choice: UnitChoice) -> float:
             keys = [key for key in self.units[choice.unit].points if key in peak]
             return sum(specs[key].elements * hardware.container(specs[key], max(choice.width, 2)) / 8 for key in keys)
 
         now = math.fsum(map(measure, chosen))
         least = math.fsum(min(map(measure, choices)) for choices in self.menu)
         if least < now:
-            return Limit(measure, max(least, now - max(1.0, float(ram_bytes - self.request.ram_bytes))))
+            return SumLimit(measure, max(least, now - max(1.0, float(ram_bytes - self.request.ram_bytes))))
         widest = max(choice.width for choice in chosen)
-        return Limit(lambda choice: float(choice.width >= widest), 0.0)
+        return SumLimit(lambda choice: float(choice.width >= widest), 0.0)
 
-    def _widest(self) -> UnitWidths:
-        return UnitWidths.uniform(self.units, MAX_BITS)
+    def _widths(self, chosen: Sequence[UnitChoice]) -> Widths:
+        return Widths(tuple(unit.name for unit in self.units), tuple(choice.width for choice in chosen))
 
-    def _widths(self, chosen: Sequence[Choice]) -> UnitWidths:
-        return UnitWidths(tuple(unit.name for unit in self.units), tuple(choice.width for choice in chosen))
-
-    def _probe(self, step: str, about: str, widths: UnitWidths) -> bool:
-        """Measure widths, once, and put them on the front; whether they keep the target."""
-        if widths in self.probed:
-            return self.probed[widths]
-        kept = self.probed[widths] = self.trials.attempt(step, about, widths)
-        if self.trials.misfit(widths) is None:
-            predicted = self.predicted(widths)
-            self.front.add(
-                FrontPoint(self.trials.candidate(widths), self.trials.footprint(widths).ram_bytes, predicted)
-            )
+    def _keeps(self, step: str, about: str, widths: Widths) -> bool:
+        """Evaluate widths, once, and put them on the front; whether they keep the target."""
+        if widths in self.known:
+            return self.known[widths]
+        kept = self.known[widths] = self.evaluate(step, about, widths)
+        if self.misfit(widths) is None:
+            ram_bytes = self.footprint(widths).ram_bytes
+            self.front.append(FrontPoint(self.candidate(widths), ram_bytes, self.predicted(widths)))
         return kept
 
     def _result(self, reason: str) -> SearchResult:
-        trials = self.trials
         balanced = self._goal(0.5)
-        size = {
-            candidate.widths: math.fsum(
-                balanced(choice)
-                for choices, width in zip(self.menu, candidate.widths.bits, strict=True)
-                for choice in choices
-                if choice.width == width
-            )
-            for candidate in trials.kept
-        }
-        kept = sorted(trials.kept, key=lambda candidate: size[candidate.widths])
-        cost = self.susceptibility.cost
-        nearest = self.front.most_accurate() if self.front.points else trials.candidate(self._widest())
-        best = kept[0] if kept else None
-        record = trials.record(METHOD, best, reason, cost)
-        record |= {"met": bool(kept), "front": self.front.to_json(trials.reference.correct)}
-        limited = bool(self.budgets) or self.request.ram_bytes is not None
-        return SearchResult(
-            METHOD,
-            bool(kept),
-            best,
-            tuple(kept[1:]),
-            () if kept else (("memory" if limited else "accuracy", nearest),),
-            trials.reference,
-            trials.needed,
-            trials.rounding,
-            reason,
-            cost,
-            record,
-        )
+
+        def size(candidate: Candidate) -> float:
+            chosen = zip(self.menu, candidate.widths.bits, strict=True)
+            return math.fsum(balanced(c) for choices, width in chosen for c in choices if c.width == width)
+
+        kept = sorted(self.keeping, key=size)
+        others = []
+        if not kept:
+            limited = bool(self.budgets) or self.request.ram_bytes is not None
+            widest = Widths.uniform(self.units, MAX_BITS)
+            nearest = most_accurate(self.front) if self.front else self.candidate(widest)
+            others = [("memory" if limited else "accuracy", nearest)]
+        front = [point.to_json(self.reference.correct) for point in pareto_front(self.front)]
+        satisfied = kept[0] if kept else None
+        return self.result(Method.ILP, satisfied, reason, kept[1:], others, self.sensitivity.cost, {"front": front})
 
 
-def _noise(chosen: Sequence[Choice]) -> float:
+def _noise(chosen: Sequence[UnitChoice]) -> float:
     return math.fsum(choice.noise for choice in chosen)
 
 
-def _weight_bits(choice: Choice) -> float:
+def _weight_bits(choice: UnitChoice) -> float:
     return choice.weight_bits
 
 
-def _activation_bits(choice: Choice) -> float:
+def _activation_bits(choice: UnitChoice) -> float:
     return choice.activation_bits

@@ -12,22 +12,21 @@ bisection, which gives the answer of one step at a time wherever accuracy falls 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from caplet.fixed import Rounding
 from caplet.fixed.format import MAX_BITS
-from caplet.quant.plan.units import UnitWidths, make_units, unit_bits
-from caplet.quant.search.request import SENSITIVITY_IMAGES, Request, SearchResult, Workbench
-from caplet.quant.search.trials import Trials, fitting_units
-from caplet.quant.search.unit_sensitivity import Susceptibility
+from caplet.nn.points import Storage
+from caplet.quant.choices import Method
+from caplet.quant.plan.units import Widths, unit_bits
+from caplet.quant.search.search import SENSITIVITY_IMAGES, Request, Search, SearchResult, Workbench, run_each
+from caplet.quant.search.unit_sensitivity import UnitSensitivity
 
-START_SHARE = 0.25
-"""Share of the tolerance that the uniform start may spend."""
+START_FRACTION = 0.25
+"""Fraction of the tolerance that the uniform start may spend."""
 PATIENCE = 1700
 """Images that an early decision may take."""
-METHOD = "progressive"
 
 
 class StepOrder(StrEnum):
@@ -48,15 +47,15 @@ class ProgressiveSettings:
 
     Attributes:
         order: of the steps.
-        start_share: of the tolerance, for the uniform start.
+        start_fraction: of the tolerance, for the uniform start.
         leaps: decide runs of steps by bisection; False measures every single step (the reference).
-        images: for the susceptibilities.
+        images: for the sensitivities.
         patience: calibration images after which a step that is not settled is rejected; None for all. Steps that miss
             or keep the target by a single image may take nearly all images to settle.
     """
 
     order: StepOrder = StepOrder.GAIN
-    start_share: float = START_SHARE
+    start_fraction: float = START_FRACTION
     leaps: bool = True
     images: int = SENSITIVITY_IMAGES
     patience: int | None = PATIENCE
@@ -67,7 +66,7 @@ class _Lowering:
     """One step: which unit goes down, and all widths afterwards."""
 
     unit: int
-    widths: UnitWidths
+    widths: Widths
 
 
 def search_progressive(bench: Workbench, request: Request, settings: ProgressiveSettings | None = None) -> SearchResult:
@@ -79,84 +78,53 @@ def search_progressive(bench: Workbench, request: Request, settings: Progressive
     Raises:
         ConfigError: the hardware cannot run the model at any width.
     """
-    results = [_Search(bench, request, settings or ProgressiveSettings(), each).run() for each in request.roundings]
-    return pick_result(results)
+    used = settings or ProgressiveSettings()
+    return run_each(ProgressiveSearch(bench, request, used, rounding) for rounding in request.roundings)
 
 
-def pick_result(results: list[SearchResult]) -> SearchResult:
-    """The first of the results that is met with the smallest memory; where none is, the one nearest to its target."""
-
-    def preference(result: SearchResult) -> tuple[bool, bool, int, int]:
-        best = result.best
-        missed = best.probe.low < result.needed
-        return not result.met, missed, best.memory.weight_bits, best.memory.activation_bits
-
-    best = min(results, key=preference)
-    rest = [result.record for result in results if result is not best]
-    if not rest:
-        return best
-    return replace(best, record={**best.record, "others": rest}, cost=sum(result.cost for result in results))
-
-
-class _Search:
+class ProgressiveSearch(Search):
     """One search with one rounding scheme."""
 
     def __init__(self, bench: Workbench, request: Request, settings: ProgressiveSettings, rounding: Rounding) -> None:
-        self.request, self.settings = request, settings
-        model = bench.evaluator.model
-        units = make_units(model, request.granularity, request.hardware, request.rule)
-        self.units = fitting_units(bench, request, rounding, units)
-        self.trials = Trials(bench, request, rounding, self.units, settings.patience)
-        self.susceptibility = Susceptibility(
-            bench.evaluator,
-            bench.source,
-            self.units,
-            images=settings.images,
-            rule=request.rule,
-            rounding=rounding,
-            seed=request.seed,
-            cache=bench.cache,
-        )
-        specs = model.points()
-        totals: dict[Any, int] = {}
-        for unit in self.units:
-            totals[unit.storage] = totals.get(unit.storage, 0) + unit.elements
-        self._share = lambda index, width: (
-            unit_bits(specs, self.units[index], width, request.rule) / totals[self.units[index].storage]
-        )
+        super().__init__(bench, request, rounding, patience=settings.patience)
+        self.settings = settings
+        self.sensitivity = UnitSensitivity(bench, request, rounding, self.units, settings.images)
+        self.elements = {
+            storage: sum(unit.elements for unit in self.units if unit.storage is storage) for storage in Storage
+        }
 
     def run(self) -> SearchResult:
         start = self.start()
         if start is None:
-            widest = UnitWidths.uniform(self.units, MAX_BITS)
+            widest = Widths.uniform(self.units, MAX_BITS)
             return self._result(widest, "not even the widest formats everywhere keep the target")
         final = self.descend(start)
-        excess = self.trials.excess(final)
+        excess = self.excess(final)
         if excess is None:
             return self._result(final, "no unit can go lower without missing the target")
         return self._result(final, f"no unit can go lower without missing the target, and {excess}")
 
-    def start(self) -> UnitWidths | None:
-        """The smallest uniform widths that spend at most their share of the tolerance, by bisection.
+    def start(self) -> Widths | None:
+        """The smallest uniform widths that spend at most their fraction of the tolerance, by bisection.
 
         Where no width is that good, the widest that keeps the target; None where none does.
         """
-        needed = self.request.needed(self.trials.reference, self.settings.start_share)
+        needed = self.acceptance.needed(self.settings.start_fraction)
         ladder = sorted({width for unit in self.units for width in unit.widths})
         low, high = 0, len(ladder)
         while low < high:
             middle = (low + high) // 2
-            widths = UnitWidths.uniform(self.units, ladder[middle])
-            if self.trials.attempt("start", f"{ladder[middle]} bits everywhere", widths, needed):
+            widths = Widths.uniform(self.units, ladder[middle])
+            if self.evaluate("start", f"{ladder[middle]} bits everywhere", widths, needed):
                 high = middle
             else:
                 low = middle + 1
         if high < len(ladder):
-            return UnitWidths.uniform(self.units, ladder[high])
-        widest = UnitWidths.uniform(self.units, ladder[-1])
-        return widest if self.trials.attempt("start", f"{ladder[-1]} bits everywhere", widest) else None
+            return Widths.uniform(self.units, ladder[high])
+        widest = Widths.uniform(self.units, ladder[-1])
+        return widest if self.evaluate("start", f"{ladder[-1]} bits everywhere", widest) else None
 
-    def descend(self, widths: UnitWidths) -> UnitWidths:
+    def descend(self, widths: Widths) -> Widths:
         """Lower units in order until each one's next step misses the target."""
         active = set(range(len(self.units)))
         first = True
@@ -171,8 +139,8 @@ class _Search:
                 break
         return widths
 
-    def path(self, widths: UnitWidths, active: set[int]) -> list[_Lowering]:
-        """All steps that are left, in order, as long as none is rejected."""
+    def path(self, widths: Widths, active: set[int]) -> list[_Lowering]:
+        """All remaining steps, in order, as long as none is rejected."""
         steps: list[_Lowering] = []
         while options := [
             (self._harm(index, widths.bits[index], below), index, below)
@@ -185,11 +153,16 @@ class _Search:
         return steps
 
     def _harm(self, index: int, width: int, below: int) -> float:
-        more = self.susceptibility.noise(index, below) - self.susceptibility.noise(index, width)
+        more = self.sensitivity.noise(index, below) - self.sensitivity.noise(index, width)
         if self.settings.order is StepOrder.ROBUST:
             return more
-        saved = self._share(index, width) - self._share(index, below)
+        saved = self._fraction(index, width) - self._fraction(index, below)
         return more / saved if more > 0 else more * saved
+
+    def _fraction(self, index: int, width: int) -> float:
+        """Bits of a unit at a width for each element of its storage in the whole model."""
+        unit = self.units[index]
+        return unit_bits(self.specs, unit, width, self.request.rule) / self.elements[unit.storage]
 
     def _holds(self, path: list[_Lowering], first: bool) -> int:
         """How many steps of the path hold the target: the first one that does not ends the run."""
@@ -199,31 +172,23 @@ class _Search:
             unit = self.units[step.unit]
             about = f"{unit.name} to {step.widths.bits[step.unit]} bits"
             about += f" (step {count} of {len(path)})" if count > 1 else ""
-            return self.trials.attempt("lower", about, step.widths)
+            return self.evaluate("lower", about, step.widths)
 
         if not self.settings.leaps:
             return next((count - 1 for count in range(1, len(path) + 1) if not holds(count)), len(path))
         return longest_run(len(path), holds, gallop=not first)
 
-    def _result(self, final: UnitWidths, reason: str) -> SearchResult:
-        trials = self.trials
-        candidate = trials.candidate(final)
-        met = any(kept.widths == final for kept in trials.kept)
-        fallbacks = tuple(kept for kept in reversed(trials.kept) if kept.widths != final) if met else ()
-        record = trials.record(METHOD, candidate, reason, self.susceptibility.cost)
-        record |= {"met": met, "order": str(self.settings.order)}
-        return SearchResult(
-            METHOD,
-            met,
+    def _result(self, final: Widths, reason: str) -> SearchResult:
+        candidate = self.candidate(final)
+        met = any(kept.widths == final for kept in self.keeping)
+        return self.result(
+            Method.PROGRESSIVE,
             candidate if met else None,
-            fallbacks,
-            () if met else (("accuracy", candidate),),
-            trials.reference,
-            trials.needed,
-            trials.rounding,
             reason,
-            self.susceptibility.cost,
-            record,
+            [kept for kept in reversed(self.keeping) if kept.widths != final] if met else (),
+            () if met else [("accuracy", candidate)],
+            self.sensitivity.cost,
+            {"order": str(self.settings.order)},
         )
 
 

@@ -1,10 +1,10 @@
 """Simpler routing: fewer iterations, or constant couplings folded into the weights, where a paired test accepts it.
 
 A routing's couplings often change little from image to image. With the mean couplings in place of the routed ones, a
-capsule layer is linear up to its squash: they are folded into the weights, and what is left is a routing of one
+capsule layer is linear up to its squash: they are folded into the weights, and what remains is a routing of one
 iteration, with neither logits nor softmax, in an ordinary model whose settings say so.
 
-Related: Marchisio et al. 2020 give the routing's tensors widths of their own; here they are left out instead.
+Related: Marchisio et al. 2020 give the routing's tensors widths of their own; here they are removed instead.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from caplet.acceptance import Acceptance
 from caplet.data.imageset import ImageSet, to_float
-from caplet.metrics import Paired, paired
+from caplet.metrics import Paired
 from caplet.models.assemble import assemble, named_tensors, skeleton
 from caplet.models.base import CapsNet
 from caplet.nn.caps import DenseCaps, RoutedConvCaps
@@ -34,8 +35,8 @@ Routed = DenseCaps | RoutedConvCaps
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One simplification: so many ``iterations`` for ``layer``, with its mean couplings folded if ``constant``."""
+class Simplification:
+    """So many ``iterations`` for ``layer``, with its mean couplings folded if ``constant``."""
 
     layer: str
     iterations: int
@@ -46,27 +47,23 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A choice that was tried on top of those accepted before it.
+class SimplificationStep:
+    """A simplification that was evaluated on top of those accepted before it.
 
     Attributes:
-        choice: what was tried.
+        choice: what was evaluated.
         result: the model given and the simplified one on the calibration images, paired.
         accepted: whether it was kept.
     """
 
-    choice: Choice
+    choice: Simplification
     result: Paired
     accepted: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """The trial as JSON values."""
-        return {"choice": str(self.choice), "accepted": self.accepted, "paired": self.result.to_json()}
 
 
 @dataclass(frozen=True)
 class Simplified:
-    """A model with what was accepted, and all trials in order.
+    """A model with what was accepted, and all steps in order.
 
     Attributes:
         model: the model given where nothing was accepted.
@@ -74,22 +71,25 @@ class Simplified:
     """
 
     model: CapsNet
-    trials: tuple[Trial, ...]
+    steps: tuple[SimplificationStep, ...]
     tolerance: float
 
     @property
     def loss(self) -> float:
         """Percentage points that were given away on the calibration images, at least 0."""
-        accepted = [trial.result.loss for trial in self.trials if trial.accepted]
+        accepted = [step.result.loss for step in self.steps if step.accepted]
         return max(0.0, accepted[-1]) if accepted else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Trials, and the settings of the model that came out."""
+        """Steps, and the settings of the model that came out."""
         return {
             "config": self.model.config.model_dump(mode="json"),
             "tolerance": self.tolerance,
             "loss": self.loss,
-            "trials": [trial.to_json() for trial in self.trials],
+            "trials": [
+                {"choice": str(step.choice), "accepted": step.accepted, "paired": step.result.to_json()}
+                for step in self.steps
+            ],
         }
 
 
@@ -99,11 +99,11 @@ def routed_layers(model: CapsNet) -> dict[str, Routed]:
     return {layer.name: layer for layer in found if layer.iterations > 1}
 
 
-def choices(layer: Routed) -> Iterator[Choice]:
-    """What can be tried for a layer, the simplest first."""
-    yield Choice(layer.name, 1, True)
+def choices(layer: Routed) -> Iterator[Simplification]:
+    """What can be done to a layer, the simplest first."""
+    yield Simplification(layer.name, 1, True)
     for iterations in range(2, layer.iterations):
-        yield Choice(layer.name, iterations, False)
+        yield Simplification(layer.name, iterations, False)
 
 
 def simplify_routing(
@@ -114,7 +114,7 @@ def simplify_routing(
     relative: bool = False,
     note: Note = silent,
 ) -> Simplified:
-    """Try for every routed layer, in order, each simplification, and keep the first one that the paired test accepts.
+    """Evaluate the simplifications of every routed layer, in order, and keep the first one that the test accepts.
 
     Accepted is a model whose loss against the model given, on the same images, is at most ``tolerance`` at the upper
     end of its 95 % interval: few images, or a tight tolerance, accept nothing.
@@ -123,28 +123,26 @@ def simplify_routing(
         model: left as it is.
         images: the calibration split.
         tolerance: percentage points; with ``relative`` percent of the model's accuracy.
-        note: called with one line for each trial.
+        note: called with one line for each evaluation.
     """
-    labels, step = images.labels.numpy(), max(1, len(images) // COUPLING_IMAGES)
-    first = _hits(model, images, labels)
-    allowed = tolerance * float(first.mean()) if relative else tolerance
+    few = images.images[:: max(1, len(images) // COUPLING_IMAGES)][:COUPLING_IMAGES]
+    acceptance = Acceptance(_correct(model, images), tolerance, relative, interval=True)
     current = model
-    trials: list[Trial] = []
+    steps: list[SimplificationStep] = []
     for name in routed_layers(model):
         for choice in choices(routed_layers(current)[name]):
-            candidate = simplified(current, choice, images.images[::step][:COUPLING_IMAGES])
-            result = paired(first, _hits(candidate, images, labels))
-            accepted = bool(result.high <= allowed)
-            trials.append(Trial(choice, result, accepted))
-            verdict = "kept" if accepted else "rejected"
-            note(f"routing of {choice}: loss {result.loss:+.2f} pp, at most {result.high:+.2f}: {verdict}")
+            candidate = simplified(current, choice, few)
+            correct = _correct(candidate, images)
+            accepted = acceptance.accepts(correct)
+            steps.append(SimplificationStep(choice, acceptance.paired(correct), accepted))
+            note(f"routing of {choice}: {acceptance.describe(correct)}: {'kept' if accepted else 'rejected'}")
             if accepted:
                 current = candidate
                 break
-    return Simplified(current, tuple(trials), allowed)
+    return Simplified(current, tuple(steps), acceptance.points)
 
 
-def simplified(model: CapsNet, choice: Choice, images: Tensor) -> CapsNet:
+def simplified(model: CapsNet, choice: Simplification, images: Tensor) -> CapsNet:
     """A new model of the same family with ``choice`` made.
 
     Args:
@@ -220,7 +218,7 @@ def _iterations(model: CapsNet) -> dict[str, int]:
     return {la.name: la.iterations for la in model.layers() if isinstance(la, DenseCaps | RoutedConvCaps)}
 
 
-def _hits(model: CapsNet, images: ImageSet, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _correct(model: CapsNet, images: ImageSet) -> NDArray[np.bool_]:
     with torch.inference_mode():
         predicted = np.concatenate([predict(model(batch)).numpy() for batch, _ in images.batches(100)])
-    return np.asarray(predicted == labels)
+    return np.asarray(predicted == images.labels.numpy())

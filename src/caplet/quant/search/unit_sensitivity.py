@@ -9,13 +9,12 @@ import torch
 
 from caplet.fixed import AnyFormat, Rounding
 from caplet.quant.measure.effects import Perturber
-from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.measure.log import MeasurementCache, images_digest
-from caplet.quant.plan.formats import FormatRule, FormatSource
 from caplet.quant.plan.units import Unit
+from caplet.quant.search.search import Request, Workbench
 
 
-class Susceptibility:
+class UnitSensitivity:
     """Measured noise at the class capsules, by unit and width; each figure is measured when first asked for.
 
     The noise is the mean squared change of the class capsules' lengths, dimensionless, when one unit is rounded and
@@ -25,29 +24,20 @@ class Susceptibility:
 
     Args:
         images: how many of the evaluator's images to use, at even distances.
-        cache: of measurements of the same model; None for none.
     """
 
     def __init__(
-        self,
-        evaluator: Evaluator,
-        source: FormatSource,
-        units: Sequence[Unit],
-        *,
-        images: int,
-        rule: FormatRule,
-        rounding: Rounding,
-        seed: int = 0,
-        cache: MeasurementCache | None = None,
+        self, bench: Workbench, request: Request, rounding: Rounding, units: Sequence[Unit], images: int
     ) -> None:
-        self.units, self.source = tuple(units), source
-        self._rule, self._rounding, self._seed = rule, rounding, seed
+        evaluator = bench.evaluator
+        self.units, self._source = tuple(units), bench.source
+        self._rule, self._rounding, self._seed = request.rule, rounding, request.seed
         count = min(images, len(evaluator))
         chosen = torch.arange(count) * len(evaluator) // count
         labels = torch.from_numpy(evaluator.labels)[chosen]
         self._perturber = Perturber(evaluator.model, evaluator.images[chosen], labels)
         self._digest = images_digest(evaluator.images[chosen])
-        self._cache = MeasurementCache(None, "log of sensitivities", {}) if cache is None else cache
+        self._cache = bench.cache or MeasurementCache(None, "log of sensitivities", {})
         self._classes = evaluator.model.config.classes
         self._all = len(evaluator)
         self._known: dict[tuple[int, int], float] = {}
@@ -65,14 +55,14 @@ class Susceptibility:
         return self._known[index, width]
 
     def _measure(self, widths: dict[str, int]) -> float:
-        formats = {key: self.source.format(key, width, self._rule, self._rounding) for key, width in widths.items()}
-        question = {
+        formats = {key: self._source.format(key, width, self._rule, self._rounding) for key, width in widths.items()}
+        asked = {
             "formats": {key: fmt.to_json() for key, fmt in formats.items()},
             "rounding": str(self._rounding),
             "seed": self._seed,
             "images": self._digest,
         }
-        return self._cache.answer(question, lambda: self._noise(formats))
+        return self._cache.answer(asked, lambda: self._noise(formats))
 
     def _noise(self, formats: Mapping[str, AnyFormat]) -> float:
         effect = self._perturber.effect(formats, self._rounding, self._seed)
