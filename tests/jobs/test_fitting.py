@@ -20,9 +20,9 @@ from caplet.jobs.quantize.fitting import Fitter
 from caplet.jobs.quantize.job import quantize
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.program import load_program
+from caplet.quant.choices import Part
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
-from caplet.quant.reconstruct.settings import Part
 
 FIT = (Part.BIAS, Part.ROUNDING)
 
@@ -104,12 +104,12 @@ def test_widths_are_narrowed_block_by_block_and_the_shipped_plan_is_moved_jointl
     monkeypatch.setattr(Reconstructor, "fit", watched)
     model = api.load_float(trained / "model.safetensors")
     notes: list[str] = []
-    settings = QuantizeSettings(tolerance=5.0, reconstruct=(*FIT, Part.JOINT), narrow=True)
+    settings = QuantizeSettings(tolerance=5.0, reconstruct=(*FIT, Part.END_TO_END), narrow=True)
     found = quantize(model, splits, tmp_path / "run", settings, note=notes.append)
     shipped = found.models[0]
-    assert shipped.record["reconstruction"]["blocks"][-1]["layer"] == "joint"
+    assert shipped.record["reconstruction"]["blocks"][-1]["layer"] == "end-to-end"
     assert shipped.record["reconstruction"]["narrowing"]
-    assert fitted.count(FIT) > fitted.count((*FIT, Part.JOINT)) >= 1
+    assert fitted.count(FIT) > fitted.count((*FIT, Part.END_TO_END)) >= 1
     assert "reconstructing: joint, 400 of 400" in notes
     assert evaluate(load_program(shipped.path), splits.test, engine="interpreter").accuracy == shipped.test
 
@@ -127,7 +127,7 @@ def test_with_the_joint_part_alone_widths_are_narrowed_as_they_round(
 
     monkeypatch.setattr(Reconstructor, "fit", watched)
     model = api.load_float(trained / "model.safetensors")
-    settings = QuantizeSettings(tolerance=5.0, reconstruct=(Part.JOINT,), narrow=True)
+    settings = QuantizeSettings(tolerance=5.0, reconstruct=(Part.END_TO_END,), narrow=True)
     record = quantize(model, splits, tmp_path / "run", settings).models[0].record["reconstruction"]
     assert len(record["narrowing"]) > len(fitted) >= 1
 

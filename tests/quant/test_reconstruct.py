@@ -11,13 +11,16 @@ from quantized import length_error, plan_of
 
 from caplet.errors import ArtefactError, ConfigError, PlanError
 from caplet.fixed import ChannelFormat, Rounding
+from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.lower import lower
 from caplet.program import Conv2d, ConvVotes, DenseVotes
+from caplet.quant.choices import Part
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.units import uniform_plan
 from caplet.quant.reconstruct.reconstruct import reconstruct
 from caplet.quant.reconstruct.scale_search import with_channel_formats
-from caplet.quant.reconstruct.settings import Part, ReconstructSettings, parse_parts
+from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
+from caplet.runs.folder import RENAMED, open_run
 
 BIAS, ROUNDING = (Part.BIAS,), (Part.ROUNDING,)
 
@@ -28,7 +31,7 @@ def quick(parts: tuple[Part, ...], **more: Any) -> ReconstructSettings:
 
 @pytest.mark.parametrize(
     ("parts", "factor"),
-    [(BIAS, 0.7), (ROUNDING, 0.3), (BIAS + ROUNDING, 0.3), ((Part.EXPONENTS,), 0.9), (tuple(Part), 0.2)],
+    [(BIAS, 0.7), (ROUNDING, 0.3), (BIAS + ROUNDING, 0.3), ((Part.SCALES,), 0.9), (tuple(Part), 0.2)],
 )
 def test_class_lengths_come_nearer_to_float_on_other_images(
     digits: Any, parts: tuple[Part, ...], factor: float
@@ -52,7 +55,7 @@ def test_every_block_comes_nearer_or_stays(case: Any, parts: tuple[Part, ...]) -
     assert any(moved) if Part.ROUNDING in parts else not any(moved)
 
 
-@pytest.mark.parametrize("parts", [ROUNDING, (Part.CHANNELS, Part.BIAS, Part.ROUNDING)])
+@pytest.mark.parametrize("parts", [ROUNDING, (Part.PER_CHANNEL, Part.BIAS, Part.ROUNDING)])
 def test_lowering_gives_exactly_the_chosen_codes(case: Any, parts: tuple[Part, ...]) -> None:
     found = reconstruct(case.model, plan_of(case, 3), case.images[:60], quick(parts))
     program = lower(found.model, found.plan)
@@ -66,7 +69,7 @@ def test_lowering_gives_exactly_the_chosen_codes(case: Any, parts: tuple[Part, .
             if chosen.ndim == 4:
                 chosen = chosen.permute(0, 2, 3, 1)
             values = torch.from_numpy(constant.format.decode(constant.codes))
-            if name == "weight" and Part.CHANNELS in parts:
+            if name == "weight" and Part.PER_CHANNEL in parts:
                 steps = 2.0 ** -torch.from_numpy(op.channel_shifts).double()
                 values = values * (steps if values.ndim == 3 else steps.view(-1, 1, 1, 1))
             assert torch.equal(values, chosen), constant.key
@@ -89,14 +92,14 @@ def test_exponents_per_channel_help_and_are_chosen_channel_by_channel(case: Any)
     assert chosen.restricted([k for k in plan.points if k not in chosen.diff(plan)]).points
     reached = {
         parts: sum(b.after for b in reconstruct(case.model, plan, case.images[:100], quick(parts)).blocks)
-        for parts in (ROUNDING, (Part.CHANNELS, Part.ROUNDING))
+        for parts in (ROUNDING, (Part.PER_CHANNEL, Part.ROUNDING))
     }
-    assert reached[Part.CHANNELS, Part.ROUNDING] < reached[ROUNDING]
+    assert reached[Part.PER_CHANNEL, Part.ROUNDING] < reached[ROUNDING]
 
 
 def test_without_fitted_codes_exponents_per_channel_go_by_the_outputs(case: Any, tmp_path: Path) -> None:
     """Least squared error among the weights is not least squared error of what they compute."""
-    plan, settings = plan_of(case, 3), quick((Part.CHANNELS,))
+    plan, settings = plan_of(case, 3), quick((Part.PER_CHANNEL,))
     found = reconstruct(case.model, plan, case.images[:100], settings, folder=tmp_path)
     by_weight = with_channel_formats(case.model, plan)
     assert found.plan.diff(by_weight)
@@ -184,7 +187,21 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_parts_are_named_once_and_known() -> None:
     assert parse_parts("rounding, bias") == (Part.BIAS, Part.ROUNDING)
+    assert parse_parts("joint,equalise,channels,exponents") == parse_parts("end-to-end,equalization,per-channel,scales")
     with pytest.raises(ConfigError, match="did you mean 'rounding'"):
         parse_parts("bias,roundin")
     with pytest.raises(ConfigError, match="each once"):
         parse_parts("bias,bias")
+
+
+def test_earlier_names_of_parts_are_understood_in_settings_and_when_a_run_resumes(tmp_path: Path) -> None:
+    earlier = ["equalise", "exponents", "channels", "bias", "rounding", "joint"]
+    assert QuantizeSettings.model_validate({"reconstruct": earlier}).reconstruct == tuple(Part)
+    assert all(Part(old) == new for old, new in RENAMED.items())
+    renamed = ({"reconstruct": earlier}, {"reconstruct": [*Part]}), ({"fit": "channels"}, {"fit": "per-channel"})
+    for before, now in renamed:
+        folder = tmp_path / next(iter(before))
+        with open_run(folder, before):
+            pass
+        with open_run(folder, now, resume=True):
+            pass

@@ -84,7 +84,7 @@ def command(
         str | None,
         typer.Option(
             "--reconstruct",
-            help="Fit proposed plans, by a list of equalise, exponents, channels, bias, rounding, joint.",
+            help="Fit proposed plans, by a list of equalization, scales, per-channel, bias, rounding, end-to-end.",
         ),
     ] = None,
     narrow: Annotated[

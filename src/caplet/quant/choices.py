@@ -42,3 +42,41 @@ class Exponents(StrEnum):
     BOUND = "bound"
     ERROR = "error"
     PAPER = "paper"
+
+
+class Part(StrEnum):
+    """The parts of reconstruction, in the order in which they are applied; each can be used alone.
+
+    * ``equalization`` (cross-layer): channels between a ReLU convolution and the next one are scaled to use their
+      formats' ranges; the exponents of those points are then chosen anew, by squared error.
+    * ``scales``: exponents are searched together, by the lengths of the class capsules; those of weights only without
+      ``rounding``, which chooses codes for the exponents that they have.
+    * ``per-channel``: every output channel of a weight gets an exponent of its own.
+    * ``bias`` (correction): the mean error of every block on the calibration images is taken out of its bias.
+    * ``rounding`` (adaptive): every weight's code is chosen to minimise its block's output error, not the weight's own
+      error.
+    * ``end-to-end``: codes and biases of all blocks are then moved together, by gradient, through squash and routing,
+      to bring the class capsules near the float model's.
+
+    Earlier names are understood: equalise, exponents, channels, joint.
+
+    >>> Part("joint")
+    <Part.END_TO_END: 'end-to-end'>
+    """
+
+    EQUALIZATION = "equalization"
+    SCALES = "scales"
+    PER_CHANNEL = "per-channel"
+    BIAS = "bias"
+    ROUNDING = "rounding"
+    END_TO_END = "end-to-end"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Part | None:
+        earlier = {
+            "equalise": cls.EQUALIZATION,
+            "exponents": cls.SCALES,
+            "channels": cls.PER_CHANNEL,
+            "joint": cls.END_TO_END,
+        }
+        return earlier.get(str(value))

@@ -165,6 +165,10 @@ def _check_same(run: RunFolder, settings: dict[str, Any]) -> None:
             )
 
 
+RENAMED = {"equalise": "equalization", "exponents": "scales", "channels": "per-channel", "joint": "end-to-end"}
+"""Parts of reconstruction that had other names in older runs."""
+
+
 def _flat(settings: dict[str, Any], place: str = "") -> dict[str, Any]:
     """Settings by dotted name, tables of settings opened.
 
@@ -173,6 +177,10 @@ def _flat(settings: dict[str, Any], place: str = "") -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for key, value in settings.items():
+        if key == "reconstruct" and isinstance(value, list):
+            value = [RENAMED.get(part, part) for part in value]
+        elif key == "fit" and isinstance(value, str):
+            value = ",".join(RENAMED.get(part, part) for part in value.split(","))
         found |= _flat(value, f"{place}{key}.") if isinstance(value, dict) and value else {f"{place}{key}": value}
     return found
 

@@ -22,13 +22,14 @@ from caplet.errors import ConfigError
 from caplet.models.base import CapsNet
 from caplet.nn.points import Role, Storage
 from caplet.progress import Note, silent
+from caplet.quant.choices import Part
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.equalization import folded
 from caplet.quant.reconstruct.linear_maps import parameter_of
 from caplet.quant.reconstruct.reconstruct import reconstruct
-from caplet.quant.reconstruct.settings import Part, ReconstructSettings, parse_parts
+from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 from caplet.quant.simulate.fake_quant import FakeQuant
-from caplet.quant.simulate.learned_scales import LearnedExponents, Observed, observe, refit
+from caplet.quant.simulate.learned_scales import LearnedExponents, Observed, observe, recalibrate
 from caplet.quant.simulate.straight_through import StraightThrough, towards
 from caplet.train.finetune import FinetuneTask
 from caplet.train.loop import TrainResult, run
@@ -52,7 +53,7 @@ class QatSettings(FinetuneSettings):
         watch_steps: how often the numbers are looked at, for alarms and ``refit``.
         watch_images: training images that are looked at.
         clipped_limit: alarm where a larger fraction of a computed tensor is clipped.
-        fit: parts of reconstruction (e.g. ``channels,bias,rounding``) that fit the model to the plan on
+        fit: parts of reconstruction (e.g. ``per-channel,bias,rounding``) that fit the model to the plan on
             :data:`FIT_IMAGES` training images before the first step, so that training starts from codes that work; the
             exponents are then the fit's. Empty for none.
     """
@@ -107,7 +108,7 @@ class QatTask(FinetuneTask[QatSettings]):
         note: Note = silent,
     ) -> None:
         plan.check(model)
-        if settings.exponents == "learned" and Part.CHANNELS in (parse_parts(settings.fit) if settings.fit else ()):
+        if settings.exponents == "learned" and Part.PER_CHANNEL in (parse_parts(settings.fit) if settings.fit else ()):
             raise ConfigError("fine-tuning: exponents per channel (fit) are not learned; set exponents=fixed or refit")
         super().__init__(settings, model, teacher)
         self.note = note
@@ -151,7 +152,7 @@ class QatTask(FinetuneTask[QatSettings]):
             self._fit(images)
         elif self.settings.exponents != "fixed":
             for _ in range(2):  # the first time with the ranges of float, the second with those of the narrow network
-                self.handler.plan = refit(self.plan, self.specs, self._observe())
+                self.handler.plan = recalibrate(self.plan, self.specs, self._observe())
         if self.learned is not None:
             self.learned.start(self.plan)
 
@@ -166,7 +167,7 @@ class QatTask(FinetuneTask[QatSettings]):
             observed = self._observe()
             self._watch(observed, global_step)
             if self.settings.exponents == "refit" and 2 * global_step <= steps:
-                self.handler.plan = refit(self.plan, self.specs, observed)
+                self.handler.plan = recalibrate(self.plan, self.specs, observed)
 
     def evaluate(self, images: ImageSet) -> ClassificationScore:
         """Fake-quant with the averaged weights, in float32: what the integers will do but for single codes."""

@@ -10,8 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from caplet.errors import ConfigError
 from caplet.files import read_toml
-from caplet.quant.choices import Method
-from caplet.quant.reconstruct.settings import Part
+from caplet.quant.choices import Method, Part
 from caplet.settings import Bytes, Count, Settings, option
 
 Choice = Literal["auto", "yes", "no"]

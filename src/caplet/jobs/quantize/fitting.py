@@ -17,12 +17,13 @@ from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.models.base import CapsNet
 from caplet.progress import Note
+from caplet.quant.choices import Part
 from caplet.quant.measure.evaluator import predict
 from caplet.quant.plan.formats import FormatSource
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
 from caplet.quant.reconstruct.reduce_bitwidths import Narrowing, narrow
-from caplet.quant.reconstruct.settings import DEFAULT_IMAGES, Part, ReconstructSettings
+from caplet.quant.reconstruct.settings import DEFAULT_IMAGES, ReconstructSettings
 from caplet.quant.search.search import Request
 from caplet.quant.simulate.fake_quant import fake_quantized
 
@@ -115,14 +116,14 @@ class Fitter:
             self._note(f"narrowing: the plan misses the tolerance on {count:,} images; its widths stay")
             return ()
         kept, steps = narrow(self._model, fit, plan, source, request.rule, measure, needed, request.hardware, on_step)
-        if Part.JOINT not in self._parts:
+        if Part.END_TO_END not in self._parts:
             self._known |= dict(kept)
         self._tried.extend(steps)
         return tuple(smaller for smaller, _ in reversed(kept))
 
     def _alone(self) -> Callable[[QuantPlan], Reconstruction]:
-        """Fits without the joint part, which takes minutes: narrowing tries dozens of plans."""
-        alone = tuple(part for part in self._parts if part is not Part.JOINT)
+        """Fits without the end-to-end part, which takes minutes: narrowing tries dozens of plans."""
+        alone = tuple(part for part in self._parts if part is not Part.END_TO_END)
         if self._fitter is not None and alone == self._parts:
             return self._fitter.fit
         if not alone:

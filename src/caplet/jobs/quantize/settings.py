@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from caplet.fixed import Rounding
-from caplet.quant.choices import Exponents, Granularity, Method
+from caplet.quant.choices import Exponents, Granularity, Method, Part
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.target import find_hardware
-from caplet.quant.reconstruct.settings import Part, parse_parts
+from caplet.quant.reconstruct.settings import parse_parts
 from caplet.quant.search.search import Request
 from caplet.settings import Bytes, Settings, option
 
@@ -66,8 +66,8 @@ class QuantizeSettings(Settings):
     split accepts them, and what they cost is taken off the tolerance."""
 
     reconstruct: Annotated[tuple[Part, ...], BeforeValidator(_parts)] = option((), FITTING)
-    """Fit every plan that the search proposes before its integers are accepted: a list of equalise, exponents,
-    channels, bias, rounding, joint."""
+    """Fit every plan that the search proposes before its integers are accepted: a list of equalization, scales,
+    per-channel, bias, rounding, end-to-end."""
     narrow: bool = option(False, FITTING)
     """Lower the widths of the accepted fit as far as the target allows."""
 

@@ -18,7 +18,7 @@ pushed to whole codes, and one objective for the whole network.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -33,6 +33,7 @@ from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.points import Role
 from caplet.nn.precision import has_bfloat16, mixed
+from caplet.progress import Progress
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.linear_maps import parameter_of
 from caplet.quant.reconstruct.settings import ReconstructSettings
@@ -47,15 +48,12 @@ _BETAS = (0.9, 0.99)
 _TINY = 1e-12
 _COMPARED = 256
 _SHIFT = 1 / 14
-"""Largest shift each way, as a share of the image's side: two pixels of 28."""
+"""Largest shift each way, as a fraction of the image's side: two pixels of 28."""
 _BATCH = 64
-
-JointProgress = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
 
 
 @dataclass(frozen=True)
-class Joint:
+class EndToEndFit:
     """The outcome.
 
     Attributes:
@@ -70,7 +68,7 @@ class Joint:
     changed: float
 
 
-class _Constant:
+class _TrainedCodes:
     """One weight or bias, in steps of its format."""
 
     def __init__(self, parameter: torch.nn.Parameter, exact: Tensor, fmt: PlanFormat) -> None:
@@ -95,14 +93,14 @@ class _Constant:
         return self.fmt.quantize(self.codes.detach() * self._step)
 
 
-def fit_jointly(
+def fit_end_to_end(
     model: CapsNet,
     source: CapsNet,
     plan: QuantPlan,
     images: Tensor,
     settings: ReconstructSettings,
-    progress: JointProgress | None = None,
-) -> Joint:
+    progress: Progress | None = None,
+) -> EndToEndFit:
     """Move the codes of ``model``'s weights and biases together; the model itself is left as it was.
 
     Args:
@@ -110,8 +108,8 @@ def fit_jointly(
         source: the float model.
         plan: its formats stay.
         images: uint8 (N, C, H, W), calibration images.
-        settings: the fields that begin with ``joint``, and the seed.
-        progress: called after every step.
+        settings: the fields that begin with ``joint_``, and the seed.
+        progress: called with (steps done, steps in all) after every step.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     constants = _constants(model, source, plan)
@@ -147,13 +145,13 @@ def fit_jointly(
             constant.parameter.data = found[key]
         after = _length_error(model, plan, images, wanted)
     if after >= before:
-        return Joint({key: constant.first for key, constant in constants.items()}, before, before, 0.0)
+        return EndToEndFit({key: constant.first for key, constant in constants.items()}, before, before, 0.0)
     differs = [(found[key] != constant.first).flatten() for key, constant in constants.items()]
-    return Joint(found, before, after, float(torch.cat(differs).float().mean()))
+    return EndToEndFit(found, before, after, float(torch.cat(differs).float().mean()))
 
 
-def _constants(model: CapsNet, source: CapsNet, plan: QuantPlan) -> dict[str, _Constant]:
-    found: dict[str, _Constant] = {}
+def _constants(model: CapsNet, source: CapsNet, plan: QuantPlan) -> dict[str, _TrainedCodes]:
+    found: dict[str, _TrainedCodes] = {}
     for layer, exact in zip(model.layers(), source.layers(), strict=True):
         for name, spec in layer.specs.items():
             key = f"{layer.name}.{name}"
@@ -161,12 +159,12 @@ def _constants(model: CapsNet, source: CapsNet, plan: QuantPlan) -> dict[str, _C
                 parameter = parameter_of(layer, name)
                 # A bias goes on from its corrected value; a weight's float value says which way its code may turn.
                 start = parameter_of(exact, name) if spec.role is Role.WEIGHT else parameter
-                found[key] = _Constant(parameter, start.detach(), plan.points[key])
+                found[key] = _TrainedCodes(parameter, start.detach(), plan.points[key])
     return found
 
 
 @contextmanager
-def _trainable(model: CapsNet, constants: dict[str, _Constant]) -> Iterator[None]:
+def _trainable(model: CapsNet, constants: dict[str, _TrainedCodes]) -> Iterator[None]:
     """Gradients for the constants alone; their values, and who has gradients, are afterwards what they were."""
     wanted = {id(constant.parameter) for constant in constants.values()}
     kept = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
@@ -185,8 +183,8 @@ def _varied(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Images (B, C, H, W) shifted and mirrored at random, and every other one blended with another one."""
     pixels = augment(pixels, generator, shift=int(_SHIFT * min(pixels.shape[-2:])), flip=True)
     other = pixels[torch.randperm(len(pixels), generator=generator)]
-    share = torch.rand((2, len(pixels), 1, 1, 1), generator=generator)
-    return torch.lerp(pixels, other, torch.where(share[0] < 0.5, 0.0, 0.5 * share[1]))
+    mix = torch.rand((2, len(pixels), 1, 1, 1), generator=generator)
+    return torch.lerp(pixels, other, torch.where(mix[0] < 0.5, 0.0, 0.5 * mix[1]))
 
 
 def _distance(capsules: Tensor, wanted: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""Equalisation: channels of a ReLU convolution scaled so that they and the weights that read them use their ranges.
+"""Cross-layer equalization: channels of a ReLU convolution scaled so that they and what reads them use their ranges.
 
 ReLU is homogeneous: dividing a channel by a positive factor before it and multiplying the next convolution's weights
 for that channel by the same factor changes nothing in float. Squash is not homogeneous, so nothing is ever moved
-across one.
+across one. Batch norms of CNN trunks are folded into their convolutions, so that fitted weights have parameters to live
+in.
 
-Source: Nagel et al. 2019 (data-free quantization, cross-layer equalisation). Differs: the range of a channel is that of
+Source: Nagel et al. 2019 (data-free quantization, cross-layer equalization). Differs: the range of a channel is that of
 its activations on calibration images, the tensor that is rounded, not that of the weights that make it.
 """
 
@@ -45,7 +46,7 @@ def pairs(model: CapsNet) -> Iterator[Pair]:
                 yield layer, reader
 
 
-def equalised(model: CapsNet, images: Tensor) -> tuple[CapsNet, tuple[str, ...]]:
+def equalized(model: CapsNet, images: Tensor) -> tuple[CapsNet, tuple[str, ...]]:
     """A copy that computes the same, and the keys of the points whose values changed.
 
     Channel i is divided by ``sqrt(a_i / w_i)``, a and w being the root mean squares of its activations and of the

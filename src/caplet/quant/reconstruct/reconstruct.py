@@ -18,14 +18,15 @@ from caplet.fixed import ChannelFormat, FixedFormat, LogFormat, PlanFormat, Roun
 from caplet.models.base import CapsNet
 from caplet.nn.layer import Layer
 from caplet.nn.points import Role, Storage
+from caplet.quant.choices import Part
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.formats import best_fixed_format
 from caplet.quant.plan.histogram import Histogram
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.adaptive_rounding import fit, weight_grid
 from caplet.quant.reconstruct.blocks import BlockStore, Chain, FittedBlock, identity
-from caplet.quant.reconstruct.end_to_end import fit_jointly
-from caplet.quant.reconstruct.equalization import equalised, folded
+from caplet.quant.reconstruct.end_to_end import fit_end_to_end
+from caplet.quant.reconstruct.equalization import equalized, folded
 from caplet.quant.reconstruct.linear_maps import make_view, parameter_of
 from caplet.quant.reconstruct.scale_search import (
     ExponentTuner,
@@ -34,18 +35,18 @@ from caplet.quant.reconstruct.scale_search import (
     output_channel_format,
     with_channel_formats,
 )
-from caplet.quant.reconstruct.settings import Part, ReconstructSettings
+from caplet.quant.reconstruct.settings import ReconstructSettings
 from caplet.quant.simulate.fake_quant import FakeQuant
 
-_JOINT = "joint"
+_END_TO_END = str(Part.END_TO_END)
 """Name under which the result of moving all blocks together is kept and reported."""
 _EXPONENTS = "exponents"
 """Name under which a block keeps the exponents per output channel of its weight."""
 
 FreshFormat = Callable[[int], PlanFormat]
 """The format of least squared error at a width."""
-Progress = Callable[[str, int, int], None]
-"""Called with (layer, blocks done, blocks in all) after every block, then with ("joint", steps done, steps in all)."""
+BlockProgress = Callable[[str, int, int], None]
+"""Called with (layer, blocks done, blocks in all) after every block, then with ("end-to-end", steps done, in all)."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ class BlockReport:
     """What reconstruction did to one block.
 
     Attributes:
-        layer: its name; ``joint`` for all blocks moved together.
+        layer: its name; ``end-to-end`` for all blocks moved together.
         before, after: mean squared error of the block's sums (before squash or ReLU) on the calibration images, with
-            weights rounded to nearest and with the result; for ``joint``, that of the lengths of the class capsules.
-        changed: fraction of weights whose code is not the nearest one; for ``joint``, not the one from before it.
+            weights rounded to nearest and with the result; for ``end-to-end``, of the class capsules' lengths.
+        changed: fraction of weights whose code is not the nearest one; for ``end-to-end``, not the one from before it.
         seconds: it took.
     """
 
@@ -94,7 +95,7 @@ def reconstruct(
     settings: ReconstructSettings | None = None,
     *,
     folder: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: BlockProgress | None = None,
 ) -> Reconstruction:
     """Fit a model's weights and biases to a plan on calibration images, without labels.
 
@@ -104,7 +105,7 @@ def reconstruct(
         model: float; left as it is.
         images: uint8 (N, C, H, W); the first ``settings.images`` are used.
         folder: keeps the result of every block; a second call with equal arguments goes on from there.
-        progress: see :data:`Progress`.
+        progress: see :data:`BlockProgress`.
 
     Raises:
         PlanError: the plan does not fit the model, rounds otherwise than to nearest, or has powers-of-two weights.
@@ -125,7 +126,7 @@ class Reconstructor:
         settings: ReconstructSettings | None = None,
         *,
         folder: str | Path | None = None,
-        progress: Progress | None = None,
+        progress: BlockProgress | None = None,
     ) -> None:
         settings = settings or ReconstructSettings()
         if len(images) == 0:
@@ -134,8 +135,8 @@ class Reconstructor:
         self._model, self._settings, self._progress = folded(model), settings, progress
         self._images = images[: settings.images]
         self._fresh: dict[str, FreshFormat] = {}
-        if Part.EQUALISE in settings.parts:
-            self._model, keys = equalised(self._model, self._images[: settings.tuning_images])
+        if Part.EQUALIZATION in settings.parts:
+            self._model, keys = equalized(self._model, self._images[: settings.tuning_images])
             calibration = calibrate(self._model, self._images[: settings.tuning_images])
             self._fresh = {key: partial(calibration.format, key) for key in keys}
         self._tuned: dict[QuantPlan, QuantPlan] = {}  # first exponents by the formats that they were tuned from
@@ -177,7 +178,7 @@ class _Run:
         settings: ReconstructSettings,
         store: BlockStore,
         tuned: dict[QuantPlan, QuantPlan],
-        progress: Progress | None,
+        progress: BlockProgress | None,
     ) -> None:
         self.source, self.settings, self.progress = model, settings, progress
         self._images, self._tuning_images = images, images[: settings.tuning_images]
@@ -190,9 +191,9 @@ class _Run:
 
     def run(self) -> Reconstruction:
         """All blocks in order."""
-        if Part.EXPONENTS in self.settings.parts:
+        if Part.SCALES in self.settings.parts:
             self._tune_first()
-        if Part.CHANNELS in self.settings.parts:
+        if Part.PER_CHANNEL in self.settings.parts:
             self.handler.plan = with_channel_formats(self.source, self.handler.plan)
         total = sum(_has_weights(layer) for layer in self.model.layers())
         stages = self.model.stages()
@@ -207,9 +208,9 @@ class _Run:
                 self.exact.advance()
                 self.quantized.advance()
         self._put_on_grid()
-        if Part.EXPONENTS in self.settings.parts:
+        if Part.SCALES in self.settings.parts:
             self._tune(ExponentTuner(self.model, self.source, self._tuning_images), computed_points(self.model))
-        if Part.JOINT in self.settings.parts:
+        if Part.END_TO_END in self.settings.parts:
             self._move_together()
         return Reconstruction(self.model, self.handler.plan, tuple(self.reports))
 
@@ -251,20 +252,20 @@ class _Run:
     def _move_together(self) -> None:
         """The last part: all blocks' constants by gradient."""
         plan = self.handler.plan
-        block = self.store.load(_JOINT, plan)
+        block = self.store.load(_END_TO_END, plan)
         if block is None:
             began = time.perf_counter()
-            report = None if self.progress is None else partial(self.progress, _JOINT)
-            found = fit_jointly(self.model, self.source, plan, self._images, self.settings, report)
+            report = None if self.progress is None else partial(self.progress, _END_TO_END)
+            found = fit_end_to_end(self.model, self.source, plan, self._images, self.settings, report)
             facts = {"before": found.before, "after": found.after, "changed": found.changed}
             block = FittedBlock(found.tensors, {**facts, "seconds": round(time.perf_counter() - began, 3)})
-            self.store.save(_JOINT, plan, block)
+            self.store.save(_END_TO_END, plan, block)
         with torch.no_grad():
             for layer in self.model.layers():
                 for name in layer.specs:
                     if (key := f"{layer.name}.{name}") in block.tensors:
                         parameter_of(layer, name).copy_(block.tensors[key])
-        self.reports.append(BlockReport(_JOINT, **block.facts))
+        self.reports.append(BlockReport(_END_TO_END, **block.facts))
 
     def _take_exponents(self, layer: Layer, block: FittedBlock) -> None:
         """Move the plan's exponents per channel of the layer's weight to those that the block was fitted for."""
@@ -294,7 +295,7 @@ class _Run:
         fmt = self.handler.plan.points[f"{layer.name}.weight"]
         correct_bias = Part.BIAS in parts and view.bias is not None
         tensors: dict[str, Tensor] = {}
-        if isinstance(fmt, ChannelFormat) and Part.CHANNELS in parts and Part.ROUNDING not in parts:
+        if isinstance(fmt, ChannelFormat) and Part.PER_CHANNEL in parts and Part.ROUNDING not in parts:
             fmt = output_channel_format(view.linear, weight, fmt, correct_bias=correct_bias)
             tensors[_EXPONENTS] = torch.tensor([fmt.frac_bits + shift for shift in fmt.shifts])
         found = fit(

@@ -14,8 +14,8 @@ from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import Hardware
 from caplet.quant.reconstruct.reconstruct import Reconstruction
 
-SHARE = 0.01
-"""Points with fewer than this share of all elements of their storage keep their widths: they save next to nothing."""
+LEAST_FRACTION = 0.01
+"""Points with fewer than this fraction of all elements of their storage keep their widths: they save little."""
 LEAST = 2
 
 Measure = Callable[[Reconstruction], int]
@@ -78,7 +78,7 @@ def narrow(
             key
             for key, spec in specs.items()
             if spec.storage is storage
-            and spec.elements >= SHARE * total
+            and spec.elements >= LEAST_FRACTION * total
             and spec.role not in (Role.IMAGE, Role.BIAS, Role.SCALE, Role.OFFSET)
         ]
         for key in sorted(keys, key=lambda k: -specs[k].elements * plan.points[k].bits):

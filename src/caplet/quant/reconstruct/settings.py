@@ -3,34 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from typing import Any
 
 from caplet.errors import ConfigError, suggest
+from caplet.quant.choices import Part
 
 DEFAULT_IMAGES = 1024
-
-
-class Part(StrEnum):
-    """The parts of reconstruction; each can be used alone.
-
-    * ``equalise``: channels between a ReLU convolution and the next one are scaled to use their formats' ranges; the
-      exponents of those points are then chosen anew, by squared error.
-    * ``exponents``: exponents are tuned together on the lengths of the class capsules; those of weights only without
-      ``rounding``, which chooses codes for the exponents that they have.
-    * ``channels``: every output channel of a weight gets an exponent of its own.
-    * ``bias``: the mean error of every block on the calibration images is taken out of its bias.
-    * ``rounding``: every weight's code is chosen to minimise its block's output error, not the weight's own error.
-    * ``joint``: codes and biases of all blocks are then moved together, by gradient, through squash and routing, to
-      bring the class capsules near the float model's.
-    """
-
-    EQUALISE = "equalise"
-    EXPONENTS = "exponents"
-    CHANNELS = "channels"
-    BIAS = "bias"
-    ROUNDING = "rounding"
-    JOINT = "joint"
 
 
 def parse_parts(text: str) -> tuple[Part, ...]:
@@ -42,14 +20,17 @@ def parse_parts(text: str) -> tuple[Part, ...]:
     Raises:
         ConfigError: an unknown part, or one named twice.
     """
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in list(Part):
+    found = []
+    for name in (name.strip() for name in text.split(",")):
+        try:
+            found.append(Part(name))
+        except ValueError:
             hint = suggest(name, Part)
-            raise ConfigError(f"reconstruction: unknown part {name!r}{hint} (known: {', '.join(Part)})")
-    if len(set(names)) < len(names):
+            message = f"reconstruction: unknown part {name!r}{hint} (known: {', '.join(Part)})"
+            raise ConfigError(message) from None
+    if len(set(found)) < len(found):
         raise ConfigError(f"reconstruction: parts {text!r}; name each once")
-    return tuple(part for part in Part if part in names)
+    return tuple(part for part in Part if part in found)
 
 
 @dataclass(frozen=True)
@@ -67,11 +48,11 @@ class ReconstructSettings:
             values keep weights nearer to their float values where the images say little.
         tuning_images: images on which exponents are tuned, 1 or more.
         tuning_sweeps: passes over all exponents, 1 or more.
-        joint_steps: gradient steps of ``joint``, 1 or more.
+        joint_steps: gradient steps of ``end-to-end``, 1 or more.
         joint_batch: images per step, 1 or more.
         joint_rate: how far a code may move in a step at first, in steps of its format; it falls to 0 along a cosine.
-        joint_smooth: the target of ``joint`` is the float model's answer averaged over shifts of up to this share of
-            the image's side (rounded to pixels: 1 of 28 or 32); 0 for its answer to the image itself.
+        joint_smooth: the target of ``end-to-end`` is the float model's answer averaged over shifts of up to this
+            fraction of the image's side (rounded to pixels: 1 of 28 or 32); 0 for its answer to the image itself.
         seed: of the choice of output positions, and of the images of every step.
 
     Raises:

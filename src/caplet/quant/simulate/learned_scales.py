@@ -97,7 +97,7 @@ def observe(model: CapsNet, plan: QuantPlan, images: Tensor, batch_size: int = 6
     return handler.points
 
 
-def refit(plan: QuantPlan, specs: Mapping[str, PointSpec], observed: Mapping[str, Observed]) -> QuantPlan:
+def recalibrate(plan: QuantPlan, specs: Mapping[str, PointSpec], observed: Mapping[str, Observed]) -> QuantPlan:
     """The plan with the exponents of least squared error on what was observed; no width changes."""
     moved: dict[str, AnyFormat] = {}
     for key, point in observed.items():

@@ -24,7 +24,7 @@ from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.simulate.fake_quant import FakeQuant, point_noise, quantize_in_place
 
 _CELL = 0.45
-"""Share of a step on either side of a value that is safely rounded to it."""
+"""Fraction of a step on either side of a value that is safely rounded to it."""
 
 
 def clipping_edges(fmt: PlanFormat, rounding: Rounding) -> tuple[float, float]:
@@ -81,21 +81,21 @@ class StraightThrough(Handler):
         if spec.role is Role.IMAGE:
             return self.fake.tap(key, spec, value, iteration)
         if spec.storage is Storage.FLASH:
-            return _Constant.apply(value, self.exponents.get(key), self.plan, key, spec)
-        return _Computed.apply(value, self.exponents.get(key), self.fake, key, spec, iteration)
+            return _RoundConstant.apply(value, self.exponents.get(key), self.plan, key, spec)
+        return _RoundComputed.apply(value, self.exponents.get(key), self.fake, key, spec, iteration)
 
     def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
-        self._exact = _Softmax.apply(logits, self.fake, key, dim, iteration)
+        self._exact = _StraightSoftmax.apply(logits, self.fake, key, dim, iteration)
         return self._exact
 
     def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
-        self._exact = _Squash.apply(capsules, self.fake, key, dim, iteration)
+        self._exact = _StraightSquash.apply(capsules, self.fake, key, dim, iteration)
         return self._exact
 
     def route(self, layer: str, votes: Tensor, bias: Tensor | None, iterations: int) -> Tensor:
         """A whole routing in one operation: the values of the steps one by one, a cheaper gradient."""
         scales = [self.exponents.get(f"{layer}.{point}") for point in ("preactivation", "logits")]
-        return _Route.apply(votes, bias, *scales, self.fake, layer, iterations)
+        return _StraightRoute.apply(votes, bias, *scales, self.fake, layer, iterations)
 
     _exact: Tensor | None = None  # what softmax or squash just returned: already on the grid
 
@@ -110,7 +110,7 @@ def _scale_grad(grad: Tensor, inside: Tensor, value: Tensor, rounded: Tensor) ->
     return math.log(2) * (grad * rounded).addcmul_(inside, value, value=-1.0).sum()
 
 
-class _Constant(torch.autograd.Function):
+class _RoundConstant(torch.autograd.Function):
     """Rounding of a weight, a bias or a batch-norm constant."""
 
     @staticmethod
@@ -164,7 +164,7 @@ def towards(rounded: Tensor, exact: Tensor, fmt: PlanFormat) -> Tensor:
     return rounded + torch.minimum(torch.maximum(exact - rounded, -step), step)
 
 
-class _Computed(torch.autograd.Function):
+class _RoundComputed(torch.autograd.Function):
     """Rounding of a computed tensor."""
 
     @staticmethod
@@ -191,7 +191,7 @@ class _Computed(torch.autograd.Function):
         return inside, scale, None, None, None, None
 
 
-class _Softmax(torch.autograd.Function):
+class _StraightSoftmax(torch.autograd.Function):
     """The integer softmax, with the gradient of the float softmax of the same logits."""
 
     @staticmethod
@@ -214,7 +214,7 @@ def _softmax_backward(logits: Tensor, grad: Tensor, dim: int) -> Tensor:
     return slope - coupling * slope.sum(dim, keepdim=True)
 
 
-class _Squash(torch.autograd.Function):
+class _StraightSquash(torch.autograd.Function):
     """The integer squash, with the gradient of the float squash of the same capsules."""
 
     @staticmethod
@@ -231,7 +231,7 @@ class _Squash(torch.autograd.Function):
         return squash_backward(capsules, grad, ctx.dim), None, None, None, None
 
 
-class _Route(torch.autograd.Function):
+class _StraightRoute(torch.autograd.Function):
     """:func:`caplet.nn.functional.route_reference` with fake-quant's values and straight-through gradients.
 
     As in :class:`caplet.nn.routing.RouteFunction`, the gradient of the votes, by far the largest tensor, is one

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from caplet.errors import ConfigError
 from caplet.fixed import ChannelFormat
-from caplet.quant.reconstruct.end_to_end import fit_jointly
+from caplet.quant.choices import Part
+from caplet.quant.reconstruct.end_to_end import fit_end_to_end
 from caplet.quant.reconstruct.linear_maps import parameter_of
 from caplet.quant.reconstruct.reconstruct import Reconstruction, reconstruct
-from caplet.quant.reconstruct.settings import Part, ReconstructSettings
+from caplet.quant.reconstruct.settings import ReconstructSettings
 
-ALONE = (Part.CHANNELS, Part.BIAS, Part.ROUNDING)
+ALONE = (Part.PER_CHANNEL, Part.BIAS, Part.ROUNDING)
 
 
 def settings(parts: tuple[Part, ...], **more: Any) -> ReconstructSettings:
@@ -37,12 +38,15 @@ def test_other_images_come_nearer_than_with_blocks_fitted_alone(digits: Any, alo
         reconstruct(digits.model, plan, fitted, settings(alone)) if alone else Reconstruction(digits.model, plan, ())
     )
     last = reconstruct(
-        digits.model, plan, fitted, settings((*alone, Part.JOINT), joint_batch=32, joint_steps=200, joint_rate=0.02)
+        digits.model,
+        plan,
+        fitted,
+        settings((*alone, Part.END_TO_END), joint_batch=32, joint_steps=200, joint_rate=0.02),
     )
     errors = [length_error(digits, found.model, found.plan, others) for found in (first, last)]
     assert errors[1] < 0.9 * errors[0]
     report = last.blocks[-1]
-    assert report.layer == "joint"
+    assert report.layer == "end-to-end"
     assert report.after < report.before
     assert 0 < report.changed < 0.5
 
@@ -51,7 +55,7 @@ def test_every_constant_lies_on_its_grid_and_the_float_model_is_left_alone(case:
     before = copy.deepcopy(case.model.state_dict())
     trained = [parameter.requires_grad for parameter in case.model.parameters()]
     with torch.no_grad():  # callers often are
-        found = reconstruct(case.model, plan_of(case, 3), case.images[:48], settings((*ALONE, Part.JOINT)))
+        found = reconstruct(case.model, plan_of(case, 3), case.images[:48], settings((*ALONE, Part.END_TO_END)))
     assert any(isinstance(fmt, ChannelFormat) for fmt in found.plan.points.values())
     for layer in found.model.layers():
         for name in set(layer.specs) & {"weight", "bias", "vote_bias"}:
@@ -72,14 +76,14 @@ def test_the_model_given_is_put_back_even_when_interrupted(digits: Any) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit_jointly(model, digits.model, plan, digits.images[:64], settings((Part.JOINT,)), stop)
+        fit_end_to_end(model, digits.model, plan, digits.images[:64], settings((Part.END_TO_END,)), stop)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_the_same_seed_gives_the_same_codes_and_a_second_run_reads_them(digits: Any, tmp_path: Path) -> None:
     plan, images = plan_of(digits, 3), digits.images[:64]
-    parts = (Part.ROUNDING, Part.JOINT)
+    parts = (Part.ROUNDING, Part.END_TO_END)
     seen: list[tuple[str, int, int]] = []
 
     def progress(*event: Any) -> None:
@@ -92,7 +96,7 @@ def test_the_same_seed_gives_the_same_codes_and_a_second_run_reads_them(digits: 
     ]
     for other in found[1:]:
         assert all(torch.equal(tensor, tensors(other)[name]) for name, tensor in tensors(found[0]).items())
-    assert [event for event in seen if event[0] == "joint"] == [("joint", step, 20) for step in range(1, 21)]
+    assert [event for event in seen if event[0] == "end-to-end"] == [("end-to-end", step, 20) for step in range(1, 21)]
     another = reconstruct(digits.model, plan, images, settings(parts, seed=1))
     assert any(not torch.equal(tensor, tensors(another)[name]) for name, tensor in tensors(found[0]).items())
 
@@ -102,12 +106,12 @@ def test_the_target_is_the_float_answer_averaged_over_places(digits: Any) -> Non
     images = digits.images[:200]
     found = {}
     for smooth in (0.0, 0.125):  # of a side of 8: one pixel
-        joint = fit_jointly(
+        joint = fit_end_to_end(
             copy.deepcopy(digits.model),
             digits.model,
             plan_of(digits, 12, 12),
             images,
-            settings((Part.JOINT,), joint_smooth=smooth, joint_steps=60, joint_batch=32, joint_rate=3.0),
+            settings((Part.END_TO_END,), joint_smooth=smooth, joint_steps=60, joint_batch=32, joint_rate=3.0),
         )
         found[smooth] = (joint.before, joint.after)
     assert found[0.125][0] > 100 * found[0.0][0]
@@ -115,8 +119,8 @@ def test_the_target_is_the_float_answer_averaged_over_places(digits: Any) -> Non
 
 
 def test_fewer_images_than_a_batch(digits: Any) -> None:
-    found = reconstruct(digits.model, plan_of(digits, 4), digits.images[:5], settings((Part.JOINT,)))
-    assert found.blocks[-1].layer == "joint"
+    found = reconstruct(digits.model, plan_of(digits, 4), digits.images[:5], settings((Part.END_TO_END,)))
+    assert found.blocks[-1].layer == "end-to-end"
 
 
 @pytest.mark.parametrize(

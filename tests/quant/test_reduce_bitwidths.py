@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 from caplet.data.imageset import to_float
+from caplet.quant.choices import Part
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.target import HARDWARE
 from caplet.quant.plan.units import uniform_plan
 from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
 from caplet.quant.reconstruct.reduce_bitwidths import Narrowing, narrow
-from caplet.quant.reconstruct.settings import Part, ReconstructSettings
+from caplet.quant.reconstruct.settings import ReconstructSettings
 from caplet.quant.simulate.fake_quant import fake_quantized
 
 SETTINGS = ReconstructSettings((Part.BIAS, Part.ROUNDING), sweeps=1, least_rows=500)

@@ -10,10 +10,11 @@ import torch
 from caplet.data.imageset import to_float
 from caplet.models.base import CapsNet
 from caplet.models.registry import build
+from caplet.quant.choices import Part
 from caplet.quant.plan.units import uniform_plan
-from caplet.quant.reconstruct.equalization import _channel_power, equalised, pairs
+from caplet.quant.reconstruct.equalization import _channel_power, equalized, pairs
 from caplet.quant.reconstruct.reconstruct import reconstruct
-from caplet.quant.reconstruct.settings import Part, ReconstructSettings
+from caplet.quant.reconstruct.settings import ReconstructSettings
 
 
 def uneven(model: CapsNet, seed: int = 0) -> CapsNet:
@@ -52,7 +53,7 @@ def test_the_function_is_preserved(make: Any, expected: int) -> None:
     assert len(list(pairs(model))) == expected
     images = torch.randint(0, 256, (12, *model.config.image), dtype=torch.uint8)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    copied, changed = equalised(model, images)
+    copied, changed = equalized(model, images)
     with torch.no_grad():
         wanted, found = model(to_float(images)), copied(to_float(images))
     assert float((found - wanted).norm()) <= 1e-5 * float(wanted.norm())
@@ -67,7 +68,7 @@ def test_the_function_is_preserved(make: Any, expected: int) -> None:
 def test_channels_and_their_weights_come_to_equal_sizes() -> None:
     model = uneven(two_stems())
     images = torch.randint(0, 256, (12, *model.config.image), dtype=torch.uint8)
-    copied, _ = equalised(model, images)
+    copied, _ = equalized(model, images)
 
     def ratio(net: CapsNet) -> float:
         first, second = next(iter(pairs(net)))
@@ -81,12 +82,12 @@ def test_channels_and_their_weights_come_to_equal_sizes() -> None:
 
 def test_reconstruction_starts_from_the_equalised_model(digits: Any) -> None:
     plan = uniform_plan(digits.model, digits.calibration, 5)
-    settings = ReconstructSettings((Part.EQUALISE,), tuning_images=32)
+    settings = ReconstructSettings((Part.EQUALIZATION,), tuning_images=32)
     found = reconstruct(digits.model, plan, digits.images[:40], settings)
     assert {key: fmt.bits for key, fmt in found.plan.points.items()} == {
         key: fmt.bits for key, fmt in plan.points.items()
     }
-    copied, changed = equalised(digits.model, digits.images[:32])
+    copied, changed = equalized(digits.model, digits.images[:32])
     assert set(found.plan.diff(plan)) <= set(changed)
     for layer, other in zip(found.model.layers(), copied.layers(), strict=True):
         for name in {"weight"} & set(layer.specs):
