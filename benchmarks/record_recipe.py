@@ -4,7 +4,7 @@
     python benchmarks/record_recipe.py ~/runs/deepcaps deepcaps-cifar10 --root ../shared/data/cifar10-jpeg.tar.xz
 
 Reads ``train.csv`` and ``model.safetensors`` of the folder; writes benchmarks/records/<date>-recipe-<name>.json and
-.png. Seconds are those that the training loop counted, on whatever else the machine did at the time (``--note``).
+.svg. Seconds are those that the training loop counted, on whatever else the machine did at the time (``--note``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import caplet
-from caplet.report.curves import learning_curves
+from caplet.report.training import learning_curves
 from caplet.train.recipe import load_recipe
 
 RECORDS = Path(__file__).parent / "records"
@@ -66,7 +66,7 @@ def main() -> None:
     RECORDS.mkdir(exist_ok=True)
     name = f"{today}-recipe-{options.recipe}"
     (RECORDS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (RECORDS / f"{name}.png").write_bytes(learning_curves(rows, f"{options.recipe}: {test}"))
+    (RECORDS / f"{name}.svg").write_bytes(learning_curves(rows, f"{options.recipe}: {test}"))
     print(f"{options.recipe}: test {test}, {record['minutes']} minutes")
 
 

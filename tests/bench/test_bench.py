@@ -49,7 +49,7 @@ def test_curves_of_every_score(trained: Path, tmp_path: Path) -> None:
     assert set(record["scores"]) == set(SCORES)
     saved = json.loads((tmp_path / "run" / "curves.json").read_text())
     assert saved["scores"] == record["scores"]
-    assert (tmp_path / "run" / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert b"<svg" in (tmp_path / "run" / "curves.svg").read_bytes()
     for line in record["scores"].values():
         points = line["points"]
         assert len(points) == len(KEPT)

@@ -66,7 +66,7 @@ def test_train_prints_one_object_and_leaves_a_run(caplet: Caplet, trained: Path,
     written = {*os.listdir(tmp_path / "run")} - {".lock"}
     assert written == {
         *("settings.json", "environment.json", "splits.json", "metrics.json"),
-        *("model.safetensors", "train.csv", "train.ckpt", "curves.png", "predictions.json"),
+        *("model.safetensors", "train.csv", "train.ckpt", "curves.svg", "predictions.json"),
     }
     settings = json.loads((tmp_path / "run" / "settings.json").read_text())
     assert (settings["recipe"], settings["data"]["limit"], settings["seed"]) == ("digits", 240, 0)

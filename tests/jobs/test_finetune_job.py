@@ -62,7 +62,7 @@ def test_a_plan_is_trained_and_its_integers_ship(model: CapsNet, splits: Splits,
     run = finetune_model(model, splits, folder, plan, settings, note=notes.append)
     written = {*os.listdir(folder)} - {".lock"}
     assert written == {
-        *("settings.json", "environment.json", "splits.json", "metrics.json", "train.csv", "train.ckpt", "curves.png"),
+        *("settings.json", "environment.json", "splits.json", "metrics.json", "train.csv", "train.ckpt", "curves.svg"),
         *("model.safetensors", "model_finetuned.caplet", "plan_finetuned.json"),
         *("predictions.json", "flips.json", "details.json"),
     }

@@ -92,9 +92,9 @@ def test_every_figure_can_be_downloaded(page: Page, own: Page, metrics: dict[str
 
 
 def test_nothing_is_left_out(page: Page) -> None:
-    titles = ("Pruning or narrower integers", "Networks that were tried", "Speed", "Widths", "Memory over time")
-    titles += ("Confusion before and after", "Changed answers", "Noise by point and iteration", "Sensitivity")
-    titles += ("Search", "Stopped because", "What is left", "Learning curves", "Provenance", "SHA-256")
+    titles = ("Pruning or narrower integers", "Networks that were made", "Speed", "Widths", "Memory over time")
+    titles += ("Confusion before and after", "Changed predictions", "Noise by point and iteration", "Sensitivity")
+    titles += ("Search", "Stopped because", "What remains", "Learning curves", "Provenance", "SHA-256")
     assert [title for title in titles if title not in page.text] == []
     assert "Not on this page" not in page.text
 

@@ -15,7 +15,7 @@ from caplet import api
 from caplet.data import Splits
 from caplet.errors import ArtefactError
 from caplet.jobs.report import write_report
-from caplet.report.figure import Table
+from caplet.report.content import Table
 from caplet.runs.folder import RUNNING
 from caplet.runs.records import read_run
 from conftest import MEASURE, Page, look_up, read_page
@@ -114,7 +114,7 @@ def test_what_is_missing_is_said(run: Path, tmp_path: Path) -> None:
     for name in ("details.json", "flips.json", "predictions.json", "verify.json"):
         (folder / name).unlink()
     found = read_page(write_report([folder]))
-    for word in ("Widths", "Memory over time", "Confusion", "Changed answers", "bit-exactness"):
+    for word in ("Widths", "Memory over time", "Confusion", "Changed predictions", "bit-exactness"):
         assert f"{word}: " in found.text
     assert "widths.csv" not in found.downloads
     assert "search.csv" in found.downloads

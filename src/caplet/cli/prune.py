@@ -149,7 +149,7 @@ def command(
         else:
             for score_name, line in record["scores"].items():
                 console().print(f"{score_name:10} area under accuracy / kept {line['area']:.4f}")
-        note(f"plot: {folder / 'curves.png'}")
+        note(f"plot: {folder / 'curves.svg'}")
         return
     if json:
         print_json({**result.metrics, "folder": str(result.folder)})

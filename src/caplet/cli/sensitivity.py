@@ -44,7 +44,7 @@ def command(
 
     Shows the signal-to-quantization-noise ratio at the tensor (dB) and at the class capsules (dB out), the change of
     the margin loss and of the accuracy (paired: images lost and won over all draws), and how many values saturate. The
-    folder gets a table (metrics.json), a row per measurement (sensitivity.jsonl) and a plot (sensitivity.png).
+    folder gets a table (metrics.json), a row per measurement (sensitivity.jsonl) and a plot (sensitivity.svg).
 
     Example: caplet sensitivity model.pt --data fashion-mnist --root ~/data --widths 2-8
     """
@@ -64,7 +64,7 @@ def command(
         print_json(result.metrics)
     else:
         _show(result)
-    note(f"plot: {result.folder / 'sensitivity.png'}")
+    note(f"plot: {result.folder / 'sensitivity.svg'}")
 
 
 def _show(result: SensitivityResult) -> None:

@@ -29,7 +29,7 @@ from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import KINDS, Widths, bits_in_use, group_units, make_plan
-from caplet.report.curves import learning_curves
+from caplet.report.training import learning_curves
 from caplet.runs.folder import METRICS, SPLITS, RunFolder, open_run
 from caplet.runs.records import record_details, record_flips, record_predictions
 from caplet.runtime.engine import Engine, predictions

@@ -13,11 +13,11 @@ from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
 from caplet.progress import Progress
 from caplet.quant.measure.sensitivity import SensitivitySettings, Summary, draw_indices, measure_sensitivity, summarise
-from caplet.report.sensitivity import sensitivity_plot
+from caplet.report.noise import sensitivity_pictures
 from caplet.runs.folder import METRICS, SPLITS, open_run
 from caplet.train.loss import margin_loss
 
-ROWS, PICTURE = "sensitivity.jsonl", "sensitivity.png"
+ROWS, PICTURE = "sensitivity.jsonl", "sensitivity.svg"
 DEFAULT_IMAGES = 128
 
 
@@ -27,7 +27,7 @@ class SensitivityResult:
 
     Attributes:
         summaries: one per point and width.
-        folder: the run folder; it holds ``sensitivity.jsonl`` (a row per point, width and draw), ``sensitivity.png``
+        folder: the run folder; it holds ``sensitivity.jsonl`` (a row per point, width and draw), ``sensitivity.svg``
             and ``metrics.json``.
         metrics: what ``metrics.json`` holds: settings, seconds, and under ``points`` one record per summary.
     """
@@ -87,7 +87,7 @@ def sensitivity(
         summaries = summarise(rows)
         records = [summary.to_json() for summary in summaries]
         title = f"{model.family}, one point at a time: {settings.draws} draws of {settings.images} calibration images"
-        run.write_bytes(PICTURE, sensitivity_plot(records, title))
+        run.write_bytes(PICTURE, sensitivity_pictures(records, title))
         metrics = {"settings": settings.to_json(), "seconds": round(time.perf_counter() - began, 1), "points": records}
         run.write_json(METRICS, metrics)
         return SensitivityResult(tuple(summaries), run.path, metrics)

@@ -17,7 +17,7 @@ from caplet.metrics import Accuracy, accuracy
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import save_model
 from caplet.models.registry import named_model
-from caplet.report.curves import learning_curves
+from caplet.report.training import learning_curves
 from caplet.runs.folder import METRICS, SPLITS, open_run
 from caplet.runs.records import record_predictions
 from caplet.train.initialise import check_targets
@@ -26,7 +26,7 @@ from caplet.train.optimise import make_optimizer
 from caplet.train.recipe import load_recipe
 from caplet.train.settings import TrainSettings, build_decoder, build_model, make_settings
 
-MODEL, CURVES = "model.safetensors", "curves.png"
+MODEL, CURVES = "model.safetensors", "curves.svg"
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def train_by_recipe(
             "history": result.history,
         }
         save_model(result.model, run / MODEL, {key: metrics[key] for key in ("recipe", "test", "epoch", "data")})
-        run.write_bytes(CURVES, learning_curves(result.history, f"{recipe} on {splits.info['name']}"))
+        run.write_bytes(CURVES, learning_curves(result.history, f"{recipe} on {splits.info['name']}", result.epoch))
         run.write_json(METRICS, metrics)
         return TrainRun(result.model, run / MODEL, test, metrics)
 

@@ -10,6 +10,8 @@ from caplet.report.svg import FONT, Axis, Canvas, short, spanning, text_width
 WIDTH, HEIGHT = 420.0, 260.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 12.0, 30.0, 44.0
 _LINE = FONT + 2.0
+STYLES = ("s0", "s1", "s3", "s4", "s2")
+"""Styles of up to five series; the last one is grey."""
 
 
 @dataclass(frozen=True)
@@ -66,22 +68,24 @@ def chart(
     legend: Sequence[tuple[str, str]] = (),
     log_x: bool = False,
     whole_x: bool = False,
-) -> str:
-    """An SVG chart of lines, points and levels.
+) -> Canvas:
+    """A picture of lines, points and levels.
 
     Args:
         legend: (style, word) of dots; series name themselves.
         log_x: the horizontal axis is logarithmic; all x are above 0.
         whole_x: ticks at whole numbers only.
     """
-    canvas = Canvas(WIDTH, HEIGHT, labels.title, fit=True)
+    words = _wrap([(line.style, line.name) for line in series] + list(legend))
+    top = _TOP + 1.3 * _LINE * max(len(words) - 1, 0)
+    floor = top + HEIGHT - _TOP - _BOTTOM
+    canvas = Canvas(WIDTH, floor + _BOTTOM, labels.title, fit=True)
     right = WIDTH - _RIGHT - max((text_width(level.text) + 4 for level in levels if level.across), default=0.0)
-    seen = [dot for dot in dots if not dot.below]
     xs = [x for line in series for x, _ in line.points] + [dot.x for dot in dots]
-    ys = [y for line in series for _, y in line.points] + [dot.y for dot in seen]
+    ys = [y for line in series for _, y in line.points] + [dot.y for dot in dots if not dot.below]
     xs += [level.at for level in levels if not level.across]
     ys += [level.at for level in levels if level.across]
-    x, y = spanning(xs, _LEFT, right), spanning(ys, HEIGHT - _BOTTOM, _TOP)
+    x, y = spanning(xs, _LEFT, right), spanning(ys, floor, top)
     if log_x:
         x = Axis(min(xs) / 1.1, max(xs) * 1.1, _LEFT, right, log=True)
     _frame(canvas, x, y, labels, whole_x)
@@ -92,15 +96,37 @@ def chart(
             canvas.circle(x.at(a), y.at(b), 2.5, f"dot {line.style}", tip=f"{line.name}: {short(a)}, {short(b)}")
     for dot in dots:
         if dot.below:
-            canvas.triangle(x.at(dot.x), HEIGHT - _BOTTOM - 1, 4.5, f"dot {dot.style}", tip=dot.tip)
+            canvas.triangle(x.at(dot.x), floor - 1, 4.5, f"dot {dot.style}", tip=dot.tip)
         else:
             canvas.circle(x.at(dot.x), y.at(dot.y), 4.5, f"dot {dot.style}", tip=dot.tip)
-    _legend(canvas, [(line.style, line.name) for line in series] + list(legend))
-    return canvas.markup()
+    for index, row in enumerate(words):
+        base, at = 17 + 1.3 * _LINE * index, _LEFT
+        for style, word in row:
+            canvas.circle(at + 5, base - 4, 4.5, f"dot {style}")
+            canvas.text(at + 14, base, word)
+            at += _legend_width(word)
+    return canvas
+
+
+def _legend_width(word: str) -> float:
+    return text_width(word) + 30
+
+
+def _wrap(entries: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+    """The legend in rows as wide as the chart."""
+    rows: list[list[tuple[str, str]]] = []
+    room = 0.0
+    for entry in entries:
+        if not rows or _legend_width(entry[1]) > room:
+            rows.append([])
+            room = WIDTH - _LEFT + 16
+        rows[-1].append(entry)
+        room -= _legend_width(entry[1])
+    return rows
 
 
 def _frame(canvas: Canvas, x: Axis, y: Axis, labels: Labels, whole_x: bool) -> None:
-    bottom = HEIGHT - _BOTTOM
+    floor, top = y.start, y.end
     for tick in y.ticks():
         canvas.line(x.start, y.at(tick), x.end, y.at(tick), "grid")
         canvas.text(_LEFT - 6, y.at(tick) + 4, short(tick), "tick", anchor="end")
@@ -109,12 +135,12 @@ def _frame(canvas: Canvas, x: Axis, y: Axis, labels: Labels, whole_x: bool) -> N
         word = short(tick)
         if (whole_x and tick != round(tick)) or x.at(tick) - text_width(word) / 2 < last + 8:
             continue
-        canvas.line(x.at(tick), bottom, x.at(tick), bottom + 4, "axis")
-        canvas.text(x.at(tick), bottom + 17, word, "tick", anchor="middle")
+        canvas.line(x.at(tick), floor, x.at(tick), floor + 4, "axis")
+        canvas.text(x.at(tick), floor + 17, word, "tick", anchor="middle")
         last = x.at(tick) + text_width(word) / 2
-    canvas.line(x.start, bottom, x.end, bottom, "axis")
-    canvas.text((x.start + x.end) / 2, HEIGHT - 8, labels.x, anchor="middle")
-    canvas.text(14, (_TOP + bottom) / 2, labels.y, anchor="middle", turn=-90)
+    canvas.line(x.start, floor, x.end, floor, "axis")
+    canvas.text((x.start + x.end) / 2, floor + 36, labels.x, anchor="middle")
+    canvas.text(14, (top + floor) / 2, labels.y, anchor="middle", turn=-90)
 
 
 def _levels(canvas: Canvas, x: Axis, y: Axis, levels: Sequence[Level]) -> None:
@@ -128,18 +154,10 @@ def _levels(canvas: Canvas, x: Axis, y: Axis, levels: Sequence[Level]) -> None:
     for level in levels:
         if not level.across:
             at = x.at(level.at)
-            left = at + 5 + text_width(level.text) > x.end
-            canvas.line(at, _TOP, at, HEIGHT - _BOTTOM, "level")
-            words = (at - 5, "end") if left else (at + 5, "start")
-            canvas.text(words[0], (_TOP + HEIGHT - _BOTTOM) / 2, level.text, "remark", anchor=words[1])
-
-
-def _legend(canvas: Canvas, entries: Sequence[tuple[str, str]]) -> None:
-    at = _LEFT
-    for style, word in entries:
-        canvas.circle(at + 5, 13, 4.5, f"dot {style}")
-        canvas.text(at + 14, 17, word)
-        at += 14 + text_width(word) + 16
+            before = at + 5 + text_width(level.text) > x.end
+            canvas.line(at, y.end, at, y.start, "level")
+            place, anchor = (at - 5, "end") if before else (at + 5, "start")
+            canvas.text(place, (y.end + y.start) / 2, level.text, "remark", anchor=anchor)
 
 
 @dataclass(frozen=True)
@@ -160,8 +178,8 @@ def heat_map(
     *,
     cell: tuple[float, float] = (58.0, 26.0),
     corner: tuple[str, str] = ("", ""),
-) -> str:
-    """An SVG grid of coloured cells; a cell without a tile stays empty.
+) -> Canvas:
+    """A grid of coloured cells; a cell without a tile stays empty.
 
     Args:
         rows, columns: their names.
@@ -190,11 +208,11 @@ def heat_map(
         if tile.text and text_width(tile.text) <= width:
             style = "on-high" if tile.mix > 0.55 else "on-low"
             canvas.text(x + width / 2, y + height / 2 + FONT / 3, tile.text, style, anchor="middle")
-    return canvas.markup()
+    return canvas
 
 
 @dataclass(frozen=True)
-class Bar:
+class RangeBar:
     """A horizontal bar from 0 to ``value`` with a whisker from ``low`` to ``high``."""
 
     name: str
@@ -204,8 +222,8 @@ class Bar:
     style: str = "s0"
 
 
-def bars(title: str, axis: str, entries: Sequence[Bar]) -> str:
-    """An SVG chart of horizontal bars, one below the other, in the given order."""
+def bars(title: str, axis: str, entries: Sequence[RangeBar]) -> Canvas:
+    """A picture of horizontal bars, one below the other, in the given order."""
     row, top, bottom = 20.0, 8.0, 44.0
     left = max(text_width(bar.name) for bar in entries) + 14
     canvas = Canvas(max(WIDTH, left + 300), top + row * len(entries) + bottom, title)
@@ -226,4 +244,4 @@ def bars(title: str, axis: str, entries: Sequence[Bar]) -> str:
             canvas.line(x.at(edge), middle - 4, x.at(edge), middle + 4, "whisker")
     canvas.line(x.at(0.0), top, x.at(0.0), floor, "axis")
     canvas.text((left + canvas.width - 20) / 2, floor + 36, axis, anchor="middle")
-    return canvas.markup()
+    return canvas

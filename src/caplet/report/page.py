@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from caplet.report.cards import verdict
-from caplet.report.figure import Section
-from caplet.report.records import RunRecords
-from caplet.report.sections import sections
-from caplet.report.verdict import Verdict
+from caplet.report.cards import Card, card, verified_reason
+from caplet.report.compression import pairs, speed, stages, tradeoff
+from caplet.report.content import Section
+from caplet.report.noise import noise, sensitivity
+from caplet.report.predictions import changed, confusion
+from caplet.report.provenance import provenance
+from caplet.report.pruning import activity, remaining, rounds
+from caplet.report.search import front, search
+from caplet.report.tensors import memory, widths
+from caplet.report.training import by_epoch, by_step, finetuning
+from caplet.runs.records import RunKind, RunRecords
+
+Part = Callable[[RunRecords], Section | str]
+"""From a run's records to a section, or to one sentence on why there is none."""
+
+PARTS: dict[RunKind, tuple[Part, ...]] = {
+    RunKind.TRAIN: (by_epoch, provenance),
+    RunKind.QUANTIZE: (widths, front, search, memory, confusion, changed, noise, provenance),
+    RunKind.SENSITIVITY: (sensitivity, provenance),
+    RunKind.FINETUNE: (finetuning, provenance),
+    RunKind.QAT: (finetuning, widths, memory, confusion, changed, noise, provenance),
+    RunKind.PRUNE: (rounds, by_step, remaining, activity, provenance),
+    RunKind.COMPRESS: (
+        *(tradeoff, pairs, speed, widths, memory),
+        *(confusion, changed, noise, stages, provenance),
+    ),
+}
+"""What a page shows of each kind of run, in order."""
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """What the page shows of one run."""
+    """What the page shows of one run; ``missing`` says what it cannot show, and why."""
 
     name: str
     kind: str
-    verdict: Verdict | None
+    card: Card | None
     sections: tuple[Section, ...]
     missing: tuple[str, ...]
 
@@ -40,13 +63,17 @@ def render(runs: Sequence[RunRecords], version: str) -> str:
         lstrip_blocks=True,
     )
     chapters = [_chapter(run) for run in runs]
-    return environment.get_template("page.html.j2").render(chapters=chapters, title=_title(chapters), version=version)
+    title = "caplet: " + ", ".join(chapter.name for chapter in chapters)
+    return environment.get_template("page.html.j2").render(chapters=chapters, title=title, version=version)
 
 
 def _chapter(run: RunRecords) -> Chapter:
-    found, missing = sections(run)
-    return Chapter(run.name, str(run.kind), verdict(run), tuple(found), tuple(missing))
-
-
-def _title(chapters: Sequence[Chapter]) -> str:
-    return "caplet: " + ", ".join(chapter.name for chapter in chapters)
+    found = [part(run) for part in PARTS[run.kind]]
+    missing = [verified_reason(run) if run.kind is RunKind.QUANTIZE else None, *found]
+    return Chapter(
+        run.name,
+        str(run.kind),
+        card(run),
+        tuple(part for part in found if isinstance(part, Section)),
+        tuple(part for part in missing if isinstance(part, str)),
+    )

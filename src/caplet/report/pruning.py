@@ -1,72 +1,160 @@
-"""Pictures of pruning: accuracy against what is kept, and the map of what is left."""
+"""What pruning did: accuracy by round and by score, the units that remain, couplings and idle units."""
 
 from __future__ import annotations
 
-import io
 from typing import Any
+
+from caplet.report.charts import STYLES, Dot, Labels, Level, Series, Tile, chart, heat_map
+from caplet.report.content import Figure, Section, Table
+from caplet.report.svg import Canvas, picture_file
+from caplet.runs.records import KEPT, RunRecords
+
+_WIDEST = 48
+"""Cells in a row of a map; more units share a cell."""
 
 
 def pruning_curves(record: dict[str, Any], title: str) -> bytes:
-    """PNG of accuracy against the kept fraction, one line per score; the random baseline is grey.
+    """Accuracy against the fraction that remains, one line per score, as an SVG file.
 
     Args:
         record: ``curves.json`` of a pruning analysis: ``scores`` by name, each with ``points`` of ``kept``, ``macs``
             and ``accuracy`` (fractions), and ``area``; ``reference``, the unpruned accuracy.
-        title: above the picture.
+        title: above the pictures.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    panels = figure.subplots(1, 2, sharey=True)
-    for panel, (key, label) in zip(panels, (("kept", "units kept (%)"), ("macs", "MACs kept (%)")), strict=True):
-        panel.set(xlabel=label)
-        panel.grid(alpha=0.3)
-        for name, line in record["scores"].items():
-            colour = {"color": "grey", "linestyle": "--"} if name == "random" else {}
-            x = [100 * point[key] for point in line["points"]]
-            y = [100 * point["accuracy"] for point in line["points"]]
-            panel.plot(x, y, marker=".", label=f"{name} (area {line['area']:.3f})", **colour)
-        panel.axhline(100 * record["reference"], color="black", linewidth=0.6)
-    panels[0].set_ylabel("accuracy on calibration images (%)")
-    panels[0].legend(fontsize="small")
-    return _png(figure)
+    scores = [name for name in record["scores"] if name != "random"]
+    styles = {name: STYLES[index % (len(STYLES) - 1)] for index, name in enumerate(scores)}
+    pictures = []
+    for key, label in (("kept", "units remaining (%)"), ("macs", "MACs remaining (%)")):
+        series = [
+            Series(
+                f"{name} (area {line['area']:.3f})",
+                tuple((100 * point[key], 100 * point["accuracy"]) for point in line["points"]),
+                styles.get(name, STYLES[-1]),
+            )
+            for name, line in record["scores"].items()
+        ]
+        labels = Labels("Accuracy by what remains", label, "correct (%)")
+        pictures.append(chart(labels, series, levels=[Level(100 * record["reference"], "unpruned")]))
+    return picture_file(title, pictures, columns=2)
 
 
-def survivors_plot(kept: dict[str, Any], title: str) -> bytes:
-    """PNG: for every space a strip with the units that are left, and for voting capsules a map of types x positions.
-
-    Args:
-        kept: ``kept.json`` of a pruning run.
-        title: above the picture.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    spaces = kept["spaces"]
-    strips = [name for name, row in spaces.items() if row["kind"] != "capsules"]
-    maps = kept["votes"]
-    heights = [1.0] * len(strips) + [max(2.0, 0.12 * len(table)) for table in maps.values()]
-    figure = Figure(figsize=(9, 0.7 + 0.55 * sum(heights)), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    panels = figure.subplots(len(heights), 1, gridspec_kw={"height_ratios": heights}, squeeze=False)[:, 0]
-    for panel, name in zip(panels, strips, strict=False):
-        row = spaces[name]
-        left = set(row["kept"])
-        panel.imshow([[int(unit in left) for unit in range(row["of"])]], aspect="auto", cmap="Blues", vmin=0, vmax=1.3)
-        panel.set_yticks([])
-        panel.set_ylabel(f"{name}\n{len(left)} of {row['of']}", rotation=0, ha="right", va="center", fontsize="small")
-    for panel, (name, table) in zip(panels[len(strips) :], maps.items(), strict=True):
-        panel.imshow(table, aspect="auto", cmap="Blues", vmin=0, vmax=1.3, interpolation="nearest")
-        panel.set_xlabel(f"{name}: position (row by row); {sum(map(sum, table))} capsules vote", fontsize="small")
-        panel.set_ylabel("type", rotation=0, ha="right", fontsize="small")
-    return _png(figure)
+def remaining_units(kept: dict[str, Any], title: str) -> bytes:
+    """The maps of ``kept.json``, the units that remain after pruning, as an SVG file."""
+    return picture_file(title, [*_strips(kept), *_vote_maps(kept)])
 
 
-def _png(figure: Any) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
-    return stream.getvalue()
+def rounds(run: RunRecords) -> Section | str:
+    """Accuracy on the calibration split by round: after surgery, refitted, and fine-tuned."""
+    found = run.metrics["rounds"]
+    numbers = [row["round"] for row in found]
+    cut = [row.get("calibration_cut", row["calibration_before"])["percent"] for row in found]  # older: not refitted
+    refitted = [row["calibration_before"]["percent"] for row in found]
+    tuned = [row["calibration"]["percent"] for row in found]
+    states = (("after surgery", cut, "s2"), ("refitted", refitted, "s1"), ("fine-tuned", tuned, "s0"))
+    picture = chart(
+        Labels("Calibration accuracy by round", "round", "correct (%)"),
+        [Series(name, tuple(zip(numbers, values, strict=True)), style) for name, values, style in states],
+        [
+            Dot(number, value, style, f"round {number}, {name}: {value:.2f} %")
+            for name, values, style in states
+            for number, value in zip(numbers, values, strict=True)
+        ],
+        whole_x=True,
+    )
+    rows = tuple(
+        (
+            *accuracies,
+            sum(layer["macs"]["total"] for layer in row["cost"]["layers"]),
+            sum(layer["parameters"] for layer in row["cost"]["layers"]),
+            row["seconds"],
+        )
+        for row, *accuracies in zip(found, numbers, cut, refitted, tuned, strict=True)
+    )
+    columns = ("round", "surgery", "refitted", "fine_tuned", "macs", "parameters", "seconds")
+    caption = "Every round removes units by their score, refits the weights that remain, then fine-tunes."
+    figure = Figure("Rounds", caption, (picture,), Table("rounds", columns, rows))
+    return Section("Pruning rounds", f"{len(found)} round{'s' if len(found) > 1 else ''}.", (figure,))
+
+
+def remaining(run: RunRecords) -> Section | str:
+    """Types by positions of every layer whose capsules vote for the classes, and the units of the other layers."""
+    kept = run.find(KEPT)
+    if kept is None:
+        return f"What remains: the run has no {KEPT}."
+    sizes = ", ".join(f"{len(row['kept'])} of {row['of']} {name}" for name, row in kept["spaces"].items())
+    rows = tuple(
+        (layer, kind, sum(row), len(row)) for layer, types in kept["votes"].items() for kind, row in enumerate(types)
+    )
+    figure = Figure(
+        "Units, and voting capsules by type and position",
+        "Dark: remains. Light: removed. Colours between: some of the units that share the cell remain.",
+        (*_strips(kept), *_vote_maps(kept)),
+        Table("survivors", ("layer", "type", "positions_left", "positions"), rows),
+    )
+    return Section("What remains", f"{sizes}.", (figure,))
+
+
+def _strips(kept: dict[str, Any]) -> list[Canvas]:
+    """One row of cells for each group of channels, types or dimensions."""
+    strips = {
+        name: [int(unit in set(row["kept"])) for unit in range(row["of"])]
+        for name, row in kept["spaces"].items()
+        if row["kind"] != "capsules"
+    }
+    return [_map(f"{name}: {sum(row)} of {len(row)} remain", [row], ("", name)) for name, row in strips.items()]
+
+
+def _vote_maps(kept: dict[str, Any]) -> list[Canvas]:
+    return [
+        _map(f"Capsules of {layer} that vote", types, ("type", f"{layer}: position"))
+        for layer, types in kept["votes"].items()
+    ]
+
+
+def _map(title: str, table: list[list[int]], corner: tuple[str, str]) -> Canvas:
+    step = -(-len(table[0]) // _WIDEST)
+    tiles = {}
+    for index, row in enumerate(table):
+        for first in range(0, len(row), step):
+            part = row[first : first + step]
+            fraction = sum(part) / len(part)
+            where = f"{corner[0]} {index}, ".removeprefix(" ") if corner[0] else ""
+            units = f"{first}" if len(part) == 1 else f"{first} to {first + len(part) - 1}"
+            tiles[index, first // step] = Tile("", fraction, f"{where}{units}: {fraction:.0%} remain")
+    names = [str(index) if corner[0] else "" for index in range(len(table))]
+    return heat_map(title, names, [""] * -(-len(table[0]) // step), tiles, cell=(9.0, 9.0), corner=corner)
+
+
+def activity(run: RunRecords) -> Section | str:
+    """Entropy of the couplings before and after, and units that never do anything."""
+    before, after = (run.metrics["activity"][key] for key in ("original", "pruned"))
+    removed = run.metrics.get("dead_removed", {})
+    rows = []
+    for name, dead in before["dead"].items():
+        gone = f", {removed[name]:,} removed for free" if name in removed else ""
+        rows.append(
+            (f"never active, {name}", f"{dead:,} before{gone}; {after['dead'].get(name, 0):,} in the pruned network")
+        )
+    pictures, lines = [], []
+    for layer, old in before["entropy"].items():
+        series = []
+        for name, found, style in (("before", old, "s1"), ("pruned", after["entropy"].get(layer), "s0")):
+            if found is not None:
+                points = tuple((10.0 * index, value) for index, value in enumerate(found["deciles"]))
+                series.append(Series(f"{name}, mean {found['mean']:.3f}", points, style))
+                lines += [(layer, name, percent, value) for percent, value in points]
+        title = f"Entropy of the couplings of {layer}"
+        pictures.append(chart(Labels(title, "input capsules (%), by entropy", "entropy"), series))
+    figure = Figure(
+        "Coupling entropy",
+        "1: a capsule votes for all outputs alike; 0: for one. By layer that routes more than once.",
+        tuple(pictures),
+        Table("coupling-entropy", ("layer", "network", "percent_of_capsules", "entropy"), tuple(lines)),
+    )
+    return Section(
+        "Couplings and idle units",
+        "Measured on the calibration images that scores look at. A unit is never active if no capsule of it is longer"
+        " than 0.001 (a channel: larger) on any of them.",
+        (figure,) if pictures else (),
+        rows=tuple(rows),
+    )

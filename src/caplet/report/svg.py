@@ -1,9 +1,13 @@
-"""Drawing: an SVG picture whose colours come from the page's style sheet, so that it follows light and dark."""
+"""Drawing: SVG pictures. On a page the style sheet colours them, in light and dark; a file has its own colours."""
 
 from __future__ import annotations
 
+import copy
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from xml.etree import ElementTree
 
 FONT = 12
@@ -81,6 +85,59 @@ class Canvas:
         return element
 
 
+def picture_file(title: str, pictures: Sequence[Canvas], *, columns: int = 1) -> bytes:
+    """Pictures under a title as one SVG file that needs no style sheet: the page's light colours, written out.
+
+    Args:
+        columns: how many stand side by side.
+    """
+    gap, top = 20.0, 40.0
+    rows = [pictures[first : first + columns] for first in range(0, len(pictures), columns)]
+    width = max([text_width(title), *(sum(each.width + gap for each in row) - gap for row in rows)]) + 2 * gap
+    height = top + sum(max(each.height for each in row) + gap for row in rows)
+    whole = Canvas(width, height, title)
+    whole.root.set("xmlns", "http://www.w3.org/2000/svg")
+    css, colours = _style_sheet()
+    ElementTree.SubElement(whole.root, "style").text = css
+    whole.rect(0, 0, width, height, "paper")
+    whole.text(gap, 26, title, "strong")
+    for row in rows:
+        left = gap
+        for picture in row:
+            inner = copy.deepcopy(picture.root)
+            inner.set("x", _px(left))
+            inner.set("y", _px(top))
+            for element in inner.iter():
+                mix = element.attrib.pop("style", "").partition("--mix:")[2]
+                if mix:
+                    high = {"right": "right-high", "wrong": "wrong-high"}.get(
+                        element.attrib["class"].split()[-1], "high"
+                    )
+                    element.set("style", f"fill:{_blend(colours['low'], colours[high], float(mix[:-1]) / 100)}")
+            whole.root.append(inner)
+            left += picture.width + gap
+        top += max(each.height for each in row) + gap
+    return (ElementTree.tostring(whole.root, encoding="unicode") + "\n").encode()
+
+
+def _style_sheet() -> tuple[str, dict[str, str]]:
+    """The rules for pictures with the light colours in the place of their names, and the colours by name."""
+    text = resources.files("caplet.report").joinpath("templates/picture.css").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"--([\w-]+): (#\w+);", text.partition("}")[0]))
+    rules = [line for line in text.splitlines() if re.match(r"[.\w][^{]*\{[^{]+\}$", line) and "color-mix" not in line]
+    return re.sub(r"var\(--([\w-]+)\)", lambda found: colours[found[1]], "\n".join(rules)), colours
+
+
+def _blend(low: str, high: str, mix: float) -> str:
+    """A colour between two.
+
+    >>> _blend("#000000", "#ff8000", 0.5)
+    '#804000'
+    """
+    parts = ((int(low[at : at + 2], 16), int(high[at : at + 2], 16)) for at in (1, 3, 5))
+    return "#" + "".join(f"{round(start + mix * (end - start)):02x}" for start, end in parts)
+
+
 def _px(value: float) -> str:
     """Pixels with at most one decimal.
 
@@ -110,10 +167,10 @@ class Axis:
     def at(self, value: float) -> float:
         """The pixel of a number."""
         if self.log:
-            share = math.log(value / self.low) / math.log(self.high / self.low)
+            fraction = math.log(value / self.low) / math.log(self.high / self.low)
         else:
-            share = (value - self.low) / (self.high - self.low)
-        return self.start + share * (self.end - self.start)
+            fraction = (value - self.low) / (self.high - self.low)
+        return self.start + fraction * (self.end - self.start)
 
     def ticks(self, count: int = 6) -> list[float]:
         """About ``count`` round numbers on the axis.

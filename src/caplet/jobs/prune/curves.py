@@ -23,7 +23,7 @@ from caplet.report.pruning import pruning_curves
 from caplet.runs.folder import SPLITS, open_run
 from caplet.train.loss import margin_loss
 
-CURVES, PICTURE = "curves.json", "curves.png"
+CURVES, PICTURE = "curves.json", "curves.svg"
 KEPT = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
 """Fractions of the removals that are left to do, that is, roughly of the units that are kept."""
 
@@ -38,7 +38,7 @@ def prune_curves(
     note: Note = silent,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure every score's curve on the calibration split and write ``curves.json`` and ``curves.png``.
+    """Measure every score's curve on the calibration split and write ``curves.json`` and ``curves.svg``.
 
     The scores look at ``settings.images`` images of the calibration split, and accuracies are measured on all of it.
     ``settings`` also say what may go (``units``), the allocation and the seed; the target is not looked at.

@@ -32,7 +32,7 @@ from caplet.prune.coupling import measure_activity
 from caplet.prune.order import RemovalOrder
 from caplet.prune.refit import refitted
 from caplet.prune.structure import Selection, cut, kept_sizes, structure_of, with_iterations
-from caplet.report.pruning import survivors_plot
+from caplet.report.pruning import remaining_units
 from caplet.runs.folder import METRICS, SPLITS, RunFolder, open_run
 from caplet.runs.records import KEPT, record_predictions
 from caplet.runs.stages import Done, RunStage, Stages
@@ -40,7 +40,7 @@ from caplet.train.finetune import TeacherAnswers, finetune, weights_digest
 from caplet.train.logs import read_steps
 from caplet.train.loop import CHECKPOINT, LOG
 
-MODEL, ROUND, PICTURE = "model.safetensors", "round.json", "survivors.png"
+MODEL, ROUND, PICTURE = "model.safetensors", "round.json", "survivors.svg"
 TRIALS = 7
 """Bisection steps of a search by loss of accuracy: what is removed is found to one part in 2**7."""
 
@@ -350,7 +350,7 @@ def _finish(work: PruneWork, outcome: PruneOutcome) -> PruneResult:
     note = {"pruned": True, "test": test[1].to_json(), "data": splits.info["name"]}
     save_model(model, run / MODEL, note)
     run.write_json(KEPT, kept)
-    run.write_bytes(PICTURE, survivors_plot(kept, f"what is left of {original.family}"))
+    run.write_bytes(PICTURE, remaining_units(kept, f"what remains of {original.family}"))
     run.write_json(METRICS, metrics)
     return PruneResult(outcome.met, model, run / MODEL, test[0], test[1], against, run.path, metrics)
 

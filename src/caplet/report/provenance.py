@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from caplet.report.figure import Section
-from caplet.report.records import ENVIRONMENT, SPLITS, Kind, RunRecords
+from caplet.report.content import Section
+from caplet.runs.folder import ENVIRONMENT, SPLITS
+from caplet.runs.records import RunKind, RunRecords
 
 _LONGEST = 300
 
 
-def origin(run: RunRecords) -> Section | str:
+def provenance(run: RunRecords) -> Section | str:
     """How to get these numbers again."""
     environment, splits = run.find(ENVIRONMENT), run.find(SPLITS)
     if environment is None:
@@ -28,7 +29,7 @@ def origin(run: RunRecords) -> Section | str:
         for split in ("train", "calibration", "test"):
             found = splits[split]
             rows.append((f"{split.capitalize()} split", f"{found['count']:,} images, SHA-256 {found['sha256']}"))
-    details = run.details if "models" in run.metrics or run.kind is Kind.COMPRESS else None
+    details = run.details if "models" in run.metrics or run.kind is RunKind.COMPRESS else None
     if details is not None:
         rows.append(("Model file", f"SHA-256 {details['sha256']}"))
     if "seed" in run.settings:

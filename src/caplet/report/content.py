@@ -7,12 +7,14 @@ import csv
 import io
 from dataclasses import dataclass
 
+from caplet.report.svg import Canvas
+
 Cell = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number as people read it, with the exact value and the place in the run's records that it comes from.
+    """A number as people read it, its exact value, and where in the run's records it stands.
 
     Attributes:
         text: as shown.
@@ -63,13 +65,13 @@ class Figure:
     Attributes:
         title: above it.
         caption: below it: how to read it.
-        svg: one or more ``<svg>`` elements, side by side where there is room.
+        pictures: one or more, side by side where there is room.
         table: its numbers.
     """
 
     title: str
     caption: str
-    svg: tuple[str, ...]
+    pictures: tuple[Canvas, ...]
     table: Table
 
 

@@ -1,15 +1,52 @@
-"""Memory over time: which bytes of the arena every buffer occupies, op by op, and what the peak consists of."""
+"""What a device stores: the width of every tensor, and which bytes of the arena every buffer occupies, op by op."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from caplet.report.figure import Figure, Section, Table
-from caplet.report.records import DETAILS, RunRecords
+from caplet.report.charts import Tile, heat_map
+from caplet.report.content import Figure, Section, Table
 from caplet.report.svg import Axis, Canvas, short, text_width
+from caplet.runs.records import DETAILS, RunRecords
 
+_ORDER = (
+    *("image", "weight", "bias", "scale", "offset", "vote_bias"),
+    *("votes", "logits", "coupling", "preactivation", "activation", "sum"),
+)
+_FULL = 8
+"""Bits that have the strongest colour, unless a tensor has more."""
 _LEFT, _TOP, _HEIGHT = 66.0, 14.0, 250.0
-_NAMES = {"fast": "all votes stored", "small": "votes recomputed"}
+_PLANS = {"fast": "all votes stored", "small": "votes recomputed"}
+
+
+def widths(run: RunRecords) -> Section | str:
+    """Bits of every stored tensor of the first shipped model."""
+    if run.details is None:
+        return f"Widths: the run has no {DETAILS}; quantize again to have it."
+    tensors = [row for row in run.details["tensors"] if row["role"] != "table"]
+    layers = list(dict.fromkeys(row["point"].rpartition(".")[0] for row in tensors))
+    present = {row["role"] for row in tensors}
+    roles = [role for role in _ORDER if role in present] + sorted(present - set(_ORDER))
+    most = max(_FULL, *(row["bits"] for row in tensors))
+    tiles = {}
+    for row in tensors:
+        layer, _, _ = row["point"].rpartition(".")
+        shape = "x".join(map(str, row["shape"]))
+        tip = f"{row['point']}: {row['format']}, {shape} in {row['storage']}, {row['bytes']:,} bytes packed"
+        tiles[layers.index(layer), roles.index(row["role"])] = Tile(str(row["bits"]), row["bits"] / most, tip)
+    columns = ("point", "role", "storage", "format", "bits", "elements", "bytes")
+    table = Table("widths", columns, tuple(tuple(row[name] for name in columns) for row in tensors))
+    figure = Figure(
+        "Bits of every tensor",
+        "Rows are layers, columns are what a tensor is for. Weights, biases, scales and offsets are packed in flash;"
+        " the rest lies in RAM, in bytes of 8 or 16 bits.",
+        (heat_map("Bits by layer and role", layers, roles, tiles),),
+        table,
+    )
+    elements = sum(row["elements"] for row in tensors)
+    mean = sum(row["bits"] * row["elements"] for row in tensors) / elements
+    text = f"{len(tensors)} tensors with {elements:,} elements, {mean:.1f} bits each on average."
+    return Section("Widths", text, (figure,))
 
 
 def memory(run: RunRecords) -> Section | str:
@@ -30,7 +67,7 @@ def _figure(ram: str, plan: dict[str, Any], ops: list[str]) -> Figure:
         for buffer in plan["buffers"]
     )
     return Figure(
-        f"Arena with {_NAMES[ram]} (--ram {ram}): {plan['bytes']:,} bytes",
+        f"Arena with {_PLANS[ram]} (--ram {ram}): {plan['bytes']:,} bytes",
         f"Most bytes are in use during {plan['peak_op']}: {used:,}, above all {largest}. Time goes to the right, op by"
         " op; addresses go up. The buffers of the peak are coloured; a slash in a name means scratch.",
         (_map(plan, ops),),
@@ -38,7 +75,7 @@ def _figure(ram: str, plan: dict[str, Any], ops: list[str]) -> Figure:
     )
 
 
-def _map(plan: dict[str, Any], ops: list[str]) -> str:
+def _map(plan: dict[str, Any], ops: list[str]) -> Canvas:
     column = max(26.0, 640.0 / len(ops))
     foot = 0.72 * max(map(text_width, ops)) + 14
     right = _LEFT + column * len(ops)
@@ -68,4 +105,4 @@ def _map(plan: dict[str, Any], ops: list[str]) -> str:
         x = _LEFT + (index + 0.5) * column
         canvas.text(x + 4, _TOP + _HEIGHT + 14, name, "strong" if index == peak else "tick", anchor="end", turn=-45)
     canvas.text(14, _TOP + _HEIGHT / 2, "bytes", anchor="middle", turn=-90)
-    return canvas.markup()
+    return canvas

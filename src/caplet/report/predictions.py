@@ -1,4 +1,4 @@
-"""The answers: confusion before and after, and the images whose answer changed."""
+"""Predictions on the test split: confusion before and after, and the images whose prediction changed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import math
 from typing import Any
 
 from caplet.report.charts import Tile, heat_map
-from caplet.report.figure import Cell, Figure, Section, Table, Thumbnail
-from caplet.report.records import FLIPS, PREDICTIONS, RunRecords
+from caplet.report.content import Cell, Figure, Section, Table, Thumbnail
+from caplet.report.svg import Canvas
+from caplet.runs.records import FLIPS, PREDICTIONS, RunRecords
 
 MOST_CLASSES = 30
 """Classes up to which a confusion matrix is drawn."""
-_KINDS = {"lost": "only float was right", "won": "only the integers were right", "other": "both wrong, differently"}
+_KINDS = {
+    "lost": "only float was correct",
+    "won": "only the integers were correct",
+    "other": "both are wrong, differently",
+}
 
 
 def confusion(run: RunRecords) -> Section | str:
@@ -33,8 +38,8 @@ def confusion(run: RunRecords) -> Section | str:
     pictures = tuple(_matrix(title, counts, classes) for title, counts in (("float", before), ("integers", after)))
     figure = Figure(
         "Float (left) and integers (right)",
-        "Rows are the true classes, columns the answers, numbers are test images. Right answers are green, wrong ones"
-        " orange; the stronger, the larger their share of the row.",
+        "Rows are true classes, columns predictions, numbers test images. Correct predictions are green, wrong ones"
+        " orange; the stronger, the larger their fraction of the row.",
         pictures,
         Table("confusion", ("label", "answer", "float", "integers"), tuple(rows)),
     )
@@ -42,7 +47,7 @@ def confusion(run: RunRecords) -> Section | str:
     worst, best = min(changes), max(changes)
     text = f"Of {len(record['labels']):,} test images."
     if worst[0] < 0:
-        text += f" Class {worst[1]} loses most: {-worst[0]} right answers fewer."
+        text += f" Class {worst[1]} loses most: {-worst[0]} correct predictions fewer."
     if best[0] > 0:
         text += f" Class {best[1]} gains most: {best[0]} more."
     return Section("Confusion before and after", text, (figure,))
@@ -55,40 +60,40 @@ def _count(labels: list[int], answers: list[int], classes: int) -> list[list[int
     return counts
 
 
-def _matrix(title: str, counts: list[list[int]], classes: list[str]) -> str:
+def _matrix(title: str, counts: list[list[int]], classes: list[str]) -> Canvas:
     tiles = {}
     for i, row in enumerate(counts):
         for j, count in enumerate(row):
             mix = math.sqrt(count / sum(row)) if count else 0.0
             style = "tile right" if i == j else "tile wrong"
             tiles[i, j] = Tile(
-                str(count) if count else "", mix, f"{classes[i]} answered as {classes[j]}: {count}", style
+                str(count) if count else "", mix, f"{classes[i]} predicted as {classes[j]}: {count}", style
             )
     widest = max(len(str(count)) for row in counts for count in row)
     return heat_map(f"Confusion, {title}", classes, classes, tiles, cell=(max(26.0, 8.0 * widest + 8), 26.0))
 
 
-def flips(run: RunRecords) -> Section | str:
-    """The images whose answer differs between float and integers."""
+def changed(run: RunRecords) -> Section | str:
+    """The images whose prediction differs between float and integers."""
     record, answers = run.find(FLIPS), run.find(PREDICTIONS)
     if record is None or answers is None:
-        return f"Changed answers: the run has no {FLIPS}; quantize again to have it."
+        return f"Changed predictions: the run has no {FLIPS}; quantize again to have it."
     if record["role"] != run.role:
-        return f"Changed answers: {FLIPS} is about another model than the first one; quantize again."
+        return f"Changed predictions: {FLIPS} is about another model than the first one; quantize again."
     counts, classes = record["counts"], answers["classes"]
     total = sum(counts.values())
     if not total:
-        return f"Changed answers: there are none; float and integers agree on all {record['n']:,} test images."
+        return f"Changed predictions: there are none; float and integers agree on all {record['n']:,} test images."
     parts = ", ".join(f"{counts[kind]:,} where {words}" for kind, words in _KINDS.items() if counts[kind])
-    text = f"{total:,} of {record['n']:,} test images get another answer as integers: {parts}."
+    text = f"{total:,} of {record['n']:,} test images get another prediction as integers: {parts}."
     if len(record["shown"]) < total:
         text += f" {len(record['shown'])} of them are shown."
     thumbnails = tuple(_thumbnail(shown, classes) for shown in record["shown"])
-    return Section("Changed answers", text, thumbnails=thumbnails, table=_changed(answers, record["role"]))
+    return Section("Changed predictions", text, thumbnails=thumbnails, table=_changed_table(answers, record["role"]))
 
 
-def _changed(answers: dict[str, Any], role: str) -> Table:
-    """Every image whose answer differs, by its position in the test split."""
+def _changed_table(answers: dict[str, Any], role: str) -> Table:
+    """Every image whose prediction differs, by its position in the test split."""
     classes = answers["classes"]
     columns = zip(answers["labels"], answers["float"], answers["models"][role], strict=True)
     rows = tuple((at, *(classes[c] for c in triple)) for at, triple in enumerate(columns) if triple[1] != triple[2])

@@ -1,0 +1,161 @@
+"""What ``caplet compress`` weighed: pruning against widths, the networks that were made, their speed, the stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from caplet.report.cards import bytes_text
+from caplet.report.charts import Dot, Labels, Level, Series, chart
+from caplet.report.content import Cell, Figure, Section, Table
+from caplet.runs.records import RunRecords
+
+_DEPTH = 8.0
+"""Pairs that lose more than this many times the accepted loss (and a point) are only in the table."""
+_SIDES = {"float": "float, PyTorch", "pruned": "pruned float, PyTorch", "integers": "integers, compiled C"}
+
+
+def tradeoff(run: RunRecords) -> Section | str:
+    """Accuracy against multiply-accumulates and against width, with the pair that was chosen."""
+    found = run.metrics["choice"]
+    curve, widths = found["curve"], found["widths"]
+    chosen, width = found["pruned"], found["width"]
+    accepted = [Level(run.metrics["limits"]["max_drop"]["asked"], "accepted")]
+    pruning = chart(
+        Labels("Loss of accuracy by what pruning leaves", "multiply-accumulates remaining (%)", "loss (points)"),
+        [Series("pruned", tuple(sorted((100 * point["macs_kept"], point["drop"]) for point in curve)), "s0")],
+        [Dot(100 * chosen["macs_kept"], chosen["drop"], "s1", "chosen")],
+        accepted,
+        legend=(("s1", "chosen"),),
+    )
+    narrowing = chart(
+        Labels("Loss of accuracy by width", "bits everywhere", "loss (points)"),
+        [Series("quantized", tuple(sorted((point["bits"], point["drop"]) for point in widths)), "s0")],
+        [Dot(width["bits"], width["drop"], "s1", "chosen")],
+        accepted,
+        legend=(("s1", "chosen for the estimate"),),
+        whole_x=True,
+    )
+    rows = [("pruning", point["macs_kept"], None, point["drop"], point["images"]) for point in curve]
+    rows += [("width", None, point["bits"], point["drop"], point["images"]) for point in widths]
+    figure = Figure(
+        "A few points of either curve",
+        "Each point is one network, measured on calibration images; the losses of a pair are added. Losses by width are"
+        " those against the same network in float.",
+        (pruning, narrowing),
+        Table("trade-off", ("kind", "macs_kept", "bits", "loss_points", "images"), tuple(rows)),
+    )
+    grid = tuple(_point(point, chosen) for point in curve if point["steps"] or point["macs_kept"] < 1)
+    grid += tuple(_width(point, width) for point in widths)
+    heads = ("measured", "loss (points)", "", "parameters", "fine-tuning steps", "images")
+    decision = f"Chosen to begin with: {found['reasons'][-1]}."
+    return Section("Pruning or narrower integers", decision, (figure,), grid=Table("measured", heads, grid))
+
+
+def _point(point: dict[str, Any], chosen: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        f"pruned to {100 * point['macs_kept']:.3g} % of the multiply-accumulates",
+        f"{point['drop']:+.2f}",
+        "chosen" if point["macs_kept"] == chosen["macs_kept"] else "",
+        f"{point['parameters']:,}",
+        f"{point['steps']:,}",
+        f"{point['images']:,}",
+    )
+
+
+def _width(point: dict[str, Any], chosen: dict[str, Any]) -> tuple[str, ...]:
+    picked = "chosen for the estimate" if point["bits"] == chosen["bits"] else ""
+    kept = point.get("macs_kept", 1.0)
+    where = "" if kept == 1 else f", pruned to {100 * kept:.3g} %"
+    return f"{point['bits']} bits everywhere{where}", f"{point['drop']:+.2f}", picked, "", "", f"{point['images']:,}"
+
+
+def pairs(run: RunRecords) -> Section | str:
+    """Flash against loss, with the network that is the result."""
+    estimated, made = run.metrics["choice"]["pairs"], run.metrics["attempts"]
+    limits, result = run.metrics["limits"], run.metrics["folders"][-1]
+    accepted, flash = limits["max_drop"]["asked"], limits["flash"]["asked"]
+    most = max(_DEPTH * accepted, 1.0)
+    shown = [pair for pair in estimated if pair["drop"] <= most]
+    dots = []
+    for pair in shown:
+        about = f"{100 * pair['macs_kept']:.3g} % of the multiply-accumulates, {pair['bits']} bits"
+        tip = f"estimated: {about}: {bytes_text(pair['flash'])}, {pair['drop']:+.2f} points"
+        dots.append(Dot(pair["flash"], pair["drop"], "s0 hollow", tip))
+    for each in sorted(made, key=lambda each: each["folder"] == result):  # the result on top
+        values = each["values"]
+        tip = f"{each['folder']}: {bytes_text(values['flash'])}, {values['max_drop']:+.2f} points, {_outcome(each)}"
+        dots.append(Dot(values["flash"], values["max_drop"], "s1" if each["folder"] == result else "s0", tip))
+    levels = [Level(accepted, "accepted")]
+    levels += [] if flash is None else [Level(flash, "flash limit", across=False)]
+    picture = chart(
+        Labels("Loss by bytes of flash", "flash (bytes)", "loss (points)"),
+        dots=dots,
+        levels=levels,
+        legend=(("s0 hollow", "estimated"), ("s0", "made"), ("s1", "the result")),
+        log_x=True,
+    )
+    rows: list[tuple[Cell, ...]] = [
+        ("estimated", None, *(pair[name] for name in ("macs_kept", "bits", "flash", "ram", "drop")))
+        for pair in estimated
+    ]
+    rows += [
+        ("made", each["folder"], None, None, *(each["values"][name] for name in ("flash", "ram", "max_drop")))
+        for each in made
+    ]
+    caption = (
+        "Hollow: a point of either curve, their losses added, bytes by lowering it. Filled: a network that was pruned,"
+        " fine-tuned and quantized, measured as integers on all calibration images."
+    )
+    if len(shown) < len(estimated):
+        caption += f" {len(estimated) - len(shown)} pairs that lose above {most:.1f} points are in the CSV file only."
+    table = Table("pairs", ("kind", "folder", "macs_kept", "bits", "flash", "ram", "loss_points"), tuple(rows))
+    text = f"{len(estimated)} pairs were estimated; these networks were made and measured as integers."
+    figure = Figure("Flash against loss", caption, (picture,), table)
+    return Section("Networks that were made", text, (figure,), grid=_made(made, result))
+
+
+def _outcome(made: dict[str, Any]) -> str:
+    return f"misses {', '.join(made['missed'])}" if made["missed"] else "within all limits"
+
+
+def _made(made: list[dict[str, Any]], result: str) -> Table:
+    """Every network that was pruned and quantized, in the order in which they were made."""
+    rows = tuple(
+        (
+            each["folder"],
+            f"{each['values']['max_drop']:+.2f}",
+            bytes_text(each["values"]["flash"]),
+            bytes_text(each["values"]["ram"]),
+            f"{each['values']['macs']:,}",
+            _outcome(each) + (": the result" if each["folder"] == result else ""),
+        )
+        for each in made
+    )
+    return Table("networks", ("stage", "loss (points)", "flash", "RAM", "multiply-accumulates", ""), rows)
+
+
+def speed(run: RunRecords) -> Section | str:
+    """Images per second of the float model, the pruned one and the integers, on the machine of the run."""
+    found = run.metrics["speed"]
+    rows = tuple(
+        (name, f"{rate['median']:,.0f}", f"{rate['low']:,.0f} to {rate['high']:,.0f}", f"{rate['times']:.1f}x")
+        for side, name in _SIDES.items()
+        if (rate := found["sides"].get(side)) is not None
+    )
+    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
+    text = (
+        f"Measured in turns on {threads} of the machine that made the run, {found['images']:,} images in each of"
+        f" {found['turns']} turns, in batches of {found['torch_batch']} in PyTorch: medians, and the slowest and the"
+        " fastest turn."
+    )
+    return Section("Speed", text, grid=Table("speed", ("network", "images/s", "range", "times float"), rows))
+
+
+def stages(run: RunRecords) -> Section | str:
+    """What was done, and how long it took."""
+    rows = tuple(
+        (name, f"{stage['seconds']:,.0f} s{', unchanged in the last call' if stage['skipped'] else ''}")
+        for name, stage in run.metrics["stages"].items()
+    )
+    used = ", ".join(run.metrics["folders"])
+    return Section("Stages", f"Each is a folder of the run; the result comes from {used}.", rows=rows)

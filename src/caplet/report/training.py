@@ -1,0 +1,100 @@
+"""Learning curves, by epoch of a training run and by step of fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from caplet.report.charts import Dot, Labels, Level, Series, chart
+from caplet.report.content import Figure, Section, Table
+from caplet.report.svg import Canvas, picture_file
+from caplet.runs.records import RunRecords
+
+
+def learning_curves(history: list[dict[str, Any]], title: str, kept: int | None = None) -> bytes:
+    """Loss and accuracy by epoch as an SVG file.
+
+    Args:
+        history: the ``epoch`` records of a training run (``metrics.json``, key ``history``), at least one.
+        title: above the pictures.
+        kept: the epoch whose weights were kept.
+    """
+    return picture_file(title, _charts(history, kept), columns=2)
+
+
+def by_epoch(run: RunRecords) -> Section | str:
+    """Loss and accuracy of a training run by epoch."""
+    return _epochs(run.metrics)
+
+
+def finetuning(run: RunRecords) -> Section | str:
+    """Loss and accuracy of a fine-tuning run by epoch."""
+    return _epochs(run.metrics["finetune"])
+
+
+def _epochs(metrics: dict[str, Any]) -> Section | str:
+    history, epoch = metrics["history"], metrics["epoch"]
+    if not history:
+        return "Learning curves: no epoch was recorded."
+    names = tuple(key for key in history[0] if isinstance(history[0][key], int | float))
+    figure = Figure(
+        "Loss and accuracy",
+        "Training figures are running means over the epoch; calibration images are never trained on.",
+        _charts(history, epoch),
+        Table("learning-curves", names, tuple(tuple(row.get(name) for name in names) for row in history)),
+    )
+    return Section("Learning curves", f"{len(history)} epochs; the weights of epoch {epoch} were kept.", (figure,))
+
+
+def _charts(history: list[dict[str, Any]], kept: int | None) -> tuple[Canvas, Canvas]:
+    levels = [] if kept is None else [Level(kept, "kept", across=False)]
+
+    def drawn(labels: Labels, names: tuple[str, str], scale: float) -> Canvas:
+        lines = (
+            (word, style, tuple((row["epoch"], scale * row[name]) for row in history if name in row))
+            for word, style, name in zip(("training", "calibration"), ("s0", "s1"), names, strict=True)
+        )
+        series = [Series(word, points, style) for word, style, points in lines if points]
+        return chart(labels, series, levels=levels, whole_x=True)
+
+    return (
+        drawn(Labels("Loss by epoch", "epoch", "loss per image"), ("loss", "calibration_loss"), 1.0),
+        drawn(Labels("Accuracy by epoch", "epoch", "correct (%)"), ("accuracy", "calibration_accuracy"), 100.0),
+    )
+
+
+def by_step(run: RunRecords) -> Section | str:
+    """Loss and accuracy of the fine-tuning after pruning, by step, round by round."""
+    rounds = run.metrics["rounds"]
+    points = [
+        (row["round"], step["step"], step["loss"], 100 * step["accuracy"])
+        for row in rounds
+        for step in row.get("finetuning", {}).get("steps", ())
+    ]
+    if not points:
+        return "Learning curves: no step of fine-tuning was recorded."
+    epochs = [
+        (row["round"], epoch["global_step"], 100 * epoch["calibration_accuracy"])
+        for row in rounds
+        for epoch in row["finetuning"]["epochs"]
+    ]
+
+    def lines(at: int) -> list[Series]:
+        found = [tuple((point[1], point[at]) for point in points if point[0] == row["round"]) for row in rounds]
+        named = ["training" if len(rounds) == 1 else f"training {row['round']}" for row in rounds]
+        return [Series(word, line, "s0") for word, line in zip(named, found, strict=True) if line]
+
+    evaluated = [
+        Dot(step, percent, "s1", f"round {index}, calibration: {percent:.2f} %") for index, step, percent in epochs
+    ]
+    labels = Labels("Loss by step", "step", "loss of one batch"), Labels("Accuracy by step", "step", "correct (%)")
+    figure = Figure(
+        "Loss and accuracy of fine-tuning",
+        "Every point of a line is one batch; dots are all calibration images, which are never trained on.",
+        (
+            chart(labels[0], lines(2), whole_x=True),
+            chart(labels[1], lines(3), evaluated, legend=(("s1", "calibration"),), whole_x=True),
+        ),
+        Table("fine-tuning", ("round", "step", "loss", "accuracy_percent"), tuple(points)),
+    )
+    last = f"{epochs[-1][2]:.2f} % of the calibration images are classified correctly at the end." if epochs else ""
+    return Section("Learning curves", last, (figure,))
