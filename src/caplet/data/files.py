@@ -1,4 +1,4 @@
-"""Files of datasets: read with errors a user understands, fetched whole, and decoded images kept between runs.
+"""Files of datasets: read with errors a user understands, fetched whole, and a cache of decoded images.
 
 Decoding 60,000 JPEG files takes seconds, reading the arrays back does not. The cache folder is ``$CAPLET_CACHE`` if
 set, else the user's. Whatever is in it may be deleted at any time; an entry that is damaged (zip checksum) or of

@@ -199,9 +199,9 @@ def _by_class(found: dict[str, list[tuple[str, ImageFile]]]) -> ByClass:
 
 
 def load_archive(path: Path, request: DataRequest) -> DecodedTree:
-    """Decode an archive, or take the arrays kept from the last time.
+    """Decode an archive, or take the arrays that the cache has.
 
-    They are kept under a key made of the archive's size and SHA-256, the image size and channels asked for, and the
+    Their key is made of the archive's size and SHA-256, the image size and channels asked for, and the
     decoder's version, so that a changed archive is never mistaken for an old one.
 
     Raises:

@@ -41,9 +41,9 @@ def class_quotas(counts: tuple[int, ...], size: int) -> tuple[int, ...]:
     (2, 1, 1)
     """
     total = sum(counts)
-    shares = [divmod(count * size, total) for count in counts]
-    quotas = [whole for whole, _ in shares]
-    by_remainder = sorted(range(len(counts)), key=lambda c: (-shares[c][1], c))
+    parts = [divmod(count * size, total) for count in counts]
+    quotas = [whole for whole, _ in parts]
+    by_remainder = sorted(range(len(counts)), key=lambda c: (-parts[c][1], c))
     for c in by_remainder[: size - sum(quotas)]:
         quotas[c] += 1
     return tuple(quotas)
@@ -114,9 +114,9 @@ def cut(images: ImageSet, size: int, *, seed: int, rest_name: str, cut_name: str
     if size >= len(images):
         raise DataError(f"{cut_name}: cannot cut {size} of the {len(images)} images of {images.name}: ask for fewer")
     chosen = stratified_choice(images.labels, images.ids, size, seed=seed)
-    kept = np.ones(len(images), dtype=bool)
-    kept[chosen.numpy()] = False
-    rest = images.subset(from_numpy(np.flatnonzero(kept)), name=rest_name)
+    remaining = np.ones(len(images), dtype=bool)
+    remaining[chosen.numpy()] = False
+    rest = images.subset(from_numpy(np.flatnonzero(remaining)), name=rest_name)
     for label, (before, after) in enumerate(zip(images.class_counts(), rest.class_counts(), strict=True)):
         if before and not after:
             raise DataError(

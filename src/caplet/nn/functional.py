@@ -103,10 +103,10 @@ class _SquashMaps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, capsules: Tensor) -> Tensor:
         _, types, dim, _, _ = capsules.shape
-        rows, gather, spread = _as_rows(capsules), *_membership(types, dim, capsules)
+        rows, gather, scatter = _as_rows(capsules), *_membership(types, dim, capsules)
         with no_autocast(capsules):
             squared = _wide((rows * rows) @ gather)
-            factor = _factor(squared).to(rows.dtype) @ spread
+            factor = _factor(squared).to(rows.dtype) @ scatter
         ctx.save_for_backward(rows, squared, factor)
         ctx.shape = capsules.shape
         return _as_maps(rows * factor, capsules.shape)
@@ -115,10 +115,10 @@ class _SquashMaps(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         rows, squared, factor = ctx.saved_tensors
-        gather, spread = _membership(ctx.shape[1], ctx.shape[2], rows)
+        gather, scatter = _membership(ctx.shape[1], ctx.shape[2], rows)
         grad = _as_rows(grad)
         along = _wide((grad * rows) @ gather) * _slope(squared)
-        return _as_maps((grad * factor).addcmul_(rows, along.to(rows.dtype) @ spread), ctx.shape)
+        return _as_maps((grad * factor).addcmul_(rows, along.to(rows.dtype) @ scatter), ctx.shape)
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[object]:
