@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from caplet.data import Splits
+
+settings.register_profile("any-machine", deadline=None)  # a slow machine is no failure
+settings.load_profile("any-machine")
 
 SHARED = Path(os.environ.get("CAPLET_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

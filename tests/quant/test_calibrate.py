@@ -15,8 +15,16 @@ from caplet.nn.points import Role, flash, ram
 from caplet.quant.choices import Exponents
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import Calibration, calibrate
-from caplet.quant.plan.formats import FormatRule, best_fixed_format, best_log_format, bits_of, choose_format
-from caplet.quant.plan.histogram import HALF, Histogram, fixed_error
+from caplet.quant.plan.formats import (
+    HALF,
+    FormatRule,
+    Histogram,
+    best_fixed_format,
+    best_log_format,
+    bits_of,
+    choose_format,
+    fixed_error,
+)
 
 RANDOM = {
     "normal": lambda g: torch.randn(5_000, generator=g) * 0.3,

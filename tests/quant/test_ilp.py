@@ -21,8 +21,7 @@ from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import HARDWARE
 from caplet.quant.plan.units import Widths, make_units
 from caplet.quant.search.allocate import SumLimit, UnitChoice, allocate
-from caplet.quant.search.front import FrontPoint, most_accurate, pareto_front
-from caplet.quant.search.ilp import IlpSettings, search_ilp
+from caplet.quant.search.ilp import FrontPoint, IlpSettings, most_accurate, pareto_front, search_ilp
 from caplet.quant.search.methods import METHODS, find_method
 from caplet.quant.search.search import Candidate, Request
 from caplet.quant.search.unit_sensitivity import UnitSensitivity

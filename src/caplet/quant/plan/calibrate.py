@@ -23,8 +23,7 @@ from caplet.fixed import AnyFormat, Rounding
 from caplet.models.base import CapsNet
 from caplet.nn.points import Handler, PointSpec, Storage
 from caplet.progress import Progress
-from caplet.quant.plan.formats import FormatRule, choose_format
-from caplet.quant.plan.histogram import HALF, Histogram
+from caplet.quant.plan.formats import HALF, FormatRule, Histogram, choose_format
 
 DEFAULT_IMAGES = 1024
 """Images that are plenty for calibration."""

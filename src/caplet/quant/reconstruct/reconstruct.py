@@ -20,8 +20,7 @@ from caplet.nn.layer import Layer
 from caplet.nn.points import Role, Storage
 from caplet.quant.choices import Part
 from caplet.quant.plan.calibrate import calibrate
-from caplet.quant.plan.formats import best_fixed_format
-from caplet.quant.plan.histogram import Histogram
+from caplet.quant.plan.formats import Histogram, best_fixed_format
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.adaptive_rounding import fit, weight_grid
 from caplet.quant.reconstruct.blocks import BlockStore, Chain, FittedBlock, identity

@@ -20,7 +20,7 @@ from caplet.fixed.format import MAX_BITS
 from caplet.nn.points import Storage
 from caplet.quant.choices import Method
 from caplet.quant.plan.units import Widths, unit_bits
-from caplet.quant.search.search import SENSITIVITY_IMAGES, Request, Search, SearchResult, Workbench, run_each
+from caplet.quant.search.search import SENSITIVITY_IMAGES, PlanSearch, Request, SearchResult, Workbench, run_each
 from caplet.quant.search.unit_sensitivity import UnitSensitivity
 
 START_FRACTION = 0.25
@@ -82,7 +82,7 @@ def search_progressive(bench: Workbench, request: Request, settings: Progressive
     return run_each(ProgressiveSearch(bench, request, used, rounding) for rounding in request.roundings)
 
 
-class ProgressiveSearch(Search):
+class ProgressiveSearch(PlanSearch):
     """One search with one rounding scheme."""
 
     def __init__(self, bench: Workbench, request: Request, settings: ProgressiveSettings, rounding: Rounding) -> None:

@@ -24,7 +24,7 @@ from caplet.quant.choices import Method
 from caplet.quant.plan.memory import FLOAT_BITS, count_memory
 from caplet.quant.plan.target import HARDWARE
 from caplet.quant.plan.units import ACTIVATIONS, KINDS, ROUTING, WEIGHTS, Widths, group_units, width_memory
-from caplet.quant.search.search import Candidate, Request, Search, SearchResult, Workbench, run_each
+from caplet.quant.search.search import Candidate, PlanSearch, Request, SearchResult, Workbench, run_each
 
 DEFAULT_COMPRESSION = 5.0
 """Without a weight budget: this many times fewer weight bits than 32-bit float."""
@@ -104,7 +104,7 @@ def weight_profile(groups: int, fits: Callable[[tuple[int, ...]], bool]) -> tupl
     return None
 
 
-class QCapsNetsSearch(Search):
+class QCapsNetsSearch(PlanSearch):
     """One search with one rounding scheme."""
 
     def __init__(self, bench: Workbench, request: Request, rounding: Rounding) -> None:

@@ -1,6 +1,6 @@
 """What all searches share: the request, the workbench, evaluated widths, and the result; a search is `run` on top.
 
-Every method is a function ``(Workbench, Request) -> SearchResult`` that runs one :class:`Search` for each rounding.
+Every method is a function ``(Workbench, Request) -> SearchResult`` that runs one :class:`PlanSearch` for each rounding.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class SearchResult:
         return self.others[0][1] if self.satisfied is None else self.satisfied
 
 
-class Search(ABC):
+class PlanSearch(ABC):
     """One search with one rounding scheme: it evaluates widths and remembers what was decided.
 
     Args:
@@ -368,7 +368,7 @@ class Search(ABC):
         )
 
 
-def run_each(searches: Iterable[Search], order: Callable[[SearchResult], int] = lambda result: 0) -> SearchResult:
+def run_each(searches: Iterable[PlanSearch], order: Callable[[SearchResult], int] = lambda result: 0) -> SearchResult:
     """Run one search after the other and take the best result; its record has those of the others.
 
     The best is one that is met with the smallest memory, weights first; where none is, the one nearest to its target.

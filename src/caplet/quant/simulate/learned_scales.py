@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from caplet.fixed import AnyFormat, FixedFormat, LogFormat, PlanFormat, Rounding
 from caplet.models.base import CapsNet
 from caplet.nn.points import PointSpec, Role, Storage
-from caplet.quant.plan.formats import best_format
-from caplet.quant.plan.histogram import Histogram
+from caplet.quant.plan.formats import Histogram, best_format
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.simulate.fake_quant import FakeQuant
 from caplet.quant.simulate.straight_through import clipping_edges
