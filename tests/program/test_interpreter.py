@@ -47,6 +47,7 @@ class Naive:
 
     def __init__(self, program: Program) -> None:
         self.program = program
+        self.integers = {constant.key: constant.integers.tolist() for constant in program.constants()}
         self.t: Flat = {}
 
     def noise(self, spec: TensorSpec, element: int, iteration: int) -> int:
@@ -89,11 +90,12 @@ class Naive:
     def window(self, op: Conv2d | ConvVotes, y: int, x: int, o: int, first: int) -> int:
         rows, columns, _ = self.shape(op.input)
         _, kernel_rows, kernel_columns, depth = op.weight.shape
+        weight = self.integers[op.weight.key][o]
         total = 0
         for ky, kx, i in product(range(kernel_rows), range(kernel_columns), range(depth)):
             row, column = y * op.stride + ky - op.padding, x * op.stride + kx - op.padding
             if 0 <= row < rows and 0 <= column < columns:
-                total += self.at(op.input, row, column, first + i) * int(op.weight.integers[o, ky, kx, i])
+                total += self.at(op.input, row, column, first + i) * weight[ky][kx][i]
         return total
 
     def pattern(self, op: Op, name: str, element: int, acc: int, channel: int) -> int:
@@ -186,6 +188,7 @@ class Naive:
 
     def dense_votes(self, op: DenseVotes) -> None:
         _, dim, votes = op.weight.shape
+        weight = self.integers[op.weight.key]
         out: list[int] = []
         i = place = 0
         for source in op.sources:
@@ -202,7 +205,7 @@ class Naive:
                 if op.selected is not None and place - 1 not in op.selected:
                     continue
                 for v in range(votes):
-                    acc = sum(x * int(op.weight.integers[i, k, v]) for k, x in enumerate(capsule))
+                    acc = sum(x * weight[i][k][v] for k, x in enumerate(capsule))
                     own = frac + (0 if op.channel_shifts is None else int(op.channel_shifts[v]))
                     shift = own - self.program.tensors[op.output].format.frac_bits
                     out.append(self.round(op.output, len(out), acc, shift))

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from caplet.fixed.format import FixedFormat
 from caplet.fixed.rounding import Rounding
 from caplet.program import interpreter
 from caplet.program.c.emit import RUNTIME_FOLDER, EmitSettings, Export, emit
+from caplet.program.c.sources import runtime_files
 from caplet.program.program import Program
 from caplet.program.tensor import TensorSpec
 from caplet.runtime.compiler import Compiler, compilers
@@ -67,9 +69,33 @@ def unity(export: Export) -> list[str]:
     return ["all.c"]
 
 
-def build(export: Export, compiler: Compiler, flags: list[str]) -> Path:
-    compiler.build([*STRICT, *flags, *unity(export), "-o", "program"], "test", export.folder)
+def build(export: Export, compiler: Compiler, flags: list[str], runtime: Path | None = None) -> Path:
+    """runtime: an object file of the runtime, compiled here with the model where there is none."""
+    sources = unity(export)
+    if runtime is not None:
+        sources = [f"{export.prefix}.c", f"{export.prefix}_selftest.c", "main_host.c", str(runtime)]
+    compiler.build([*STRICT, *flags, *sources, "-o", "program"], "test", export.folder)
     return export.folder / "program"
+
+
+@pytest.fixture(scope="module")
+def runtime_object(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Compiler, list[str]], Path]:
+    """The runtime as an object file, compiled once for each compiler and its flags."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def compiled(compiler: Compiler, flags: list[str]) -> Path:
+        key = (*compiler.command, *flags)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("runtime")
+            for name, source in runtime_files().items():
+                (folder / name).write_text(source)
+            names = [name for name in runtime_files() if name.endswith(".c")]
+            (folder / "all.c").write_text("".join(f'#include "{name}"\n' for name in names))
+            compiler.build([*STRICT, *flags, "-c", "all.c", "-o", "runtime.o"], "runtime", folder)
+            made[key] = folder / "runtime.o"
+        return made[key]
+
+    return compiled
 
 
 def run_files(export: Export, images: np.ndarray) -> np.ndarray:
@@ -80,14 +106,16 @@ def run_files(export: Export, images: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("flags", [["-O0", *SANITIZE], ["-O3"]], ids=["O0-sanitized", "O3"])
-def test_exported_codes_are_the_interpreters(name: str, flags: list[str], tmp_path: Path) -> None:
+def test_exported_codes_are_the_interpreters(
+    name: str, flags: list[str], tmp_path: Path, runtime_object: Callable[[Compiler, list[str]], Path]
+) -> None:
     make, sample, ram = CASES[name]
     program = make(3, sample)
     export = emit(program, tmp_path, EmitSettings(ram=ram), images_for(program))
     compiler = COMPILERS.get("cc") or next(iter(COMPILERS.values()))
     if "zig" in COMPILERS and compiler is COMPILERS["zig"] and "-O0" in flags:
         flags = ["-O0", "-fsanitize=undefined", "-fno-sanitize-recover=all"]  # zig ships no address sanitizer
-    build(export, compiler, flags)
+    build(export, compiler, flags, runtime_object(compiler, flags))
     images = images_for(program, 6)
     expected = interpreter.run(program, images).capsules
     assert np.array_equal(run_files(export, images), expected.reshape(-1))
@@ -220,8 +248,6 @@ def test_free_text_cannot_leave_its_comment(tmp_path: Path) -> None:
 
 
 def test_the_runtime_keeps_its_promises() -> None:
-    from caplet.program.c.sources import runtime_files
-
     for name, source in runtime_files().items():
         text = re.sub(r"/\*.*?\*/", "", source, flags=re.DOTALL)
         for word in ("malloc", "float", "double", "<math.h>", "<string.h>", "__asm", "intrin"):

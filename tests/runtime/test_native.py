@@ -33,10 +33,10 @@ def images_for(program: Program, count: int, seed: int = 0) -> np.ndarray:
 
 
 @needs_compiler
-@pytest.mark.parametrize("level", ["-O3", "-O0"])
+@pytest.mark.parametrize("flags", [(), ("-O0",)], ids=["O3", "O0"])
 @pytest.mark.parametrize("kind", list(OPS))
-def test_random_ops_equal_the_interpreter(kind: str, level: str) -> None:
-    library = load_library(build_library(flags=(level,)))
+def test_random_ops_equal_the_interpreter(kind: str, flags: tuple[str, ...]) -> None:
+    library = load_library(build_library(flags=flags))
     draw = RandomOps(11)
     for _ in range(25):
         single = draw.draw(kind)
@@ -140,7 +140,7 @@ def test_the_library_is_built_once(tmp_path: Path) -> None:
     stamp = first.stat().st_mtime_ns
     assert build_library(folder=tmp_path, flags=("-O0",)) == first
     assert first.stat().st_mtime_ns == stamp
-    assert build_library(folder=tmp_path, flags=("-O1",)) != first
+    assert build_library(folder=tmp_path, flags=("-O0", "-DOTHER")) != first
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
@@ -150,8 +150,8 @@ def _build(folder: str) -> str:
 
 @needs_compiler
 def test_processes_that_build_at_once_share_one_library(tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
-        paths = pool.map(_build, [str(tmp_path)] * 3)
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        paths = pool.map(_build, [str(tmp_path)] * 2)
     assert len(set(paths)) == 1
     assert os.listdir(tmp_path) == [Path(paths[0]).name]
 
