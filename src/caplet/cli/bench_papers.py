@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caplet.cli.output import CalibrationSize, Json, Quiet, console, going_on, note, print_json
+from caplet.cli.output import Json, Quiet, console, going_on, note, print_json
 from caplet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,7 +30,10 @@ def command(
         list[str] | None,
         typer.Option("--only", help="Rows, papers, networks or datasets (with * and ?); may be repeated."),
     ] = None,
-    calibration_size: CalibrationSize = None,
+    calibration_size: Annotated[
+        int | None,
+        typer.Option("--calibration-size", help="Images cut from the training split for calibration and search."),
+    ] = None,
     test_images: Annotated[
         int | None, typer.Option("--test-images", help="Look at so many test images at most. Default: all.")
     ] = None,

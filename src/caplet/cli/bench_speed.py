@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from caplet.cli.output import Json, console, note, print_json
+from caplet.cli.output import ImageSize, Json, console, note, print_json
 
 _KINDS = ("training", "search", "inference")
 
@@ -20,9 +20,7 @@ def command(
     ] = 8,
     turns: Annotated[int, typer.Option("--turns", help="How often each side has its turn.")] = 5,
     bits: Annotated[int, typer.Option("--bits", help="Width of every tensor of the quantized sides.")] = 8,
-    image_size: Annotated[
-        int | None, typer.Option("--image-size", help="Image side of an imported model, where its file leaves it open.")
-    ] = None,
+    image_size: ImageSize = None,
     json: Json = False,
 ) -> None:
     """Measure training, search, interpreter, compiled C and PyTorch on one model, in turns within one run.

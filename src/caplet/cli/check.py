@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caplet.cli.output import Json, console, kilobytes, print_json
+from caplet.cli.output import ImageSize, Json, console, kilobytes, print_json
 from caplet.errors import ModelError
 
 if TYPE_CHECKING:
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 def command(
     model: Annotated[Path, typer.Argument(help="A .safetensors checkpoint, a .pt / .h5 to import, or a .caplet file.")],
-    image_size: Annotated[
-        int | None, typer.Option("--image-size", help="Image side of an imported model, where its file leaves it open.")
-    ] = None,
+    image_size: ImageSize = None,
     images: Annotated[
         int, typer.Option("--images", help="Calibration images that the search would see.", min=1)
     ] = 5000,

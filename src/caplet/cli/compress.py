@@ -3,50 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from caplet.cli.output import CalibrationSize, Channels, Json, Quiet, Root, Size, console, going_on, print_json
+from caplet.cli.options import Given, with_options
+from caplet.cli.output import RunOptions, console, going_on, print_json
+from caplet.jobs.compress.settings import CompressSettings
 
 
+@with_options
 def command(
+    changes: Annotated[dict[str, Any], Given(CompressSettings)],
+    run: RunOptions,
     model: Annotated[
         Path | None, typer.Argument(help="A trained float model: .safetensors, or a .pt / .h5 to import.")
     ] = None,
     settings: Annotated[
-        Path | None, typer.Option("--settings", help="A TOML file, such as `caplet init` writes; options go before it.")
+        Path | None,
+        typer.Option(
+            "--settings",
+            help="A TOML file, such as `caplet init` writes; options go before it.",
+            rich_help_panel="Run",
+        ),
     ] = None,
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", help="Train this recipe (or TOML file) first, where there is no model.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Dataset name, or the path of an image folder. Default: the recipe's.")
-    ] = None,
-    root: Root = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/NAME-compress.")] = None,
-    max_drop: Annotated[
-        float | None, typer.Option("--max-drop", help="Accepted loss of accuracy in percentage points. Default: 0.3.")
-    ] = None,
-    flash: Annotated[str | None, typer.Option("--flash", help="Limit of the whole firmware, e.g. 256KB.")] = None,
-    ram: Annotated[str | None, typer.Option("--ram", help="Limit of the arena, e.g. 64KB.")] = None,
-    macs: Annotated[
-        str | None, typer.Option("--macs", help="Limit of the multiply-accumulates of one image, e.g. 12M.")
-    ] = None,
-    target: Annotated[
-        Literal["host", "cortex-m4"] | None, typer.Option("--target", help="What the firmware is verified on.")
-    ] = None,
-    method: Annotated[
-        Literal["qcapsnets", "progressive", "ilp"] | None,
-        typer.Option("--method", help="The search for widths. Default: ilp."),
-    ] = None,
-    prune: Annotated[
-        Literal["auto", "yes", "no"] | None, typer.Option("--prune", help="Whether capsules may be removed.")
-    ] = None,
-    size: Size = None,
-    channels: Channels = None,
-    calibration_size: CalibrationSize = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of everything that draws.")] = None,
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -54,17 +34,17 @@ def command(
             help="CPU threads that every stage computes with; stages run one after another. Default: all cores, or"
             " OMP_NUM_THREADS.",
             min=1,
+            rich_help_panel="Run",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done, with estimated minutes and memory.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only say what would be done, with estimated minutes and memory.",
+            rich_help_panel="Run",
+        ),
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Use the folder for other settings; stages that they leave equal are kept.")
-    ] = False,
-    quiet: Quiet = False,
-    json: Json = False,
 ) -> None:
     """Get the best network within limits, its firmware, and one page about it.
 
@@ -79,25 +59,10 @@ def command(
         from caplet.cli.progress import bar
         from caplet.errors import TargetNotMet
 
-        limits = {"max_drop": max_drop, "flash": flash, "ram": ram, "macs": macs}
-        changes: dict[str, Any] = {
-            "model": None if model is None else str(model),
-            "recipe": recipe,
-            "data": data,
-            "root": None if root is None else str(root),
-            "size": size,
-            "channels": channels,
-            "calibration_size": calibration_size,
-            "target": target,
-            "seed": seed,
-            "limits": limits,
-            "prune": {"use": prune},
-            "quantize": {"method": method},
-        }
-        resolved = compress_settings(settings, _given(changes))
+        resolved = compress_settings(settings, changes if model is None else {**changes, "model": str(model)})
         if dry_run:
-            plan = estimate_compression(resolved, threads=jobs, progress=not quiet)
-            if json:
+            plan = estimate_compression(resolved, threads=jobs, progress=not run.quiet)
+            if run.as_json:
                 print_json(plan)
                 return
             for row in plan["stages"]:
@@ -106,20 +71,19 @@ def command(
                 f"in all about {plan['minutes']:.0f} minutes, {plan['memory_bytes'] / 1e9:.1f} GB of memory"
             )
             return
-        source = resolved.model or resolved.recipe or ""
-        folder = out or Path("runs") / f"{Path(source).stem}-compress"
-        with bar(not quiet) as (step, measured):
+        folder = run.folder(Path(resolved.model or resolved.recipe or ""), "compress")
+        with bar(not run.quiet) as (step, measured):
             result = compress_by_settings(
                 resolved,
                 folder,
-                resume=resume,
-                force=force,
+                resume=run.resume,
+                force=run.force,
                 threads=jobs,
                 note=step,
                 progress=measured,
-                bars=not quiet,
+                bars=not run.quiet,
             )
-        if json:
+        if run.as_json:
             print_json({**result.metrics, "folder": str(result.folder)})
         else:
             from caplet.cli.verdict import show_compressed
@@ -132,9 +96,3 @@ def command(
                 f"no network keeps to all limits; the nearest one, in {result.folder}, misses {missed}. What would have"
                 f" to give: {give}"
             )
-
-
-def _given(changes: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given."""
-    found = {name: _given(value) if isinstance(value, dict) else value for name, value in changes.items()}
-    return {name: value for name, value in found.items() if value is not None and value != {}}

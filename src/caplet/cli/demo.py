@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from caplet.cli.output import Json, Quiet, note, print_json
+from caplet.cli.options import with_options
+from caplet.cli.output import RunOptions, note, print_json
 
 SETTINGS = {
     "recipe": "demo",
@@ -17,12 +15,9 @@ SETTINGS = {
 }
 
 
+@with_options
 def command(
-    out: Annotated[Path, typer.Option("--out", help="The run folder.")] = Path("runs/demo"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted demo.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Use the folder whatever it holds.")] = False,
-    quiet: Quiet = False,
-    json: Json = False,
+    run: RunOptions,
 ) -> None:
     """Train a capsule net on 8x8 digits and compress it. Needs no data and a minute or two.
 
@@ -35,11 +30,16 @@ def command(
     from caplet.errors import TargetNotMet
 
     note("training a small capsule network on scikit-learn's digits, then making it smaller")
-    with bar(not quiet) as (step, measured):
+    with bar(not run.quiet) as (step, measured):
         result = compress_by_settings(
-            compress_settings(None, SETTINGS), out, resume=resume, force=force, note=step, progress=measured
+            compress_settings(None, SETTINGS),
+            run.out or Path("runs/demo"),
+            resume=run.resume,
+            force=run.force,
+            note=step,
+            progress=measured,
         )
-    if json:
+    if run.as_json:
         print_json({**result.metrics, "folder": str(result.folder)})
     else:
         show_compressed(result)

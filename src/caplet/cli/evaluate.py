@@ -7,24 +7,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from caplet.cli.output import CalibrationSize, Channels, Data, Json, Quiet, Root, Size, console, print_json
+from caplet.cli.options import with_options
+from caplet.cli.output import DataOptions, Engine, ImageSize, Json, Quiet, console, print_json
 
 
+@with_options
 def command(
+    data: DataOptions,
     model: Annotated[Path, typer.Argument(help="A .caplet file, a .safetensors checkpoint, or a .pt / .h5 to import.")],
-    data: Data = "digits",
-    root: Root = None,
     split: Annotated[Literal["test", "calibration", "train"], typer.Option("--split", help="Which images.")] = "test",
-    engine: Annotated[
-        Literal["auto", "native", "interpreter"],
-        typer.Option("--engine", help="What runs a .caplet file: compiled C, or the reference interpreter."),
-    ] = "auto",
-    image_size: Annotated[
-        int | None, typer.Option("--image-size", help="Image side of an imported model, where its file leaves it open.")
-    ] = None,
-    size: Size = None,
-    channels: Channels = None,
-    calibration_size: CalibrationSize = None,
+    engine: Engine = "auto",
+    image_size: ImageSize = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Use only so many images of the split.")] = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -33,12 +26,10 @@ def command(
 
     Example: caplet eval runs/fmnist/model_satisfied.caplet --data fashion-mnist --root ~/data
     """
-    from caplet.api import evaluate, load, load_data
+    from caplet.api import evaluate, load
 
     loaded = load(model, image_size=image_size)
-    splits = load_data(
-        data, root, calibration_size=calibration_size, size=size, channels=channels, limit=limit, progress=not quiet
-    )
+    splits = data.load(not quiet, limit)
     result = evaluate(loaded, getattr(splits, split), engine=engine)
     if json:
         print_json(

@@ -7,10 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from caplet.cli.output import Channels, Json, Root, Size, note, parse_ram, print_json
+from caplet.cli.options import with_options
+from caplet.cli.output import ImageOptions, ImageSize, Json, note, parse_ram, print_json
 
 
+@with_options
 def command(
+    images_of: ImageOptions,
     run: Annotated[
         Path,
         typer.Argument(help="A .caplet file, or the run folder of `caplet quantize`; for onnx also a float model."),
@@ -27,15 +30,7 @@ def command(
     images: Annotated[
         int, typer.Option("--images", help="Of onnx: images on which the file is compared with the model.", min=1)
     ] = 100,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Of onnx: dataset whose test images those are. Default: random images.")
-    ] = None,
-    root: Root = None,
-    image_size: Annotated[
-        int | None, typer.Option("--image-size", help="Image side of an imported model, where its file leaves it open.")
-    ] = None,
-    size: Size = None,
-    channels: Channels = None,
+    image_size: ImageSize = None,
     json: Json = False,
 ) -> None:
     """Write C99 sources that compute exactly the integers of the .caplet file: no malloc, no float, no libm.
@@ -48,7 +43,7 @@ def command(
     Example: caplet export runs/fmnist --to c --ram small
     """
     if to == "onnx":
-        _onnx(run, out, images, data, root, image_size, size, channels, json)
+        _onnx(run, out, images, images_of, image_size, json)
         return
     from caplet.api import EmitSettings, export_c, find_program
 
@@ -66,27 +61,18 @@ def _onnx(
     run: Path,
     out: Path | None,
     images: int,
-    data: str | None,
-    root: Path | None,
+    images_of: ImageOptions,
     image_size: int | None,
-    size: int | None,
-    channels: int | None,
     json: bool,
 ) -> None:
-    import numpy as np
-
-    from caplet.api import Program, check_onnx, export_onnx, find_program, load, load_data
+    from caplet.api import Program, check_onnx, export_onnx, find_program, load
     from caplet.errors import NotExact, ToolMissing
 
     source = find_program(run) if run.is_dir() else run
     model = load(source, image_size=image_size)
     path = export_onnx(model, out or source.with_suffix(".onnx"))
-    if data is None:
-        shape = model.image_shape if isinstance(model, Program) else model.config.image
-        pixels = np.random.default_rng(0).integers(0, 256, (images, *shape), dtype=np.uint8)
-    else:
-        test = load_data(data, root, size=size, channels=channels, progress=False).test
-        pixels = test.images[:: max(1, len(test) // images)][:images].numpy()
+    shape = model.image_shape if isinstance(model, Program) else model.config.image
+    pixels = images_of.pixels(images, shape)
     try:
         found = check_onnx(path, model, pixels)
     except ToolMissing as error:

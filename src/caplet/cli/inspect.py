@@ -6,16 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from caplet.cli.output import Json, console, kilobytes, print_json
+from caplet.cli.output import ImageSize, Json, console, kilobytes, print_json
 
 
 def command(
     model: Annotated[
         str, typer.Argument(help="A .caplet file, a checkpoint, a .pt / .h5 to import, or a name of `caplet models`.")
     ],
-    image_size: Annotated[
-        int | None, typer.Option("--image-size", help="Image side of an imported model, where its file leaves it open.")
-    ] = None,
+    image_size: ImageSize = None,
     points: Annotated[
         bool, typer.Option("--points", help="One row per stored tensor instead of per layer group.")
     ] = False,

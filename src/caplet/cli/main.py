@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -31,6 +32,7 @@ from caplet.cli import (
     verify,
 )
 from caplet.cli.memory import keep_freed_memory
+from caplet.cli.options import help_of, one_line_paragraphs
 from caplet.cli.output import fail
 from caplet.errors import CapletError
 from caplet.version import __version__
@@ -63,7 +65,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name="caplet",
     cls=_Commands,
-    help=HELP,
+    help=one_line_paragraphs(HELP),
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -88,26 +90,34 @@ def options(
         keep_freed_memory()
 
 
-app.command("demo")(demo.command)
-app.command("compress")(compress.command)
-app.command("init")(init.command)
-app.command("train")(train.command)
-app.command("eval")(evaluate.command)
-app.command("prune")(prune.command)
-app.command("check")(check.command)
-app.command("prune-backbone")(prune_backbone.command)
-app.command("quantize")(quantize.command)
-app.command("sensitivity")(sensitivity.command)
-app.command("finetune")(finetune.command)
-app.command("export")(export.command)
-app.command("verify")(verify.command)
-app.command("trace")(trace.command)
-app.command("diff")(diff.command)
-app.command("report")(report.command)
-app.add_typer(bench.app, name="bench")
-app.command("inspect")(inspect.command)
-app.command("models")(models.command)
-app.command("doctor")(doctor.command)
+COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    "The main job": {"compress": compress.command, "demo": demo.command, "init": init.command},
+    "Building blocks": {
+        "train": train.command,
+        "prune": prune.command,
+        "prune-backbone": prune_backbone.command,
+        "quantize": quantize.command,
+        "finetune": finetune.command,
+        "export": export.command,
+    },
+    "Look inside": {
+        "check": check.command,
+        "inspect": inspect.command,
+        "models": models.command,
+        "sensitivity": sensitivity.command,
+        "trace": trace.command,
+        "diff": diff.command,
+        "report": report.command,
+        "doctor": doctor.command,
+    },
+    "Measure": {"eval": evaluate.command, "verify": verify.command},
+}
+"""The commands by the heading under which ``caplet --help`` shows them."""
+
+for panel, commands in COMMANDS.items():
+    for name, function in commands.items():
+        app.command(name, help=help_of(function), rich_help_panel=panel)(function)
+app.add_typer(bench.app, name="bench", rich_help_panel="Measure")
 
 
 def main() -> None:

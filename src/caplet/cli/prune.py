@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caplet.cli.output import (
-    CalibrationSize,
-    Channels,
-    Data,
-    Json,
-    Quiet,
-    Root,
-    Size,
-    console,
-    note,
-    parse_bytes,
-    print_json,
-)
+from caplet.cli.options import with_options
+from caplet.cli.output import DataOptions, FloatModel, ImageSize, RunOptions, console, note, parse_bytes, print_json
 from caplet.errors import ConfigError
 
 if TYPE_CHECKING:
     from caplet.api import PruneResult
 
 
+@with_options
 def command(
-    model: Annotated[Path, typer.Argument(help="A trained float model: .safetensors, or a .pt / .h5 to import.")],
-    data: Data = "digits",
-    root: Root = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/MODEL-pruned.")] = None,
+    data: DataOptions,
+    run: RunOptions,
+    model: FloatModel,
     keep: Annotated[float | None, typer.Option("--keep", help="Fraction of the units to keep, e.g. 0.25.")] = None,
     macs: Annotated[float | None, typer.Option("--macs", help="Fraction of the multiply-accumulates to keep.")] = None,
     params: Annotated[float | None, typer.Option("--params", help="Fraction of the parameters to keep.")] = None,
@@ -82,16 +70,7 @@ def command(
     curves: Annotated[
         bool, typer.Option("--curves", help="Only analyse: accuracy against what is kept, for every score.")
     ] = False,
-    image_size: Annotated[
-        int | None, typer.Option("--image-size", help="Image side of an imported model, where its file leaves it open.")
-    ] = None,
-    size: Size = None,
-    channels: Channels = None,
-    calibration_size: CalibrationSize = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the run folder.")] = False,
-    quiet: Quiet = False,
-    json: Json = False,
+    image_size: ImageSize = None,
 ) -> None:
     """Remove channels, capsule types or single capsules, and fine-tune what is left.
 
@@ -101,7 +80,7 @@ def command(
 
     Example: caplet prune model.pt --data fashion-mnist --root ~/data --macs 0.1 --epochs 1
     """
-    from caplet.api import load_data, load_float, prune_curves, prune_model, prune_settings
+    from caplet.api import load_float, prune_curves, prune_model, prune_settings
     from caplet.cli.progress import bar
     from caplet.errors import TargetNotMet
 
@@ -133,25 +112,24 @@ def command(
         given |= {"keep": 1.0}
     settings = prune_settings(given)
     loaded = load_float(model, image_size=image_size)
-    splits = load_data(data, root, calibration_size=calibration_size, size=size, channels=channels, progress=not quiet)
-    name = model.resolve().parent.name if model.stem == "model" else model.stem
-    folder = out or Path("runs") / f"{name}-{'curves' if curves else 'pruned'}"
-    with bar(not quiet) as (step, measured):
+    splits = data.load(not run.quiet)
+    folder = run.folder(model, "curves" if curves else "pruned")
+    with bar(not run.quiet) as (step, measured):
         if curves:
-            record = prune_curves(loaded, splits, folder, settings, force=force, note=step, progress=measured)
+            record = prune_curves(loaded, splits, folder, settings, force=run.force, note=step, progress=measured)
         else:
             result = prune_model(
-                loaded, splits, folder, settings, resume=resume, force=force, note=step, progress=measured
+                loaded, splits, folder, settings, resume=run.resume, force=run.force, note=step, progress=measured
             )
     if curves:
-        if json:
+        if run.as_json:
             print_json(record)
         else:
             for score_name, line in record["scores"].items():
                 console().print(f"{score_name:10} area under accuracy / kept {line['area']:.4f}")
         note(f"plot: {folder / 'curves.svg'}")
         return
-    if json:
+    if run.as_json:
         print_json({**result.metrics, "folder": str(result.folder)})
     else:
         _show(result)

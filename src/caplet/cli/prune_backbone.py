@@ -7,15 +7,16 @@ from typing import Annotated
 
 import typer
 
-from caplet.cli.output import CalibrationSize, Channels, Data, Json, Quiet, Root, Size, console, note, print_json
+from caplet.cli.options import with_options
+from caplet.cli.output import DataOptions, RunOptions, console, note, print_json
 
 
+@with_options
 def command(
+    data: DataOptions,
+    run: RunOptions,
     model: Annotated[Path, typer.Argument(help="A trained model on a CNN (.safetensors).")],
     macs: Annotated[float, typer.Option("--macs", help="Fraction of the multiply-accumulates to keep, e.g. 0.25.")],
-    data: Data = "digits",
-    root: Root = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/MODEL-pruned.")] = None,
     score: Annotated[
         str, typer.Option("--score", help="Importance: torch-pruning, taylor, length, coupling, weight or random.")
     ] = "torch-pruning",
@@ -35,14 +36,7 @@ def command(
     flip: Annotated[bool, typer.Option("--flip", help="Augmentation: random mirroring.")] = False,
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads of fine-tuning.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the candidates and of fine-tuning.")] = 0,
-    size: Size = None,
-    channels: Channels = None,
-    calibration_size: CalibrationSize = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Use only so many images of each split.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the run folder.")] = False,
-    quiet: Quiet = False,
-    json: Json = False,
 ) -> None:
     """Remove channels of the CNN under capsules: the best of several candidates to one target, then fine-tuning.
 
@@ -52,7 +46,7 @@ def command(
 
     Example: caplet prune-backbone runs/resnet18-caps/model.safetensors --data cifar10 --root ~/data --macs 0.25
     """
-    from caplet.api import backbone_prune_settings, load_data, load_float, prune_backbone_model
+    from caplet.api import backbone_prune_settings, load_float, prune_backbone_model
 
     settings, tuning = backbone_prune_settings(
         {
@@ -76,22 +70,19 @@ def command(
         },
     )
     loaded = load_float(model)
-    splits = load_data(
-        data, root, calibration_size=calibration_size, size=size, channels=channels, limit=limit, progress=not quiet
-    )
-    name = model.resolve().parent.name if model.stem == "model" else model.stem
+    splits = data.load(not run.quiet, limit)
     result = prune_backbone_model(
         loaded,
         splits,
-        out or Path("runs") / f"{name}-pruned",
+        run.folder(model, "pruned"),
         settings,
         tuning,
-        resume=resume,
-        force=force,
-        note=note if not quiet else lambda text: None,
-        bars=not quiet,
+        resume=run.resume,
+        force=run.force,
+        note=note if not run.quiet else lambda text: None,
+        bars=not run.quiet,
     )
-    if json:
+    if run.as_json:
         print_json({**result.metrics, "model": str(result.path)})
         return
     kept = result.metrics

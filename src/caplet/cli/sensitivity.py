@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from caplet.cli.output import CalibrationSize, Channels, Data, Json, Quiet, Root, Size, console, note, print_json
+from caplet.cli.options import with_options
+from caplet.cli.output import DataOptions, FloatModel, ImageSize, RunOptions, console, note, print_json
 
 if TYPE_CHECKING:
     from caplet.api import SensitivityResult
 
 
+@with_options
 def command(
-    model: Annotated[Path, typer.Argument(help="A trained float model: .safetensors, or a .pt / .h5 to import.")],
-    data: Data = "digits",
-    root: Root = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/MODEL-sensitivity.")] = None,
+    data: DataOptions,
+    run: RunOptions,
+    model: FloatModel,
     widths: Annotated[str, typer.Option("--widths", help="Widths in bits: a list such as 2,4,8 or a range.")] = "2-8",
     draws: Annotated[int, typer.Option("--draws", help="How many disjoint sets of calibration images.")] = 3,
     images: Annotated[
@@ -29,16 +30,7 @@ def command(
         typer.Option("--rounding", help="How values between two codes are resolved."),
     ] = "nearest",
     seed: Annotated[int, typer.Option("--seed", help="Of the draws and of stochastic rounding.")] = 0,
-    image_size: Annotated[
-        int | None, typer.Option("--image-size", help="Image side of an imported model, where its file leaves it open.")
-    ] = None,
-    size: Size = None,
-    channels: Channels = None,
-    calibration_size: CalibrationSize = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the run folder.")] = False,
-    quiet: Quiet = False,
-    json: Json = False,
+    image_size: ImageSize = None,
 ) -> None:
     """Round one tensor at a time, everything else in float, at every width, on several draws of calibration images.
 
@@ -48,19 +40,19 @@ def command(
 
     Example: caplet sensitivity model.pt --data fashion-mnist --root ~/data --widths 2-8
     """
-    from caplet.api import Rounding, SensitivitySettings, load_data, load_float, sensitivity
+    from caplet.api import Rounding, SensitivitySettings, load_float, sensitivity
     from caplet.cli.output import parse_widths
     from caplet.cli.progress import bar
 
     tried = parse_widths(widths)
     loaded = load_float(model, image_size=image_size)
-    splits = load_data(data, root, calibration_size=calibration_size, size=size, channels=channels, progress=not quiet)
+    splits = data.load(not run.quiet)
     share = max(1, min(128, len(splits.calibration) // max(draws, 1)))
     settings = SensitivitySettings(tried, draws, share if images is None else images, Rounding(rounding), seed=seed)
-    folder = out or Path("runs") / f"{model.stem}-sensitivity"
-    with bar(not quiet) as (_, measured):
-        result = sensitivity(loaded, splits, folder, settings, resume=resume, force=force, progress=measured)
-    if json:
+    folder = run.out or Path("runs") / f"{model.stem}-sensitivity"
+    with bar(not run.quiet) as (_, measured):
+        result = sensitivity(loaded, splits, folder, settings, resume=run.resume, force=run.force, progress=measured)
+    if run.as_json:
         print_json(result.metrics)
     else:
         _show(result)

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from caplet.cli.output import CalibrationSize, Channels, Data, Json, Quiet, Root, Size, console, print_json
+from caplet.cli.options import with_options
+from caplet.cli.output import DataOptions, ImageSize, Json, Quiet, console, print_json
 
 if TYPE_CHECKING:
     from caplet.api import Comparison, Trace
 
 
+@with_options
 def command(
+    data: DataOptions,
     run: Annotated[Path, typer.Argument(help="The run folder of `caplet quantize`, or a .caplet file.")],
     model: Annotated[
         Path | None, typer.Option("--model", help="The float model that was quantized, for the levels float and fake.")
@@ -23,17 +26,10 @@ def command(
     ] = "float,fake,program,native",
     sample: Annotated[int, typer.Option("--sample", help="The first image: its place in the split.", min=0)] = 0,
     images: Annotated[int, typer.Option("--images", help="How many images.", min=1)] = 8,
-    data: Data = "digits",
-    root: Root = None,
     split: Annotated[Literal["calibration", "train", "test"], typer.Option("--split", help="Which images.")] = (
         "calibration"
     ),
-    image_size: Annotated[
-        int | None, typer.Option("--image-size", help="Image side of an imported model, where its file leaves it open.")
-    ] = None,
-    size: Size = None,
-    channels: Channels = None,
-    calibration_size: CalibrationSize = None,
+    image_size: ImageSize = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -46,7 +42,6 @@ def command(
     """
     from caplet.api import (
         find_program,
-        load_data,
         load_float,
         load_plan,
         load_program,
@@ -60,7 +55,7 @@ def command(
     path = find_program(run)
     program, plan = load_program(path), load_plan(path)
     float_model = None if model is None else load_float(model, image_size=image_size)
-    splits = load_data(data, root, calibration_size=calibration_size, size=size, channels=channels, progress=not quiet)
+    splits = data.load(not quiet)
     chosen = getattr(splits, split)
     if sample >= len(chosen):
         raise ConfigError(f"--sample {sample}: the {split} split has {len(chosen):,} images, 0 to {len(chosen) - 1:,}")

@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
-from caplet.cli.output import Channels, Json, Quiet, Root, Size, console, note, print_json
+from caplet.cli.options import DATA, with_options
+from caplet.cli.output import RunOptions, console, note, print_json
 
 
+@with_options
 def command(
+    output: RunOptions,
     recipe: Annotated[
         str | None, typer.Option("--recipe", help="Name of a recipe, or path of a TOML file of settings.")
     ] = None,
@@ -18,11 +21,21 @@ def command(
         str | None,
         typer.Option("--model", help="Another model than the recipe's; alone, a CNN with capsules: resnet18-caps."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder. Default: runs/RECIPE.")] = None,
-    root: Root = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            "--root",
+            help="Folder (or archive) where the dataset's files already are; otherwise downloaded.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     data: Annotated[str | None, typer.Option("--data", help="Another dataset than the recipe's.")] = None,
-    size: Size = None,
-    channels: Channels = None,
+    size: Annotated[
+        int | None, typer.Option("--size", help="Resize images to this many rows and columns.", rich_help_panel=DATA)
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option("--channels", help="1 for gray, 3 for RGB.", rich_help_panel=DATA)
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change one setting, e.g. --set epochs=3 --set lr=1e-3. May be repeated."),
@@ -35,15 +48,11 @@ def command(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Use only so many images of each split.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the run folder.")] = False,
     accelerate: Annotated[
         bool, typer.Option("--accelerate", help="Several devices through Hugging Face accelerate.")
     ] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard logs.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the recipes and exit.")] = False,
-    quiet: Quiet = False,
-    json: Json = False,
 ) -> None:
     """Train a capsule network; the model kept is the best on the calibration split, never on the test split.
 
@@ -57,13 +66,13 @@ def command(
 
     if list_:
         names = recipes()
-        print_json({"recipes": names}) if json else console().print("\n".join(names))
+        print_json({"recipes": names}) if output.as_json else console().print("\n".join(names))
         return
     if recipe is None and model is not None:
         recipe = BACKBONE_RECIPE
     if recipe is None:
         raise typer.BadParameter(f"name one of: {', '.join(recipes())}", param_hint="--recipe")
-    folder = out or Path("runs") / (model or Path(recipe).stem)
+    folder = output.out or Path("runs") / (model or Path(recipe).stem)
     changes = [f"{name}={value}" for name, value in (("model", model), ("pretrained", pretrained)) if value is not None]
     changes += ["freeze=true"] if freeze else []
     run = train_model(
@@ -75,13 +84,13 @@ def command(
         channels=channels,
         changes=[*changes, *(set_ or [])],
         limit=limit,
-        resume=resume,
-        force=force,
+        resume=output.resume,
+        force=output.force,
         accelerate=accelerate,
         tensorboard=tensorboard,
-        progress=not quiet,
+        progress=not output.quiet,
     )
-    if json:
+    if output.as_json:
         print_json({**run.metrics, "model": str(run.model_path)})
         return
     console().print(f"test accuracy {run.test} (float)")

@@ -8,21 +8,18 @@ from typing import Annotated
 
 import typer
 
-from caplet.cli.output import Channels, Json, Quiet, Root, Size, console, note, parse_ram, print_json
+from caplet.cli.options import with_options
+from caplet.cli.output import ImageOptions, Json, Quiet, console, note, parse_ram, print_json
 
 
+@with_options
 def command(
+    images_of: ImageOptions,
     run: Annotated[Path, typer.Argument(help="A .caplet file, or the run folder of `caplet quantize`.")],
     on: Annotated[
         str, typer.Option("--on", help="Engines, separated by commas: interpreter, native, cortex-m4, riscv32.")
     ] = "interpreter,native",
     images: Annotated[int, typer.Option("--images", help="How many images.", min=1)] = 50,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Dataset whose test images are run. Default: random images.")
-    ] = None,
-    root: Root = None,
-    size: Size = None,
-    channels: Channels = None,
     ram: Annotated[str, typer.Option("--ram", help="Memory plan of the firmware: fast, small, or a limit.")] = "small",
     quiet: Quiet = False,
     json: Json = False,
@@ -36,23 +33,15 @@ def command(
 
     Example: caplet verify runs/q7 --on interpreter,native,cortex-m4 --images 50 --data mnist --root ~/data
     """
-    import numpy as np
-
     from caplet.api import find_program, load_program, parse_targets, record_verified, verify_engines
     from caplet.errors import NotExact
 
     targets = parse_targets(on)
     program = load_program(find_program(run))
-    if data is None:
-        pixels = np.random.default_rng(0).integers(0, 256, (images, *program.image_shape), dtype=np.uint8)
-    else:
-        from caplet.api import load_data
-
-        test = load_data(data, root, size=size, channels=channels, progress=not quiet).test
-        pixels = test.images[:: max(1, len(test) // images)][:images].numpy()
+    pixels = images_of.pixels(images, program.image_shape, progress=not quiet)
     results = verify_engines(program, pixels, targets, ram=parse_ram(ram), note=(lambda text: None) if quiet else note)
     if run.is_dir():
-        record_verified(run, program, data or "random images", results)
+        record_verified(run, program, images_of.data or "random images", results)
     if json:
         print_json({"engines": [asdict(result) for result in results]})
     else:

@@ -12,6 +12,7 @@ from torch import Tensor
 from caplet.data import Splits
 from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
+from caplet.fixed import Rounding
 from caplet.jobs.evaluate import check_data
 from caplet.jobs.quantize.accept import QuantizeResult, Shipper, check_ram, finish, footprint
 from caplet.jobs.quantize.fitting import Fitter, check_request
@@ -19,13 +20,15 @@ from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
 from caplet.progress import Note, Progress, silent
+from caplet.quant.choices import Exponents
 from caplet.quant.measure.early_decision import EarlyRule
 from caplet.quant.measure.evaluator import DEFAULT_CACHE_BYTES, Evaluator
 from caplet.quant.measure.log import MeasurementCache, images_digest, model_identity
 from caplet.quant.measure.tune import DEFAULT_IMAGES as TUNING_IMAGES
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import Calibration, calibrate
-from caplet.quant.plan.formats import FormatSource
+from caplet.quant.plan.formats import FormatRule, FormatSource
+from caplet.quant.plan.target import find_hardware
 from caplet.quant.search.methods import find_method
 from caplet.quant.search.search import Request, SearchResult, Step, Workbench
 from caplet.quant.search.simplify_routing import simplify_routing
@@ -112,6 +115,23 @@ def describe_step(step: Step) -> str:
 PROBES, SIMPLIFIED = "probes.jsonl", "simplified.json"
 
 
+def request_of(settings: QuantizeSettings) -> Request:
+    """What the search is asked for. Raises ConfigError for values out of range, or unknown hardware."""
+    return Request(
+        settings.tolerance,
+        None if settings.budget is None else 8 * settings.budget,
+        None if settings.activation_budget is None else 8 * settings.activation_budget,
+        settings.ram,
+        settings.relative,
+        tuple(Rounding) if settings.rounding == "all" else (Rounding(settings.rounding),),
+        FormatRule(Exponents.PAPER if settings.paper_formats else Exponents.BOUND, settings.log2_weights),
+        settings.seed,
+        settings.granularity,
+        find_hardware(settings.hardware),
+        settings.explore,
+    )
+
+
 def quantize(
     model: CapsNet,
     splits: Splits,
@@ -143,7 +163,7 @@ def quantize(
     settings, engine = settings or QuantizeSettings(), Engine(engine)
     check_finite(named_tensors(model), f"model {model.family}")
     check_data(model, splits.calibration)
-    request, method = settings.request(), find_method(settings.method)
+    request, method = request_of(settings), find_method(settings.method)
     method.check(model, request)
     check_ram(model, request)
     check_request(settings.reconstruct, request)

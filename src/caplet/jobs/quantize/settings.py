@@ -6,12 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from caplet.fixed import Rounding
-from caplet.quant.choices import Exponents, Granularity, Method, Part
-from caplet.quant.plan.formats import FormatRule
-from caplet.quant.plan.target import find_hardware
+from caplet.quant.choices import Granularity, Method, Part
 from caplet.quant.reconstruct.settings import parse_parts
-from caplet.quant.search.search import Request
 from caplet.settings import Bytes, Settings, option
 
 Scheme = Literal["nearest", "truncate", "stochastic", "all"]
@@ -77,20 +73,3 @@ class QuantizeSettings(Settings):
     """Decide on all calibration images and compute every stage anew: slow, for comparison."""
     seed: int = option(0, RUN, ge=0, lt=1 << 32)
     """Of stochastic rounding."""
-
-    def request(self) -> Request:
-        """What the search is asked for. Raises ConfigError for values out of range, or unknown hardware."""
-        schemes = tuple(Rounding) if self.rounding == "all" else (Rounding(self.rounding),)
-        return Request(
-            self.tolerance,
-            None if self.budget is None else 8 * self.budget,
-            None if self.activation_budget is None else 8 * self.activation_budget,
-            self.ram,
-            self.relative,
-            schemes,
-            FormatRule(Exponents.PAPER if self.paper_formats else Exponents.BOUND, self.log2_weights),
-            self.seed,
-            self.granularity,
-            find_hardware(self.hardware),
-            self.explore,
-        )
