@@ -9,8 +9,11 @@ import json
 import random
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).parents[1] / "support"))
 from test_program_file import PATHS, SMALL, _head, _replaced, _sealed
 
 from caplet.errors import ArtefactError
