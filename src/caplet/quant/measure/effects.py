@@ -193,7 +193,7 @@ class Perturber:
     def _batches(self) -> list[_Batch]:
         """The float model on all images, from the first question on."""
         self.spent += self.n
-        batches = zip(self._images.split(self._batch_size), self._labels.split(self._batch_size), strict=True)
+        batches = zip(*(torch.split(x, self._batch_size) for x in (self._images, self._labels)), strict=True)
         return [self._reference(to_float(images), labels) for images, labels in batches]
 
     def effect(self, formats: Mapping[str, AnyFormat], rounding: Rounding = Rounding.NEAREST, seed: int = 0) -> Effect:

@@ -199,7 +199,7 @@ def draw_indices(n: int, settings: SensitivitySettings) -> list[Tensor]:
             f" are {n:,}; ask for at most {n // settings.draws} per draw, or for fewer draws"
         )
     order = torch.randperm(n, generator=torch.Generator().manual_seed(settings.seed))
-    return list(order[:wanted].split(settings.images))
+    return list(torch.split(order[:wanted], settings.images))
 
 
 def measure_sensitivity(

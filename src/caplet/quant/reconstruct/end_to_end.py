@@ -90,7 +90,8 @@ class _TrainedCodes:
 
     def result(self) -> Tensor:
         """The value on the grid."""
-        return self.fmt.quantize(self.codes.detach() * self._step)
+        result: Tensor = self.fmt.quantize(self.codes.detach() * self._step)
+        return result
 
 
 def fit_end_to_end(
@@ -134,7 +135,7 @@ def fit_end_to_end(
             with mixed(model, pixels.device, precision), model.handle(handler):
                 capsules = model(pixels)
             loss = _distance(capsules.float(), target)
-            loss.backward()
+            torch.autograd.backward(loss)
             for constant in constants.values():
                 constant.take_gradient()
             optimizer.step()
@@ -196,7 +197,7 @@ def _distance(capsules: Tensor, wanted: Tensor) -> Tensor:
 def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Positions of images, all of them in a new order again and again."""
     while True:
-        for batch in torch.randperm(count, generator=generator).split(size):
+        for batch in torch.split(torch.randperm(count, generator=generator), size):
             if len(batch) == min(size, count):
                 yield batch
 
@@ -204,7 +205,7 @@ def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tens
 def _capsules(model: CapsNet, images: Tensor) -> Tensor:
     """Class capsules of all images, float (N, classes, D)."""
     with torch.no_grad():
-        return torch.cat([model(to_float(batch)) for batch in images.split(_BATCH)])
+        return torch.cat([model(to_float(batch)) for batch in torch.split(images, _BATCH)])
 
 
 def smoothed(model: CapsNet, images: Tensor, reach: int) -> Tensor:

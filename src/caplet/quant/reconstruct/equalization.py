@@ -103,7 +103,7 @@ def _channel_power(model: CapsNet, images: Tensor) -> dict[str, Tensor]:
     """Sum of squares of every channel of the activations that can be scaled, by point."""
     handler = _Power({f"{first.name}.activation" for first, _ in pairs(model)})
     with torch.no_grad(), model.handle(handler):
-        for batch in images.split(_BATCH):
+        for batch in torch.split(images, _BATCH):
             model(to_float(batch))
     return handler.sums
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +84,7 @@ class ConvLinear:
         out, channels = self._shape[:2]
         matrix = weight.permute(2, 3, 1, 0).reshape(-1, channels, out)
         sizes = [len(offsets) for offsets in self._offsets]
-        return [part.reshape(1, -1, out).contiguous() for part in matrix.split(sizes)]
+        return [part.reshape(1, -1, out).contiguous() for part in torch.split(matrix, sizes)]
 
     def join(self, matrices: list[Tensor]) -> Tensor:
         out, channels, kernel_rows, kernel_columns = self._shape
@@ -192,15 +192,16 @@ class CapsuleLinear:
         """Capsules (N, i, K) times coupling and row weight: (G, T * N, i * K)."""
         factor = self._coupling[:, :, self._ranges[block]] * self.scale  # G, T * N, i
         iterations = factor.shape[1] // len(capsules)
-        return (factor.unflatten(1, (iterations, -1)).unsqueeze(-1) * capsules).flatten(3).flatten(1, 2)
+        by_iteration = torch.unflatten(factor, 1, (iterations, -1)).unsqueeze(-1)
+        return (by_iteration * capsules).flatten(3).flatten(1, 2)
 
     def split(self, weight: Tensor) -> list[Tensor]:
         out_capsules, dim = self._out
-        by_capsule = weight.unflatten(2, (out_capsules, dim)).permute(2, 0, 1, 3)  # G, I, K, D
+        by_capsule = torch.unflatten(weight, 2, (out_capsules, dim)).permute(2, 0, 1, 3)  # G, I, K, D
         return [by_capsule[:, chosen].flatten(1, 2).contiguous() for chosen in self._ranges]
 
     def join(self, matrices: list[Tensor]) -> Tensor:
-        by_capsule = torch.cat(matrices, 1).unflatten(1, (-1, self.unit))
+        by_capsule = torch.unflatten(torch.cat(matrices, 1), 1, (-1, self.unit))
         return by_capsule.permute(1, 2, 0, 3).flatten(2).contiguous()
 
 
@@ -225,7 +226,7 @@ def _routing(layer: DenseCaps, capsules: Tensor) -> tuple[Tensor, Tensor]:
     previous = layer.handler
     try:
         with torch.inference_mode():
-            for batch in capsules.split(_BATCH):
+            for batch in torch.split(capsules, _BATCH):
                 layer.handler = recorder = _RoutingRecorder()
                 layer(batch)
                 couplings.append(torch.stack([c.expand(len(batch), -1, -1) for c in recorder.coupling]))
@@ -264,7 +265,7 @@ class View:
 
 
 Make = Callable[[L, Tensor, Tensor, ReconstructSettings], View]
-VIEWS: dict[type[Layer], Make] = {}
+VIEWS: dict[type[Layer], Make[Any]] = {}
 
 
 def views(layer: type[L]) -> Callable[[Make[L]], Make[L]]:
@@ -314,7 +315,9 @@ def _conv_caps(layer: ConvCaps2d, quantized: Tensor, exact: Tensor, settings: Re
     linear = _convolution(layer.weight, quantized, exact, layer.stride, layer.padding, settings)
     capsules = (layer.types, layer.dim)
     bias = None if layer.bias is None else layer.bias.detach()
-    linear.weigh(layer.weight.detach(), bias, lambda sums: passed(sums.unflatten(1, capsules)).square().mean(1).sqrt())
+    linear.weigh(
+        layer.weight.detach(), bias, lambda sums: passed(torch.unflatten(sums, 1, capsules)).square().mean(1).sqrt()
+    )
     return View(linear, None if layer.bias is None else "bias")
 
 

@@ -221,4 +221,5 @@ def from_exponents(exponents: Tensor, bits: int, signed: bool, axis: int) -> Cha
 
 def _rounding_error(channels: Tensor, fmt: FixedFormat) -> Tensor:
     """Squared rounding error of every channel, float (channels,)."""
-    return (fmt.quantize(channels) - channels).square().sum(1)
+    result: Tensor = (fmt.quantize(channels) - channels).square().sum(1)
+    return result

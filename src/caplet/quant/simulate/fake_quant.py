@@ -55,7 +55,7 @@ def quantize_in_place(value: Tensor, fmt: FixedFormat, rounding: Rounding) -> Te
     if not ordered.is_contiguous():
         return value.copy_(fmt.quantize(value, rounding))
     scale = 2.0**fmt.frac_bits
-    for block in ordered.view(-1).split(_BLOCK):
+    for block in torch.split(ordered.view(-1), _BLOCK):
         if rounding is Rounding.NEAREST:  # half up without a rounded sum, as FixedFormat does
             block.mul_(2.0 * scale).floor_().add_(1.0).mul_(0.5).floor_()
         else:
@@ -94,7 +94,8 @@ class WeightCache:
     def _quantized(key: str, plan: QuantPlan, spec: PointSpec, value: Tensor) -> Tensor:
         rounding = plan.rounding_of(key)
         noise = point_noise(plan.seed, key, spec) if rounding is Rounding.STOCHASTIC else None
-        return plan.points[key].quantize(value, rounding, noise)
+        result: Tensor = plan.points[key].quantize(value, rounding, noise)
+        return result
 
 
 class FakeQuant(Handler):
@@ -139,12 +140,14 @@ class FakeQuant(Handler):
         if not isinstance(fmt, FixedFormat):
             raise PlanError(f"point {key}: format {fmt}; such formats are for weights, this is a {spec.role}")
         if spec.role is Role.IMAGE:  # the caller's tensor; the device reads its codes from a table, always nearest
-            return fmt.quantize(value)
+            image: Tensor = fmt.quantize(value)
+            return image
         if torch.is_grad_enabled():
-            return fmt.quantize(value, rounding, noise)
+            rounded: Tensor = fmt.quantize(value, rounding, noise)
+            return rounded
         if noise is None:
             return quantize_in_place(value, fmt, rounding)
-        for part in value.split(max(1, _BLOCK // spec.elements)):
+        for part in torch.split(value, max(1, _BLOCK // spec.elements)):
             part.copy_(fmt.quantize(part, rounding, noise))
         return value
 

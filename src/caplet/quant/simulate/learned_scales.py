@@ -91,7 +91,7 @@ def observe(model: CapsNet, plan: QuantPlan, images: Tensor, batch_size: int = 6
     """
     handler = Observing(plan, model.points())
     with torch.no_grad(), model.handle(handler):
-        for batch in images.split(batch_size):
+        for batch in torch.split(images, batch_size):
             model(batch)
     return handler.points
 

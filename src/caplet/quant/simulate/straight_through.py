@@ -81,8 +81,10 @@ class StraightThrough(Handler):
         if spec.role is Role.IMAGE:
             return self.fake.tap(key, spec, value, iteration)
         if spec.storage is Storage.FLASH:
-            return _RoundConstant.apply(value, self.exponents.get(key), self.plan, key, spec)
-        return _RoundComputed.apply(value, self.exponents.get(key), self.fake, key, spec, iteration)
+            rounded: Tensor = _RoundConstant.apply(value, self.exponents.get(key), self.plan, key, spec)
+        else:
+            rounded = _RoundComputed.apply(value, self.exponents.get(key), self.fake, key, spec, iteration)
+        return rounded
 
     def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
         self._exact = _StraightSoftmax.apply(logits, self.fake, key, dim, iteration)
@@ -95,7 +97,8 @@ class StraightThrough(Handler):
     def route(self, layer: str, votes: Tensor, bias: Tensor | None, iterations: int) -> Tensor:
         """A whole routing in one operation: the values of the steps one by one, a cheaper gradient."""
         scales = [self.exponents.get(f"{layer}.{point}") for point in ("preactivation", "logits")]
-        return _StraightRoute.apply(votes, bias, *scales, self.fake, layer, iterations)
+        result: Tensor = _StraightRoute.apply(votes, bias, *scales, self.fake, layer, iterations)
+        return result
 
     _exact: Tensor | None = None  # what softmax or squash just returned: already on the grid
 
@@ -119,7 +122,7 @@ class _RoundConstant(torch.autograd.Function):
         if bool(torch.isnan(value.max())):
             raise ModelError(f"point {key}: its float values hold NaN: training diverged; lower lr or set clip_norm")
         if rounding is Rounding.STOCHASTIC:
-            rounded = fmt.quantize(value, rounding, point_noise(plan.seed, key, spec))
+            rounded: Tensor = fmt.quantize(value, rounding, point_noise(plan.seed, key, spec))
         elif isinstance(fmt, FixedFormat):
             rounded = quantize_in_place(value.clone(), fmt, rounding)
         else:

@@ -63,4 +63,5 @@ def table_squash(capsules: Tensor, fmt: FixedFormat, out: FixedFormat, rounding:
 def _factors(entries: int, frac_bits: int, out_frac_bits: int) -> Tensor:
     """The factor of every squared length, float64 (entries,), exact: 31 bits times a power of two."""
     mult, shift = squash_factor(torch.arange(entries), frac_bits, out_frac_bits)
-    return mult.double() * torch.exp2(-shift.double())
+    result: Tensor = mult.double() * torch.exp2(-shift.double())
+    return result
