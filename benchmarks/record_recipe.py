@@ -22,7 +22,7 @@ from typing import Any
 
 import caplet
 from caplet.report.training import learning_curves
-from caplet.train.recipe import load_recipe
+from caplet.train.settings import load_recipe
 
 RECORDS = Path(__file__).parent / "records"
 

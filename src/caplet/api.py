@@ -75,7 +75,7 @@ from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 from caplet.quant.search.qcapsnets import search_qcapsnets as search
 from caplet.runs.records import record_verified
 from caplet.runtime.engine import Engine
-from caplet.train.recipe import recipe_names as recipes
+from caplet.train.settings import recipe_names as recipes
 
 BACKBONE_RECIPE = "backbone-cifar10"
 """The recipe for a CNN with capsules where only the model is named."""

@@ -20,7 +20,8 @@ from caplet.nn.functional import lengths
 from caplet.settings import make
 from caplet.train.finetune import distillation_loss, finetune
 from caplet.train.loop import train
-from caplet.train.settings import FinetuneSettings, TrainSettings, build_model
+from caplet.train.settings import FinetuneSettings, TrainSettings
+from caplet.train.task import build_model
 from caplet.train.trainer import Trainer
 
 Make = Callable[..., TrainSettings]

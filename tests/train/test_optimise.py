@@ -9,7 +9,8 @@ import torch
 
 from caplet.errors import ConfigError
 from caplet.train.optimise import Average, learning_rate, make_optimizer, set_learning_rate
-from caplet.train.settings import TrainSettings, build_decoder, build_model
+from caplet.train.settings import TrainSettings
+from caplet.train.task import build_decoder, build_model
 
 Make = Callable[..., TrainSettings]
 

@@ -19,7 +19,8 @@ from caplet.nn.precision import mixed
 from caplet.train import task
 from caplet.train.loop import LOG, train
 from caplet.train.loss import ClassificationScore, evaluate
-from caplet.train.settings import TrainSettings, build_model
+from caplet.train.settings import TrainSettings
+from caplet.train.task import build_model
 
 Make = Callable[..., TrainSettings]
 

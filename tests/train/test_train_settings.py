@@ -11,8 +11,8 @@ from caplet.data import DATASETS
 from caplet.errors import ConfigError, ModelError
 from caplet.nn.decoder import ConvDecoder, DenseDecoder
 from caplet.train.optimise import make_optimizer
-from caplet.train.recipe import load_recipe, recipe_names
-from caplet.train.settings import TrainSettings, build_decoder, build_model, make_settings
+from caplet.train.settings import TrainSettings, load_recipe, make_settings, recipe_names
+from caplet.train.task import build_decoder, build_model
 
 Make = Callable[..., TrainSettings]
 

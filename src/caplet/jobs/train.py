@@ -23,8 +23,8 @@ from caplet.runs.records import record_predictions
 from caplet.train.initialise import check_targets
 from caplet.train.loop import train as run_training
 from caplet.train.optimise import make_optimizer
-from caplet.train.recipe import load_recipe
-from caplet.train.settings import TrainSettings, build_decoder, build_model, make_settings
+from caplet.train.settings import TrainSettings, load_recipe, make_settings
+from caplet.train.task import build_decoder, build_model
 
 MODEL, CURVES = "model.safetensors", "curves.svg"
 

@@ -22,7 +22,7 @@ from caplet.models.assemble import named_tensors, tensor_parts
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.precision import mixed
-from caplet.train.loop import TrainResult, run
+from caplet.train.loop import TrainResult, train
 from caplet.train.settings import FinetuneSettings
 from caplet.train.task import Call, Task, TrainedNetwork, batch_accuracy, batch_margin
 
@@ -153,9 +153,6 @@ def finetune(
     resume: bool = False,
     progress: bool = True,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    device: str | None = None,
-    checkpoint_minutes: float = 5.0,
-    log_steps: int = 50,
 ) -> TrainResult:
     """Fine-tune a copy of ``model`` in float; only ``splits.train`` and ``splits.calibration`` are looked at.
 
@@ -165,17 +162,8 @@ def finetune(
 
     Example: after pruning, ``finetune(pruned, splits, "runs/tuned", teacher=original).model``
     """
-    return run(
-        FinetuneTask(settings or FinetuneSettings(), model, teacher, answers),
-        splits,
-        out_dir,
-        resume=resume,
-        progress=progress,
-        on_epoch=on_epoch,
-        device=device,
-        checkpoint_minutes=checkpoint_minutes,
-        log_steps=log_steps,
-    )
+    task = FinetuneTask(settings or FinetuneSettings(), model, teacher, answers)
+    return train(task, splits, out_dir, resume=resume, progress=progress, on_epoch=on_epoch)
 
 
 def weights_digest(model: CapsNet) -> str:

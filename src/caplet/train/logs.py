@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -88,7 +87,7 @@ def _kept(row: dict[str, str], epochs: int, steps: int) -> bool:
 
 
 class TensorBoardLog:
-    """The same rows as TensorBoard scalars, ``step/...`` and ``epoch/...``; a context manager.
+    """The same rows as TensorBoard scalars, ``step/...`` and ``epoch/...``.
 
     Args:
         folder: where the event files go.
@@ -113,16 +112,12 @@ class TensorBoardLog:
             if isinstance(value, float):
                 self.writer.add_scalar(f"{row['kind']}/{name}", value, row["global_step"])
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Write what is still in memory."""
         self.writer.close()
 
 
-class ProgressLine:
+class ProgressLine(Progress):
     """Progress bar on stderr with loss, learning rate, speed, calibration accuracy and time left; a context manager.
 
     Args:
@@ -133,7 +128,7 @@ class ProgressLine:
 
     def __init__(self, total: int, done: int, shown: bool) -> None:
         console = Console(stderr=True, quiet=not shown)
-        self.progress = Progress(
+        super().__init__(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
@@ -143,26 +138,17 @@ class ProgressLine:
             transient=True,
             disable=not (shown and console.is_terminal),
         )
-        self.task = self.progress.add_task("training", total=total, completed=done, status="")
-
-    def __enter__(self) -> Self:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
+        self.add_task("training", total=total, completed=done, status="")
 
     def step(self, row: dict[str, Any], best: float) -> None:
         """Advance by one step."""
         status = f"loss {row['loss']:.4f}  lr {row['lr']:.1e}  {row['images_per_second']:.0f} img/s"
         status += f"  best {best:.2%}" if best >= 0 else ""
-        self.progress.update(self.task, advance=1, description=f"epoch {row['epoch']}", status=status)
+        self.update(self.task_ids[0], advance=1, description=f"epoch {row['epoch']}", status=status)
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Print an epoch's line."""
-        self.progress.console.print(
+        self.console.print(
             f"epoch {row['epoch']:3d}  loss {row['loss']:.4f}  train {row['accuracy']:.2%}"
             f"  calibration {row['calibration_accuracy']:.2%}  {row['images_per_second']:.0f} img/s"
             f"  {row['seconds']:.0f} s",

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -48,7 +48,7 @@ class TrainResult:
 
 
 def train(
-    settings: TrainSettings,
+    what: TrainSettings | Task[Any],
     splits: Splits,
     out_dir: str | Path,
     *,
@@ -61,13 +61,14 @@ def train(
     checkpoint_minutes: float = 5.0,
     log_steps: int = 50,
 ) -> TrainResult:
-    """Train a model; only ``splits.train`` and ``splits.calibration`` are looked at.
+    """Train what the settings or a task say; only ``splits.train`` and ``splits.calibration`` are looked at.
 
     ``out_dir`` gets ``train.ckpt`` (the training checkpoint, every epoch and every ``checkpoint_minutes``) and
     ``train.csv``. A run that was interrupted or killed and is resumed gives, on the same machine with the same number
     of threads, exactly the weights of an uninterrupted one.
 
     Args:
+        what: the settings of training from the beginning, or the task of another run (fine-tuning, under a plan).
         resume: go on from ``train.ckpt``; without one, start anew.
         progress: progress bar and one line per epoch on stderr.
         on_epoch: called with each epoch's record.
@@ -84,36 +85,7 @@ def train(
         CapletError: the loss is not finite.
         KeyboardInterrupt: on SIGINT or SIGTERM, after the running step and a checkpoint.
     """
-    return run(
-        RecipeTask(settings),
-        splits,
-        out_dir,
-        resume=resume,
-        progress=progress,
-        on_epoch=on_epoch,
-        accelerate=accelerate,
-        tensorboard=tensorboard,
-        device=device,
-        checkpoint_minutes=checkpoint_minutes,
-        log_steps=log_steps,
-    )
-
-
-def run(
-    task: Task[Any],
-    splits: Splits,
-    out_dir: str | Path,
-    *,
-    resume: bool = False,
-    progress: bool = True,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    accelerate: bool = False,
-    tensorboard: bool = False,
-    device: str | None = None,
-    checkpoint_minutes: float = 5.0,
-    log_steps: int = 50,
-) -> TrainResult:
-    """Train what ``task`` says; arguments, result and errors as those of :func:`train`."""
+    task = RecipeTask(what) if isinstance(what, TrainSettings) else what
     settings, out = task.settings, Path(out_dir)
     checkpoint = out / CHECKPOINT
     if checkpoint.exists() and not resume:
@@ -136,14 +108,15 @@ def run(
 
         logs: list[CsvLog | TensorBoardLog] = [CsvLog(out / LOG, position.epoch, trainer.global_step)] if main else []
         if tensorboard and main:
-            logs.append(stack.enter_context(TensorBoardLog(out / "tensorboard", trainer.global_step)))
+            logs.append(stack.enter_context(closing(TensorBoardLog(out / "tensorboard", trainer.global_step))))
         bar = stack.enter_context(ProgressLine(trainer.steps, trainer.global_step, progress and main))
         last_saved = time.monotonic()
         while not trainer.finished:
             for row in trainer.epoch_steps():
                 bar.step(row, position.best_accuracy)
                 if row["global_step"] % log_steps == 0:
-                    _write(logs, row)
+                    for log in logs:
+                        log.write(row)
                 stopping = trainer.backend.any(stop.is_set())
                 if stopping or time.monotonic() - last_saved > 60 * checkpoint_minutes:
                     save()
@@ -151,7 +124,8 @@ def run(
                 if stopping:
                     raise KeyboardInterrupt
             row = trainer.end_epoch()
-            _write(logs, row)
+            for log in logs:
+                log.write(row)
             bar.epoch(row)
             save()
             last_saved = time.monotonic()
@@ -168,11 +142,6 @@ def run(
         seconds=position.seconds,
         images_per_second=position.images / position.seconds,
     )
-
-
-def _write(logs: list[CsvLog | TensorBoardLog], row: dict[str, Any]) -> None:
-    for log in logs:
-        log.write(row)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from caplet.quant.simulate.fake_quant import FakeQuant
 from caplet.quant.simulate.learned_scales import LearnedExponents, Observed, observe, recalibrate
 from caplet.quant.simulate.straight_through import StraightThrough, towards
 from caplet.train.finetune import FinetuneTask
-from caplet.train.loop import TrainResult, run
+from caplet.train.loop import TrainResult, train
 from caplet.train.loss import ClassificationScore, evaluate
 from caplet.train.settings import FinetuneSettings
 from caplet.train.task import INITIALISE, Call, generator
@@ -243,9 +243,6 @@ def finetune_under_plan(
     progress: bool = True,
     note: Note = silent,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    device: str | None = None,
-    checkpoint_minutes: float = 5.0,
-    log_steps: int = 50,
 ) -> QatResult:
     """Train a copy of ``model`` to compute well with the numbers of ``plan``; widths stay, exponents may move.
 
@@ -263,15 +260,5 @@ def finetune_under_plan(
         ModelError: NaN in the float weights (the point is named).
     """
     task = QatTask(settings or QatSettings(), model, teacher, plan, note)
-    trained = run(
-        task,
-        splits,
-        out_dir,
-        resume=resume,
-        progress=progress,
-        on_epoch=on_epoch,
-        device=device,
-        checkpoint_minutes=checkpoint_minutes,
-        log_steps=log_steps,
-    )
+    trained = train(task, splits, out_dir, resume=resume, progress=progress, on_epoch=on_epoch)
     return QatResult(trained, task.plan, tuple(task.alarms))

@@ -1,16 +1,18 @@
-"""The settings of training and fine-tuning runs: everything that decides their result, and nothing else."""
+"""The settings of training and fine-tuning runs: everything that decides their result, and nothing else.
+
+Recipes are the training settings that come with the package, one TOML file each in ``recipes/``.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+import tomllib
+from importlib.resources import files
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from caplet.errors import ConfigError, suggest
 from caplet.settings import Settings
-
-if TYPE_CHECKING:
-    from caplet.models.base import CapsNet
-    from caplet.nn.decoder import Decoder
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -128,26 +130,24 @@ def make_settings(values: dict[str, Any], where: str = "training settings") -> T
     return TrainSettings.of(values, where)
 
 
-def build_model(settings: TrainSettings) -> CapsNet:
-    """The untrained model that the settings name, initialised from torch's global generator.
+def recipe_names() -> tuple[str, ...]:
+    """Names of all recipes, sorted."""
+    found = (entry.name for entry in (files("caplet.train") / "recipes").iterdir())
+    return tuple(sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml")))
+
+
+def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> TrainSettings:
+    """The settings of a recipe, with ``overrides`` on top.
+
+    Args:
+        name: one of :func:`recipe_names`.
+        overrides: settings to replace, by name; a replaced dict (``lr_multipliers``, ...) is replaced whole.
 
     Raises:
-        ModelError: unknown model, or an override that is unknown or invalid.
+        ConfigError: unknown recipe (the message suggests the nearest), unknown or invalid setting.
     """
-    from caplet.models.registry import build, named_model
-
-    named = named_model(settings.model)
-    return build(named.family, {**named.config.model_dump(), **settings.overrides})
-
-
-def build_decoder(settings: TrainSettings, model: CapsNet) -> Decoder | None:
-    """The decoder that the settings name, for the model's class capsules; None if they name none."""
-    from caplet.nn.decoder import ConvDecoder, DenseDecoder
-
-    if settings.decoder == "none":
-        return None
-    last = list(model.layers())[-1]
-    classes, dim = last.specs["activation"].shape
-    if settings.decoder == "dense":
-        return DenseDecoder(classes, dim, model.config.image)
-    return ConvDecoder(dim, model.config.image)
+    known = recipe_names()
+    if name not in known:
+        raise ConfigError(f"unknown recipe {name!r}{suggest(name, known)} (known: {', '.join(known)})")
+    text = (files("caplet.train") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    return make_settings({**tomllib.loads(text), **(overrides or {})}, f"recipe {name}")

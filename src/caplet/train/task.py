@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from caplet.data.imageset import ImageSet, to_float
 from caplet.models.base import CapsNet
 from caplet.models.importers.pretrained import load_pretrained
-from caplet.nn.decoder import Decoder, longest
+from caplet.models.registry import build, named_model
+from caplet.nn.decoder import ConvDecoder, Decoder, DenseDecoder, longest
 from caplet.nn.functional import lengths
 from caplet.nn.precision import mixed
 from caplet.train.initialise import initialise
 from caplet.train.loss import ClassificationScore, evaluate, margin_loss, reconstruction_loss
 from caplet.train.optimise import make_optimizer
-from caplet.train.settings import LoopSettings, TrainSettings, build_decoder, build_model
+from caplet.train.settings import LoopSettings, TrainSettings
 
 #: Training images that data-dependent initialisation looks at.
 INITIALISATION_IMAGES = 256
@@ -170,3 +171,24 @@ def generator(*key: int) -> torch.Generator:
     """A generator whose seed is a hash of ``key``."""
     (seed,) = np.random.SeedSequence(key).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+
+
+def build_model(settings: TrainSettings) -> CapsNet:
+    """The untrained model that the settings name, initialised from torch's global generator.
+
+    Raises:
+        ModelError: unknown model, or an override that is unknown or invalid.
+    """
+    named = named_model(settings.model)
+    return build(named.family, {**named.config.model_dump(), **settings.overrides})
+
+
+def build_decoder(settings: TrainSettings, model: CapsNet) -> Decoder | None:
+    """The decoder that the settings name, for the model's class capsules; None if they name none."""
+    if settings.decoder == "none":
+        return None
+    last = list(model.layers())[-1]
+    classes, dim = last.specs["activation"].shape
+    if settings.decoder == "dense":
+        return DenseDecoder(classes, dim, model.config.image)
+    return ConvDecoder(dim, model.config.image)

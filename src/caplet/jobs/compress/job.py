@@ -26,7 +26,7 @@ from caplet.models.cost import cost_of
 from caplet.progress import Note, Progress, silent
 from caplet.runs.folder import SPLITS, RunFolder, open_run
 from caplet.train.finetune import weights_digest
-from caplet.train.settings import build_model
+from caplet.train.task import build_model
 
 CURVES, CHOICE = "curves", "choice.json"
 
