@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from caplet.data import Splits
-from caplet.jobs.evaluate import check_data
-from caplet.models.assemble import named_tensors
-from caplet.models.base import CapsNet, check_finite
+from caplet.jobs.run import begin, check
+from caplet.models.base import CapsNet
 from caplet.progress import Progress
 from caplet.quant.measure.sensitivity import SensitivitySettings, Summary, draw_indices, measure_sensitivity, summarise
 from caplet.report.noise import sensitivity_pictures
-from caplet.runs.folder import METRICS, SPLITS, open_run
+from caplet.runs.folder import METRICS
 from caplet.train.loss import margin_loss
 
 ROWS, PICTURE = "sensitivity.jsonl", "sensitivity.svg"
@@ -61,19 +60,10 @@ def sensitivity(
     if settings is None:
         draws = SensitivitySettings().draws
         settings = SensitivitySettings(images=max(1, min(DEFAULT_IMAGES, len(splits.calibration) // draws)))
-    check_finite(named_tensors(model), f"model {model.family}")
+    check(model, splits)
     chosen = splits.calibration
-    check_data(model, chosen)
     draw_indices(len(chosen), settings)
-    resolved = {
-        **settings.to_json(),
-        "family": model.family,
-        "config": model.config.model_dump(mode="json"),
-        "data": splits.info["name"],
-        "data_hashes": splits.info["hashes"],
-    }
-    with open_run(out, resolved, resume=resume, force=force) as run:
-        splits.save_ids(run / SPLITS)
+    with begin("sensitivity", out, splits, settings.to_json(), model, resume=resume, force=force) as run:
         began = time.perf_counter()
         rows = measure_sensitivity(
             model,

@@ -12,14 +12,13 @@ import torch
 from caplet.data import Splits, load_data
 from caplet.errors import ConfigError
 from caplet.files import read_toml
-from caplet.jobs.evaluate import float_predictions
-from caplet.metrics import Accuracy, accuracy
+from caplet.jobs.run import begin, open_test_split, ship
+from caplet.metrics import Accuracy
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import save_model
 from caplet.models.registry import named_model
+from caplet.progress import silent
 from caplet.report.training import learning_curves
-from caplet.runs.folder import METRICS, SPLITS, open_run
-from caplet.runs.records import record_predictions
 from caplet.train.initialise import check_targets
 from caplet.train.loop import train as run_training
 from caplet.train.optimise import make_optimizer
@@ -132,14 +131,12 @@ def train_by_recipe(
     check_settings(settings)
     taken = {key: splits.info[key] for key in ("size", "channels", "limit", "hashes")}
     resolved = {**settings.model_dump(mode="json"), "recipe": recipe, "data": taken}
-    with open_run(out, resolved, resume=resume, force=force) as run:
-        splits.save_ids(run / SPLITS)
+    with begin("train", out, splits, resolved, resume=resume, force=force) as run:
         result = run_training(
             settings, splits, run.path, resume=resume, progress=progress, accelerate=accelerate, tensorboard=tensorboard
         )
-        predicted = float_predictions(result.model, splits.test)
-        test = accuracy(int((predicted == splits.test.labels.numpy()).sum()), len(splits.test))
-        record_predictions(run, splits.test, predicted, {})
+        answers = open_test_split(splits, result.model, {}, silent)
+        test = answers.accuracy()
         metrics = {
             "recipe": recipe,
             "test": test.to_json(),
@@ -149,13 +146,11 @@ def train_by_recipe(
             "seconds": round(result.seconds, 1),
             "images_per_second": round(result.images_per_second, 1),
             "parameters": result.model.parameter_count(),
-            "data": splits.info["name"],
-            "data_note": splits.info["note"],
             "history": result.history,
         }
-        save_model(result.model, run / MODEL, {key: metrics[key] for key in ("recipe", "test", "epoch", "data")})
         run.write_bytes(CURVES, learning_curves(result.history, f"{recipe} on {splits.info['name']}", result.epoch))
-        run.write_json(METRICS, metrics)
+        metrics = ship(run, splits, metrics, answers)
+        save_model(result.model, run / MODEL, {key: metrics[key] for key in ("recipe", "test", "epoch", "data")})
         return TrainRun(result.model, run / MODEL, test, metrics)
 
 

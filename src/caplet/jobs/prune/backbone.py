@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from caplet.data import Splits
-from caplet.jobs.evaluate import check_data, float_predictions
-from caplet.metrics import Accuracy, Paired, accuracy, paired
-from caplet.models.assemble import named_tensors
-from caplet.models.base import CapsNet, check_finite
+from caplet.jobs.run import begin, check, open_test_split, ship
+from caplet.metrics import Accuracy, Paired
+from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.models.cost import cost_of
 from caplet.progress import Note, silent
 from caplet.prune.backbone import BackbonePruneSettings, prune_backbone
-from caplet.runs.folder import METRICS, SPLITS, open_run
 from caplet.settings import make
 from caplet.train.finetune import finetune, weights_digest
 from caplet.train.loss import margin_loss
@@ -79,17 +77,13 @@ def prune_backbone_model(
         ToolMissing: torch-pruning is asked for and not installed.
         ArtefactError: the run folder cannot be used.
     """
-    check_finite(named_tensors(model), f"model {model.family}")
-    check_data(model, splits.calibration)
+    check(model, splits)
     resolved = {
         **settings.model_dump(mode="json"),
         "tuning": None if tuning is None else tuning.model_dump(mode="json"),
         "weights": weights_digest(model),
-        "data": splits.info["name"],
-        "data_hashes": splits.info["hashes"],
     }
-    with open_run(out, resolved, resume=resume, force=force) as run:
-        splits.save_ids(run / SPLITS)
+    with begin("prune-backbone", out, splits, resolved, model, resume=resume, force=force) as run:
         if not (run / CANDIDATES).exists():
             found = prune_backbone(model, splits.train, splits.calibration, settings, margin_loss, note)
             save_model(found.model, run / PRUNED)
@@ -100,10 +94,8 @@ def prune_backbone_model(
         result = pruned
         if tuning is not None:
             result = finetune(pruned, splits, run / TUNING, tuning, teacher=model, resume=resume, progress=bars).model
-        note(f"measuring the test split once, {len(splits.test):,} images")
-        labels = splits.test.labels.numpy()
-        first, last = (float_predictions(network, splits.test) == labels for network in (model, result))
-        original, test = (accuracy(int(hits.sum()), len(hits)) for hits in (first, last))
+        answers = open_test_split(splits, model, {"pruned": result}, note)
+        original, test, against = answers.accuracy(), answers.accuracy("pruned"), answers.against("pruned")
         before, after = cost_of(model), cost_of(result)
         metrics = {
             **run.read_json(CANDIDATES),
@@ -111,10 +103,8 @@ def prune_backbone_model(
             "pruned": {"cost": after.to_json(), "test": test.to_json()},
             "macs_kept": after.macs / before.macs,
             "parameters_kept": after.parameters / before.parameters,
-            "paired": paired(first, last).to_json(),
-            "data": splits.info["name"],
-            "data_note": splits.info["note"],
+            "paired": against.to_json(),
         }
         save_model(result, run / MODEL, {"pruned": True, "test": test.to_json(), "data": splits.info["name"]})
-        run.write_json(METRICS, metrics)
-        return BackboneRun(result, run / MODEL, original, test, paired(first, last), metrics)
+        metrics = ship(run, splits, metrics, answers, result="pruned")
+        return BackboneRun(result, run / MODEL, original, test, against, metrics)

@@ -9,10 +9,9 @@ import numpy as np
 
 from caplet.data import Splits
 from caplet.errors import CapletError
-from caplet.jobs.evaluate import check_data
 from caplet.jobs.prune.settings import PruneSettings, allocate, answers, spread_set
-from caplet.models.assemble import named_tensors
-from caplet.models.base import CapsNet, check_finite
+from caplet.jobs.run import begin, check
+from caplet.models.base import CapsNet
 from caplet.models.cost import cost_of
 from caplet.progress import Note, Progress, silent
 from caplet.prune.coupling import measure_activity
@@ -20,7 +19,6 @@ from caplet.prune.order import macs_per_unit, resized_cost
 from caplet.prune.scores import SCORES, measure_scores
 from caplet.prune.structure import cut, prunable, structure_of
 from caplet.report.pruning import pruning_curves
-from caplet.runs.folder import SPLITS, open_run
 from caplet.train.loss import margin_loss
 
 CURVES, PICTURE = "curves.json", "curves.svg"
@@ -51,18 +49,14 @@ def prune_curves(
     Raises:
         ConfigError, ModelError, ArtefactError: as :func:`caplet.jobs.prune.job.prune`.
     """
-    check_finite(named_tensors(model), f"model {model.family}")
-    check_data(model, splits.calibration)
+    check(model, splits)
     structure = structure_of(model)
     spaces = prunable(structure, settings.units)
     resolved = {
         "analysis": "curves",
         **settings.model_dump(mode="json", include={"units", "allocation", "images", "seed"}),
-        "config": model.config.model_dump(mode="json"),
-        "data_hashes": splits.info["hashes"],
     }
-    with open_run(out, resolved, force=force) as run:
-        splits.save_ids(run / SPLITS)
+    with begin("prune-curves", out, splits, resolved, model, force=force) as run:
         seen = spread_set(splits.calibration, settings.images)
         note(f"scoring on {len(seen):,} images")
         measured = measure_scores(

@@ -12,7 +12,6 @@ import numpy as np
 
 from caplet.acceptance import Acceptance
 from caplet.data import Splits
-from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.jobs.prune.settings import (
     NetworkSizes,
     PruneSettings,
@@ -22,9 +21,9 @@ from caplet.jobs.prune.settings import (
     removals_for,
     spread_set,
 )
-from caplet.metrics import Accuracy, Paired, accuracy, paired
-from caplet.models.assemble import named_tensors
-from caplet.models.base import CapsNet, check_finite
+from caplet.jobs.run import begin, check, open_test_split, ship
+from caplet.metrics import Accuracy, Paired, accuracy
+from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.models.cost import cost_of
 from caplet.progress import Note, Progress, silent
@@ -33,8 +32,8 @@ from caplet.prune.order import RemovalOrder
 from caplet.prune.refit import refitted
 from caplet.prune.structure import Selection, cut, kept_sizes, structure_of, with_iterations
 from caplet.report.pruning import remaining_units
-from caplet.runs.folder import METRICS, SPLITS, RunFolder, open_run
-from caplet.runs.records import KEPT, record_predictions
+from caplet.runs.folder import RunFolder
+from caplet.runs.records import KEPT
 from caplet.runs.stages import Done, RunStage, Stages
 from caplet.train.finetune import TeacherAnswers, finetune, weights_digest
 from caplet.train.logs import read_steps
@@ -101,19 +100,10 @@ def prune(
         ArtefactError: the run folder cannot be used.
         CapletError: gradients or a loss that are not finite.
     """
-    check_finite(named_tensors(model), f"model {model.family}")
-    check_data(model, splits.calibration)
+    check(model, splits)
     check_target(model, splits.calibration, settings)
-    resolved = {
-        **settings.model_dump(mode="json"),
-        "family": model.family,
-        "config": model.config.model_dump(mode="json"),
-        "weights": weights_digest(model),
-        "data": splits.info["name"],
-        "data_hashes": splits.info["hashes"],
-    }
-    with open_run(out, resolved, resume=resume, force=force) as run:
-        splits.save_ids(run / SPLITS)
+    resolved = {**settings.model_dump(mode="json"), "weights": weights_digest(model)}
+    with begin("prune", out, splits, resolved, model, resume=resume, force=force) as run:
         work = PruneWork(run, model, splits, settings, taught, note, progress, bars)
         return _finish(work, work.search() if settings.max_drop is not None else work.rounds())
 
@@ -319,13 +309,8 @@ def _finish(work: PruneWork, outcome: PruneOutcome) -> PruneResult:
     """Open the test split and write the model, the map of what is left, and the metrics."""
     run, splits, original, final = work.run, work.splits, work.model, outcome.final
     model = load_model(run / final["folder"] / MODEL)
-    work.note(f"measuring the test split once, {len(splits.test):,} images")
-    labels = splits.test.labels.numpy()
-    answered = [float_predictions(network, splits.test) for network in (original, model)]
-    record_predictions(run, splits.test, answered[1], {})
-    first, second = (predicted == labels for predicted in answered)
-    test = tuple(accuracy(int(hits.sum()), len(hits)) for hits in (first, second))
-    against = paired(first, second)
+    found = open_test_split(splits, original, {"pruned": model}, work.note)
+    test, against = (found.accuracy(), found.accuracy("pruned")), found.against("pruned")
     kept = _kept(original, final["kept_units"])
     images = spread_set(splits.calibration, work.settings.images).images
     metrics = {
@@ -344,14 +329,12 @@ def _finish(work: PruneWork, outcome: PruneOutcome) -> PruneResult:
             "pruned": measure_activity(model, images).to_json(),
         },
         "rounds": [{key: value for key, value in record.items() if key != "kept_units"} for record in outcome.records],
-        "data": splits.info["name"],
-        "data_note": splits.info["note"],
     }
     note = {"pruned": True, "test": test[1].to_json(), "data": splits.info["name"]}
     save_model(model, run / MODEL, note)
     run.write_json(KEPT, kept)
     run.write_bytes(PICTURE, remaining_units(kept, f"what remains of {original.family}"))
-    run.write_json(METRICS, metrics)
+    metrics = ship(run, splits, metrics, found, result="pruned")
     return PruneResult(outcome.met, model, run / MODEL, test[0], test[1], against, run.path, metrics)
 
 

@@ -13,12 +13,11 @@ from caplet.data import Splits
 from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
 from caplet.fixed import Rounding
-from caplet.jobs.evaluate import check_data
 from caplet.jobs.quantize.accept import QuantizeResult, Shipper, check_ram, finish, footprint
 from caplet.jobs.quantize.fitting import Fitter, check_request
 from caplet.jobs.quantize.settings import QuantizeSettings
-from caplet.models.assemble import named_tensors
-from caplet.models.base import CapsNet, check_finite
+from caplet.jobs.run import begin, check
+from caplet.models.base import CapsNet
 from caplet.progress import Note, Progress, silent
 from caplet.quant.choices import Exponents
 from caplet.quant.measure.early_decision import EarlyRule
@@ -32,7 +31,7 @@ from caplet.quant.plan.target import find_hardware
 from caplet.quant.search.methods import find_method
 from caplet.quant.search.search import Request, SearchResult, Step, Workbench
 from caplet.quant.search.simplify_routing import simplify_routing
-from caplet.runs.folder import SPLITS, RunFolder, open_run
+from caplet.runs.folder import RunFolder
 from caplet.runs.records import SEARCH
 from caplet.runtime.engine import Engine
 
@@ -161,8 +160,7 @@ def quantize(
         ArtefactError: the run folder cannot be used.
     """
     settings, engine = settings or QuantizeSettings(), Engine(engine)
-    check_finite(named_tensors(model), f"model {model.family}")
-    check_data(model, splits.calibration)
+    check(model, splits)
     request, method = request_of(settings), find_method(settings.method)
     method.check(model, request)
     check_ram(model, request)
@@ -172,13 +170,8 @@ def quantize(
     resolved = {
         **settings.model_dump(mode="json"),
         "hardware": request.hardware.to_json(),
-        "family": model.family,
-        "config": model.config.model_dump(mode="json"),
-        "data": splits.info["name"],
-        "data_hashes": splits.info["hashes"],
     }
-    with open_run(out, resolved, resume=resume, force=force) as run:
-        splits.save_ids(run / SPLITS)
+    with begin("quantize", out, splits, resolved, model, resume=resume, force=force) as run:
         began = time.perf_counter()
         reference = model
         if settings.simplify_routing:

@@ -1,0 +1,136 @@
+"""What every job does first and last: check and open the run folder; open the test split once and write the records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from caplet.data import Splits
+from caplet.data.imageset import ImageSet
+from caplet.jobs.evaluate import check_data, float_predictions
+from caplet.metrics import Accuracy, Paired, accuracy, paired
+from caplet.models.assemble import named_tensors
+from caplet.models.base import CapsNet, check_finite
+from caplet.program import Program
+from caplet.progress import Note
+from caplet.runs.folder import METRICS, SPLITS, RunFolder, open_run
+from caplet.runs.records import Classes, record_details, record_flips, record_predictions
+from caplet.runtime.engine import Engine, predictions
+
+
+def check(model: CapsNet, splits: Splits) -> None:
+    """Raise ModelError for a NaN weight, or for images of another size or with other classes than ``model``'s."""
+    check_finite(named_tensors(model), f"model {model.family}")
+    check_data(model, splits.calibration)
+
+
+@contextmanager
+def begin(
+    job: str,
+    out: str | Path,
+    splits: Splits,
+    settings: Mapping[str, Any],
+    model: CapsNet | None = None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+) -> Iterator[RunFolder]:
+    """Open a run folder for the ``with`` block, with the resolved settings and the ids of the splits in it.
+
+    What can be checked is checked before: a mistake must not cost the results of an earlier run.
+
+    Args:
+        job: what the run does; stands in ``settings.json``, so that readers need not guess.
+        settings: everything that the outcome depends on beside the model's layout and the data, JSON values.
+        model: what the job works on, if it is there already.
+
+    Raises:
+        ArtefactError, ConfigError: see :func:`caplet.runs.folder.open_run`.
+    """
+    layout = {} if model is None else {"family": model.family, "config": model.config.model_dump(mode="json")}
+    data = {"data": splits.info["name"], "data_hashes": splits.info["hashes"]}
+    with open_run(out, {"job": job, **layout, **data, **settings}, resume=resume, force=force) as run:
+        splits.save_ids(run / SPLITS)
+        yield run
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What models answer on the same images.
+
+    Attributes:
+        images: the images.
+        reference: classes that the float model predicts, int64 (N,).
+        models: the same of other models, by name.
+    """
+
+    images: ImageSet
+    reference: Classes
+    models: Mapping[str, Classes]
+
+    def correct(self, name: str | None = None) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which images the model ``name``, or the float model, classifies correctly, bool (N,)."""
+        predicted = self.reference if name is None else self.models[name]
+        return np.asarray(predicted == self.images.labels.numpy())
+
+    def accuracy(self, name: str | None = None) -> Accuracy:
+        """Accuracy of the model ``name``, or of the float model."""
+        return accuracy(int(self.correct(name).sum()), len(self.images))
+
+    def against(self, name: str) -> Paired:
+        """The float model first, the model ``name`` second."""
+        return paired(self.correct(), self.correct(name))
+
+
+def classify(model: CapsNet | Program, images: ImageSet, engine: Engine | str = Engine.AUTO) -> Classes:
+    """Classes that a float model or a Program predicts, int64 (N,)."""
+    if isinstance(model, Program):
+        return predictions(model, images.images.numpy(), Engine(engine))[0]
+    return float_predictions(model, images)
+
+
+def open_test_split(
+    splits: Splits,
+    reference: CapsNet,
+    models: Mapping[str, CapsNet | Program],
+    note: Note,
+    engine: Engine | str = Engine.AUTO,
+) -> Answers:
+    """What the float model and the results of a run answer on the test split: a job's one look at it."""
+    note(f"measuring the test split once, {len(splits.test):,} images")
+    found = {name: classify(model, splits.test, engine) for name, model in models.items()}
+    return Answers(splits.test, float_predictions(reference, splits.test), found)
+
+
+def ship(
+    run: RunFolder,
+    splits: Splits,
+    metrics: Mapping[str, Any],
+    answers: Answers,
+    programs: Mapping[str, Program] | None = None,
+    result: str | None = None,
+) -> dict[str, Any]:
+    """Write what every run leaves: predictions, metrics, and of Programs the changed answers and the details.
+
+    Args:
+        programs: what ships, by role, the one to use first; their answers are among ``answers``.
+        result: of a job that makes a float model, its name among ``answers``.
+
+    Returns:
+        What ``metrics.json`` holds: ``metrics`` with the data's name and note.
+    """
+    if programs:
+        first = next(iter(programs))
+        record_predictions(run, splits.test, answers.reference, {role: answers.models[role] for role in programs})
+        record_flips(run, splits.test, first, answers.reference, answers.models[first])
+        record_details(run, programs)
+    else:
+        record_predictions(run, splits.test, answers.reference if result is None else answers.models[result], {})
+    whole = {**metrics, "data": splits.info["name"], "data_note": splits.info["note"]}
+    run.write_json(METRICS, whole)
+    return whole
