@@ -7,19 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from caplet.data import Splits
-from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
-from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.jobs.quantize.accept import artefacts
 from caplet.jobs.quantize.job import CALIBRATION_IMAGES, spread
+from caplet.jobs.run import Answers, begin, check, classify, open_test_split, ship
 from caplet.jobs.train import CURVES, MODEL, parse_changes
 from caplet.lower import lower
-from caplet.metrics import Accuracy, Paired, accuracy, paired
-from caplet.models.assemble import check_finite, named_tensors
+from caplet.metrics import Accuracy, Paired, accuracy
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import save_model
 from caplet.program import Program
@@ -30,9 +25,8 @@ from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import KINDS, Widths, bits_in_use, group_units, make_plan
 from caplet.report.training import learning_curves
-from caplet.runs.folder import METRICS, SPLITS, RunFolder, open_run
-from caplet.runs.records import record_details, record_flips, record_predictions
-from caplet.runtime.engine import Engine, predictions
+from caplet.runs.folder import RunFolder
+from caplet.runtime.engine import Engine
 from caplet.train.finetune import finetune, weights_digest
 from caplet.train.loop import TrainResult
 from caplet.train.qat import QatSettings, finetune_under_plan
@@ -154,29 +148,24 @@ def finetune_model(
     settings = settings or finetune_settings(under_plan=under_plan)
     if isinstance(settings, QatSettings) != under_plan:
         raise ConfigError("finetune: QatSettings go with a plan, FinetuneSettings go without one")
-    check_finite(named_tensors(model), f"model {model.family}")
-    check_data(model, splits.calibration)
+    check(model, splits)
     teacher = model if teacher is None and under_plan else teacher
     resolved = {
         **settings.model_dump(mode="json"),
-        "family": model.family,
-        "config": model.config.model_dump(mode="json"),
         "model": weights_digest(model),
         "teacher": None if teacher is None else weights_digest(teacher),
         "plan": None if plan is None else plan.digest(),
-        "data": splits.info["name"],
-        "data_hashes": splits.info["hashes"],
     }
     if plan is not None:
         lower(model, plan)  # refuses now what could not be shipped after hours of training
-    with open_run(out, resolved, resume=resume, force=force) as run:
-        splits.save_ids(run / SPLITS)
+    job = "qat" if under_plan else "finetune"
+    with begin(job, out, splits, resolved, model, resume=resume, force=force) as run:
         shipping = _Shipping(run, model, splits, engine, note)
         if plan is None:
             result = finetune(model, splits, run.path, settings, teacher=teacher, resume=resume, progress=progress)
             return shipping.float_(result)
         assert isinstance(settings, QatSettings)
-        before = shipping.integers(lower(model, plan), splits.calibration)
+        before = shipping.integers(lower(model, plan))
         note(f"integers before training, calibration split: {before}")
         trained = finetune_under_plan(
             model,
@@ -202,41 +191,35 @@ class _Shipping:
     engine: Engine
     note: Note
 
-    def predict(self, program: Program, images: ImageSet) -> NDArray[np.int64]:
-        return predictions(program, images.images.numpy(), self.engine)[0]
-
-    def integers(self, program: Program, images: ImageSet) -> Accuracy:
-        """Accuracy of a Program."""
-        return _accuracy(self.predict(program, images), images)
+    def integers(self, program: Program) -> Accuracy:
+        """Accuracy of a Program on the calibration split."""
+        images = self.splits.calibration
+        return accuracy(int((classify(program, images, self.engine) == images.labels.numpy()).sum()), len(images))
 
     def float_(self, result: TrainResult) -> FinetuneRun:
         """The outcome without a plan."""
-        test = self.splits.test
-        self.note(f"measuring the test split once, {len(test):,} images")
-        first, last = float_predictions(self.start, test), float_predictions(result.model, test)
-        against = _paired(first, last, test)
-        metrics = self._write(result, first, {"test": _accuracy(last, test).to_json(), "paired": against.to_json()})
-        record_predictions(self.run, test, last, {})
-        return FinetuneRun(result.model, self.run / MODEL, None, None, None, _accuracy(last, test), against, metrics)
+        answers = open_test_split(self.splits, self.start, {ROLE: result.model}, self.note)
+        test, against = answers.accuracy(ROLE), answers.against(ROLE)
+        metrics = self._write(result, answers, {"test": test.to_json(), "paired": against.to_json()}, {})
+        return FinetuneRun(result.model, self.run / MODEL, None, None, None, test, against, metrics)
 
     def program(self, result: TrainResult, plan: QuantPlan, before: Accuracy, alarms: tuple[str, ...]) -> FinetuneRun:
         """The outcome under a plan: the Program written, and measured on the test split."""
-        test = self.splits.test
-        program = lower(result.model, plan, labels=test.classes, meta={"family": result.model.family})
+        program = lower(result.model, plan, labels=self.splits.test.classes, meta={"family": result.model.family})
         model_file, plan_file = artefacts(ROLE)
         path = self.run / model_file
         save_program(program, path)
         plan.save(self.run / plan_file)
-        kept = self.integers(program, self.splits.calibration)
+        kept = self.integers(program)
         if kept.correct < before.correct:
             alarms += (
                 f"the integers have {kept.correct:,} of {kept.n:,} calibration images right after training, and had"
                 f" {before.correct:,} before it: lower lr, or train longer",
             )
             self.note(f"warning: {alarms[-1]}")
-        self.note(f"measuring the test split once, {len(test):,} images")
-        first, last = float_predictions(self.start, test), self.predict(program, test)
-        against, memory = _paired(first, last, test), count_memory(result.model, plan)
+        answers = open_test_split(self.splits, self.start, {ROLE: program}, self.note, self.engine)
+        test, against = answers.accuracy(ROLE), answers.against(ROLE)
+        memory = count_memory(result.model, plan)
         record = {
             "role": ROLE,
             "file": path.name,
@@ -249,21 +232,21 @@ class _Shipping:
             "plan_digest": plan.digest(),
             "calibration_before": before.to_json(),
             "calibration": kept.to_json(),
-            "test": _accuracy(last, test).to_json(),
+            "test": test.to_json(),
             "paired": against.to_json(),
         }
-        metrics = self._write(result, first, {"models": [record], "alarms": list(alarms)})
-        record_predictions(self.run, test, first, {ROLE: last})
-        record_flips(self.run, test, ROLE, first, last)
-        record_details(self.run, {ROLE: program})
-        return FinetuneRun(result.model, self.run / MODEL, plan, program, path, _accuracy(last, test), against, metrics)
+        outcome = {"models": [record], "alarms": list(alarms)}
+        metrics = self._write(result, answers, outcome, {ROLE: program})
+        return FinetuneRun(result.model, self.run / MODEL, plan, program, path, test, against, metrics)
 
-    def _write(self, result: TrainResult, first: NDArray[np.int64], outcome: dict[str, Any]) -> dict[str, Any]:
-        """Write weights, curves and metrics; returns the metrics."""
+    def _write(
+        self, result: TrainResult, answers: Answers, outcome: dict[str, Any], programs: dict[str, Program]
+    ) -> dict[str, Any]:
+        """Write weights, curves and records; returns the metrics."""
         metrics = {
             **outcome,
             "float": {
-                "test": _accuracy(first, self.splits.test).to_json(),
+                "test": answers.accuracy().to_json(),
                 "weight_bytes": 4 * count_memory(self.start).total.weights,
             },
             "finetune": {
@@ -274,19 +257,8 @@ class _Shipping:
                 "images_per_second": round(result.images_per_second, 1),
                 "history": result.history,
             },
-            "data": self.splits.info["name"],
-            "data_note": self.splits.info["note"],
         }
+        metrics = ship(self.run, self.splits, metrics, answers, programs, ROLE)
         save_model(result.model, self.run / MODEL, {"data": metrics["data"], "finetune": metrics["finetune"]})
         self.run.write_bytes(CURVES, learning_curves(result.history, f"fine-tuning on {metrics['data']}"))
-        self.run.write_json(METRICS, metrics)
         return metrics
-
-
-def _accuracy(predicted: NDArray[np.int64], images: ImageSet) -> Accuracy:
-    return accuracy(int((predicted == images.labels.numpy()).sum()), len(images))
-
-
-def _paired(first: NDArray[np.int64], last: NDArray[np.int64], images: ImageSet) -> Paired:
-    labels = images.labels.numpy()
-    return paired(first == labels, last == labels)

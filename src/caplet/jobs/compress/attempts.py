@@ -77,9 +77,8 @@ class Attempt:
 
     def distance(self, limits: Limits) -> tuple[int, float]:
         """How far from the limits: number missed, then their excess, each relative to its limit."""
-        allowed = limits.model_dump()
-        excess = (self.values[name] / max(float(allowed[name] or 0), 0.1) - 1 for name in self.missed)
-        return len(self.missed), sum(excess)
+        excess = limits.excess(self.values)
+        return len(excess), sum(excess.values())
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -309,8 +308,7 @@ class Attempts:
             "ram": plan_memory(program, self.settings.ram).bytes,
             "macs": cost_of(model).macs,
         }
-        allowed = limits.model_dump()
-        missed = tuple(name for name, value in values.items() if allowed[name] is not None and value > allowed[name])
+        missed = tuple(limits.excess(values))
         told = f"{values['max_drop']:+.2f} points, {values['flash']:,} bytes of flash, {values['ram']:,} of RAM"
         self.note(f"{folders[-1].name}: {told}: " + (f"misses {', '.join(missed)}" if missed else "within all limits"))
         return Attempt(folders, model, program, path, values, missed)

@@ -9,9 +9,6 @@ from typing import Any, Protocol
 
 from caplet.jobs.compress.settings import Limits
 
-_LEAST = 0.1
-"""A limit of 0 points counts as this much when excesses are compared."""
-
 
 @dataclass(frozen=True)
 class Pruned:
@@ -109,17 +106,8 @@ def _drop(pruned: Pruned, width: Width) -> float:
 
 def _missed(pruned: Pruned, width: Width, size: Size, limits: Limits) -> dict[str, float]:
     """By limit that is missed, the excess relative to it."""
-    values = {
-        "max_drop": (_drop(pruned, width), limits.max_drop),
-        "flash": (size.flash, limits.flash),
-        "ram": (size.ram, limits.ram),
-        "macs": (pruned.macs, limits.macs),
-    }
-    return {
-        name: (value - limit) / max(limit, _LEAST)
-        for name, (value, limit) in values.items()
-        if limit is not None and value > limit
-    }
+    values = {"max_drop": _drop(pruned, width), "flash": size.flash, "ram": size.ram, "macs": pruned.macs}
+    return limits.excess(values)
 
 
 def _reasons(

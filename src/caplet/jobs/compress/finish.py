@@ -17,13 +17,14 @@ from caplet.files import access, file_digest
 from caplet.jobs.compress.attempts import Attempt, plan_file
 from caplet.jobs.compress.choose import PairChoice, outlook
 from caplet.jobs.compress.curves import Context, Curves
-from caplet.jobs.evaluate import evaluate, float_predictions
+from caplet.jobs.evaluate import evaluate
 from caplet.jobs.export import Target, export_c, verify_engines
 from caplet.jobs.prune.settings import spread_set
+from caplet.jobs.run import Answers, open_test_split, ship
 from caplet.jobs.sensitivity import sensitivity
 from caplet.jobs.timing import SPEED, measure_speed
 from caplet.jobs.trace import LevelName, record_trace, trace_levels
-from caplet.metrics import Accuracy, accuracy, paired
+from caplet.metrics import Accuracy, accuracy
 from caplet.models.base import CapsNet
 from caplet.models.cost import FLOAT_BYTES, cost_of
 from caplet.program import Program
@@ -36,12 +37,9 @@ from caplet.runs.records import (
     COMPRESSED,
     TRACE,
     VERIFIED,
-    record_details,
-    record_flips,
-    record_predictions,
     record_verified,
 )
-from caplet.runtime.engine import Engine, predictions
+from caplet.runtime.engine import Engine
 from caplet.train.finetune import weights_digest
 
 
@@ -125,8 +123,10 @@ class Finish:
             (noise.folder / TRACE, self.run / TRACE),
         ):
             RunFolder(target.parent).write_bytes(target.name, source.read_bytes())
+        programs = {COMPRESSED: attempt.program}
+        answers = open_test_split(self.splits, self.model, programs, self.note)
         metrics = {
-            **self.measures(),
+            **self.measures(answers),
             "choice": {
                 **choice.to_json(),
                 "curve": [asdict(point) for point in curves.curve],
@@ -143,7 +143,7 @@ class Finish:
             },
             "folders": [folder.name for folder in attempt.folders],
         }
-        self.run.write_json(METRICS, metrics)
+        metrics = ship(self.run, self.splits, metrics, answers, programs)
         return CompressedModel(not attempt.missed, attempt.program, self.run.path, metrics)
 
     def pairs(self, curves: Curves) -> Iterator[dict[str, Any]]:
@@ -200,17 +200,9 @@ class Finish:
         found = measure_speed(self.model, pruned, self.attempt.program, images, self.context.threads)
         RunFolder(folder).write_json(SPEED, found)
 
-    def measures(self) -> dict[str, Any]:
-        """Limits and accuracies, JSON values; opens the test split."""
-        splits, attempt = self.splits, self.attempt
-        self.note(f"measuring the test split, {len(splits.test):,} images")
-        labels = splits.test.labels.numpy()
-        before = float_predictions(self.model, splits.test)
-        after = predictions(attempt.program, splits.test.images.numpy())[0]
-        float_hits, hits = before == labels, after == labels
-        record_predictions(self.run, splits.test, before, {COMPRESSED: after})
-        record_flips(self.run, splits.test, COMPRESSED, before, after)
-        record_details(self.run, {COMPRESSED: attempt.program})
+    def measures(self, answers: Answers) -> dict[str, Any]:
+        """Limits and accuracies, JSON values."""
+        attempt = self.attempt
         float_bytes = FLOAT_BYTES * self.model.parameter_count()
         file_bytes = attempt.path.stat().st_size
         limits = self.settings.limits.model_dump()
@@ -219,19 +211,17 @@ class Finish:
             "missed": list(attempt.missed),
             "limits": {name: {"asked": limits[name], "found": value} for name, value in attempt.values.items()},
             "float": {
-                "test": accuracy(int(float_hits.sum()), len(labels)).to_json(),
+                "test": answers.accuracy().to_json(),
                 "calibration": accuracy(int(self.right.sum()), len(self.right)).to_json(),
                 "bytes": float_bytes,
                 "macs": cost_of(self.model).macs,
             },
             "compressed": {
-                "test": accuracy(int(hits.sum()), len(labels)).to_json(),
-                "paired": paired(float_hits, hits).to_json(),
+                "test": answers.accuracy(COMPRESSED).to_json(),
+                "paired": answers.against(COMPRESSED).to_json(),
                 "file": MODEL,
                 "file_bytes": file_bytes,
                 "times_smaller": float_bytes / file_bytes,
                 "macs_kept": attempt.values["macs"] / cost_of(self.model).macs,
             },
-            "data": splits.info["name"],
-            "data_note": splits.info["note"],
         }

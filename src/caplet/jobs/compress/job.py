@@ -15,16 +15,16 @@ from caplet.jobs.compress.choose import PairChoice, choose
 from caplet.jobs.compress.curves import IMAGES, SCORED, Context, Curves, measure
 from caplet.jobs.compress.finish import SENSITIVITY, CompressedModel, Finish
 from caplet.jobs.compress.settings import BATCH, CompressSettings, checked, read_settings, settings_template
-from caplet.jobs.evaluate import check_data, float_predictions
+from caplet.jobs.evaluate import float_predictions
 from caplet.jobs.report import write_report
+from caplet.jobs.run import begin, check
 from caplet.jobs.timing import FORWARD, forward_rate, training_rate
 from caplet.jobs.train import fit_to_data, resolve_recipe
-from caplet.models.assemble import named_tensors
-from caplet.models.base import CapsNet, check_finite
+from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.models.cost import cost_of
 from caplet.progress import Note, Progress, silent
-from caplet.runs.folder import SPLITS, RunFolder, open_run
+from caplet.runs.folder import RunFolder
 from caplet.train.finetune import weights_digest
 from caplet.train.task import build_model
 
@@ -67,17 +67,14 @@ def compress(
         ArtefactError: the run folder cannot be used.
     """
     if model is not None:
-        check_finite(named_tensors(model), f"model {model.family}")
-        check_data(model, splits.calibration)
+        check(model, splits)
     elif settings.recipe is None:
         raise ConfigError("compress: no model, and the settings name no recipe; give one of them")
     resolved = {
         **settings.model_dump(mode="json"),
         "weights": None if model is None else weights_digest(model),
-        "data_hashes": splits.info["hashes"],
     }
-    with open_run(out, resolved, resume=resume, force=force) as run:
-        splits.save_ids(run / SPLITS)
+    with begin("compress", out, splits, resolved, resume=resume, force=force) as run:
         context = Context(run, splits, settings, note, progress, bars)
         result = _compressed(context, context.trained() if model is None else model)
     folders = [result.folder / name for name in (*reversed(result.metrics["folders"]), SENSITIVITY)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,19 @@ class Limits(Settings):
     """Limit of the arena, e.g. 64KB."""
     macs: Count | None = option(None, TARGET)
     """Limit of the multiply-accumulates of one image, e.g. 12M."""
+
+    def excess(self, values: Mapping[str, float]) -> dict[str, float]:
+        """By limit that ``values`` miss, the excess relative to it; a limit below 0.1 counts as 0.1 in that.
+
+        >>> Limits(max_drop=0.5, ram=100).excess({"max_drop": 0.5, "ram": 150, "flash": 10**6})
+        {'ram': 0.5}
+        """
+        limits = {name: getattr(self, name) for name in values}
+        return {
+            name: (value - limits[name]) / max(limits[name], 0.1)
+            for name, value in values.items()
+            if limits[name] is not None and value > limits[name] + 1e-9  # exactly the limit is within it
+        }
 
 
 class Pruning(Settings):

@@ -15,11 +15,11 @@ from caplet.data import Splits
 from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
 from caplet.fixed import FixedFormat
-from caplet.jobs.evaluate import float_predictions
 from caplet.jobs.quantize.fitting import Fitter
 from caplet.jobs.quantize.settings import QuantizeSettings
+from caplet.jobs.run import Answers, classify, open_test_split, ship
 from caplet.lower import lower
-from caplet.metrics import Accuracy, Paired, accuracy, paired
+from caplet.metrics import Accuracy, Paired, accuracy
 from caplet.models.base import CapsNet
 from caplet.program import Program
 from caplet.program.arena import plan_memory
@@ -106,7 +106,6 @@ class Shipped:
         calibration: accuracy of the Program on the calibration split.
         test: accuracy of the Program on the test split.
         against_float: the float model and the Program on the test images, paired.
-        predictions: classes that the Program predicts for the test images, int64 (n,).
         record: accuracies, pairing, file and the memory counts as JSON values.
     """
 
@@ -116,7 +115,6 @@ class Shipped:
     calibration: Accuracy
     test: Accuracy
     against_float: Paired
-    predictions: NDArray[np.int64]
     record: dict[str, Any]
 
 
@@ -173,27 +171,28 @@ class Shipper:
         fit = self.fitter.fit(candidate.plan)
         return lower(fit.model, fit.plan, labels=self.splits.test.classes, meta={"family": self.model.family})
 
-    def predict(self, program: Program, images: ImageSet) -> NDArray[np.int64]:
-        """The classes that ``program`` predicts, int64 (n,)."""
-        return predictions(program, images.images.numpy(), self.engine)[0]
-
     def hits(self, program: Program, images: ImageSet) -> NDArray[np.bool_]:
         """Which images ``program`` classifies correctly, bool (n,)."""
-        return self.predict(program, images) == images.labels.numpy()
+        return classify(program, images, self.engine) == images.labels.numpy()
 
-    def ship(self, role: str, candidate: Candidate, kept: NDArray[np.bool_], float_hits: NDArray[np.bool_]) -> Shipped:
-        """Write the ``.caplet`` file and the plan, and measure the test split."""
-        program = self.program(candidate)
+    def ship(
+        self,
+        role: str,
+        candidate: Candidate,
+        program: Program,
+        on_calibration: NDArray[np.bool_],
+        acceptance: Acceptance,
+        answers: Answers,
+    ) -> Shipped:
+        """Write the ``.caplet`` file and the plan, and say what is known about them."""
         model_file, plan_file = artefacts(role)
         path = self.run / model_file
         save_program(program, path)
         fit = self.fitter.fit(candidate.plan)
         fit.plan.save(self.run / plan_file)
         memory = count_memory(self.model, fit.plan)
-        predicted = self.predict(program, self.splits.test)
-        hits = predicted == self.splits.test.labels.numpy()
-        calibration, test = (accuracy(int(h.sum()), len(h)) for h in (kept, hits))
-        against = paired(float_hits, hits)
+        calibration = accuracy(int(on_calibration.sum()), len(on_calibration))
+        test, against = answers.accuracy(role), answers.against(role)
         record = {
             "role": role,
             "file": path.name,
@@ -208,8 +207,9 @@ class Shipper:
             "calibration": calibration.to_json(),
             "test": test.to_json(),
             "paired": against.to_json(),
+            "on_calibration": acceptance.to_json(on_calibration),
         }
-        return Shipped(role, program, path, calibration, test, against, predicted, record)
+        return Shipped(role, program, path, calibration, test, against, record)
 
 
 def finish(
@@ -261,14 +261,15 @@ def finish(
         ]
     if not chosen:  # the integers of every accepted plan miss the target: the first one is as near as it gets
         chosen.append(("accuracy", found.best, shipper.hits(shipper.program(found.best), splits.calibration)))
-    on_calibration = [acceptance.to_json(kept) for _, _, kept in chosen]
     if met and (warning := acceptance.warning(chosen[0][2])):
         note(warning)
-    note(f"measuring the test split once, {len(splits.test):,} images")
-    float_predicted = float_predictions(shipper.reference, splits.test)
-    float_hits = float_predicted == splits.test.labels.numpy()
-    float_test = accuracy(int(float_hits.sum()), len(float_hits))
-    models = tuple(shipper.ship(*item, float_hits) for item in chosen)
+    programs = {role: shipper.program(candidate) for role, candidate, _ in chosen}
+    answers = open_test_split(splits, shipper.reference, programs, note, shipper.engine)
+    float_test = answers.accuracy()
+    models = tuple(
+        shipper.ship(role, candidate, programs[role], correct, acceptance, answers)
+        for role, candidate, correct in chosen
+    )
     weights = count_memory(shipper.model).total.weights
     budget: float | None = settings.budget
     if budget is None and settings.method is Method.QCAPSNETS:
@@ -294,9 +295,7 @@ def finish(
             "weight_bytes": 4 * weights,
         },
         "confidence": settings.confidence,
-        "models": [
-            {**model.record, "on_calibration": paired} for model, paired in zip(models, on_calibration, strict=True)
-        ],
+        "models": [model.record for model in models],
         "search": {
             "seconds": round(seconds, 1),
             "probes": evaluator.measured,
@@ -307,10 +306,7 @@ def finish(
     for role in sorted(set(ROLES) - {model.role for model in models}):  # of an earlier run, overwritten by this one
         for name in artefacts(role):
             shipper.run.remove(name)
-    record_predictions(shipper.run, splits.test, float_predicted, {model.role: model.predictions for model in models})
-    record_flips(shipper.run, splits.test, models[0].role, float_predicted, models[0].predictions)
-    record_details(shipper.run, {model.role: model.program for model in models})
-    shipper.run.write_json(METRICS, metrics)
+    metrics = ship(shipper.run, splits, metrics, answers, programs)
     return QuantizeResult(met, models, float_test, found, shipper.run.path, metrics)
 
 
