@@ -88,6 +88,8 @@ def test_a_compression_is_what_its_last_stage_shipped(quantized: Path, trained: 
     shutil.copytree(quantized, tmp_path / "small" / "quantize-1")
     for name in ("settings.json", "environment.json", "splits.json"):
         shutil.copy(quantized / name, tmp_path / "small" / name)
+    settings = json.loads((quantized / "settings.json").read_text())
+    (tmp_path / "small" / "settings.json").write_text(json.dumps({**settings, "job": "compress"}))
     (tmp_path / "small" / "metrics.json").write_text(json.dumps({"choice": {}, "folders": ["quantize-1"]}))
     found = diff_runs(tmp_path / "small", quantized)
     assert found.names[0] == "small"
