@@ -27,8 +27,8 @@ import torch
 
 from caplet.cli.memory import keep_freed_memory
 from caplet.data import load_data
-from caplet.jobs.evaluate import float_predictions
 from caplet.jobs.quantize.job import CALIBRATION_IMAGES, spread
+from caplet.jobs.run import float_predictions
 from caplet.lower import lower
 from caplet.metrics import accuracy, paired
 from caplet.models.checkpoint import load_model

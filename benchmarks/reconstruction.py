@@ -32,7 +32,7 @@ from torch import Tensor
 
 from caplet.data import load_data
 from caplet.data.imageset import to_float
-from caplet.jobs.evaluate import float_predictions
+from caplet.jobs.run import float_predictions
 from caplet.lower import lower
 from caplet.metrics import accuracy, paired
 from caplet.models.base import CapsNet

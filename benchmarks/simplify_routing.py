@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from caplet.data import load_data
-from caplet.jobs.evaluate import float_predictions
+from caplet.jobs.run import float_predictions
 from caplet.metrics import paired
 from caplet.models.checkpoint import load_model
 from caplet.models.cost import stage_macs

@@ -30,7 +30,6 @@ from caplet.jobs.compress.job import (
 )
 from caplet.jobs.compress.settings import CompressSettings, Limits
 from caplet.jobs.diff import Diff, diff_runs
-from caplet.jobs.evaluate import Evaluation, evaluate
 from caplet.jobs.export import (
     OnnxCheck,
     Verified,
@@ -52,6 +51,7 @@ from caplet.jobs.quantize.accept import QuantizeResult
 from caplet.jobs.quantize.job import quantize
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.report import write_report
+from caplet.jobs.run import Evaluation, evaluate
 from caplet.jobs.sensitivity import SensitivityResult, sensitivity
 from caplet.jobs.trace import Comparison, Trace, parse_levels, record_trace, trace_levels
 from caplet.jobs.train import TrainRun

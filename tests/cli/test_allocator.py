@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import caplet
 from caplet.cli.main import app
 from caplet.data import ImageSet
-from caplet.jobs.evaluate import float_predictions
+from caplet.jobs.run import float_predictions
 from caplet.quant.plan.calibrate import calibrate
 from caplet.train.loss import evaluate
 from tiny_networks import model_and_images

@@ -11,8 +11,8 @@ import pytest
 from caplet import api
 from caplet.data import Splits, load_data
 from caplet.errors import ConfigError, PlanError
-from caplet.jobs.evaluate import evaluate
 from caplet.jobs.finetune import finetune_model, finetune_settings, plan_of_widths
+from caplet.jobs.run import evaluate
 from caplet.models.base import CapsNet
 from caplet.program import load_program
 from caplet.quant.plan.memory import count_memory

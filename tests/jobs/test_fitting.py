@@ -14,11 +14,11 @@ from caplet import api
 from caplet.data import Splits, load_data
 from caplet.errors import ConfigError
 from caplet.fixed import FixedFormat
-from caplet.jobs.evaluate import evaluate
 from caplet.jobs.quantize.accept import QuantizeResult
 from caplet.jobs.quantize.fitting import Fitter
 from caplet.jobs.quantize.job import quantize
 from caplet.jobs.quantize.settings import QuantizeSettings
+from caplet.jobs.run import evaluate
 from caplet.program import load_program
 from caplet.quant.choices import Part
 from caplet.quant.plan.plan import QuantPlan

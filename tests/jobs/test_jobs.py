@@ -12,11 +12,11 @@ import pytest
 from caplet import api
 from caplet.data import Splits
 from caplet.errors import ArtefactError, ConfigError, ModelError, ToolMissing
-from caplet.jobs.evaluate import check_data, evaluate
 from caplet.jobs.export import find_program, parse_targets, verify_engines
 from caplet.jobs.inspect import inspect_model
 from caplet.jobs.quantize.job import quantize, spread
 from caplet.jobs.quantize.settings import QuantizeSettings
+from caplet.jobs.run import check_data, evaluate
 from caplet.jobs.train import parse_changes, resolve_recipe, train_by_recipe
 from caplet.program import load_program
 from caplet.quant.plan.memory import count_memory

@@ -15,7 +15,7 @@ from PIL import Image
 
 from caplet.data import Splits
 from caplet.data.splits import unpack_ids
-from caplet.jobs.evaluate import evaluate, float_predictions
+from caplet.jobs.run import evaluate, float_predictions
 from caplet.models.checkpoint import load_model
 from caplet.program import load_program, plan_memory, verify
 from caplet.runs.folder import RunFolder

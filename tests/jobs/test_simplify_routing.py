@@ -7,9 +7,9 @@ from pathlib import Path
 
 from caplet import api
 from caplet.data import Splits
-from caplet.jobs.evaluate import evaluate
 from caplet.jobs.quantize.job import SIMPLIFIED, quantize
 from caplet.jobs.quantize.settings import QuantizeSettings
+from caplet.jobs.run import evaluate
 from caplet.program.ops import Routing
 
 

@@ -11,7 +11,7 @@ from caplet.data import Splits
 from caplet.errors import ConfigError
 from caplet.jobs.quantize.accept import artefacts
 from caplet.jobs.quantize.job import CALIBRATION_IMAGES, spread
-from caplet.jobs.run import Answers, begin, check, classify, open_test_split, ship
+from caplet.jobs.run import SplitAnswers, begin, check, classify, open_test_split, ship
 from caplet.jobs.train import CURVES, MODEL, parse_changes
 from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired, accuracy
@@ -240,7 +240,7 @@ class _Shipping:
         return FinetuneRun(result.model, self.run / MODEL, plan, program, path, test, against, metrics)
 
     def _write(
-        self, result: TrainResult, answers: Answers, outcome: dict[str, Any], programs: dict[str, Program]
+        self, result: TrainResult, answers: SplitAnswers, outcome: dict[str, Any], programs: dict[str, Program]
     ) -> dict[str, Any]:
         """Write weights, curves and records; returns the metrics."""
         metrics = {

@@ -1,7 +1,8 @@
-"""What every job does first and last: check and open the run folder; open the test split once and write the records."""
+"""What every job does first and last: checks, the run folder; predictions, the one look at the test split, records."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,18 +10,85 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from caplet.data import Splits
 from caplet.data.imageset import ImageSet
-from caplet.jobs.evaluate import check_data, float_predictions
+from caplet.errors import ModelError
 from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
 from caplet.program import Program
 from caplet.progress import Note
+from caplet.quant.measure.evaluator import predict
 from caplet.runs.folder import METRICS, SPLITS, RunFolder, open_run
 from caplet.runs.records import Classes, record_details, record_flips, record_predictions
 from caplet.runtime.engine import Engine, predictions
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A measured accuracy.
+
+    Attributes:
+        accuracy: with n and interval.
+        predictions: int64 (N,).
+        engine: ``torch`` for a float model, else what ran the Program.
+        seconds: wall time.
+    """
+
+    accuracy: Accuracy
+    predictions: NDArray[np.int64]
+    engine: str
+    seconds: float
+
+
+def check_data(model: CapsNet | Program, images: ImageSet) -> None:
+    """Raise ModelError where ``images`` have another size, or another number of classes, than ``model``."""
+    if isinstance(model, CapsNet):
+        model.check_images(images.images)
+    elif images.image_shape != model.image_shape:
+        expected, found = ("x".join(map(str, shape)) for shape in (model.image_shape, images.image_shape))
+        raise ModelError(
+            f"program {model.name}: it takes {expected} images (channels x rows x columns), got {found};"
+            " choose a matching dataset, or resize with --size / --channels"
+        )
+    classes = model.classes if isinstance(model, Program) else model.config.classes
+    if classes != len(images.classes):
+        raise ModelError(
+            f"the model has {classes} classes, the data {images.name} {len(images.classes)};"
+            " choose the dataset that the model was trained on"
+        )
+
+
+def evaluate(model: CapsNet | Program, images: ImageSet, *, engine: Engine | str = Engine.AUTO) -> Evaluation:
+    """Accuracy of ``model`` on ``images``; a Program is run in integers.
+
+    Raises:
+        ConfigError: unknown engine.
+        ModelError: images of another size, or another number of classes.
+        ToolMissing: ``engine="native"`` without a C compiler.
+    """
+    engine = Engine(engine)
+    check_data(model, images)
+    began = time.perf_counter()
+    if isinstance(model, Program):
+        predicted, used = predictions(model, images.images.numpy(), engine)
+        name = str(used)
+    else:
+        predicted, name = float_predictions(model, images), "torch"
+    correct = int((predicted == images.labels.numpy()).sum())
+    return Evaluation(accuracy(correct, len(images)), predicted, name, time.perf_counter() - began)
+
+
+def float_predictions(model: CapsNet, images: ImageSet, batch_size: int = 100) -> NDArray[np.int64]:
+    """Classes that the float model predicts, int64 (N,)."""
+    model.check_images(images.images)
+    model.eval()
+    with torch.inference_mode():
+        parts = [predict(model(batch)).numpy() for batch, _ in images.batches(batch_size)]
+    return np.concatenate(parts)
 
 
 def check(model: CapsNet, splits: Splits) -> None:
@@ -60,7 +128,7 @@ def begin(
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class SplitAnswers:
     """What models answer on the same images.
 
     Attributes:
@@ -100,18 +168,18 @@ def open_test_split(
     models: Mapping[str, CapsNet | Program],
     note: Note,
     engine: Engine | str = Engine.AUTO,
-) -> Answers:
+) -> SplitAnswers:
     """What the float model and the results of a run answer on the test split: a job's one look at it."""
     note(f"measuring the test split once, {len(splits.test):,} images")
     found = {name: classify(model, splits.test, engine) for name, model in models.items()}
-    return Answers(splits.test, float_predictions(reference, splits.test), found)
+    return SplitAnswers(splits.test, float_predictions(reference, splits.test), found)
 
 
 def ship(
     run: RunFolder,
     splits: Splits,
     metrics: Mapping[str, Any],
-    answers: Answers,
+    answers: SplitAnswers,
     programs: Mapping[str, Program] | None = None,
     result: str | None = None,
 ) -> dict[str, Any]:

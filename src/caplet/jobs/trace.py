@@ -82,7 +82,7 @@ class Trace:
     Attributes:
         images: how many were followed.
         comparisons: of each level with the next one.
-        noise: of the Program against float: ``tensor``, ``sqnr``, ``saturated`` (share of codes at an end of their
+        noise: of the Program against float: ``tensor``, ``sqnr``, ``saturated`` (fraction of codes at an end of their
             range) and ``elements``; empty where one of the two was not asked for.
     """
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from caplet.bench.papers.work import Prune, PruneCnn, Search, Uniform, Work
+from caplet.bench.papers.work import Prune, PruneCnn, Searched, Uniform, Work
 from caplet.errors import ConfigError, suggest
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.quantize.settings import QuantizeSettings
@@ -151,10 +151,12 @@ def _qcapsnets() -> Iterator[PaperRow]:
             f"qcapsnets-{name}-paper",
             QCAPSNETS,
             NETWORKS[name],
-            Search("Q-CapsNets, one integer bit, 3 rounding schemes", papers),
+            Searched("Q-CapsNets, one integer bit, 3 rounding schemes", papers),
             reported,
         )
-        yield PaperRow(f"qcapsnets-{name}", QCAPSNETS, NETWORKS[name], Search("Q-CapsNets, calibrated exponents", ours))
+        yield PaperRow(
+            f"qcapsnets-{name}", QCAPSNETS, NETWORKS[name], Searched("Q-CapsNets, calibrated exponents", ours)
+        )
 
 
 def _progressive() -> Iterator[PaperRow]:
@@ -180,7 +182,7 @@ def _progressive() -> Iterator[PaperRow]:
                 f"progressive-{name}-{granularity}",
                 PROGRESSIVE,
                 NETWORKS[name],
-                Search(f"progressive, {way}", settings),
+                Searched(f"progressive, {way}", settings),
                 published if name == "deep-cifar10" else None,
             )
 
@@ -206,9 +208,9 @@ def _q7() -> Iterator[PaperRow]:
     published = Published("0.07 to 0.18", "almost 4x (memory, -75 %)", None, "abstract, over its three networks")
     yield PaperRow("q7-mnist-8", Q7, network, Uniform(8), published)
     searches = {
-        "qcapsnets": Search("Q-CapsNets, 0.2 points", QuantizeSettings(tolerance=0.2)),
-        "progressive": Search("progressive, 0.2 points", QuantizeSettings(method=Method.PROGRESSIVE, tolerance=0.2)),
-        "ilp": Search("integer program, 0.2 points", QuantizeSettings(method=Method.ILP, tolerance=0.2)),
+        "qcapsnets": Searched("Q-CapsNets, 0.2 points", QuantizeSettings(tolerance=0.2)),
+        "progressive": Searched("progressive, 0.2 points", QuantizeSettings(method=Method.PROGRESSIVE, tolerance=0.2)),
+        "ilp": Searched("integer program, 0.2 points", QuantizeSettings(method=Method.ILP, tolerance=0.2)),
     }
     for name, work in searches.items():
         yield PaperRow(f"q7-mnist-{name}", Q7, network, work)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from caplet.data import Splits
-from caplet.jobs.evaluate import check_data, float_predictions
 from caplet.jobs.prune.backbone import prune_backbone_model
 from caplet.jobs.prune.job import prune
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.quantize.accept import program_footprint
 from caplet.jobs.quantize.job import CALIBRATION_IMAGES, quantize, spread
 from caplet.jobs.quantize.settings import QuantizeSettings
+from caplet.jobs.run import check_data, float_predictions
 from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.base import CapsNet
@@ -96,7 +96,7 @@ class Work(Protocol):
 
 
 @dataclass(frozen=True)
-class Search:
+class Searched:
     """A search for widths: ``caplet quantize``."""
 
     method: str

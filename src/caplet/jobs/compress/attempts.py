@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from caplet.jobs.compress.choose import RECOVERED, PairChoice, Pruned
 from caplet.jobs.compress.curves import FLOAT, Context
 from caplet.jobs.compress.settings import BATCH, Limits
-from caplet.jobs.evaluate import float_predictions
 from caplet.jobs.export import find_program
 from caplet.jobs.finetune import ROLE, finetune_model, finetune_settings
 from caplet.jobs.prune.job import prune
@@ -22,6 +21,7 @@ from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.quantize.accept import artefacts
 from caplet.jobs.quantize.job import CALIBRATION_IMAGES, quantize, spread
 from caplet.jobs.quantize.settings import QuantizeSettings
+from caplet.jobs.run import float_predictions
 from caplet.lower import lower
 from caplet.metrics import paired
 from caplet.models.base import CapsNet
@@ -43,7 +43,7 @@ from caplet.runtime.engine import predictions
 from caplet.train.finetune import weights_digest
 
 LARGE = 0.05
-"""Share of all weights from which a layer's are narrowed by training."""
+"""Fraction of all weights from which a layer's are narrowed by training."""
 NARROWEST = 2
 """Bits that no search is asked to go below."""
 TABLE_BYTES = 4096
@@ -90,11 +90,11 @@ class Attempts:
 
     Args:
         model: the float model.
-        right: the calibration images that it classifies correctly, bool (N,).
+        correct: the calibration images that it classifies correctly, bool (N,).
     """
 
-    def __init__(self, context: Context, model: CapsNet, right: NDArray[np.bool_]) -> None:
-        self.context, self.model, self.right = context, model, right
+    def __init__(self, context: Context, model: CapsNet, correct: NDArray[np.bool_]) -> None:
+        self.context, self.model, self.correct = context, model, correct
         self.splits, self.settings, self.note = context.splits, context.settings, context.note
         self.tried: list[Attempt] = []
         self.left_out: list[tuple[float, Pruned]] = []
@@ -135,11 +135,11 @@ class Attempts:
         """Whether a network keeps to all limits."""
         return any(not attempt.missed for attempt in self.tried)
 
-    def attempt(self, point: Pruned, share: float) -> None:
+    def attempt(self, point: Pruned, fraction: float) -> None:
         """One amount of pruning, quantized within what pruning left of the accepted loss.
 
         Args:
-            share: of the accepted loss that pruning may take.
+            fraction: of the accepted loss that pruning may take.
         """
         limits = self.settings.limits
         model, folders = self.model, []
@@ -151,8 +151,8 @@ class Attempts:
         loss = limits.max_drop - left
         if model is not self.model:
             self.note(f"pruning to {name} % of the multiply-accumulates: {loss:+.2f} points, {left:.2f} are left")
-        if loss > share * limits.max_drop:
-            self.note(f"pruning alone takes more than {share:.0%} of the accepted loss")
+        if loss > fraction * limits.max_drop:
+            self.note(f"pruning alone takes more than {fraction:.0%} of the accepted loss")
             self.left_out.append((loss, point))
             return
         found = self.quantize(model, folders, left, self.budget(model))
@@ -164,7 +164,7 @@ class Attempts:
         """Of the accepted loss in percentage points, what a float model leaves; more than all of it where it gained."""
         calibration = self.splits.calibration
         hits = float_predictions(model, calibration) == calibration.labels.numpy()
-        return self.settings.limits.max_drop - paired(self.right, hits).loss
+        return self.settings.limits.max_drop - paired(self.correct, hits).loss
 
     def quantize(self, model: CapsNet, pruning: Sequence[Path], left: float, budget: int | None) -> Attempt:
         """An attempt without any training.
@@ -303,7 +303,7 @@ class Attempts:
         calibration = self.splits.calibration
         predicted, _ = predictions(program, calibration.images.numpy())
         values: dict[str, float] = {
-            "max_drop": paired(self.right, predicted == calibration.labels.numpy()).loss,
+            "max_drop": paired(self.correct, predicted == calibration.labels.numpy()).loss,
             "flash": program.firmware_bytes,
             "ram": plan_memory(program, self.settings.ram).bytes,
             "macs": cost_of(model).macs,

@@ -132,11 +132,11 @@ def _reasons(
         where = "" if width_point.macs_kept == 1 else f", pruned to {100 * width_point.macs_kept:.3g} %"
         lines.append(f"{width_point.bits} bits everywhere{where}: {width_point.drop:+.2f} points of loss")
     kept, lost = 100 * pruned.macs_kept, max(0.0, pruned.drop)
-    share = (
+    pruning = (
         "no pruning" if pruned is whole else f"pruning to {kept:.3g} % of the multiply-accumulates ({lost:.2f} points)"
     )
     told = (
-        f"{share} and {width.bits} bits on average ({max(0.0, width.drop):.2f} points): {size.flash:,} bytes of flash"
+        f"{pruning} and {width.bits} bits on average ({max(0.0, width.drop):.2f} points): {size.flash:,} bytes of flash"
     )
     if missed:
         lines.append(f"no pair keeps to {', '.join(missed)}; nearest is {told}")

@@ -16,8 +16,8 @@ from caplet.data import Splits
 from caplet.errors import ConfigError
 from caplet.jobs.compress.choose import Pruned, Size, Width, next_fraction
 from caplet.jobs.compress.settings import BATCH, CompressSettings
-from caplet.jobs.evaluate import float_predictions
 from caplet.jobs.prune.settings import NetworkSizes, PruneSettings, put_in_order, removals_for, spread_set
+from caplet.jobs.run import float_predictions
 from caplet.jobs.train import fit_to_data, resolve_recipe, train_by_recipe
 from caplet.lower import lower
 from caplet.metrics import paired
@@ -132,7 +132,7 @@ class _Measurement:
         self.images = spread_set(self.splits.calibration, IMAGES)
 
     @cached_property
-    def right(self) -> NDArray[np.bool_]:
+    def correct(self) -> NDArray[np.bool_]:
         """The images that the model classifies correctly."""
         hits: NDArray[np.bool_] = float_predictions(self.model, self.images) == self.images.labels.numpy()
         return hits
@@ -213,7 +213,7 @@ class _Measurement:
                 progress=False,
             ).model
         cost = cost_of(smaller)
-        drop = paired(self.right, float_predictions(smaller, self.images) == self.images.labels.numpy()).loss
+        drop = paired(self.correct, float_predictions(smaller, self.images) == self.images.labels.numpy()).loss
         point = Pruned(cost.macs / whole.macs, cost.macs, cost.parameters, drop, len(self.images), steps)
         save_model(smaller, folder / MODEL)
         RunFolder(folder).write_json(POINT, asdict(point))
@@ -221,7 +221,7 @@ class _Measurement:
     def narrow(self, model: CapsNet, base: Pruned, folder: Path, resume: bool) -> None:
         """The width curve, of the smallest network that keeps to the accepted loss: its like will be quantized."""
         images = self.images
-        right = self.right if model is self.model else float_predictions(model, images) == images.labels.numpy()
+        correct = self.correct if model is self.model else float_predictions(model, images) == images.labels.numpy()
         tuner = Tuner(model, _calibration(model, self.splits), spread_set(self.splits.calibration, TUNED).images)
         folder.mkdir(parents=True, exist_ok=True)
         evaluator = Evaluator(
@@ -230,7 +230,7 @@ class _Measurement:
         points = []
         for bits in sorted(self.settings.quantize.probes, reverse=True):
             plan = uniform_plan(model, tuner, bits)
-            drop = paired(right, evaluator.evaluate(plan).correct_images).loss
+            drop = paired(correct, evaluator.evaluate(plan).correct_images).loss
             points.append(Width(bits, drop, len(images), base.macs_kept))
             self.note(f"{bits} bits everywhere: {points[-1].drop:+.2f} points")
         RunFolder(folder).write_json(POINT, [asdict(point) for point in points])

@@ -17,10 +17,9 @@ from caplet.files import access, file_digest
 from caplet.jobs.compress.attempts import Attempt, plan_file
 from caplet.jobs.compress.choose import PairChoice, outlook
 from caplet.jobs.compress.curves import Context, Curves
-from caplet.jobs.evaluate import evaluate
 from caplet.jobs.export import Target, export_c, verify_engines
 from caplet.jobs.prune.settings import spread_set
-from caplet.jobs.run import Answers, open_test_split, ship
+from caplet.jobs.run import SplitAnswers, evaluate, open_test_split, ship
 from caplet.jobs.sensitivity import sensitivity
 from caplet.jobs.timing import SPEED, measure_speed
 from caplet.jobs.trace import LevelName, record_trace, trace_levels
@@ -64,7 +63,7 @@ class CompressedModel:
         return run(self.program, images)
 
     def accuracy(self, images: ImageSet, *, engine: Engine | str = Engine.AUTO) -> Accuracy:
-        """Accuracy of the integers; see :func:`caplet.jobs.evaluate.evaluate` for what is raised."""
+        """Accuracy of the integers; see :func:`caplet.jobs.run.evaluate` for what is raised."""
         return evaluate(self.program, images, engine=engine).accuracy
 
     def save(self, path: str | Path) -> None:
@@ -97,11 +96,11 @@ class Finish:
 
     Args:
         model: the float model.
-        right: the calibration images that it classifies correctly, bool (N,).
+        correct: the calibration images that it classifies correctly, bool (N,).
     """
 
-    def __init__(self, context: Context, model: CapsNet, right: NDArray[np.bool_], attempt: Attempt) -> None:
-        self.context, self.model, self.right, self.attempt = context, model, right, attempt
+    def __init__(self, context: Context, model: CapsNet, correct: NDArray[np.bool_], attempt: Attempt) -> None:
+        self.context, self.model, self.correct, self.attempt = context, model, correct, attempt
         self.run, self.splits, self.settings, self.note = context.run, context.splits, context.settings, context.note
 
     def all(self, curves: Curves, choice: PairChoice, tried: Sequence[Attempt]) -> CompressedModel:
@@ -200,7 +199,7 @@ class Finish:
         found = measure_speed(self.model, pruned, self.attempt.program, images, self.context.threads)
         RunFolder(folder).write_json(SPEED, found)
 
-    def measures(self, answers: Answers) -> dict[str, Any]:
+    def measures(self, answers: SplitAnswers) -> dict[str, Any]:
         """Limits and accuracies, JSON values."""
         attempt = self.attempt
         float_bytes = FLOAT_BYTES * self.model.parameter_count()
@@ -212,7 +211,7 @@ class Finish:
             "limits": {name: {"asked": limits[name], "found": value} for name, value in attempt.values.items()},
             "float": {
                 "test": answers.accuracy().to_json(),
-                "calibration": accuracy(int(self.right.sum()), len(self.right)).to_json(),
+                "calibration": accuracy(int(self.correct.sum()), len(self.correct)).to_json(),
                 "bytes": float_bytes,
                 "macs": cost_of(self.model).macs,
             },

@@ -15,9 +15,8 @@ from caplet.jobs.compress.choose import PairChoice, choose
 from caplet.jobs.compress.curves import IMAGES, SCORED, Context, Curves, measure
 from caplet.jobs.compress.finish import SENSITIVITY, CompressedModel, Finish
 from caplet.jobs.compress.settings import BATCH, CompressSettings, checked, read_settings, settings_template
-from caplet.jobs.evaluate import float_predictions
 from caplet.jobs.report import write_report
-from caplet.jobs.run import begin, check
+from caplet.jobs.run import begin, check, float_predictions
 from caplet.jobs.timing import FORWARD, forward_rate, training_rate
 from caplet.jobs.train import fit_to_data, resolve_recipe
 from caplet.models.base import CapsNet
@@ -85,11 +84,11 @@ def compress(
 def _compressed(context: Context, model: CapsNet) -> CompressedModel:
     """Everything after training."""
     calibration = context.splits.calibration
-    right = float_predictions(model, calibration) == calibration.labels.numpy()
+    correct = float_predictions(model, calibration) == calibration.labels.numpy()
     curves, choice = _choice(context, model)
-    attempts = Attempts(context, model, right)
+    attempts = Attempts(context, model, correct)
     best = attempts.best(curves.candidates(context.settings), choice)
-    return Finish(context, model, right, best).all(curves, choice, attempts.tried)
+    return Finish(context, model, correct, best).all(curves, choice, attempts.tried)
 
 
 def _choice(context: Context, model: CapsNet) -> tuple[Curves, PairChoice]:

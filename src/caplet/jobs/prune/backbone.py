@@ -1,4 +1,4 @@
-"""Prune the CNN under capsules to a share of the multiply-accumulates, fine-tune, and write a run folder."""
+"""Prune the CNN under capsules to a fraction of the multiply-accumulates, fine-tune, and write a run folder."""
 
 from __future__ import annotations
 

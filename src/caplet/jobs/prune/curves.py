@@ -65,10 +65,10 @@ def prune_curves(
         unit_macs = macs_per_unit(model, structure, spaces)
         units, macs = sum(group.size for group in spaces), cost_of(model).macs
 
-        def share_correct(network: CapsNet) -> float:
+        def fraction_correct(network: CapsNet) -> float:
             return float(answers(network, splits.calibration).mean())
 
-        reference = share_correct(model)
+        reference = fraction_correct(model)
         lines: dict[str, Any] = {}
         for name, scores in measured.items():
             order = allocate(model, structure, scores, spaces, unit_macs, splits.calibration, settings)
@@ -80,7 +80,7 @@ def prune_curves(
                 smaller = cut(model, selection, structure)
                 left = sum(int(selection[group.name].sum()) for group in spaces)
                 cost = resized_cost(model, structure, selection).macs / macs
-                found = reference if kept == 1.0 else share_correct(smaller)
+                found = reference if kept == 1.0 else fraction_correct(smaller)
                 points.append({"kept": left / units, "macs": cost, "accuracy": found})
             lines[name] = {"points": points, "area": _area(points)}
             note(f"{name}: area {lines[name]['area']:.4f}")

@@ -139,9 +139,9 @@ class PruneWork:
         self.stages = Stages(self.run, self.note)
 
     def begin(self) -> tuple[CapsNet, dict[str, list[int]]]:
-        """The model before the first round: dead units gone, routing iterations changed; and its units' origins."""
+        """The model before the first round: dead units gone, routing iterations changed; and where its units were."""
         model = self.model
-        origins = {name: list(range(group.size)) for name, group in structure_of(model).groups.items()}
+        places = {name: list(range(group.size)) for name, group in structure_of(model).groups.items()}
         if self.settings.iterations is not None:
             model = with_iterations(model, self.settings.iterations)
         if self.settings.dead:
@@ -154,31 +154,31 @@ class PruneWork:
                 gone = ", ".join(f"{count} of {name}" for name, count in self.dead.items())
                 self.note(f"never active on {len(images):,} calibration images, removed: {gone}")
                 selection = structure_of(model).close(dead)
-                model, origins = cut(model, selection), _follow(origins, selection)
-        return model, origins
+                model, places = cut(model, selection), _follow(places, selection)
+        return model, places
 
     def rounds(self) -> PruneOutcome:
         """Round by round to the target."""
-        model, origins = self.begin()
+        model, places = self.begin()
         before: dict[str, str] = {}
         records: list[dict[str, Any]] = []
         for index in range(1, self.settings.rounds + 1):
-            share = index / self.settings.rounds
+            fraction = index / self.settings.rounds
             stage = RunStage(
                 f"round{index}",
-                {"settings": self.settings.model_dump(mode="json"), "share": share, "before": before},
-                partial(self.round, model, origins, share, None),
+                {"settings": self.settings.model_dump(mode="json"), "share": fraction, "before": before},
+                partial(self.round, model, places, fraction, None),
                 (MODEL, ROUND),
             )
             done = self.stages.do(stage)
             before, model = done.outputs, load_model(done.folder / MODEL)
             records.append(self.record(done, index))
-            origins = records[-1]["kept_units"]
+            places = records[-1]["kept_units"]
         return PruneOutcome(True, records, records[-1])
 
     def search(self) -> PruneOutcome:
         """Bisection on how much goes: the most with which the loss of accuracy stays within the one allowed."""
-        model, origins = self.begin()
+        model, places = self.begin()
         order = self.order(model)
         low, high = 0, len(order.removals)
         assert self.settings.max_drop is not None
@@ -189,7 +189,7 @@ class PruneWork:
         for trial in range(1, TRIALS + 1):
             count = (low + high + 1) // 2
             inputs = {"settings": self.settings.model_dump(mode="json"), "count": count}
-            work = partial(self.round, model, origins, 1.0, count)
+            work = partial(self.round, model, places, 1.0, count)
             done = self.stages.do(RunStage(f"trial{trial}", inputs, work, (MODEL, ROUND)))
             correct = answers(load_model(done.folder / MODEL), self.splits.calibration)
             pair, accepted = acceptance.paired(correct), acceptance.accepts(correct)
@@ -210,7 +210,13 @@ class PruneWork:
         return PruneOutcome(True, records, best)
 
     def round(
-        self, model: CapsNet, origins: dict[str, list[int]], share: float, count: int | None, folder: Path, resume: bool
+        self,
+        model: CapsNet,
+        places: dict[str, list[int]],
+        fraction: float,
+        count: int | None,
+        folder: Path,
+        resume: bool,
     ) -> None:
         """One round: score, cut, fine-tune, measure on the calibration split; leaves its files in ``folder``."""
         began = time.perf_counter()
@@ -218,7 +224,7 @@ class PruneWork:
         run = RunFolder(folder)
         order = self.order(model)
         if count is None:
-            count = removals_for(model, order, self.settings, self.whole, share)
+            count = removals_for(model, order, self.settings, self.whole, fraction)
         selection = order.selection(count)
         smaller = cut(model, selection, order.structure)
         bare = self.correct(smaller)
@@ -253,7 +259,7 @@ class PruneWork:
         run.write_json(
             ROUND,
             {
-                "kept_units": _follow(origins, selection),
+                "kept_units": _follow(places, selection),
                 "sizes": kept_sizes(selection),
                 "cost": cost_of(smaller).to_json(),
                 "refitted": list(refitted_layers),
@@ -300,9 +306,9 @@ class PruneWork:
         return record
 
 
-def _follow(origins: dict[str, list[int]], selection: Selection) -> dict[str, list[int]]:
+def _follow(places: dict[str, list[int]], selection: Selection) -> dict[str, list[int]]:
     """Places of the units that stay, in the unpruned model."""
-    return {name: [origins[name][unit] for unit in np.flatnonzero(keep).tolist()] for name, keep in selection.items()}
+    return {name: [places[name][unit] for unit in np.flatnonzero(keep).tolist()] for name, keep in selection.items()}
 
 
 def _finish(work: PruneWork, outcome: PruneOutcome) -> PruneResult:

@@ -37,7 +37,7 @@ from caplet.train.settings import FinetuneSettings
 Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
 TARGETS = ("keep", "macs", "params", "bytes", "max_drop")
 BATCH = 100
-ALLOCATION_SHARE = 2
+ALLOCATION_PART = 2
 """The allocation ``measured`` looks at ``images`` divided by this: it compares many networks, not single units."""
 
 
@@ -193,7 +193,7 @@ def allocate(
     """The order of removals by ``scores``; for the allocation ``measured`` after measuring losses on ``images``."""
     prices = None
     if settings.allocation is Allocation.MEASURED:
-        seen = spread_set(images, settings.images // ALLOCATION_SHARE)
+        seen = spread_set(images, settings.images // ALLOCATION_PART)
         free = [group for group in spaces if group.name not in settings.spaces]
         prices = measured_prices(
             model, structure, scores, free, seen.images, seen.labels, margin_loss, progress=progress
@@ -221,13 +221,13 @@ def check_target(model: CapsNet, images: ImageSet, settings: PruneSettings) -> N
 
 
 def removals_for(
-    model: CapsNet, order: RemovalOrder, settings: PruneSettings, whole: NetworkSizes, share: float
+    model: CapsNet, order: RemovalOrder, settings: PruneSettings, whole: NetworkSizes, fraction: float
 ) -> int:
     """How many removals, and no more, the target asks for.
 
     Args:
         whole: of the unpruned model.
-        share: the part of the way to go, in equal factors: 1 is the target itself.
+        fraction: the part of the way to go, in equal factors: 1 is the target itself.
 
     Raises:
         ConfigError: the target cannot be met without emptying a layer; the message says how far one can go.
@@ -243,7 +243,7 @@ def removals_for(
         found: int = getattr(NetworkSizes.of(cost, order.structure, selection, settings.units), target)
         return found
 
-    count = fewest_removals(order, lambda selection: size(selection) <= all_of_it * ratio**share)
+    count = fewest_removals(order, lambda selection: size(selection) <= all_of_it * ratio**fraction)
     if count is None:
         last = order.selection(len(order.removals))
         least = size(last)

@@ -17,7 +17,7 @@ from caplet.errors import ConfigError
 from caplet.fixed import FixedFormat
 from caplet.jobs.quantize.fitting import Fitter
 from caplet.jobs.quantize.settings import QuantizeSettings
-from caplet.jobs.run import Answers, classify, open_test_split, ship
+from caplet.jobs.run import SplitAnswers, classify, open_test_split, ship
 from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired, accuracy
 from caplet.models.base import CapsNet
@@ -37,9 +37,8 @@ from caplet.quant.plan.target import Footprint, Hardware
 from caplet.quant.plan.units import Widths, width_table
 from caplet.quant.search.qcapsnets import DEFAULT_COMPRESSION
 from caplet.quant.search.search import Candidate, Request, SearchResult
-from caplet.runs.folder import METRICS, RunFolder
-from caplet.runs.records import record_details, record_flips, record_predictions
-from caplet.runtime.engine import Engine, predictions
+from caplet.runs.folder import RunFolder
+from caplet.runtime.engine import Engine
 
 
 def footprint(model: CapsNet, plan: QuantPlan) -> Footprint:
@@ -182,7 +181,7 @@ class Shipper:
         program: Program,
         on_calibration: NDArray[np.bool_],
         acceptance: Acceptance,
-        answers: Answers,
+        answers: SplitAnswers,
     ) -> Shipped:
         """Write the ``.caplet`` file and the plan, and say what is known about them."""
         model_file, plan_file = artefacts(role)
