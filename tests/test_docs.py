@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import typer
 
 from caplet.cli.main import app
+from caplet.errors import CapletError
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"])
@@ -82,3 +85,58 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+MOST_WORDS = 700
+"""Words of the README, code, table and links included."""
+
+
+def test_the_readme_is_short() -> None:
+    words = (ROOT / "README.md").read_text(encoding="utf-8").split()
+    assert len(words) <= MOST_WORDS
+
+
+def test_figures_of_the_readme_stand_in_records() -> None:
+    """Every accuracy and every byte count of the table is that of one record."""
+    records = [path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks" / "records").glob("*.json")]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \w+-?Caps(?:Nets)?, .*$", text, re.MULTILINE)
+    assert len(rows) == 4
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        size = cells[3].split(" ")[0].replace(",", "")
+        wanted = [f'"percent": {float(cell.removesuffix(" %"))}' for cell in cells[1:3]] + [f'"file_bytes": {size}']
+        rates = re.findall(r"[\d,]+(?= and |, \w+ thread)", cells[4])
+        holding = [text for text in records if all(re.search(rf"{re.escape(word)}\b", text) for word in wanted)]
+        assert holding, f"no record holds {wanted}"
+        medians = {round(float(found)) for text in holding for found in re.findall(r'"median": ([\d.]+)', text)}
+        assert {int(rate.replace(",", "")) for rate in rates} <= medians
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert {name for name in pages if f"]({name})" not in index} == set()
+
+
+def test_exit_codes_are_those_of_the_errors() -> None:
+    text = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+    assert {kind.exit_code for kind in (CapletError, *CapletError.__subclasses__())} <= listed
+
+
+def test_what_the_design_names_exists() -> None:
+    """Every dotted name of a module, class or function, and every path of a source file."""
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`(caplet\.[\w.]+)(?:\(\))?`", text))
+    assert len(names) >= 20
+    for name in sorted(names):
+        parts = name.split(".")
+        found: Any = importlib.import_module(parts[0])
+        for index, part in enumerate(parts[1:], start=2):
+            if inspect.ismodule(found) and hasattr(found, "__path__") and not hasattr(found, part):
+                importlib.import_module(".".join(parts[:index]))
+            assert hasattr(found, part), f"docs/design.md: {name}: no {part} in {found}"
+            found = getattr(found, part)
+    for path in re.findall(r"`((?:src|tests|docs|benchmarks)/[\w./-]+)`", text):
+        assert (ROOT / path).exists(), f"docs/design.md: {path}"
