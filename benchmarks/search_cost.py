@@ -39,7 +39,7 @@ from caplet.quant.measure.tune import DEFAULT_IMAGES as TUNING_IMAGES
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.units import width_table
-from caplet.quant.search.methods import find_method
+from caplet.quant.search.methods import METHODS
 from caplet.quant.search.search import Request, Workbench
 from caplet.runtime.engine import Engine, predictions
 
@@ -86,7 +86,7 @@ def main() -> None:
         weight_bits=None if args.budget_mb is None else 8e6 * args.budget_mb,
         granularity=Granularity(args.granularity),
     )
-    found = find_method(args.method).run(bench, request)
+    found = METHODS.find(args.method).run(bench, request)
     searched = time.perf_counter()
     best = found.best
     predicted, engine = predictions(lower(model, best.plan), split.images.numpy(), Engine.AUTO)

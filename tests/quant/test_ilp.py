@@ -22,7 +22,7 @@ from caplet.quant.plan.target import HARDWARE
 from caplet.quant.plan.units import Widths, make_units
 from caplet.quant.search.allocate import SumLimit, UnitChoice, allocate
 from caplet.quant.search.ilp import FrontPoint, IlpSettings, most_accurate, pareto_front, search_ilp
-from caplet.quant.search.methods import METHODS, find_method
+from caplet.quant.search.methods import METHODS
 from caplet.quant.search.search import Candidate, Request
 from caplet.quant.search.unit_sensitivity import UnitSensitivity
 from scripted import Scripted, bench
@@ -212,9 +212,9 @@ def test_dominated_points_leave_the_front(digits: Any) -> None:
 
 def test_the_registry() -> None:
     assert set(METHODS) == set(Method)
-    assert find_method("ilp") is METHODS[Method.ILP]
+    assert METHODS.find("ilp") is METHODS[Method.ILP]
     with pytest.raises(ConfigError, match="did you mean 'progressive'"):
-        find_method("progresive")
+        METHODS.find("progresive")
 
 
 @pytest.mark.parametrize("method", list(Method))

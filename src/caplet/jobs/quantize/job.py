@@ -28,7 +28,7 @@ from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import Calibration, calibrate
 from caplet.quant.plan.formats import FormatRule, FormatSource
 from caplet.quant.plan.target import find_hardware
-from caplet.quant.search.methods import find_method
+from caplet.quant.search.methods import METHODS
 from caplet.quant.search.search import Request, SearchResult, Step, Workbench
 from caplet.quant.search.simplify_routing import simplify_routing
 from caplet.runs.folder import RunFolder
@@ -161,7 +161,7 @@ def quantize(
     """
     settings, engine = settings or QuantizeSettings(), Engine(engine)
     check(model, splits)
-    request, method = request_of(settings), find_method(settings.method)
+    request, method = request_of(settings), METHODS.find(settings.method)
     method.check(model, request)
     check_ram(model, request)
     check_request(settings.reconstruct, request)

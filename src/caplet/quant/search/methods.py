@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from caplet.errors import ConfigError, suggest
+from caplet.errors import ConfigError
 from caplet.models.base import CapsNet
 from caplet.quant.choices import Method
 from caplet.quant.plan.memory import count_memory
@@ -13,6 +13,7 @@ from caplet.quant.search.ilp import search_ilp
 from caplet.quant.search.progressive import search_progressive
 from caplet.quant.search.qcapsnets import check_qcapsnets, search_qcapsnets
 from caplet.quant.search.search import Request, SearchResult, Workbench
+from caplet.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,6 @@ class SearchMethod:
     about: str
     check: Callable[[CapsNet, Request], None]
     run: Callable[[Workbench, Request], SearchResult]
-
-
-def find_method(name: str) -> SearchMethod:
-    """The method of a name. Raises ConfigError, with the nearest name, where there is none."""
-    if name not in METHODS:
-        raise ConfigError(f"unknown method {name!r}{suggest(name, METHODS)} (known: {', '.join(METHODS)})")
-    return METHODS[Method(name)]
 
 
 def _check_limits(model: CapsNet, request: Request) -> None:
@@ -60,21 +54,27 @@ def _check_ilp(model: CapsNet, request: Request) -> None:
         )
 
 
-METHODS: dict[Method, SearchMethod] = {
-    Method.QCAPSNETS: SearchMethod(
+METHODS: Registry[str, SearchMethod] = Registry("method")
+"""Every search method by its name."""
+METHODS.add(
+    Method.QCAPSNETS,
+    SearchMethod(
         "Q-CapsNets: uniform, then a weight profile for the budget, then activations and routing from the front",
         check_qcapsnets,
         search_qcapsnets,
     ),
-    Method.PROGRESSIVE: SearchMethod(
+)
+METHODS.add(
+    Method.PROGRESSIVE,
+    SearchMethod(
         "progressive: from one width everywhere, lower one unit at a time, the most robust first",
         _check_limits,
         search_progressive,
     ),
-    Method.ILP: SearchMethod(
-        "integer program over measured sensitivities under budgets; returns a Pareto front",
-        _check_ilp,
-        search_ilp,
+)
+METHODS.add(
+    Method.ILP,
+    SearchMethod(
+        "integer program over measured sensitivities under budgets; returns a Pareto front", _check_ilp, search_ilp
     ),
-}
-"""Every search method."""
+)
