@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
@@ -24,7 +24,6 @@ from pydantic import (
 
 from caplet.errors import ConfigError, suggest
 
-Kind = TypeVar("Kind", bound=BaseModel)
 _BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _inside: ContextVar[bool] = ContextVar("_inside", default=False)
@@ -51,18 +50,24 @@ class Settings(BaseModel):
         """
         return cls.model_validate(dict(values), context={"where": where or cls.where})
 
+    def check(self) -> None:
+        """Raise ValueError for settings that do not go together."""
+
     @model_validator(mode="wrap")
     @classmethod
     def _in_one_line(cls, values: Any, build: ModelWrapValidatorHandler[Self], info: Any) -> Self:
         inside = _inside.get()
         token = _inside.set(True)
         try:
-            return build(values)
-        except ValidationError as error:
+            made = build(values)
+            made.check()
+            return made
+        except ValueError as error:
             if inside:
                 raise
             where = (info.context or {}).get("where", cls.where)
-            raise ConfigError(f"{where}: {_first(cls, error)}") from None
+            text = _first(cls, error) if isinstance(error, ValidationError) else str(error)
+            raise ConfigError(f"{where}: {text}") from None
         finally:
             _inside.reset(token)
 
@@ -77,14 +82,6 @@ def option(default: Any, panel: str, *, flag: str = "", **rules: Any) -> Any:
         rules: of :func:`pydantic.Field`, such as ``ge``.
     """
     return Field(default, json_schema_extra={"panel": panel, "flag": flag}, **rules)
-
-
-def make(kind: type[Kind], values: Mapping[str, Any], where: str) -> Kind:
-    """Settings of ``kind`` from JSON-like values, as :meth:`Settings.of` makes them."""
-    try:
-        return kind.model_validate(dict(values), context={"where": where})
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {_first(kind, error)}") from None
 
 
 def _first(kind: type[BaseModel], error: ValidationError) -> str:

@@ -21,7 +21,6 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.models.cost import cost_of
 from caplet.prune.order import Allocation
-from caplet.settings import make
 
 
 @pytest.fixture(scope="module")
@@ -218,12 +217,12 @@ def test_interrupted_fine_tuning_goes_on(
 )
 def test_bad_settings_are_refused_in_one_line(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        make(PruneSettings, values, "prune")
+        PruneSettings.of(values)
 
 
 def test_an_unknown_score_is_refused() -> None:
     with pytest.raises(ConfigError, match="unknown score 'taylr'"):
-        make(PruneSettings, {"keep": 0.5, "score": "taylr"}, "prune")
+        PruneSettings.of({"keep": 0.5, "score": "taylr"})
 
 
 def test_targets_that_would_empty_a_layer_name_the_smallest(network: CapsNet, few: Splits, tmp_path: Path) -> None:

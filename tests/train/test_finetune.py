@@ -17,7 +17,6 @@ from caplet.data.imageset import to_float
 from caplet.errors import ConfigError, ModelError
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
-from caplet.settings import make
 from caplet.train.finetune import distillation_loss, finetune
 from caplet.train.loop import train
 from caplet.train.settings import FinetuneSettings, TrainSettings
@@ -142,4 +141,4 @@ def test_teachers_and_weights_that_do_not_fit(teacher: CapsNet, few_digits: Spli
 
 def test_settings_name_what_is_wrong() -> None:
     with pytest.raises(ConfigError, match=r"finetune: distil_poses: .*did you mean 'distill_poses'"):
-        make(FinetuneSettings, {"distil_poses": 1.0}, "finetune")
+        FinetuneSettings.of({"distil_poses": 1.0}, "finetune")

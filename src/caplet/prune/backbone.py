@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from caplet.data.imageset import ImageSet, to_float
@@ -32,6 +32,7 @@ from caplet.prune.refit import refitted
 from caplet.prune.rules import UnitKind
 from caplet.prune.scores import SCORES, Loss, Values, measure_scores
 from caplet.prune.structure import Keep, Structure, cut, kept_sizes, structure_of
+from caplet.settings import Settings
 
 TORCH_PRUNING = "torch-pruning"
 """As an importance: torch-pruning's group magnitude; any other is a score of :mod:`caplet.prune.scores`."""
@@ -41,7 +42,7 @@ _STEPS = 13
 """Bisection steps of ``t``: to 0.0005, that is one channel of 2,000."""
 
 
-class BackbonePruneSettings(BaseModel):
+class BackbonePruneSettings(Settings):
     """Settings of pruning the CNN under capsules, immutable and JSON-able.
 
     Attributes:
@@ -57,7 +58,7 @@ class BackbonePruneSettings(BaseModel):
         seed: of the candidates, and of the choice of images.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    where = "prune-backbone"
 
     macs: Annotated[float, Field(gt=0.0, le=1.0)]
     score: str = TORCH_PRUNING

@@ -15,7 +15,6 @@ from caplet.models.checkpoint import load_model, save_model
 from caplet.models.cost import cost_of
 from caplet.progress import Note, silent
 from caplet.prune.backbone import BackbonePruneSettings, prune_backbone
-from caplet.settings import make
 from caplet.train.finetune import finetune, weights_digest
 from caplet.train.loss import margin_loss
 from caplet.train.settings import FinetuneSettings
@@ -47,8 +46,8 @@ def backbone_prune_settings(
     pruning: Mapping[str, Any], tuning: Mapping[str, Any]
 ) -> tuple[BackbonePruneSettings, FinetuneSettings | None]:
     """Settings from JSON-like values; no epochs mean no fine-tuning. Raises ConfigError for one out of range."""
-    settings = make(BackbonePruneSettings, pruning, "prune-backbone")
-    return settings, make(FinetuneSettings, tuning, "prune-backbone") if tuning["epochs"] else None
+    settings = BackbonePruneSettings.of(pruning)
+    return settings, FinetuneSettings.of(tuning, "prune-backbone") if tuning["epochs"] else None
 
 
 def prune_backbone_model(

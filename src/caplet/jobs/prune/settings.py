@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
@@ -30,7 +30,7 @@ from caplet.prune.rules import DependencyGroup, UnitKind
 from caplet.prune.scores import SCORES, Scores, check_scoring, measure_scores
 from caplet.prune.structure import Selection, Structure, kept_sizes, prunable, structure_of, with_iterations
 from caplet.quant.measure.evaluator import predict
-from caplet.settings import make
+from caplet.settings import Settings
 from caplet.train.loss import margin_loss
 from caplet.train.settings import FinetuneSettings
 
@@ -41,7 +41,7 @@ ALLOCATION_PART = 2
 """The allocation ``measured`` looks at ``images`` divided by this: it compares many networks, not single units."""
 
 
-class PruneSettings(BaseModel):
+class PruneSettings(Settings):
     """Settings of a pruning run, immutable and JSON-able.
 
     Exactly one target says how far to go, unless ``spaces`` alone does.
@@ -72,7 +72,7 @@ class PruneSettings(BaseModel):
         seed: of the score ``random`` and of fine-tuning.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    where = "prune"
 
     score: str = "taylor"
     units: tuple[UnitKind, ...] = (UnitKind.CHANNELS, UnitKind.TYPES)
@@ -82,7 +82,7 @@ class PruneSettings(BaseModel):
     params: Ratio | None = None
     bytes: PositiveInt | None = None
     max_drop: NonNegativeFloat | None = None
-    spaces: dict[str, float] = {}
+    spaces: dict[str, float] = Field(default={})
     iterations: PositiveInt | None = None
     rounds: PositiveInt = 1
     epochs: NonNegativeFloat = 1.0
@@ -98,8 +98,8 @@ class PruneSettings(BaseModel):
     images: PositiveInt = 1000
     seed: NonNegativeInt = 0
 
-    @model_validator(mode="after")
-    def _one_target(self) -> PruneSettings:
+    def check(self) -> None:
+        """Raise ValueError for settings that do not go together."""
         given = [name for name in TARGETS if getattr(self, name) is not None]
         if len(given) > 1 or not (given or self.spaces or self.iterations):
             raise ValueError(
@@ -108,7 +108,6 @@ class PruneSettings(BaseModel):
         if self.max_drop is not None and self.rounds > 1:
             raise ValueError("max_drop searches by itself; leave rounds at 1")
         SCORES.find(self.score)
-        return self
 
     @property
     def target(self) -> str | None:
@@ -137,7 +136,7 @@ class PruneSettings(BaseModel):
 
 def prune_settings(values: Mapping[str, Any]) -> PruneSettings:
     """Settings from JSON-like values. Raises ConfigError for one that is unknown or out of range."""
-    return make(PruneSettings, values, "prune")
+    return PruneSettings.of(values)
 
 
 @dataclass(frozen=True)
