@@ -78,6 +78,8 @@ def test_pages_of_methods_say_whose_they_are_and_when_to_use_them(name: str) -> 
     assert re.search(r"\b(19|20)\d\d\b", text)
     assert re.search(r"^## .*(caplet differs|differs from the papers)", text, re.MULTILINE)
     assert re.search(r"^## When to use it\n\n\w", text, re.MULTILINE)
+    headings = re.findall(r"^## (\w+)", text, re.MULTILINE)
+    assert headings == ["What", "When", "Example", "How", "Measured", "Sources"]
 
 
 @by_page
