@@ -134,7 +134,7 @@ class Trainer:
             raise ConfigError(
                 f"batch_size {self.batch_size} cannot be shared among {backend.processes} processes: choose a multiple"
             )
-        self.steps_per_epoch = len(splits.train) // self.batch_size
+        self.steps_per_epoch: int = len(splits.train) // self.batch_size
         self.steps = self.steps_per_epoch * self.settings.epochs
         if task.limit is not None:
             self.steps = min(self.steps, task.limit)
