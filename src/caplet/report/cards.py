@@ -106,6 +106,10 @@ def _loss(pair: dict[str, Any], source: str) -> Fact:
     )
 
 
+def _file(model: dict[str, Any], at: str, note: str) -> Fact:
+    return Fact("File", _bytes(model["file_bytes"], f"{at}.file_bytes"), f"{model['file']}; {note}")
+
+
 def _difference(pair: dict[str, Any]) -> str:
     word = "less" if pair["loss"] >= 0 else "more"
     return (
@@ -132,11 +136,7 @@ def _quantized(run: RunRecords) -> Card:
         _accuracy("Float accuracy", float_["test"], "metrics.json:float.test.percent"),
         _accuracy("Integer accuracy", model["test"], f"{at}.test.percent"),
         _loss(model["paired"], f"{at}.paired.loss"),
-        Fact(
-            "File",
-            _bytes(model["file_bytes"], f"{at}.file_bytes"),
-            f"{model['file']}; float weights {bytes_text(float_['weight_bytes'])}",
-        ),
+        _file(model, at, f"float weights {bytes_text(float_['weight_bytes'])}"),
     ]
     if run.details is not None:
         plans, source = run.details["memory"], f"details.json:models.{model['role']}.memory.fast.bytes"
@@ -254,29 +254,21 @@ def verified_reason(run: RunRecords) -> str | None:
 def _trained(run: RunRecords) -> Card:
     """The card of a training run."""
     metrics, test = run.metrics, run.metrics["test"]
-    parameters, seconds = metrics["parameters"], metrics["seconds"]
-    best = max(row["calibration_accuracy"] for row in metrics["history"])
+    parameters, speed = metrics["parameters"], f"{metrics['images_per_second']:,.0f} images/s"
+    best = f"accuracy {100 * max(row['calibration_accuracy'] for row in metrics['history']):.2f} %"
+
+    def fact(name: str, text: str, key: str, note: str) -> Fact:
+        return Fact(name, Number(text, metrics[key], f"metrics.json:{key}"), note)
+
     headline = (
         f"Recipe {metrics['recipe']} on {metrics['data']}: {test['percent']:.2f} % of {test['n']:,} test images are"
         f" classified correctly after {metrics['epochs']} epochs."
     )
     facts = (
         _accuracy("Test accuracy", test, "metrics.json:test.percent"),
-        Fact(
-            "Parameters",
-            Number(f"{parameters:,}", parameters, "metrics.json:parameters"),
-            f"{bytes_text(4 * parameters)} in 32-bit float",
-        ),
-        Fact(
-            "Epochs",
-            Number(f"{metrics['epochs']}", metrics["epochs"], "metrics.json:epochs"),
-            f"kept: epoch {metrics['epoch']}; best calibration accuracy {100 * best:.2f} %",
-        ),
-        Fact(
-            "Training time",
-            Number(f"{seconds / 60:.1f} min", seconds, "metrics.json:seconds"),
-            f"{metrics['images_per_second']:,.0f} images/s",
-        ),
+        fact("Parameters", f"{parameters:,}", "parameters", f"{bytes_text(4 * parameters)} in 32-bit float"),
+        fact("Epochs", f"{metrics['epochs']}", "epochs", f"kept: epoch {metrics['epoch']}; best calibration {best}"),
+        fact("Training time", f"{metrics['seconds'] / 60:.1f} min", "seconds", speed),
     )
     return Card(None, "Trained", headline, facts)
 
@@ -295,11 +287,7 @@ def _compressed(run: RunRecords) -> Card:
         _accuracy("Float accuracy", before["test"], "metrics.json:float.test.percent"),
         _accuracy("Compressed accuracy", after["test"], "metrics.json:compressed.test.percent"),
         _loss(after["paired"], "metrics.json:compressed.paired.loss"),
-        Fact(
-            "File",
-            _bytes(after["file_bytes"], "metrics.json:compressed.file_bytes"),
-            f"{after['file']}; float parameters {bytes_text(before['bytes'])}",
-        ),
+        _file(after, "metrics.json:compressed", f"float parameters {bytes_text(before['bytes'])}"),
         Fact(
             "Flash of the firmware",
             _bytes(found["flash"]["found"], "metrics.json:limits.flash.found"),

@@ -101,10 +101,6 @@ def _changed_table(answers: dict[str, Any], role: str) -> Table:
 
 
 def _thumbnail(shown: dict[str, Any], classes: list[str]) -> Thumbnail:
-    lines = (
-        f"is {classes[shown['label']]}",
-        f"float {classes[shown['float']]}",
-        f"integers {classes[shown['integers']]}",
-        f"no. {shown['id']:,}",
-    )
+    named = {word: classes[shown[key]] for word, key in (("is", "label"), ("float", "float"), ("integers", "integers"))}
+    lines = (*(f"{word} {name}" for word, name in named.items()), f"no. {shown['id']:,}")
     return Thumbnail(shown["png"], lines, shown["kind"])
