@@ -185,7 +185,7 @@ class Histogram:
         self._widen(max(_LOWEST_EXPONENT, math.ceil(math.log2(self.largest)) - int(math.log2(HALF))))
         assert self.exponent is not None
         edge = HALF * 2.0**self.exponent
-        for part in _dense(values).split(_CHUNK):
+        for part in torch.split(_dense(values), _CHUNK):
             self.counts += torch.histc(part, 2 * HALF, -edge, edge).numpy().astype(np.int64)
         self.counts[HALF] -= zeros
 

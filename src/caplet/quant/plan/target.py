@@ -97,7 +97,8 @@ class Hardware:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return json.loads(json.dumps(asdict(self)))
+        data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return data
 
     @classmethod
     def from_json(cls, data: object) -> Hardware:

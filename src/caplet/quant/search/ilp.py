@@ -155,7 +155,7 @@ class NoiseCurve:
         if above == below:
             return self.measured[below]
         part = (width - below) / (above - below)
-        return self.measured[below] ** (1 - part) * self.measured[above] ** part
+        return float(self.measured[below] ** (1 - part) * self.measured[above] ** part)
 
 
 class IlpSearch(PlanSearch):

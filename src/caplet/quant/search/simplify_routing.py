@@ -178,7 +178,7 @@ def mean_couplings(model: CapsNet, images: Tensor, batch_size: int = 64) -> dict
     """
     handler = _Couplings({name: layer.iterations - 1 for name, layer in routed_layers(model).items()})
     with torch.inference_mode(), model.handle(handler):
-        for batch in images.split(batch_size):
+        for batch in torch.split(images, batch_size):
             model(to_float(batch))
     return {name: total / len(images) for name, total in handler.sums.items()}
 
@@ -191,7 +191,7 @@ def _folded(layer: Routed, couplings: Tensor) -> dict[str, Tensor]:
     """
     factors = (couplings * couplings.shape[0]).float()
     if isinstance(layer, DenseCaps):
-        weight = layer.weight.detach().unflatten(2, (layer.out_capsules, layer.dim))  # I, K, G, D
+        weight = torch.unflatten(layer.weight.detach(), 2, (layer.out_capsules, layer.dim))  # I, K, G, D
         return {f"{layer.name}.weight": (weight * factors.T[:, None, :, None]).flatten(2)}
     by_type = factors.mean(1).view(-1, layer.types).mean(0).repeat_interleave(layer.dim)  # types count fastest
     return {
