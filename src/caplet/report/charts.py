@@ -192,7 +192,9 @@ def heat_map(
     slanted = max(map(text_width, columns)) > width - 4
     top = (0.72 * max(map(text_width, columns)) + 16 if slanted else 24.0) + (18 if corner[1] else 0)
     extra = 0.75 * text_width(columns[-1]) if slanted else 0.0
-    canvas = Canvas(left + width * len(columns) + max(extra, 8), top + height * len(rows) + 6, title)
+    across = max(width * len(columns) + max(extra, 8), text_width(corner[1]) + 8)
+    every = -(-(FONT + 1) // height)  # low rows: every second or third one is named
+    canvas = Canvas(left + across, top + height * len(rows) + 6, title)
     if corner[1]:
         canvas.text(left, 13, corner[1], "remark")
     if corner[0]:
@@ -201,7 +203,8 @@ def heat_map(
         x = left + (index + 0.5) * width
         canvas.text(x, top - 8, name, anchor="start" if slanted else "middle", turn=-45 if slanted else 0)
     for index, name in enumerate(rows):
-        canvas.text(left - 8, top + (index + 0.5) * height + 4, name, anchor="end")
+        if index % every == 0:
+            canvas.text(left - 8, top + (index + 0.5) * height + 4, name, anchor="end")
     for (row, column), tile in tiles.items():
         x, y = left + column * width, top + row * height
         canvas.rect(x + 1, y + 1, width - 2, height - 2, tile.style, mix=tile.mix, tip=tile.tip)

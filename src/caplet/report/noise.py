@@ -40,7 +40,7 @@ def _figures(rows: list[dict[str, Any]]) -> tuple[Figure, Figure]:
     tiles = {}
     for row in rows:
         ratio = row["output_sqnr"]["mean"]
-        text = "exact" if ratio is None else f"{ratio:.0f}"
+        text = "exact" if ratio is None else str(round(ratio))
         mix = 0.0 if ratio is None else (_ROBUST - ratio) / (_ROBUST - _FRAGILE)
         change = row["accuracy_change"]["mean"]
         tip = f"{row['point']} at {row['bits']} bits: {text} dB at the class capsules, {change:+.2f} pp"

@@ -101,17 +101,14 @@ def _strips(kept: dict[str, Any]) -> list[Canvas]:
         for name, row in kept["spaces"].items()
         if row["kind"] != "capsules"
     }
-    return [_map(f"{name}: {sum(row)} of {len(row)} remain", [row], ("", name)) for name, row in strips.items()]
+    return [_map([row], ("", f"{name}: {sum(row)} of {len(row)} remain")) for name, row in strips.items()]
 
 
 def _vote_maps(kept: dict[str, Any]) -> list[Canvas]:
-    return [
-        _map(f"Capsules of {layer} that vote", types, ("type", f"{layer}: position"))
-        for layer, types in kept["votes"].items()
-    ]
+    return [_map(types, ("type", f"{layer}: position")) for layer, types in kept["votes"].items()]
 
 
-def _map(title: str, table: list[list[int]], corner: tuple[str, str]) -> Canvas:
+def _map(table: list[list[int]], corner: tuple[str, str]) -> Canvas:
     step = -(-len(table[0]) // _WIDEST)
     tiles = {}
     for index, row in enumerate(table):
@@ -122,7 +119,8 @@ def _map(title: str, table: list[list[int]], corner: tuple[str, str]) -> Canvas:
             units = f"{first}" if len(part) == 1 else f"{first} to {first + len(part) - 1}"
             tiles[index, first // step] = Tile("", fraction, f"{where}{units}: {fraction:.0%} remain")
     names = [str(index) if corner[0] else "" for index in range(len(table))]
-    return heat_map(title, names, [""] * -(-len(table[0]) // step), tiles, cell=(9.0, 9.0), corner=corner)
+    columns = [""] * -(-len(table[0]) // step)
+    return heat_map(f"What remains, {corner[1]}", names, columns, tiles, cell=(9.0, 9.0), corner=corner)
 
 
 def activity(run: RunRecords) -> Section | str:
