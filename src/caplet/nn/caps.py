@@ -71,7 +71,7 @@ class ConvCaps2d(Layer):
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.tap("bias", self.bias)
         x = F.conv2d(x, self.tap("weight", self.weight), bias, self.stride, self.padding)
-        x = x.view(len(x), self.types, self.dim, *x.shape[2:])
+        x = x.view(x.shape[0], self.types, self.dim, *x.shape[2:])
         return self.squash(self.tap("preactivation", x), 2)
 
 

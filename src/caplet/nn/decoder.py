@@ -64,7 +64,7 @@ class DenseDecoder(Decoder):
     def decode(self, capsules: Tensor, chosen: Tensor) -> Tensor:
         mask = F.one_hot(chosen, capsules.shape[1]).to(capsules.dtype)
         pixels: Tensor = self.net((capsules * mask.unsqueeze(-1)).flatten(1))
-        return torch.sigmoid(pixels.float()).view(len(pixels), *self.image)
+        return torch.sigmoid(pixels.float()).view(pixels.shape[0], *self.image)
 
 
 class ConvDecoder(Decoder):
