@@ -32,7 +32,6 @@ from caplet.jobs.compress.settings import CompressSettings, Limits
 from caplet.jobs.diff import Diff, diff_runs
 from caplet.jobs.export import (
     OnnxCheck,
-    Verified,
     check_onnx,
     export_c,
     export_onnx,
@@ -73,7 +72,7 @@ from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.reconstruct import Reconstruction, reconstruct
 from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 from caplet.quant.search.qcapsnets import search_qcapsnets as search
-from caplet.runs.records import record_verified
+from caplet.runs.records import Verified, record_verified
 from caplet.runtime.engine import Engine
 from caplet.train.settings import recipe_names as recipes
 

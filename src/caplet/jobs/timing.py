@@ -88,7 +88,7 @@ def training_rate(model: CapsNet, precision: str = "float32") -> float:
     def step() -> None:
         with mixed(model, images.device, precision):
             capsules = model(images)
-        margin_loss(lengths(capsules.float()), labels).backward()
+        torch.autograd.backward(margin_loss(lengths(capsules.float()), labels))
         model.zero_grad()
 
     return _best(TRAINED, step)
@@ -126,7 +126,7 @@ def measure_speed(
     def through(network: CapsNet) -> Callable[[], object]:
         def work() -> None:
             with torch.inference_mode():
-                for part in floats.split(BATCH):
+                for part in torch.split(floats, BATCH):
                     network(part)
 
         return work

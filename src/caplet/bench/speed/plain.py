@@ -31,8 +31,9 @@ def plain_form(model: CapsNet) -> nn.Module | None:
 
 def squash(s: Tensor, dim: int) -> Tensor:
     """v = s |s| / (1 + |s|^2)."""
-    norm = s.norm(dim=dim, keepdim=True)
-    return s * norm / (1 + norm**2)
+    norm = torch.linalg.vector_norm(s, dim=dim, keepdim=True)
+    squashed: Tensor = s * norm / (1 + norm * norm)
+    return squashed
 
 
 def route(votes: Tensor, bias: Tensor, iterations: int) -> Tensor:
@@ -97,7 +98,8 @@ class PlainShallow(nn.Module):
         for conv in self.stem:
             x = F.relu(conv(x))
         x = squash(self.primary(x).reshape(len(x), *self.capsules), 2)
-        return self.digit(x.permute(0, 1, 3, 4, 2).reshape(len(x), -1, self.capsules[1]))
+        capsules: Tensor = self.digit(x.permute(0, 1, 3, 4, 2).reshape(len(x), -1, self.capsules[1]))
+        return capsules
 
 
 class PlainBlock(nn.Module):
@@ -150,7 +152,8 @@ class PlainDeep(nn.Module):
             x = block(x)
             maps.append(x)
         capsules = [m.permute(0, 1, 3, 4, 2).reshape(len(m), -1, m.shape[2]) for m in maps[-2:]]
-        return self.digit(torch.cat(capsules, 1))
+        classes: Tensor = self.digit(torch.cat(capsules, 1))
+        return classes
 
 
 def conv3d(layer: RoutedConvCaps) -> nn.Conv3d:

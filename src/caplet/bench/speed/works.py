@@ -47,7 +47,7 @@ def training(
             capsules = network(images)
         loss = margin_loss(lengths(capsules.float()), labels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
 
     return work

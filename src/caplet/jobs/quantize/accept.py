@@ -172,7 +172,8 @@ class Shipper:
 
     def hits(self, program: Program, images: ImageSet) -> NDArray[np.bool_]:
         """Which images ``program`` classifies correctly, bool (n,)."""
-        return classify(program, images, self.engine) == images.labels.numpy()
+        correct: NDArray[np.bool_] = classify(program, images, self.engine) == images.labels.numpy()
+        return correct
 
     def ship(
         self,

@@ -153,5 +153,5 @@ def _predictions(found: Reconstruction, images: ImageSet, count: int) -> np.ndar
 
 
 def _float_predictions(model: CapsNet, images: ImageSet, count: int) -> np.ndarray:
-    batches = images.images[:count].split(_BATCH)
+    batches = torch.split(images.images[:count], _BATCH)
     return torch.cat([predict(model(to_float(batch))) for batch in batches]).numpy()
