@@ -45,7 +45,7 @@ from caplet.jobs.prune.backbone import BackboneRun, backbone_prune_settings, pru
 from caplet.jobs.prune.curves import prune_curves
 from caplet.jobs.prune.job import PruneResult
 from caplet.jobs.prune.job import prune as prune_model
-from caplet.jobs.prune.settings import PruneSettings, prune_settings
+from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.quantize.accept import QuantizeResult
 from caplet.jobs.quantize.job import quantize
 from caplet.jobs.quantize.settings import QuantizeSettings
@@ -143,7 +143,6 @@ __all__ = [
     "prune_backbone_model",
     "prune_curves",
     "prune_model",
-    "prune_settings",
     "quantize",
     "read_plan",
     "recipes",

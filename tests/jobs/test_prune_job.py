@@ -20,7 +20,7 @@ from caplet.jobs.report import write_report
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.models.cost import cost_of
-from caplet.prune.order import Allocation
+from caplet.prune.choices import Allocation
 
 
 @pytest.fixture(scope="module")

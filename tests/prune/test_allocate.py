@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from caplet.prune.order import Allocation, _slopes, macs_per_unit, measured_prices, removal_order
-from caplet.prune.rules import UnitKind
+from caplet.prune.choices import Allocation, UnitKind
+from caplet.prune.order import _slopes, macs_per_unit, measured_prices, removal_order
 from caplet.prune.structure import prunable, structure_of
 from caplet.train.loss import margin_loss
 from tiny_networks import PRUNED, model_and_images

@@ -8,8 +8,8 @@ import pytest
 from caplet.errors import ConfigError
 from caplet.models.assemble import skeleton
 from caplet.models.cost import cost_of
-from caplet.prune.order import Allocation, fewest_removals, macs_per_unit, removal_order, resized_cost
-from caplet.prune.rules import UnitKind
+from caplet.prune.choices import Allocation, UnitKind
+from caplet.prune.order import fewest_removals, macs_per_unit, removal_order, resized_cost
 from caplet.prune.scores import measure_scores
 from caplet.prune.structure import cut, prunable, structure_of
 from caplet.train.loss import margin_loss

@@ -17,7 +17,8 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.nn.layer import Layer
 from caplet.program.interpreter import run
-from caplet.prune.rules import RULES, UnitKind, rule_of
+from caplet.prune.choices import UnitKind
+from caplet.prune.rules import RULES, rule_of
 from caplet.prune.structure import Keep, Structure, cut, structure_of
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.calibrate import calibrate

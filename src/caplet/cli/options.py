@@ -92,8 +92,9 @@ def _settings(hint: Any) -> tuple[type[Settings] | None, bool]:
 
 
 def _options(kind: type[Settings]) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
-    """Every field with a heading, with its place in the tables of settings."""
-    for name, field in kind.model_fields.items():
+    """Every field with a heading, with its place in the tables of settings; those of base classes come last."""
+    own = inspect.get_annotations(kind)
+    for name, field in sorted(kind.model_fields.items(), key=lambda item: item[0] not in own):
         if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
             yield from (((name, *place), inner) for place, inner in _options(field.annotation))
         elif isinstance(field.json_schema_extra, dict):
@@ -104,7 +105,7 @@ def _option(name: str, field: FieldInfo) -> tuple[Any, Any]:
     """The annotation and the default that typer makes an option of."""
     extra = field.json_schema_extra
     assert isinstance(extra, dict)
-    flag = str(extra["flag"]) or f"--{name.replace('_', '-')}"
+    flag = _flag(name, field)
     kind = _kind(field)
     default = ... if field.is_required() else field.default
     if default is True:
@@ -117,6 +118,11 @@ def _option(name: str, field: FieldInfo) -> tuple[Any, Any]:
         default, kind = None, kind | None
     text = " ".join((field.description or "").replace("``", "").split())
     return Annotated[kind, typer.Option(flag, help=text, rich_help_panel=str(extra["panel"]))], default
+
+
+def _flag(name: str, field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    return (isinstance(extra, dict) and str(extra["flag"])) or f"--{name.replace('_', '-')}"
 
 
 def _kind(field: FieldInfo) -> Any:
@@ -141,7 +147,7 @@ def _kind(field: FieldInfo) -> Any:
 def _value(name: str, field: FieldInfo, value: Any) -> Any:
     """What an option's text means: lists and tables of settings are taken apart."""
     if isinstance(value, list):
-        return dict(_pair(f"--{name}", text) for text in value)
+        return dict(_pair(_flag(name, field), text) for text in value)
     before = any(isinstance(mark, BeforeValidator) for mark in field.metadata)
     if isinstance(value, str) and get_origin(field.annotation) is tuple and not before:
         return [word.strip() for word in value.split(",")]

@@ -27,9 +27,9 @@ from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.progress import Note, silent
 from caplet.prune.backbone_groups import PRIMARY, group_importance
+from caplet.prune.choices import UnitKind
 from caplet.prune.order import resized_cost
 from caplet.prune.refit import refitted
-from caplet.prune.rules import UnitKind
 from caplet.prune.scores import SCORES, Loss, Values, measure_scores
 from caplet.prune.structure import Keep, Structure, cut, kept_sizes, structure_of
 from caplet.settings import Settings

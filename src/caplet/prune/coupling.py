@@ -14,7 +14,7 @@ from torch import Tensor
 from caplet.data.imageset import to_float
 from caplet.models.base import CapsNet
 from caplet.nn.caps import DenseCaps, RoutedConvCaps
-from caplet.prune.rules import UnitKind
+from caplet.prune.choices import UnitKind
 from caplet.prune.scores import Record, sites, voter_layers
 from caplet.prune.structure import Keep, structure_of
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import pairwise
 
 import numpy as np
@@ -23,7 +22,8 @@ from caplet.models.base import CapsNet
 from caplet.models.cost import Cost, cost_of
 from caplet.nn.functional import lengths
 from caplet.progress import Progress
-from caplet.prune.rules import DependencyGroup, UnitKind
+from caplet.prune.choices import Allocation, UnitKind
+from caplet.prune.rules import DependencyGroup
 from caplet.prune.scores import Loss, Scores, Values
 from caplet.prune.structure import Keep, Selection, Structure, cut
 
@@ -31,14 +31,6 @@ GLOBAL_FLOOR = 0.125
 """The fraction of every group that the allocations ``global`` and ``measured`` leave at least: beyond it they guess."""
 REMOVED = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 """Fractions of a group at which the allocation ``measured`` measures the loss."""
-
-
-class Allocation(StrEnum):
-    """How removals are divided among the groups."""
-
-    UNIFORM = "uniform"  # the same fraction of every group
-    GLOBAL = "global"  # units of all groups in one order: score per multiply-accumulate
-    MEASURED = "measured"  # the same, by the loss that removals from each group alone were measured to add
 
 
 @dataclass(frozen=True)

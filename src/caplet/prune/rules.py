@@ -9,26 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from caplet.errors import ModelError
 from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps
 from caplet.nn.conv import ConvNorm, ConvReLU, InputLayer, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.layer import Layer
+from caplet.prune.choices import UnitKind
 from caplet.registry import Registry
 
 AxisGroups = tuple[str | int, ...]
 """What an axis runs along: names of groups, or numbers where nothing can go; slowest first."""
-
-
-class UnitKind(StrEnum):
-    """What the units of a group are."""
-
-    CHANNELS = "channels"  # output channels of a plain convolution
-    TYPES = "types"  # capsule types: all their positions, filters and votes
-    DIM = "dim"  # dimensions of the capsules
-    CAPSULES = "capsules"  # single input capsules (type x position): their transformation matrices and votes
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.points import Handler, PointSpec
 from caplet.progress import Progress
-from caplet.prune.rules import DependencyGroup, UnitKind, Voters
+from caplet.prune.choices import UnitKind
+from caplet.prune.rules import DependencyGroup, Voters
 from caplet.prune.structure import Structure, structure_of
 from caplet.registry import Registry
 

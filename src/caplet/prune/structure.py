@@ -15,7 +15,8 @@ from torch import Tensor
 from caplet.errors import ConfigError, ModelError
 from caplet.models.assemble import assemble, named_tensors
 from caplet.models.base import CapsNet
-from caplet.prune.rules import AxisGroups, Dependencies, DependencyGroup, MapAxes, UnitKind, Voters, rule_of
+from caplet.prune.choices import UnitKind
+from caplet.prune.rules import AxisGroups, Dependencies, DependencyGroup, MapAxes, Voters, rule_of
 
 Keep = NDArray[np.bool_]
 Selection = Mapping[str, Keep]

@@ -16,7 +16,7 @@ from caplet.bench.papers.work import Rates
 from caplet.data import Splits, load_data
 from caplet.errors import CapletError, ConfigError
 from caplet.files import file_digest
-from caplet.jobs.prune.settings import spread_set
+from caplet.jobs.prune.targets import spread_set
 from caplet.jobs.timing import forward_rate, training_rate
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model

@@ -16,7 +16,8 @@ from caplet.data import Splits
 from caplet.errors import ConfigError
 from caplet.jobs.compress.choose import Pruned, Size, Width, next_fraction
 from caplet.jobs.compress.settings import BATCH, CompressSettings
-from caplet.jobs.prune.settings import NetworkSizes, PruneSettings, put_in_order, removals_for, spread_set
+from caplet.jobs.prune.settings import PruneSettings
+from caplet.jobs.prune.targets import NetworkSizes, put_in_order, removals_for, spread_set
 from caplet.jobs.run import float_predictions
 from caplet.jobs.train import fit_to_data, resolve_recipe, train_by_recipe
 from caplet.lower import lower

@@ -18,7 +18,7 @@ from caplet.jobs.compress.attempts import Attempt, plan_file
 from caplet.jobs.compress.choose import PairChoice, outlook
 from caplet.jobs.compress.curves import Context, Curves
 from caplet.jobs.export import Target, export_c, verify_engines
-from caplet.jobs.prune.settings import spread_set
+from caplet.jobs.prune.targets import spread_set
 from caplet.jobs.run import SplitAnswers, evaluate, open_test_split, ship
 from caplet.jobs.sensitivity import sensitivity
 from caplet.jobs.timing import SPEED, measure_speed

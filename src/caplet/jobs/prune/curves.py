@@ -9,7 +9,8 @@ import numpy as np
 
 from caplet.data import Splits
 from caplet.errors import CapletError
-from caplet.jobs.prune.settings import PruneSettings, allocate, answers, spread_set
+from caplet.jobs.prune.settings import PruneSettings
+from caplet.jobs.prune.targets import allocate, answers, spread_set
 from caplet.jobs.run import begin, check
 from caplet.models.base import CapsNet
 from caplet.models.cost import cost_of

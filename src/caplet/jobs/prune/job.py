@@ -12,15 +12,8 @@ import numpy as np
 
 from caplet.acceptance import Acceptance
 from caplet.data import Splits
-from caplet.jobs.prune.settings import (
-    NetworkSizes,
-    PruneSettings,
-    answers,
-    check_target,
-    put_in_order,
-    removals_for,
-    spread_set,
-)
+from caplet.jobs.prune.settings import PruneSettings
+from caplet.jobs.prune.targets import NetworkSizes, answers, check_target, put_in_order, removals_for, spread_set
 from caplet.jobs.run import begin, check, open_test_split, ship
 from caplet.metrics import Accuracy, Paired, accuracy
 from caplet.models.base import CapsNet
