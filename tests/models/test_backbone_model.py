@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from caplet.errors import ModelError
 from caplet.models.architectures import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD
-from caplet.models.backbone import BackboneCaps, backbone_caps, backbone_config
+from caplet.models.backbone import BackboneCaps, backbone_caps
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.models.importers.pretrained import load_pretrained, read_trunk
@@ -246,6 +246,6 @@ def test_other_settings_that_do_not_fit() -> None:
     with pytest.raises(ModelError, match=r"mean .* for 1 channels"):
         with_blocks(block, image=(1, 8, 8), mean=(0.5, 0.5, 0.5))
     with pytest.raises(ModelError, match="unknown backbone 'resnet81'; did you mean 'resnet18'"):
-        backbone_config("resnet81")
+        backbone_caps("resnet81")
     with pytest.raises(ModelError, match="width 0"):
-        backbone_config("resnet18", width=0)
+        backbone_caps("resnet18", width=0)

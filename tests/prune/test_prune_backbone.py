@@ -14,7 +14,7 @@ import torch
 from caplet.data import Splits
 from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError, ModelError, ToolMissing
-from caplet.models.backbone import BackboneCaps, backbone_caps, backbone_config
+from caplet.models.backbone import BackboneCaps, backbone_caps
 from caplet.models.base import CapsNet
 from caplet.models.cost import cost_of
 from caplet.prune.backbone import (
@@ -198,7 +198,7 @@ def test_the_whole_path_on_a_tiny_network(digits: Splits, tmp_path: Path) -> Non
         calibration=digits.calibration.subset(range(140)),
         test=digits.test.subset(range(100)),
     )
-    whole = backbone_config("resnet18", image=(1, 8, 8), width=0.25, primary_types=6, class_dim=4)
+    whole = backbone_caps("resnet18", image=(1, 8, 8), width=0.25, primary_types=6, class_dim=4).config
     shorter = whole.trunk.model_copy(update={"blocks": whole.trunk.blocks[:4]})
     small = whole.model_copy(update={"trunk": shorter})
     settings = TrainSettings(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from caplet.models.trunk import ConvNode, GateNode, Node, PoolNode, SumNode, TrunkBlock, TrunkSettings
+from caplet.models.trunk import INPUT, ConvNode, GateNode, Node, PoolNode, SumNode, TrunkBlock, TrunkSettings
 from caplet.nn.conv import Activation
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -44,63 +44,73 @@ def scaled(channels: int, width: float) -> int:
     return rounded + 8 if rounded < 0.9 * exact else rounded
 
 
+def _conv(
+    name: str,
+    source: str,
+    channels: int,
+    kernel: int = 3,
+    stride: int = 1,
+    activation: Activation = Activation.RELU,
+    depthwise: bool = False,
+) -> ConvNode:
+    """A convolution that keeps the size of its map but for its stride."""
+    return ConvNode(
+        name=name,
+        source=source,
+        channels=channels,
+        kernel=kernel,
+        stride=stride,
+        padding=kernel // 2,
+        depthwise=depthwise,
+        activation=activation,
+    )
+
+
 def resnet(depths: tuple[int, int, int, int], *, bottleneck: bool) -> Callable[[float], TrunkSettings]:
     """A ResNet of He et al. 2016 (stride in a bottleneck's 3x3 convolution, as torchvision has it)."""
 
     def make(width: float) -> TrunkSettings:
-        stem: tuple[Node, ...] = (
-            ConvNode(name="conv1", channels=scaled(64, width), kernel=7, stride=2, padding=3),
-            PoolNode(name="maxpool", source="conv1"),
-        )
-        blocks = [TrunkBlock(name="stem", nodes=stem)]
         before = scaled(64, width)
+        stem = (_conv("conv1", INPUT, before, 7, 2), PoolNode(name="maxpool", source="conv1"))
+        blocks = [TrunkBlock(name="stem", nodes=stem)]
         for stage, depth in enumerate(depths):
             inner = scaled(64 << stage, width)
+            outer = 4 * inner if bottleneck else inner
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
-                outer = 4 * inner if bottleneck else inner
-                nodes = _bottleneck(inner, outer, stride) if bottleneck else _basic(inner, stride)
-                skip = "in"
-                if stride != 1 or before != outer:
-                    nodes.append(
-                        ConvNode(name="downsample", channels=outer, kernel=1, stride=stride, activation=Activation.NONE)
-                    )
-                    skip = "downsample"
-                nodes.append(SumNode(name="sum", source="conv3" if bottleneck else "conv2", other=skip))
-                blocks.append(TrunkBlock(name=f"layer{stage + 1}_{index}", nodes=tuple(nodes)))
+                nodes = _residual(before, inner, outer, stride, bottleneck)
+                blocks.append(TrunkBlock(name=f"layer{stage + 1}_{index}", nodes=nodes))
                 before = outer
         return TrunkSettings(blocks=tuple(blocks), eps=_BN_EPS)
 
     return make
 
 
-def _basic(channels: int, stride: int) -> list[Node]:
-    return [
-        ConvNode(name="conv1", channels=channels, stride=stride, padding=1),
-        ConvNode(name="conv2", source="conv1", channels=channels, padding=1, activation=Activation.NONE),
-    ]
-
-
-def _bottleneck(inner: int, outer: int, stride: int) -> list[Node]:
-    return [
-        ConvNode(name="conv1", channels=inner, kernel=1),
-        ConvNode(name="conv2", source="conv1", channels=inner, stride=stride, padding=1),
-        ConvNode(name="conv3", source="conv2", channels=outer, kernel=1, activation=Activation.NONE),
-    ]
+def _residual(before: int, inner: int, outer: int, stride: int, bottleneck: bool) -> tuple[Node, ...]:
+    """Two convolutions (three in a bottleneck), and their sum with the input, projected where the shapes differ."""
+    nodes: list[Node]
+    if bottleneck:
+        nodes = [_conv("conv1", INPUT, inner, 1), _conv("conv2", "conv1", inner, 3, stride)]
+    else:
+        nodes = [_conv("conv1", INPUT, inner, 3, stride)]
+    last, skip = f"conv{len(nodes) + 1}", INPUT
+    nodes.append(_conv(last, nodes[-1].name, outer, 1 if bottleneck else 3, activation=Activation.NONE))
+    if stride != 1 or before != outer:
+        skip = "downsample"
+        nodes.append(_conv(skip, INPUT, outer, 1, stride, Activation.NONE))
+    return (*nodes, SumNode(name="sum", source=last, other=skip))
 
 
 def mobilenet_v1(width: float) -> TrunkSettings:
     """MobileNet of Howard et al. 2017: depthwise and pointwise convolutions, ReLU."""
-    blocks = [_single("conv1", ConvNode(name="conv", channels=scaled(32, width), stride=2, padding=1))]
     before = scaled(32, width)
+    blocks = [_single("conv1", before, 3, 2)]
     plan = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
     for index, (channels, stride) in enumerate(plan, start=2):
-        nodes = (
-            ConvNode(name="depthwise", channels=before, stride=stride, padding=1, depthwise=True),
-            ConvNode(name="pointwise", source="depthwise", channels=scaled(channels, width), kernel=1),
-        )
-        blocks.append(TrunkBlock(name=f"conv{index}", nodes=nodes))
+        depthwise = _conv("depthwise", INPUT, before, 3, stride, depthwise=True)
         before = scaled(channels, width)
+        nodes = (depthwise, _conv("pointwise", "depthwise", before, 1))
+        blocks.append(TrunkBlock(name=f"conv{index}", nodes=nodes))
     return TrunkSettings(blocks=tuple(blocks), eps=_BN_EPS)
 
 
@@ -108,19 +118,15 @@ def mobilenet_v2(width: float) -> TrunkSettings:
     """MobileNetV2 of Sandler et al. 2018: inverted residuals, ReLU6."""
     relu6 = Activation.RELU6
     before = scaled(32, width)
-    stem = ConvNode(name="conv", channels=before, stride=2, padding=1, activation=relu6)
-    blocks = [_single("features0", stem)]
+    blocks = [_single("features0", before, 3, 2, relu6)]
     plan = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
-    number = 1
     for expansion, channels, repeats, first in plan:
-        for repeat in range(repeats):
-            out, stride = scaled(channels, width), first if repeat == 0 else 1
-            hidden = before * expansion
-            nodes = _inverted(before, hidden, out, 3, stride, relu6, gate=None)
-            blocks.append(TrunkBlock(name=f"features{number}", nodes=nodes))
-            before, number = out, number + 1
-    last = ConvNode(name="conv", channels=scaled(1280, width), kernel=1, activation=relu6)
-    blocks.append(_single(f"features{number}", last))
+        out = scaled(channels, width)
+        for stride in (first, *[1] * (repeats - 1)):
+            nodes = _inverted(before, before * expansion, out, 3, stride, relu6, gate=None)
+            blocks.append(TrunkBlock(name=f"features{len(blocks)}", nodes=nodes))
+            before = out
+    blocks.append(_single(f"features{len(blocks)}", scaled(1280, width), 1, 1, relu6))
     return TrunkSettings(blocks=tuple(blocks), eps=_BN_EPS)
 
 
@@ -130,30 +136,25 @@ _V3_LARGE = (
     (3, 64, 24, False, False, 2),
     (3, 72, 24, False, False, 1),
     (5, 72, 40, True, False, 2),
-    (5, 120, 40, True, False, 1),
-    (5, 120, 40, True, False, 1),
+    *[(5, 120, 40, True, False, 1)] * 2,
     (3, 240, 80, False, True, 2),
     (3, 200, 80, False, True, 1),
-    (3, 184, 80, False, True, 1),
-    (3, 184, 80, False, True, 1),
+    *[(3, 184, 80, False, True, 1)] * 2,
     (3, 480, 112, True, True, 1),
     (3, 672, 112, True, True, 1),
     (5, 672, 160, True, True, 2),
-    (5, 960, 160, True, True, 1),
-    (5, 960, 160, True, True, 1),
+    *[(5, 960, 160, True, True, 1)] * 2,
 )
 _V3_SMALL = (
     (3, 16, 16, True, False, 2),
     (3, 72, 24, False, False, 2),
     (3, 88, 24, False, False, 1),
     (5, 96, 40, True, True, 2),
-    (5, 240, 40, True, True, 1),
-    (5, 240, 40, True, True, 1),
+    *[(5, 240, 40, True, True, 1)] * 2,
     (5, 120, 48, True, True, 1),
     (5, 144, 48, True, True, 1),
     (5, 288, 96, True, True, 2),
-    (5, 576, 96, True, True, 1),
-    (5, 576, 96, True, True, 1),
+    *[(5, 576, 96, True, True, 1)] * 2,
 )
 
 
@@ -163,25 +164,17 @@ def mobilenet_v3(plan: tuple[tuple[int, int, int, bool, bool, int], ...]) -> Cal
     def make(width: float) -> TrunkSettings:
         hard = Activation.HARDSWISH
         before = scaled(16, width)
-        stem = ConvNode(name="conv", channels=before, stride=2, padding=1, activation=hard)
-        blocks = [_single("features0", stem)]
-        for number, (kernel, hidden, channels, gated, hardswish, stride) in enumerate(plan, start=1):
+        blocks = [_single("features0", before, 3, 2, hard)]
+        for kernel, hidden, channels, gated, hardswish, stride in plan:
             inner, out = scaled(hidden, width), scaled(channels, width)
-            activation = hard if hardswish else Activation.RELU
-            gate = _gate_channels(inner) if gated else None
-            nodes = _inverted(before, inner, out, kernel, stride, activation, gate)
-            blocks.append(TrunkBlock(name=f"features{number}", nodes=nodes))
+            gate = scaled(inner, 0.25) if gated else None
+            nodes = _inverted(before, inner, out, kernel, stride, hard if hardswish else Activation.RELU, gate)
+            blocks.append(TrunkBlock(name=f"features{len(blocks)}", nodes=nodes))
             before = out
-        last = ConvNode(name="conv", channels=6 * before, kernel=1, activation=hard)
-        blocks.append(_single(f"features{len(plan) + 1}", last))
+        blocks.append(_single(f"features{len(blocks)}", 6 * before, 1, 1, hard))
         return TrunkSettings(blocks=tuple(blocks), eps=_V3_EPS)
 
     return make
-
-
-def _gate_channels(hidden: int) -> int:
-    """A quarter of the hidden channels, as a multiple of 8 by the rule of :func:`scaled`."""
-    return scaled(hidden, 0.25)
 
 
 def _inverted(
@@ -189,34 +182,20 @@ def _inverted(
 ) -> tuple[Node, ...]:
     """Expand (where there is something to expand), depthwise, gate, project, and the sum where the shapes agree."""
     nodes: list[Node] = []
-    last = "in"
     if hidden != before:
-        nodes.append(ConvNode(name="expand", channels=hidden, kernel=1, activation=activation))
-        last = "expand"
-    nodes.append(
-        ConvNode(
-            name="depthwise",
-            source=last,
-            channels=hidden,
-            kernel=kernel,
-            stride=stride,
-            padding=kernel // 2,
-            depthwise=True,
-            activation=activation,
-        )
-    )
-    last = "depthwise"
+        nodes.append(_conv("expand", INPUT, hidden, 1, 1, activation))
+    source = "expand" if nodes else INPUT
+    nodes.append(_conv("depthwise", source, hidden, kernel, stride, activation, depthwise=True))
     if gate is not None:
-        nodes.append(GateNode(name="gate", source=last, hidden=gate))
-        last = "gate"
-    nodes.append(ConvNode(name="project", source=last, channels=out, kernel=1, activation=Activation.NONE))
+        nodes.append(GateNode(name="gate", source="depthwise", hidden=gate))
+    nodes.append(_conv("project", nodes[-1].name, out, 1, 1, Activation.NONE))
     if stride == 1 and before == out:
         nodes.append(SumNode(name="sum", source="project", relu=False))
     return tuple(nodes)
 
 
-def _single(name: str, node: Node) -> TrunkBlock:
-    return TrunkBlock(name=name, nodes=(node,))
+def _single(name: str, channels: int, kernel: int, stride: int, activation: Activation = Activation.RELU) -> TrunkBlock:
+    return TrunkBlock(name=name, nodes=(_conv("conv", INPUT, channels, kernel, stride, activation),))
 
 
 ARCHITECTURES: dict[str, Architecture] = {

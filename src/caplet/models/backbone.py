@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 from torch import nn
 
 from caplet.errors import ModelError, suggest
-from caplet.models.architectures import ARCHITECTURES, Architecture
+from caplet.models.architectures import ARCHITECTURES
 from caplet.models.base import CapsNet, ModelConfig, Stage, layer_stage
 from caplet.models.timm_trunk import PREFIX, timm_trunk
 from caplet.models.trunk import ConvNode, TrunkModule, TrunkSettings, resized_blocks, walk
@@ -79,12 +79,8 @@ class BackboneCaps(CapsNet):
         stages = [layer_stage(self.input)]
         for block in self._trunk:
             stages.append(block.stage(stages[-1].outputs[0]))
-        primary = layer_stage(self.primary, stages[-1].outputs)
-        return (
-            *stages,
-            primary,
-            layer_stage(self.digit, primary.outputs, lambda state: flatten_capsules(state[0])),
-        )
+        stages.append(layer_stage(self.primary, stages[-1].outputs))
+        return (*stages, layer_stage(self.digit, stages[-1].outputs, lambda state: flatten_capsules(state[0])))
 
     def blocks(self) -> tuple[TrunkModule, ...]:
         """The trunk's blocks in order of execution."""
@@ -117,76 +113,41 @@ class BackboneCaps(CapsNet):
         return self
 
 
-def architecture(name: str) -> Architecture:
-    """The trunk called ``name``; ``timm/NAME`` is timm's network of that name.
-
-    Raises:
-        ModelError: unknown name; the message suggests the nearest. A network of timm's that cannot be a trunk.
-        ToolMissing: a network of timm's where timm is not installed.
-    """
-    if name.startswith(PREFIX):
-        return _of_timm(name)
-    if name not in ARCHITECTURES:
-        hint = suggest(name, ARCHITECTURES)
-        raise ModelError(f"unknown backbone {name!r}{hint} (known: {', '.join(ARCHITECTURES)}, {PREFIX}NAME)")
-    return ARCHITECTURES[name]
-
-
-def _of_timm(name: str) -> Architecture:
-    trunk = timm_trunk(name.removeprefix(PREFIX)).settings
-
-    def make(width: float) -> TrunkSettings:
-        if width != 1.0:
-            raise ModelError(f"backbone {name}: width {width:g}; timm's networks have the widths that their names say")
-        return trunk
-
-    return Architecture(make, None, f"timm's {name.removeprefix(PREFIX)}")
-
-
-def backbone_config(
-    name: str,
-    *,
-    image: tuple[int, int, int] = (3, 64, 64),
-    classes: int = 10,
-    width: float = 1.0,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    primary_types: int | None = None,
-    primary_dim: int = 8,
-    class_dim: int = 16,
-    iterations: int = 3,
-) -> BackboneCapsConfig:
-    """Settings of capsules on the trunk ``name`` (``resnet18``, ``mobilenetv2``, ``timm/resnet34``, ...).
+def trunk_settings(
+    name: str, width: float = 1.0, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+) -> TrunkSettings:
+    """The trunk called ``name`` (``resnet18``, ``mobilenetv2``, ...); ``timm/NAME`` is timm's network of that name.
 
     Args:
-        width: factor on every channel count of the trunk.
+        width: factor on every channel count.
         mean, std: normalisation of the images per channel, as pretrained weights need it; None for none, or timm's own
             for its networks.
-        primary_types: capsule types; as many as the last map's channels divided by ``primary_dim`` if None.
 
     Raises:
-        ModelError: unknown trunk; a width that is not above 0.
+        ModelError: unknown name; the message suggests the nearest. A network of timm's that cannot be a trunk. A width
+            that is not above 0.
+        ToolMissing: a network of timm's where timm is not installed.
     """
     if not width > 0:
         raise ModelError(f"backbone {name}: width {width}; the rule is above 0")
-    trunk = architecture(name).make(width)
-    if mean is not None or std is not None or not name.startswith(PREFIX):
-        trunk = trunk.model_copy(update={"mean": mean, "std": std})
-    return BackboneCapsConfig(
-        image=image,
-        classes=classes,
-        architecture=name,
-        trunk=trunk,
-        primary_types=primary_types or max(1, last_channels(trunk) // primary_dim),
-        primary_dim=primary_dim,
-        class_dim=class_dim,
-        iterations=iterations,
-    )
+    if name.startswith(PREFIX):
+        trunk = timm_trunk(name.removeprefix(PREFIX)).settings
+        if width != 1.0:
+            raise ModelError(f"backbone {name}: width {width:g}; timm's networks have the widths that their names say")
+        if mean is None and std is None:
+            return trunk
+    elif name in ARCHITECTURES:
+        trunk = ARCHITECTURES[name].make(width)
+    else:
+        hint = suggest(name, ARCHITECTURES)
+        raise ModelError(f"unknown backbone {name!r}{hint} (known: {', '.join(ARCHITECTURES)}, {PREFIX}NAME)")
+    return trunk.model_copy(update={"mean": mean, "std": std})
 
 
-def last_channels(trunk: TrunkSettings) -> int:
-    """Channels of a trunk's last map."""
-    return [node for _, node in walk(trunk.blocks) if isinstance(node, ConvNode)][-1].channels
+def primary_types_for(trunk: TrunkSettings, primary_dim: int = 8) -> int:
+    """Capsule types that hold the channels of a trunk's last map, at least 1."""
+    last = [node for _, node in walk(trunk.blocks) if isinstance(node, ConvNode)][-1]
+    return max(1, last.channels // primary_dim)
 
 
 def backbone_caps(
@@ -202,14 +163,14 @@ def backbone_caps(
     class_dim: int = 16,
     iterations: int = 3,
 ) -> BackboneCaps:
-    """A network of :func:`backbone_config`, with random weights: a CNN, primary capsules, class capsules.
+    """Capsules on the trunk ``name``, with random weights: a CNN, primary capsules, class capsules.
 
     It takes float (B, *image) in [0, 1] and gives class capsules, float (B, classes, class_dim).
 
     Args:
-        name: of a CNN without its capsules, such as ``resnet18`` or ``mobilenetv2``.
+        name, width, mean, std: as :func:`trunk_settings`.
         image: channels, rows, columns.
-        width, mean, std, primary_types: as :func:`backbone_config`.
+        primary_types: capsule types; as many as the last map's channels divided by ``primary_dim`` if None.
         primary_dim, class_dim, iterations: of the capsules and their routing.
 
     Raises:
@@ -221,17 +182,15 @@ def backbone_caps(
     >>> model.config.primary_types, model.digit.weight.shape
     (8, torch.Size([8, 8, 160]))
     """
-    return BackboneCaps(
-        backbone_config(
-            name,
-            image=image,
-            classes=classes,
-            width=width,
-            mean=mean,
-            std=std,
-            primary_types=primary_types,
-            primary_dim=primary_dim,
-            class_dim=class_dim,
-            iterations=iterations,
-        )
+    trunk = trunk_settings(name, width, mean, std)
+    config = BackboneCapsConfig(
+        image=image,
+        classes=classes,
+        architecture=name,
+        trunk=trunk,
+        primary_types=primary_types or primary_types_for(trunk, primary_dim),
+        primary_dim=primary_dim,
+        class_dim=class_dim,
+        iterations=iterations,
     )
+    return BackboneCaps(config)

@@ -9,31 +9,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from caplet.errors import ModelError
 from caplet.files import write_bytes
-from caplet.models.assemble import ImageSize, assemble, first_line, named_tensors
+from caplet.models.assemble import ImageSize, assemble, named_tensors
 from caplet.models.base import CapsNet
 from caplet.models.importers import import_model
-from caplet.models.importers.files import read_head
+from caplet.models.importers.files import damaged, read_head
 
 FORMAT, VERSION = "caplet-model", 1
 _KEY = "caplet"
-
-
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """What a native checkpoint says about itself: family, settings (JSON values) and the caller's metadata."""
-
-    family: str
-    config: dict[str, Any]
-    metadata: dict[str, Any]
 
 
 def save_model(model: CapsNet, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
@@ -76,8 +67,7 @@ def load_model(path: str | Path, image_size: ImageSize | None = None) -> CapsNet
     path = Path(path)
     if not _is_safetensors(read_head(path)):
         return import_model(path, image_size)
-    info, tensors = _read(path, with_tensors=True)
-    model = assemble(info.family, info.config, tensors, str(path))
+    model = assemble(*_read(path), str(path))
     asked = (image_size, image_size) if isinstance(image_size, int) else image_size
     if asked is not None and asked != model.config.image[1:]:
         rows, columns = model.config.image[1:]
@@ -87,39 +77,24 @@ def load_model(path: str | Path, image_size: ImageSize | None = None) -> CapsNet
     return model
 
 
-def read_info(path: str | Path) -> CheckpointInfo:
-    """Family, settings and metadata of a native checkpoint, without reading its tensors.
-
-    Raises:
-        ModelError: not a native checkpoint, truncated, or written by a newer version.
-    """
-    path = Path(path)
-    if not _is_safetensors(read_head(path)):
-        raise ModelError(f"{path}: not a caplet checkpoint (.safetensors); only those carry settings and metadata")
-    return _read(path, with_tensors=False)[0]
-
-
 def _is_safetensors(head: bytes) -> bool:
     """Eight bytes of header length (the library's limit is 100 MB), then JSON."""
     return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 27
 
 
-def _read(path: Path, with_tensors: bool) -> tuple[CheckpointInfo, dict[str, Any]]:
+def _read(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """Family, settings and tensors."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            text = (file.metadata() or {}).get(_KEY)
-            info = _info(text, path)
-            tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}  # noqa: SIM118
+            family, config = _described(file.metadata(), path)
+            return family, config, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{path}: truncated or damaged safetensors file ({first_line(error)}); copy or save it again"
-        ) from None
-    return info, tensors
+        raise damaged(path, error) from None
 
 
-def _info(text: str | None, path: Path) -> CheckpointInfo:
+def _described(metadata: Mapping[str, str] | None, path: Path) -> tuple[str, dict[str, Any]]:
     try:
-        header = json.loads(text or "null")
+        header = json.loads((metadata or {}).get(_KEY, "null"))
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
@@ -134,4 +109,4 @@ def _info(text: str | None, path: Path) -> CheckpointInfo:
     family, config, metadata = header.get("family"), header.get("config"), header.get("metadata")
     if not isinstance(family, str) or not isinstance(config, dict) or not isinstance(metadata, dict):
         raise ModelError(f"{path}: its description lacks family, config or metadata; the file is damaged")
-    return CheckpointInfo(family, config, metadata)
+    return family, config

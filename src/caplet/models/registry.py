@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from caplet.errors import ModelError
 from caplet.models.architectures import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD
-from caplet.models.backbone import BackboneCaps, BackboneCapsConfig, backbone_config
+from caplet.models.backbone import BackboneCaps, BackboneCapsConfig, primary_types_for, trunk_settings
 from caplet.models.base import CapsNet, ModelConfig
 from caplet.models.deep import DeepCaps, DeepCapsConfig
 from caplet.models.shallow import ShallowCaps, ShallowCapsConfig, StemConv
@@ -63,8 +63,16 @@ def named_model(name: str) -> NamedModel:
         ToolMissing: a network of timm's where timm is not installed.
     """
     if name.startswith(PREFIX):
-        return NamedModel("backbone", backbone_config(name), f"capsules on timm's {name.removeprefix(PREFIX)}, 3x64x64")
+        return _on_trunk(name, f"timm's {name.removeprefix(PREFIX)}")
     return NAMED.find(name)
+
+
+def _on_trunk(
+    name: str, about: str, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+) -> NamedModel:
+    trunk = trunk_settings(name, mean=mean, std=std)
+    config = BackboneCapsConfig(architecture=name, trunk=trunk, primary_types=primary_types_for(trunk))
+    return NamedModel("backbone", config, f"capsules on {about}, 3x64x64")
 
 
 FAMILIES.add("shallow", Family(ShallowCaps, ShallowCapsConfig))
@@ -98,5 +106,4 @@ for _name, _named in {
 }.items():
     NAMED.add(_name, _named)
 for _name, _architecture in ARCHITECTURES.items():
-    _config = backbone_config(_name, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    NAMED.add(f"{_name}-caps", NamedModel("backbone", _config, f"capsules on {_architecture.about}, 3x64x64"))
+    NAMED.add(f"{_name}-caps", _on_trunk(_name, _architecture.about, IMAGENET_MEAN, IMAGENET_STD))

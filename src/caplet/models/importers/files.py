@@ -39,6 +39,11 @@ def read_head(path: Path) -> bytes:
     return head
 
 
+def damaged(path: Path, error: Exception) -> ModelError:
+    """The error for a safetensors file that cannot be read."""
+    return ModelError(f"{path}: truncated or damaged safetensors file ({first_line(error)}); copy or save it again")
+
+
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 #: Names under which training scripts store the state dict beside other things.
 WRAPPERS = ("state_dict", "model_state_dict", "model")

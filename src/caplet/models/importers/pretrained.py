@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from caplet.errors import ModelError
-from caplet.models.assemble import check_shape, first_line, listed
-from caplet.models.backbone import BackboneCaps, architecture
+from caplet.models.architectures import ARCHITECTURES
+from caplet.models.assemble import check_shape, listed
+from caplet.models.backbone import BackboneCaps
 from caplet.models.base import CapsNet, check_finite
-from caplet.models.importers.files import is_torch_file, read_head, read_state_dict
+from caplet.models.importers.files import damaged, is_torch_file, read_head, read_state_dict
 from caplet.models.timm_trunk import PREFIX, timm_trunk
 from caplet.nn.conv import ConvNorm, SqueezeExcite
 
@@ -37,7 +38,7 @@ def torchvision_weights(name: str | None) -> tuple[str, str]:
     Raises:
         ModelError: torchvision has no such network.
     """
-    known = None if name is None else architecture(name).torchvision
+    known = None if name not in ARCHITECTURES else ARCHITECTURES[name].torchvision
     if known is None:
         raise ModelError(
             f"backbone {name or 'of own settings'}: torchvision has no weights for it; give the path of a state dict"
@@ -207,7 +208,5 @@ def _state(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"{path}: truncated or damaged safetensors file ({first_line(error)}); copy or save it again"
-            ) from None
+            raise damaged(path, error) from None
     raise ModelError(f"{path}: not a PyTorch file, nor .safetensors; give a state dict that torch.save wrote")
