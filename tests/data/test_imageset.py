@@ -125,3 +125,29 @@ def test_batches_shuffle_by_generator():
 def test_batches_of_a_bad_size():
     with pytest.raises(ConfigError, match="batch size must be at least 1, found 0"):
         next(make().batches(0))
+
+
+@pytest.mark.parametrize(("size", "most"), [(5000, 1024), (1000, 820), (1000, 128), (1001, 101), (1000, 100), (7, 5)])
+def test_evenly_spaced_images_come_from_the_whole_set(size: int, most: int):
+    taking_turns = torch.arange(size) % 10  # as the classes of a calibration split
+    pixels = torch.zeros(size, 1, 1, 1, dtype=torch.uint8)
+    every = ImageSet(pixels, taking_turns, torch.arange(size), tuple("0123456789"), "turns")
+    chosen, part = every.evenly_spaced(most), -(-size // most)
+    assert len(chosen) == most
+    gaps = chosen.ids.diff()
+    assert int(gaps.min()) >= 1
+    assert int(gaps.max()) < 2 * part
+    assert int(chosen.ids[0]) < part
+    assert int(chosen.ids[-1]) >= size - part
+    assert torch.equal(every.evenly_spaced(most).ids, chosen.ids)
+    if most >= 100:  # fixed distances of 4 or 10 would see five classes, or one
+        counts = chosen.labels.bincount(minlength=10)
+        assert int(counts.min()) >= 0.5 * most / 10
+        assert int(counts.max()) < 1.5 * most / 10
+
+
+def test_evenly_spaced_is_all_of_a_small_set():
+    images = make()
+    assert images.evenly_spaced(10) is images
+    with pytest.raises(DataError, match="0 evenly spaced images asked for"):
+        images.evenly_spaced(0)

@@ -82,7 +82,7 @@ class ImageOptions(Settings):
         from caplet.api import load_data
 
         test = load_data(self.data, self.root, size=self.size, channels=self.channels, progress=progress).test
-        found: NDArray[np.uint8] = test.images[:: max(1, len(test) // images)][:images].numpy()
+        found: NDArray[np.uint8] = test.evenly_spaced(images).images.numpy()
         return found
 
 

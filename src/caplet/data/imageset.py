@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from caplet.errors import ConfigError, DataError
 from caplet.files import digest
+
+_GOLDEN = 0.6180339887498949
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -91,6 +94,20 @@ class ImageSet:
     def class_counts(self) -> tuple[int, ...]:
         """Number of images of each class, in label order."""
         return tuple(torch.bincount(self.labels, minlength=len(self.classes)).tolist())
+
+    def evenly_spaced(self, most: int) -> ImageSet:
+        """At most ``most`` images, one from each of as many equal parts of the set, in their order.
+
+        The place within a part moves on by the golden ratio, so that classes which take turns do not fall in step with
+        the parts. The same images every time. Raises DataError where ``most`` is below 1.
+        """
+        if most < 1:
+            raise DataError(f"{self.name}: {most} evenly spaced images asked for; the rule is 1 or more")
+        if len(self) <= most:
+            return self
+        edges = [part * len(self) // most for part in range(most + 1)]
+        parts = enumerate(pairwise(edges))
+        return self.subset([low + int(part * _GOLDEN % 1.0 * (high - low)) for part, (low, high) in parts])
 
     def subset(self, indices: Tensor | Sequence[int], *, name: str | None = None) -> ImageSet:
         """The images at these positions of *this* set, in the given order, with their original ids.

@@ -10,7 +10,7 @@ from typing import Any
 from caplet.data import Splits
 from caplet.errors import ConfigError
 from caplet.jobs.quantize.accept import artefacts
-from caplet.jobs.quantize.job import CALIBRATION_IMAGES, spread
+from caplet.jobs.quantize.job import CALIBRATION_IMAGES
 from caplet.jobs.run import SplitAnswers, begin, check, classify, open_test_split, ship
 from caplet.jobs.train import CURVES, MODEL, parse_changes
 from caplet.lower import lower
@@ -108,7 +108,7 @@ def plan_of_widths(model: CapsNet, splits: Splits, text: str) -> QuantPlan:
     bits = {f"{group} {kind}": width for group in groups for kind, width in zip(KINDS, found[group], strict=True)}
     units = group_units(model)
     widths = Widths(tuple(unit.name for unit in units), tuple(bits[unit.name] for unit in units))
-    calibration = calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES))
+    calibration = calibrate(model, splits.calibration.evenly_spaced(CALIBRATION_IMAGES).images)
     return make_plan(calibration, units, widths)
 
 

@@ -16,7 +16,6 @@ from caplet.bench.papers.work import Rates
 from caplet.data import Splits, load_data
 from caplet.errors import CapletError, ConfigError
 from caplet.files import file_digest
-from caplet.jobs.prune.targets import spread_set
 from caplet.jobs.timing import forward_rate, training_rate
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
@@ -242,7 +241,7 @@ def _limited(splits: Splits, test_images: int | None) -> Splits:
     """With at most so many test images, at even distances."""
     if test_images is None or test_images >= len(splits.test):
         return splits
-    test = spread_set(splits.test, test_images)
+    test = splits.test.evenly_spaced(test_images)
     info = {
         **splits.info,
         "sizes": {**splits.info["sizes"], "test": len(test)},

@@ -11,7 +11,7 @@ from caplet.jobs.prune.backbone import prune_backbone_model
 from caplet.jobs.prune.job import prune
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.quantize.accept import program_footprint
-from caplet.jobs.quantize.job import CALIBRATION_IMAGES, quantize, spread
+from caplet.jobs.quantize.job import CALIBRATION_IMAGES, quantize
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.run import check_data, float_predictions
 from caplet.lower import lower
@@ -154,8 +154,8 @@ class Uniform:
         """See :class:`Work`."""
         check_data(model, splits.test)
         folder.mkdir(parents=True, exist_ok=True)
-        calibration = calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES))
-        tuner = Tuner(model, calibration, spread(splits.calibration, TUNING_IMAGES))
+        calibration = calibrate(model, splits.calibration.evenly_spaced(CALIBRATION_IMAGES).images)
+        tuner = Tuner(model, calibration, splits.calibration.evenly_spaced(TUNING_IMAGES).images)
         plan = uniform_plan(model, tuner, self.bits)
         program = lower(model, plan, labels=splits.test.classes, meta={"family": model.family})
         save_program(program, folder / MODEL)

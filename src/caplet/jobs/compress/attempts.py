@@ -19,7 +19,7 @@ from caplet.jobs.finetune import ROLE, finetune_model, finetune_settings
 from caplet.jobs.prune.job import prune
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.quantize.accept import artefacts
-from caplet.jobs.quantize.job import CALIBRATION_IMAGES, quantize, spread
+from caplet.jobs.quantize.job import CALIBRATION_IMAGES, quantize
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.run import float_predictions
 from caplet.lower import lower
@@ -235,7 +235,7 @@ class Attempts:
         limit = self.settings.limits.flash
         if limit is None:
             return None
-        calibration = calibrate(model, spread(self.splits.calibration, CALIBRATION_IMAGES))
+        calibration = calibrate(model, self.splits.calibration.evenly_spaced(CALIBRATION_IMAGES).images)
         plan = uniform_plan(model, calibration, NARROWEST)
         least = math.ceil(count_memory(model, plan).total.weight_bits / 8)
         return max(least, limit - CODE_BYTES - TABLE_BYTES)
@@ -279,7 +279,7 @@ class Attempts:
 
         Weights that are few keep their widths: narrowing them costs accuracy and saves next to nothing.
         """
-        calibration = calibrate(model, spread(self.splits.calibration, CALIBRATION_IMAGES))
+        calibration = calibrate(model, self.splits.calibration.evenly_spaced(CALIBRATION_IMAGES).images)
         specs = model.points()
         elements = {key: spec.elements for key, spec in specs.items() if spec.role is Role.WEIGHT}
         large = {key: count for key, count in elements.items() if count >= LARGE * sum(elements.values())}

@@ -17,7 +17,7 @@ from caplet.errors import ConfigError
 from caplet.jobs.compress.choose import Pruned, Size, Width, next_fraction
 from caplet.jobs.compress.settings import BATCH, CompressSettings
 from caplet.jobs.prune.settings import PruneSettings
-from caplet.jobs.prune.targets import NetworkSizes, put_in_order, removals_for, spread_set
+from caplet.jobs.prune.targets import NetworkSizes, put_in_order, removals_for
 from caplet.jobs.run import float_predictions
 from caplet.jobs.train import fit_to_data, resolve_recipe, train_by_recipe
 from caplet.lower import lower
@@ -130,7 +130,7 @@ class _Measurement:
     def __init__(self, context: Context, model: CapsNet, run: RunFolder) -> None:
         self.context, self.model, self.run = context, model, run
         self.splits, self.settings, self.note = context.splits, context.settings, context.note
-        self.images = spread_set(self.splits.calibration, IMAGES)
+        self.images = self.splits.calibration.evenly_spaced(IMAGES)
 
     @cached_property
     def correct(self) -> NDArray[np.bool_]:
@@ -223,7 +223,7 @@ class _Measurement:
         """The width curve, of the smallest network that keeps to the accepted loss: its like will be quantized."""
         images = self.images
         correct = self.correct if model is self.model else float_predictions(model, images) == images.labels.numpy()
-        tuner = Tuner(model, _calibration(model, self.splits), spread_set(self.splits.calibration, TUNED).images)
+        tuner = Tuner(model, _calibration(model, self.splits), self.splits.calibration.evenly_spaced(TUNED).images)
         folder.mkdir(parents=True, exist_ok=True)
         evaluator = Evaluator(
             model, images.images, images.labels, log_path=folder / "probes.jsonl", progress=self.context.progress
@@ -256,4 +256,4 @@ def _sizes(
 
 
 def _calibration(model: CapsNet, splits: Splits) -> Calibration:
-    return calibrate(model, spread_set(splits.calibration, CALIBRATED).images)
+    return calibrate(model, splits.calibration.evenly_spaced(CALIBRATED).images)

@@ -18,7 +18,6 @@ from caplet.jobs.compress.attempts import Attempt, plan_file
 from caplet.jobs.compress.choose import PairChoice, outlook
 from caplet.jobs.compress.curves import Context, Curves
 from caplet.jobs.export import Target, export_c, verify_engines
-from caplet.jobs.prune.targets import spread_set
 from caplet.jobs.run import SplitAnswers, evaluate, open_test_split, ship
 from caplet.jobs.sensitivity import sensitivity
 from caplet.jobs.timing import SPEED, measure_speed
@@ -164,7 +163,7 @@ class Finish:
         """The stage that compares every engine's integers, on calibration images."""
         chosen, program = self.settings.verify, self.attempt.program
         folder.mkdir(exist_ok=True)
-        images = spread_set(self.splits.calibration, chosen.images).images.numpy()
+        images = self.splits.calibration.evenly_spaced(chosen.images).images.numpy()
         asked: list[tuple[tuple[Target, ...], int]] = [(("interpreter", "native"), len(images))]
         if self.settings.target == "cortex-m4":
             asked.append((("cortex-m4",), chosen.device_images))
@@ -179,7 +178,7 @@ class Finish:
     def noise(self, folder: Path, resume: bool) -> None:
         """The stage that compares every tensor with the float model's, on a few calibration images."""
         folder.mkdir(exist_ok=True)
-        images = spread_set(self.splits.calibration, TRACED).images.numpy()
+        images = self.splits.calibration.evenly_spaced(TRACED).images.numpy()
         plan = QuantPlan.load(plan_file(self.attempt.path))
         levels = (LevelName.FLOAT, LevelName.PROGRAM)
         found = trace_levels(self.attempt.program, images, levels, model=self.attempt.model, plan=plan)
@@ -194,7 +193,7 @@ class Finish:
     def time(self, folder: Path, resume: bool) -> None:
         """The stage that times the float model, the pruned one, and the integers."""
         folder.mkdir(exist_ok=True)
-        images = spread_set(self.splits.calibration, self.settings.verify.timed).images
+        images = self.splits.calibration.evenly_spaced(self.settings.verify.timed).images
         pruned = None if self.attempt.model is self.model else self.attempt.model
         found = measure_speed(self.model, pruned, self.attempt.program, images, self.context.threads)
         RunFolder(folder).write_json(SPEED, found)

@@ -10,7 +10,7 @@ import numpy as np
 from caplet.data import Splits
 from caplet.errors import CapletError
 from caplet.jobs.prune.settings import PruneSettings
-from caplet.jobs.prune.targets import allocate, answers, spread_set
+from caplet.jobs.prune.targets import allocate, answers
 from caplet.jobs.run import begin, check
 from caplet.models.base import CapsNet
 from caplet.models.cost import cost_of
@@ -58,7 +58,7 @@ def prune_curves(
         **settings.model_dump(mode="json", include={"units", "allocation", "images", "seed"}),
     }
     with begin("prune-curves", out, splits, resolved, model, force=force) as run:
-        seen = spread_set(splits.calibration, settings.images)
+        seen = splits.calibration.evenly_spaced(settings.images)
         note(f"scoring on {len(seen):,} images")
         measured = measure_scores(
             model, seen.images, seen.labels, list(SCORES), margin_loss, seed=settings.seed, progress=progress

@@ -13,7 +13,7 @@ import numpy as np
 from caplet.acceptance import Acceptance
 from caplet.data import Splits
 from caplet.jobs.prune.settings import PruneSettings
-from caplet.jobs.prune.targets import NetworkSizes, answers, check_target, put_in_order, removals_for, spread_set
+from caplet.jobs.prune.targets import NetworkSizes, answers, check_target, put_in_order, removals_for
 from caplet.jobs.run import begin, check, open_test_split, ship
 from caplet.metrics import Accuracy, Paired, accuracy
 from caplet.models.base import CapsNet
@@ -139,7 +139,7 @@ class PruneWork:
             model = with_iterations(model, self.settings.iterations)
         if self.settings.dead:
             spaces = structure_of(model).groups
-            images = spread_set(self.splits.calibration, self.settings.images).images
+            images = self.splits.calibration.evenly_spaced(self.settings.images).images
             found = measure_activity(model, images).dead()
             dead = {name: keep for name, keep in found.items() if spaces[name].kind in self.settings.units}
             if dead:
@@ -224,7 +224,7 @@ class PruneWork:
         before = bare
         refitted_layers: tuple[str, ...] = ()
         if self.settings.refit:
-            images = spread_set(self.splits.train, self.settings.refit).images
+            images = self.splits.train.evenly_spaced(self.settings.refit).images
             candidate, layers = refitted(
                 model, smaller, selection, images, structure=order.structure, seed=self.settings.seed
             )
@@ -311,7 +311,7 @@ def _finish(work: PruneWork, outcome: PruneOutcome) -> PruneResult:
     found = open_test_split(splits, original, {"pruned": model}, work.note)
     test, against = (found.accuracy(), found.accuracy("pruned")), found.against("pruned")
     kept = _kept(original, final["kept_units"])
-    images = spread_set(splits.calibration, work.settings.images).images
+    images = splits.calibration.evenly_spaced(work.settings.images).images
     metrics = {
         "met": outcome.met,
         "settings": work.settings.model_dump(mode="json"),

@@ -66,7 +66,7 @@ def put_in_order(
         ConfigError: see :func:`caplet.prune.scores.measure_scores` and :func:`caplet.prune.order.removal_order`.
     """
     structure = structure_of(model)
-    chosen = spread_set(images, settings.images)
+    chosen = images.evenly_spaced(settings.images)
     scores = measure_scores(
         model, chosen.images, chosen.labels, [settings.score], margin_loss, seed=settings.seed, progress=progress
     )
@@ -88,7 +88,7 @@ def allocate(
     """The order of removals by ``scores``; for the allocation ``measured`` after measuring losses on ``images``."""
     prices = None
     if settings.allocation is Allocation.MEASURED:
-        seen = spread_set(images, settings.images // ALLOCATION_PART)
+        seen = images.evenly_spaced(settings.images // ALLOCATION_PART)
         free = [group for group in spaces if group.name not in settings.spaces]
         prices = measured_prices(
             model, structure, scores, free, seen.images, seen.labels, margin_loss, progress=progress
@@ -103,7 +103,7 @@ def check_target(model: CapsNet, images: ImageSet, settings: PruneSettings) -> N
         ConfigError: see :func:`put_in_order` and :func:`removals_for`.
         ModelError: a layer without a pruning rule; a family without routing iterations to change.
     """
-    chosen = spread_set(images, settings.images)
+    chosen = images.evenly_spaced(settings.images)
     check_scoring(model, chosen.images, chosen.labels, [SCORES.find(settings.score)])
     if settings.iterations is not None:
         model = with_iterations(model, settings.iterations)
@@ -149,13 +149,6 @@ def removals_for(
             f" give is {found} (with {smallest}); prune more kinds of units, or ask for less"
         )
     return count
-
-
-def spread_set(images: ImageSet, most: int) -> ImageSet:
-    """At most ``most`` images, at even distances through the set."""
-    if len(images) <= most:
-        return images
-    return images.subset(np.linspace(0, len(images) - 1, most).round().astype(int).tolist())
 
 
 @torch.inference_mode()

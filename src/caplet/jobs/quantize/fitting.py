@@ -65,8 +65,7 @@ class Fitter:
         self._tried: list[Narrowing] = []
         self._fitter: Reconstructor | None = None
         if parts:
-            step = max(1, len(images) // DEFAULT_IMAGES)
-            self._chosen = images.images[::step][:DEFAULT_IMAGES]
+            self._chosen = images.evenly_spaced(DEFAULT_IMAGES).images
             self._settings = ReconstructSettings(parts, seed=seed)
             self._fitter = Reconstructor(model, self._chosen, self._settings, folder=folder, progress=self._report)
 

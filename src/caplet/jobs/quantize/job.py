@@ -7,8 +7,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
 from caplet.data import Splits
 from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
@@ -41,12 +39,6 @@ CALIBRATION_IMAGES = 1024
 """Images whose activations choose the exponents."""
 
 
-def spread(images: ImageSet, count: int) -> Tensor:
-    """At most ``count`` images at even distances through the set, uint8 (N, C, H, W)."""
-    step = max(1, len(images) // count)
-    return images.images[::step][:count]
-
-
 def calibrated(run: RunFolder, model: CapsNet, images: ImageSet, resume: bool, note: Note) -> tuple[Calibration, int]:
     """The calibration of ``model``, kept in ``run``, and how many images it took: 0 where an interrupted run's is read.
 
@@ -57,7 +49,7 @@ def calibrated(run: RunFolder, model: CapsNet, images: ImageSet, resume: bool, n
     Raises:
         ModelError: a NaN at a point (named). ArtefactError: a damaged file, or it cannot be written.
     """
-    chosen, path = spread(images, CALIBRATION_IMAGES), run / CALIBRATION
+    chosen, path = images.evenly_spaced(CALIBRATION_IMAGES).images, run / CALIBRATION
     identity = {**model_identity(model), "images": images_digest(chosen)}
     if resume and path.exists() and Calibration.made_of(path) == identity:
         return Calibration.load(path, model), 0
@@ -195,7 +187,7 @@ def quantize(
         calibration, calibrations = calibrated(run, model, splits.calibration, resume, note)
         source: FormatSource = calibration
         if settings.tune and not settings.paper_formats:
-            source = Tuner(model, calibration, spread(splits.calibration, TUNING_IMAGES), tuned)
+            source = Tuner(model, calibration, splits.calibration.evenly_spaced(TUNING_IMAGES).images, tuned)
         warn_about(splits, request, evaluator, note)
         bench = Workbench(
             evaluator,

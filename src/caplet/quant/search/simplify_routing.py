@@ -125,7 +125,7 @@ def simplify_routing(
         tolerance: percentage points; with ``relative`` percent of the model's accuracy.
         note: called with one line for each evaluation.
     """
-    few = images.images[:: max(1, len(images) // COUPLING_IMAGES)][:COUPLING_IMAGES]
+    few = images.evenly_spaced(COUPLING_IMAGES).images
     acceptance = Acceptance(_correct(model, images), tolerance, relative, interval=True)
     current = model
     steps: list[SimplificationStep] = []
