@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from caplet.errors import PlanError
 from caplet.fixed import FixedFormat, Rounding, squash
-from caplet.quant.simulate.table_squash import LARGEST, table_length, table_squash
+from caplet.quant.simulate.fake_quant import LARGEST, table_length, table_squash
 
 
 @settings(max_examples=80, deadline=None)

@@ -56,7 +56,7 @@ def command(
     """
     with going_on(tells=not dry_run):
         from caplet.api import compress_by_settings, compress_settings, estimate_compression
-        from caplet.cli.progress import bar
+        from caplet.cli.output import bar
         from caplet.errors import TargetNotMet
 
         resolved = compress_settings(settings, changes if model is None else {**changes, "model": str(model)})

@@ -25,7 +25,7 @@ def command(
     engine, and report.
     """
     from caplet.api import compress_by_settings, compress_settings
-    from caplet.cli.progress import bar
+    from caplet.cli.output import bar
     from caplet.cli.verdict import show_compressed
     from caplet.errors import TargetNotMet
 

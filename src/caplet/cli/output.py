@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -171,3 +171,19 @@ def kilobytes(count: float) -> str:
     if count >= 1e6:
         return f"{count / 1e6:.2f} MB"
     return f"{count / 1e3:.1f} KB" if count >= 1e3 else f"{count:.0f} B"
+
+
+@contextmanager
+def bar(shown: bool) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None] | None]]:
+    """Two callables: one prints a line, one moves the bar to (done, total)."""
+    if not shown:
+        yield (lambda text: None), None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("images", total=None)
+        yield console.print, lambda done, total: progress.update(task, completed=done, total=total)

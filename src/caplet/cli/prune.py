@@ -34,7 +34,7 @@ def command(
     Example: caplet prune model.pt --data fashion-mnist --root ~/data --macs 0.1 --epochs 1
     """
     from caplet.api import load_float, prune_curves, prune_model
-    from caplet.cli.progress import bar
+    from caplet.cli.output import bar
     from caplet.errors import TargetNotMet
 
     settings = PruneSettings.of({**given, "keep": 1.0} if curves else given)

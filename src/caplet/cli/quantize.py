@@ -25,7 +25,7 @@ def command(
     Example: caplet quantize model.pt --data fashion-mnist --root ~/data --tolerance 0.2 --budget 5MB
     """
     from caplet.api import load_float, quantize
-    from caplet.cli.progress import bar
+    from caplet.cli.output import bar
     from caplet.cli.verdict import show_quantized
     from caplet.errors import TargetNotMet
 

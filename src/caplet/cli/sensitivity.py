@@ -41,8 +41,7 @@ def command(
     Example: caplet sensitivity model.pt --data fashion-mnist --root ~/data --widths 2-8
     """
     from caplet.api import Rounding, SensitivitySettings, load_float, sensitivity
-    from caplet.cli.output import parse_widths
-    from caplet.cli.progress import bar
+    from caplet.cli.output import bar, parse_widths
 
     tried = parse_widths(widths)
     loaded = load_float(model, image_size=image_size)

@@ -98,7 +98,8 @@ class Op:
         """Whether ``other`` is the same op: every field equal, arrays element by element."""
         if type(other) is not type(self):
             return NotImplemented
-        pairs = [(getattr(self, item.name), getattr(other, item.name)) for item in fields(self)]  # type: ignore[arg-type]
+        names = [item.name for item in fields(self)]  # type: ignore[arg-type]
+        pairs = [(getattr(self, name), getattr(other, name)) for name in names]
         return all(np.array_equal(a, b) if isinstance(a, np.ndarray) else _equal(a, b) for a, b in pairs)
 
     def __hash__(self) -> int:

@@ -136,7 +136,8 @@ class BlockStore:
                 known = json.loads((stream.metadata() or {}).get(_KEY, "{}"))
                 if (known.get("identity"), known.get("plan")) != (self._identity, plan.digest()):
                     return None
-                return FittedBlock({name: stream.get_tensor(name) for name in stream.keys()}, known["facts"])  # noqa: SIM118
+                names = list(stream.keys())
+                return FittedBlock({name: stream.get_tensor(name) for name in names}, known["facts"])
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise ArtefactError(f"{path} is damaged ({error}); delete it and resume") from error
 
