@@ -42,7 +42,7 @@ def test_files() -> None:
     assert found <= FILES, f"{found} Python files; the budget is {FILES}"
 
 
-@pytest.mark.parametrize("path", _sources(*PYTHON_AND_C), ids=lambda path: str(path.relative_to(SOURCE)))
+@pytest.mark.parametrize("path", list(_sources(*PYTHON_AND_C)), ids=lambda path: str(path.relative_to(SOURCE)))
 def test_no_file_is_crammed(path: Path) -> None:
     lines = _lines(path)
     assert len(lines) <= FILE_LINES, f"{path}: {len(lines)} lines; the rule is at most {FILE_LINES}: one concept?"

@@ -223,7 +223,7 @@ def test_without_early_decisions_every_image_is_seen(
     assert {step["seen"] for step in search["steps"]} == {120}
     assert [step["cost"] for step in search["steps"]] == pytest.approx([1.0] * len(search["steps"]))
     early = json.loads((quantized / "search.json").read_text())
-    assert early["satisfied"]["widths"] == search["satisfied"]["widths"]
+    assert early["result"]["widths"] == search["result"]["widths"]
     assert early["full_passes"]["total"] < search["full_passes"]["total"]
     parts = {name: cost for name, cost in search["full_passes"].items() if name != "total"}
     assert set(parts) == {"calibration", "tuning", "float", "sensitivities", "probes"}

@@ -110,7 +110,7 @@ def test_widths_are_narrowed_block_by_block_and_the_shipped_plan_is_moved_jointl
     assert shipped.record["reconstruction"]["blocks"][-1]["layer"] == "end-to-end"
     assert shipped.record["reconstruction"]["narrowing"]
     assert fitted.count(FIT) > fitted.count((*FIT, Part.END_TO_END)) >= 1
-    assert "reconstructing: joint, 400 of 400" in notes
+    assert "reconstructing: end-to-end, 400 of 400" in notes
     assert evaluate(load_program(shipped.path), splits.test, engine="interpreter").accuracy == shipped.test
 
 

@@ -102,7 +102,7 @@ def test_idle_units_go_for_free_and_the_page_says_so(network: CapsNet, few: Spli
     assert result.against.n10 == result.against.n01 == 0
     page = write_report([result.folder]).read_text()
     assert f"{removed['primary.types']} removed for free; 0 in the pruned network" in page
-    for words in ("Coupling entropy", "Entropy of the couplings of digit", "Capsules of primary that vote"):
+    for words in ("Coupling entropy", "Entropy of the couplings of digit", "primary: position"):
         assert words in page
 
 

@@ -177,7 +177,8 @@ def test_a_run_that_goes_on_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="no such folder"):
         write_report([tmp_path / "nowhere"])
     (folder / RUNNING).unlink()
-    (folder / "metrics.json").write_text("{}")
+    for name in ("metrics.json", "settings.json"):
+        (folder / name).write_text("{}")
     with pytest.raises(ArtefactError, match="no run of training"):
         read_run(folder)
 
