@@ -71,6 +71,7 @@ def test_turns_are_taken_and_fast_works_repeated() -> None:
     assert all(speed > 0 for values in speeds.values() for speed in values)
 
 
+@pytest.mark.slow
 def test_all_sides_of_a_model(tiny_28: Path) -> None:
     model = load_model(tiny_28)
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -42,6 +42,7 @@ def settings(trained: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_interrupted_it_prints_the_command_that_goes_on(
     caplet: Caplet, settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_second_process_is_refused(caplet: Caplet, settings: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["train.ckpt", "model_satisfied.caplet", "model.caplet"])
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_gone_on_from(
     caplet: Caplet, settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -156,6 +158,7 @@ def test_unknown_settings_are_named(caplet: Caplet, tmp_path: Path, text: str, m
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_limits_out_of_reach_are_told(caplet: Caplet, settings: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ("--max-drop", 1, "--flash", "15KB", "--macs", 30000)

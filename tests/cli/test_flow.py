@@ -280,6 +280,7 @@ main()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
+@pytest.mark.slow
 def test_a_killed_quantization_resumes_to_the_same_bytes(
     caplet: Caplet, trained: Path, quantized: Path, tmp_path: Path
 ) -> None:
@@ -304,6 +305,7 @@ MeasurementLog._write = cut
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
+@pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_bytes(caplet: Caplet, trained: Path, tmp_path: Path) -> None:
     patch = """
 replace, count = os.replace, [0]

@@ -66,6 +66,7 @@ def test_changed_inputs_are_refused_when_resuming(compressed: CompressedModel, t
         compress(api.load_float(file), data, compressed.folder, settings(file, max_drop=19.0), resume=True)
 
 
+@pytest.mark.slow
 def test_limits_out_of_reach_give_the_nearest_network(trained: Path, data: Splits, tmp_path: Path) -> None:
     file = trained / "model.safetensors"
     result = compress(api.load_float(file), data, tmp_path / "run", settings(file, max_drop=30.0, ram=100, macs=10))

@@ -91,6 +91,7 @@ def test_narrowing_saves_memory_and_keeps_the_target(narrowed: QuantizeResult, q
     assert {"conv1", "primary", "digit"} <= set(widths)
 
 
+@pytest.mark.slow
 def test_widths_are_narrowed_block_by_block_and_the_shipped_plan_is_moved_jointly(
     trained: Path, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +115,7 @@ def test_widths_are_narrowed_block_by_block_and_the_shipped_plan_is_moved_jointl
     assert evaluate(load_program(shipped.path), splits.test, engine="interpreter").accuracy == shipped.test
 
 
+@pytest.mark.slow
 def test_with_the_joint_part_alone_widths_are_narrowed_as_they_round(
     trained: Path, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ def test_a_program_predicts_the_same_on_the_whole_test_split(quantized: Path, di
 
 @pytest.mark.usefixtures("_packages")
 @pytest.mark.parametrize("name", ["shallow", "deep"])
+@pytest.mark.slow
 def test_a_float_model_is_exported_with_its_routing(tmp_path: Path, name: str) -> None:
     made = tiny(name)
     path = export_onnx(made.model, tmp_path / "float.onnx")

@@ -151,6 +151,7 @@ POINTS = (
 
 
 @pytest.mark.parametrize("name", list(SEARCHES))
+@pytest.mark.slow
 def test_a_run_in_parts_equals_a_whole_one_and_measures_as_much(
     model: CapsNet, splits: Splits, tmp_path: Path, counts: Counter[str], whole: Whole, name: str
 ) -> None:

@@ -259,6 +259,7 @@ def _replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.sampled_from(PATHS), VALUES), min_size=1, max_size=2))
+@pytest.mark.slow
 def test_a_forged_document_is_refused_or_runs(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
     """Any field replaced by anything, with a right checksum: either ArtefactError, or a Program that runs."""
     document = _head()["program"]

@@ -183,6 +183,7 @@ def test_the_best_candidate_wins_and_is_whole(digits: Splits) -> None:
     assert found.best.to_json()["kept"]["primary.types"] == found.model.config.model_dump()["primary_types"]
 
 
+@pytest.mark.slow
 def test_the_whole_path_on_a_tiny_network(digits: Splits, tmp_path: Path) -> None:
     """Train, prune to a quarter of the multiply-accumulates, fine-tune, quantize, lower, verify."""
     from caplet.api import QuantizeSettings, load_program, quantize, verify_engines

@@ -277,6 +277,7 @@ def test_the_log_says_what_was_seen_and_decided(digits: Any, tmp_path: Path) -> 
     assert decision["error"] in (0, pytest.approx(early.early.question_error(1)))
 
 
+@pytest.mark.slow
 def test_searches_end_with_plans_that_keep_the_target(digits: Any) -> None:
     exact, early = evaluator(digits, early=None), evaluator(digits)
     budget = width_memory(digits.model, *group_widths(digits.model, (8, 7, 6), (8,) * 3)).total.weight_bits

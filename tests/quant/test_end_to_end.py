@@ -31,6 +31,7 @@ def tensors(found: Reconstruction) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("alone", [ALONE, ()])
+@pytest.mark.slow
 def test_other_images_come_nearer_than_with_blocks_fitted_alone(digits: Any, alone: tuple[Part, ...]) -> None:
     """Also from weights rounded to nearest."""
     plan, fitted, others = plan_of(digits, 2), digits.images[:200], digits.images[200:]

@@ -33,6 +33,7 @@ def quick(parts: tuple[Part, ...], **more: Any) -> ReconstructSettings:
     ("parts", "factor"),
     [(BIAS, 0.7), (ROUNDING, 0.3), (BIAS + ROUNDING, 0.3), ((Part.SCALES,), 0.9), (tuple(Part), 0.2)],
 )
+@pytest.mark.slow
 def test_class_lengths_come_nearer_to_float_on_other_images(
     digits: Any, parts: tuple[Part, ...], factor: float
 ) -> None:

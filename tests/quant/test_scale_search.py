@@ -28,6 +28,7 @@ def length_error(case: Any, plan: QuantPlan, images: torch.Tensor) -> float:
             return float((lengths(case.model(to_float(images))) - wanted).square().mean())
 
 
+@pytest.mark.slow
 def test_the_error_falls_and_is_what_a_whole_evaluation_gives(case: Any) -> None:
     plan, images = plan_of(case, 6), case.images[:8]
     tuned = ExponentTuner(case.model, case.model, images).tune(plan, plan.points, sweeps=1)

@@ -58,6 +58,7 @@ def settings(**changes: Any) -> QatSettings:
 
 
 @pytest.mark.parametrize("exponents", ["fixed", "refit", "learned"])
+@pytest.mark.slow
 def test_a_few_hundred_steps_repair_two_and_three_bits(
     model: CapsNet, digits: Splits, tmp_path: Path, exponents: str
 ) -> None:
