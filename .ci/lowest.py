@@ -1,7 +1,5 @@
 """Print the lowest version that pyproject.toml allows of every dependency, as pip constraints."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from pathlib import Path

@@ -7,8 +7,6 @@ is tested: the command line starts, the package's data (recipes, C runtime, temp
 trains and its C is written, and type checkers see the signatures.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -8,8 +8,6 @@ search and run as integers. Needs torch-pruning (``pip install 'caplet[pruning]'
 benchmarks/records/<date>-backbone-<model>.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -9,8 +9,6 @@ ELF file sum to, test harness included. The rule is a difference of at most 5 % 
     python benchmarks/device_runs.py --shared ../shared --images 5 --flash q7:8 --no-record
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shlex
@@ -23,7 +21,7 @@ from typing import Any
 from integer_runs import CASES, RECORDS
 
 from caplet.data import load_data
-from caplet.jobs.quantize.job import CALIBRATION_IMAGES, spread
+from caplet.jobs.quantize.job import CALIBRATION_IMAGES
 from caplet.lower import lower
 from caplet.models.checkpoint import load_model
 from caplet.program import Program, interpreter
@@ -41,9 +39,9 @@ def make_program(name: str, bits: int, shared: Path, tuned: bool) -> Program:
     case = CASES[name]
     model = load_model(shared / case.file)
     splits = load_data(case.data, shared / case.root)
-    source: Any = calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES if tuned else 64))
+    source: Any = calibrate(model, splits.calibration.evenly_spaced(CALIBRATION_IMAGES if tuned else 64).images)
     if tuned:
-        source = Tuner(model, source, spread(splits.calibration, DEFAULT_IMAGES))
+        source = Tuner(model, source, splits.calibration.evenly_spaced(DEFAULT_IMAGES).images)
     plan = uniform_plan(model, source, bits)
     return lower(model, plan, labels=splits.test.classes)
 

@@ -7,8 +7,6 @@ its class capsules averaged over shifts of up to a pixel (the target of the join
 Writes benchmarks/records/<date>-elsewhere-<name>.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shlex

@@ -7,8 +7,6 @@ traceback and without a record. Counts, the slowest load and the process's peak 
     python benchmarks/hostile_files.py --files 2000 --no-record
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import platform

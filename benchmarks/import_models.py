@@ -6,8 +6,6 @@ Needs the folder of trained models and data that the models come with. CIFAR-10 
 folder; its list is every fifth test image, sorted by class folder, then file name.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -9,8 +9,6 @@ integers, paired. Speed is ``caplet bench speed``.
     python benchmarks/integer_runs.py --shared ../shared --models q7 --no-record
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import platform
@@ -27,7 +25,7 @@ import torch
 
 from caplet.cli.memory import keep_freed_memory
 from caplet.data import load_data
-from caplet.jobs.quantize.job import CALIBRATION_IMAGES, spread
+from caplet.jobs.quantize.job import CALIBRATION_IMAGES
 from caplet.jobs.run import float_predictions
 from caplet.lower import lower
 from caplet.metrics import accuracy, paired
@@ -64,8 +62,8 @@ def measure(case: Case, shared: Path, bits: int) -> dict[str, Any]:
     """Everything about one model."""
     model = load_model(shared / case.file)
     splits = load_data(case.data, shared / case.root)
-    calibration = calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES))
-    tuner = Tuner(model, calibration, spread(splits.calibration, DEFAULT_IMAGES))
+    calibration = calibrate(model, splits.calibration.evenly_spaced(CALIBRATION_IMAGES).images)
+    tuner = Tuner(model, calibration, splits.calibration.evenly_spaced(DEFAULT_IMAGES).images)
     plan = uniform_plan(model, tuner, bits)
     program = lower(model, plan, labels=splits.test.classes)
     test = splits.test

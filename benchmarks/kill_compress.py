@@ -8,8 +8,6 @@ its plan, the pruned float network and every file of the firmware, and all numbe
 Every run is a process forked from this one, which never computes, so that importing is paid for once. POSIX only.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json
@@ -42,7 +40,7 @@ TIMES = ("seconds", "speed", "stages", "skipped")
 """Keys of metrics.json that are no result."""
 
 
-def in_child(work: Callable[[], None], kill_after: float | None = None) -> bool:
+def in_child(work: Callable[[], object], kill_after: float | None = None) -> bool:
     """Do ``work`` in a forked process, killed after so many seconds; whether it ended by itself, and well."""
     child = os.fork()
     if child == 0:
@@ -126,7 +124,7 @@ def trials(model: Path, work: Path, kills: int, seed: int) -> dict[str, Any]:
     expected = result(work / "whole")
     rows = []
     for trial in range(kills):
-        folder, row, left = work / f"trial{trial}", {"trial": trial, "kills": []}, 1 + draws.randrange(2)
+        folder, done, left = work / f"trial{trial}", list[str](), 1 + draws.randrange(2)
         ended = False
         while not ended:
             at, after, moment = draws.randint(1, files), draws.random() < 0.5, draws.uniform(0, seconds)
@@ -135,14 +133,15 @@ def trials(model: Path, work: Path, kills: int, seed: int) -> dict[str, Any]:
                 ended = in_child(run)
             elif by_file:
                 ended = in_child(counting(run, at, after, None))
-                row["kills"].append(f"{'after' if after else 'before'} file {at}")
+                done.append(f"{'after' if after else 'before'} file {at}")
             else:
                 ended = in_child(run, moment)
-                row["kills"].append(f"after {moment:.1f} s")
+                done.append(f"after {moment:.1f} s")
             if ended and left:
-                row["kills"][-1] += " (it had ended by then)"
+                done[-1] += " (it had ended by then)"
             left = max(0, left - 1)
         found = result(folder)
+        row: dict[str, Any] = {"trial": trial, "kills": done}
         row["different"] = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
         row["unfinished"] = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.part"))
         rows.append(row)

@@ -7,8 +7,6 @@ values differ, and by how much at most. Needs the packages onnx, onnxruntime and
     python benchmarks/onnx_equality.py --shared ../shared --models q7,shallow --images 1000
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import platform
@@ -23,7 +21,7 @@ from typing import Any
 
 from caplet.data import load_data
 from caplet.jobs.export import check_onnx, export_onnx
-from caplet.jobs.quantize.job import CALIBRATION_IMAGES, spread
+from caplet.jobs.quantize.job import CALIBRATION_IMAGES
 from caplet.lower import lower
 from caplet.models.checkpoint import load_model
 from caplet.quant.plan.calibrate import calibrate
@@ -43,8 +41,8 @@ def measure(case: str, shared: Path, checkpoint: Path | None, bits: int, count: 
     file, data, root = CASES[case]
     splits = load_data(data, shared / root, progress=False)
     model = load_model(checkpoint or shared / file, splits.test.image_shape[-1])
-    plan = uniform_plan(model, calibrate(model, spread(splits.calibration, CALIBRATION_IMAGES)), bits)
-    images = spread(splits.test, count).numpy()
+    plan = uniform_plan(model, calibrate(model, splits.calibration.evenly_spaced(CALIBRATION_IMAGES).images), bits)
+    images = splits.test.evenly_spaced(count).images.numpy()
     name = file if checkpoint is None else checkpoint.name
     found: dict[str, Any] = {"file": name, "weights": weights_digest(model), "data": data, "bits": bits}
     with tempfile.TemporaryDirectory() as folder:

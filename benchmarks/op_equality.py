@@ -8,8 +8,6 @@ others on the host's. Every op runs on the library compiled with -O3 for this ma
     python benchmarks/op_equality.py --cases 20000 --no-record
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import json

@@ -9,8 +9,6 @@ The search and the calibration see images cut from the training split; the test 
 on (``--log``).
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import platform

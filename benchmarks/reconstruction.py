@@ -12,8 +12,6 @@ the whole calibration split, and only then the test split is opened, once, for t
 ``caplet quantize``). Writes benchmarks/records/<date>-reconstruction-<name>.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import platform
@@ -22,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caplet.data import load_data
-from caplet.data.imageset import to_float
+from caplet.data.imageset import ImageSet, to_float
 from caplet.jobs.run import float_predictions
 from caplet.lower import lower
 from caplet.metrics import accuracy, paired
@@ -39,6 +38,7 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.nn.functional import lengths
 from caplet.nn.points import Storage
+from caplet.program import Program
 from caplet.quant.measure.evaluator import predict
 from caplet.quant.measure.tune import DEFAULT_IMAGES as TUNING_IMAGES
 from caplet.quant.measure.tune import Tuner
@@ -97,9 +97,9 @@ def run(model: CapsNet, images: Tensor, plan: QuantPlan | None = None) -> Tensor
     """Class capsules in float, or under a plan."""
     with torch.no_grad():
         if plan is None:
-            return torch.cat([model(to_float(batch)) for batch in images.split(BATCH)])
+            return torch.cat([model(to_float(batch)) for batch in torch.split(images, BATCH)])
         with fake_quantized(model, plan):
-            return torch.cat([model(to_float(batch)) for batch in images.split(BATCH)])
+            return torch.cat([model(to_float(batch)) for batch in torch.split(images, BATCH)])
 
 
 def main() -> None:
@@ -202,6 +202,11 @@ def kept_fit(
     return found
 
 
+def codes_of(program: Program, data: ImageSet) -> NDArray[np.int64]:
+    """The integers' predictions."""
+    return predictions(program, data.images.numpy())[0]
+
+
 def kept_predictions(folder: Path | None, name: str, compute: Callable[[], NDArray[np.int64]]) -> NDArray[np.int64]:
     """Predictions, from the folder where they are there already."""
     if folder is None:
@@ -231,9 +236,9 @@ def ship(found: Reconstruction, model: CapsNet, splits: Any, args: argparse.Name
         data = getattr(splits, split)
         answers = data.labels.numpy()
         name = f"{split}-{found.plan.digest()[:16]}"
-        exact = kept_predictions(folder, f"float-{split}", lambda data=data: float_predictions(model, data))
+        exact = kept_predictions(folder, f"float-{split}", partial(float_predictions, model, data))
         float_hits = exact == answers
-        predicted = kept_predictions(folder, name, lambda data=data: predictions(program, data.images.numpy())[0])
+        predicted = kept_predictions(folder, name, partial(codes_of, program, data))
         result = paired(float_hits, predicted == answers)
         lost = 100 * (int(float_hits.sum()) - int((predicted == answers).sum())) / len(answers)
         facts[split] = {

@@ -7,8 +7,6 @@ Reads ``metrics.json`` and ``environment.json`` of the run folder, and the width
 from, and looks at no image itself. Writes benchmarks/records/<date>-compress-<name>.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re
@@ -28,7 +26,7 @@ def minutes(folder: Path, metrics: dict[str, Any]) -> float:
     stages = [*read(folder, "stages").values(), *read(folder / "curves", "stages").values()]
     used = {stage["folder"] for stage in metrics["stages"].values()}
     assert used <= set(read(folder, "stages")), "a stage that the metrics name has no record"
-    return round(sum(stage["seconds"] for stage in stages) / 60, 1)
+    return round(sum(float(stage["seconds"]) for stage in stages) / 60, 1)
 
 
 def main() -> None:

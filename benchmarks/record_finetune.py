@@ -10,8 +10,6 @@ Reads ``metrics.json``, ``settings.json`` and ``environment.json`` of the run fo
 split was opened, and looks at no image itself; writes benchmarks/records/<date>-finetune-<name>.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

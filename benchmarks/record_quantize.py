@@ -8,8 +8,6 @@ which were written when the test split was opened, and looks at no image itself.
 benchmarks/records/<date>-quantize-<name>.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

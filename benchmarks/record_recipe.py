@@ -7,8 +7,6 @@ Reads ``train.csv`` and ``model.safetensors`` of the folder; writes benchmarks/r
 .svg. Seconds are those that the training loop counted, on whatever else the machine did at the time (``--note``).
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import hashlib

@@ -10,8 +10,6 @@ thread, so that sums of floats have one order. Exit code 1 where a file differs,
 minutes; the copy of the record goes to benchmarks/records by hand.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json
@@ -92,12 +90,15 @@ def main() -> None:
             continue
         filled = [word.format(shared=shared, out=out) for word in words]
         print(f"{name}: {call(name, [*filled, '--out', str(out / name), '--force', '--quiet'], out):.1f} s", flush=True)
-    for name, (run, *words) in EXPORTS.items():
+    for name, (run, *options_of_export) in EXPORTS.items():
         if options.only and name not in options.only:
             continue
-        target = out / name / "model.onnx" if "onnx" in words else out / name
+        target = out / name / "model.onnx" if "onnx" in options_of_export else out / name
         target.parent.mkdir(exist_ok=True)
-        print(f"{name}: {call(name, ['export', str(out / run), *words, '--out', str(target)], out):.1f} s", flush=True)
+        print(
+            f"{name}: {call(name, ['export', str(out / run), *options_of_export, '--out', str(target)], out):.1f} s",
+            flush=True,
+        )
     found = digests(out)
     (out / "artefacts.json").write_text(json.dumps(found, indent=1) + "\n")
     print(f"{len(found)} files")

@@ -12,8 +12,6 @@ calibration images, like ``caplet quantize`` does.
 on.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import platform
@@ -28,7 +26,7 @@ import torch
 
 from caplet.data import load_data
 from caplet.jobs.quantize.accept import footprint
-from caplet.jobs.quantize.job import CALIBRATION_IMAGES, describe_step, full_passes, spread
+from caplet.jobs.quantize.job import CALIBRATION_IMAGES, describe_step, full_passes
 from caplet.lower import lower
 from caplet.metrics import paired
 from caplet.models.checkpoint import load_model
@@ -68,8 +66,8 @@ def main() -> None:
     model = load_model(args.model)
     split = load_data(args.data, args.root, calibration_size=args.images).calibration
     began = time.perf_counter()
-    calibration = calibrate(model, spread(split, CALIBRATION_IMAGES))
-    tuner = Tuner(model, calibration, spread(split, TUNING_IMAGES))
+    calibration = calibrate(model, split.evenly_spaced(CALIBRATION_IMAGES).images)
+    tuner = Tuner(model, calibration, split.evenly_spaced(TUNING_IMAGES).images)
     evaluator = Evaluator(
         model,
         split.images,

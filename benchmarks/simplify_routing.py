@@ -6,8 +6,6 @@ All choices are tried, each alone, also after one would be accepted. Calibration
 closed. Writes benchmarks/records/<date>-simplify-routing-<name>.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shlex

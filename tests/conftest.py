@@ -4,8 +4,6 @@
 ``@pytest.mark.shared`` and are skipped where it is absent. ``isolated_cache``: no test touches the user's cache.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +53,7 @@ def isolated_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def digits() -> Splits:
+def digits() -> "Splits":
     """The embedded dataset, loaded once."""
     from caplet.data import load_data
 

@@ -1,7 +1,5 @@
 """The one rule of acceptance: counts, confidence, intervals, and what is said where the images are too few."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray

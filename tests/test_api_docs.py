@@ -1,7 +1,5 @@
 """The API reference: it builds, has every public name, and every public docstring says what the style asks for."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from pathlib import Path

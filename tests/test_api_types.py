@@ -1,7 +1,5 @@
 """What type checkers know about the package: signatures, not Any."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The house as docs/design.md draws it: who imports whom, what works without torch, and that no handler is missing."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import pkgutil

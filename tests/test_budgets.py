@@ -1,7 +1,5 @@
 """Smallness: how many lines, files and names the package may have. What does not fit asks for a simpler house."""
 
-from __future__ import annotations
-
 import ast
 from collections import defaultdict
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The documentation: examples that run, commands that exist, links that lead somewhere."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import re

@@ -1,7 +1,5 @@
 """Files: errors that say what, which file, why and what to do; digests; suggestions of names."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

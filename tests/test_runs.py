@@ -1,7 +1,5 @@
 """Run folders: nothing is lost, nothing is half written, one process at a time."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -4,8 +4,6 @@ The public functions live in :mod:`caplet.api` and are loaded on first use, so t
 (no torch).
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """One rule of acceptance: what a plan or a smaller network must reach, on which images, and why it was rejected."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -12,8 +12,6 @@ Example: from a float checkpoint to bit-packed integers. ::
     print(result.models[0].test, result.models[0].path)
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

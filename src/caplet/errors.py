@@ -1,7 +1,5 @@
 """Errors a user can cause. The command line prints them in one line and exits with ``exit_code``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from difflib import get_close_matches
 

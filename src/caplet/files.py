@@ -1,7 +1,5 @@
 """Files: read and written with errors that say which file and why, whole or not at all, and their digests."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

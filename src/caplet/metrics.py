@@ -1,7 +1,5 @@
 """Accuracy with its uncertainty, and the paired comparison of two models on the same images."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 from typing import Any

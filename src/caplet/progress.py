@@ -1,7 +1,5 @@
 """How long work reports what it does: a line of text at a time, and how much is done."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 Note = Callable[[str], None]

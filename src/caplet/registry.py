@@ -1,7 +1,5 @@
 """One class for whatever is found by a name or by a type: ops, their functions, datasets, models, methods, scores."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 

@@ -4,8 +4,6 @@ A field's type, default and the string below it (its help) are written once: the
 (:mod:`caplet.cli.options`).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from contextvars import ContextVar

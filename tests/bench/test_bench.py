@@ -1,7 +1,5 @@
 """Two models side by side, and accuracy-against-kept curves."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

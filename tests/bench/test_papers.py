@@ -1,7 +1,5 @@
 """The tables of papers, redone: which rows are made, what they say, what is left blank, and going on."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

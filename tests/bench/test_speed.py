@@ -1,7 +1,5 @@
 """Speed side by side: the plain form computes the same, turns are taken, sides that cannot be measured say why."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

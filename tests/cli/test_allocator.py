@@ -1,7 +1,5 @@
 """Settings of the process's allocator belong to the command line; the library leaves the process alone."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 from pathlib import Path

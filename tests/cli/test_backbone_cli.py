@@ -1,7 +1,5 @@
 """``caplet train --model`` and ``caplet prune-backbone`` on a tiny CNN."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a user can get wrong: one line on stderr, exit code 3, no traceback, nothing written or overwritten."""
 
-from __future__ import annotations
-
 import os
 import pickle
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """``caplet bench``: its three forms."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 

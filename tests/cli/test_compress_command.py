@@ -1,7 +1,5 @@
 """``caplet compress`` in other people's hands: mistakes, interruptions, full disks, limits out of reach."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

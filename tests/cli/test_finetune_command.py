@@ -1,7 +1,5 @@
 """``caplet finetune`` on the command line."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from conftest import Caplet

@@ -1,7 +1,5 @@
 """The main job through the command line: train, quantize, eval, inspect; exit codes; interruption and resumption."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

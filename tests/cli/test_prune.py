@@ -1,7 +1,5 @@
 """``caplet prune`` and ``caplet bench`` through the command line."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

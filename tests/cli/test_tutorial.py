@@ -1,7 +1,5 @@
 """docs/tutorial.md, run from its first line to its last."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Small dataset files for the tests of the readers."""
 
-from __future__ import annotations
-
 import struct
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Augmentation: against a plain loop, reproducible, and only what was asked for."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """CIFAR-10: pickled batches, folder, archive and its cache; hostile and damaged files."""
 
-from __future__ import annotations
-
 import io
 import os
 import pickle

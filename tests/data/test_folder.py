@@ -1,7 +1,5 @@
 """Image folders: layouts, order, channels, sizes, and every way they can be wrong."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """MNIST and Fashion-MNIST: small IDX files, the real ones, and broken ones."""
 
-from __future__ import annotations
-
 import gzip
 
 import numpy as np

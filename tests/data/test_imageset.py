@@ -1,7 +1,5 @@
 """ImageSet: what it accepts, its selections, batches and hash."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

@@ -1,7 +1,5 @@
 """load_data: names, paths, digits, limit, downloads."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import urllib.error

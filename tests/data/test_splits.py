@@ -1,7 +1,5 @@
 """The three splits: disjoint, stratified, stable, saved and rebuilt."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

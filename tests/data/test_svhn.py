@@ -1,7 +1,5 @@
 """SVHN: the reader of its .mat files, on small files written here."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from data_files import pixels

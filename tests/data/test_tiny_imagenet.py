@@ -1,7 +1,5 @@
 """Tiny-ImageNet-200's folder layout, and every way it can be wrong."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

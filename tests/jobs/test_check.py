@@ -1,7 +1,5 @@
 """Checking a model before any work: predictions that lowering confirms, and what is not supported."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Compression as one job, on a small network for digits."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from pathlib import Path

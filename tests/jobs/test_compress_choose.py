@@ -1,7 +1,5 @@
 """The choice between pruning and narrower widths, on curves that are given."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from caplet.jobs.compress.choose import Pruned, Size, Width, choose

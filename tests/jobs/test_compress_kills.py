@@ -1,7 +1,5 @@
 """A killed compression goes on to the very result of an uninterrupted one."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Which amounts of pruning are measured, and what is said where no network keeps to all limits."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import pytest

@@ -1,7 +1,5 @@
 """Two runs side by side: paired where the images agree, and said so where not."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Three-bit weights take three bits: a ``.caplet`` file is as large as the weights that were counted, plus little."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Fine-tuning as a job: the run folder, the integers it ships, and what it refuses."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

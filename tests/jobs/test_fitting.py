@@ -1,7 +1,5 @@
 """Quantization runs with reconstruction: what ships is the fitted model, and narrower where asked."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 from pathlib import Path

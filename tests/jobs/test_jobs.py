@@ -1,7 +1,5 @@
 """The jobs as Python functions: settings, data checks, engines, inspection, shipped files."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Exporting to ONNX and checking the file: a Program code by code, a float model within rounding."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

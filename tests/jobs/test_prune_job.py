@@ -1,7 +1,5 @@
 """Whole pruning runs on a tiny trained network."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """An interrupted quantization goes on to the result of an uninterrupted one, and measures nothing twice."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections import Counter

@@ -1,7 +1,5 @@
 """What a run keeps for its report: answers per image, flipped images, tensors and memory plans."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """``simplify_routing`` in a quantization run: simpler integers, measured against the float model that was given."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Stages: done once, gone on with, done again when their inputs change."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

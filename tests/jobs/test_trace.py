@@ -1,7 +1,5 @@
 """Following images through the levels: equal where they must be, and the first difference where they are not."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Lowering: the Program computes what fake-quant computes, tensor by tensor; what cannot be lowered is refused."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field

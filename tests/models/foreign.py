@@ -1,7 +1,5 @@
 """Small networks in the style of the foreign projects, written from their formulas, and files in their formats."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass

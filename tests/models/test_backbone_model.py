@@ -1,7 +1,5 @@
 """Capsules on CNN trunks: torchvision's own numbers, settings, freezing, pretrained weights."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Native checkpoints: round trip, equal bytes, atomic writing."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """What a model costs, against what PyTorch counts and by hand."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode

@@ -1,7 +1,5 @@
 """Bad and hostile checkpoints: one clear line each, nothing run, nothing huge allocated."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

@@ -1,7 +1,5 @@
 """Importers on small networks of the foreign families, of many shapes: equal outputs, inferred architecture."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Model families: shapes, odd settings, points, stages, copies, and the registry."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

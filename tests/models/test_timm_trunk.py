@@ -1,7 +1,5 @@
 """timm's networks as trunks: timm's own numbers, parts that are refused, weights, the way to integers."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from pathlib import Path

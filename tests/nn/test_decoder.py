@@ -1,7 +1,5 @@
 """Decoders: shapes for any image size, and which capsule they look at."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Points: what a layer declares is exactly what it taps, for every kind of layer; attaching and detaching."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from pkgutil import iter_modules
 

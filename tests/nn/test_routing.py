@@ -1,7 +1,5 @@
 """Dynamic routing against the broadcast form of the papers, dense and convolutional, values and gradients."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """The squash: against its formula, its gradient against autograd's, and its behaviour at zero."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """A Program as an ONNX graph: the same integers in onnxruntime, for every op and every rounding."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Every op has a C function of its kind, a step of the host runtime and random cross-checks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Exported models: what is written, that it compiles cleanly everywhere, and that its codes are the interpreter's."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

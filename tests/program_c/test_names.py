@@ -1,7 +1,5 @@
 """C identifiers: always legal, never two for one table, never one of the runtime's."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from pathlib import Path

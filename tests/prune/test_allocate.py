@@ -1,7 +1,5 @@
 """Prices of removals: measured losses, and an order that takes the cheapest multiply-accumulates first."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Removal sequences, targets and costs."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

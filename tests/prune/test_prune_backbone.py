@@ -1,7 +1,5 @@
 """Pruning the CNN under capsules: torch-pruning's groups, targets, adaptive batch norm, the whole path to integers."""
 
-from __future__ import annotations
-
 import copy
 import sys
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Refitting after surgery: exact where the inputs that stay say what the others said, better than nothing elsewhere."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Scores against slow definitions, their registry, and what they refuse."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Surgery equals masking, for random selections of every model family, and gives ordinary models."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A small capsule net trained on the embedded digits in a few seconds, and its calibration."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import pytest

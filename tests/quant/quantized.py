@@ -1,7 +1,5 @@
 """What the tests of reconstruction share: a plan of equal widths, and how far a quantized model is from float."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

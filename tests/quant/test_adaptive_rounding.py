@@ -1,7 +1,5 @@
 """Coordinate descent on linear maps: its views equal the layers, and it finds what exhaustive search finds."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import pytest

@@ -1,7 +1,5 @@
 """Histograms count every value, and the chosen exponents make the least error."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

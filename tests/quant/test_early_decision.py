@@ -1,7 +1,5 @@
 """Early decisions: every bound against the truth, the order of looking, and what an evaluator makes of them."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """All blocks moved together: nearer to the float model than blocks fitted alone, on grids, the same every time."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any

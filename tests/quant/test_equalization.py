@@ -1,7 +1,5 @@
 """Equalisation changes no function, and touches nothing beyond a ReLU and the next convolution."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The evaluator: suffix-only answers equal full ones, limits hold, and a log replaces computing."""
 
-from __future__ import annotations
-
 import json
 import random
 from dataclasses import replace

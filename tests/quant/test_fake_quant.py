@@ -1,7 +1,5 @@
 """Fake quantization: every point holds exactly what encode and decode give, whatever the batch."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The integer program against brute force, and the search built on it."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from pathlib import Path

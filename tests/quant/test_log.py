@@ -1,7 +1,5 @@
 """Cached measurements: asked twice, measured once; cut, foreign and damaged files; tuning and sensitivities."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The papers' memory count."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Plans: JSON round trip, digests, differences, and the check against a model."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The progressive search: units, hardware, the order of steps, leaps against single steps, and results."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

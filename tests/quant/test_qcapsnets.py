@@ -1,7 +1,5 @@
 """The Q-CapsNets search: its arithmetic, both branches, resuming, and its errors."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Reconstruction: fitted weights lie on the grid, and the quantized model comes nearer to the float one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

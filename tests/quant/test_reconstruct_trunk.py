@@ -1,7 +1,5 @@
 """Reconstruction of CNN trunks: folded batch norms, depthwise convolutions, every activation."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import pytest

@@ -1,7 +1,5 @@
 """Narrowing: widths fall while the target holds, and blocks in which plans agree are fitted once."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

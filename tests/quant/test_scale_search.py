@@ -1,7 +1,5 @@
 """Exponents tuned together: the error never rises, widths stay, and a bad exponent is found again."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The error analysis: effects of single points, draws, spreads, and resuming."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

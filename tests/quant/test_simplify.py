@@ -1,7 +1,5 @@
 """Simpler routing: folded couplings are exact where couplings are constant, and only the paired test accepts."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

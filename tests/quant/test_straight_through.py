@@ -1,7 +1,5 @@
 """Straight-through quantization: fake-quant's values exactly, and the gradients of a plain autograd version."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping

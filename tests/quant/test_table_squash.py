@@ -1,7 +1,5 @@
 """The squash by table gives the integers of the one definition."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

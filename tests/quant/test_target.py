@@ -1,7 +1,5 @@
 """Hardware descriptions: their rules, their files, and exponents moved into a shift range."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

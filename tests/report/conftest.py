@@ -1,7 +1,5 @@
 """Reading a report the way a browser's user does, and a browser where there is one."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import io

@@ -1,7 +1,5 @@
 """The page about a compression: everything it has to show, with the numbers of the run's records."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The report: its numbers are those of the run's records, and it needs nothing but itself."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Pictures that commands leave in run folders: SVG files that need nothing else."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 from xml.etree import ElementTree

@@ -1,7 +1,5 @@
 """What the doctor says: the truth, and what to do."""
 
-from __future__ import annotations
-
 import importlib.util
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Emulated microcontrollers: every code, sizes from the ELF file, and what is said when tools are missing."""
 
-from __future__ import annotations
-
 import importlib.util
 import shutil
 from dataclasses import replace

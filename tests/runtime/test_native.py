@@ -1,7 +1,5 @@
 """The host runtime: the integers of the interpreter, on every Program, compiler flag and number of threads."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """One small layer of every kind, with the shapes of its inputs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps

@@ -1,7 +1,5 @@
 """Masking: the removed units are still computed, and then as good as absent. The reference of surgery."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

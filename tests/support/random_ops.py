@@ -1,7 +1,5 @@
 """Random ops over formats, shapes, roundings and extremes, for cross-checks of the C code."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

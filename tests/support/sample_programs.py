@@ -4,8 +4,6 @@ The weights are random integers, but the formats are chosen so that codes spread
 saturation.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from math import ceil, log2, sqrt
 

@@ -1,7 +1,5 @@
 """Searches without networks: an evaluator that answers by a rule, a workbench for it, and widths by layer group."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

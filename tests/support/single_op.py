@@ -1,7 +1,5 @@
 """Single ops, natively and in the interpreter: what the cross-checks of the C code compare."""
 
-from __future__ import annotations
-
 import ctypes
 from typing import Any
 

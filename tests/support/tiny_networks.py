@@ -1,7 +1,5 @@
 """Tiny networks of every family and of odd sizes, with signals in every layer; plans of mixed widths for them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache, cached_property
 

@@ -1,7 +1,5 @@
 """A tiny run that every training test can start: a small ShallowCaps on a few digits."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any

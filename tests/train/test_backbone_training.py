@@ -1,7 +1,5 @@
 """Training on a CNN under capsules: frozen or not, from pretrained weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Fine-tuning in float: it follows labels and teacher, ends where it should, and resumes exactly."""
 
-from __future__ import annotations
-
 import copy
 import os
 import signal

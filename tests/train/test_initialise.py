@@ -1,7 +1,5 @@
 """Data-dependent initialisation reaches its targets, in every layer, deterministically."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

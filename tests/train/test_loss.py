@@ -1,7 +1,5 @@
 """Losses against numbers worked out by hand."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

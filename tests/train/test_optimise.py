@@ -1,7 +1,5 @@
 """The schedule, the parameter groups and the average of weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """Quantization-aware training: it repairs narrow plans, resumes exactly, and says when numbers go wrong."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

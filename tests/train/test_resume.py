@@ -1,7 +1,5 @@
 """A run that was interrupted or killed anywhere and resumed equals an uninterrupted one, bit for bit."""
 
-from __future__ import annotations
-
 import csv
 import os
 import signal

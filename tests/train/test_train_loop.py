@@ -1,7 +1,5 @@
 """The loop: what it learns, when it stops, what it returns and writes, and that it never sees the test split."""
 
-from __future__ import annotations
-
 import csv
 import signal
 from collections.abc import Callable

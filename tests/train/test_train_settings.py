@@ -1,7 +1,5 @@
 """Settings and recipes: what is accepted, and what the messages say."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

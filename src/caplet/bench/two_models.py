@@ -1,7 +1,5 @@
 """Speed of two float models side by side: inference and training, in turns within one run."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import asdict, dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """``caplet bench``: papers' tables redone, every engine's speed, two models side by side."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import typer

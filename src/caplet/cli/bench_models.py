@@ -1,7 +1,5 @@
 """``caplet bench A B``: two float models side by side."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

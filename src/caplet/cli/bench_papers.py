@@ -1,7 +1,5 @@
 """``caplet bench papers``: tables of published work, redone on the models and data at hand."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,7 +97,7 @@ def _pairs(texts: list[str], option: str, rule: str, alone: bool = False) -> dic
 _EXAMPLES = {"--model": "q7-mnist=q7_mnist.h5", "--root": "~/data or cifar10=~/cifar"}
 
 
-def _show_rows(settings: PapersSettings, minutes: bool, json: bool) -> None:
+def _show_rows(settings: "PapersSettings", minutes: bool, json: bool) -> None:
     """List the chosen rows; with ``minutes`` those that would be made are timed."""
     from caplet.bench.papers.job import estimate_papers, list_papers
 

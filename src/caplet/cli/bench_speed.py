@@ -1,7 +1,5 @@
 """``caplet bench speed``: everything that runs one model, side by side."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

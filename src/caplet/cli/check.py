@@ -1,7 +1,5 @@
 """``caplet check``: a model before any work."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,7 +38,7 @@ def command(
         raise ModelError("; ".join(found.problems))
 
 
-def _show(found: Check) -> None:
+def _show(found: "Check") -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

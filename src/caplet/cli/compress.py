@@ -1,7 +1,5 @@
 """``caplet compress``: from a model or a recipe, and limits, to the best network that fits them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

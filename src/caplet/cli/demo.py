@@ -1,7 +1,5 @@
 """``caplet demo``: the whole way on data that comes with scikit-learn."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from caplet.cli.options import with_options

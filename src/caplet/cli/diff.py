@@ -1,7 +1,5 @@
 """``caplet diff``: two finished runs side by side."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,7 +29,7 @@ def command(
         _show(found)
 
 
-def _show(found: Diff) -> None:
+def _show(found: "Diff") -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

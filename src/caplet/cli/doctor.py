@@ -1,7 +1,5 @@
 """``caplet doctor``: what this machine has, and how to get the rest."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 
 from caplet.cli.output import Json, console, print_json

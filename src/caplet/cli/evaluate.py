@@ -1,7 +1,5 @@
 """``caplet eval``: accuracy of a float checkpoint or of a .caplet file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """``caplet export``: a quantized model as C99 for firmware, or any model as ONNX."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

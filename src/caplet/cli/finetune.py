@@ -1,7 +1,5 @@
 """``caplet finetune``: go on training a model, in float or under a plan of integer formats."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """``caplet init``: a commented settings file for ``caplet compress``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """``caplet inspect``: layers, shapes, widths and bytes of any model or .caplet file."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import typer

@@ -1,7 +1,5 @@
 """The entry point: sub-commands, and how errors become one line and an exit code."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any

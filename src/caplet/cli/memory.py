@@ -1,7 +1,5 @@
 """Keep freed tensor memory in the process: large activations otherwise cost a page fault per 4 KiB at every step."""
 
-from __future__ import annotations
-
 import ctypes
 import platform
 

@@ -1,7 +1,5 @@
 """``caplet models``: the ready-made architectures."""
 
-from __future__ import annotations
-
 from caplet.cli.output import Json, console, print_json
 
 

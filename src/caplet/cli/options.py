@@ -1,7 +1,5 @@
 """Options of the command line from settings classes: name, type, default, help and heading stand at the field."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import types

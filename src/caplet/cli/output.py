@@ -1,7 +1,5 @@
 """What the sub-commands share: where text goes, JSON output, units, common options."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -73,7 +71,7 @@ class ImageOptions(Settings):
     channels: int | None = option(None, DATA)
     """1 for gray, 3 for RGB."""
 
-    def pixels(self, images: int, shape: Sequence[int], progress: bool = False) -> NDArray[np.uint8]:
+    def pixels(self, images: int, shape: Sequence[int], progress: bool = False) -> "NDArray[np.uint8]":
         """Evenly spaced test images, or random ones of ``shape`` (C, H, W): uint8 (N, C, H, W)."""
         import numpy as np
 
@@ -94,7 +92,7 @@ class DataOptions(ImageOptions):
     calibration_size: int | None = option(None, DATA)
     """Images cut from the training split for calibration and search."""
 
-    def load(self, progress: bool, limit: int | None = None) -> Splits:
+    def load(self, progress: bool, limit: int | None = None) -> "Splits":
         """The splits. Raises DataError and ConfigError, see :func:`caplet.load_data`."""
         from caplet.api import load_data
 
@@ -126,7 +124,7 @@ def parse_ram(text: str) -> str | int:
     return text if text in ("fast", "small") else parse_bytes(text)
 
 
-def console() -> Console:
+def console() -> "Console":
     """Console for tables: stdout. Text is printed as it is: paths and class names are no markup, lines do not wrap."""
     from rich.console import Console
 

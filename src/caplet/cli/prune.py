@@ -1,7 +1,5 @@
 """``caplet prune``: make a trained model physically smaller."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -68,7 +66,7 @@ def command(
     note(f"model: {result.path}")
 
 
-def _show(result: PruneResult) -> None:
+def _show(result: "PruneResult") -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

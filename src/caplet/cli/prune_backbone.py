@@ -1,7 +1,5 @@
 """``caplet prune-backbone``: make the CNN under capsules smaller."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """``caplet quantize``: search widths, write the bit-packed model, measure its integers."""
 
-from __future__ import annotations
-
 from caplet.cli.options import with_options
 from caplet.cli.output import DataOptions, Engine, FloatModel, ImageSize, RunOptions, note, print_json
 from caplet.jobs.quantize.settings import QuantizeSettings

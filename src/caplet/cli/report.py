@@ -1,7 +1,5 @@
 """``caplet report``: one HTML page about finished runs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

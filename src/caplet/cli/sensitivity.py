@@ -1,7 +1,5 @@
 """``caplet sensitivity``: what each tensor's width alone costs."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -58,7 +56,7 @@ def command(
     note(f"plot: {result.folder / 'sensitivity.svg'}")
 
 
-def _show(result: SensitivityResult) -> None:
+def _show(result: "SensitivityResult") -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

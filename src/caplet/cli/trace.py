@@ -1,7 +1,5 @@
 """``caplet trace``: where float, fake-quant, the Program and the compiled C part."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -69,12 +67,12 @@ def command(
         _show(found)
 
 
-def _show(found: Trace) -> None:
+def _show(found: "Trace") -> None:
     for comparison in found.comparisons:
         _show_pair(comparison, found.images)
 
 
-def _show_pair(comparison: Comparison, images: int) -> None:
+def _show_pair(comparison: "Comparison", images: int) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

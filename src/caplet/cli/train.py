@@ -1,7 +1,5 @@
 """``caplet train``: train a capsule network by a recipe."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Tables about finished runs."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from caplet.cli.output import console, kilobytes
@@ -10,7 +8,7 @@ if TYPE_CHECKING:
     from caplet.api import CompressedModel, QuantizeResult
 
 
-def show_quantized(result: QuantizeResult) -> None:
+def show_quantized(result: "QuantizeResult") -> None:
     """Float against every shipped model: accuracy with interval, bytes, reductions, widths, files."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -52,7 +50,7 @@ def show_quantized(result: QuantizeResult) -> None:
     )
 
 
-def show_compressed(result: CompressedModel) -> None:
+def show_compressed(result: "CompressedModel") -> None:
     """The verdict: float against integers, every limit, every engine, and where the files are."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table

@@ -1,7 +1,5 @@
 """``caplet verify``: the same integers on every engine."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated

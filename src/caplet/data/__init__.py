@@ -4,8 +4,6 @@
 :func:`augment` is the training augmentation. Pixels are uint8 until a batch is made: the networks see ``pixels / 255``.
 """
 
-from __future__ import annotations
-
 from caplet.data.images import augment
 from caplet.data.imageset import ImageSet, to_float
 from caplet.data.load import DATASETS, load_data, load_saved_splits

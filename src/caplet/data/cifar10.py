@@ -1,7 +1,5 @@
 """CIFAR-10: the published Python batches, or the same images as an image folder or an archive of one."""
 
-from __future__ import annotations
-
 import io
 import pickle
 from pathlib import Path

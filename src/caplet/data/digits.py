@@ -1,7 +1,5 @@
 """The embedded dataset: scikit-learn's 1,797 scans of handwritten digits, 8 x 8 pixels. No network, no files."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -5,8 +5,6 @@ set, else the user's. Whatever is in it may be deleted at any time; an entry tha
 another form is ignored and written anew.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Own images: one folder per class, or a tar archive of one, which is read in memory and not unpacked to disk."""
 
-from __future__ import annotations
-
 import lzma
 import tarfile
 import zlib

@@ -1,7 +1,5 @@
 """MNIST and Fashion-MNIST from their IDX files."""
 
-from __future__ import annotations
-
 import gzip
 import zlib
 from dataclasses import dataclass

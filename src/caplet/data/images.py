@@ -1,7 +1,5 @@
 """Image files decoded, decoded images in another size or with other channels, and training augmentation."""
 
-from __future__ import annotations
-
 import io
 import os
 import struct

@@ -1,7 +1,5 @@
 """A set of labelled images held in memory: the one form in which caplet passes data around."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -95,7 +93,7 @@ class ImageSet:
         """Number of images of each class, in label order."""
         return tuple(torch.bincount(self.labels, minlength=len(self.classes)).tolist())
 
-    def evenly_spaced(self, most: int) -> ImageSet:
+    def evenly_spaced(self, most: int) -> "ImageSet":
         """At most ``most`` images, one from each of as many equal parts of the set, in their order.
 
         The place within a part moves on by the golden ratio, so that classes which take turns do not fall in step with
@@ -109,7 +107,7 @@ class ImageSet:
         parts = enumerate(pairwise(edges))
         return self.subset([low + int(part * _GOLDEN % 1.0 * (high - low)) for part, (low, high) in parts])
 
-    def subset(self, indices: Tensor | Sequence[int], *, name: str | None = None) -> ImageSet:
+    def subset(self, indices: Tensor | Sequence[int], *, name: str | None = None) -> "ImageSet":
         """The images at these positions of *this* set, in the given order, with their original ids.
 
         Raises:
@@ -129,7 +127,7 @@ class ImageSet:
             name=self.name if name is None else name,
         )
 
-    def with_ids(self, ids: Tensor | Sequence[int], *, name: str | None = None) -> ImageSet:
+    def with_ids(self, ids: Tensor | Sequence[int], *, name: str | None = None) -> "ImageSet":
         """The images with these original ids, in the given order.
 
         Raises:

@@ -1,7 +1,5 @@
 """Loading a dataset by name or path into its three splits."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a dataset's loader is asked for, and what it gives back before the splits are made."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,8 +6,6 @@ each class gives its lowest-ranked images. So a choice depends on the ids and th
 images.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass

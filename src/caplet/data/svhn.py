@@ -1,7 +1,5 @@
 """SVHN's cropped digits from their MATLAB files."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

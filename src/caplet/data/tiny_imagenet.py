@@ -1,7 +1,5 @@
 """Tiny-ImageNet-200: 200 classes of 64x64 images, in the folders in which it is published."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from caplet.data.files import data_root, is_file, is_folder, list_folder, read_bytes

@@ -4,8 +4,6 @@ Every format turns real numbers into integer codes and back, on numpy arrays or 
 The first two kinds also say what the device multiplies with: ``value = integers(codes) * 2**-frac_bits``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 

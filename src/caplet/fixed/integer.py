@@ -1,7 +1,5 @@
 """Integer helpers on arrays: bit length, square root, squared length. numpy arrays or torch tensors (array API)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from array_api_compat import array_namespace

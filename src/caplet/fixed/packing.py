@@ -5,8 +5,6 @@ stream, least significant first, and bit k of the stream is bit k % 8 of byte k 
 complement. The unused high bits of the last byte are zero.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -4,8 +4,6 @@ All functions take numpy arrays or torch tensors (array API) and return the same
 ``>>`` is the arithmetic shift, that is, division by a power of two rounded to minus infinity.
 """
 
-from __future__ import annotations
-
 from enum import StrEnum
 from typing import Any
 

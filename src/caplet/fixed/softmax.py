@@ -22,8 +22,6 @@ exactly the rounded 1 / G: R is then below 2**(S + 31) / (G * 2**S) by less than
 either a power of two (exact) or further than that from a rounding boundary.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

@@ -17,8 +17,6 @@ the correctly rounded squash except where that lies closer to a rounding boundar
 off.
 """
 
-from __future__ import annotations
-
 from array_api_compat import array_namespace
 
 from caplet.errors import PlanError

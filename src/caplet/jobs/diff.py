@@ -1,7 +1,5 @@
 """Compare two finished runs: accuracies image by image where the images agree, and everything that a run records."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path

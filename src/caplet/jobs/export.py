@@ -1,7 +1,5 @@
 """Export a Program as C, a model as ONNX, and verify that every engine computes the same integers."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec

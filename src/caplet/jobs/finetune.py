@@ -1,7 +1,5 @@
 """Fine-tune a trained model, in float or under a plan: train, ship the integers, measure them, write the run folder."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Look at a model before any work: what it consists of, what is supported, what it takes on a device."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass

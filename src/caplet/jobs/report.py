@@ -1,7 +1,5 @@
 """Make the report of one or more finished runs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

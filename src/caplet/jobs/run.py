@@ -1,7 +1,5 @@
 """What every job does first and last: checks, the run folder; predictions, the one look at the test split, records."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Error analysis of a trained model: measure, summarise, draw, write the run folder."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from pathlib import Path

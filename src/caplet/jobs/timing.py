@@ -1,7 +1,5 @@
 """How fast works are: images per second in turns, and a model's rates from a few batches."""
 
-from __future__ import annotations
-
 import copy
 import math
 import statistics

@@ -1,7 +1,5 @@
 """Follow images through float, fake-quant, the Program and the compiled C, and find where two levels part."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum

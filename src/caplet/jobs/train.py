@@ -1,7 +1,5 @@
 """Train by a recipe: from its name to a run folder with the model and its test accuracy."""
 
-from __future__ import annotations
-
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path

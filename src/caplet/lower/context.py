@@ -1,7 +1,5 @@
 """What the handlers of layers share: the plan, the Program under construction, and constants from parameters."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

@@ -6,8 +6,6 @@ Point tensors of the PyTorch side map to the device's as ``PointSpec.device_axes
 (rows, columns, channels) with the capsule's dimension fastest, votes (I, G, D), coupling and logits (I, G).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TypeVar
 

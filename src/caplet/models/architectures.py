@@ -4,8 +4,6 @@ Nodes are in the order in which torchvision's modules hold their parameters, so 
 order (:mod:`caplet.models.importers.pretrained`). ``width`` scales every channel count; 1.0 is the published network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Models from named tensors and back: the names under which tensors are stored, and the checks on the way in."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 Source: Renzulli and Grangetto 2022, "Towards efficient capsule networks" (backbones under capsule layers).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch
@@ -106,7 +104,7 @@ class BackboneCaps(CapsNet):
         self.trunk.requires_grad_(False)
         self.trunk.eval()
 
-    def train(self, mode: bool = True) -> BackboneCaps:
+    def train(self, mode: bool = True) -> "BackboneCaps":
         super().train(mode)
         if self.frozen:
             self.trunk.eval()

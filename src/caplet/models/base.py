@@ -1,7 +1,5 @@
 """What every model is: a sequence of stages over a small state of tensors."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager

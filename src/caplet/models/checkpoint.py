@@ -5,8 +5,6 @@ and one metadata entry, ``caplet``: JSON with ``format``, ``version``, ``family`
 ``metadata``. Equal models and metadata give equal bytes.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

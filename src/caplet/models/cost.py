@@ -1,7 +1,5 @@
 """What a model costs for one image, layer by layer: multiply-accumulates, parameters, capsules, memory in float32."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any

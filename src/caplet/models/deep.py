@@ -1,7 +1,5 @@
 """DeepCaps in the Q-CapsNets variant (Rajasegaran et al. 2019; Marchisio et al. 2020)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

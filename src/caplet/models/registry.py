@@ -1,7 +1,5 @@
 """The registry of model families and of named, ready-made configurations."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """ShallowCaps: stem convolutions, primary capsules, class capsules (Sabour et al. 2017, section 4)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """A model run stage by stage: from any stage on, under any handler, and what that costs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import cached_property

@@ -4,8 +4,6 @@ The trunk's layers are caplet's own, so that what is trained, pruned and lowered
 timm is needed only to make the settings and to read its state dicts.
 """
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 A trunk's settings say every channel count, so that a pruned trunk is a trunk like any other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
@@ -124,7 +122,7 @@ class TrunkModule(nn.Module):
             last = values[node.name] = layer(*(values[source] for source in sources_of(node)))
         return last
 
-    def nodes_and_layers(self) -> Iterator[tuple[Node, TrunkLayer]]:
+    def nodes_and_layers(self) -> "Iterator[tuple[Node, TrunkLayer]]":
         """Every node with its layer, in order of execution."""
         yield from zip(self.block.nodes, self._layers, strict=True)
 

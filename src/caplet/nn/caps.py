@@ -1,7 +1,5 @@
 """Capsule layers: convolutional capsules, plain and routed (DeepCaps' 3-D convolution), and class capsules."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import torch

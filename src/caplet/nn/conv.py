@@ -1,7 +1,5 @@
 """The image's entry, and the layers of maps before the capsules: convolutions, pooling, residual sums, SE gates."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from enum import StrEnum
 

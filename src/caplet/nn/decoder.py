@@ -1,7 +1,5 @@
 """Decoders: reconstruct the image from one class capsule. They regularise training and are never shipped."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from math import prod
 

@@ -1,7 +1,5 @@
 """Squash and its gradient, softmax, lengths: the functions of capsules in float (Sabour et al. 2017)."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The base of every layer: declared points, the tap through which their tensors pass, and who watches them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 

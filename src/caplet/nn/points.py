@@ -5,8 +5,6 @@ A layer declares each tensor the device will store as a :class:`PointSpec` and p
 :class:`Handler` (calibration, fake-quant, ...) sees every tensor with its key, ``"<layer>.<point>"``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod

@@ -1,7 +1,5 @@
 """Mixed precision: bfloat16 where it is fast and harmless, float32 where capsules are routed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any

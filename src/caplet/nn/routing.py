@@ -1,7 +1,5 @@
 """Dynamic routing by agreement in float, and its gradient (Sabour et al. 2017, equations 1 to 3 and procedure 1)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

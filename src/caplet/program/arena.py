@@ -10,8 +10,6 @@ recomputed, one input capsule at a time, in every iteration. With all of them st
 routing; otherwise it runs within the routing, and its sources stay alive until then. The integers are the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

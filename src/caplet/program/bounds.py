@@ -5,8 +5,6 @@ within ``[P*lo - N*hi, P*hi - N*lo]``, P and N being the sums of the positive an
 L1 norm split by sign. The bound then follows the accumulator through its left shift, the bias and the rounding term.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -4,12 +4,11 @@ Every field of every op is written under its own name; what a field holds follow
 needs nothing here. Reading accepts exactly what writing produces, and raises ArtefactError for anything else.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args
 
 import numpy as np
 
@@ -199,23 +198,23 @@ def _plain(value: Any) -> Any:
     return value
 
 
-_WRITE: dict[str, Callable[[Any], Any]] = {
-    "str": _plain,
-    "int": _plain,
-    "bool": _plain,
-    "tuple[str, ...]": list,
-    "tuple[int, ...]": list,
-    "Constant": _write_constant,
-    "IntArray": lambda array: array.tolist(),
+_WRITE: dict[Any, Callable[[Any], Any]] = {
+    str: _plain,
+    int: _plain,
+    bool: _plain,
+    tuple[str, ...]: list,
+    tuple[int, ...]: list,
+    Constant: _write_constant,
+    IntArray: lambda array: array.tolist(),
 }
-_READ: dict[str, Callable[[str, Any, CodesOf], Any]] = {
-    "str": lambda where, value, _: _text(where, value),
-    "int": lambda where, value, _: _integer(where, value),
-    "bool": lambda where, value, _: _boolean(where, value),
-    "tuple[str, ...]": lambda where, value, _: tuple(_text(where, item) for item in _items(where, value)),
-    "tuple[int, ...]": lambda where, value, _: tuple(_integer(where, item) for item in _items(where, value)),
-    "Constant": _read_constant,
-    "IntArray": lambda where, value, _: _read_exponents(where, value),
+_READ: dict[Any, Callable[[str, Any, CodesOf], Any]] = {
+    str: lambda where, value, _: _text(where, value),
+    int: lambda where, value, _: _integer(where, value),
+    bool: lambda where, value, _: _boolean(where, value),
+    tuple[str, ...]: lambda where, value, _: tuple(_text(where, item) for item in _items(where, value)),
+    tuple[int, ...]: lambda where, value, _: tuple(_integer(where, item) for item in _items(where, value)),
+    Constant: _read_constant,
+    IntArray: lambda where, value, _: _read_exponents(where, value),
 }
 
 
@@ -227,7 +226,7 @@ class _Field:
     """
 
     name: str
-    declared: str
+    declared: Any
     optional: bool
     default: Any
     unwritten: bool
@@ -236,9 +235,12 @@ class _Field:
 def _op_fields(op: type[Op], grouped: bool = False) -> Iterator[_Field]:
     """grouped: of the kind :data:`GROUPED`, in which every field is written."""
     for item in fields(op):  # type: ignore[arg-type]  # every op is a dataclass
-        declared, unwritten = str(item.type), bool(item.metadata.get(UNWRITTEN)) and not grouped
-        optional = declared.endswith(" | None") and not unwritten
-        yield _Field(item.name, declared.removesuffix(" | None"), optional, item.default, unwritten)
+        unwritten = bool(item.metadata.get(UNWRITTEN)) and not grouped
+        declared = (
+            [part for part in get_args(item.type) if part is not NoneType] if type(item.type) is UnionType else []
+        )
+        optional = bool(declared) and not unwritten
+        yield _Field(item.name, declared[0] if declared else item.type, optional, item.default, unwritten)
 
 
 def _write_op(op: Op) -> dict[str, Any]:

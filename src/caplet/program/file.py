@@ -11,8 +11,6 @@ ArtefactError and nothing else. What it allocates is proportional to the file: a
 takes at least one bit of the file.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from math import prod

@@ -5,8 +5,6 @@ products and sums are then integers that float64 holds exactly, in any order of 
 integer one. Elsewhere, and with ``exact_floats=False``, they are made in int64.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -17,8 +17,6 @@ Stochastic rounding of element e (its index in the tensor's own layout) of a ten
 routing) draws element ``t * elements + e`` of ``stochastic_noise(program seed, tensor name)``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar

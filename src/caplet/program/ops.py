@@ -15,8 +15,6 @@ Layouts (all shapes are those of one image; everything is C order):
 Arithmetic and rounding follow the common pattern of :mod:`caplet.program.op`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """A Program: what ships. Typed ops over named integer tensors, and nothing else."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any

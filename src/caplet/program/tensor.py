@@ -1,7 +1,5 @@
 """Tensors and constants of a Program: names, shapes, formats, and the integers of the weights."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any

@@ -1,7 +1,5 @@
 """The checks that make a Program safe to run: names, graph, shapes, formats, shifts and accumulators."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ lost channels, are what makes a freshly pruned network look bad.
 Source: Li et al. 2020, "EagleEye: Fast sub-net evaluation for efficient neural network pruning".
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ comes back by group; whether its groups are those of :mod:`caplet.prune.rules` i
 Source: Fang et al. 2023, "DepGraph: Towards any structural pruning" (groups, and the magnitude averaged over a group).
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from types import ModuleType
 from typing import Any

@@ -1,7 +1,5 @@
 """What a user of pruning chooses from by name. Imports no torch, so that help texts come fast."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 
 

@@ -1,7 +1,5 @@
 """How the routing couples capsules, and which units never do anything."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Any

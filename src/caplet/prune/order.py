@@ -5,8 +5,6 @@ units which stand in for each other go together. The allocation ``measured`` the
 one group removed at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise

@@ -9,8 +9,6 @@ reconstruction). Differs from the paper: all layers are fitted in one pass, to t
 and the change is penalised, so that inputs which say nothing keep their weights.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 
@@ -83,7 +81,7 @@ def refitted(
     return result, tuple(moments)
 
 
-def _moments(layer: Layer, structure: Structure, selection: Selection, draws: torch.Generator) -> _Moments | None:
+def _moments(layer: Layer, structure: Structure, selection: Selection, draws: torch.Generator) -> "_Moments | None":
     """What has to be measured for ``layer``; None where there is nothing to refit."""
     if not isinstance(layer, ConvReLU | ConvCaps2d | ConvNorm) or (isinstance(layer, ConvNorm) and layer.depthwise):
         return None

@@ -5,8 +5,6 @@ capsule types of a block, the dimensions of a capsule, the single capsules that 
 groups that a layer's units belong to, and says for every tensor of the layer which of its axes run along which groups.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any

@@ -4,8 +4,6 @@ A score is comparable within a group. Those of ``taylor`` are comparable between
 one loss.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

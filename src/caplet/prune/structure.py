@@ -1,7 +1,5 @@
 """The dependency groups of a whole model, which of their units stay, and surgery: the model without the others."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod

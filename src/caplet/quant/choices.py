@@ -1,7 +1,5 @@
 """What a user of quantization chooses from by name. Imports no torch, so that help texts come fast."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 
 
@@ -72,7 +70,7 @@ class Part(StrEnum):
     END_TO_END = "end-to-end"
 
     @classmethod
-    def _missing_(cls, value: object) -> Part | None:
+    def _missing_(cls, value: object) -> "Part | None":
         earlier = {
             "equalise": cls.EQUALIZATION,
             "exponents": cls.SCALES,

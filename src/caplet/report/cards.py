@@ -1,7 +1,5 @@
 """The card of a run: what was reached, and which limits hold."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any

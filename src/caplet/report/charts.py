@@ -1,7 +1,5 @@
 """Charts of lines and points, and heat maps, drawn from plain numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

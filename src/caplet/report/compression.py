@@ -1,7 +1,5 @@
 """What ``caplet compress`` weighed: pruning against widths, the networks that were made, their speed, the stages."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from caplet.report.cards import bytes_text

@@ -1,7 +1,5 @@
 """What a page is made of: numbers that can be traced to a record, tables that can be downloaded, figures, sections."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import io

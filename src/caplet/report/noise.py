@@ -1,7 +1,5 @@
 """Noise that rounding adds: each point alone (the error analysis), and all together (a trace of the integers)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from caplet.report.charts import RangeBar, Tile, bars, heat_map

@@ -1,7 +1,5 @@
 """The report: one HTML page that needs nothing else, from the records of one or more runs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Predictions on the test split: confusion before and after, and the images whose prediction changed."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Where the numbers come from: command, versions, machine, seeds, data."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

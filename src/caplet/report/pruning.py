@@ -1,7 +1,5 @@
 """What pruning did: accuracy by round and by score, the units that remain, couplings and idle units."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from caplet.report.charts import STYLES, Dot, Labels, Level, Series, Tile, chart, heat_map

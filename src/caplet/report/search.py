@@ -1,7 +1,5 @@
 """What a search did: every evaluation in order, and the Pareto front of a search that returns one."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from caplet.report.cards import bytes_text

@@ -1,7 +1,5 @@
 """Drawing: SVG pictures. On a page the style sheet colours them, in light and dark; a file has its own colours."""
 
-from __future__ import annotations
-
 import copy
 import math
 import re

@@ -1,7 +1,5 @@
 """What a device stores: the width of every tensor, and which bytes of the arena every buffer occupies, op by op."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from caplet.report.charts import Tile, heat_map

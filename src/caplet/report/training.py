@@ -1,7 +1,5 @@
 """Learning curves, by epoch of a training run and by step of fine-tuning."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from caplet.report.charts import Dot, Labels, Level, Series, chart

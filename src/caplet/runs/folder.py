@@ -1,7 +1,5 @@
 """Run folders: everything a run leaves behind, each file written whole or not at all."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -1,7 +1,5 @@
 """What a run writes for reports and comparisons, and how a finished run is read: one place for both."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,7 +1,5 @@
 """A run of several stages: each is a folder, done once for equal inputs, and gone on with where it was killed."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

@@ -1,7 +1,5 @@
 """Microcontroller boards that an emulator stands for: machine, memory map, compilers."""
 
-from __future__ import annotations
-
 import importlib.util
 import shutil
 import subprocess

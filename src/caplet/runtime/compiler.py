@@ -1,7 +1,5 @@
 """Finding a C compiler, and the shared library of the host runtime, built once per machine and source."""
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import importlib.util

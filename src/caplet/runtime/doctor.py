@@ -1,7 +1,5 @@
 """What this machine has of what caplet uses, and how to get the rest. Works without torch."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import platform

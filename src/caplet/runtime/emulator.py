@@ -1,7 +1,5 @@
 """Programs on an emulated microcontroller: build the firmware, run it in QEMU, compare every code."""
 
-from __future__ import annotations
-
 import struct
 import subprocess
 import tempfile

@@ -1,7 +1,5 @@
 """Running a Program on many images, by the compiled C or by the reference interpreter: the same integers either way."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 
 import numpy as np
@@ -20,7 +18,7 @@ class Engine(StrEnum):
     INTERPRETER = "interpreter"
 
     @classmethod
-    def _missing_(cls, value: object) -> Engine:
+    def _missing_(cls, value: object) -> "Engine":
         raise ConfigError(f"unknown engine {value!r}; the engines are {', '.join(cls)}")
 
 

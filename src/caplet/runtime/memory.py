@@ -1,7 +1,5 @@
 """Descriptors as memory: the structures of the C headers in ctypes, and arrays that stay alive."""
 
-from __future__ import annotations
-
 import ctypes
 from typing import Any
 

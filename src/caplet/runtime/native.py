@@ -1,7 +1,5 @@
 """Programs at full speed on this machine: the C runtime, compiled, on all cores."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys

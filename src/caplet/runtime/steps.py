@@ -1,7 +1,5 @@
 """A Program as the steps of the host runtime: descriptors in memory, and the offsets of every buffer."""
 
-from __future__ import annotations
-
 import ctypes
 from dataclasses import dataclass, replace
 from typing import Any

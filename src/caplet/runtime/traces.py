@@ -3,8 +3,6 @@
 Exported C writes the file where it is built with CAPLET_TRACE_HOOK.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ Source of distillation: Hinton, Vinyals and Dean 2015, "Distilling the knowledge
 logits to soften; the distances are those of the class capsules' lengths and of the capsules themselves.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 from collections.abc import Callable

@@ -6,8 +6,6 @@ length of its preactivations over some training images is a target. In the spiri
 need is a good init"), with capsule lengths in place of variances.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What a run tells while it goes on: a CSV file, TensorBoard if asked, and a progress bar on stderr."""
 
-from __future__ import annotations
-
 import csv
 import io
 from pathlib import Path

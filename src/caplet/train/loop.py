@@ -1,7 +1,5 @@
 """The training loop: plain, seeded, and resumable to exactly the result of an uninterrupted run."""
 
-from __future__ import annotations
-
 import signal
 import threading
 import time

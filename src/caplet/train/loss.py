@@ -1,7 +1,5 @@
 """The training losses (margin, reconstruction), and how well a model does on a set of images."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The optimiser, its parameter groups, the learning-rate schedule, and the averaged weights."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

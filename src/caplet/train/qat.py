@@ -5,8 +5,6 @@ will, with integer softmax and squash, and gradients pass straight through
 (:mod:`caplet.quant.simulate.straight_through`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 Recipes are the training settings that come with the package, one TOML file each in ``recipes/``.
 """
 
-from __future__ import annotations
-
 import tomllib
 from importlib.resources import files
 from typing import Annotated, Any, Literal

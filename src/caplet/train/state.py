@@ -1,7 +1,5 @@
 """The training checkpoint: everything a run needs to go on exactly where it was."""
 
-from __future__ import annotations
-
 import io
 import json
 import pickle

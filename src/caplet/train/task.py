@@ -1,7 +1,5 @@
 """What a run trains: the networks, how a batch becomes a loss, and how the averaged weights are judged."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar

@@ -1,7 +1,5 @@
 """One training run in progress: what it holds, one step, one epoch's end."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterator

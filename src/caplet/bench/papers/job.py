@@ -1,7 +1,5 @@
 """Redo the rows of papers' tables that have their model and data here; each is a folder, done once for equal inputs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property

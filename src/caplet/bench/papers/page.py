@@ -1,7 +1,5 @@
 """The page about redone rows, in Markdown, and the record that it is made from."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any

@@ -4,8 +4,6 @@ Published figures are those of the papers' abstracts and stand beside their sour
 not repeated here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase

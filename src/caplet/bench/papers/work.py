@@ -1,7 +1,5 @@
 """What a row of a paper's table does: a search for widths, one width everywhere, or pruning; by the jobs that exist."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """A network in a process of its own, so that the allocator's settings of this one do not reach it."""
 
-from __future__ import annotations
-
 import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

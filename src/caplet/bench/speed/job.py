@@ -1,7 +1,5 @@
 """Training, search, interpreter, compiled C and PyTorch on one model, measured in turns within one call."""
 
-from __future__ import annotations
-
 import copy
 import os
 from contextlib import ExitStack

@@ -4,8 +4,6 @@ Channels first, votes by multiply-and-sum, and every routing iteration updates t
 They compute what caplet's models compute (a test compares the outputs), only slower.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

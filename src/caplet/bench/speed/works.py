@@ -1,7 +1,5 @@
 """What is measured of a float network: a forward pass, and a training step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Attempts: networks pruned and quantized by different amounts, each measured against the limits."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Which amounts of pruning are measured, which pair of pruning and width is chosen, and what would have to give."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass

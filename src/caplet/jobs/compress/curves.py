@@ -1,7 +1,5 @@
 """The two curves that the choice is made on: accuracy against pruning, and against width, a few points of each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, partial

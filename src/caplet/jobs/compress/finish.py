@@ -1,7 +1,5 @@
 """The end of a compression: firmware, verification, analysis, speed, and the last look at the test split."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass

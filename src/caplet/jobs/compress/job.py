@@ -1,7 +1,5 @@
 """Compression as one job: measure two curves, choose a pair, try it and its neighbours, finish the network found."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

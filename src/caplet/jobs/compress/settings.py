@@ -1,7 +1,5 @@
 """The settings of a compression: a model or a recipe, data, limits, what each stage may do; and a commented file."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Prune the CNN under capsules to a fraction of the multiply-accumulates, fine-tune, and write a run folder."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

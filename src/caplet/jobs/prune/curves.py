@@ -1,7 +1,5 @@
 """How well scores rank: accuracy against what is kept, for every score, without any fine-tuning."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Prune a trained model: rounds of scoring, surgery and fine-tuning, then one look at the test split."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, field
 from functools import partial

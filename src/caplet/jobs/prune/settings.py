@@ -1,7 +1,5 @@
 """The settings of a pruning run."""
 
-from __future__ import annotations
-
 import math
 from typing import Annotated, Literal
 

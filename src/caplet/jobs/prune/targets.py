@@ -1,7 +1,5 @@
 """What rounds of pruning are made of: orders of removals, targets, answers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,13 +43,13 @@ class NetworkSizes:
     bytes: int
 
     @classmethod
-    def of(cls, cost: Cost, structure: Structure, selection: Selection, units: tuple[UnitKind, ...]) -> NetworkSizes:
+    def of(cls, cost: Cost, structure: Structure, selection: Selection, units: tuple[UnitKind, ...]) -> "NetworkSizes":
         """Of the model that surgery with ``selection`` gives, whose cost is ``cost``."""
         left = sum(int(selection[group.name].sum()) for group in prunable(structure, units))
         return cls(left, cost.macs, cost.parameters, cost.bytes)
 
     @classmethod
-    def whole(cls, model: CapsNet, units: tuple[UnitKind, ...]) -> NetworkSizes:
+    def whole(cls, model: CapsNet, units: tuple[UnitKind, ...]) -> "NetworkSizes":
         """Of ``model`` as it is."""
         structure = structure_of(model)
         return cls.of(cost_of(model), structure, structure.whole(), units)

@@ -1,7 +1,5 @@
 """The end of a quantization: plans are accepted by their integers, shipped, and measured on the test split."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

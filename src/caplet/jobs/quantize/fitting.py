@@ -1,7 +1,5 @@
 """Reconstruction inside a quantization run: plans become fitted models, and widths fall further where asked."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Quantize a trained model: calibrate, search, lower, accept and measure the integers, write the run folder."""
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import replace

@@ -4,8 +4,6 @@ Nothing in a file is ever run: pickles are read by PyTorch's restricted reader (
 dataset. Architectures are inferred from names and shapes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Checkpoint files read as data: what a file starts with, and state dicts by the restricted reader of PyTorch."""
 
-from __future__ import annotations
-
 import pickle
 import re
 import zipfile

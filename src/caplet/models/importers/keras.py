@@ -1,7 +1,5 @@
 """Keras HDF5 files read as data: float datasets by layer, bounded in size, and what the model_config says."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Pretrained trunks: state dicts of torchvision and timm into the trunk of a backbone model. Nothing is downloaded."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path

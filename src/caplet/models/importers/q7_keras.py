@@ -11,8 +11,6 @@ Differences in layout that the import removes: kernels are HWIO; primary capsule
 within a position type by type; class-capsule weights are (out, in, out_dim, in_dim). Class capsules have no bias.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations

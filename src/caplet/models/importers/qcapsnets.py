@@ -5,8 +5,6 @@ is read off the shapes. Where they round, several image sizes give the same shap
 :func:`caplet.models.importers.import_model`.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from torch import Tensor

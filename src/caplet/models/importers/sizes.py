@@ -1,7 +1,5 @@
 """Image sizes from capsule counts: which square images lead a chain of convolutions to a given output size."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isqrt

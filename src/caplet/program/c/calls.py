@@ -1,7 +1,5 @@
 """The statements of a model's run function: one op call each, with its buffers' places in the arena."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from caplet.program.arena import MemoryMap

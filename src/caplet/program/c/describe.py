@@ -3,8 +3,6 @@
 The same descriptors become C text in an exported model and memory in the host runtime.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 

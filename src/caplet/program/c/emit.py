@@ -1,7 +1,5 @@
 """An exported model: a folder of C99 that computes, to the last integer, what the Program says."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from pathlib import Path

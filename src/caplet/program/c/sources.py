@@ -1,7 +1,5 @@
 """The C files of the runtime, as they ship with caplet, and what their headers declare."""
 
-from __future__ import annotations
-
 import re
 from functools import cache
 from importlib.resources import files

@@ -1,7 +1,5 @@
 """C data before it is text or memory: structures of integers, the arrays that they refer to, and their names in C."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +29,7 @@ class Struct:
     """One value of a structure type of ``caplet.h``; fields in the order of the type."""
 
     type: str
-    fields: Mapping[str, int | Ref | Struct]
+    fields: "Mapping[str, int | Ref | Struct]"
 
     def to_c(self, indent: str = "") -> str:
         """The C99 initialiser, with designators."""

@@ -5,8 +5,6 @@ so that float64 computes them exactly, in any order. A rounding shift is a multi
 exact, and a floor. :func:`softmax` and :func:`squash` of :mod:`caplet.fixed` divide integers and are made in int64.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any

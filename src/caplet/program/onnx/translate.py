@@ -5,8 +5,6 @@ class capsules' codes, int32, N x classes x dimensions) and ``lengths`` (their s
 scales are powers of two; the metadata names every tensor's bits and fraction bits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
 IMAGES, PREDICTION, CAPSULES, LENGTHS = "images", "prediction", "capsules", "lengths"
 
 
-def to_onnx(program: Program) -> onnx.ModelProto:
+def to_onnx(program: Program) -> "onnx.ModelProto":
     """The ONNX model of a Program.
 
     Raises:

@@ -26,8 +26,6 @@ Sources: bound 2 is the textbook confidence limit of a finite population; the sp
 and bounds is a union bound. Bound 3 is caplet's own.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
 from collections.abc import Sequence

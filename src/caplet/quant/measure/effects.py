@@ -1,7 +1,5 @@
 """What rounding some points of a model does to it, everything else in float."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -109,7 +107,7 @@ class Effect:
     n10: int = 0
     n01: int = 0
 
-    def __add__(self, other: Effect) -> Effect:
+    def __add__(self, other: "Effect") -> "Effect":
         return Effect(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
     @property
@@ -142,7 +140,7 @@ class Effect:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Effect:
+    def from_json(cls, data: Mapping[str, Any]) -> "Effect":
         """Read :meth:`to_json`. Raises KeyError or TypeError when the data are not such an object."""
         return cls(**{field.name: data[field.name] for field in fields(cls)})
 

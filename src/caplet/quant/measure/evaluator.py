@@ -1,7 +1,5 @@
 """The one evaluator that all searches share: plans in, measured results out, nothing computed twice."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Measured things on disk: append-only logs that let an interrupted run go on without measuring anything twice."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os
@@ -196,7 +194,7 @@ class MeasuredImages:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> MeasuredImages:
+    def from_json(cls, data: Mapping[str, Any]) -> "MeasuredImages":
         """Read :meth:`to_json`. Raises ValueError, KeyError or TypeError when the data are not such a line."""
         n = data["to"] - data["from"]
         packed = np.frombuffer(base64.b64decode(data["hits"], validate=True), dtype=np.uint8)

@@ -7,8 +7,6 @@ Source: the one-at-a-time analysis is common ground of all bitwidth searches, e.
 networks. Differs from a search's evaluations: softmax and squash are computed in float, and errors do not add up.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,7 +60,7 @@ class SensitivityRow:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> SensitivityRow:
+    def from_json(cls, data: Mapping[str, Any]) -> "SensitivityRow":
         """Read :meth:`to_json`. Raises KeyError, TypeError or PlanError when the data are not such an object."""
         effect = Effect.from_json(data["effect"])
         return cls(data["point"], data["bits"], data["draw"], format_from_json(data["format"]), effect)
@@ -77,7 +75,7 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float]) -> "Spread":
         """The spread of one or more values, infinite ones included.
 
         >>> Spread.of([1.0, 2.0, 6.0])

@@ -1,7 +1,5 @@
 """Plans run from behind the last stage whose output is cached: what an evaluation computes, and what that costs."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field

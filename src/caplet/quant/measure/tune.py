@@ -6,8 +6,6 @@ around the one of least squared error are tried on a few images, one point at a 
 with the least change of the class-capsule lengths is taken.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import cached_property
 

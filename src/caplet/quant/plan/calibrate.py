@@ -1,7 +1,5 @@
 """Calibration: what values every point takes on real images, and the formats that follow."""
 
-from __future__ import annotations
-
 import json
 import time
 import zipfile
@@ -98,7 +96,7 @@ class Calibration:
         write_atomic(path, lambda stream: np.savez_compressed(stream, counts=counts, meta=text), "the calibration")
 
     @classmethod
-    def load(cls, path: str | Path, model: CapsNet) -> Calibration:
+    def load(cls, path: str | Path, model: CapsNet) -> "Calibration":
         """Read what :meth:`save` wrote for ``model``.
 
         Raises:

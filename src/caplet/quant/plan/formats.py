@@ -1,7 +1,5 @@
 """How a width becomes a format: by a rule, or by the squared error on a histogram of the point's values."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -71,7 +69,9 @@ def bits_of(spec: PointSpec, width: int, rule: FormatRule) -> int:
     return max(width, 2) if spec.storage is Storage.RAM and spec.signed else width
 
 
-def choose_format(spec: PointSpec, histogram: Histogram, width: int, rule: FormatRule, rounding: Rounding) -> AnyFormat:
+def choose_format(
+    spec: PointSpec, histogram: "Histogram", width: int, rule: FormatRule, rounding: Rounding
+) -> AnyFormat:
     """The format of ``width`` bits for a point, by ``rule``.
 
     The exponent of least error may clip the largest values. Ties go to the wider range.
@@ -86,7 +86,7 @@ def choose_format(spec: PointSpec, histogram: Histogram, width: int, rule: Forma
     return best_fixed_format(histogram, bits, spec.signed, rounding, *_limits(spec))
 
 
-def best_format(spec: PointSpec, histogram: Histogram, like: AnyFormat, rounding: Rounding) -> AnyFormat:
+def best_format(spec: PointSpec, histogram: "Histogram", like: AnyFormat, rounding: Rounding) -> AnyFormat:
     """The format of least squared error among those of the kind and width of ``like`` that the point can have."""
     if isinstance(like, LogFormat):
         return best_log_format(histogram, like.bits)
@@ -115,7 +115,7 @@ def bound_format(spec: PointSpec, bits: int) -> FixedFormat:
 
 
 def best_fixed_format(
-    histogram: Histogram,
+    histogram: "Histogram",
     bits: int,
     signed: bool,
     rounding: Rounding,
@@ -131,7 +131,7 @@ def best_fixed_format(
     return min(formats, key=lambda fmt: fixed_error(histogram, fmt, rounding))
 
 
-def best_log_format(histogram: Histogram, bits: int) -> LogFormat:
+def best_log_format(histogram: "Histogram", bits: int) -> LogFormat:
     """The powers-of-two format of least squared error."""
     top = math.ceil(math.log2(histogram.largest)) if histogram.largest > 0 else 0
     top = min(max(top, MIN_FRAC_BITS), MAX_FRAC_BITS)

@@ -1,7 +1,5 @@
 """The papers' memory count: weights (W) and activations (A) as sums of elements x bits, against 32-bit float."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any

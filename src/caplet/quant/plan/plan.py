@@ -1,7 +1,5 @@
 """The plan: which format every point of a model has. Plain data, frozen, with a canonical JSON form."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -79,15 +77,15 @@ class QuantPlan:
         """The rounding of one point: the plan's, or nearest for a point in powers of two."""
         return Rounding.NEAREST if isinstance(self.points[key], LogFormat) else self.rounding
 
-    def with_formats(self, formats: Mapping[str, PlanFormat]) -> QuantPlan:
+    def with_formats(self, formats: Mapping[str, PlanFormat]) -> "QuantPlan":
         """This plan with some points' formats replaced (or added)."""
         return replace(self, points={**self.points, **formats})
 
-    def restricted(self, keys: Collection[str]) -> QuantPlan:
+    def restricted(self, keys: Collection[str]) -> "QuantPlan":
         """This plan on the points ``keys`` only."""
         return replace(self, points={key: fmt for key, fmt in self.points.items() if key in keys})
 
-    def diff(self, other: QuantPlan) -> dict[str, tuple[PlanFormat | None, PlanFormat | None]]:
+    def diff(self, other: "QuantPlan") -> dict[str, tuple[PlanFormat | None, PlanFormat | None]]:
         """Points whose formats differ: key -> (here, there), None where a plan lacks the point."""
         return {
             key: (self.points.get(key), other.points.get(key))
@@ -106,7 +104,7 @@ class QuantPlan:
         }
 
     @classmethod
-    def from_json(cls, data: object) -> QuantPlan:
+    def from_json(cls, data: object) -> "QuantPlan":
         """Read what :meth:`to_json` wrote.
 
         Raises:
@@ -138,7 +136,7 @@ class QuantPlan:
         write_json(path, self.to_json(), "the plan")
 
     @classmethod
-    def load(cls, path: str | Path) -> QuantPlan:
+    def load(cls, path: str | Path) -> "QuantPlan":
         """Read a plan file. Raises ArtefactError (unreadable, not JSON) or PlanError (not a plan)."""
         data = read_json(path, "the plan")
         try:

@@ -1,7 +1,5 @@
 """The hardware a plan is for: containers, shifts and accumulators, and what fits them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -101,7 +99,7 @@ class Hardware:
         return data
 
     @classmethod
-    def from_json(cls, data: object) -> Hardware:
+    def from_json(cls, data: object) -> "Hardware":
         """Read :meth:`to_json`; fields left out have their defaults. Raises ConfigError when it is no such object."""
         names = [field.name for field in fields(cls)]
         if not isinstance(data, dict) or "name" not in data or not set(data) <= set(names):

@@ -1,7 +1,5 @@
 """Units: the sets of points that share one width, and how widths of units become a plan."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -135,12 +133,12 @@ class Widths:
     bits: tuple[int, ...]
 
     @classmethod
-    def uniform(cls, units: Iterable[Unit], width: int) -> Widths:
+    def uniform(cls, units: Iterable[Unit], width: int) -> "Widths":
         """Every unit at ``width``, or at the largest of its widths that is not above it."""
         units = tuple(units)
         return cls(tuple(unit.name for unit in units), tuple(unit.at_most(width) for unit in units))
 
-    def with_width(self, index: int, width: int) -> Widths:
+    def with_width(self, index: int, width: int) -> "Widths":
         """These widths with one replaced."""
         return replace(self, bits=(*self.bits[:index], width, *self.bits[index + 1 :]))
 

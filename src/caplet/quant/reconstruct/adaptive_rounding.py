@@ -11,8 +11,6 @@ it is QuantEase's (Behdin et al. 2023). Differs: inputs and targets come from di
 and second moments are shrunk towards independent inputs.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

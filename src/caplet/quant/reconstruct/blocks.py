@@ -1,7 +1,5 @@
 """What single blocks are fitted on, and their results on disk, so that an interrupted reconstruction goes on."""
 
-from __future__ import annotations
-
 import json
 from contextlib import suppress
 from dataclasses import dataclass

@@ -15,8 +15,6 @@ BRECQ's (Li et al. 2021). Differs: straight-through rounding with a decaying rat
 pushed to whole codes, and one objective for the whole network.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -9,8 +9,6 @@ Source: Nagel et al. 2019 (data-free quantization, cross-layer equalization). Di
 its activations on calibration images, the tensor that is rounded, not that of the weights that make it.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 

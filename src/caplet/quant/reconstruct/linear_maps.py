@@ -1,8 +1,6 @@
 """Layers as linear maps of their weights: convolutions on a sample of their output positions, class capsules through
 their routing's couplings; one entry per layer type that has weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """A model fitted to a plan block by block, each on what the quantized blocks before it give."""
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Narrower widths for a reconstructed model: what nearest rounding could not afford, fitted codes often can."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -7,8 +7,6 @@ that brings the lengths of the class capsules nearest to the float model's.
 With an exponent per output channel each channel has its own best range, for one small shift each.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """What is reconstructed, and how thoroughly."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One width for every unit as a 0/1 integer program: least goal under additive limits."""
 
-from __future__ import annotations
-
 import math
 import os
 import sys

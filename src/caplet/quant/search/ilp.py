@@ -9,8 +9,6 @@ Source: the formulation is common in mixed-precision search (e.g. HAWQ-V3, Yao e
 tensors of capsule networks, the noise measure and the repair are caplet's.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,7 +89,7 @@ class FrontPoint:
         memory, found = self.candidate.memory, self.candidate.evaluation
         return memory.weight_bits, memory.activation_bits, self.ram_bytes, found.n - found.low
 
-    def dominates(self, other: FrontPoint) -> bool:
+    def dominates(self, other: "FrontPoint") -> bool:
         """Whether this point is at least as good in every respect, and better in one."""
         mine, theirs = self.costs, other.costs
         return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))

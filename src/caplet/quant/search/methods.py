@@ -1,7 +1,5 @@
 """The registry of search methods: one name, one line about it, one function of one shape for each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

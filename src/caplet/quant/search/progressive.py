@@ -9,8 +9,6 @@ and squash are the integer functions of the device; the start is found by bisect
 bisection, which gives the answer of one step at a time wherever accuracy falls along the run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum

@@ -10,8 +10,6 @@ least 2); exponents are chosen per tensor and biases keep at least 8 bits, unles
 in percentage points unless ``relative``; where the plan of step 3B happens to fit the budget, it counts as satisfied.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Every method is a function ``(Workbench, Request) -> SearchResult`` that runs one :class:`PlanSearch` for each rounding.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence

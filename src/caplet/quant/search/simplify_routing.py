@@ -7,8 +7,6 @@ iteration, with neither logits nor softmax, in an ordinary model whose settings 
 Related: Marchisio et al. 2020 give the routing's tensors widths of their own; here they are removed instead.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

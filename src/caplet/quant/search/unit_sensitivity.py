@@ -1,8 +1,6 @@
 """How much each unit, alone at a width, disturbs the class capsules: what orders the progressive search's steps and
 makes up the integer program's loss."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

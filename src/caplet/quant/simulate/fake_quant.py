@@ -1,7 +1,5 @@
 """Fake quantization: a float model whose every point holds only the values that the plan's formats can hold."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

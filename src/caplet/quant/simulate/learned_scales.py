@@ -4,8 +4,6 @@ A plan's exponents come from a float model. Under narrow weights the tensors beh
 in training move, so that their formats have to follow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 

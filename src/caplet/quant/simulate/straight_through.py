@@ -5,8 +5,6 @@ is inside the format's range and zero where it is clipped (Bengio, Leonard and C
 propagating gradients through stochastic neurons"); integer squash and softmax have the gradient of the float functions.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any
