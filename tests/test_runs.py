@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from caplet.errors import ArtefactError, ConfigError
-from caplet.runs.folder import RUNNING, environment, open_run
+from caplet.runs.folder import RUNNING, environment, open_run, write_record
 
 SETTINGS = {"a": 1, "b": [1, 2], "c": {"d": None}}
 
@@ -22,7 +22,7 @@ def _names(folder: Path) -> set[str]:
 
 def _run(folder: Path, **options: Any) -> None:
     with open_run(folder, SETTINGS, **options) as run:
-        run.write_json("metrics.json", {"x": 1})
+        write_record(run / "metrics.json", {"x": 1})
 
 
 def test_a_new_folder_gets_settings_and_environment(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from caplet.errors import ArtefactError, ConfigError
 from caplet.jobs.compress.finish import CompressedModel
 from caplet.jobs.compress.job import compress, estimate_compression, write_settings
 from caplet.jobs.compress.settings import CompressSettings, checked, read_settings, settings_template
-from caplet.runs.folder import METRICS, RunFolder
+from caplet.runs.folder import METRICS, read_record
 from caplet.runs.stages import STAGES
 
 QUICK = {
@@ -71,7 +71,7 @@ def test_limits_out_of_reach_give_the_nearest_network(trained: Path, data: Split
     assert not result.met
     assert result.metrics["missed"] == ["ram", "macs"]
     assert (tmp_path / "run" / "model.caplet").exists()
-    assert RunFolder(tmp_path / "run").read_json(METRICS)["met"] is False
+    assert read_record(tmp_path / "run" / METRICS)["met"] is False
 
 
 def test_the_template_shows_every_setting_with_its_default() -> None:

@@ -16,7 +16,6 @@ from caplet.data.splits import unpack_ids
 from caplet.jobs.run import evaluate, float_predictions
 from caplet.models.checkpoint import load_model
 from caplet.program import load_program, plan_memory, verify
-from caplet.runs.folder import RunFolder
 from caplet.runs.records import MOST_FLIPS, png, record_flips
 
 
@@ -58,7 +57,7 @@ def test_flips_are_counted_and_shown_losses_first(digits: Splits, tmp_path: Path
     float_[7] = wrong[7]  # one won
     float_[8], integers[8] = wrong[8], (labels[8] + 2) % 10  # wrong in another way
     float_[3], integers[3] = wrong[3], wrong[3]  # wrong in the same way: no flip
-    record_flips(RunFolder(tmp_path), digits.test, "satisfied", float_, integers)
+    record_flips(tmp_path, digits.test, "satisfied", float_, integers)
     flips = read(tmp_path, "flips.json")
     assert flips["counts"] == {"lost": 2, "won": 1, "other": 1}
     assert [shown["kind"] for shown in flips["shown"]] == ["lost", "lost", "won", "other"]
@@ -71,7 +70,7 @@ def test_flips_are_counted_and_shown_losses_first(digits: Splits, tmp_path: Path
 
 def test_only_some_flips_keep_their_pixels(digits: Splits, tmp_path: Path) -> None:
     labels = digits.test.labels.numpy()
-    record_flips(RunFolder(tmp_path), digits.test, "satisfied", labels, (labels + 1) % 10)
+    record_flips(tmp_path, digits.test, "satisfied", labels, (labels + 1) % 10)
     flips = read(tmp_path, "flips.json")
     assert flips["counts"]["lost"] == len(labels) > MOST_FLIPS == len(flips["shown"])
 
@@ -84,7 +83,7 @@ def test_no_kind_of_flip_crowds_the_others_out(digits: Splits, tmp_path: Path) -
     before, after = labels.copy(), labels.copy()
     after[lost], before[won] = wrong[lost], wrong[won]
     before[125:128], after[125:128] = wrong[125:128], other[125:128]
-    record_flips(RunFolder(tmp_path), images, "one", before, after)
+    record_flips(tmp_path, images, "one", before, after)
     kinds = [shown["kind"] for shown in json.loads((tmp_path / "flips.json").read_text())["shown"]]
     assert {kind: kinds.count(kind) for kind in kinds} == {"lost": 37, "won": 20, "other": 3}
     assert kinds == sorted(kinds, key=("lost", "won", "other").index)

@@ -1,12 +1,13 @@
 """Stages: done once, gone on with, done again when their inputs change."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from caplet.errors import ArtefactError
-from caplet.runs.folder import RUNNING, RunFolder
-from caplet.runs.stages import RunStage, Stages
+from caplet.runs.folder import RUNNING
+from caplet.runs.stages import Done, Stages
 
 
 class Work:
@@ -25,14 +26,14 @@ class Work:
         (folder / "out").write_text("whole")
 
 
-def stage(work: Work, value: int = 1) -> RunStage:
-    return RunStage("one", {"value": value}, work, ("out",))
+def do(folder: Path, work: Callable[[Path, bool], None], value: int = 1) -> Done:
+    return Stages(folder).do("one", {"value": value}, work, ("out",))
 
 
 def test_a_finished_stage_is_skipped(tmp_path: Path) -> None:
     work = Work()
-    first = Stages(RunFolder(tmp_path)).do(stage(work))
-    second = Stages(RunFolder(tmp_path)).do(stage(work))
+    first = do(tmp_path, work)
+    second = do(tmp_path, work)
     assert work.calls == [False]
     assert (first.skipped, second.skipped) == (False, True)
     assert first.outputs == second.outputs
@@ -42,13 +43,13 @@ def test_an_interrupted_stage_goes_on(tmp_path: Path) -> None:
     work = Work()
     work.fails = True
     with pytest.raises(KeyboardInterrupt):
-        Stages(RunFolder(tmp_path)).do(stage(work))
+        do(tmp_path, work)
     work.fails = False
     below = tmp_path / "one" / "run"
     below.mkdir()
     (below / ".model.safetensors.x7.part").write_text("what a killed process was writing")
     (below / RUNNING).write_text("")  # says that the run in this folder has not ended; its own business
-    Stages(RunFolder(tmp_path)).do(stage(work))
+    do(tmp_path, work)
     assert work.calls == [False, True]
     assert [path.name for path in below.iterdir()] == [RUNNING]
 
@@ -57,25 +58,24 @@ def test_other_inputs_start_again(tmp_path: Path) -> None:
     work = Work()
     work.fails = True
     with pytest.raises(KeyboardInterrupt):
-        Stages(RunFolder(tmp_path)).do(stage(work))
+        do(tmp_path, work)
     work.fails = False
-    Stages(RunFolder(tmp_path)).do(stage(work, value=2))
-    Stages(RunFolder(tmp_path)).do(stage(work, value=3))
+    do(tmp_path, work, value=2)
+    do(tmp_path, work, value=3)
     assert work.calls == [False, False, False]
 
 
 def test_a_changed_or_missing_output_is_made_again(tmp_path: Path) -> None:
     work = Work()
-    Stages(RunFolder(tmp_path)).do(stage(work))
+    do(tmp_path, work)
     (tmp_path / "one" / "out").write_text("edited")
-    Stages(RunFolder(tmp_path)).do(stage(work))
+    do(tmp_path, work)
     (tmp_path / "one" / "out").unlink()
-    done = Stages(RunFolder(tmp_path)).do(stage(work))
+    done = do(tmp_path, work)
     assert work.calls == [False, False, False]
     assert (done.folder / "out").read_text() == "whole"
 
 
 def test_a_stage_that_leaves_nothing_is_an_error(tmp_path: Path) -> None:
-    empty = RunStage("one", {}, lambda folder, resume: folder.mkdir(exist_ok=True), ("out",))
     with pytest.raises(ArtefactError, match="ended without out"):
-        Stages(RunFolder(tmp_path)).do(empty)
+        do(tmp_path, lambda folder, resume: folder.mkdir(exist_ok=True))

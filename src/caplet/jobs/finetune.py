@@ -7,6 +7,7 @@ from typing import Any
 
 from caplet.data import Splits
 from caplet.errors import ConfigError
+from caplet.files import write_bytes
 from caplet.jobs.quantize.accept import artefacts
 from caplet.jobs.quantize.job import CALIBRATION_IMAGES
 from caplet.jobs.run import SplitAnswers, begin, check, classify, open_test_split, ship
@@ -23,7 +24,6 @@ from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import KINDS, Widths, bits_in_use, group_units, make_plan
 from caplet.report.training import learning_curves
-from caplet.runs.folder import RunFolder
 from caplet.runtime.engine import Engine
 from caplet.train.finetune import finetune, weights_digest
 from caplet.train.loop import TrainResult
@@ -160,7 +160,7 @@ def finetune_model(
     with begin(job, out, splits, resolved, model, resume=resume, force=force) as run:
         shipping = _Shipping(run, model, splits, engine, note)
         if plan is None:
-            result = finetune(model, splits, run.path, settings, teacher=teacher, resume=resume, progress=progress)
+            result = finetune(model, splits, run, settings, teacher=teacher, resume=resume, progress=progress)
             return shipping.float_(result)
         assert isinstance(settings, QatSettings)
         before = shipping.integers(lower(model, plan))
@@ -169,7 +169,7 @@ def finetune_model(
             model,
             plan,
             splits,
-            run.path,
+            run,
             settings,
             teacher=teacher,
             resume=resume,
@@ -183,7 +183,7 @@ def finetune_model(
 class _Shipping:
     """Measures and writes a run's result."""
 
-    run: RunFolder
+    run: Path
     start: CapsNet
     splits: Splits
     engine: Engine
@@ -258,5 +258,5 @@ class _Shipping:
         }
         metrics = ship(self.run, self.splits, metrics, answers, programs, ROLE)
         save_model(result.model, self.run / MODEL, {"data": metrics["data"], "finetune": metrics["finetune"]})
-        self.run.write_bytes(CURVES, learning_curves(result.history, f"fine-tuning on {metrics['data']}"))
+        write_bytes(self.run / CURVES, learning_curves(result.history, f"fine-tuning on {metrics['data']}"))
         return metrics

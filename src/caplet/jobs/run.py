@@ -20,7 +20,7 @@ from caplet.models.base import CapsNet, check_finite
 from caplet.program import Program
 from caplet.progress import Note
 from caplet.quant.measure.evaluator import predict
-from caplet.runs.folder import METRICS, SPLITS, RunFolder, open_run
+from caplet.runs.folder import METRICS, SPLITS, open_run, write_record
 from caplet.runs.records import Classes, record_details, record_flips, record_predictions
 from caplet.runtime.engine import Engine, predictions
 
@@ -105,7 +105,7 @@ def begin(
     *,
     resume: bool = False,
     force: bool = False,
-) -> Iterator[RunFolder]:
+) -> Iterator[Path]:
     """Open a run folder for the ``with`` block, with the resolved settings and the ids of the splits in it.
 
     What can be checked is checked before: a mistake must not cost the results of an earlier run.
@@ -174,7 +174,7 @@ def open_test_split(
 
 
 def ship(
-    run: RunFolder,
+    run: Path,
     splits: Splits,
     metrics: Mapping[str, Any],
     answers: SplitAnswers,
@@ -198,5 +198,5 @@ def ship(
     else:
         record_predictions(run, splits.test, answers.reference if result is None else answers.models[result], {})
     whole = {**metrics, "data": splits.info["name"], "data_note": splits.info["note"]}
-    run.write_json(METRICS, whole)
+    write_record(run / METRICS, whole)
     return whole

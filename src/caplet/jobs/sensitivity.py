@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from caplet.data import Splits
+from caplet.files import write_bytes
 from caplet.jobs.run import begin, check
 from caplet.models.base import CapsNet
 from caplet.progress import Progress
 from caplet.quant.measure.sensitivity import SensitivitySettings, Summary, draw_indices, measure_sensitivity, summarise
 from caplet.report.noise import sensitivity_pictures
-from caplet.runs.folder import METRICS
+from caplet.runs.folder import METRICS, write_record
 from caplet.train.loss import margin_loss
 
 ROWS, PICTURE = "sensitivity.jsonl", "sensitivity.svg"
@@ -75,7 +76,7 @@ def sensitivity(
         summaries = summarise(rows)
         records = [summary.to_json() for summary in summaries]
         title = f"{model.family}, one point at a time: {settings.draws} draws of {settings.images} calibration images"
-        run.write_bytes(PICTURE, sensitivity_pictures(records, title))
+        write_bytes(run / PICTURE, sensitivity_pictures(records, title))
         metrics = {"settings": settings.to_json(), "seconds": round(time.perf_counter() - began, 1), "points": records}
-        run.write_json(METRICS, metrics)
-        return SensitivityResult(tuple(summaries), run.path, metrics)
+        write_record(run / METRICS, metrics)
+        return SensitivityResult(tuple(summaries), run, metrics)

@@ -21,7 +21,7 @@ from caplet.nn.points import Handler, PointSpec, Storage
 from caplet.program import Program, TensorSpec, interpreter
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.simulate.fake_quant import FakeQuant
-from caplet.runs.folder import RunFolder
+from caplet.runs.folder import write_record
 from caplet.runs.records import TRACE, program_digest
 
 Values = NDArray[np.float64]
@@ -155,7 +155,7 @@ def trace_levels(
 
 def record_trace(folder: Path, program: Program, trace: Trace) -> None:
     """Write ``trace.json`` into a run folder. Raises ArtefactError when it cannot be written."""
-    RunFolder(folder).write_json(TRACE, {"sha256": program_digest(program), **trace.to_json()})
+    write_record(folder / TRACE, {"sha256": program_digest(program), **trace.to_json()})
 
 
 def _names(program: Program, codes: Mapping[str, Any]) -> list[str]:

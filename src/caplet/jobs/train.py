@@ -9,7 +9,7 @@ import torch
 
 from caplet.data import Splits, load_data
 from caplet.errors import ConfigError
-from caplet.files import read_toml
+from caplet.files import read_toml, write_bytes
 from caplet.jobs.run import begin, open_test_split, ship
 from caplet.metrics import Accuracy
 from caplet.models.base import CapsNet
@@ -131,7 +131,7 @@ def train_by_recipe(
     resolved = {**settings.model_dump(mode="json"), "recipe": recipe, "data": taken}
     with begin("train", out, splits, resolved, resume=resume, force=force) as run:
         result = run_training(
-            settings, splits, run.path, resume=resume, progress=progress, accelerate=accelerate, tensorboard=tensorboard
+            settings, splits, run, resume=resume, progress=progress, accelerate=accelerate, tensorboard=tensorboard
         )
         answers = open_test_split(splits, result.model, {}, silent)
         test = answers.accuracy()
@@ -146,7 +146,7 @@ def train_by_recipe(
             "parameters": result.model.parameter_count(),
             "history": result.history,
         }
-        run.write_bytes(CURVES, learning_curves(result.history, f"{recipe} on {splits.info['name']}", result.epoch))
+        write_bytes(run / CURVES, learning_curves(result.history, f"{recipe} on {splits.info['name']}", result.epoch))
         metrics = ship(run, splits, metrics, answers)
         save_model(result.model, run / MODEL, {key: metrics[key] for key in ("recipe", "test", "epoch", "data")})
         return TrainRun(result.model, run / MODEL, test, metrics)

@@ -22,45 +22,26 @@ RUNNING = f".run{_UNFINISHED}"
 _PACKAGES = ("caplet", "numpy", "torch", "torchvision", "safetensors", "scipy", "scikit-learn")
 
 
-class RunFolder:
-    """One run's folder.
+def write_record(path: Path, data: Any) -> None:
+    """Write JSON values, indented and in the order of their names. Raises ArtefactError when it cannot be written."""
+    write_json(path, data, sort_keys=True)
 
-    Attributes:
-        path: the folder.
-    """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+def read_record(path: Path) -> Any:
+    """Read a JSON file of a run folder. Raises ArtefactError when it is missing or not JSON."""
+    return read_json(path, todo="delete the folder or use --force")
 
-    def __truediv__(self, name: str) -> Path:
-        return self.path / name
 
-    def write_json(self, name: str, data: Any) -> None:
-        """Write ``data`` as indented JSON. Raises ArtefactError when it cannot be written."""
-        write_json(self.path / name, data, sort_keys=True)
-
-    def write_text(self, name: str, text: str) -> None:
-        """Write a text file. Raises ArtefactError when it cannot be written."""
-        self.write_bytes(name, text.encode())
-
-    def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file. Raises ArtefactError when it cannot be written."""
-        write_bytes(self.path / name, data)
-
-    def remove(self, name: str) -> None:
-        """Remove a file that an earlier run left, if it is there. Raises ArtefactError when it cannot be removed."""
-        with access("remove", self.path / name):
-            (self.path / name).unlink(missing_ok=True)
-
-    def read_json(self, name: str) -> Any:
-        """Read a JSON file of the folder. Raises ArtefactError when it is missing or not JSON."""
-        return read_json(self.path / name, todo="delete the folder or use --force")
+def remove(path: Path) -> None:
+    """Remove a file that an earlier run left, if it is there. Raises ArtefactError when it cannot be removed."""
+    with access("remove", path):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
 def open_run(
     path: str | Path, settings: dict[str, Any], *, resume: bool = False, force: bool = False
-) -> Iterator[RunFolder]:
+) -> Iterator[Path]:
     """Open a run folder for writing and keep other processes out of it for the duration of the ``with`` block.
 
     What can be checked without the folder is checked before it is opened: a mistake in the settings must not cost the
@@ -77,30 +58,30 @@ def open_run(
             ``resume`` in a folder that holds something else than a run.
         ConfigError: ``resume`` with other settings (the message names the first that differs), or with ``force``.
     """
-    run = RunFolder(Path(path))
+    run = Path(path)
     if resume and force:
         raise ConfigError("--resume goes on with a run and --force overwrites it; give one of them")
     settings = json.loads(json.dumps(settings))
-    with _locked(run.path):
-        occupied = sorted(name for name in os.listdir(run.path) if name != _LOCK and not _unfinished(name))
+    with _locked(run):
+        occupied = sorted(name for name in os.listdir(run) if name != _LOCK and not _unfinished(name))
         if resume and SETTINGS in occupied:
             _check_same(run, settings)
         elif resume and occupied:
             raise ArtefactError(
-                f"the folder {run.path} holds no run to resume (it has {occupied[0]}, but no {SETTINGS});"
+                f"the folder {run} holds no run to resume (it has {occupied[0]}, but no {SETTINGS});"
                 " choose the --out of the interrupted run"
             )
         elif occupied and not force:
             raise ArtefactError(
-                f"the folder {run.path} is not empty ({occupied[0]}, ...); use --resume to go on with the run in it,"
+                f"the folder {run} is not empty ({occupied[0]}, ...); use --resume to go on with the run in it,"
                 " --force to overwrite it, or choose another --out"
             )
-        run.write_json(SETTINGS, settings)
-        run.write_json(ENVIRONMENT, environment())
+        write_record(run / SETTINGS, settings)
+        write_record(run / ENVIRONMENT, environment())
         _clean(run, everything=force)
-        run.write_bytes(RUNNING, b"")
+        write_bytes(run / RUNNING, b"")
         yield run
-        run.remove(RUNNING)
+        remove(run / RUNNING)
 
 
 def environment() -> dict[str, Any]:
@@ -151,14 +132,14 @@ def _acquire(lock: int, path: Path) -> None:
         ) from None
 
 
-def _check_same(run: RunFolder, settings: dict[str, Any]) -> None:
-    before, now = _flat(run.read_json(SETTINGS)), _flat(settings)
+def _check_same(run: Path, settings: dict[str, Any]) -> None:
+    before, now = _flat(read_record(run / SETTINGS)), _flat(settings)
     for key in sorted({*before, *now}):
         if key == "job" and key not in before:  # begun by a version that did not write it
             continue
         if before.get(key) != now.get(key):
             raise ConfigError(
-                f"cannot resume {run.path}: setting {key!r} was {before.get(key)!r} and is now {now.get(key)!r};"
+                f"cannot resume {run}: setting {key!r} was {before.get(key)!r} and is now {now.get(key)!r};"
                 " use the same settings, model and data, or --force to start again"
             )
 
@@ -188,11 +169,11 @@ def _unfinished(name: str) -> bool:
     return name.startswith(".") and name.endswith(_UNFINISHED)
 
 
-def _clean(run: RunFolder, everything: bool) -> None:
+def _clean(run: Path, everything: bool) -> None:
     """Remove unfinished files and the mark of a run that stopped; with ``everything`` also what is resumed from."""
-    for name in os.listdir(run.path):
+    for name in os.listdir(run):
         if _unfinished(name) or (everything and name.endswith((".jsonl", ".ckpt"))):
-            run.remove(name)
+            remove(run / name)
 
 
 def sweep(folder: Path) -> None:
@@ -203,4 +184,4 @@ def sweep(folder: Path) -> None:
     """
     for path in folder.rglob(f".*{_UNFINISHED}"):
         if path.name != RUNNING:
-            RunFolder(path.parent).remove(path.name)
+            remove(path)

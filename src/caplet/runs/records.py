@@ -18,14 +18,14 @@ from PIL import Image
 from caplet.data.imageset import ImageSet
 from caplet.data.splits import pack_ids
 from caplet.errors import ArtefactError
-from caplet.files import access, digest
+from caplet.files import access, digest, write_text
 from caplet.fixed.format import SHIFT_BITS
 from caplet.program import Program
 from caplet.program.arena import plan_memory
 from caplet.program.document import format_text
 from caplet.program.file import dumps
 from caplet.program.verify import verify
-from caplet.runs.folder import ENVIRONMENT, METRICS, RUNNING, SETTINGS, SPLITS, RunFolder
+from caplet.runs.folder import ENVIRONMENT, METRICS, RUNNING, SETTINGS, SPLITS, read_record, write_record
 
 PREDICTIONS, FLIPS, DETAILS = "predictions.json", "flips.json", "details.json"
 SEARCH, VERIFIED, TRACE, KEPT = "search.json", "verify.json", "trace.json", "kept.json"
@@ -41,7 +41,7 @@ LARGEST_SIDE = 96
 Classes = NDArray[np.int64]
 
 
-def record_predictions(run: RunFolder, images: ImageSet, float_: Classes, models: Mapping[str, Classes]) -> None:
+def record_predictions(run: Path, images: ImageSet, float_: Classes, models: Mapping[str, Classes]) -> None:
     """Write ``predictions.json``: the answers of the float model and of every shipped Program on the test split.
 
     Args:
@@ -59,10 +59,10 @@ def record_predictions(run: RunFolder, images: ImageSet, float_: Classes, models
         "float": float_.tolist(),
         "models": {role: predicted.tolist() for role, predicted in models.items()},
     }
-    run.write_text(PREDICTIONS, json.dumps(record, separators=(",", ":")) + "\n")
+    write_text(run / PREDICTIONS, json.dumps(record, separators=(",", ":")) + "\n")
 
 
-def record_flips(run: RunFolder, images: ImageSet, role: str, float_: Classes, integers: Classes) -> None:
+def record_flips(run: Path, images: ImageSet, role: str, float_: Classes, integers: Classes) -> None:
     """Write ``flips.json``: how many answers differ between the float model and one Program, and some of the images.
 
     Images that only the float model had right come first, then those that only the Program had right, then the rest.
@@ -92,10 +92,10 @@ def record_flips(run: RunFolder, images: ImageSet, role: str, float_: Classes, i
         for kind, at in chosen
     ]
     counts = {kind: int(mask.sum()) for kind, mask in kinds.items()}
-    run.write_json(FLIPS, {"role": role, "n": len(images), "counts": counts, "shown": shown})
+    write_record(run / FLIPS, {"role": role, "n": len(images), "counts": counts, "shown": shown})
 
 
-def record_details(run: RunFolder, programs: Mapping[str, Program]) -> None:
+def record_details(run: Path, programs: Mapping[str, Program]) -> None:
     """Write ``details.json``: by role, stored tensors, accumulators, memory plans with all and no votes stored."""
     models: dict[str, Any] = {}
     for role, program in programs.items():
@@ -107,7 +107,7 @@ def record_details(run: RunFolder, programs: Mapping[str, Program]) -> None:
             "accumulators": proof.to_json(),
             "memory": {ram: plan_memory(program, ram, proof=proof).to_json() for ram in ("fast", "small")},
         }
-    run.write_json(DETAILS, {"models": models})
+    write_record(run / DETAILS, {"models": models})
 
 
 @dataclass(frozen=True)
@@ -141,11 +141,11 @@ def record_verified(folder: Path, program: Program, data: str, engines: Sequence
     Raises:
         ArtefactError: the file cannot be read or written.
     """
-    run, sha256 = RunFolder(folder), program_digest(program)
-    earlier = run.read_json(VERIFIED) if (run / VERIFIED).exists() else {}
+    sha256 = program_digest(program)
+    earlier = read_record(folder / VERIFIED) if (folder / VERIFIED).exists() else {}
     known = {row["target"]: row for row in earlier["engines"]} if earlier.get("sha256") == sha256 else {}
     known |= {engine.target: {**asdict(engine), "data": data} for engine in engines}
-    run.write_json(VERIFIED, {"sha256": sha256, "engines": list(known.values())})
+    write_record(folder / VERIFIED, {"sha256": sha256, "engines": list(known.values())})
 
 
 def program_digest(program: Program) -> str:
@@ -296,19 +296,19 @@ def read_run(path: str | Path) -> RunRecords:
     Raises:
         ArtefactError: no folder, no run, an unfinished run, or a record that cannot be read.
     """
-    folder = RunFolder(Path(path))
-    if not folder.path.is_dir():
-        raise ArtefactError(f"{folder.path}: no such folder; give the --out of a caplet run")
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ArtefactError(f"{folder}: no such folder; give the --out of a caplet run")
     if not (folder / METRICS).exists() or (folder / RUNNING).exists():
         if not (folder / SETTINGS).exists():
-            raise ArtefactError(f"{folder.path} holds no run (no {SETTINGS}); give the --out of a caplet run")
+            raise ArtefactError(f"{folder} holds no run (no {SETTINGS}); give the --out of a caplet run")
         raise ArtefactError(
-            f"the run in {folder.path} is not finished"
+            f"the run in {folder} is not finished"
             f" ({f'no {METRICS}' if not (folder / METRICS).exists() else 'it stopped, or goes on now'});"
             " finish it with --resume, or give a finished one"
         )
-    present = {name: folder.read_json(name) for name in FILES if (folder / name).exists()}
-    return RunRecords(folder.path.resolve().name, present)
+    present = {name: read_record(folder / name) for name in FILES if (folder / name).exists()}
+    return RunRecords(folder.resolve().name, present)
 
 
 def find_runs(path: str | Path) -> list[Path]:
@@ -326,4 +326,4 @@ def find_runs(path: str | Path) -> list[Path]:
 
 
 def _started(run: Path) -> tuple[str, Path]:
-    return str(RunFolder(run).read_json(ENVIRONMENT)["started"]), run
+    return str(read_record(run / ENVIRONMENT)["started"]), run

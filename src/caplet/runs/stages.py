@@ -11,27 +11,9 @@ from typing import Any
 from caplet.errors import ArtefactError
 from caplet.files import access, digest, file_digest
 from caplet.progress import Note, silent
-from caplet.runs.folder import RunFolder, sweep
+from caplet.runs.folder import read_record, sweep, write_record
 
 STAGES = "stages.json"
-
-
-@dataclass(frozen=True)
-class RunStage:
-    """One step of a longer job.
-
-    Attributes:
-        name: of its folder under the run's.
-        inputs: everything its outcome depends on, JSON values: settings, and digests of what it reads.
-        work: called with the stage's folder and whether to go on with what an interrupted call left there; it creates
-            the folder.
-        outputs: files that it leaves in its folder and that later stages read.
-    """
-
-    name: str
-    inputs: Mapping[str, Any]
-    work: Callable[[Path, bool], None]
-    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -63,50 +45,59 @@ class Stages:
         note: called with one line of text about every stage.
     """
 
-    run: RunFolder
+    run: Path
     note: Note = silent
     _records: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._records = self.run.read_json(STAGES) if (self.run / STAGES).exists() else {}
+        self._records = read_record(self.run / STAGES) if (self.run / STAGES).exists() else {}
 
-    def do(self, stage: RunStage) -> Done:
+    def do(
+        self, name: str, inputs: Mapping[str, Any], work: Callable[[Path, bool], None], outputs: tuple[str, ...]
+    ) -> Done:
         """Do a stage, or find it done.
+
+        Args:
+            name: of its folder under the run's.
+            inputs: everything its outcome depends on, JSON values: settings, and digests of what it reads.
+            work: called with the stage's folder and whether to go on with what an interrupted call left there; it
+                creates the folder.
+            outputs: files that it leaves in its folder and that later stages read.
 
         Raises:
             ArtefactError: a file cannot be read, written or removed; the stage's own errors pass through.
         """
-        folder = self.run / stage.name
-        inputs = digest(json.dumps(dict(stage.inputs), sort_keys=True))
-        before = self._records.get(stage.name, {})
-        equal = before.get("inputs") == inputs
-        if equal and before.get("outputs") and _hashes(folder, stage.outputs) == before["outputs"]:
-            self.note(f"{stage.name}: unchanged, skipped")
+        folder, asked = self.run / name, digest(json.dumps(dict(inputs), sort_keys=True))
+        before = self._records.get(name, {})
+        equal = before.get("inputs") == asked
+        if equal and before.get("outputs") and _hashes(folder, outputs) == before["outputs"]:
+            self.note(f"{name}: unchanged, skipped")
             return Done(folder, before["outputs"], before["seconds"], True)
         resume = equal and not before.get("outputs") and folder.is_dir()
         if resume:
             sweep(folder)
-        else:
-            _remove(folder)
+        elif folder.exists():
+            with access("remove", folder):
+                shutil.rmtree(folder)
         spent = before.get("seconds", 0.0) if resume else 0.0
-        self.note(f"{stage.name}: going on" if resume else stage.name)
+        self.note(f"{name}: going on" if resume else name)
         began = time.perf_counter()
         try:
-            self._remember(stage.name, {"inputs": inputs, "seconds": spent})
-            stage.work(folder, resume)
+            self._remember(name, {"inputs": asked, "seconds": spent})
+            work(folder, resume)
         except BaseException:
-            self._remember(stage.name, {"inputs": inputs, "seconds": spent + time.perf_counter() - began})
+            self._remember(name, {"inputs": asked, "seconds": spent + time.perf_counter() - began})
             raise
-        outputs = _hashes(folder, stage.outputs)
-        if outputs is None:
-            raise ArtefactError(f"{folder}: the stage ended without {', '.join(stage.outputs)}; start it again")
+        found = _hashes(folder, outputs)
+        if found is None:
+            raise ArtefactError(f"{folder}: the stage ended without {', '.join(outputs)}; start it again")
         seconds = round(spent + time.perf_counter() - began, 1)
-        self._remember(stage.name, {"inputs": inputs, "seconds": seconds, "outputs": outputs})
-        return Done(folder, outputs, seconds, False)
+        self._remember(name, {"inputs": asked, "seconds": seconds, "outputs": found})
+        return Done(folder, found, seconds, False)
 
     def _remember(self, name: str, record: dict[str, Any]) -> None:
         self._records[name] = record
-        self.run.write_json(STAGES, self._records)
+        write_record(self.run / STAGES, self._records)
 
 
 def _hashes(folder: Path, names: tuple[str, ...]) -> dict[str, str] | None:
@@ -115,9 +106,3 @@ def _hashes(folder: Path, names: tuple[str, ...]) -> dict[str, str] | None:
         return {name: file_digest(folder / name) for name in names}
     except ArtefactError:
         return None
-
-
-def _remove(folder: Path) -> None:
-    with access("remove", folder):
-        if folder.exists():
-            shutil.rmtree(folder)

@@ -13,13 +13,13 @@ from caplet.bench.papers.rows import PaperRow, find_network, select
 from caplet.bench.papers.work import Rates
 from caplet.data import Splits, load_data
 from caplet.errors import CapletError, ConfigError
-from caplet.files import file_digest
+from caplet.files import file_digest, write_text
 from caplet.jobs.timing import forward_rate, training_rate
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.progress import Note, silent
-from caplet.runs.folder import RunFolder, environment, open_run
-from caplet.runs.stages import RunStage, Stages
+from caplet.runs.folder import environment, open_run, read_record, write_record
+from caplet.runs.stages import Stages
 
 ROW = "row.json"
 
@@ -157,21 +157,21 @@ def redo_papers(
             if missing is not None and not made.has(row):
                 made.rows[row.name] = None, missing
             made.write()
-    return PapersResult(run.path, made.record())
+    return PapersResult(run, made.record())
 
 
 @dataclass
 class _Made:
     """The page as it grows."""
 
-    run: RunFolder
+    run: Path
     limits: Mapping[str, Any]
     rows: dict[str, tuple[dict[str, Any] | None, str | None]] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=environment)
 
     def __post_init__(self) -> None:
         if (self.run / RECORD).exists():  # of an earlier call for this folder
-            for row in self.run.read_json(RECORD)["rows"]:
+            for row in read_record(self.run / RECORD)["rows"]:
                 self.rows[row["name"]] = row["measured"], row["missing"]
 
     def has(self, row: PaperRow) -> bool:
@@ -183,8 +183,8 @@ class _Made:
 
     def write(self) -> None:
         record = self.record()
-        self.run.write_json(RECORD, record)
-        self.run.write_text(PAGE, page(record))
+        write_record(self.run / RECORD, record)
+        write_text(self.run / PAGE, page(record))
 
 
 def _make(row: PaperRow, sources: Sources, stages: Stages, note: Note) -> dict[str, Any]:
@@ -194,10 +194,10 @@ def _make(row: PaperRow, sources: Sources, stages: Stages, note: Note) -> dict[s
 
     def work(folder: Path, resume: bool) -> None:
         found = row.work.run(sources.model(row), splits, folder, resume, note)
-        RunFolder(folder).write_json(ROW, {**found.to_json(), "data_note": splits.info["note"]})
+        write_record(folder / ROW, {**found.to_json(), "data_note": splits.info["note"]})
 
-    done = stages.do(RunStage(row.name, inputs, work, (ROW,)))
-    found: dict[str, Any] = RunFolder(done.folder).read_json(ROW)
+    done = stages.do(row.name, inputs, work, (ROW,))
+    found: dict[str, Any] = read_record(done.folder / ROW)
     return {**found, "seconds": done.seconds, "calibration_images": len(splits.calibration)}
 
 

@@ -31,8 +31,8 @@ from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import Calibration, calibrate
 from caplet.quant.plan.units import uniform_plan
-from caplet.runs.folder import METRICS, RunFolder
-from caplet.runs.stages import Done, RunStage, Stages
+from caplet.runs.folder import METRICS, read_record, write_record
+from caplet.runs.stages import Done, Stages
 from caplet.train.finetune import TeacherAnswers, finetune, weights_digest
 
 TRAIN = "train"
@@ -49,7 +49,7 @@ class Context:
         threads: of the CPU, that everything computes with.
     """
 
-    run: RunFolder
+    run: Path
     splits: Splits
     settings: CompressSettings
     note: Note
@@ -65,7 +65,7 @@ class Context:
 
     def do(self, name: str, inputs: dict[str, Any], work: Callable[[Path, bool], None], *outputs: str) -> Done:
         """Do a stage."""
-        done = self.stages.do(RunStage(name, {**inputs, "data": self.data}, work, outputs))
+        done = self.stages.do(name, {**inputs, "data": self.data}, work, outputs)
         self.done[name] = done
         return done
 
@@ -114,7 +114,7 @@ class Curves:
         return self.curve[1:] if left_out else self.curve
 
 
-def measure(context: Context, model: CapsNet, run: RunFolder) -> Curves:
+def measure(context: Context, model: CapsNet, run: Path) -> Curves:
     """Measure both curves on calibration images; every point is a stage in ``run``, so that a killed run goes on.
 
     A point that would empty a layer is left out, and said so.
@@ -125,7 +125,7 @@ def measure(context: Context, model: CapsNet, run: RunFolder) -> Curves:
 class _Measurement:
     """Points in the making; what several of them need is computed once, when it is first asked for."""
 
-    def __init__(self, context: Context, model: CapsNet, run: RunFolder) -> None:
+    def __init__(self, context: Context, model: CapsNet, run: Path) -> None:
         self.context, self.model, self.run = context, model, run
         self.splits, self.settings, self.note = context.splits, context.settings, context.note
         self.images = self.splits.calibration.evenly_spaced(IMAGES)
@@ -167,26 +167,21 @@ class _Measurement:
             if fraction is None:
                 break
             asked = self.pruning(fraction).model_dump(mode="json")
-            stage = RunStage(
-                f"macs-{fraction:.4g}",
-                {**common, "steps": steps, "settings": asked},
-                partial(self.prune, fraction),
-                (MODEL, POINT),
-            )
+            name, inputs = f"macs-{fraction:.4g}", {**common, "steps": steps, "settings": asked}
             try:
-                done = stages.do(stage)
+                done = stages.do(name, inputs, partial(self.prune, fraction), (MODEL, POINT))
             except ConfigError as error:
-                self.note(f"{stage.name}: left out: {error}")
+                self.note(f"{name}: left out: {error}")
                 break
-            point = Pruned(**RunFolder(done.folder).read_json(POINT))
+            point = Pruned(**read_record(done.folder / POINT))
             self.note(f"{point.macs_kept:.1%} of the multiply-accumulates: {point.drop:+.2f} points")
             curve.append(point)
             models[point.macs_kept] = load_model(done.folder / MODEL)
         base = min((point for point in curve if point.drop <= settings.limits.max_drop), key=lambda point: point.macs)
         network = models[base.macs_kept]
         inputs = {**common, "network": weights_digest(network), "widths": list(settings.quantize.probes)}
-        done = stages.do(RunStage("widths", inputs, partial(self.narrow, network, base), (POINT,)))
-        widths = tuple(Width(**point) for point in RunFolder(done.folder).read_json(POINT))
+        done = stages.do("widths", inputs, partial(self.narrow, network, base), (POINT,))
+        widths = tuple(Width(**point) for point in read_record(done.folder / POINT))
         return Curves(tuple(curve), widths, _sizes(models, self.splits, settings))
 
     def prune(self, fraction: float, folder: Path, resume: bool) -> None:
@@ -215,7 +210,7 @@ class _Measurement:
         drop = paired(self.correct, float_predictions(smaller, self.images) == self.images.labels.numpy()).loss
         point = Pruned(cost.macs / whole.macs, cost.macs, cost.parameters, drop, len(self.images), steps)
         save_model(smaller, folder / MODEL)
-        RunFolder(folder).write_json(POINT, asdict(point))
+        write_record(folder / POINT, asdict(point))
 
     def narrow(self, model: CapsNet, base: Pruned, folder: Path, resume: bool) -> None:
         """The width curve, of the smallest network that keeps to the accepted loss: its like will be quantized."""
@@ -232,7 +227,7 @@ class _Measurement:
             drop = paired(correct, evaluator.evaluate(plan).correct_images).loss
             points.append(Width(bits, drop, len(images), base.macs_kept))
             self.note(f"{bits} bits everywhere: {points[-1].drop:+.2f} points")
-        RunFolder(folder).write_json(POINT, [asdict(point) for point in points])
+        write_record(folder / POINT, [asdict(point) for point in points])
 
 
 def _sizes(

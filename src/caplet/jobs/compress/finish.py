@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from caplet.data.imageset import ImageSet
 from caplet.errors import ToolMissing
-from caplet.files import access, file_digest
+from caplet.files import access, file_digest, write_bytes
 from caplet.jobs.compress.attempts import Attempt, plan_file
 from caplet.jobs.compress.choose import PairChoice, outlook
 from caplet.jobs.compress.curves import Context, Curves
@@ -28,7 +28,7 @@ from caplet.program.c.emit import EmitSettings, Export
 from caplet.program.interpreter import RunResult, run
 from caplet.quant.measure.sensitivity import SensitivitySettings
 from caplet.quant.plan.plan import QuantPlan
-from caplet.runs.folder import METRICS, RunFolder
+from caplet.runs.folder import METRICS, read_record, write_record
 from caplet.runs.records import (
     COMPRESSED,
     TRACE,
@@ -118,7 +118,7 @@ class Finish:
             (noise.folder / TRACE, attempt.folders[-1] / TRACE),
             (noise.folder / TRACE, self.run / TRACE),
         ):
-            RunFolder(target.parent).write_bytes(target.name, source.read_bytes())
+            write_bytes(target.parent / target.name, source.read_bytes())
         programs = {COMPRESSED: attempt.program}
         answers = open_test_split(self.splits, self.model, programs, self.note)
         metrics = {
@@ -131,8 +131,8 @@ class Finish:
             },
             "attempts": [found.to_json() for found in tried],
             "outlook": list(outlook(tried, self.settings.limits)),
-            "verified": RunFolder(checked.folder).read_json(VERIFIED)["engines"],
-            "speed": RunFolder(timed.folder).read_json(SPEED),
+            "verified": read_record(checked.folder / VERIFIED)["engines"],
+            "speed": read_record(timed.folder / SPEED),
             "stages": {
                 name: {"folder": done.folder.name, "seconds": done.seconds, "skipped": done.skipped}
                 for name, done in self.context.done.items()
@@ -140,7 +140,7 @@ class Finish:
             "folders": [folder.name for folder in attempt.folders],
         }
         metrics = ship(self.run, self.splits, metrics, answers, programs)
-        return CompressedModel(not attempt.missed, attempt.program, self.run.path, metrics)
+        return CompressedModel(not attempt.missed, attempt.program, self.run, metrics)
 
     def pairs(self, curves: Curves) -> Iterator[dict[str, Any]]:
         """Every pair that was reckoned with, JSON values."""
@@ -155,7 +155,7 @@ class Finish:
         if resume:  # begun, and only C text: written anew
             shutil.rmtree(folder)
         export = export_c(self.attempt.program, folder, EmitSettings(prefix="network", ram=self.settings.ram))
-        RunFolder(folder).write_json(MEMORY, export.plan.to_json())
+        write_record(folder / MEMORY, export.plan.to_json())
 
     def verify(self, folder: Path, resume: bool) -> None:
         """The stage that compares every engine's integers, on calibration images."""
@@ -194,7 +194,7 @@ class Finish:
         images = self.splits.calibration.evenly_spaced(self.settings.verify.timed).images
         pruned = None if self.attempt.model is self.model else self.attempt.model
         found = measure_speed(self.model, pruned, self.attempt.program, images, self.context.threads)
-        RunFolder(folder).write_json(SPEED, found)
+        write_record(folder / SPEED, found)
 
     def measures(self, answers: SplitAnswers) -> dict[str, Any]:
         """Limits and accuracies, JSON values."""

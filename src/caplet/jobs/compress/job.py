@@ -21,7 +21,7 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.models.cost import cost_of
 from caplet.progress import Note, Progress, silent
-from caplet.runs.folder import RunFolder
+from caplet.runs.folder import write_record
 from caplet.train.finetune import weights_digest
 from caplet.train.task import build_model
 
@@ -93,12 +93,12 @@ def _choice(context: Context, model: CapsNet) -> tuple[Curves, PairChoice]:
     """The measured curves, and what they say."""
     folder = context.run / CURVES
     folder.mkdir(exist_ok=True)
-    curves = measure(context, model, RunFolder(folder))
+    curves = measure(context, model, folder)
     settings = context.settings
     choice = choose(curves.candidates(settings), curves.widths, curves.size, settings.limits)
     for reason in choice.reasons:
         context.note(reason)
-    context.run.write_json(CHOICE, choice.to_json())
+    write_record(context.run / CHOICE, choice.to_json())
     return curves, choice
 
 

@@ -13,6 +13,7 @@ from caplet.models.checkpoint import load_model, save_model
 from caplet.models.cost import cost_of
 from caplet.progress import Note, silent
 from caplet.prune.backbone import BackbonePruneSettings, prune_backbone
+from caplet.runs.folder import read_record, write_record
 from caplet.train.finetune import finetune, weights_digest
 from caplet.train.loss import margin_loss
 from caplet.train.settings import FinetuneSettings
@@ -86,7 +87,7 @@ def prune_backbone_model(
             save_model(found.model, run / PRUNED)
             candidates = [candidate.to_json() for candidate in found.candidates]
             refitted = None if found.refitted is None else found.refitted.to_json()
-            run.write_json(CANDIDATES, {"best": found.best.index, "refitted": refitted, "candidates": candidates})
+            write_record(run / CANDIDATES, {"best": found.best.index, "refitted": refitted, "candidates": candidates})
         pruned = load_model(run / PRUNED)
         result = pruned
         if tuning is not None:
@@ -95,7 +96,7 @@ def prune_backbone_model(
         original, test, against = answers.accuracy(), answers.accuracy("pruned"), answers.against("pruned")
         before, after = cost_of(model), cost_of(result)
         metrics = {
-            **run.read_json(CANDIDATES),
+            **read_record(run / CANDIDATES),
             "original": {"cost": before.to_json(), "test": original.to_json()},
             "pruned": {"cost": after.to_json(), "test": test.to_json()},
             "macs_kept": after.macs / before.macs,

@@ -7,6 +7,7 @@ import numpy as np
 
 from caplet.data import Splits
 from caplet.errors import CapletError
+from caplet.files import write_bytes
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.prune.targets import allocate, answers
 from caplet.jobs.run import begin, check
@@ -18,6 +19,7 @@ from caplet.prune.order import macs_per_unit, resized_cost
 from caplet.prune.scores import SCORES, measure_scores
 from caplet.prune.structure import cut, prunable, structure_of
 from caplet.report.pruning import pruning_curves
+from caplet.runs.folder import write_record
 from caplet.train.loss import margin_loss
 
 CURVES, PICTURE = "curves.json", "curves.svg"
@@ -90,8 +92,8 @@ def prune_curves(
             "settings": resolved,
             "activity": measure_activity(model, seen.images).to_json(),
         }
-        run.write_json(CURVES, record)
-        run.write_bytes(PICTURE, pruning_curves(record, f"{model.family} on {splits.info['name']}, no fine-tuning"))
+        write_record(run / CURVES, record)
+        write_bytes(run / PICTURE, pruning_curves(record, f"{model.family} on {splits.info['name']}, no fine-tuning"))
         return record
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from caplet.acceptance import Acceptance
 from caplet.data import Splits
+from caplet.files import write_bytes
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.prune.targets import NetworkSizes, answers, check_target, put_in_order, removals_for
 from caplet.jobs.run import begin, check, open_test_split, ship
@@ -23,9 +24,9 @@ from caplet.prune.order import RemovalOrder
 from caplet.prune.refit import refitted
 from caplet.prune.structure import Selection, cut, kept_sizes, structure_of, with_iterations
 from caplet.report.pruning import remaining_units
-from caplet.runs.folder import RunFolder
+from caplet.runs.folder import read_record, remove, write_record
 from caplet.runs.records import KEPT
-from caplet.runs.stages import Done, RunStage, Stages
+from caplet.runs.stages import Done, Stages
 from caplet.train.finetune import TeacherAnswers, finetune, weights_digest
 from caplet.train.logs import read_steps
 from caplet.train.loop import CHECKPOINT, LOG
@@ -112,7 +113,7 @@ class PruneOutcome:
 class PruneWork:
     """A run in progress."""
 
-    run: RunFolder
+    run: Path
     model: CapsNet
     splits: Splits
     settings: PruneSettings
@@ -155,13 +156,9 @@ class PruneWork:
         records: list[dict[str, Any]] = []
         for index in range(1, self.settings.rounds + 1):
             fraction = index / self.settings.rounds
-            stage = RunStage(
-                f"round{index}",
-                {"settings": self.settings.model_dump(mode="json"), "share": fraction, "before": before},
-                partial(self.round, model, places, fraction, None),
-                (MODEL, ROUND),
-            )
-            done = self.stages.do(stage)
+            inputs = {"settings": self.settings.model_dump(mode="json"), "share": fraction, "before": before}
+            work = partial(self.round, model, places, fraction, None)
+            done = self.stages.do(f"round{index}", inputs, work, (MODEL, ROUND))
             before, model = done.outputs, load_model(done.folder / MODEL)
             records.append(self.record(done, index))
             places = records[-1]["kept_units"]
@@ -181,7 +178,7 @@ class PruneWork:
             count = (low + high + 1) // 2
             inputs = {"settings": self.settings.model_dump(mode="json"), "count": count}
             work = partial(self.round, model, places, 1.0, count)
-            done = self.stages.do(RunStage(f"trial{trial}", inputs, work, (MODEL, ROUND)))
+            done = self.stages.do(f"trial{trial}", inputs, work, (MODEL, ROUND))
             correct = answers(load_model(done.folder / MODEL), self.splits.calibration)
             pair, accepted = acceptance.paired(correct), acceptance.accepts(correct)
             record = self.record(done, trial) | {"accepted": accepted, "pair": pair.to_json()}
@@ -212,7 +209,6 @@ class PruneWork:
         """One round: score, cut, fine-tune, measure on the calibration split; leaves its files in ``folder``."""
         began = time.perf_counter()
         folder.mkdir(parents=True, exist_ok=True)
-        run = RunFolder(folder)
         order = self.order(model)
         if count is None:
             count = removals_for(model, order, self.settings, self.whole, fraction)
@@ -247,8 +243,8 @@ class PruneWork:
             curve["epochs"] = [{name: row[name] for name in kept} for row in tuned.history]
         after = self.correct(smaller) if self.settings.epochs > 0 else before
         save_model(smaller, folder / MODEL)
-        run.write_json(
-            ROUND,
+        write_record(
+            folder / ROUND,
             {
                 "kept_units": _follow(places, selection),
                 "sizes": kept_sizes(selection),
@@ -263,7 +259,7 @@ class PruneWork:
             },
         )
         if self.settings.epochs > 0:
-            RunFolder(folder / "finetune").remove(CHECKPOINT)  # large, and no longer needed
+            remove(folder / "finetune" / CHECKPOINT)  # large, and no longer needed
 
     def order(self, model: CapsNet) -> RemovalOrder:
         """The order of removals; kept until another model is asked about."""
@@ -285,7 +281,7 @@ class PruneWork:
 
     def record(self, done: Done, index: int) -> dict[str, Any]:
         """A finished round's record; says so."""
-        found: dict[str, Any] = RunFolder(done.folder).read_json(ROUND)
+        found: dict[str, Any] = read_record(done.folder / ROUND)
         record = {**found, "round": index, "folder": done.folder.name}
         macs, parameters = found["cost"]["macs"] / self.whole.macs, found["cost"]["parameters"] / self.whole.params
         self.note(
@@ -329,10 +325,10 @@ def _finish(work: PruneWork, outcome: PruneOutcome) -> PruneResult:
     }
     note = {"pruned": True, "test": test[1].to_json(), "data": splits.info["name"]}
     save_model(model, run / MODEL, note)
-    run.write_json(KEPT, kept)
-    run.write_bytes(PICTURE, remaining_units(kept, f"what remains of {original.family}"))
+    write_record(run / KEPT, kept)
+    write_bytes(run / PICTURE, remaining_units(kept, f"what remains of {original.family}"))
     metrics = ship(run, splits, metrics, found, result="pruned")
-    return PruneResult(outcome.met, model, run / MODEL, test[0], test[1], against, run.path, metrics)
+    return PruneResult(outcome.met, model, run / MODEL, test[0], test[1], against, run, metrics)
 
 
 def _kept(original: CapsNet, units: dict[str, list[int]]) -> dict[str, Any]:

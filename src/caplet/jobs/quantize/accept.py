@@ -35,7 +35,7 @@ from caplet.quant.plan.target import Footprint, Hardware
 from caplet.quant.plan.units import Widths, width_table
 from caplet.quant.search.qcapsnets import DEFAULT_COMPRESSION
 from caplet.quant.search.search import Candidate, Request, SearchResult
-from caplet.runs.folder import RunFolder
+from caplet.runs.folder import remove
 from caplet.runtime.engine import Engine
 
 
@@ -149,7 +149,7 @@ def artefacts(role: str) -> tuple[str, str]:
 class Shipper:
     """Lowers candidates and measures their integers against ``reference``, the float model given."""
 
-    run: RunFolder
+    run: Path
     model: CapsNet
     reference: CapsNet
     splits: Splits
@@ -303,9 +303,9 @@ def finish(
     }
     for role in sorted(set(ROLES) - {model.role for model in models}):  # of an earlier run, overwritten by this one
         for name in artefacts(role):
-            shipper.run.remove(name)
+            remove(shipper.run / name)
     metrics = ship(shipper.run, splits, metrics, answers, programs)
-    return QuantizeResult(met, models, float_test, found, shipper.run.path, metrics)
+    return QuantizeResult(met, models, float_test, found, shipper.run, metrics)
 
 
 def _kept(shipper: Shipper, candidate: Candidate, acceptance: Acceptance, note: Note) -> NDArray[np.bool_] | None:

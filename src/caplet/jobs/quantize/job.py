@@ -27,7 +27,7 @@ from caplet.quant.plan.target import find_hardware
 from caplet.quant.search.methods import METHODS
 from caplet.quant.search.search import Request, SearchResult, Step, Workbench
 from caplet.quant.search.simplify_routing import simplify_routing
-from caplet.runs.folder import RunFolder
+from caplet.runs.folder import write_record
 from caplet.runs.records import SEARCH
 from caplet.runtime.engine import Engine
 
@@ -37,7 +37,7 @@ CALIBRATION_IMAGES = 1024
 """Images whose activations choose the exponents."""
 
 
-def calibrated(run: RunFolder, model: CapsNet, images: ImageSet, resume: bool, note: Note) -> tuple[Calibration, int]:
+def calibrated(run: Path, model: CapsNet, images: ImageSet, resume: bool, note: Note) -> tuple[Calibration, int]:
     """The calibration of ``model``, kept in ``run``, and how many images it took: 0 where an interrupted run's is read.
 
     Args:
@@ -169,7 +169,7 @@ def quantize(
             simpler = simplify_routing(model, images, asked.tolerance, relative=asked.relative, note=note)
             model, left = simpler.model, simpler.tolerance - simpler.loss
             request = replace(request, tolerance=left, relative=False)
-            run.write_json(SIMPLIFIED, simpler.to_json())
+            write_record(run / SIMPLIFIED, simpler.to_json())
         evaluator = Evaluator(  # first: it refuses the log of another model or other images
             model,
             splits.calibration.images,
@@ -197,8 +197,8 @@ def quantize(
         found = method.run(bench, request)
         seconds = time.perf_counter() - began
         costs = full_passes(evaluator, calibrations, source, found)
-        run.write_json(SEARCH, {**found.record, "full_passes": costs})
-        fitter = Fitter(model, splits.calibration, settings.reconstruct, run.path, note, settings.seed)
+        write_record(run / SEARCH, {**found.record, "full_passes": costs})
+        fitter = Fitter(model, splits.calibration, settings.reconstruct, run, note, settings.seed)
         shipper = Shipper(run, model, reference, splits, engine, fitter, request.hardware)
         narrowed = (lambda plan: fitter.narrowed(plan, source, request)) if settings.narrow else None
         return finish(shipper, settings, request, found, evaluator, costs, seconds, note, narrowed)
