@@ -63,7 +63,7 @@ def test_a_file_of_published_length_must_be_the_published_one(tmp_path, monkeypa
         ({"y": np.full((40, 1), 11)}, r"label 11 of image 0 is out of range 1\.\.10"),
         ({"y": np.zeros((40, 1))}, "out of range"),
         ({"y": np.full((40, 1), 1.5)}, "out of range"),
-        ({"y": np.ones((39, 1))}, "40 images in X, but 39 labels in y"),
+        ({"y": np.ones((39, 1))}, r"x\.mat: 40 images, but 39 labels in x\.mat"),
         ({"X": np.zeros((32, 32, 3, 40))}, r"X must be uint8 \(32, 32, 3, N\), found float64"),
         ({"X": np.zeros((28, 28, 3, 40), np.uint8)}, r"found uint8 \(28, 28, 3, 40\)"),
     ],

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from caplet.data.files import check_md5, data_root, find_or_fetch, is_file, is_folder, read_bytes
+from caplet.data.files import check_labels, check_md5, data_root, find_or_fetch, is_file, is_folder, read_bytes
 from caplet.data.folder import DecodedTree, decode_tree, is_archive, load_archive, scan_folder, to_source
 from caplet.data.imageset import ImageSet
 from caplet.data.source import DataRequest, Source
@@ -66,11 +65,9 @@ def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * 32 * 32:
         found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
         raise DataError(f"{path}: 'data' must be uint8 (N, 3072), found {found}: fetch it again")
-    if not isinstance(labels, list) or len(labels) != len(data) or any(not isinstance(v, int) for v in labels):
-        raise DataError(f"{path}: 'labels' must be a list of {len(data)} integers: fetch it again")
-    wrong = [(i, value) for i, value in enumerate(labels) if not 0 <= value < len(CLASSES)]
-    if wrong:
-        raise DataError(f"{path}: label {wrong[0][1]} of image {wrong[0][0]} is out of range 0..9: fetch it again")
+    if not isinstance(labels, list) or not all(isinstance(value, int) for value in labels):
+        raise DataError(f"{path}: 'labels' must be a list of integers: fetch it again")
+    check_labels(path, np.array(labels), len(data), range(len(CLASSES)))
     if len(data) == _PUBLISHED_COUNT:
         from torchvision.datasets import CIFAR10
 
@@ -88,10 +85,8 @@ def _batches_folder(root: Path) -> Path | None:
 def _load_batches(folder: Path) -> Source:
     def part(names: tuple[str, ...], split: str) -> ImageSet:
         batches = [read_batch(folder / name) for name in names]
-        images = np.concatenate([images for images, _ in batches])
-        labels = np.concatenate([labels for _, labels in batches])
-        ids = torch.arange(len(images))
-        return ImageSet(torch.from_numpy(images), torch.from_numpy(labels), ids, CLASSES, f"{NAME}/{split}")
+        images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        return ImageSet.of_arrays(images, labels, CLASSES, f"{NAME}/{split}")
 
     train, test = part(_TRAIN, "train"), part(_TEST, "test")
     published = len(train) == 5 * _PUBLISHED_COUNT and len(test) == _PUBLISHED_COUNT

@@ -1,7 +1,6 @@
 """The embedded dataset: scikit-learn's 1,797 scans of handwritten digits, 8 x 8 pixels. No network, no files."""
 
 import numpy as np
-import torch
 
 from caplet.data.imageset import ImageSet
 from caplet.data.source import DataRequest, Source, cut_test
@@ -21,8 +20,7 @@ def load_digits(request: DataRequest) -> Source:
     bunch = load()
     values = bunch.images.astype(np.int64)
     pixels = ((values * 255 + 8) // 16).astype(np.uint8)[:, None]
-    labels = torch.from_numpy(bunch.target.astype(np.int64))
-    every = ImageSet(torch.from_numpy(pixels), labels, torch.arange(len(pixels)), tuple("0123456789"), f"{NAME}/all")
+    every = ImageSet.of_arrays(pixels, bunch.target, tuple("0123456789"), f"{NAME}/all")
     train, test, description = cut_test(every, NAME)
     return Source(
         train, test, "scikit-learn", test_split=description, note="scikit-learn digits, 8x8; test split made by caplet"

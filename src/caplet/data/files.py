@@ -14,7 +14,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ import platformdirs
 from caplet import files
 from caplet.data.source import DataRequest
 from caplet.errors import ArtefactError, DataError
-from caplet.files import access, why, write_atomic
+from caplet.files import access, write_atomic
 
 Found = TypeVar("Found")
 _log = logging.getLogger(__name__)
@@ -34,29 +34,18 @@ _TODO = "check the path and its permissions"
 
 
 def is_folder(path: Path) -> bool:
-    """Whether ``path`` is a folder; False when it is missing.
-
-    Raises:
-        DataError: it cannot be looked at (no permission).
-    """
-    return _probe(path, Path.is_dir)
+    """Whether ``path`` is a folder; False when it is missing. Raises DataError when it cannot be looked at."""
+    return _ask(path, Path.is_dir)
 
 
 def is_file(path: Path) -> bool:
-    """Whether ``path`` is a file; False when it is missing.
-
-    Raises:
-        DataError: it cannot be looked at (no permission).
-    """
-    return _probe(path, Path.is_file)
+    """Whether ``path`` is a file; False when it is missing. Raises DataError when it cannot be looked at."""
+    return _ask(path, Path.is_file)
 
 
-def _probe(path: Path, test: Callable[[Path], bool]) -> bool:
-    try:
+def _ask(path: Path, test: Callable[[Path], bool]) -> bool:
+    with access("look at", path, _TODO, DataError):
         return test(path)
-    except (OSError, ValueError) as error:
-        reason = why(error) if isinstance(error, OSError) else str(error)
-        raise DataError(f"cannot look at {path}: {reason}; {_TODO}") from error
 
 
 def list_folder(path: Path) -> tuple[list[str], list[str]]:
@@ -74,20 +63,12 @@ def list_folder(path: Path) -> tuple[list[str], list[str]]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A whole file.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """A whole file. Raises DataError when it cannot be read."""
     return files.read_bytes(path, todo=_TODO, kind=DataError)
 
 
 def file_hash(path: Path, algorithm: str = "sha256") -> str:
-    """Digest of a file's content in hexadecimal digits.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """Digest of a file's content in hexadecimal digits. Raises DataError when it cannot be read."""
     return files.file_digest(path, algorithm, _TODO, DataError)
 
 
@@ -126,28 +107,9 @@ def data_root(request: DataRequest) -> Path:
 
 
 def find_or_fetch(
-    title: str,
-    layout: str,
-    request: DataRequest,
-    find: Callable[[Path], Found | None],
-    get: Callable[[str], object],
+    title: str, layout: str, request: DataRequest, find: Callable[[Path], Found | None], get: Callable[[str], object]
 ) -> Found:
     """What ``find`` finds under :func:`data_root`; where it finds nothing, the dataset is downloaded first.
-
-    Args and errors are those of :func:`fetch`.
-    """
-    root = data_root(request)
-    found = find(root)
-    if found is None:
-        fetch(title, layout, request, get)
-        found = find(root)
-        if found is None:
-            raise DataError(f"{title}: the download did not bring {layout}: fetch the files by hand")
-    return found
-
-
-def fetch(title: str, layout: str, request: DataRequest, get: Callable[[str], object]) -> None:
-    """Download a dataset into :func:`data_root`: first beside it, then moved into place.
 
     Args:
         title: the dataset's name in messages.
@@ -159,15 +121,27 @@ def fetch(title: str, layout: str, request: DataRequest, get: Callable[[str], ob
         DataError: downloading is not allowed or failed; the message says where the files should be and what to do.
     """
     root = data_root(request)
-    todo = f"put {layout} there, or give the folder that has them as root (--root)"
+    found = find(root)
+    if found is None:
+        _fetch(title, f"put {layout} there, or give the folder that has them as root (--root)", request, get)
+        found = find(root)
+        if found is None:
+            raise DataError(f"{title}: the download did not bring {layout}: fetch the files by hand")
+    return found
+
+
+def _fetch(title: str, todo: str, request: DataRequest, get: Callable[[str], object]) -> None:
+    """Download a dataset into :func:`data_root`: first beside it, then moved into place."""
+    root = data_root(request)
     if not request.download:
         raise DataError(f"{title} not found under {root} (downloading is off): {todo}")
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
-    temporary = None
+    temporary, waiting = None, socket.getdefaulttimeout()
     try:
         root.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=root, prefix=".download-"))
-        with contextlib.redirect_stdout(sys.stderr), _timeout():
+        socket.setdefaulttimeout(_TIMEOUT_SECONDS)
+        with contextlib.redirect_stdout(sys.stderr):
             get(str(temporary))
         for file in sorted(path for path in temporary.rglob("*") if path.is_file() and path.suffix not in _PACKED):
             target = root / file.relative_to(temporary)
@@ -177,21 +151,12 @@ def fetch(title: str, layout: str, request: DataRequest, get: Callable[[str], ob
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError(f"{title} not found under {root} and not downloaded ({reason}): {todo}") from error
     finally:
+        socket.setdefaulttimeout(waiting)
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
         for folder in made:  # leave no empty folders behind a failed download
             with contextlib.suppress(OSError):
                 folder.rmdir()
-
-
-@contextlib.contextmanager
-def _timeout() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT_SECONDS)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def check_md5(path: Path, published: str | None) -> None:
@@ -200,4 +165,19 @@ def check_md5(path: Path, published: str | None) -> None:
     if found != published:
         raise DataError(
             f"{path}: MD5 {found} is not that of the published file ({published}): it is damaged, fetch it again"
+        )
+
+
+def check_labels(path: Path, labels: np.ndarray, count: int, allowed: range, images: Path | None = None) -> None:
+    """Raise DataError unless the file ``path`` has ``count`` labels, at least one, and each of them is in ``allowed``.
+
+    ``images`` is the file of the images, where it is another one.
+    """
+    if len(labels) != count or not count:
+        raise DataError(f"{images or path}: {count} images, but {len(labels)} labels in {path.name}: fetch it again")
+    outside = np.flatnonzero(~np.isin(labels, allowed))
+    if len(outside):
+        raise DataError(
+            f"{path}: label {labels[outside[0]]} of image {outside[0]} is out of range {allowed[0]}..{allowed[-1]}:"
+            " fetch it again"
         )

@@ -5,10 +5,10 @@ import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 import PIL
-import torch
 
 from caplet.data.files import file_hash, is_file, is_folder, list_folder, load_arrays, store_arrays
 from caplet.data.images import EXTENSIONS, ImageFile, decode_all
@@ -62,8 +62,7 @@ class ImageTree:
         return tuple(sorted({Path(file.name).suffix.lower() for file in files}))
 
 
-@dataclass(frozen=True)
-class DecodedTree:
+class DecodedTree(NamedTuple):
     """A decoded :class:`ImageTree`: uint8 NCHW, int64 labels; first the training, then ``test_count`` test images."""
 
     images: np.ndarray
@@ -92,14 +91,13 @@ def scan_folder(root: Path) -> ImageTree:
 
 
 def _scan_classes(folder: Path) -> ByClass:
-    return {
-        name: [
-            ImageFile(str(folder / name / file), folder / name / file)
-            for file in list_folder(folder / name)[1]
-            if file.lower().endswith(EXTENSIONS)
-        ]
-        for name in list_folder(folder)[0]
-    }
+    return {name: image_files(folder / name) for name in list_folder(folder)[0]}
+
+
+def image_files(folder: Path) -> list[ImageFile]:
+    """The images in a folder by name, sorted; other files are left out."""
+    names = (file for file in list_folder(folder)[1] if file.lower().endswith(EXTENSIONS))
+    return [ImageFile(str(folder / name), folder / name) for name in names]
 
 
 def decode_tree(tree: ImageTree, request: DataRequest) -> DecodedTree:
@@ -114,8 +112,9 @@ def decode_tree(tree: ImageTree, request: DataRequest) -> DecodedTree:
     for by_class in (tree.train, tree.test or {}):
         start = len(files)
         for label, name in enumerate(tree.classes):
-            files += by_class.get(name, [])
-            labels += [label] * len(by_class.get(name, []))
+            found = by_class.get(name, [])
+            files += found
+            labels += [label] * len(found)
         counts.append(len(files) - start)
     images = decode_all(files, size=request.size, channels=request.channels, progress=request.progress)
     return DecodedTree(images, np.array(labels, dtype=np.int64), counts[1], tree.classes, tree.formats)
@@ -123,23 +122,23 @@ def decode_tree(tree: ImageTree, request: DataRequest) -> DecodedTree:
 
 def to_source(decoded: DecodedTree, name: str, *, source: str, root: Path, note: str = "") -> Source:
     """Train and test sets of decoded images; without test images, 20 % of all are cut off as the test split."""
-    images, labels = torch.from_numpy(decoded.images), torch.from_numpy(decoded.labels)
 
-    def part(start: int, stop: int, split: str) -> ImageSet:
-        ids = torch.arange(stop - start)
-        return ImageSet(images[start:stop], labels[start:stop], ids, decoded.classes, f"{name}/{split}")
+    def part(chosen: slice, split: str) -> ImageSet:
+        return ImageSet.of_arrays(decoded.images[chosen], decoded.labels[chosen], decoded.classes, f"{name}/{split}")
 
-    boundary = len(images) - decoded.test_count
+    boundary = len(decoded.images) - decoded.test_count
     if decoded.test_count:
-        return Source(part(0, boundary, "train"), part(boundary, len(images), "test"), source, root, note=note)
-    train, test, description = cut_test(part(0, boundary, "all"), name)
+        train, test = part(slice(boundary), "train"), part(slice(boundary, None), "test")
+        return Source(train, test, source, root, note=note)
+    train, test, description = cut_test(part(slice(None), "all"), name)
     return Source(train, test, source, root, test_split=description, note=note)
 
 
 _SUFFIXES = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz")
 _MAX_IMAGE_BYTES = 64 << 20
 _MAX_TOTAL_BYTES = 4 << 30
-_ARRAYS = ("images", "labels", "test_count", "classes", "formats")
+_STORED = {"images": ("u1", 4), "labels": ("i8", 1), "test_count": ("i8", 0), "classes": ("U", 1), "formats": ("U", 1)}
+"""Type and number of axes of every array in a cache entry."""
 _CACHE_VERSION = 1
 
 
@@ -157,7 +156,7 @@ def scan_archive(path: Path) -> ImageTree:
     Raises:
         DataError: the archive is unreadable or damaged, an image has more than 64 MiB, or classes are missing.
     """
-    splits: dict[str, dict[str, list[tuple[str, ImageFile]]]] = {"train": {}, "test": {}}
+    splits: dict[str, ByClass] = {"train": {}, "test": {}}
     total = 0
     try:
         with tarfile.open(path, "r:*") as archive:
@@ -182,18 +181,15 @@ def scan_archive(path: Path) -> ImageTree:
                 data = stream.read() if stream is not None else b""
                 if len(data) != member.size:
                     raise EOFError(f"{member.name} is cut off")
-                image = ImageFile(f"{path.name}:{member.name}", data)
-                splits[parts[-3]].setdefault(parts[-2], []).append((parts[-1], image))
+                splits[parts[-3]].setdefault(parts[-2], []).append(ImageFile(f"{path.name}:{member.name}", data))
     except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise DataError(f"{path}: damaged or incomplete archive ({error}): fetch it again") from error
     except OSError as error:
         raise DataError(f"cannot read archive {path}: {why(error)}") from error
-    train, test = _by_class(splits["train"]), _by_class(splits["test"])
-    return ImageTree(path, train, test or None)
-
-
-def _by_class(found: dict[str, list[tuple[str, ImageFile]]]) -> ByClass:
-    return {name: [image for _, image in sorted(files, key=lambda f: f[0])] for name, files in found.items()}
+    for by_class in splits.values():
+        for images in by_class.values():
+            images.sort(key=lambda image: PurePosixPath(image.name).name)
+    return ImageTree(path, splits["train"], splits["test"] or None)
 
 
 def load_archive(path: Path, request: DataRequest) -> DecodedTree:
@@ -205,49 +201,28 @@ def load_archive(path: Path, request: DataRequest) -> DecodedTree:
     Raises:
         DataError: as :func:`scan_archive` and :func:`caplet.data.folder.decode_tree`.
     """
-    key = _cache_key(path, request)
-    stored = load_arrays(key, _ARRAYS)
-    decoded = _from_arrays(stored) if stored is not None else None
-    if decoded is None:
-        decoded = decode_tree(scan_archive(path), request)
-        store_arrays(
-            key,
-            {
-                "images": decoded.images,
-                "labels": decoded.labels,
-                "test_count": np.array(decoded.test_count),
-                "classes": np.array(decoded.classes),
-                "formats": np.array(decoded.formats),
-            },
-        )
-    return decoded
-
-
-def _cache_key(path: Path, request: DataRequest) -> str:
     with access("read archive", path, kind=DataError):
         size = path.stat().st_size
     parts = (_CACHE_VERSION, PIL.__version__, size, file_hash(path), request.size, request.channels)
-    return digest(repr(parts))[:32]
+    key = digest(repr(parts))[:32]
+    decoded = _from_arrays(load_arrays(key, tuple(_STORED)))
+    if decoded is None:
+        decoded = decode_tree(scan_archive(path), request)
+        store_arrays(key, {name: np.asarray(value) for name, value in decoded._asdict().items()})
+    return decoded
 
 
-def _from_arrays(stored: dict[str, np.ndarray]) -> DecodedTree | None:
+def _from_arrays(stored: dict[str, np.ndarray] | None) -> DecodedTree | None:
     """The tree in a cache entry, or None if the entry does not have the form this version writes."""
-    images, labels, test_count = stored["images"], stored["labels"], stored["test_count"]
-    sound = (
-        images.dtype == np.uint8
-        and images.ndim == 4
-        and labels.dtype == np.int64
-        and labels.shape == images.shape[:1]
-        and test_count.ndim == 0
-        and test_count.dtype.kind == "i"
-        and 0 <= int(test_count) < len(images)
-        and all(stored[name].ndim == 1 and stored[name].dtype.kind == "U" for name in ("classes", "formats"))
-    )
-    if not sound:
+    if stored is None or any(
+        (stored[name].dtype.str.lstrip("<|")[: len(kind)], stored[name].ndim) != (kind, axes)
+        for name, (kind, axes) in _STORED.items()
+    ):
         return None
-    return DecodedTree(
-        images, labels, int(test_count), tuple(stored["classes"].tolist()), tuple(stored["formats"].tolist())
-    )
+    images, labels, test_count, classes, formats = (stored[name] for name in _STORED)
+    if len(labels) != len(images) or not 0 <= int(test_count) < len(images):
+        return None
+    return DecodedTree(images, labels, int(test_count), tuple(classes.tolist()), tuple(formats.tolist()))
 
 
 def load_folder(request: DataRequest) -> Source:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from caplet.data.files import find_or_fetch, is_file, read_bytes
+from caplet.data.files import check_labels, find_or_fetch, is_file, read_bytes
 from caplet.data.imageset import ImageSet
 from caplet.data.source import DataRequest, Source
 from caplet.errors import DataError
@@ -101,20 +100,5 @@ def _read_split(images_path: Path, labels_path: Path, dataset: IdxSet, split: st
             f"{images_path}: images must have 3 dimensions and labels 1, found {images.ndim} and {labels.ndim}: "
             "are files mixed up?"
         )
-    if len(images) != len(labels) or not len(images):
-        raise DataError(
-            f"{images_path}: {len(images)} images, but {len(labels)} labels in {labels_path.name}: fetch both again"
-        )
-    if int(labels.max()) >= len(dataset.classes):
-        first = int(np.argmax(labels >= len(dataset.classes)))
-        raise DataError(
-            f"{labels_path}: label {labels[first]} of image {first} is out of range; {dataset.name} has labels "
-            f"0..{len(dataset.classes) - 1}: fetch it again"
-        )
-    return ImageSet(
-        torch.from_numpy(images)[:, None],
-        torch.from_numpy(labels.astype(np.int64)),
-        torch.arange(len(images)),
-        dataset.classes,
-        f"{dataset.name}/{split}",
-    )
+    check_labels(labels_path, labels, len(images), range(len(dataset.classes)), images_path)
+    return ImageSet.of_arrays(images[:, None], labels, dataset.classes, f"{dataset.name}/{split}")

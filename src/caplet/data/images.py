@@ -3,9 +3,8 @@
 import io
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -83,20 +82,6 @@ class ImageFile:
     data: Path | bytes
 
 
-@contextmanager
-def progress_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Gives ``advance(count)``; draws a bar on stderr if ``shown``, else nothing."""
-    if not shown:
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda count: bar.advance(task, count)
-
-
 def decode_one(file: ImageFile, size: tuple[int, int] | None, channels: int | None) -> np.ndarray:
     """One image as uint8 (H, W) if gray or (H, W, 3) if RGB.
 
@@ -136,13 +121,13 @@ def decode_all(
     size: tuple[int, int] | None = None,
     channels: int | None = None,
     progress: bool = False,
-    title: str = "Decoding images",
 ) -> np.ndarray:
     """Decode images of one size, in order, on all cores.
 
     Args:
         size: (height, width) to stretch every image to; None asks that all have the same size.
         channels: 1 for gray, 3 for RGB; None for RGB if any image has colour, else gray.
+        progress: draw a bar on stderr.
 
     Returns:
         uint8 (N, C, H, W), contiguous.
@@ -150,40 +135,34 @@ def decode_all(
     Raises:
         DataError: there are no files, an image is unreadable, or sizes differ (first such file in order).
     """
+    from rich.console import Console
+    from rich.progress import track
+
     if not files:
         raise DataError("no images to decode")
     chunks = [files[i : i + _CHUNK] for i in range(0, len(files), _CHUNK)]
-
-    def decode_chunk(chunk: Sequence[ImageFile]) -> list[np.ndarray]:
-        return [decode_one(file, size, channels) for file in chunk]
-
+    shape: tuple[int, ...] = ()
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
-        with progress_bar(title, len(files), progress) as advance:
-            done = pool.map(decode_chunk, chunks)
-            first = next(done)
-            result = np.empty((len(files), 1, *first[0].shape[:2]), dtype=np.uint8)
-            place = 0
-            for decoded in chain([first], done):
-                for pixels in decoded:
-                    _check_size(files, place, pixels, result.shape[2:])
-                    if pixels.ndim == 3 and result.shape[1] == 1:  # the first colour image: all become RGB
-                        result = np.repeat(result, 3, axis=1)
-                    result[place] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
-                    place += 1
-                advance(len(decoded))
+        done = pool.map(lambda chunk: [decode_one(file, size, channels) for file in chunk], chunks)
+        console = Console(stderr=True)
+        shown = track(done, "Decoding images", len(chunks), console=console, transient=True, disable=not progress)
+        for place, pixels in enumerate(chain.from_iterable(shown)):
+            if place == 0:
+                shape = pixels.shape[:2]
+                result = np.empty((len(files), 1, *shape), dtype=np.uint8)
+            if pixels.shape[:2] != shape:
+                raise DataError(
+                    f"images differ in size: {files[0].name} is {shape[1]} x {shape[0]} pixels, {files[place].name} is "
+                    f"{pixels.shape[1]} x {pixels.shape[0]}; all must be equal: resize them, or give size= (--size) to "
+                    "have them resized"
+                )
+            if pixels.ndim == 3 and result.shape[1] == 1:  # the first colour image: all become RGB
+                result = np.repeat(result, 3, axis=1)
+            result[place] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
     finally:
         pool.shutdown(cancel_futures=True)
     return result
-
-
-def _check_size(files: Sequence[ImageFile], place: int, pixels: np.ndarray, shape: tuple[int, ...]) -> None:
-    if pixels.shape[:2] != shape:
-        (height, width), (first_height, first_width) = pixels.shape[:2], shape
-        raise DataError(
-            f"images differ in size: {files[0].name} is {first_width} x {first_height} pixels, {files[place].name} is "
-            f"{width} x {height}; all must be equal: resize them, or give size= (--size) to have them resized"
-        )
 
 
 def augment(images: Tensor, generator: torch.Generator, *, shift: int = 2, flip: bool = False) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,6 +67,12 @@ class ImageSet:
         if len(self.ids) != len(torch.unique(self.ids)):
             raise DataError(f"{self.name}: an image occurs twice (ids must be unique)")
         object.__setattr__(self, "images", self.images.contiguous())
+
+    @classmethod
+    def of_arrays(cls, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], name: str) -> "ImageSet":
+        """A whole split from uint8 (N, C, H, W) and integer labels (N,); its ids count from 0."""
+        ids = torch.arange(len(images))
+        return cls(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), ids, classes, name)
 
     def __len__(self) -> int:
         """Number of images."""

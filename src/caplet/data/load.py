@@ -1,6 +1,8 @@
 """Loading a dataset by name or path into its three splits."""
 
 import os
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +64,12 @@ def load_data(
         DataError: the dataset is unknown, missing, damaged, or too small for the split.
         ConfigError: a setting is out of range.
     """
-    dataset, place = _resolve(name, root)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be at least 1 image per split, found {limit}")
-    request = DataRequest(place, _checked_size(size), _checked_channels(channels), download, progress)
-    source = _read(dataset, request)
+    dataset, request, source = _read(name, root, size, channels, download, progress)
     train, calibration = cut_calibration(source.train, dataset, calibration_size, calibration_seed)
-    test = source.test
-    if limit is not None:
-        train, calibration, test = (_limited(images, limit) for images in (train, calibration, test))
-    settings = {"limit": limit, "calibration_seed": calibration_seed}
-    return _assemble(dataset, request, source, (train, calibration, test), settings)
+    parts = [_limited(images, limit) for images in (train, calibration, source.test)]
+    return _assemble(dataset, request, source, parts, limit=limit, calibration_seed=calibration_seed)
 
 
 def load_saved_splits(
@@ -90,29 +87,22 @@ def load_saved_splits(
         DataError: the dataset cannot be loaded, or its images are not those the ids were saved for.
     """
     record = read_saved_ids(path)
-    size = record.get("size")
-    dataset, place = _resolve(record["name"], root)
-    request = DataRequest(
-        place,
-        _checked_size(tuple(size) if isinstance(size, list) else size),
-        _checked_channels(record.get("channels")),
-        download,
-        progress,
-    )
-    source = _read(dataset, request)
+    size, channels = record.get("size"), record.get("channels")
+    size = tuple(size) if isinstance(size, list) else size
+    dataset, request, source = _read(record["name"], root, size, channels, download, progress)
     parts = []
     for split in SPLITS:
-        images = (source.test if split == "test" else source.train).with_ids(
-            record[split]["ids"], name=f"{dataset}/{split}"
-        )
+        whole = source.test if split == "test" else source.train
+        images = whole.with_ids(record[split]["ids"], name=f"{dataset}/{split}")
         if images.sha256() != record[split]["sha256"]:
             raise DataError(
                 f"{images.name} is not the data that {path} was saved for: SHA-256 {images.sha256()[:12]}..., saved "
-                f"{record[split]['sha256'][:12]}...; {_place(source)} has other images (or another decoder read them)"
+                f"{record[split]['sha256'][:12]}...; {source.root or source.source} has other images (or another "
+                "decoder read them)"
             )
         parts.append(images)
     settings = {key: record.get(key) for key in ("limit", "calibration_seed")}
-    return _assemble(dataset, request, source, (parts[0], parts[1], parts[2]), settings)
+    return _assemble(dataset, request, source, parts, **settings)
 
 
 def _resolve(name: str | Path, root: str | Path | None) -> tuple[str, Path | None]:
@@ -136,27 +126,38 @@ def _resolve(name: str | Path, root: str | Path | None) -> tuple[str, Path | Non
     return name, place
 
 
-def _read(dataset: str, request: DataRequest) -> Source:
+def _read(
+    name: str | Path,
+    root: str | Path | None,
+    size: int | tuple[int, int] | None,
+    channels: int | None,
+    download: bool,
+    progress: bool,
+) -> tuple[str, DataRequest, Source]:
+    """The dataset's name, what its loader was asked for, and its images with the size and channels asked for."""
+    dataset, place = _resolve(name, root)
+    pair = (size, size) if isinstance(size, int) else size
+    if pair is not None and (len(pair) != 2 or not all(isinstance(s, int) and 1 <= s <= MAX_SIZE for s in pair)):
+        raise ConfigError(f"image size must be a side or (height, width), each 1..{MAX_SIZE} pixels, found {size}")
+    if channels not in (None, 1, 3):
+        raise ConfigError(f"channels must be 1 (gray) or 3 (RGB), found {channels}")
+    request = DataRequest(place, pair, channels, download, progress)
     source = DATASETS[dataset](request)
-    train, test = (convert(s, size=request.size, channels=request.channels) for s in (source.train, source.test))
-    return Source(train, test, source.source, source.root, source.test_split, source.note)
+    train, test = (convert(images, size=pair, channels=channels) for images in (source.train, source.test))
+    return dataset, request, replace(source, train=train, test=test)
 
 
-def _limited(images: ImageSet, limit: int) -> ImageSet:
-    if limit >= len(images):
+def _limited(images: ImageSet, limit: int | None) -> ImageSet:
+    if limit is None or limit >= len(images):
         return images
     return images.subset(stratified_choice(images.labels, images.ids, limit, seed=0))
 
 
 def _assemble(
-    dataset: str,
-    request: DataRequest,
-    source: Source,
-    parts: tuple[ImageSet, ImageSet, ImageSet],
-    settings: dict[str, Any],
+    dataset: str, request: DataRequest, source: Source, parts: Iterable[ImageSet], **settings: int | None
 ) -> Splits:
-    train, calibration, test = parts
     named = dict(zip(SPLITS, parts, strict=True))
+    train = named["train"]
     info: dict[str, Any] = {
         "name": dataset,
         "source": source.source,
@@ -171,23 +172,4 @@ def _assemble(
         "sizes": {split: len(images) for split, images in named.items()},
         "hashes": {split: images.sha256() for split, images in named.items()},
     }
-    return Splits(train, calibration, test, info)
-
-
-def _place(source: Source) -> str:
-    return source.source if source.root is None else str(source.root)
-
-
-def _checked_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    pair = (size, size) if isinstance(size, int) else size
-    if len(pair) != 2 or not all(isinstance(side, int) and 1 <= side <= MAX_SIZE for side in pair):
-        raise ConfigError(f"image size must be a side or (height, width), each 1..{MAX_SIZE} pixels, found {size}")
-    return pair
-
-
-def _checked_channels(channels: int | None) -> int | None:
-    if channels not in (None, 1, 3):
-        raise ConfigError(f"channels must be 1 (gray) or 3 (RGB), found {channels}")
-    return channels
+    return Splits(**named, info=info)

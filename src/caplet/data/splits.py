@@ -60,14 +60,10 @@ def stratified_choice(labels: Tensor, ids: Tensor, size: int, *, seed: int) -> T
         int64 (size,), ascending positions.
 
     Raises:
-        ConfigError: ``size`` or ``seed`` is out of range.
+        ConfigError: ``seed`` is negative.
     """
-    if not 0 <= size <= len(labels):
-        raise ConfigError(f"cannot choose {size} of {len(labels)} images")
     if seed < 0:
         raise ConfigError(f"a split's seed must be 0 or more, found {seed}")
-    if size == 0:
-        return labels.new_empty(0)
     label, rank = labels.numpy(), _rank(ids.numpy(), seed)
     quotas = class_quotas(tuple(np.bincount(label).tolist()), size)
     order = np.lexsort((rank, label))

@@ -4,9 +4,8 @@ import io
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from caplet.data.files import check_md5, find_or_fetch, is_file, read_bytes
+from caplet.data.files import check_labels, check_md5, find_or_fetch, is_file, read_bytes
 from caplet.data.imageset import ImageSet
 from caplet.data.source import DataRequest, Source
 from caplet.errors import DataError
@@ -43,12 +42,7 @@ def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
         pixels = pixels[..., None]
     if pixels.dtype != np.uint8 or pixels.shape[:3] != (32, 32, 3) or not pixels.shape[-1]:
         raise DataError(f"{path}: X must be uint8 (32, 32, 3, N), found {pixels.dtype} {pixels.shape}: fetch it again")
-    if len(digits) != pixels.shape[3]:
-        raise DataError(f"{path}: {pixels.shape[3]} images in X, but {len(digits)} labels in y: fetch it again")
-    outside = ~np.isin(digits, np.arange(1, 11))
-    if outside.any():
-        first = int(np.argmax(outside))
-        raise DataError(f"{path}: label {digits[first]} of image {first} is out of range 1..10 (10 is digit 0)")
+    check_labels(path, digits, pixels.shape[3], range(1, 11))
     return np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)), digits.astype(np.int64) % 10
 
 
@@ -58,8 +52,7 @@ def _read_split(path: Path, split: str) -> ImageSet:
         from torchvision.datasets import SVHN
 
         check_md5(path, SVHN.split_list[split][2])
-    ids = torch.arange(len(images))
-    return ImageSet(torch.from_numpy(images), torch.from_numpy(labels), ids, CLASSES, f"{NAME}/{split}")
+    return ImageSet.of_arrays(images, labels, CLASSES, f"{NAME}/{split}")
 
 
 def _find(root: Path) -> dict[str, Path] | None:
