@@ -121,7 +121,7 @@ STATE_CHANGES: dict[str, tuple[Change, str]] = {
         lambda s: s.update({"primary.conv3d.weight": torch.zeros(12, 5, 9, 9)}),
         r"primary.conv3d.weight has shape \(12, 5, 9, 9\), the network needs \(12, 6, 9, 9\)",
     ),
-    "bias": (lambda s: s.update({"conv.conv.bias": torch.zeros(7)}), r"conv1.bias has shape \(7\), .* needs \(6\)"),
+    "bias": (lambda s: s.update({"conv.conv.bias": torch.zeros(7)}), r"conv.conv.bias has shape \(7\), .* needs \(6\)"),
     "capsules": (
         lambda s: s.update({"digit.weight": torch.zeros(6, 3, 20)}),
         "no square image .* gives the 6 capsules",
@@ -151,9 +151,11 @@ def test_wrong_deep_caps(tmp_path: Path) -> None:
     state = deep_caps().state
     path = tmp_path / "x.pt"
     torch.save({**state, "block1.l1.conv.weight": torch.zeros(7, 6, 3, 3)}, path)
-    refused(path, "7 output channels, not a multiple of the network's 4 capsule types")
+    refused(
+        path, r"block1.l1.conv.weight has shape \(7, 6, 3, 3\); the rule is types\*dim1 .* 7 is not a multiple of 4"
+    )
     torch.save({**state, "block2.l3.conv.weight": torch.zeros(12, 12, 5, 5)}, path)
-    refused(path, r"block2.l3.weight has shape \(12, 12, 5, 5\), the network needs \(12, 12, 3, 3\)")
+    refused(path, r"block2.l3.conv.weight has shape \(12, 12, 5, 5\), the network needs \(12, 12, 3, 3\)")
     torch.save({name: value for name, value in state.items() if "block3" not in name}, path)
     refused(path, "missing block3.l1.conv.weight, block3.l1.conv.bias, block3.l2.conv.weight and 5 more")
     torch.save({**state, "conv1.batchnorm.running_var": torch.full((6,), float("inf"))}, path)

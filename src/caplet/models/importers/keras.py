@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -19,26 +18,14 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MOST_EXPANSION = 16
 
 
-@dataclass
-class LayerWeights:
-    """The tensors of one Keras layer, float32: its ``kernel``, its ``bias`` and any others by name."""
-
-    name: str
-    kernel: Tensor | None = None
-    bias: Tensor | None = None
-    others: dict[str, Tensor] = field(default_factory=dict)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All of them by name."""
-        named = {"kernel": self.kernel, "bias": self.bias, **self.others}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
+Layer = dict[str, Tensor]
+"""The tensors of one Keras layer, float32: its ``kernel``, its ``bias``, any others by their path in the layer."""
 
 
-@dataclass(frozen=True)
-class KerasFile:
-    """The layers that have weights, in the model's order, and the model's description if the file has one."""
+class KerasFile(NamedTuple):
+    """The layers that have weights by name, in the model's order, and the model's description if the file has one."""
 
-    layers: tuple[LayerWeights, ...]
+    layers: dict[str, Layer]
     config: Mapping[str, Any] | None
 
 
@@ -56,7 +43,8 @@ def read_keras(path: Path) -> KerasFile:
     """
     try:
         with h5py.File(path, "r") as file:
-            root = file["model_weights"] if _is_group(file, "model_weights") else file
+            own = isinstance(file.get("model_weights", getlink=True), h5py.HardLink)
+            root = file["model_weights"] if own and isinstance(file["model_weights"], h5py.Group) else file
             return KerasFile(_layers(root, path), _config(file, path))
     except ModelError:
         raise
@@ -64,11 +52,7 @@ def read_keras(path: Path) -> KerasFile:
         raise ModelError(f"{path}: damaged or truncated HDF5 file ({first_line(error)}); download it again") from None
 
 
-def _is_group(parent: h5py.Group, name: str) -> bool:
-    return isinstance(parent.get(name, getlink=True), h5py.HardLink) and isinstance(parent[name], h5py.Group)
-
-
-def _layers(root: h5py.Group, path: Path) -> tuple[LayerWeights, ...]:
+def _layers(root: h5py.Group, path: Path) -> dict[str, Layer]:
     found: dict[str, h5py.Dataset] = {}
 
     def visit(name: str, item: Any) -> None:
@@ -77,23 +61,17 @@ def _layers(root: h5py.Group, path: Path) -> tuple[LayerWeights, ...]:
 
     root.visititems(visit)  # hard links only
     room = MOST_EXPANSION * path.stat().st_size
-    layers: dict[str, LayerWeights] = {}
+    layers: dict[str, Layer] = {}
     for name, dataset in found.items():
         room -= _check(name, dataset, room, path)
         layer, _, rest = name.partition("/")
-        entry = layers.setdefault(layer, LayerWeights(layer))
-        tensor = torch.from_numpy(np.asarray(dataset[()], dtype=np.float32))
-        leaf = rest.rsplit("/", 1)[-1].removesuffix(":0")
-        if leaf == "kernel" and entry.kernel is None:
-            entry.kernel = tensor
-        elif leaf == "bias" and entry.bias is None:
-            entry.bias = tensor
-        else:
-            entry.others[rest or name] = tensor
+        tensors, leaf = layers.setdefault(layer, {}), rest.rpartition("/")[2].removesuffix(":0")
+        part = leaf if leaf in ("kernel", "bias") and leaf not in tensors else rest or name
+        tensors[part] = torch.from_numpy(np.asarray(dataset[()], dtype=np.float32))
     if not layers:
         raise ModelError(f"{path}: an HDF5 file without weights; save a Keras model or its weights into it")
-    order = {name: place for place, name in enumerate(_names(root))}
-    return tuple(sorted(layers.values(), key=lambda layer: (order.get(layer.name, len(order)), layer.name)))
+    order = [_text(name) for name in np.ravel(root.attrs.get("layer_names", []))]
+    return {name: layers[name] for name in dict.fromkeys((*order, *sorted(layers))) if name in layers}
 
 
 def _check(name: str, dataset: h5py.Dataset, room: int, path: Path) -> int:
@@ -111,10 +89,6 @@ def _check(name: str, dataset: h5py.Dataset, room: int, path: Path) -> int:
             f" {path.stat().st_size:,}; it is damaged or crafted"
         )
     return size
-
-
-def _names(root: h5py.Group) -> list[str]:
-    return [_text(name) for name in np.ravel(root.attrs["layer_names"])] if "layer_names" in root.attrs else []
 
 
 def _text(value: Any) -> str:
@@ -136,8 +110,7 @@ def _config(file: h5py.File, path: Path) -> Mapping[str, Any] | None:
 _HARMLESS = frozenset({"InputLayer", "Dropout", "SpatialDropout2D", "GaussianNoise", "ActivityRegularization"})
 
 
-@dataclass(frozen=True)
-class Described:
+class Described(NamedTuple):
     """A network as its file describes it.
 
     Attributes:
@@ -166,22 +139,19 @@ def describe(config: Mapping[str, Any], where: str) -> Described:
     for kind, name, settings in _described_layers(config, where):
         at = f"{where}: layer {listed([name])}"
         image = image or _image(settings)
-        lowered = kind.lower()
-        if kind == "Conv2D":
-            _need_relu(pending, where)
+        is_capsule = kind != "Conv2D" and any(word in kind.lower() for word in ("primary", "caps"))
+        if pending is not None and (is_capsule or kind == "Conv2D"):
+            raise ModelError(
+                f"{where}: layer {listed([pending])} has no ReLU after it; only Conv2D + ReLU can be imported"
+            )
+        if kind in ("Activation", "ReLU"):
+            pending = None if _is_relu(kind, settings, at) else pending
+        elif kind == "Conv2D" or (is_capsule and "primary" in kind.lower()):
             names.append(name)
             strides.append(_convolution(settings, at))
-            pending = None if _activation(settings, at) == "relu" else name
-        elif kind in ("Activation", "ReLU"):
-            pending = _rectify(kind, settings, pending, at)
-        elif "primary" in lowered:
-            _need_relu(pending, where)
-            pending = None
+            pending = None if is_capsule or _is_relu(kind, settings, at) else name
+        elif is_capsule:
             names.append(name)
-            strides.append(_convolution(settings, at))
-        elif "capsule" in lowered or "caps" in lowered:
-            names.append(name)
-            _need_relu(pending, where)
             iterations = settings.get("routings", settings.get("num_routing", settings.get("iterations", 3)))
             if not _is_int(iterations) or not 1 <= iterations <= 100:
                 raise ModelError(f"{at}: routings is {str(iterations)[:40]!r}, expected a whole number from 1 to 100")
@@ -227,25 +197,16 @@ def _convolution(settings: Mapping[str, Any], at: str) -> int:
     return _pair(settings.get("strides", 1), "strides", at)
 
 
-def _activation(settings: Mapping[str, Any], at: str) -> str:
-    activation: str = settings.get("activation", "linear")
+def _is_relu(kind: str, settings: Mapping[str, Any], at: str) -> bool:
+    """Whether a layer ends in the plain ReLU; raises for any other activation."""
+    if kind == "ReLU":
+        if any(settings.get(key) not in (None, 0, 0.0) for key in ("max_value", "negative_slope", "threshold")):
+            raise ModelError(f"{at}: a ReLU with a limit, slope or threshold; only the plain one can be imported")
+        return True
+    activation = settings.get("activation", "linear")
     if activation not in ("relu", "linear"):
         raise ModelError(f"{at}: its activation is {str(activation)[:40]!r}; only 'relu' can be imported")
-    return activation
-
-
-def _rectify(kind: str, settings: Mapping[str, Any], pending: str | None, at: str) -> str | None:
-    if kind == "ReLU":
-        plain = all(settings.get(key) in (None, 0, 0.0) for key in ("max_value", "negative_slope", "threshold"))
-        if not plain:
-            raise ModelError(f"{at}: a ReLU with a limit, slope or threshold; only the plain one can be imported")
-        return None
-    return None if _activation(settings, at) == "relu" else pending
-
-
-def _need_relu(pending: str | None, where: str) -> None:
-    if pending is not None:
-        raise ModelError(f"{where}: layer {listed([pending])} has no ReLU after it; only Conv2D + ReLU can be imported")
+    return bool(activation == "relu")
 
 
 def _pair(value: Any, key: str, at: str) -> int:

@@ -1,36 +1,68 @@
-"""Image sizes from capsule counts: which square images lead a chain of convolutions to a given output size."""
+"""Sizes that a file of tensors does not name: of the network, from its shapes; of the image, from capsule counts."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import isqrt
+from collections.abc import Callable, Iterable, Mapping
+from math import prod
+from typing import NamedTuple
+
+from torch import Tensor
 
 from caplet.errors import ModelError
-from caplet.models.assemble import ImageSize
+from caplet.models.assemble import ImageSize, check_shape, shape_text
 
 #: The largest image side considered.
 LARGEST = 1024
 
 
-@dataclass(frozen=True)
-class Conv:
+class Conv(NamedTuple):
     """What a convolution does to a size."""
 
     kernel: int
     stride: int = 1
     padding: int = 0
 
-    def size(self, size: int) -> int:
-        """Output size; 0 where the kernel does not fit."""
-        return max((size + 2 * self.padding - self.kernel) // self.stride + 1, 0)
 
-
-def chain_size(size: int, convs: Sequence[Conv]) -> int:
+def chain_size(size: int, convs: Iterable[Conv]) -> int:
     """Output size of a chain of convolutions; 0 where one does not fit."""
-    for conv in convs:
-        size = conv.size(size)
-        if size == 0:
-            return 0
+    for kernel, stride, padding in convs:
+        size = max((size + 2 * padding - kernel) // stride + 1, 0) if size else 0
     return size
+
+
+def match_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, str], where: str) -> dict[str, int]:
+    """The sizes in a network, read off the shapes of its tensors.
+
+    Args:
+        shapes: by tensor what each of its axes holds: a number, a name, or a product (``"types*dim channels 3 3"``). A
+            name gets its value where it first appears; its other places must agree.
+
+    Raises:
+        ModelError: another number of axes, an empty one, a size that is no multiple, or sizes that do not agree.
+
+    >>> import torch
+    >>> match_shapes({"a": torch.zeros(6, 2), "b": torch.zeros(3)}, {"b": "types", "a": "types*dim 2"}, "x.pt")
+    {'types': 3, 'dim': 2}
+    """
+    sizes: dict[str, int] = {}
+    for name, text in shapes.items():
+        shape, axes = tuple(tensors[name].shape), [axis.split("*") for axis in text.split()]
+        if len(shape) != len(axes) or 0 in shape:
+            raise ModelError(
+                f"{where}: tensor {name} has shape {shape_text(shape)}, expected {len(axes)} axes, none empty;"
+                " is it another network?"
+            )
+        expected = []
+        for size, factors in zip(shape, axes, strict=True):
+            unknown = [factor for factor in factors if not factor.isdigit() and factor not in sizes]
+            known = prod(int(factor) if factor.isdigit() else sizes.get(factor, 1) for factor in factors)
+            if unknown and size % known:
+                raise ModelError(
+                    f"{where}: tensor {name} has shape {shape_text(shape)}; the rule is {text}, but {size} is not a"
+                    f" multiple of {known}; is it another network?"
+                )
+            sizes |= dict.fromkeys(unknown, size // known)
+            expected.append(size if unknown else known)
+        check_shape(name, tensors[name], tuple(expected), where)
+    return sizes
 
 
 def preferred(channels: int) -> tuple[int, ...]:
@@ -72,9 +104,3 @@ def pick_image(
         f"{where}: no square image up to {LARGEST}x{LARGEST} gives the {capsules} capsules that the class capsules'"
         " weights are for; if the images are not square, give their size (image_size)"
     )
-
-
-def square_side(positions: int) -> int | None:
-    """The side of a square map of ``positions``, or None if it is not a square."""
-    side = isqrt(positions)
-    return side if side * side == positions else None
