@@ -28,7 +28,8 @@ from caplet.jobs.prune.backbone import prune_backbone_model
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.models.cost import cost_of
-from caplet.prune.backbone import BackbonePruneSettings, prune_backbone
+from caplet.prune.backbone import prune_backbone
+from caplet.prune.choices import BackbonePruneSettings
 from caplet.train.loss import margin_loss
 from caplet.train.settings import FinetuneSettings
 

@@ -39,7 +39,7 @@ from caplet.jobs.export import (
 )
 from caplet.jobs.finetune import FinetuneRun, finetune_model, finetune_settings, plan_of_widths
 from caplet.jobs.inspect import Check, check_model, inspect_model
-from caplet.jobs.prune.backbone import BackboneRun, backbone_prune_settings, prune_backbone_model
+from caplet.jobs.prune.backbone import BackboneRun, prune_backbone_model
 from caplet.jobs.prune.curves import prune_curves
 from caplet.jobs.prune.job import PruneResult
 from caplet.jobs.prune.job import prune as prune_model
@@ -51,7 +51,7 @@ from caplet.jobs.report import write_report
 from caplet.jobs.run import Evaluation, evaluate
 from caplet.jobs.sensitivity import SensitivityResult, sensitivity
 from caplet.jobs.trace import Comparison, Trace, parse_levels, record_trace, trace_levels
-from caplet.jobs.train import TrainRun
+from caplet.jobs.train import TrainRun, parse_changes
 from caplet.jobs.train import train_by_recipe as train_model
 from caplet.lower import lower as lower_model
 from caplet.models.assemble import skeleton
@@ -63,8 +63,7 @@ from caplet.program import Program
 from caplet.program.c.emit import EmitSettings, Export
 from caplet.program.file import load_program, save_program
 from caplet.program.interpreter import run
-from caplet.quant.choices import Granularity, Method
-from caplet.quant.measure.sensitivity import SensitivitySettings
+from caplet.quant.choices import Granularity, Method, SensitivitySettings
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.reconstruct import Reconstruction, reconstruct
@@ -109,7 +108,6 @@ __all__ = [
     "TrainRun",
     "Verified",
     "backbone_caps",
-    "backbone_prune_settings",
     "build",
     "calibrate",
     "check_model",
@@ -134,6 +132,7 @@ __all__ = [
     "load_plan",
     "load_program",
     "lower_model",
+    "parse_changes",
     "parse_levels",
     "parse_parts",
     "parse_targets",

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from caplet.bench.two_models import BenchSettings, bench
+from caplet.bench.settings import BenchSettings
+from caplet.bench.two_models import bench
 from caplet.data import load_data
 from caplet.errors import ConfigError, ModelError
 from caplet.jobs.prune.curves import KEPT, prune_curves
@@ -36,7 +37,7 @@ def test_what_bench_refuses(trained: Path) -> None:
     other = build("shallow", {**model.config.model_dump(), "image": (1, 9, 9)})
     with pytest.raises(ModelError, match="images of 1x8x8 and 1x9x9"):
         bench(model, other)
-    with pytest.raises(ConfigError, match="turns is 0"):
+    with pytest.raises(ConfigError, match="turns: Input should be greater than 0"):
         BenchSettings(turns=0)
 
 

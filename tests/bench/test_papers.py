@@ -1,16 +1,16 @@
 """The tables of papers, redone: which rows are made, what they say, what is left blank, and going on."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from caplet.bench.papers import job
-from caplet.bench.papers.job import PapersSettings, estimate_papers, redo_papers
+from caplet.bench.papers.job import estimate_papers, redo_papers
 from caplet.bench.papers.page import page
 from caplet.bench.papers.rows import NETWORKS, PAPERS, ROWS, select
+from caplet.bench.settings import PapersSettings
 from caplet.errors import ConfigError
 
 UNIFORM, SEARCH = "q7-mnist-8", "q7-mnist-qcapsnets"
@@ -18,7 +18,11 @@ UNIFORM, SEARCH = "q7-mnist-8", "q7-mnist-qcapsnets"
 
 @pytest.fixture
 def settings(tiny_mnist: Path, tiny_28: Path) -> PapersSettings:
-    return PapersSettings({"q7-mnist": tiny_28}, tiny_mnist, only=(UNIFORM, SEARCH), calibration_size=20)
+    return PapersSettings(models={"q7-mnist": tiny_28}, root=tiny_mnist, only=(UNIFORM, SEARCH), calibration_size=20)
+
+
+def changed(settings: PapersSettings, **values: Any) -> PapersSettings:
+    return settings.model_copy(update=values)
 
 
 def rows_of(record: dict[str, Any]) -> dict[str, Any]:
@@ -51,8 +55,8 @@ def test_rows_are_made_and_their_figures_are_those_of_the_run(settings: PapersSe
 
 
 def test_pruned_rows(tiny_mnist: Path, tiny_28: Path, tmp_path: Path) -> None:
-    settings = PapersSettings({"shallow-mnist": tiny_28}, tiny_mnist, only=("efficient-shallow-mnist-50",))
-    found = redo_papers(replace(settings, calibration_size=20), tmp_path / "run").record["rows"][0]["measured"]
+    settings = PapersSettings(models={"shallow-mnist": tiny_28}, root=tiny_mnist, only=("efficient-shallow-mnist-50",))
+    found = redo_papers(changed(settings, calibration_size=20), tmp_path / "run").record["rows"][0]["measured"]
     metrics = json.loads((tmp_path / "run" / "efficient-shallow-mnist-50" / "metrics.json").read_text())
     assert found["macs"] == metrics["pruned"]["cost"]["macs"] <= 0.5 * metrics["original"]["cost"]["macs"]
     assert found["bytes"] == metrics["pruned"]["cost"]["bytes"]
@@ -65,7 +69,7 @@ def test_blank_rows_say_why(tmp_path: Path, tiny_28: Path) -> None:
     empty.mkdir()
     models = {"q7-mnist": tiny_28, "shallow-fashion-mnist": tiny_28}
     only = (UNIFORM, "q7-smallnorb", "qcapsnets-deep-cifar10", "progressive-shallow-fashion-mnist-layer")
-    result = redo_papers(PapersSettings(models, empty, only=only), tmp_path / "run")
+    result = redo_papers(PapersSettings(models=models, root=empty, only=only), tmp_path / "run")
     assert result.done == ()
     assert "mnist" in result.blank[UNIFORM]
     assert "no-data" in result.blank[UNIFORM]
@@ -81,7 +85,7 @@ def test_a_model_of_another_kind_leaves_its_row_blank_and_the_others_are_made(
 ) -> None:
     models = {**settings.models, "shallow-mnist": trained / "model.safetensors"}
     only = ("qcapsnets-shallow-mnist", UNIFORM)
-    result = redo_papers(replace(settings, models=models, only=only), tmp_path / "run")
+    result = redo_papers(changed(settings, models=models, only=only), tmp_path / "run")
     assert result.done == (UNIFORM,)
     assert "1x8x8" in result.blank["qcapsnets-shallow-mnist"]
 
@@ -100,15 +104,15 @@ def test_an_interrupted_call_keeps_finished_rows_and_resume_goes_on(settings: Pa
     assert f"{UNIFORM}: unchanged, skipped" in notes
     assert result.done == (UNIFORM, SEARCH)
     assert rows_of(result.record)[UNIFORM] == rows_of(before)[UNIFORM]
-    later = redo_papers(replace(settings, models={}, only=()), tmp_path / "run", resume=True)
+    later = redo_papers(changed(settings, models={}, only=()), tmp_path / "run", resume=True)
     assert later.done == result.done
     assert len(later.record["rows"]) == len(ROWS)
     with pytest.raises(ConfigError, match="test_images"):
-        redo_papers(replace(settings, test_images=5), tmp_path / "run", resume=True)
+        redo_papers(changed(settings, test_images=5), tmp_path / "run", resume=True)
 
 
 def test_test_images_are_limited(settings: PapersSettings, tmp_path: Path) -> None:
-    result = redo_papers(replace(settings, only=(UNIFORM,), test_images=7), tmp_path / "run")
+    result = redo_papers(changed(settings, only=(UNIFORM,), test_images=7), tmp_path / "run")
     found = result.record["rows"][0]["measured"]
     assert found["float"]["n"] == found["compressed"]["n"] == found["against"]["n"] == 7
     assert "test images 7" in (tmp_path / "run" / "papers.md").read_text()
@@ -117,7 +121,7 @@ def test_test_images_are_limited(settings: PapersSettings, tmp_path: Path) -> No
 def test_estimates(settings: PapersSettings) -> None:
     found = {
         row.name: (minutes, missing)
-        for row, minutes, missing in estimate_papers(replace(settings, only=("q7-*", "deep-svhn")))
+        for row, minutes, missing in estimate_papers(changed(settings, only=("q7-*", "deep-svhn")))
     }
     minutes = {name: found[name][0] for name in (UNIFORM, SEARCH, "q7-mnist-ilp")}
     assert 0 < minutes[SEARCH] < minutes["q7-mnist-ilp"]  # type: ignore[operator]
@@ -138,12 +142,12 @@ def test_the_registry() -> None:
 
 def test_what_is_refused(tiny_28: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'q7-mnist'"):
-        PapersSettings({"q7mnist": tiny_28})
-    with pytest.raises(ConfigError, match="test_images is 0"):
+        PapersSettings(models={"q7mnist": tiny_28})
+    with pytest.raises(ConfigError, match="test_images: Input should be greater than 0"):
         PapersSettings(test_images=0)
 
 
 def test_published_figures_are_shown_with_their_source(settings: PapersSettings, tmp_path: Path) -> None:
-    text = page(redo_papers(replace(settings, only=(UNIFORM,)), tmp_path / "run").record)
+    text = page(redo_papers(changed(settings, only=(UNIFORM,)), tmp_path / "run").record)
     assert "(abstract, over its three networks)" in text
     assert job.ROW in {path.name for path in (tmp_path / "run" / UNIFORM).iterdir()}

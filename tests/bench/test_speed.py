@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from caplet.bench.settings import SpeedSettings
 from caplet.bench.speed import job
-from caplet.bench.speed.job import COMPILED, FAKE, HALF, INTERPRETER, OURS, PLAIN, SpeedSettings, bench_speed
+from caplet.bench.speed.job import COMPILED, FAKE, HALF, INTERPRETER, OURS, PLAIN, bench_speed
 from caplet.bench.speed.plain import plain_form
 from caplet.errors import ConfigError, ToolMissing
 from caplet.jobs.timing import Timed, in_turns
@@ -105,7 +106,7 @@ def test_sides_that_cannot_be_measured_say_why(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(ConfigError, match="turns is 0"):
+    with pytest.raises(ConfigError, match="turns: Input should be greater than 0"):
         SpeedSettings(turns=0)
-    with pytest.raises(ConfigError, match="bits is 17"):
+    with pytest.raises(ConfigError, match="bits: Input should be less than or equal to 16"):
         SpeedSettings(bits=17)

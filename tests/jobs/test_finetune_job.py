@@ -54,7 +54,7 @@ def test_malformed_widths(model: CapsNet, splits: Splits, text: str, message: st
 
 def test_a_plan_is_trained_and_its_integers_ship(model: CapsNet, splits: Splits, tmp_path: Path) -> None:
     plan, folder = plan_of_widths(model, splits, WIDTHS), tmp_path / "run"
-    settings = finetune_settings(["batch_size=16", "lr=2e-3", "threads=1"], under_plan=True, steps=40)
+    settings = finetune_settings(["batch_size=16", "lr=2e-3", "threads=1", "steps=40"], under_plan=True)
     assert settings.epochs == 40
     notes: list[str] = []
     run = finetune_model(model, splits, folder, plan, settings, note=notes.append)
@@ -104,7 +104,7 @@ def test_settings_and_plans_that_do_not_go_together(model: CapsNet, splits: Spli
 
 def test_training_that_makes_it_worse_says_so(model: CapsNet, splits: Splits, tmp_path: Path) -> None:
     plan = plan_of_widths(model, splits, "conv1=8/8, primary=8/8, digit=8/8")
-    settings = finetune_settings(["batch_size=16", "lr=0.3", "threads=1"], under_plan=True, steps=3)
+    settings = finetune_settings(["batch_size=16", "lr=0.3", "threads=1", "steps=3"], under_plan=True)
     notes: list[str] = []
     done = finetune_model(model, splits, tmp_path / "run", plan, settings=settings, note=notes.append, progress=False)
     assert "lower lr, or train longer" in done.metrics["alarms"][-1]

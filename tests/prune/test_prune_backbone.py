@@ -16,7 +16,6 @@ from caplet.models.backbone import BackboneCaps, backbone_caps
 from caplet.models.base import CapsNet
 from caplet.models.cost import cost_of
 from caplet.prune.backbone import (
-    BackbonePruneSettings,
     _best,
     judge,
     propose,
@@ -24,6 +23,7 @@ from caplet.prune.backbone import (
     recalibrate,
 )
 from caplet.prune.backbone_groups import PlainTrunk, group_importance, torch_pruning
+from caplet.prune.choices import BackbonePruneSettings
 from caplet.prune.scores import measure_scores
 from caplet.prune.structure import cut, structure_of
 from caplet.train.loss import margin_loss

@@ -15,10 +15,10 @@ from caplet.fixed import FixedFormat, Rounding
 from caplet.models.staged import StagedModel
 from caplet.nn.functional import lengths
 from caplet.nn.points import Handler, Role
+from caplet.quant.choices import SensitivitySettings
 from caplet.quant.measure.effects import Effect, Perturber, decibels
 from caplet.quant.measure.sensitivity import (
     SensitivityRow,
-    SensitivitySettings,
     Spread,
     draw_indices,
     measure_sensitivity,
@@ -186,7 +186,7 @@ def test_bad_settings(digits: Any) -> None:
     for widths in ((), (4, 4), (0,), (17,)):
         with pytest.raises(ConfigError, match="widths"):
             SensitivitySettings(widths=widths)
-    with pytest.raises(ConfigError, match="0 draws"):
+    with pytest.raises(ConfigError, match="draws: Input should be greater than 0"):
         SensitivitySettings(draws=0)
     with pytest.raises(ConfigError, match="0 images"):
         Perturber(digits.model, digits.images[:0], digits.labels[:0])

@@ -1,45 +1,17 @@
 """Speed of two float models side by side: inference and training, in turns within one run."""
 
 import copy
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from caplet.bench.settings import BenchSettings
 from caplet.bench.speed.works import inference, noise, training
 from caplet.data.imageset import to_float
-from caplet.errors import ConfigError, ModelError
+from caplet.errors import ModelError
 from caplet.jobs.timing import Timed, in_turns, middle_and_ends
 from caplet.models.base import CapsNet
 from caplet.models.cost import cost_of
-
-
-@dataclass(frozen=True)
-class BenchSettings:
-    """How to measure.
-
-    Attributes:
-        threads: CPU threads.
-        inference_batch, training_batch: images per forward pass, and per step (forward, backward, Adam).
-        turns: how often the models take turns; medians over the turns are reported, and the spread.
-        precision: of training; inference is float32.
-
-    Raises:
-        ConfigError: a number below 1.
-    """
-
-    threads: int = 1
-    inference_batch: int = 100
-    training_batch: int = 32
-    turns: int = 7
-    precision: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self) -> None:
-        for name in ("threads", "inference_batch", "training_batch", "turns"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"bench: {name} is {getattr(self, name)}; the rule is at least 1")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ConfigError(f"bench: precision is {self.precision!r}; the rule is float32 or bfloat16")
 
 
 def bench(first: CapsNet, second: CapsNet, settings: BenchSettings | None = None) -> dict[str, Any]:
@@ -70,7 +42,7 @@ def bench(first: CapsNet, second: CapsNet, settings: BenchSettings | None = None
     finally:
         torch.set_num_threads(threads)
     return {
-        "settings": asdict(settings),
+        "settings": settings.model_dump(),
         **found,
         "cost": {name: cost_of(model).to_json() for name, model in zip("ab", (first, second), strict=True)},
     }

@@ -1,48 +1,61 @@
-"""``caplet compress``: from a model or a recipe, and limits, to the best network that fits them."""
+"""``caplet compress``, its settings file, and its demo: from limits to the best network that fits them."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import PositiveInt
 
 from caplet.cli.options import Given, with_options
-from caplet.cli.output import RunOptions, console, going_on, print_json
+from caplet.cli.output import (
+    RunOptions,
+    bar,
+    console,
+    going_on,
+    kilobytes,
+    note,
+    percent,
+    points,
+    print_json,
+    show_table,
+)
+from caplet.errors import TargetNotMet
 from caplet.jobs.compress.settings import CompressSettings
+from caplet.settings import Settings, option
+
+if TYPE_CHECKING:
+    from caplet.api import CompressedModel
+
+DEMO = {
+    "recipe": "demo",
+    "calibration_size": 300,
+    "limits": {"max_drop": 0.4},
+    "prune": {"probes": [0.5, 0.35]},
+}
+"""The settings of the demo."""
+
+
+class CompressOptions(Settings):
+    """How a compression is started."""
+
+    settings: Path | None = option(None, "Run")
+    """A TOML file, such as `caplet init` writes; options go before it."""
+    jobs: PositiveInt | None = option(None, "Run")
+    """CPU threads that every stage computes with; stages run one after another. Default: all cores, or
+    OMP_NUM_THREADS."""
+    dry_run: bool = option(False, "Run")
+    """Only say what would be done, with estimated minutes and memory."""
 
 
 @with_options
 def command(
     changes: Annotated[dict[str, Any], Given(CompressSettings)],
+    options: CompressOptions,
     run: RunOptions,
     model: Annotated[
         Path | None, typer.Argument(help="A trained float model: .safetensors, or a .pt / .h5 to import.")
     ] = None,
-    settings: Annotated[
-        Path | None,
-        typer.Option(
-            "--settings",
-            help="A TOML file, such as `caplet init` writes; options go before it.",
-            rich_help_panel="Run",
-        ),
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            "--jobs",
-            help="CPU threads that every stage computes with; stages run one after another. Default: all cores, or"
-            " OMP_NUM_THREADS.",
-            min=1,
-            rich_help_panel="Run",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Only say what would be done, with estimated minutes and memory.",
-            rich_help_panel="Run",
-        ),
-    ] = False,
 ) -> None:
     """Get the best network within limits, its firmware, and one page about it.
 
@@ -52,41 +65,22 @@ def command(
 
     Example: caplet compress model.safetensors --data mnist --root ~/data --max-drop 0.2 --flash 160KB --ram 32KB
     """
-    with going_on(tells=not dry_run):
-        from caplet.api import compress_by_settings, compress_settings, estimate_compression
-        from caplet.cli.output import bar
-        from caplet.errors import TargetNotMet
+    with going_on(tells=not options.dry_run):
+        from caplet.api import compress_settings, estimate_compression
 
-        resolved = compress_settings(settings, changes if model is None else {**changes, "model": str(model)})
-        if dry_run:
-            plan = estimate_compression(resolved, threads=jobs, progress=not run.quiet)
+        settings = compress_settings(options.settings, changes if model is None else {**changes, "model": str(model)})
+        if options.dry_run:
+            plan = estimate_compression(settings, threads=options.jobs, progress=not run.quiet)
             if run.as_json:
                 print_json(plan)
                 return
             for row in plan["stages"]:
                 console().print(f"{row['stage']}: {row['about']}: about {row['minutes']:.1f} minutes")
-            console().print(
-                f"in all about {plan['minutes']:.0f} minutes, {plan['memory_bytes'] / 1e9:.1f} GB of memory"
-            )
+            memory = f"{plan['memory_bytes'] / 1e9:.1f} GB of memory"
+            console().print(f"in all about {plan['minutes']:.0f} minutes, {memory}")
             return
-        folder = run.folder(Path(resolved.model or resolved.recipe or ""), "compress")
-        with bar(not run.quiet) as (step, measured):
-            result = compress_by_settings(
-                resolved,
-                folder,
-                resume=run.resume,
-                force=run.force,
-                threads=jobs,
-                note=step,
-                progress=measured,
-                bars=not run.quiet,
-            )
-        if run.as_json:
-            print_json({**result.metrics, "folder": str(result.folder)})
-        else:
-            from caplet.cli.verdict import show_compressed
-
-            show_compressed(result)
+        folder = run.folder(Path(settings.model or settings.recipe or ""), "compress")
+        result = _compress(settings, folder, run, options.jobs)
         if not result.met:
             missed = ", ".join(result.metrics["missed"])
             give = "; or ".join(result.metrics["outlook"])
@@ -94,3 +88,90 @@ def command(
                 f"no network keeps to all limits; the nearest one, in {result.folder}, misses {missed}. What would have"
                 f" to give: {give}"
             )
+
+
+@with_options
+def demo(run: RunOptions) -> None:
+    """Train a capsule net on 8x8 digits and compress it. Needs no data and a minute or two.
+
+    It is `caplet compress` with a recipe: prune, fine-tune, quantize, write firmware, compare the integers of every
+    engine, and report.
+    """
+    note("training a small capsule network on scikit-learn's digits, then making it smaller")
+    result = _compress(CompressSettings.of(DEMO), run.out or Path("runs/demo"), run)
+    if not result.met:
+        raise TargetNotMet(f"no network was found within the limits; the nearest one is in {result.folder}")
+
+
+def init(
+    out: Annotated[Path, typer.Argument(help="The file to write.")] = Path("compress.toml"),
+    model: Annotated[str | None, typer.Option("--model", help="The trained model to compress.")] = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="What to train, where there is no model yet.")] = "digits",
+    data: Annotated[str, typer.Option("--data", help="Dataset name or image folder.")] = "digits",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Write a settings file in which every setting of `caplet compress` is shown and explained.
+
+    Example: caplet init flowers.toml --data flowers && caplet compress --settings flowers.toml
+    """
+    from caplet.api import write_settings
+
+    write_settings(out, model=model, recipe=recipe, data=data, force=force)
+    note(f"{out}: edit it, then run: caplet compress --settings {out}")
+
+
+def _compress(
+    settings: CompressSettings, folder: Path, run: RunOptions, threads: int | None = None
+) -> "CompressedModel":
+    """Compress what the settings name, and print the result."""
+    from caplet.api import compress_by_settings
+
+    with bar(not run.quiet) as (step, measured):
+        result = compress_by_settings(
+            settings,
+            folder,
+            resume=run.resume,
+            force=run.force,
+            threads=threads,
+            note=step,
+            progress=measured,
+            bars=not run.quiet,
+        )
+    if run.as_json:
+        print_json({**result.metrics, "folder": str(result.folder)})
+        return result
+    metrics = result.metrics
+    before, after = metrics["float"], metrics["compressed"]
+    rows = [
+        ("float", percent(before["test"]), "", kilobytes(before["bytes"]), f"{before['macs']:,}"),
+        (
+            "compressed",
+            percent(after["test"]),
+            points(after["paired"]),
+            kilobytes(after["file_bytes"]),
+            f"{metrics['limits']['macs']['found']:,}",
+        ),
+    ]
+    title = f"Float against the result: {after['paired']['n']:,} test images, 95 % intervals"
+    show_table(("model", "accuracy (%)", "loss (pp)", "bytes", "MACs"), rows, title)
+    for line in _verdict(metrics):
+        console().print(line)
+    console().print(f"{after['times_smaller']:.1f}x fewer bytes; see {result.report}")
+    return result
+
+
+def _verdict(metrics: dict[str, Any]) -> Iterator[str]:
+    """Every limit, every engine, and every speed, a line each."""
+    names = {"max_drop": "loss on calibration images (pp)", "flash": "flash", "ram": "RAM", "macs": "MACs"}
+    for name, limit in metrics["limits"].items():
+        found = f"{limit['found']:+.2f}" if name == "max_drop" else f"{limit['found']:,}"
+        kept = "missed" if name in metrics["missed"] else "kept"
+        verdict = ", no limit" if limit["asked"] is None else f" of {limit['asked']:,}: {kept}"
+        yield f"{names[name]}: {found}{verdict}"
+    for engine in metrics["verified"]:
+        same = engine["codes"] - engine["differing"]
+        yield f"{engine['target']}: {same:,} of {engine['codes']:,} codes identical"
+    threads = metrics["speed"]["threads"]
+    for side, rate in metrics["speed"]["sides"].items():
+        told = "" if side == "float" else f", {rate['times']:.1f}x the float model's"
+        yield f"{side}: {rate['median']:,.0f} images/s on {threads} thread{'s' * (threads > 1)}{told}"

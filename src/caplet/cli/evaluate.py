@@ -1,12 +1,27 @@
-"""``caplet eval``: accuracy of a float checkpoint or of a .caplet file."""
+"""``caplet eval`` and ``caplet verify``: a model on images, and the same integers on every engine."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from caplet.cli.options import with_options
-from caplet.cli.output import DataOptions, Engine, ImageSize, Json, Quiet, console, print_json
+from caplet.cli.output import (
+    DataOptions,
+    Engine,
+    ImageOptions,
+    ImageSize,
+    Json,
+    Limit,
+    Quiet,
+    console,
+    note,
+    parse_ram,
+    print_json,
+)
+from caplet.errors import NotExact
+from caplet.progress import silent
 
 
 @with_options
@@ -16,7 +31,7 @@ def command(
     split: Annotated[Literal["test", "calibration", "train"], typer.Option("--split", help="Which images.")] = "test",
     engine: Engine = "auto",
     image_size: ImageSize = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Use only so many images of the split.")] = None,
+    limit: Limit = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -35,3 +50,47 @@ def command(
         )
         return
     console().print(f"{split} accuracy {result.accuracy} ({result.engine}, {result.seconds:.1f} s)")
+
+
+@with_options
+def verify(
+    images_of: ImageOptions,
+    run: Annotated[Path, typer.Argument(help="A .caplet file, or the run folder of `caplet quantize`.")],
+    on: Annotated[
+        str, typer.Option("--on", help="Engines, separated by commas: interpreter, native, cortex-m4, riscv32.")
+    ] = "interpreter,native",
+    images: Annotated[int, typer.Option("--images", help="How many images.", min=1)] = 50,
+    ram: Annotated[str, typer.Option("--ram", help="Memory plan of the firmware: fast, small, or a limit.")] = "small",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Run images on every engine and compare every output code with the reference; exit code 6 if one differs.
+
+    Given a run folder, it also writes verify.json there, for `caplet report`.
+
+    cortex-m4 and riscv32 build firmware (a GNU cross-compiler or the ziglang package) and run it in QEMU; instructions
+    are those the emulator counts, not clock cycles of a device.
+
+    Example: caplet verify runs/q7 --on interpreter,native,cortex-m4 --images 50 --data mnist --root ~/data
+    """
+    from caplet.api import find_program, load_program, parse_targets, record_verified, verify_engines
+
+    targets = parse_targets(on)
+    program = load_program(find_program(run))
+    pixels = images_of.pixels(images, program.image_shape, progress=not quiet)
+    results = verify_engines(program, pixels, targets, ram=parse_ram(ram), note=silent if quiet else note)
+    if run.is_dir():
+        record_verified(run, program, images_of.data or "random images", results)
+    if json:
+        print_json({"engines": [asdict(result) for result in results]})
+    else:
+        for result in results:
+            verdict = "identical" if not result.differing else f"{result.differing:,} differ"
+            console().print(f"{result.target}: {result.codes:,} codes of {result.images:,} images: {verdict}")
+            for name, value in (result.device or {}).items():
+                console().print(
+                    f"  {name.replace('_', ' ')}: {value:,}" if isinstance(value, int) else f"  {name}: {value}"
+                )
+    for result in results:
+        if result.differing:
+            raise NotExact(f"{result.target}: {result.differing:,} of {result.codes:,} codes differ; {result.first}")

@@ -1,12 +1,24 @@
 """``caplet finetune``: go on training a model, in float or under a plan of integer formats."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from caplet.cli.options import with_options
-from caplet.cli.output import DataOptions, Engine, FloatModel, ImageSize, RunOptions, console, note, print_json
+from caplet.cli.options import Given, with_options
+from caplet.cli.output import (
+    Changes,
+    DataOptions,
+    Engine,
+    FloatModel,
+    ImageSize,
+    RunOptions,
+    console,
+    note,
+    points,
+    print_json,
+)
+from caplet.train.settings import FinetuneSettings
 
 
 @with_options
@@ -14,6 +26,7 @@ def command(
     data: DataOptions,
     run: RunOptions,
     model: FloatModel,
+    given: Annotated[dict[str, Any], Given(FinetuneSettings)],
     plan: Annotated[
         Path | None,
         typer.Option("--plan", help="Train the numbers of this plan (plan_*.json of `caplet quantize`)."),
@@ -30,12 +43,7 @@ def command(
         Path | None,
         typer.Option("--teacher", help="Float model to follow. Default: MODEL itself with a plan, else none."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the training images. Default: 1.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="End after so many steps, within an epoch too.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change one setting, e.g. --set lr=1e-3 --set exponents=learned. May be repeated."),
-    ] = None,
+    set_: Changes = None,
     engine: Engine = "auto",
     image_size: ImageSize = None,
 ) -> None:
@@ -47,12 +55,12 @@ def command(
 
     Example: caplet finetune model.pt --plan runs/model-qcapsnets/plan_memory.json --data fashion-mnist --root ~/data
     """
-    from caplet.api import finetune_model, finetune_settings, load_float, plan_of_widths, read_plan
+    from caplet.api import finetune_model, finetune_settings, load_float, parse_changes, plan_of_widths, read_plan
 
     if plan is not None and widths is not None:
         raise typer.BadParameter("give a plan or widths, not both", param_hint="--widths")
     under_plan = plan is not None or widths is not None
-    settings = finetune_settings(set_ or [], under_plan=under_plan, epochs=epochs, steps=steps)
+    settings = finetune_settings({**parse_changes(set_ or []), **given}, under_plan=under_plan)
     loaded = load_float(model, image_size=image_size)
     chosen = None if plan is None else read_plan(plan)
     followed = None if teacher is None else load_float(teacher, image_size=image_size)
@@ -69,7 +77,7 @@ def command(
         resume=run.resume,
         force=run.force,
         engine=engine,
-        note=(lambda text: None) if run.quiet else note,
+        note=run.note,
         progress=not run.quiet,
     )
     if run.as_json:
@@ -78,11 +86,8 @@ def command(
     first = done.metrics["float"]["test"]["percent"]
     kind = "float" if done.program is None else "integers"
     console().print(f"test accuracy {done.test} ({kind}); before {first:.2f} % (float)")
-    pair = done.against_start
-    console().print(f"loss {pair.loss:+.2f} pp [{pair.low:+.2f}, {pair.high:+.2f}], paired")
-    if done.program is not None:
-        record = done.metrics["models"][0]
-        console().print(
-            f"weights {record['weight_reduction']:.1f}x, activations {record['activation_reduction']:.1f}x smaller"
-        )
+    console().print(f"loss {points(done.against_start.to_json())} pp, paired")
+    for record in done.metrics.get("models", ()):
+        weights, activations = record["weight_reduction"], record["activation_reduction"]
+        console().print(f"weights {weights:.1f}x, activations {activations:.1f}x smaller")
     note(f"model: {done.program_path or done.model_path}")

@@ -1,10 +1,75 @@
-"""``caplet inspect``: layers, shapes, widths and bytes of any model or .caplet file."""
+"""``caplet check``, ``caplet inspect``, ``caplet models``: what a model is, before and after any work."""
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caplet.cli.output import ImageSize, Json, console, kilobytes, print_json
+from caplet.cli.output import ImageSize, Json, console, kilobytes, print_json, show_table
+from caplet.errors import ModelError
+
+if TYPE_CHECKING:
+    from caplet.api import Check
+
+
+def check(
+    model: Annotated[Path, typer.Argument(help="A .safetensors checkpoint, a .pt / .h5 to import, or a .caplet file.")],
+    image_size: ImageSize = None,
+    images: Annotated[
+        int, typer.Option("--images", help="Calibration images that the search would see.", min=1)
+    ] = 5000,
+    json: Json = False,
+) -> None:
+    """Say what of a model is supported, what it would take at 8 and 4 bits, on which device, and how long a search is.
+
+    Needs no data. Exit code 3 means that the file cannot be used, or that a layer has no integer form; the message
+    says what to do.
+
+    Example: caplet check model.pt
+    """
+    from caplet.api import check_model, load
+
+    found = check_model(load(model, image_size=image_size), images)
+    if json:
+        print_json(found.to_json())
+    else:
+        _show_check(found)
+    if found.problems:
+        raise ModelError("; ".join(found.problems))
+
+
+def _show_check(found: "Check") -> None:
+    out = console()
+    out.print(found.title)
+    if found.layers:
+        out.print(
+            f"{found.parameters:,} parameters, {kilobytes(found.float_bytes)} in 32-bit float;"
+            f" {found.macs:,} multiply-accumulates per image"
+        )
+        rows = [
+            (
+                layer.name,
+                layer.type,
+                "supported" if layer.problem is None else "NOT SUPPORTED",
+                f"{layer.parameters:,}",
+                f"{layer.macs:,}",
+            )
+            for layer in found.layers
+        ]
+        show_table(("layer", "type", "integers", "parameters", "MACs"), rows, left=3, fold=True)
+    for fit in found.fits:
+        what = "as it is" if fit.bits is None else f"{fit.bits} bits everywhere"
+        out.print(
+            f"{what}: {kilobytes(fit.flash_bytes)} of constants, {kilobytes(fit.ram_bytes)} of RAM"
+            f" ({kilobytes(fit.small_ram_bytes)} with votes recomputed), {fit.accumulator_bits}-bit accumulators;"
+            f" smallest device: {fit.device or 'none of those known to caplet'}"
+        )
+    if found.minutes is not None:
+        least, most = (f"{value:.1f}" if value < 10 else f"{value:.0f}" for value in found.minutes)
+        out.print(
+            f"caplet quantize: about {least} to {most} minutes on this machine, with {found.images:,} calibration"
+            " images"
+        )
 
 
 def command(
@@ -24,33 +89,23 @@ def command(
     if json:
         print_json(found)
         return
-    _show(found, points)
-
-
-def _show(found: dict[str, Any], points: bool) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    out = console()
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=found["title"])
     if points:
-        for heading in ("point", "shape", "storage", "format", "elements", "bytes"):
-            table.add_column(heading, justify="right" if heading in ("elements", "bytes") else "left")
-        for row in found["points"]:
-            shape = "x".join(map(str, row["shape"]))
-            table.add_row(
+        headings: tuple[str, ...] = ("point", "shape", "storage", "format", "elements", "bytes")
+        rows: list[tuple[str, ...]] = [
+            (
                 row["point"],
-                shape,
+                "x".join(map(str, row["shape"])),
                 row["storage"],
                 row["format"],
                 f"{row['elements']:,}",
                 f"{row['bytes']:,}",
             )
+            for row in found["points"]
+        ]
     else:
-        for heading in ("group", "weights", "W bits", "activations", "A bits", "bytes W", "bytes A"):
-            table.add_column(heading, justify="left" if heading == "group" else "right")
-        for row in found["groups"]:
-            table.add_row(
+        headings = ("group", "weights", "W bits", "activations", "A bits", "bytes W", "bytes A")
+        rows = [
+            (
                 row["group"],
                 f"{row['weights']:,}",
                 row["weight_widths"],
@@ -59,8 +114,25 @@ def _show(found: dict[str, Any], points: bool) -> None:
                 f"{row['weight_bits'] / 8:,.0f}",
                 f"{row['activation_bits'] / 8:,.0f}",
             )
-    out.print(table)
+            for row in found["groups"]
+        ]
+    show_table(headings, rows, found["title"], left=4 if points else 1, fold=True)
     if found["file_bytes"] is not None:
-        out.print(f"file: {found['file_bytes']:,} bytes ({kilobytes(found['file_bytes'])})")
+        console().print(f"file: {found['file_bytes']:,} bytes ({kilobytes(found['file_bytes'])})")
     for name, value in found["notes"].items():
-        out.print(f"{name}: {value}")
+        console().print(f"{name}: {value}")
+
+
+def models(json: Json = False) -> None:
+    """List the ready-made models with image size, groups and parameter counts."""
+    from caplet.api import list_models
+
+    found = list_models()
+    if json:
+        print_json({"models": found})
+        return
+    headings = ("name", "family", "about", "image", "classes", "parameters")
+    texts = [
+        {**row, "image": "x".join(map(str, row["image"])), "parameters": f"{row['parameters']:,}"} for row in found
+    ]
+    show_table(headings, [[str(row[name]) for name in headings] for row in texts], "Models", left=3, fold=True)

@@ -9,25 +9,18 @@ from typer.core import TyperGroup
 
 from caplet.cli import (
     bench,
-    check,
     compress,
-    demo,
-    diff,
     doctor,
     evaluate,
     export,
     finetune,
-    init,
     inspect,
-    models,
     prune,
-    prune_backbone,
     quantize,
     report,
     sensitivity,
     trace,
     train,
-    verify,
 )
 from caplet.cli.memory import keep_freed_memory
 from caplet.cli.options import help_of, one_line_paragraphs
@@ -89,26 +82,26 @@ def options(
 
 
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
-    "The main job": {"compress": compress.command, "demo": demo.command, "init": init.command},
+    "The main job": {"compress": compress.command, "demo": compress.demo, "init": compress.init},
     "Building blocks": {
         "train": train.command,
         "prune": prune.command,
-        "prune-backbone": prune_backbone.command,
+        "prune-backbone": prune.backbone,
         "quantize": quantize.command,
         "finetune": finetune.command,
         "export": export.command,
     },
     "Look inside": {
-        "check": check.command,
+        "check": inspect.check,
         "inspect": inspect.command,
-        "models": models.command,
+        "models": inspect.models,
         "sensitivity": sensitivity.command,
         "trace": trace.command,
-        "diff": diff.command,
+        "diff": report.diff,
         "report": report.command,
         "doctor": doctor.command,
     },
-    "Measure": {"eval": evaluate.command, "verify": verify.command},
+    "Measure": {"eval": evaluate.command, "verify": evaluate.verify},
 }
 """The commands by the heading under which ``caplet --help`` shows them."""
 

@@ -46,7 +46,7 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
         for place, field in _options(kind):
             key = "_".join((name, *place))
             places[key] = (name, place, field)
-            annotation, default = _option(place[-1], field)
+            annotation, default = _option(place[-1], field, only_given)
             parameters.append(Parameter(key, Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
 
     @wraps(function)
@@ -99,13 +99,13 @@ def _options(kind: type[Settings]) -> Iterator[tuple[tuple[str, ...], FieldInfo]
             yield (name,), field
 
 
-def _option(name: str, field: FieldInfo) -> tuple[Any, Any]:
+def _option(name: str, field: FieldInfo, may_be_absent: bool) -> tuple[Any, Any]:
     """The annotation and the default that typer makes an option of."""
     extra = field.json_schema_extra
     assert isinstance(extra, dict)
     flag = _flag(name, field)
     kind = _kind(field)
-    default = ... if field.is_required() else field.default
+    default = (None if may_be_absent else ...) if field.is_required() else field.default
     if default is True:
         flag += f"/--no-{flag.removeprefix('--')}"
     if isinstance(default, tuple):

@@ -1,10 +1,9 @@
 """What the sub-commands share: where text goes, JSON output, units, common options."""
 
 import json
-import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from caplet.cli.options import DATA, OUTPUT
-from caplet.errors import ConfigError
 from caplet.settings import Settings, option, parse_bytes
 
 if TYPE_CHECKING:
@@ -30,6 +28,12 @@ ImageSize = Annotated[
     typer.Option(
         "--image-size", help="Image side of an imported model, where its file leaves it open.", rich_help_panel=DATA
     ),
+]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one setting, e.g. --set lr=1e-3. May be repeated.")
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", help="Use only so many images of each split.", rich_help_panel=DATA)
 ]
 Engine = Annotated[
     Literal["auto", "native", "interpreter"],
@@ -53,23 +57,33 @@ class RunOptions(Settings):
     as_json: bool = option(False, OUTPUT, flag="--json")
     """Print one JSON object on stdout instead of tables."""
 
+    def note(self, text: str) -> None:
+        """A line on stderr, unless ``--quiet``."""
+        if not self.quiet:
+            note(text)
+
     def folder(self, model: Path, suffix: str) -> Path:
         """The run folder: ``--out``, or ``runs/NAME-SUFFIX``; runs/NAME/model.safetensors has the name NAME."""
         name = model.resolve().parent.name if model.stem == "model" else model.stem
         return self.out or Path("runs") / f"{name}-{suffix}"
 
 
-class ImageOptions(Settings):
-    """Test images of a dataset, or random ones."""
+class FileOptions(Settings):
+    """Where a dataset's files are, and what becomes of its images."""
 
-    data: str = option("", DATA)
-    """Dataset whose test images are run. Default: random images."""
     root: Path | None = option(None, DATA)
     """Folder (or archive) where the dataset's files already are; otherwise downloaded."""
     size: int | None = option(None, DATA)
     """Resize images to this many rows and columns."""
     channels: int | None = option(None, DATA)
     """1 for gray, 3 for RGB."""
+
+
+class ImageOptions(FileOptions):
+    """Test images of a dataset, or random ones."""
+
+    data: str = option("", DATA)
+    """Dataset whose test images are run. Default: random images."""
 
     def pixels(self, images: int, shape: Sequence[int], progress: bool = False) -> "NDArray[np.uint8]":
         """Evenly spaced test images, or random ones of ``shape`` (C, H, W): uint8 (N, C, H, W)."""
@@ -79,7 +93,7 @@ class ImageOptions(Settings):
             return np.random.default_rng(0).integers(0, 256, (images, *shape), dtype=np.uint8)
         from caplet.api import load_data
 
-        test = load_data(self.data, self.root, size=self.size, channels=self.channels, progress=progress).test
+        test = load_data(self.data, **self.model_dump(exclude={"data"}), progress=progress).test
         found: NDArray[np.uint8] = test.evenly_spaced(images).images.numpy()
         return found
 
@@ -96,27 +110,7 @@ class DataOptions(ImageOptions):
         """The splits. Raises DataError and ConfigError, see :func:`caplet.load_data`."""
         from caplet.api import load_data
 
-        return load_data(
-            self.data,
-            self.root,
-            calibration_size=self.calibration_size,
-            size=self.size,
-            channels=self.channels,
-            limit=limit,
-            progress=progress,
-        )
-
-
-def parse_widths(text: str) -> tuple[int, ...]:
-    """Widths of ``"2-8"`` or ``"2,4,8"``; ranges include their ends.
-
-    >>> parse_widths("2-4,8")
-    (2, 3, 4, 8)
-    """
-    if re.fullmatch(r"\d{1,3}(-\d{1,3})?(,\d{1,3}(-\d{1,3})?)*", text.replace(" ", "")) is None:
-        raise ConfigError(f"widths {text!r}: the rule is a list of numbers and ranges, such as 2-8 or 2,4,8")
-    ends = [part.split("-") for part in text.replace(" ", "").split(",")]
-    return tuple(width for end in ends for width in range(int(end[0]), int(end[-1]) + 1))
+        return load_data(self.data, **self.model_dump(exclude={"data"}), limit=limit, progress=progress)
 
 
 def parse_ram(text: str) -> str | int:
@@ -129,6 +123,27 @@ def console() -> "Console":
     from rich.console import Console
 
     return Console(markup=False, highlight=False, soft_wrap=True)
+
+
+def show_table(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    title: str | None = None,
+    *,
+    left: int = 1,
+    fold: bool = False,
+) -> None:
+    """Print a table on stdout: ``left`` columns of text, then numbers; with ``fold`` long cells are broken, not cut."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title, title_justify="left")
+    for place, heading in enumerate(headings):
+        justify: Literal["left", "right"] = "left" if place < left else "right"
+        table.add_column(heading, justify=justify, no_wrap=place == 0 or not fold, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
 
 
 def print_json(data: Any) -> None:
@@ -158,6 +173,16 @@ def fail(text: str, code: int) -> int:
     line = " ".join(text.split())
     print(f"caplet: {'' if code == 130 else 'error: '}{line}", file=sys.stderr)
     return code
+
+
+def percent(test: Mapping[str, float]) -> str:
+    """An accuracy of the records with its interval, such as ``97.50 [95.34, 98.67]``."""
+    return f"{test['percent']:.2f} [{test['low']:.2f}, {test['high']:.2f}]"
+
+
+def points(pair: Mapping[str, float]) -> str:
+    """The loss of a paired comparison of the records with its interval, such as ``+0.28 [-0.51, +1.07]``."""
+    return f"{pair['loss']:+.2f} [{pair['low']:+.2f}, {pair['high']:+.2f}]"
 
 
 def kilobytes(count: float) -> str:

@@ -1,12 +1,27 @@
-"""``caplet prune``: make a trained model physically smaller."""
+"""``caplet prune`` and ``caplet prune-backbone``: make a trained model physically smaller."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from caplet.cli.options import Given, with_options
-from caplet.cli.output import DataOptions, FloatModel, ImageSize, RunOptions, console, note, print_json
-from caplet.jobs.prune.settings import PruneSettings
+from caplet.cli.output import (
+    DataOptions,
+    FloatModel,
+    ImageSize,
+    Limit,
+    RunOptions,
+    bar,
+    console,
+    kilobytes,
+    note,
+    print_json,
+    show_table,
+)
+from caplet.errors import TargetNotMet
+from caplet.jobs.prune.settings import BackboneTuning, PruneSettings
+from caplet.prune.choices import BackbonePruneSettings
 
 if TYPE_CHECKING:
     from caplet.api import PruneResult
@@ -32,8 +47,6 @@ def command(
     Example: caplet prune model.pt --data fashion-mnist --root ~/data --macs 0.1 --epochs 1
     """
     from caplet.api import load_float, prune_curves, prune_model
-    from caplet.cli.output import bar
-    from caplet.errors import TargetNotMet
 
     settings = PruneSettings.of({**given, "keep": 1.0} if curves else given)
     loaded = load_float(model, image_size=image_size)
@@ -67,27 +80,64 @@ def command(
 
 
 def _show(result: "PruneResult") -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from caplet.cli.output import kilobytes
-
     before, after = (result.metrics[key]["cost"] for key in ("original", "pruned"))
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("", "before", "after", "kept"):
-        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
-    rows = [("MACs", "macs"), ("  convolutions", "conv_macs"), ("  votes", "vote_macs"), ("  routing", "routing_macs")]
-    for label, key in (*rows, ("parameters", "parameters"), ("capsules", "capsules")):
-        table.add_row(label, f"{before[key]:,}", f"{after[key]:,}", f"{100 * after[key] / before[key]:.1f} %")
+    names = {
+        "MACs": "macs",
+        "  convolutions": "conv_macs",
+        "  votes": "vote_macs",
+        "  routing": "routing_macs",
+        "parameters": "parameters",
+        "capsules": "capsules",
+    }
+    rows = [(label, f"{before[key]:,}", f"{after[key]:,}", after[key] / before[key]) for label, key in names.items()]
     for label, key in (("float32 weights", "bytes"), ("peak RAM, float32", "peak_bytes")):
-        share = f"{100 * after[key] / before[key]:.1f} %"
-        table.add_row(label, kilobytes(before[key]), kilobytes(after[key]), share)
-    for name, (left, of) in result.metrics["sizes"].items():
-        if left != of:
-            table.add_row(name, str(of), str(left), f"{100 * left / of:.1f} %")
-    console().print(table)
+        rows.append((label, kilobytes(before[key]), kilobytes(after[key]), after[key] / before[key]))
+    sizes = result.metrics["sizes"].items()
+    rows += [(name, str(of), str(remaining), remaining / of) for name, (remaining, of) in sizes if remaining != of]
+    show_table(("", "before", "after", "kept"), [(*row[:3], f"{100 * row[3]:.1f} %") for row in rows])
     pair = result.against
     console().print(f"test accuracy {result.original} before, {result.test} after")
     console().print(
         f"loss {pair.loss:.2f} pp [{pair.low:.2f}, {pair.high:.2f}], {pair.n10} images lost, {pair.n01} won"
     )
+
+
+@with_options
+def backbone(
+    model: Annotated[Path, typer.Argument(help="A trained model on a CNN (.safetensors).")],
+    settings: BackbonePruneSettings,
+    tuning: BackboneTuning,
+    data: DataOptions,
+    run: RunOptions,
+    limit: Limit = None,
+) -> None:
+    """Remove channels of the CNN under capsules: the best of several candidates to one target, then fine-tuning.
+
+    Candidates are compared on the calibration split after their batch norms have seen training images again. The
+    chosen one's convolutions are refitted on those images. The primary capsules follow the channels that remain; prune
+    them further with caplet prune --units types,capsules.
+
+    Example: caplet prune-backbone runs/resnet18-caps/model.safetensors --data cifar10 --root ~/data --macs 0.25
+    """
+    from caplet.api import load_float, prune_backbone_model
+
+    result = prune_backbone_model(
+        load_float(model),
+        data.load(not run.quiet, limit),
+        run.folder(model, "pruned"),
+        settings,
+        tuning.finetuning(settings.seed),
+        resume=run.resume,
+        force=run.force,
+        note=run.note,
+        bars=not run.quiet,
+    )
+    metrics = result.metrics
+    if run.as_json:
+        print_json({**metrics, "model": str(result.path)})
+        return
+    console().print(
+        f"multiply-accumulates {100 * metrics['macs_kept']:.1f} %, parameters {100 * metrics['parameters_kept']:.1f} %"
+    )
+    console().print(f"test accuracy {result.original} before, {result.test} after")
+    note(f"model: {result.path}")

@@ -1,8 +1,28 @@
 """``caplet quantize``: search widths, write the bit-packed model, measure its integers."""
 
+from typing import TYPE_CHECKING
+
 from caplet.cli.options import with_options
-from caplet.cli.output import DataOptions, Engine, FloatModel, ImageSize, RunOptions, note, print_json
+from caplet.cli.output import (
+    DataOptions,
+    Engine,
+    FloatModel,
+    ImageSize,
+    RunOptions,
+    bar,
+    console,
+    kilobytes,
+    note,
+    percent,
+    points,
+    print_json,
+    show_table,
+)
+from caplet.errors import TargetNotMet
 from caplet.jobs.quantize.settings import QuantizeSettings
+
+if TYPE_CHECKING:
+    from caplet.api import QuantizeResult
 
 
 @with_options
@@ -23,9 +43,6 @@ def command(
     Example: caplet quantize model.pt --data fashion-mnist --root ~/data --tolerance 0.2 --budget 5MB
     """
     from caplet.api import load_float, quantize
-    from caplet.cli.output import bar
-    from caplet.cli.verdict import show_quantized
-    from caplet.errors import TargetNotMet
 
     loaded = load_float(model, image_size=image_size)
     with bar(not run.quiet) as (step, measured):
@@ -43,7 +60,32 @@ def command(
     if run.as_json:
         print_json({**result.metrics, "folder": str(result.folder)})
     else:
-        show_quantized(result)
+        _show(result)
     if not result.met:
         raise TargetNotMet(f"{result.metrics['reason']}; the best models found are in {result.folder}")
     note(f"model: {result.models[0].path}")
+
+
+def _show(result: "QuantizeResult") -> None:
+    """Float against every shipped model: accuracy with interval, bytes, reductions, widths, files."""
+    metrics, out = result.metrics, console()
+    before = metrics["float"]
+    rows = [("float", percent(before["test"]), "", kilobytes(before["weight_bytes"]), "1.0x", "1.0x")]
+    for record in metrics["models"]:
+        reductions = (f"{record[f'{kind}_reduction']:.1f}x" for kind in ("weight", "activation"))
+        size = kilobytes(record["file_bytes"])
+        rows.append((record["role"], percent(record["test"]), points(record["paired"]), size, *reductions))
+    title = f"Float against integers: {before['test']['n']:,} test images, 95 % intervals"
+    show_table(("model", "accuracy (%)", "loss (pp)", "bytes", "W", "A"), rows, title)
+    for shipped in result.models:
+        widths = ", ".join(
+            f"{name} {'/'.join(str(w.get(kind, '-')) for kind in ('weights', 'activations', 'routing'))}"
+            for name, w in shipped.record["widths"].items()
+        )
+        out.print(f"{shipped.role}: {shipped.path}")
+        out.print(f"  bits of weights/activations/routing: {widths}")
+    search = metrics["search"]
+    out.print(
+        f"{metrics['reason']}; {search['probes']} probes, {search['full_passes']:.1f} full passes of"
+        f" {search['calibration_images']:,} calibration images, {search['seconds']:.0f} s"
+    )

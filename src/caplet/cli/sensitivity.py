@@ -2,12 +2,11 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from caplet.cli.options import with_options
-from caplet.cli.output import DataOptions, FloatModel, ImageSize, RunOptions, console, note, print_json
+from caplet.cli.output import DataOptions, FloatModel, ImageSize, RunOptions, bar, note, print_json, show_table
+from caplet.quant.choices import SensitivitySettings
 
 if TYPE_CHECKING:
     from caplet.api import SensitivityResult
@@ -15,19 +14,10 @@ if TYPE_CHECKING:
 
 @with_options
 def command(
+    settings: SensitivitySettings,
     data: DataOptions,
     run: RunOptions,
     model: FloatModel,
-    widths: Annotated[str, typer.Option("--widths", help="Widths in bits: a list such as 2,4,8 or a range.")] = "2-8",
-    draws: Annotated[int, typer.Option("--draws", help="How many disjoint sets of calibration images.")] = 3,
-    images: Annotated[
-        int | None, typer.Option("--images", help="Images per draw. Default: 128, or fewer in a small split.")
-    ] = None,
-    rounding: Annotated[
-        Literal["nearest", "truncate", "stochastic"],
-        typer.Option("--rounding", help="How values between two codes are resolved."),
-    ] = "nearest",
-    seed: Annotated[int, typer.Option("--seed", help="Of the draws and of stochastic rounding.")] = 0,
     image_size: ImageSize = None,
 ) -> None:
     """Round one tensor at a time, everything else in float, at every width, on several draws of calibration images.
@@ -38,14 +28,10 @@ def command(
 
     Example: caplet sensitivity model.pt --data fashion-mnist --root ~/data --widths 2-8
     """
-    from caplet.api import Rounding, SensitivitySettings, load_float, sensitivity
-    from caplet.cli.output import bar, parse_widths
+    from caplet.api import load_float, sensitivity
 
-    tried = parse_widths(widths)
     loaded = load_float(model, image_size=image_size)
     splits = data.load(not run.quiet)
-    share = max(1, min(128, len(splits.calibration) // max(draws, 1)))
-    settings = SensitivitySettings(tried, draws, share if images is None else images, Rounding(rounding), seed=seed)
     folder = run.out or Path("runs") / f"{model.stem}-sensitivity"
     with bar(not run.quiet) as (_, measured):
         result = sensitivity(loaded, splits, folder, settings, resume=run.resume, force=run.force, progress=measured)
@@ -57,18 +43,9 @@ def command(
 
 
 def _show(result: "SensitivityResult") -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     settings = result.metrics["settings"]
-    draws = f"{settings['draws']} draws of {settings['images']} calibration images"
-    table = Table(
-        title=f"One point at a time; {draws}, ± half their range", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
-    for heading in ("point", "bits", "dB", "dB out", "loss", "pp", "lost/won", "sat%"):
-        table.add_column(heading, justify="left" if heading == "point" else "right", no_wrap=True)
-    for summary in result.summaries:
-        table.add_row(
+    rows = [
+        (
             summary.key,
             str(summary.bits),
             _spread(summary.sqnr, ".0f"),
@@ -78,7 +55,11 @@ def _show(result: "SensitivityResult") -> None:
             f"{summary.n10}/{summary.n01}",
             f"{100 * summary.saturation.mean:.1f}",
         )
-    console().print(table)
+        for summary in result.summaries
+    ]
+    draws = f"{settings['draws']} draws of {settings['images']} calibration images"
+    headings = ("point", "bits", "dB", "dB out", "loss", "pp", "lost/won", "sat%")
+    show_table(headings, rows, f"One point at a time; {draws}, ± half their range")
 
 
 def _spread(spread: Any, form: str) -> str:

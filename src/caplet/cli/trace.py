@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from caplet.cli.options import with_options
-from caplet.cli.output import DataOptions, ImageSize, Json, Quiet, console, print_json
+from caplet.cli.output import DataOptions, ImageSize, Json, Quiet, console, print_json, show_table
+from caplet.errors import ConfigError
 
 if TYPE_CHECKING:
     from caplet.api import Comparison, Trace
@@ -38,16 +39,7 @@ def command(
 
     Example: caplet trace runs/fmnist --model model.pt --data fashion-mnist --root ~/data --sample 17 --images 1
     """
-    from caplet.api import (
-        find_program,
-        load_float,
-        load_plan,
-        load_program,
-        parse_levels,
-        record_trace,
-        trace_levels,
-    )
-    from caplet.errors import ConfigError
+    from caplet.api import find_program, load_float, load_plan, load_program, parse_levels, record_trace, trace_levels
 
     asked = parse_levels(levels)
     path = find_program(run)
@@ -73,26 +65,25 @@ def _show(found: "Trace") -> None:
 
 
 def _show_pair(comparison: "Comparison", images: int) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    out = console()
+    out, first = console(), comparison.first
     one, two = comparison.levels
-    if comparison.first is None:
+    if first is None:
         count = sum(row.elements for row in comparison.rows)
         out.print(f"{one} and {two}: equal, {count:,} values of {images:,} images")
         return
-    table = Table(title=f"{one} and {two}", box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    table.add_column("tensor", no_wrap=True)
-    for heading in ("differing", "of", "largest", "in steps", "SQNR (dB)"):
-        table.add_column(heading, justify="right")
-    for row in comparison.rows:
-        ratio = "-" if row.sqnr is None else f"{row.sqnr:.1f}"
-        cells = (f"{row.differing:,}", f"{row.elements:,}", f"{row.largest:.4g}", f"{row.steps:.4g}", ratio)
-        table.add_row(row.tensor, *cells)
-    out.print(table)
-    first = comparison.first
+    rows = [
+        (
+            row.tensor,
+            f"{row.differing:,}",
+            f"{row.elements:,}",
+            f"{row.largest:.4g}",
+            f"{row.steps:.4g}",
+            "-" if row.sqnr is None else f"{row.sqnr:.1f}",
+        )
+        for row in comparison.rows
+    ]
+    show_table(("tensor", "differing", "of", "largest", "in steps", "SQNR (dB)"), rows, f"{one} and {two}", fold=True)
     out.print(
-        f"{one} and {two} part first at {first.tensor}: {first.differing:,} of {first.elements:,} values differ, by"
-        f" at most {first.steps:.3g} steps of its format"
+        f"{one} and {two} part first at {first.tensor}: {first.differing:,} of {first.elements:,} values differ, by at"
+        f" most {first.steps:.3g} steps of its format"
     )

@@ -57,24 +57,16 @@ class FinetuneRun:
     metrics: dict[str, Any]
 
 
-def finetune_settings(
-    changes: list[str] | dict[str, Any] | None = None,
-    *,
-    under_plan: bool,
-    epochs: int | None = None,
-    steps: int | None = None,
-) -> FinetuneSettings:
+def finetune_settings(changes: list[str] | dict[str, Any] | None = None, *, under_plan: bool) -> FinetuneSettings:
     """The default settings with some of them changed; those of quantization-aware training ``under_plan``.
 
     Args:
-        changes: settings by name, or ``NAME=VALUE`` texts.
-        epochs, steps: the settings of these names; steps alone run as many epochs as they need.
+        changes: settings by name, or ``NAME=VALUE`` texts. ``steps`` alone run as many epochs as they need.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
     """
-    changed = parse_changes(changes) if isinstance(changes, list) else dict(changes or {})
-    changed |= {name: value for name, value in (("epochs", epochs), ("steps", steps)) if value is not None}
+    changed = parse_changes(changes or {})
     if changed.get("steps") is not None:
         changed.setdefault("epochs", changed["steps"])  # an epoch has at least one step
     return (QatSettings if under_plan else FinetuneSettings).of(changed, "finetune")

@@ -10,13 +10,13 @@ from caplet.files import write_bytes
 from caplet.jobs.run import begin, check
 from caplet.models.base import CapsNet
 from caplet.progress import Progress
-from caplet.quant.measure.sensitivity import SensitivitySettings, Summary, draw_indices, measure_sensitivity, summarise
+from caplet.quant.choices import SensitivitySettings
+from caplet.quant.measure.sensitivity import Summary, draw_indices, measure_sensitivity, summarise
 from caplet.report.noise import sensitivity_pictures
 from caplet.runs.folder import METRICS, write_record
 from caplet.train.loss import margin_loss
 
 ROWS, PICTURE = "sensitivity.jsonl", "sensitivity.svg"
-DEFAULT_IMAGES = 128
 
 
 @dataclass(frozen=True)
@@ -49,34 +49,28 @@ def sensitivity(
 
     Args:
         out: the run folder. See :func:`caplet.runs.folder.open_run` for ``resume`` and ``force``.
-        settings: by default :data:`DEFAULT_IMAGES` images per draw, or fewer where the calibration split is small.
+        settings: what to measure.
         progress: called with (rows done, rows in all).
 
     Raises:
         ConfigError: settings out of range, too few calibration images.
         ModelError: NaN weights, images of another size. ArtefactError: the run folder cannot be used.
     """
-    if settings is None:
-        draws = SensitivitySettings().draws
-        settings = SensitivitySettings(images=max(1, min(DEFAULT_IMAGES, len(splits.calibration) // draws)))
-    check(model, splits)
     chosen = splits.calibration
+    settings = (settings or SensitivitySettings()).within(len(chosen))
+    check(model, splits)
     draw_indices(len(chosen), settings)
-    with begin("sensitivity", out, splits, settings.to_json(), model, resume=resume, force=force) as run:
+    resolved = settings.model_dump(mode="json")
+    with begin("sensitivity", out, splits, resolved, model, resume=resume, force=force) as run:
         began = time.perf_counter()
+        log = run / ROWS
         rows = measure_sensitivity(
-            model,
-            chosen.images,
-            chosen.labels,
-            settings,
-            loss=margin_loss,
-            log_path=run / ROWS,
-            progress=progress,
+            model, chosen.images, chosen.labels, settings, loss=margin_loss, log_path=log, progress=progress
         )
         summaries = summarise(rows)
         records = [summary.to_json() for summary in summaries]
         title = f"{model.family}, one point at a time: {settings.draws} draws of {settings.images} calibration images"
         write_bytes(run / PICTURE, sensitivity_pictures(records, title))
-        metrics = {"settings": settings.to_json(), "seconds": round(time.perf_counter() - began, 1), "points": records}
+        metrics = {"settings": resolved, "seconds": round(time.perf_counter() - began, 1), "points": records}
         write_record(run / METRICS, metrics)
         return SensitivityResult(tuple(summaries), run, metrics)

@@ -1,6 +1,7 @@
 """Train by a recipe: from its name to a run folder with the model and its test accuracy."""
 
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,16 @@ class TrainRun:
     metrics: dict[str, Any]
 
 
-def parse_changes(changes: list[str]) -> dict[str, Any]:
+def parse_changes(changes: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
     """``["epochs=3", "initial_norms.digit=0.5"]`` as settings; values are TOML, bare words are strings.
+
+    Settings that are a table already are copied. Raises ConfigError.
 
     >>> parse_changes(["epochs=3", "precision=bfloat16", "overrides.classes=5"])
     {'epochs': 3, 'precision': 'bfloat16', 'overrides': {'classes': 5}}
     """
+    if isinstance(changes, Mapping):
+        return dict(changes)
     settings: dict[str, Any] = {}
     for change in changes:
         name, sign, text = change.partition("=")
@@ -112,7 +117,7 @@ def train_by_recipe(
         ConfigError, DataError, ModelError, ArtefactError: see their messages.
         KeyboardInterrupt: interrupted; ``resume`` goes on.
     """
-    changed = parse_changes(changes) if isinstance(changes, list) else dict(changes or {})
+    changed = parse_changes(changes or {})
     if data is not None:
         changed["dataset"] = data
     settings = resolve_recipe(recipe, changed)

@@ -10,11 +10,10 @@ Source: Li et al. 2020, "EagleEye: Fast sub-net evaluation for efficient neural 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from caplet.data.imageset import ImageSet, to_float
@@ -25,48 +24,16 @@ from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.progress import Note, silent
 from caplet.prune.backbone_groups import PRIMARY, group_importance
-from caplet.prune.choices import UnitKind
+from caplet.prune.choices import TORCH_PRUNING, BackbonePruneSettings, UnitKind
 from caplet.prune.order import resized_cost
 from caplet.prune.refit import refitted
 from caplet.prune.scores import SCORES, Loss, Values, measure_scores
 from caplet.prune.structure import Keep, Structure, cut, kept_sizes, structure_of
-from caplet.settings import Settings
 
-TORCH_PRUNING = "torch-pruning"
-"""As an importance: torch-pruning's group magnitude; any other is a score of :mod:`caplet.prune.scores`."""
 _STRONGEST = 4.0
 """The largest ``t`` of :func:`propose`: exp(-4) keeps 2 % of the channels."""
 _STEPS = 13
 """Bisection steps of ``t``: to 0.0005, that is one channel of 2,000."""
-
-
-class BackbonePruneSettings(Settings):
-    """Settings of pruning the CNN under capsules, immutable and JSON-able.
-
-    Attributes:
-        macs: share of the whole network's multiply-accumulates to keep, in (0, 1].
-        score: what says which channels matter: ``torch-pruning`` or a score of caplet's own (``taylor``, ...).
-        primary: ``follow``: as large a share of the primary capsule types goes as of the trunk's last channels;
-            ``keep``: they stay, to be pruned by their own saliency afterwards.
-        candidates: how many are tried; the first removes the same share everywhere.
-        spread: how much the layers' shares differ: exponents of the kept share are drawn from 1 - spread to 1 + spread.
-        multiple: kept channels are a multiple of this, where a layer has as many.
-        images: training images that the batch norms see again, and on which the chosen candidate is refitted.
-        refit: refit the convolutions of the chosen candidate that lost inputs (:mod:`caplet.prune.refit`).
-        seed: of the candidates, and of the choice of images.
-    """
-
-    where = "prune-backbone"
-
-    macs: Annotated[float, Field(gt=0.0, le=1.0)]
-    score: str = TORCH_PRUNING
-    primary: Literal["follow", "keep"] = "follow"
-    candidates: PositiveInt = 16
-    spread: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.75
-    multiple: PositiveInt = 1
-    images: PositiveInt = 1000
-    refit: bool = True
-    seed: NonNegativeInt = 0
 
 
 @dataclass(frozen=True)

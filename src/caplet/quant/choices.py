@@ -1,6 +1,13 @@
 """What a user of quantization chooses from by name. Imports no torch, so that help texts come fast."""
 
+import re
 from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
+
+from caplet.errors import ConfigError
+from caplet.settings import Settings, option
 
 
 class Method(StrEnum):
@@ -78,3 +85,56 @@ class Part(StrEnum):
             "joint": cls.END_TO_END,
         }
         return earlier.get(str(value))
+
+
+def parse_widths(text: str) -> tuple[int, ...]:
+    """Widths of ``"2-8"`` or ``"2,4,8"``; ranges include their ends. Raises ConfigError for another text.
+
+    >>> parse_widths("2-4,8")
+    (2, 3, 4, 8)
+    """
+    if re.fullmatch(r"\d{1,3}(-\d{1,3})?(,\d{1,3}(-\d{1,3})?)*", text.replace(" ", "")) is None:
+        raise ConfigError(f"widths {text!r}: the rule is a list of numbers and ranges, such as 2-8 or 2,4,8")
+    ends = [part.split("-") for part in text.replace(" ", "").split(",")]
+    return tuple(width for end in ends for width in range(int(end[0]), int(end[-1]) + 1))
+
+
+def _widths(value: Any) -> Any:
+    return parse_widths(value) if isinstance(value, str) else value
+
+
+class SensitivitySettings(Settings):
+    """What an error analysis measures.
+
+    Attributes:
+        exponents, log2_weights: how widths become formats; see :class:`caplet.quant.plan.formats.FormatRule`.
+
+    Raises:
+        ConfigError: no widths, one twice or out of range; fewer than 1 draw or image; a negative seed.
+    """
+
+    where = "sensitivity"
+
+    widths: Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], BeforeValidator(_widths)] = option(
+        (2, 3, 4, 5, 6, 7, 8), "Measurement", min_length=1
+    )
+    """Widths in bits, 1 to 16: a list such as 2,4,8 or a range such as 2-8."""
+    draws: PositiveInt = option(3, "Measurement")
+    """How many disjoint sets of calibration images."""
+    images: PositiveInt | None = option(None, "Measurement")
+    """Images per draw. Default: 128, or fewer in a small split."""
+    rounding: Literal["nearest", "truncate", "stochastic"] = option("nearest", "Measurement")
+    """How values between two codes are resolved."""
+    exponents: Exponents = Exponents.BOUND
+    log2_weights: bool = False
+    seed: NonNegativeInt = option(0, "Measurement")
+    """Of the draws and of stochastic rounding."""
+
+    def check(self) -> None:
+        """Raise ValueError for a width that is given twice."""
+        if len(set(self.widths)) < len(self.widths):
+            raise ValueError(f"widths {[*self.widths]}; give each once")
+
+    def within(self, n: int) -> "SensitivitySettings":
+        """With the number of images per draw, where none is given, that n calibration images allow."""
+        return self if self.images else self.model_copy(update={"images": max(1, min(128, n // self.draws))})

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from caplet.errors import ConfigError, suggest
-from caplet.settings import Settings
+from caplet.settings import Settings, option
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -74,22 +74,22 @@ class TrainSettings(LoopSettings):
     """Settings of a training run from the beginning; recipes are files of these.
 
     Attributes:
-        model: name in the model registry (``caplet models``).
         overrides: settings that differ from the named model's, e.g. ``image``, ``classes``.
-        dataset: name of the dataset or path of an image folder; read by the caller, not by the loop.
         calibration_size: images cut from the training split for calibration; None for the data's default.
         decoder: ``none``, ``dense`` (Sabour et al.) or ``conv`` (DeepCaps).
         reconstruction_weight: weight of the mean squared error per pixel; 0.392 is Sabour et al.'s 0.0005 on the sum.
         initial_norm: mean length before squash that data-dependent initialisation gives every capsule layer; None for
             the layers' own initialisation.
         initial_norms: the same for single layers by name (``digit``, ``block1.l2``).
-        pretrained: weights for the CNN under the capsules: the path of a state dict, or ``torchvision`` or ``timm``
-            for those in that package's cache; None for random ones.
     """
 
-    model: str
+    model: str = option(..., "Training")
+    """Another ready-made model (`caplet models`) than the recipe's; alone, a CNN with capsules: resnet18-caps."""
     overrides: dict[str, Any] = Field(default={})
-    dataset: str
+    dataset: str = option(..., "Data", flag="--data")
+    """Another dataset than the recipe's: its name, or the path of an image folder."""
+    freeze: bool = option(False, "Training")
+    """Do not train the CNN under the capsules, nor its batch norms' statistics."""
     calibration_size: PositiveInt | None = None
 
     decoder: Literal["none", "dense", "conv"] = "none"
@@ -97,7 +97,8 @@ class TrainSettings(LoopSettings):
 
     initial_norm: PositiveFloat | None = 1.0
     initial_norms: dict[str, PositiveFloat] = Field(default={})
-    pretrained: str | None = None
+    pretrained: str | None = option(None, "Training")
+    """Weights for the CNN under the capsules: a state dict's path, or torchvision or timm (that package's cache)."""
 
 
 class FinetuneSettings(LoopSettings):
@@ -108,16 +109,17 @@ class FinetuneSettings(LoopSettings):
     (summed over classes and dimensions), averaged over the batch.
 
     Attributes:
-        steps: end after so many steps, also within an epoch; None for all ``epochs``.
         margin_weight: of the margin loss, which needs the labels; 0 trains on the teacher alone.
         distill_lengths, distill_poses: of the distances to the teacher.
     """
 
-    epochs: PositiveInt = 1
+    epochs: PositiveInt = option(1, "Training")
+    """Passes over the training images."""
+    steps: PositiveInt | None = option(None, "Training")
+    """End after so many steps, within an epoch too; alone, as many epochs as they need."""
     lr: PositiveFloat = 2e-4
     warmup: Fraction = 0.1
 
-    steps: PositiveInt | None = None
     margin_weight: NonNegativeFloat = 1.0
     distill_lengths: NonNegativeFloat = 0.5
     distill_poses: NonNegativeFloat = 0.0

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from caplet.bench.papers.page import PAGE, RECORD, page, record_of
-from caplet.bench.papers.rows import PaperRow, find_network, select
+from caplet.bench.papers.rows import PaperRow, select
 from caplet.bench.papers.work import Rates
+from caplet.bench.settings import PapersSettings
 from caplet.data import Splits, load_data
-from caplet.errors import CapletError, ConfigError
+from caplet.errors import CapletError
 from caplet.files import file_digest, write_text
 from caplet.jobs.timing import forward_rate, training_rate
 from caplet.models.base import CapsNet
@@ -22,39 +23,6 @@ from caplet.runs.folder import environment, open_run, read_record, write_record
 from caplet.runs.stages import Stages
 
 ROW = "row.json"
-
-
-@dataclass(frozen=True)
-class PapersSettings:
-    """Which rows, and what they are made from.
-
-    Attributes:
-        models: checkpoint files by the names of :data:`caplet.bench.papers.rows.NETWORKS`.
-        roots: where the files of a dataset are, by its name; ``root`` serves all others. Nothing is downloaded.
-        only: patterns of :func:`caplet.bench.papers.rows.select`; empty for all rows.
-        calibration_size: images cut from the training split; None for the dataset's own number.
-        test_images: look at so many test images at most, at even distances; None for all.
-        threads: of the CPU; None for torch's choice.
-
-    Raises:
-        ConfigError: an unknown network, or a number below 1.
-    """
-
-    models: Mapping[str, Path] = field(default_factory=dict)
-    root: Path | None = None
-    roots: Mapping[str, Path] = field(default_factory=dict)
-    only: tuple[str, ...] = ()
-    calibration_size: int | None = None
-    test_images: int | None = None
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in self.models:
-            find_network(name)
-        for name in ("calibration_size", "test_images", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"papers: {name} is {value}; the rule is at least 1")
 
 
 @dataclass

@@ -12,7 +12,7 @@ from caplet.bench.papers.work import Prune, PruneCnn, Searched, Uniform, Work
 from caplet.errors import ConfigError, suggest
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.quantize.settings import QuantizeSettings
-from caplet.prune.backbone import BackbonePruneSettings
+from caplet.prune.choices import BackbonePruneSettings
 from caplet.quant.choices import Granularity, Method
 from caplet.train.settings import FinetuneSettings
 

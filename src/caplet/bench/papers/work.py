@@ -18,7 +18,7 @@ from caplet.models.base import CapsNet
 from caplet.models.cost import Cost, cost_of
 from caplet.program.file import save_program
 from caplet.progress import Note
-from caplet.prune.backbone import BackbonePruneSettings
+from caplet.prune.choices import BackbonePruneSettings
 from caplet.quant.choices import Method
 from caplet.quant.measure.tune import DEFAULT_IMAGES as TUNING_IMAGES
 from caplet.quant.measure.tune import Tuner

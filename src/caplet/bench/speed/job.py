@@ -3,16 +3,16 @@
 import copy
 import os
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from caplet.bench.settings import SpeedSettings
 from caplet.bench.speed.apart import apart
 from caplet.bench.speed.plain import plain_form
 from caplet.bench.speed.works import inference, noise, training
 from caplet.data.imageset import to_float
-from caplet.errors import ConfigError, ModelError, PlanError, ToolMissing
+from caplet.errors import ModelError, PlanError, ToolMissing
 from caplet.jobs.timing import Timed, in_turns, middle_and_ends
 from caplet.lower import lower
 from caplet.models.base import CapsNet
@@ -28,35 +28,6 @@ from caplet.runtime import NativeModel
 PLAIN, OURS, HALF = "PyTorch, plain form", "PyTorch, caplet", "the same, bfloat16"
 FAKE, COMPILED, INTERPRETER = "fake-quant", "compiled C", "interpreter"
 _CALIBRATED, _LEAST = 16, 0.3
-
-
-@dataclass(frozen=True)
-class SpeedSettings:
-    """How to measure.
-
-    Attributes:
-        threads: CPU threads of PyTorch and of the compiled C; the interpreter has one.
-        batch: images per training step and per forward pass.
-        interpreted: images per call of the interpreter, which is slow.
-        turns: how often each side has its turn; medians over the turns are reported, and the spread.
-        bits: width of every tensor of the quantized sides.
-
-    Raises:
-        ConfigError: a number below 1, or more than 16 bits.
-    """
-
-    threads: int = 1
-    batch: int = 64
-    interpreted: int = 8
-    turns: int = 5
-    bits: int = 8
-
-    def __post_init__(self) -> None:
-        for name in ("threads", "batch", "interpreted", "turns", "bits"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"bench speed: {name} is {getattr(self, name)}; the rule is at least 1")
-        if self.bits > 16:
-            raise ConfigError(f"bench speed: bits is {self.bits}; the rule is 1 to 16")
 
 
 def bench_speed(model: CapsNet, settings: SpeedSettings | None = None) -> dict[str, Any]:
@@ -92,7 +63,7 @@ def bench_speed(model: CapsNet, settings: SpeedSettings | None = None) -> dict[s
         for (what, side), values in speeds.items()
     ]
     return {
-        "settings": asdict(settings),
+        "settings": settings.model_dump(),
         "family": model.family,
         "image": list(model.config.image),
         "sides": sides,

@@ -247,8 +247,8 @@ class Attempts:
             return
         chosen, splits = self.settings.quantize, self.splits
         steps = round(self.settings.finetuned(len(splits.train)) * (len(splits.train) // BATCH))
-        changes = {"lr": chosen.finetune_lr, "batch_size": BATCH, "seed": self.settings.seed}
-        settings = finetune_settings(changes, under_plan=True, steps=steps)
+        changes = {"lr": chosen.finetune_lr, "batch_size": BATCH, "seed": self.settings.seed, "steps": steps}
+        settings = finetune_settings(changes, under_plan=True)
 
         def work(folder: Path, resume: bool) -> None:
             finetune_model(

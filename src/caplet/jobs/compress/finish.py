@@ -26,7 +26,7 @@ from caplet.models.cost import FLOAT_BYTES, cost_of
 from caplet.program import Program
 from caplet.program.c.emit import EmitSettings, Export
 from caplet.program.interpreter import RunResult, run
-from caplet.quant.measure.sensitivity import SensitivitySettings
+from caplet.quant.choices import SensitivitySettings
 from caplet.quant.plan.plan import QuantPlan
 from caplet.runs.folder import METRICS, read_record, write_record
 from caplet.runs.records import (
@@ -85,7 +85,9 @@ FIRMWARE, VERIFY, NOISE, SENSITIVITY, TIMING = "firmware", "verify", "noise", "s
 MEMORY = "memory.json"
 TRACED = 8
 """Images whose tensors are compared with the float model's."""
-SENSITIVE = SensitivitySettings(widths=(8, 4, 2), draws=3, images=32)
+SENSITIVE_IMAGES = 32
+"""Images per draw of the error analysis, where the calibration split has as many."""
+SENSITIVE = SensitivitySettings(widths=(8, 4, 2), draws=3, images=SENSITIVE_IMAGES)
 
 
 class Finish:
@@ -109,7 +111,7 @@ class Finish:
         checked = do(VERIFY, asked, self.verify, VERIFIED)
         both = {**inputs, "model": weights_digest(attempt.model), "images": TRACED}
         noise = do(NOISE, both, self.noise, TRACE)
-        do(SENSITIVITY, {"model": both["model"], **SENSITIVE.to_json()}, self.sensitive, METRICS)
+        do(SENSITIVITY, {"model": both["model"], **SENSITIVE.model_dump(mode="json")}, self.sensitive, METRICS)
         threads = self.context.threads
         timed = do(TIMING, {**both, "float": weights_digest(self.model), "threads": threads}, self.time, SPEED)
         for source, target in (
@@ -184,8 +186,8 @@ class Finish:
 
     def sensitive(self, folder: Path, resume: bool) -> None:
         """The stage that rounds one point at a time, on a few calibration images."""
-        fewer = min(SENSITIVE.images, max(1, len(self.splits.calibration) // SENSITIVE.draws))
-        settings = SensitivitySettings(widths=SENSITIVE.widths, draws=SENSITIVE.draws, images=fewer)
+        images = min(SENSITIVE_IMAGES, max(1, len(self.splits.calibration) // SENSITIVE.draws))
+        settings = SENSITIVE.model_copy(update={"images": images})
         sensitivity(self.attempt.model, self.splits, folder, settings, resume=resume, progress=self.context.progress)
 
     def time(self, folder: Path, resume: bool) -> None:

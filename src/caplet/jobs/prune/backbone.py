@@ -1,6 +1,5 @@
 """Prune the CNN under capsules to a fraction of the multiply-accumulates, fine-tune, and write a run folder."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.models.cost import cost_of
 from caplet.progress import Note, silent
-from caplet.prune.backbone import BackbonePruneSettings, prune_backbone
+from caplet.prune.backbone import prune_backbone
+from caplet.prune.choices import BackbonePruneSettings
 from caplet.runs.folder import read_record, write_record
 from caplet.train.finetune import finetune, weights_digest
 from caplet.train.loss import margin_loss
@@ -39,14 +39,6 @@ class BackboneRun:
     test: Accuracy
     against: Paired
     metrics: dict[str, Any]
-
-
-def backbone_prune_settings(
-    pruning: Mapping[str, Any], tuning: Mapping[str, Any]
-) -> tuple[BackbonePruneSettings, FinetuneSettings | None]:
-    """Settings from JSON-like values; no epochs mean no fine-tuning. Raises ConfigError for one out of range."""
-    settings = BackbonePruneSettings.of(pruning)
-    return settings, FinetuneSettings.of(tuning, "prune-backbone") if tuning["epochs"] else None
 
 
 def prune_backbone_model(

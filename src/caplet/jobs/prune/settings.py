@@ -30,6 +30,19 @@ class TuningOptions(Settings):
     """CPU threads of fine-tuning."""
 
 
+class BackboneTuning(TuningOptions):
+    """Fine-tuning after the CNN under capsules was pruned."""
+
+    where = "prune-backbone"
+
+    epochs: NonNegativeInt = option(1, TUNING)
+    """Fine-tuning, passes over the training split; 0 for none."""
+
+    def finetuning(self, seed: int) -> FinetuneSettings | None:
+        """Settings of the fine-tuning; None for none."""
+        return FinetuneSettings.of({**self.model_dump(), "seed": seed}) if self.epochs else None
+
+
 class PruneSettings(TuningOptions):
     """Settings of a pruning run, immutable and JSON-able.
 

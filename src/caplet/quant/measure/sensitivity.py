@@ -10,7 +10,7 @@ networks. Differs from a search's evaluations: softmax and squash are computed i
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,14 @@ from torch import Tensor
 
 from caplet.errors import ConfigError
 from caplet.fixed import PlanFormat, Rounding, format_from_json
-from caplet.fixed.format import MAX_BITS
 from caplet.models.base import CapsNet
 from caplet.nn.points import PointSpec
 from caplet.progress import Progress
+from caplet.quant.choices import SensitivitySettings
 from caplet.quant.measure.effects import Effect, Loss, Perturber
 from caplet.quant.measure.log import MeasurementLog, images_digest, model_identity
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.formats import FormatRule, bits_of
-
-DEFAULT_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
@@ -137,67 +135,22 @@ def _summary(key: str, bits: int, effects: list[Effect]) -> Summary:
     return Summary(key, bits, total.n, total.n10, total.n01, **spreads)
 
 
-@dataclass(frozen=True)
-class SensitivitySettings:
-    """What to measure.
-
-    Attributes:
-        widths: to try, 1..16, each once.
-        draws: how many.
-        images: per draw.
-        rounding: of all points.
-        rule: how widths become formats.
-        seed: of the draws and of stochastic rounding.
-
-    Raises:
-        ConfigError: no widths, one twice or out of range; fewer than 1 draw or image; a negative seed.
-    """
-
-    widths: tuple[int, ...] = DEFAULT_WIDTHS
-    draws: int = 3
-    images: int = 128
-    rounding: Rounding = Rounding.NEAREST
-    rule: FormatRule = field(default_factory=FormatRule)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.widths or len(set(self.widths)) < len(self.widths):
-            raise ConfigError(f"sensitivity: widths {[*self.widths]}; give at least one, each once")
-        if not all(1 <= width <= MAX_BITS for width in self.widths):
-            raise ConfigError(f"sensitivity: widths {[*self.widths]}; the rule is 1 to {MAX_BITS} each")
-        if self.draws < 1 or self.images < 1 or self.seed < 0:
-            raise ConfigError(
-                f"sensitivity: {self.draws} draws of {self.images} images with seed {self.seed};"
-                " the rule is at least 1, at least 1, at least 0"
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "widths": list(self.widths),
-            "draws": self.draws,
-            "images": self.images,
-            "rounding": str(self.rounding),
-            "exponents": str(self.rule.exponents),
-            "log2_weights": self.rule.log2_weights,
-            "seed": self.seed,
-        }
-
-
 def draw_indices(n: int, settings: SensitivitySettings) -> list[Tensor]:
     """Positions of every draw's images among n, int64 (images,) each; no image is in two draws.
 
     Raises:
         ConfigError: n images are too few.
     """
-    wanted = settings.draws * settings.images
+    images = settings.within(n).images
+    assert images is not None
+    wanted = settings.draws * images
     if wanted > n:
         raise ConfigError(
-            f"sensitivity: {settings.draws} draws of {settings.images} images need {wanted:,} calibration images, there"
-            f" are {n:,}; ask for at most {n // settings.draws} per draw, or for fewer draws"
+            f"sensitivity: {settings.draws} draws of {images} images need {wanted:,} calibration images, there are"
+            f" {n:,}; ask for at most {n // settings.draws} per draw, or for fewer draws"
         )
     order = torch.randperm(n, generator=torch.Generator().manual_seed(settings.seed))
-    return list(torch.split(order[:wanted], settings.images))
+    return list(torch.split(order[:wanted], images))
 
 
 def measure_sensitivity(
@@ -226,11 +179,12 @@ def measure_sensitivity(
         ConfigError: too few images. ModelError: images of another size, NaN at a point.
         ArtefactError: the log cannot be used, or is of another model, other images or other settings.
     """
-    settings = settings or SensitivitySettings()
+    settings = (settings or SensitivitySettings()).within(len(images))
+    rule, rounding = FormatRule(settings.exponents, settings.log2_weights), Rounding(settings.rounding)
     draws = draw_indices(len(images), settings)
     log = MeasurementLog(log_path, "sensitivity log", _identity(model, images, labels, settings))
     known = {(row.key, row.bits, row.draw): row for row in _read(log)}
-    tasks = list(_tasks(model.points(), settings))
+    tasks = list(_tasks(model.points(), settings.widths, rule))
     rows: list[SensitivityRow] = []
     for draw, index in enumerate(draws):
         missing = [task for task in tasks if (*task, draw) not in known]
@@ -240,10 +194,8 @@ def measure_sensitivity(
         for key, bits in tasks:
             row = known.get((key, bits, draw))
             if row is None:
-                fmt = calibration.format(key, bits, settings.rule, settings.rounding)
-                row = SensitivityRow(
-                    key, bits, draw, fmt, perturber.effect({key: fmt}, settings.rounding, settings.seed)
-                )
+                fmt = calibration.format(key, bits, rule, rounding)
+                row = SensitivityRow(key, bits, draw, fmt, perturber.effect({key: fmt}, rounding, settings.seed))
                 log.add(row.to_json())
             rows.append(row)
             if progress is not None:
@@ -251,9 +203,9 @@ def measure_sensitivity(
     return rows
 
 
-def _tasks(specs: Mapping[str, PointSpec], settings: SensitivitySettings) -> Iterator[tuple[str, int]]:
+def _tasks(specs: Mapping[str, PointSpec], widths: Sequence[int], rule: FormatRule) -> Iterator[tuple[str, int]]:
     for key, spec in specs.items():
-        bits = {bits_of(spec, width, settings.rule) for width in settings.widths}
+        bits = {bits_of(spec, width, rule) for width in widths}
         yield from ((key, width) for width in sorted(bits, reverse=True))
 
 
@@ -266,4 +218,8 @@ def _read(log: MeasurementLog) -> Iterator[SensitivityRow]:
 
 
 def _identity(model: CapsNet, images: Tensor, labels: Tensor, settings: SensitivitySettings) -> dict[str, Any]:
-    return {**model_identity(model), "images": images_digest(images, labels), "settings": settings.to_json()}
+    return {
+        **model_identity(model),
+        "images": images_digest(images, labels),
+        "settings": settings.model_dump(mode="json"),
+    }
