@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from caplet.program.ops import OPS
+from caplet.program.op import OPS
 from caplet.runtime.compiler import build_library, find_compiler, load_library
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))

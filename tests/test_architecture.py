@@ -179,8 +179,7 @@ def test_every_op_is_handled_everywhere() -> None:
     from caplet.program.document import _READ, _WRITE, _op_fields
     from caplet.program.interpreter import INTERPRET
     from caplet.program.onnx.translate import TRANSLATIONS
-    from caplet.program.op import Op
-    from caplet.program.ops import OPS
+    from caplet.program.op import OPS, Op
     from caplet.program.verify import CHECKS
 
     concrete = {kind for kind in _subclasses(Op) if "kind" in vars(kind)}
@@ -199,7 +198,7 @@ def test_every_op_is_handled_everywhere() -> None:
 
 def test_every_op_has_a_c_function_and_a_file() -> None:
     from caplet.program.c.sources import runtime_files
-    from caplet.program.ops import OPS
+    from caplet.program.op import OPS
 
     sources = runtime_files()
     for kind in OPS:

@@ -6,7 +6,7 @@ import pytest
 
 from caplet.errors import ArtefactError
 from caplet.program.c.sources import constants, runtime_files, structures
-from caplet.program.ops import OPS
+from caplet.program.op import OPS
 from caplet.runtime import compiler
 from caplet.runtime.compiler import build_library, compilers
 from caplet.runtime.memory import size_checks

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from caplet.errors import ArtefactError, DataError, ToolMissing
 from caplet.fixed.rounding import Rounding
 from caplet.program import interpreter
-from caplet.program.ops import OPS
+from caplet.program.op import OPS
 from caplet.program.program import Program
 from caplet.runtime import NativeModel, build_library, compiler, compilers
 from caplet.runtime.compiler import load_library

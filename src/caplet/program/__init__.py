@@ -4,9 +4,8 @@ from caplet.program.arena import MemoryMap, plan_memory
 from caplet.program.bounds import AccumulatorBound
 from caplet.program.file import dumps, load_program, loads, save_program
 from caplet.program.interpreter import RunResult, run, trace
-from caplet.program.op import Op, Shifts
+from caplet.program.op import OPS, Op, Shifts
 from caplet.program.ops import (
-    OPS,
     PIXEL_FORMAT,
     Add,
     ChannelAffine,

@@ -15,8 +15,8 @@ import numpy as np
 from caplet.errors import ArtefactError, PlanError
 from caplet.fixed.format import AnyFormat, FixedFormat, LogFormat
 from caplet.fixed.rounding import Rounding
-from caplet.program.op import UNWRITTEN, Op
-from caplet.program.ops import OPS, Conv2d
+from caplet.program.op import OPS, UNWRITTEN, Op
+from caplet.program.ops import Conv2d
 from caplet.program.program import Program
 from caplet.program.tensor import Constant, IntArray, TensorSpec, WideFormat
 

@@ -24,7 +24,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from caplet.errors import ArtefactError
 from caplet.program.tensor import Constant, IntArray, TensorSpec
+from caplet.registry import Registry
 
 Tensors = Mapping[str, TensorSpec]
 Shift = int | NDArray[np.int64]
@@ -70,11 +72,22 @@ def bias_frac(bias: Constant | None) -> int | None:
     return None if bias is None else bias.format.frac_bits
 
 
+OPS: "Registry[str, type[Op]]" = Registry("op", ArtefactError)
+"""Every op by its kind; the interpreter, the verifier, the file format, C and ONNX each handle all of them."""
+
+
 class Op:
-    """Base of the ops. ``name`` is the layer's name; ``kind`` names the op in files and in C."""
+    """Base of the ops, frozen dataclasses. ``name`` is the layer's name; ``kind`` names the op in files and in C."""
 
     kind: ClassVar[str]
     name: str
+    output: str  # of ops that write one tensor
+
+    def __init_subclass__(cls, kind: str = "") -> None:
+        """Classes with a kind are ops."""
+        if kind:
+            cls.kind = kind
+            OPS.add(kind, cls)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -84,7 +97,7 @@ class Op:
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the tensors written."""
-        raise NotImplementedError
+        return (self.output,)
 
     @property
     def constants(self) -> tuple[Constant, ...]:
@@ -104,16 +117,14 @@ class Op:
         return hash((self.kind, self.name))
 
 
+@dataclass(frozen=True, eq=False)
 class UnaryOp(Op):
     """An op that reads one tensor and writes one."""
 
+    name: str
     input: str
     output: str
 
     @property
     def inputs(self) -> tuple[str, ...]:
         return (self.input,)
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return (self.output,)

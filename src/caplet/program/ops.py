@@ -17,31 +17,23 @@ Arithmetic and rounding follow the common pattern of :mod:`caplet.program.op`.
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet.errors import ArtefactError
 from caplet.fixed.format import FixedFormat
 from caplet.program.op import UNWRITTEN, Op, Shifts, Tensors, UnaryOp, accumulator_shifts, bias_frac, weight_frac
 from caplet.program.tensor import Constant, IntArray
-from caplet.registry import Registry
 
 
-@dataclass(frozen=True)
-class InputQuantize(UnaryOp):
+@dataclass(frozen=True, eq=False)
+class InputQuantize(UnaryOp, kind="input_quantize"):
     """``output[y, x, c] = table[c, input[y, x, c]]``.
 
     input (H, W, C): raw pixels, format FixedFormat(8, 0, unsigned). table (C, 256): codes of the output's format; see
     :func:`pixel_table`. The table holds one code per pixel value, so rounding to it is never stochastic.
     """
 
-    kind: ClassVar[str] = "input_quantize"
-
-    name: str
-    input: str
-    output: str
     table: Constant
 
 
@@ -66,7 +58,7 @@ class Convolution(UnaryOp):
 
 
 @dataclass(frozen=True, eq=False)
-class Conv2d(Convolution):
+class Conv2d(Convolution, kind="conv2d"):
     """2-D convolution (cross-correlation) with zero padding: optional bias, groups of channels, ReLU and upper limit.
 
     input (H, W, I), weight (O, KH, KW, I / groups), bias (O,) -> output (H', W', O) with
@@ -81,11 +73,6 @@ class Conv2d(Convolution):
     given (ReLU6), a code above it becomes ``high``.
     """
 
-    kind: ClassVar[str] = "conv2d"
-
-    name: str
-    input: str
-    output: str
     weight: Constant
     bias: Constant | None = None
     stride: int = 1
@@ -101,19 +88,14 @@ class Conv2d(Convolution):
         return self.groups == 1 and self.high is None
 
 
-@dataclass(frozen=True)
-class MaxPool2d(UnaryOp):
+@dataclass(frozen=True, eq=False)
+class MaxPool2d(UnaryOp, kind="max_pool2d"):
     """Maximum over square windows: input (H, W, C) -> output (H', W', C), H' = (H + 2 padding - kernel) // stride + 1.
 
     acc is the largest code of the window (positions outside the input do not count), then the common pattern without a
     bias; product_frac = frac(input).
     """
 
-    kind: ClassVar[str] = "max_pool2d"
-
-    name: str
-    input: str
-    output: str
     kernel: int
     stride: int = 1
     padding: int = 0
@@ -122,18 +104,13 @@ class MaxPool2d(UnaryOp):
         return accumulator_shifts(tensors[self.input].format.frac_bits, None, tensors[self.output].format.frac_bits)
 
 
-@dataclass(frozen=True)
-class ChannelAffine(UnaryOp):
+@dataclass(frozen=True, eq=False)
+class ChannelAffine(UnaryOp, kind="channel_affine"):
     """Per-channel affine (batch norm after a ReLU): ``acc[..., c] = input[..., c] * scale[c]``, with bias offset[c].
 
     input (H, W, C), scale (C,), offset (C,) -> output (H, W, C); product_frac = frac(input) + frac(scale).
     """
 
-    kind: ClassVar[str] = "channel_affine"
-
-    name: str
-    input: str
-    output: str
     scale: Constant
     offset: Constant
 
@@ -142,30 +119,23 @@ class ChannelAffine(UnaryOp):
         return accumulator_shifts(product, self.offset.format.frac_bits, tensors[self.output].format.frac_bits)
 
 
-@dataclass(frozen=True)
-class Squash(UnaryOp):
+@dataclass(frozen=True, eq=False)
+class Squash(UnaryOp, kind="squash"):
     """``caplet.fixed.squash`` of every capsule of ``dim`` dimensions.
 
     input and output (H, W, T * dim) or (N, dim). A capsule convolution is a Conv2d followed by this op.
     """
 
-    kind: ClassVar[str] = "squash"
-
-    name: str
-    input: str
-    output: str
     dim: int
 
 
-@dataclass(frozen=True)
-class Add(Op):
+@dataclass(frozen=True, eq=False)
+class Add(Op, kind="add"):
     """Sum of two tensors of one shape: the common pattern with the codes of ``a`` as products and of ``b`` as bias.
 
     ``output = saturate(rounding_shift((a << shifts.acc) + (b << shifts.bias), shifts.out))``. A ReLU after the sum is
     an unsigned output.
     """
-
-    kind: ClassVar[str] = "add"
 
     name: str
     a: str
@@ -176,17 +146,13 @@ class Add(Op):
     def inputs(self) -> tuple[str, ...]:
         return (self.a, self.b)
 
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return (self.output,)
-
     def shifts(self, tensors: Tensors) -> Shifts:
         a, b, out = (tensors[key].format.frac_bits for key in (self.a, self.b, self.output))
         return accumulator_shifts(a, b, out)
 
 
 @dataclass(frozen=True, eq=False)
-class DenseVotes(Op):
+class DenseVotes(Op, kind="dense_votes"):
     """Votes of a fully connected capsule layer: ``acc[i, g, d] = sum over k of x[i, k] * weight[i, k, g * dim + d]``.
 
     weight (I, K, G * dim) -> output (I, G, dim). The input capsules x (I, K) are those of ``sources`` one after the
@@ -197,8 +163,6 @@ class DenseVotes(Op):
     selected: the places in that list of the capsules that vote, ascending, at least one of each source; x then has only
     these. None for all of them.
     """
-
-    kind: ClassVar[str] = "dense_votes"
 
     name: str
     sources: tuple[str, ...]
@@ -211,10 +175,6 @@ class DenseVotes(Op):
     @property
     def inputs(self) -> tuple[str, ...]:
         return self.sources
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return (self.output,)
 
     def voters(self, tensors: Tensors) -> tuple[NDArray[np.int64], ...]:
         """For every source, which of its capsules vote: their places in its own list, ascending."""
@@ -231,7 +191,7 @@ class DenseVotes(Op):
 
 
 @dataclass(frozen=True, eq=False)
-class ConvVotes(Convolution):
+class ConvVotes(Convolution, kind="conv_votes"):
     """Votes of a convolutional capsule layer: each input type is convolved with one shared kernel.
 
     input (H, W, I * K), weight (J * dim, KH, KW, K), bias (J * dim,) added to every vote -> output (I, G, dim) with
@@ -240,11 +200,6 @@ class ConvVotes(Convolution):
     product_frac = frac(input) + frac(weight) (+ channel_shifts[o]).
     """
 
-    kind: ClassVar[str] = "conv_votes"
-
-    name: str
-    input: str
-    output: str
     weight: Constant
     bias: Constant | None
     in_types: int
@@ -254,8 +209,8 @@ class ConvVotes(Convolution):
     channel_shifts: IntArray | None = None
 
 
-@dataclass(frozen=True)
-class Routing(Op):
+@dataclass(frozen=True, eq=False)
+class Routing(Op, kind="routing"):
     """Dynamic routing by agreement of votes v (I, G, D); all constants and codes as named.
 
     With logits b = 0 (I, G) and for t = 0 .. iterations - 1:
@@ -273,8 +228,6 @@ class Routing(Op):
     convolutional votes the capsule map (H', W', types * D), the same memory. bias (types, D) or None; types = G for
     dense votes. A device need not store coupling: one row of G codes at a time is enough.
     """
-
-    kind: ClassVar[str] = "routing"
 
     name: str
     votes: str
@@ -306,28 +259,14 @@ class Routing(Op):
         return product - tensors[self.logits].format.frac_bits
 
 
-@dataclass(frozen=True)
-class Lengths(UnaryOp):
+@dataclass(frozen=True, eq=False)
+class Lengths(UnaryOp, kind="lengths"):
     """Squared lengths: ``output[g] = sum over d of input[g, d]**2``, input (G, D) -> output (G,), a WideFormat.
 
     The output has ``2 * frac(input)`` fraction bits; nothing is rounded. The predicted class is the index of the
     largest, the first one on a tie.
     """
 
-    kind: ClassVar[str] = "lengths"
-
-    name: str
-    input: str
-    output: str
-
-
-OPS: Registry[str, type[Op]] = Registry("op", ArtefactError)
-"""Every op by its kind; the interpreter, the verifier, the file format, C and ONNX each handle all of them."""
-for _op in (
-    *(InputQuantize, Conv2d, ChannelAffine, Squash, Add),
-    *(DenseVotes, ConvVotes, Routing, Lengths, MaxPool2d),
-):
-    OPS.add(_op.kind, _op)
 
 PIXEL_FORMAT = FixedFormat(8, 0, False)
 """The format of the raw image: the pixel values 0..255 themselves."""
