@@ -187,7 +187,7 @@ def test_the_whole_path_on_a_tiny_network(digits: Splits, tmp_path: Path) -> Non
     from caplet.api import QuantizeSettings, load_program, quantize, verify_engines
     from caplet.models.checkpoint import load_model, save_model
     from caplet.runtime import compilers
-    from caplet.train.finetune import finetune
+    from caplet.train.finetune import FinetuneTask
     from caplet.train.loop import train
     from caplet.train.settings import FinetuneSettings, TrainSettings
 
@@ -223,7 +223,7 @@ def test_the_whole_path_on_a_tiny_network(digits: Splits, tmp_path: Path) -> Non
     assert pruned.refitted == judge(pruned.model, splits.calibration)[0]
     assert pruned.refitted.correct > pruned.best.accuracy.correct
     tuning = FinetuneSettings(epochs=2, lr=2e-3, ema=0.9, batch_size=32, threads=1)
-    tuned = finetune(pruned.model, splits, tmp_path / "tune", tuning, teacher=trained.model, progress=False)
+    tuned = train(FinetuneTask(tuning, pruned.model, trained.model), splits, tmp_path / "tune", progress=False)
     assert tuned.calibration_accuracy > 0.2  # of ten classes
     save_model(tuned.model, tmp_path / "model.safetensors")
     model = load_model(tmp_path / "model.safetensors")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from caplet.data import Splits
-from caplet.train.settings import TrainSettings, make_settings
+from caplet.train.settings import TrainSettings
 
 TINY = {
     "model": "shallow-digits",
@@ -27,7 +27,7 @@ def tiny() -> Callable[..., TrainSettings]:
     """Settings of a run of a second or two; keyword arguments replace settings."""
 
     def make(**changes: Any) -> TrainSettings:
-        return make_settings({**TINY, **changes})
+        return TrainSettings.of({**TINY, **changes})
 
     return make
 

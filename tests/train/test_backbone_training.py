@@ -9,7 +9,7 @@ import torch
 from caplet.data import Splits
 from caplet.errors import ModelError
 from caplet.models.backbone import BackboneCaps
-from caplet.train.finetune import finetune
+from caplet.train.finetune import FinetuneTask
 from caplet.train.loop import train
 from caplet.train.settings import FinetuneSettings, TrainSettings
 from caplet.train.task import RecipeTask
@@ -51,7 +51,9 @@ def test_freeze_leaves_the_trunk_as_it_was(
 def test_finetuning_can_freeze_too(tiny: Callable[..., TrainSettings], few_digits: Splits, tmp_path: Path) -> None:
     model = RecipeTask(tiny(**BACKBONE)).model
     before = trunk_values(model)
-    tuned = finetune(model, few_digits, tmp_path, FinetuneSettings(freeze=True, threads=1), progress=False).model
+    tuned = train(
+        FinetuneTask(FinetuneSettings(freeze=True, threads=1), model), few_digits, tmp_path, progress=False
+    ).model
     assert isinstance(tuned, BackboneCaps)
     assert isinstance(model, BackboneCaps)
     assert all(torch.equal(a, b) for a, b in zip(before, trunk_values(tuned), strict=True))

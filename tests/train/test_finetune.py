@@ -15,7 +15,7 @@ from caplet.data.imageset import to_float
 from caplet.errors import ConfigError, ModelError
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
-from caplet.train.finetune import distillation_loss, finetune
+from caplet.train.finetune import FinetuneTask, distillation_loss
 from caplet.train.loop import train
 from caplet.train.settings import FinetuneSettings, TrainSettings
 from caplet.train.task import build_model
@@ -69,7 +69,7 @@ def test_a_teacher_is_followed_without_labels(
     weights = {"distill_poses": 1.0, "distill_lengths": 0.0} if poses else {"distill_lengths": 1.0}
     before = {name: value.clone() for name, value in damaged.state_dict().items()}
     chosen = settings(margin_weight=0.0, **weights)
-    result = finetune(damaged, few_digits, tmp_path, chosen, teacher=teacher, progress=False)
+    result = train(FinetuneTask(chosen, damaged, teacher), few_digits, tmp_path, progress=False)
     far, near = (distance(model, teacher, few_digits, poses=poses) for model in (damaged, result.model))
     assert near < far / 3
     assert all(torch.equal(value, before[name]) for name, value in damaged.state_dict().items())
@@ -79,7 +79,7 @@ def test_a_teacher_is_followed_without_labels(
 
 
 def test_labels_alone(damaged: CapsNet, few_digits: Splits, tmp_path: Path) -> None:
-    result = finetune(damaged, few_digits, tmp_path, settings(), progress=False)
+    result = train(FinetuneTask(settings(), damaged), few_digits, tmp_path, progress=False)
     assert result.history[-1]["margin"] < 0.7 * result.history[0]["margin"]
     assert {row["distillation"] for row in result.history} == {0.0}
 
@@ -93,7 +93,7 @@ def test_the_distance_is_what_it_says() -> None:
 
 @pytest.mark.parametrize(("steps", "epochs"), [(4, [4]), (6, [6]), (8, [6, 8]), (100, [6, 12])])
 def test_steps_end_a_run(teacher: CapsNet, few_digits: Splits, tmp_path: Path, steps: int, epochs: list[int]) -> None:
-    result = finetune(teacher, few_digits, tmp_path, settings(epochs=2, steps=steps), progress=False)
+    result = train(FinetuneTask(settings(epochs=2, steps=steps), teacher), few_digits, tmp_path, progress=False)
     assert [row["global_step"] for row in result.history] == epochs
 
 
@@ -101,7 +101,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     teacher: CapsNet, damaged: CapsNet, few_digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen, original, count = settings(epochs=2, steps=9), Trainer.step, 0
-    whole = finetune(damaged, few_digits, tmp_path / "a", chosen, teacher=teacher, progress=False)
+    whole = train(FinetuneTask(chosen, damaged, teacher), few_digits, tmp_path / "a", progress=False)
 
     def step(self: Trainer, images: torch.Tensor) -> dict[str, Any]:
         nonlocal count
@@ -113,18 +113,18 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     monkeypatch.setattr(Trainer, "step", step)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            finetune(damaged, few_digits, tmp_path / "b", chosen, teacher=teacher, resume=True, progress=False)
-    parts = finetune(damaged, few_digits, tmp_path / "b", chosen, teacher=teacher, resume=True, progress=False)
+            train(FinetuneTask(chosen, damaged, teacher), few_digits, tmp_path / "b", resume=True, progress=False)
+    parts = train(FinetuneTask(chosen, damaged, teacher), few_digits, tmp_path / "b", resume=True, progress=False)
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True))
     with pytest.raises(ConfigError, match="the data of the teacher is not the same"):
-        finetune(damaged, few_digits, tmp_path / "b", chosen, teacher=damaged, resume=True, progress=False)
+        train(FinetuneTask(chosen, damaged, damaged), few_digits, tmp_path / "b", resume=True, progress=False)
     with pytest.raises(ConfigError, match="the data of the model is not the same"):
-        finetune(teacher, few_digits, tmp_path / "b", chosen, teacher=teacher, resume=True, progress=False)
+        train(FinetuneTask(chosen, teacher, teacher), few_digits, tmp_path / "b", resume=True, progress=False)
 
 
 def test_teachers_and_weights_that_do_not_fit(teacher: CapsNet, few_digits: Splits, tmp_path: Path, tiny: Make) -> None:
     def attempt(other: CapsNet | None, **changes: Any) -> None:
-        finetune(teacher, few_digits, tmp_path, settings(**changes), teacher=other, progress=False)
+        train(FinetuneTask(settings(**changes), teacher, other), few_digits, tmp_path, progress=False)
 
     wide = build_model(tiny(overrides={"class_dim": 6}))
     with pytest.raises(ModelError, match="teacher's classes are 4, the model's 10"):

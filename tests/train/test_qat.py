@@ -3,7 +3,7 @@
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from caplet.fixed import FixedFormat
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet
 from caplet.models.registry import build
+from caplet.progress import Note, silent
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import uniform_plan
@@ -22,9 +23,9 @@ from caplet.quant.reconstruct.reconstruct import reconstruct
 from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 from caplet.quant.simulate.fake_quant import fake_quantized
 from caplet.train.initialise import initialise
-from caplet.train.loop import train
+from caplet.train.loop import TrainResult, train
 from caplet.train.loss import evaluate
-from caplet.train.qat import FIT_IMAGES, QatResult, QatSettings, QatTask, finetune_under_plan
+from caplet.train.qat import FIT_IMAGES, QatSettings, QatTask
 from caplet.train.settings import TrainSettings
 from caplet.train.task import INITIALISE, generator
 from caplet.train.trainer import Trainer
@@ -55,6 +56,30 @@ def settings(**changes: Any) -> QatSettings:
     return QatSettings(**{"batch_size": 16, "lr": 2e-3, "ema": 0.9, "watch_steps": 4, **changes})
 
 
+class Tuned(NamedTuple):
+    """What training under a plan gives."""
+
+    trained: TrainResult
+    plan: QuantPlan
+    alarms: list[str]
+
+
+def tune(
+    model: CapsNet,
+    plan: QuantPlan,
+    splits: Splits,
+    folder: Path,
+    chosen: QatSettings,
+    *,
+    teacher: CapsNet | None = None,
+    note: Note = silent,
+    resume: bool = False,
+) -> Tuned:
+    task = QatTask(chosen, model, teacher, plan, note)
+    trained = train(task, splits, folder, resume=resume, progress=False)
+    return Tuned(trained, task.plan, task.alarms)
+
+
 @pytest.mark.parametrize("exponents", ["fixed", "refit", "learned"])
 @pytest.mark.slow
 def test_a_few_hundred_steps_repair_two_and_three_bits(
@@ -64,7 +89,7 @@ def test_a_few_hundred_steps_repair_two_and_three_bits(
     before = hits(model, plan, digits)
     floats = evaluate(model, digits.calibration).correct
     chosen = QatSettings(epochs=8, steps=240, batch_size=32, lr=4e-3, exponents=exponents, threads=1)
-    result = finetune_under_plan(model, plan, digits, tmp_path, chosen, teacher=model, progress=False)
+    result = tune(model, plan, digits, tmp_path, chosen, teacher=model)
     after = hits(result.trained.model, result.plan, digits)
     assert result.trained.calibration_accuracy == after / len(digits.calibration)
     assert floats - before >= 15  # of 143: rounding alone is far off
@@ -73,7 +98,7 @@ def test_a_few_hundred_steps_repair_two_and_three_bits(
     assert (result.plan == plan) == (exponents == "fixed")
 
 
-def same(a: QatResult, b: QatResult) -> bool:
+def same(a: Tuned, b: Tuned) -> bool:
     weights = zip(a.trained.model.parameters(), b.trained.model.parameters(), strict=True)
     return a.plan == b.plan and a.alarms == b.alarms and all(torch.equal(x, y) for x, y in weights)
 
@@ -85,7 +110,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_plan(
     plan = plan_of(model, few_digits, (3, 3, 3), 4)
     chosen = settings(epochs=3, exponents=exponents, exponents_lr=0.3)
     original, count = Trainer.step, 0
-    whole = finetune_under_plan(model, plan, few_digits, tmp_path / "a", chosen, teacher=model, progress=False)
+    whole = tune(model, plan, few_digits, tmp_path / "a", chosen, teacher=model)
 
     def step(self: Trainer, images: torch.Tensor) -> dict[str, Any]:
         nonlocal count
@@ -96,10 +121,8 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_plan(
 
     monkeypatch.setattr(Trainer, "step", step)
 
-    def attempt(under: QuantPlan) -> QatResult:
-        return finetune_under_plan(
-            model, under, few_digits, tmp_path / "b", chosen, teacher=model, resume=True, progress=False
-        )
+    def attempt(under: QuantPlan) -> Tuned:
+        return tune(model, under, few_digits, tmp_path / "b", chosen, teacher=model, resume=True)
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -115,7 +138,7 @@ def test_the_float_model_is_left_alone_and_only_its_copy_is_trained(
     plan, images = plan_of(model, few_digits, (4, 4, 4), 5), to_float(few_digits.calibration.images)
     with torch.no_grad():
         before = model(images)
-    result = finetune_under_plan(model, plan, few_digits, tmp_path, settings(steps=3), teacher=model, progress=False)
+    result = tune(model, plan, few_digits, tmp_path, settings(steps=3), teacher=model)
     with torch.no_grad():
         assert torch.equal(model(images), before)
         assert not torch.equal(result.trained.model(images), before)
@@ -135,14 +158,14 @@ def test_clipped_and_silent_tensors_are_alarms(model: CapsNet, few_digits: Split
     )
     told: list[str] = []
     chosen = settings(steps=8, exponents="fixed")
-    result = finetune_under_plan(model, broken, few_digits, tmp_path / "a", chosen, progress=False, note=told.append)
+    result = tune(model, broken, few_digits, tmp_path / "a", chosen, note=told.append)
     assert [f"warning: {alarm}" for alarm in result.alarms] == told
     about = {alarm.split(" point ")[1].split()[0]: alarm for alarm in result.alarms}
     assert about["conv1.activation"].startswith("step 4: ")
     assert "is rounded to 0 everywhere" in about["conv1.activation"]
     assert len(told) == len(about)  # each point once
-    quiet = finetune_under_plan(model, plan, few_digits, tmp_path / "b", chosen, progress=False, note=told.append)
-    assert quiet.alarms == ()
+    quiet = tune(model, plan, few_digits, tmp_path / "b", chosen, note=told.append)
+    assert quiet.alarms == []
 
 
 def test_divergence_is_named(model: CapsNet, few_digits: Splits, tmp_path: Path) -> None:
@@ -156,7 +179,7 @@ def test_divergence_is_named(model: CapsNet, few_digits: Splits, tmp_path: Path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "step", poisoned)
         with pytest.raises(ModelError, match=r"point conv1\.weight: its float values hold NaN: training diverged"):
-            finetune_under_plan(model, plan, few_digits, tmp_path, settings(steps=4), progress=False)
+            tune(model, plan, few_digits, tmp_path, settings(steps=4))
 
 
 def test_batch_norms_are_constants_of_the_plan(tmp_path: Path) -> None:
@@ -169,7 +192,7 @@ def test_batch_norms_are_constants_of_the_plan(tmp_path: Path) -> None:
     model.eval()
     before = named_tensors(model)
     plan = uniform_plan(model, calibrate(model, splits.calibration.images), 6)
-    result = finetune_under_plan(model, plan, splits, tmp_path, settings(steps=2), teacher=model, progress=False)
+    result = tune(model, plan, splits, tmp_path, settings(steps=2), teacher=model)
     after = named_tensors(result.trained.model)
     for statistic in ("running_mean", "running_var"):
         assert torch.equal(after[f"conv1.batch_norm.{statistic}"], before[f"conv1.batch_norm.{statistic}"])
@@ -180,7 +203,7 @@ def test_batch_norms_are_constants_of_the_plan(tmp_path: Path) -> None:
 def test_a_plan_of_another_model_is_refused(model: CapsNet, few_digits: Splits, tmp_path: Path) -> None:
     plan = plan_of(model, few_digits, (4, 4, 4), 5).restricted(["digit.votes"])
     with pytest.raises(PlanError, match="does not fit model shallow"):
-        finetune_under_plan(model, plan, few_digits, tmp_path, progress=False)
+        tune(model, plan, few_digits, tmp_path, settings())
     assert not any(tmp_path.iterdir())
 
 
@@ -203,9 +226,7 @@ def test_training_may_start_from_fitted_codes(model: CapsNet, digits: Splits, tm
             assert torch.equal(codes, fitted.weight)
             assert not torch.equal(layer.weight, fitted.weight)  # nearer to the float weights, within its cell
     assert hits(task.model, task.plan, digits) > hits(model, plan, digits)
-    trained = finetune_under_plan(
-        model, plan, digits, tmp_path / "run", settings(fit="bias,rounding", steps=4), progress=False
-    )
+    trained = tune(model, plan, digits, tmp_path / "run", settings(fit="bias,rounding", steps=4))
     assert {fmt.bits for fmt in trained.plan.points.values()} == {fmt.bits for fmt in plan.points.values()}
 
 

@@ -9,7 +9,7 @@ from caplet.data import DATASETS
 from caplet.errors import ConfigError, ModelError
 from caplet.nn.decoder import ConvDecoder, DenseDecoder
 from caplet.train.optimise import make_optimizer
-from caplet.train.settings import TrainSettings, load_recipe, make_settings, recipe_names
+from caplet.train.settings import TrainSettings, load_recipe, recipe_names
 from caplet.train.task import build_decoder, build_model
 
 Make = Callable[..., TrainSettings]
@@ -40,7 +40,7 @@ def test_an_unknown_setting_suggests_the_nearest(tiny: Make) -> None:
 
 def test_a_missing_setting_is_named() -> None:
     with pytest.raises(ConfigError, match="here: dataset: Field required"):
-        make_settings({"model": "shallow", "epochs": 1}, "here")
+        TrainSettings.of({"model": "shallow", "epochs": 1}, "here")
 
 
 def test_settings_are_frozen_and_survive_json(tiny: Make) -> None:

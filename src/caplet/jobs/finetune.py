@@ -25,9 +25,9 @@ from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import KINDS, Widths, bits_in_use, group_units, make_plan
 from caplet.report.training import learning_curves
 from caplet.runtime.engine import Engine
-from caplet.train.finetune import finetune, weights_digest
-from caplet.train.loop import TrainResult
-from caplet.train.qat import QatSettings, finetune_under_plan
+from caplet.train.finetune import FinetuneTask, weights_digest
+from caplet.train.loop import TrainResult, train
+from caplet.train.qat import QatSettings, QatTask
 from caplet.train.settings import FinetuneSettings
 
 ROLE = "finetuned"
@@ -152,23 +152,14 @@ def finetune_model(
     with begin(job, out, splits, resolved, model, resume=resume, force=force) as run:
         shipping = _Shipping(run, model, splits, engine, note)
         if plan is None:
-            result = finetune(model, splits, run, settings, teacher=teacher, resume=resume, progress=progress)
-            return shipping.float_(result)
+            float_task = FinetuneTask(settings, model, teacher)
+            return shipping.float_(train(float_task, splits, run, resume=resume, progress=progress))
         assert isinstance(settings, QatSettings)
         before = shipping.integers(lower(model, plan))
         note(f"integers before training, calibration split: {before}")
-        trained = finetune_under_plan(
-            model,
-            plan,
-            splits,
-            run,
-            settings,
-            teacher=teacher,
-            resume=resume,
-            progress=progress,
-            note=note,
-        )
-        return shipping.program(trained.trained, trained.plan, before, trained.alarms)
+        task = QatTask(settings, model, teacher, plan, note)
+        result = train(task, splits, run, resume=resume, progress=progress)
+        return shipping.program(result, task.plan, before, task.alarms)
 
 
 @dataclass(frozen=True)
@@ -193,7 +184,7 @@ class _Shipping:
         metrics = self._write(result, answers, {"test": test.to_json(), "paired": against.to_json()}, {})
         return FinetuneRun(result.model, self.run / MODEL, None, None, None, test, against, metrics)
 
-    def program(self, result: TrainResult, plan: QuantPlan, before: Accuracy, alarms: tuple[str, ...]) -> FinetuneRun:
+    def program(self, result: TrainResult, plan: QuantPlan, before: Accuracy, alarms: list[str]) -> FinetuneRun:
         """The outcome under a plan: the Program written, and measured on the test split."""
         program = lower(result.model, plan, labels=self.splits.test.classes, meta={"family": result.model.family})
         model_file, plan_file = artefacts(ROLE)
@@ -202,9 +193,9 @@ class _Shipping:
         plan.save(self.run / plan_file)
         kept = self.integers(program)
         if kept.correct < before.correct:
-            alarms += (
+            alarms.append(
                 f"the integers have {kept.correct:,} of {kept.n:,} calibration images right after training, and had"
-                f" {before.correct:,} before it: lower lr, or train longer",
+                f" {before.correct:,} before it: lower lr, or train longer"
             )
             self.note(f"warning: {alarms[-1]}")
         answers = open_test_split(self.splits, self.start, {ROLE: program}, self.note, self.engine)
@@ -225,7 +216,7 @@ class _Shipping:
             "test": test.to_json(),
             "paired": against.to_json(),
         }
-        outcome = {"models": [record], "alarms": list(alarms)}
+        outcome = {"models": [record], "alarms": alarms}
         metrics = self._write(result, answers, outcome, {ROLE: program})
         return FinetuneRun(result.model, self.run / MODEL, plan, program, path, test, against, metrics)
 

@@ -21,7 +21,7 @@ from caplet.report.training import learning_curves
 from caplet.train.initialise import check_targets
 from caplet.train.loop import train as run_training
 from caplet.train.optimise import make_optimizer
-from caplet.train.settings import TrainSettings, load_recipe, make_settings
+from caplet.train.settings import TrainSettings, load_recipe
 from caplet.train.task import build_decoder, build_model
 
 MODEL, CURVES = "model.safetensors", "curves.svg"
@@ -83,7 +83,7 @@ def resolve_recipe(recipe: str, changes: dict[str, Any]) -> TrainSettings:
     if path.suffix != ".toml":
         return load_recipe(recipe, changes)
     values = read_toml(path, "the settings file", kind=ConfigError)
-    return make_settings({**values, **changes}, str(path))
+    return TrainSettings.of({**values, **changes}, str(path))
 
 
 def train_by_recipe(

@@ -5,22 +5,18 @@ logits to soften; the distances are those of the class capsules' lengths and of 
 """
 
 import copy
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from caplet.data.splits import Splits
 from caplet.errors import ConfigError, ModelError
 from caplet.files import digest
 from caplet.models.assemble import named_tensors, tensor_parts
 from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.precision import mixed
-from caplet.train.loop import TrainResult, train
 from caplet.train.settings import FinetuneSettings
 from caplet.train.task import Call, Task, TrainedNetwork, batch_accuracy, batch_margin
 
@@ -37,11 +33,7 @@ class TeacherAnswers:
     def __init__(self, most: int = DEFAULT_BYTES) -> None:
         self._most = most
         self._bytes = 0
-        self._known: dict[bytes, Tensor] = {}
-
-    def __len__(self) -> int:
-        """Batches that are remembered."""
-        return len(self._known)
+        self._known: dict[str, Tensor] = {}
 
     def get(self, identity: str, images: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         """The answers to ``images`` float (B, C, H, W): remembered, or else computed.
@@ -49,10 +41,8 @@ class TeacherAnswers:
         Args:
             identity: of the teacher and of the precision it computes in.
         """
-        digest = hashlib.blake2b(identity.encode(), digest_size=16)
-        digest.update(repr(tuple(images.shape)).encode())
-        digest.update(images.detach().cpu().contiguous().numpy().tobytes())
-        key = digest.digest()
+        pixels = images.detach().cpu().contiguous().numpy()
+        key = digest(identity, repr(images.shape), pixels.tobytes())
         if key in self._known:
             return self._known[key].to(images.device)
         found = compute()
@@ -81,12 +71,16 @@ def distillation_loss(capsules: Tensor, teacher: Tensor, settings: FinetuneSetti
 
 
 class FinetuneTask(Task[Tuning]):
-    """Margin loss on the labels and distances to a teacher.
+    """Going on from a trained model: margin loss on the labels, and distances to a teacher.
+
+    Batch norms go on learning their statistics.
 
     Args:
-        model: where to start; a copy of it is trained.
+        model: where to start; a copy of it is trained, in float.
         teacher: a float model of as many classes, e.g. the one that ``model`` was pruned from; None for no teacher.
         answers: what teachers are known to answer, shared by several runs; None remembers nothing.
+
+    Example: after pruning, ``train(FinetuneTask(settings, pruned, original), splits, "runs/tuned").model``
 
     Raises:
         ModelError: the teacher takes other images or has other classes.
@@ -94,18 +88,18 @@ class FinetuneTask(Task[Tuning]):
     """
 
     def __init__(
-        self, settings: Tuning, model: CapsNet, teacher: CapsNet | None, answers: TeacherAnswers | None = None
+        self, settings: Tuning, model: CapsNet, teacher: CapsNet | None = None, answers: TeacherAnswers | None = None
     ) -> None:
         super().__init__(settings, TrainedNetwork(copy.deepcopy(model)), copy.deepcopy(model))
         self.limit = settings.steps
         followed = settings.distill_lengths + settings.distill_poses if teacher is not None else 0.0
-        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False) if teacher is not None and followed else None
         if settings.margin_weight + followed == 0:
             raise ConfigError("fine-tuning: margin_weight and all weights of distances to a teacher are 0; set one")
         if teacher is not None:
             _check_teacher(settings, model, teacher)
+        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False) if teacher is not None and followed else None
+        self.teacher_digest = "none" if self.teacher is None else weights_digest(self.teacher)
         self.answers = answers
-        self.asked = "" if self.teacher is None else f"{weights_digest(self.teacher)} {settings.precision}"
 
     def to(self, device: torch.device) -> None:
         super().to(device)
@@ -113,8 +107,7 @@ class FinetuneTask(Task[Tuning]):
             self.teacher.to(device)
 
     def identity(self) -> dict[str, str]:
-        teacher = "none" if self.teacher is None else weights_digest(self.teacher)
-        return {"data of the model": weights_digest(self.model), "data of the teacher": teacher}
+        return {"data of the model": weights_digest(self.model), "data of the teacher": self.teacher_digest}
 
     def _taught(self, images: Tensor) -> Tensor:
         """The teacher's class capsules, float32 (B, classes, D)."""
@@ -126,7 +119,8 @@ class FinetuneTask(Task[Tuning]):
                 answer: Tensor = teacher(images).float()
             return answer
 
-        return compute() if self.answers is None else self.answers.get(self.asked, images, compute)
+        identity = f"{self.teacher_digest} {self.settings.precision}"
+        return compute() if self.answers is None else self.answers.get(identity, images, compute)
 
     def losses(self, call: Call, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         settings = self.settings
@@ -138,30 +132,6 @@ class FinetuneTask(Task[Tuning]):
             return {"loss": settings.margin_weight * margin, **parts}
         distance = distillation_loss(capsules, self._taught(images), settings)
         return {"loss": settings.margin_weight * margin + distance, "distillation": distance, **parts}
-
-
-def finetune(
-    model: CapsNet,
-    splits: Splits,
-    out_dir: str | Path,
-    settings: FinetuneSettings | None = None,
-    *,
-    teacher: CapsNet | None = None,
-    answers: TeacherAnswers | None = None,
-    resume: bool = False,
-    progress: bool = True,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
-) -> TrainResult:
-    """Fine-tune a copy of ``model`` in float; only ``splits.train`` and ``splits.calibration`` are looked at.
-
-    Batch norms go on learning their statistics. For the folder, the other arguments and what is raised see
-    :func:`caplet.train.loop.train`; a run can be resumed with the same model, teacher, settings and data. What the
-    teacher answers is looked up in ``answers`` and remembered there.
-
-    Example: after pruning, ``finetune(pruned, splits, "runs/tuned", teacher=original).model``
-    """
-    task = FinetuneTask(settings or FinetuneSettings(), model, teacher, answers)
-    return train(task, splits, out_dir, resume=resume, progress=progress, on_epoch=on_epoch)
 
 
 def weights_digest(model: CapsNet) -> str:

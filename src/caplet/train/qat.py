@@ -5,9 +5,6 @@ will, with integer softmax and squash, and gradients pass straight through
 (:mod:`caplet.quant.simulate.straight_through`).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,7 +12,6 @@ from pydantic import PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
 
 from caplet.data.imageset import ImageSet, to_float
-from caplet.data.splits import Splits
 from caplet.errors import ConfigError
 from caplet.models.base import CapsNet
 from caplet.nn.points import Role, Storage
@@ -30,7 +26,6 @@ from caplet.quant.simulate.fake_quant import FakeQuant
 from caplet.quant.simulate.learned_scales import LearnedExponents, Observed, observe, recalibrate
 from caplet.quant.simulate.straight_through import StraightThrough, towards
 from caplet.train.finetune import FinetuneTask
-from caplet.train.loop import TrainResult, train
 from caplet.train.loss import ClassificationScore, evaluate
 from caplet.train.settings import FinetuneSettings
 from caplet.train.task import INITIALISE, Call, generator
@@ -69,41 +64,29 @@ class QatSettings(FinetuneSettings):
         return value and ",".join(parse_parts(value))
 
 
-@dataclass(frozen=True)
-class QatResult:
-    """What quantization-aware training gives.
-
-    Attributes:
-        trained: float weights of the kept epoch; its calibration accuracy is that of fake-quant under the plan.
-        plan: the plan given, with the exponents that the weights were trained for.
-        alarms: what was wrong with the numbers on the way, in words.
-    """
-
-    trained: TrainResult
-    plan: QuantPlan
-    alarms: tuple[str, ...]
-
-
 class QatTask(FinetuneTask[QatSettings]):
-    """Fine-tuning under a plan.
+    """Fine-tuning of a copy of a model that computes well with the numbers of a plan; widths stay, exponents may move.
+
+    Batch norms keep their running statistics, as they are constants of the plan. The trained model is float, and its
+    calibration accuracy that of fake-quant under the plan.
 
     Args:
         model, teacher: as of :class:`~caplet.train.finetune.FinetuneTask`; the teacher computes in float.
         plan: for ``model``.
         note: called with every alarm.
 
+    Attributes:
+        plan: in use; after training that of the kept epoch, which the weights were trained for.
+        alarms: what was wrong with the numbers on the way, in words.
+
     Raises:
         PlanError: the plan does not fit the model.
         ConfigError: exponents that a fit chooses per channel are to be learned.
+        ModelError: from a step, NaN in the float weights (the point is named).
     """
 
     def __init__(
-        self,
-        settings: QatSettings,
-        model: CapsNet,
-        teacher: CapsNet | None,
-        plan: QuantPlan,
-        note: Note = silent,
+        self, settings: QatSettings, model: CapsNet, teacher: CapsNet | None, plan: QuantPlan, note: Note = silent
     ) -> None:
         plan.check(model)
         if settings.exponents == "learned" and Part.PER_CHANNEL in (parse_parts(settings.fit) if settings.fit else ()):
@@ -113,27 +96,28 @@ class QatTask(FinetuneTask[QatSettings]):
         self.alarms: list[str] = []
         self.specs = self.model.points()
         self.given = plan
-        self.learned = LearnedExponents(plan, self.specs) if settings.exponents == "learned" else None
-        self.handler = StraightThrough(plan, self.specs, {} if self.learned is None else self.learned.parameters)
-        self._images: Tensor | None = None
+        self.learned = LearnedExponents(plan, self.specs if settings.exponents == "learned" else {})
+        self.handler = StraightThrough(plan, self.specs, self.learned.parameters)
 
     @property
     def plan(self) -> QuantPlan:
-        """The plan in use."""
         return self.handler.plan
+
+    @plan.setter
+    def plan(self, plan: QuantPlan) -> None:
+        self.handler.plan = plan
 
     def to(self, device: torch.device) -> None:
         super().to(device)
-        if self.learned is not None:
-            for parameter in self.learned.parameters.values():
-                parameter.data = parameter.data.to(device)
+        for parameter in self.learned.parameters.values():
+            parameter.data = parameter.data.to(device)
 
     def identity(self) -> dict[str, str]:
         return {**super().identity(), "data of the plan": self.given.digest()}
 
     def optimizer(self) -> torch.optim.Optimizer:
         optimizer = super().optimizer()
-        if self.learned is not None:
+        if self.learned.parameters:
             multiplier = self.settings.exponents_lr / self.settings.lr
             scales = {"params": list(self.learned.parameters.values()), "weight_decay": 0.0}
             optimizer.add_param_group({**scales, "block": "exponents", "multiplier": multiplier})
@@ -141,31 +125,36 @@ class QatTask(FinetuneTask[QatSettings]):
 
     def prepare(self, images: ImageSet) -> None:
         """Choose the training images that are looked at."""
-        chosen = torch.randperm(len(images), generator=generator(self.settings.seed, INITIALISE))
-        pixels = to_float(images.images[chosen[: self.settings.watch_images]])
+        pixels = to_float(self._some(images, self.settings.watch_images))
         self._images = pixels.to(next(self.model.parameters()).device)
+
+    def _some(self, images: ImageSet, count: int) -> Tensor:
+        """Pixels of training images that the seed chooses."""
+        order = torch.randperm(len(images), generator=generator(self.settings.seed, INITIALISE))
+        return images.images[order[:count]]
 
     def start(self, images: ImageSet) -> None:
         if self.settings.fit:
             self._fit(images)
         elif self.settings.exponents != "fixed":
             for _ in range(2):  # the first time with the ranges of float, the second with those of the narrow network
-                self.handler.plan = recalibrate(self.plan, self.specs, self._observe())
-        if self.learned is not None:
-            self.learned.start(self.plan)
+                self.plan = recalibrate(self.plan, self.specs, self._observe())
+        self.learned.start(self.plan)
 
     def losses(self, call: Call, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         with self.model.handle(self.handler):
             return super().losses(call, images, labels)
 
     def stepped(self, global_step: int, steps: int) -> None:
-        if self.learned is not None:
-            self._follow()
+        moved = self.learned.follow(self.plan)  # as the trained scales say, where the integer functions accept them
+        if moved is not self.plan:
+            moved.check(self.model)
+            self.plan = moved
         if global_step % self.settings.watch_steps == 0:
             observed = self._observe()
             self._watch(observed, global_step)
             if self.settings.exponents == "refit" and 2 * global_step <= steps:
-                self.handler.plan = recalibrate(self.plan, self.specs, observed)
+                self.plan = recalibrate(self.plan, self.specs, observed)
 
     def evaluate(self, images: ImageSet) -> ClassificationScore:
         """Fake-quant with the averaged weights, in float32: what the integers will do but for single codes."""
@@ -176,20 +165,18 @@ class QatTask(FinetuneTask[QatSettings]):
         return self.evaluate(images).accuracy
 
     def state(self) -> dict[str, Any]:
-        scales = {} if self.learned is None else self.learned.state()
-        return {"plan": self.plan.to_json(), "exponents": scales, "alarms": list(self.alarms)}
+        return {"plan": self.plan.to_json(), "exponents": self.learned.state(), "alarms": list(self.alarms)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.handler.plan = QuantPlan.from_json(state["plan"])
+        self.plan = QuantPlan.from_json(state["plan"])
         self.alarms = list(state["alarms"])
-        if self.learned is not None:
+        if self.learned.parameters:
             self.learned.restore(state["exponents"])
 
     def _fit(self, images: ImageSet) -> None:
         """Begin with the codes, biases and exponents of a reconstruction."""
-        chosen = torch.randperm(len(images), generator=generator(self.settings.seed, INITIALISE))
         settings = ReconstructSettings(parse_parts(self.settings.fit), seed=self.settings.seed)
-        found = reconstruct(self.model, self.plan, images.images[chosen[:FIT_IMAGES]], settings)
+        found = reconstruct(self.model, self.plan, self._some(images, FIT_IMAGES), settings)
         with torch.no_grad():
             for layer, exact in zip(found.model.layers(), folded(self.model).layers(), strict=True):
                 for name in (name for name, spec in layer.specs.items() if spec.role is Role.WEIGHT):
@@ -197,18 +184,9 @@ class QatTask(FinetuneTask[QatSettings]):
                     fmt = found.plan.points[f"{layer.name}.{name}"]
                     fitted.copy_(towards(fitted, parameter_of(exact, name), fmt))
         self.model.load_state_dict(found.model.state_dict())
-        self.handler.plan = found.plan
-
-    def _follow(self) -> None:
-        """Move to the exponents that the trained scales say, where the integer functions accept them."""
-        assert self.learned is not None
-        moved = self.learned.follow(self.plan)
-        if moved is not self.plan:
-            moved.check(self.model)
-            self.handler.plan = moved
+        self.plan = found.plan
 
     def _observe(self) -> dict[str, Observed]:
-        assert self._images is not None
         return observe(self.model, self.plan, self._images)
 
     def _watch(self, observed: dict[str, Observed], global_step: int) -> None:
@@ -227,36 +205,3 @@ class QatTask(FinetuneTask[QatSettings]):
                 continue
             self.alarms.append(f"step {global_step}: point {key} ({self.plan.points[key]}) {trouble}")
             self.note(f"warning: {self.alarms[-1]}")
-
-
-def finetune_under_plan(
-    model: CapsNet,
-    plan: QuantPlan,
-    splits: Splits,
-    out_dir: str | Path,
-    settings: QatSettings | None = None,
-    *,
-    teacher: CapsNet | None = None,
-    resume: bool = False,
-    progress: bool = True,
-    note: Note = silent,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
-) -> QatResult:
-    """Train a copy of ``model`` to compute well with the numbers of ``plan``; widths stay, exponents may move.
-
-    Only ``splits.train`` and ``splits.calibration`` are looked at. Batch norms keep their running statistics, as they
-    are constants of the plan.
-
-    Args:
-        teacher: the float model to follow; None to learn from the labels alone.
-        note: called with every alarm.
-
-    The other arguments, the folder and what is raised are those of :func:`caplet.train.finetune.finetune`.
-
-    Raises:
-        PlanError: the plan does not fit the model.
-        ModelError: NaN in the float weights (the point is named).
-    """
-    task = QatTask(settings or QatSettings(), model, teacher, plan, note)
-    trained = train(task, splits, out_dir, resume=resume, progress=progress, on_epoch=on_epoch)
-    return QatResult(trained, task.plan, tuple(task.alarms))

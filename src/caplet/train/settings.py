@@ -83,6 +83,8 @@ class TrainSettings(LoopSettings):
         initial_norms: the same for single layers by name (``digit``, ``block1.l2``).
     """
 
+    where = "training settings"
+
     model: str = option(..., "Training")
     """Another ready-made model (`caplet models`) than the recipe's; alone, a CNN with capsules: resnet18-caps."""
     overrides: dict[str, Any] = Field(default={})
@@ -125,11 +127,6 @@ class FinetuneSettings(LoopSettings):
     distill_poses: NonNegativeFloat = 0.0
 
 
-def make_settings(values: dict[str, Any], where: str = "training settings") -> TrainSettings:
-    """Training settings from a JSON-like dict; see :meth:`caplet.settings.Settings.of`."""
-    return TrainSettings.of(values, where)
-
-
 def recipe_names() -> tuple[str, ...]:
     """Names of all recipes, sorted."""
     found = (entry.name for entry in (files("caplet.train") / "recipes").iterdir())
@@ -150,4 +147,4 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> TrainSett
     if name not in known:
         raise ConfigError(f"unknown recipe {name!r}{suggest(name, known)} (known: {', '.join(known)})")
     text = (files("caplet.train") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
-    return make_settings({**tomllib.loads(text), **(overrides or {})}, f"recipe {name}")
+    return TrainSettings.of({**tomllib.loads(text), **(overrides or {})}, f"recipe {name}")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from caplet.data.splits import Splits
 from caplet.errors import ArtefactError, ConfigError
@@ -105,8 +104,3 @@ def _change(name: str, before: dict[str, str], now: dict[str, str]) -> str:
     if name.startswith("data"):
         return f"the {name} is not the same"
     return f"setting {name!r} was {before.get(name, 'absent')}, now {now.get(name, 'absent')}"
-
-
-def copy_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict whose tensors are copies."""
-    return {key: value.detach().clone() for key, value in state.items()}

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -15,82 +16,47 @@ from caplet.errors import CapletError, ConfigError, DataError, ModelError
 from caplet.models.base import CapsNet
 from caplet.train.optimise import Average, learning_rate, set_learning_rate
 from caplet.train.settings import LoopSettings
-from caplet.train.state import Position, copy_state
+from caplet.train.state import Position
 from caplet.train.task import AUGMENT, SHUFFLE, Task, generator
 
 
 class Backend:
-    """One device, plain torch.
+    """One device, plain torch; or all processes that ``accelerate launch`` started, each with its part of every batch.
 
     Attributes:
         device: where the network lives.
         main: whether this process writes files and shows progress.
-        processes: number of processes; each works on its share of every batch.
+        processes: number of processes.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.main = True
-        self.processes = 1
+    def __init__(self, device: torch.device, accelerator: Any = None) -> None:
+        self.device, self.accelerator = device, accelerator
+        self.main, self.processes, self._index = True, 1, 0
+        if accelerator is not None:
+            self.main, self._index = accelerator.is_main_process, accelerator.process_index
+            self.processes = accelerator.num_processes
 
     def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """The network to call and the optimiser to step in place of these."""
-        return network, optimizer
+        return (network, optimizer) if self.accelerator is None else self.accelerator.prepare(network, optimizer)
 
-    def share(self, batch: Tensor) -> Tensor:
+    def part(self, batch: Tensor) -> Tensor:
         """This process's part of a batch, on its device."""
-        return batch.to(self.device)
+        size = len(batch) // self.processes
+        return batch[self._index * size : (self._index + 1) * size].to(self.device)
 
     def backward(self, loss: Tensor) -> None:
         """Compute gradients, averaged over the processes."""
-        torch.autograd.backward(loss)
+        (torch.autograd if self.accelerator is None else self.accelerator).backward(loss)
 
     def mean(self, values: Tensor) -> list[float]:
         """Values float (n,) averaged over the processes."""
-        return values.tolist()
+        averaged = values if self.accelerator is None else self.accelerator.reduce(values, reduction="mean")
+        return list(averaged.tolist())
 
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set in any process."""
-        return flag
-
-
-class AccelerateBackend(Backend):
-    """All processes that ``accelerate launch`` started (without it, one).
-
-    Raises:
-        ConfigError: accelerate is not installed.
-    """
-
-    def __init__(self) -> None:
-        try:
-            from accelerate import Accelerator
-        except ImportError as error:
-            raise ConfigError("accelerate is not installed: pip install 'caplet[accelerate]'") from error
-        self.accelerator = Accelerator()
-        super().__init__(self.accelerator.device)
-        self.main = self.accelerator.is_main_process
-        self.processes = self.accelerator.num_processes
-
-    def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        wrapped, stepped = self.accelerator.prepare(network, optimizer)
-        return wrapped, stepped
-
-    def share(self, batch: Tensor) -> Tensor:
-        size = len(batch) // self.processes
-        start = self.accelerator.process_index * size
-        return batch[start : start + size].to(self.device)
-
-    def backward(self, loss: Tensor) -> None:
-        self.accelerator.backward(loss)
-
-    def mean(self, values: Tensor) -> list[float]:
-        averaged: list[float] = self.accelerator.reduce(values, reduction="mean").tolist()
-        return averaged
-
-    def any(self, flag: bool) -> bool:
-        if self.processes == 1:
-            return flag
-        return self.mean(torch.tensor([float(flag)], device=self.device))[0] > 0
+        return flag if self.processes == 1 else self.mean(torch.tensor([float(flag)], device=self.device))[0] > 0
 
 
 def make_backend(accelerate: bool, device: str | None) -> Backend:
@@ -100,7 +66,12 @@ def make_backend(accelerate: bool, device: str | None) -> Backend:
         ConfigError: accelerate is not installed, or the device is unknown or not there.
     """
     if accelerate:
-        return AccelerateBackend()
+        try:
+            from accelerate import Accelerator
+        except ImportError as error:
+            raise ConfigError("accelerate is not installed: pip install 'caplet[accelerate]'") from error
+        accelerator = Accelerator()
+        return Backend(accelerator.device, accelerator)
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return Backend(torch.empty(0, device=name).device)
@@ -200,7 +171,7 @@ class Trainer:
         draws = generator(settings.seed, AUGMENT, position.epoch, position.step)
         images = augment(images, draws, shift=settings.shift, flip=settings.flip)
         labels = self.splits.train.labels[chosen]
-        images, labels = backend.share(images), backend.share(labels)
+        images, labels = backend.part(images), backend.part(labels)
         lr = learning_rate(settings, global_step, self.steps)
         set_learning_rate(self.optimizer, lr)
         parts = self.task.losses(self.wrapped, images, labels)
@@ -258,7 +229,7 @@ class Trainer:
         position.history.append(row)
         position.waited = 0 if score.accuracy > position.best_accuracy else position.waited + 1
         if settings.keep == "last" or score.accuracy >= position.best_accuracy:  # of equals, the longer trained
-            self.best, position.best_epoch = copy_state(self.average.model.state_dict()), position.epoch
+            self.best, position.best_epoch = deepcopy(self.average.model.state_dict()), position.epoch
             self.best_task = self.task.state()
         position.best_accuracy = max(position.best_accuracy, score.accuracy)
         position.stopped = settings.patience is not None and position.waited >= settings.patience

@@ -33,7 +33,8 @@ from caplet.quant.plan.calibrate import Calibration, calibrate
 from caplet.quant.plan.units import uniform_plan
 from caplet.runs.folder import METRICS, read_record, write_record
 from caplet.runs.stages import Done, Stages
-from caplet.train.finetune import TeacherAnswers, finetune, weights_digest
+from caplet.train.finetune import FinetuneTask, TeacherAnswers, weights_digest
+from caplet.train.loop import train
 
 TRAIN = "train"
 FLOAT = "model.safetensors"
@@ -196,16 +197,8 @@ class _Measurement:
                 update={"steps": steps, "epochs": 1 + steps}
             )
             splits = replace(self.splits, calibration=self.images)
-            smaller = finetune(
-                smaller,
-                splits,
-                folder / "finetune",
-                tuning,
-                teacher=model,
-                answers=self.context.answers,
-                resume=resume,
-                progress=False,
-            ).model
+            task = FinetuneTask(tuning, smaller, model, self.context.answers)
+            smaller = train(task, splits, folder / "finetune", resume=resume, progress=False).model
         cost = cost_of(smaller)
         drop = paired(self.correct, float_predictions(smaller, self.images) == self.images.labels.numpy()).loss
         point = Pruned(cost.macs / whole.macs, cost.macs, cost.parameters, drop, len(self.images), steps)

@@ -14,7 +14,8 @@ from caplet.progress import Note, silent
 from caplet.prune.backbone import prune_backbone
 from caplet.prune.choices import BackbonePruneSettings
 from caplet.runs.folder import read_record, write_record
-from caplet.train.finetune import finetune, weights_digest
+from caplet.train.finetune import FinetuneTask, weights_digest
+from caplet.train.loop import train
 from caplet.train.loss import margin_loss
 from caplet.train.settings import FinetuneSettings
 
@@ -83,7 +84,8 @@ def prune_backbone_model(
         pruned = load_model(run / PRUNED)
         result = pruned
         if tuning is not None:
-            result = finetune(pruned, splits, run / TUNING, tuning, teacher=model, resume=resume, progress=bars).model
+            task = FinetuneTask(tuning, pruned, model)
+            result = train(task, splits, run / TUNING, resume=resume, progress=bars).model
         answers = open_test_split(splits, model, {"pruned": result}, note)
         original, test, against = answers.accuracy(), answers.accuracy("pruned"), answers.against("pruned")
         before, after = cost_of(model), cost_of(result)

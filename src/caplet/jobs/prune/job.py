@@ -27,9 +27,9 @@ from caplet.report.pruning import remaining_units
 from caplet.runs.folder import read_record, remove, write_record
 from caplet.runs.records import KEPT
 from caplet.runs.stages import Done, Stages
-from caplet.train.finetune import TeacherAnswers, finetune, weights_digest
+from caplet.train.finetune import FinetuneTask, TeacherAnswers, weights_digest
 from caplet.train.logs import read_steps
-from caplet.train.loop import CHECKPOINT, LOG
+from caplet.train.loop import CHECKPOINT, LOG, train
 
 MODEL, ROUND, PICTURE = "model.safetensors", "round.json", "survivors.svg"
 TRIALS = 7
@@ -227,16 +227,9 @@ class PruneWork:
                 smaller, before, refitted_layers = candidate, found, layers
         curve: dict[str, Any] = {"steps": [], "epochs": []}
         if self.settings.epochs > 0:
-            tuned = finetune(
-                smaller,
-                self.splits,
-                folder / "finetune",
-                self.settings.finetuning(len(self.splits.train)),
-                teacher=self.model if self.settings.teach else None,
-                answers=self.taught,
-                resume=True,
-                progress=self.bars,
-            )
+            tuning = self.settings.finetuning(len(self.splits.train))
+            task = FinetuneTask(tuning, smaller, self.model if self.settings.teach else None, self.taught)
+            tuned = train(task, self.splits, folder / "finetune", resume=True, progress=self.bars)
             smaller = tuned.model
             curve["steps"] = read_steps(folder / "finetune" / LOG)
             kept = ("epoch", "global_step", "calibration_accuracy", "calibration_loss")
