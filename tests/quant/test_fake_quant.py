@@ -11,14 +11,13 @@ from caplet.errors import PlanError
 from caplet.fixed import FixedFormat, LogFormat, Rounding, stochastic_noise
 from caplet.fixed import squash as integer_squash
 from caplet.nn.points import Role, Storage, ram
-from caplet.quant.plan.formats import FormatRule
+from caplet.quant.plan.formats import FormatRule, in_memory_order
 from caplet.quant.plan.plan import sibling
 from caplet.quant.plan.units import uniform_plan
 from caplet.quant.simulate.fake_quant import (
     FakeQuant,
     WeightCache,
     fake_quantized,
-    in_memory_order,
     point_noise,
     quantize_in_place,
 )

@@ -32,7 +32,6 @@ from caplet.quant.plan.units import bits_in_use
 from caplet.quant.simulate.fake_quant import FakeQuant, WeightCache
 
 DEFAULT_CACHE_BYTES = 3 << 29
-"""Called with (images done, images to do) after every batch of a measurement."""
 
 
 def predict(capsules: Tensor) -> Tensor:

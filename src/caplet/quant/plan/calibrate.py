@@ -1,7 +1,6 @@
 """Calibration: what values every point takes on real images, and the formats that follow."""
 
 import json
-import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +24,6 @@ from caplet.quant.plan.formats import HALF, FormatRule, Histogram, choose_format
 
 DEFAULT_IMAGES = 1024
 """Images that are plenty for calibration."""
-"""Called with (images done, images in all)."""
 KIND, VERSION = "caplet-calibration", 1
 
 
@@ -55,13 +53,11 @@ class Calibration:
         specs: the model's points by key.
         histograms: by key: of the parameters for flash points, of the calibration images for RAM points.
         images: number of calibration images.
-        seconds: that observing them took.
     """
 
     specs: Mapping[str, PointSpec]
     histograms: Mapping[str, Histogram]
     images: int
-    seconds: float = 0.0
     _formats: dict[tuple[str, int, FormatRule, Rounding], AnyFormat] = field(default_factory=dict, repr=False)
 
     def format(
@@ -89,8 +85,7 @@ class Calibration:
             ArtefactError: it cannot be written.
         """
         points = {key: (h.exponent, h.zeros, h.low, h.high) for key, h in self.histograms.items()}
-        meta = {"kind": KIND, "version": VERSION, "images": self.images, "points": points}
-        meta |= {"seconds": self.seconds, "identity": identity}
+        meta = {"kind": KIND, "version": VERSION, "images": self.images, "points": points, "identity": identity}
         counts = np.stack([histogram.counts for histogram in self.histograms.values()])
         text = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
         write_atomic(path, lambda stream: np.savez_compressed(stream, counts=counts, meta=text), "the calibration")
@@ -109,11 +104,11 @@ class Calibration:
                 key: Histogram(row.astype(np.int64), exponent, zeros, low, high)
                 for row, (key, (exponent, zeros, low, high)) in zip(counts, meta["points"].items(), strict=True)
             }
-            images, seconds = int(meta["images"]), float(meta.get("seconds", 0.0))
+            images = int(meta["images"])
         specs = model.points()
         if set(specs) != set(histograms):
             raise PlanError(f"{path}: this calibration was made for a model with other points than {model.family}")
-        return cls(specs, histograms, images, seconds)
+        return cls(specs, histograms, images)
 
     @staticmethod
     def made_of(path: str | Path) -> dict[str, Any] | None:
@@ -156,7 +151,6 @@ def calibrate(model: CapsNet, images: Tensor, *, batch_size: int = 64, progress:
         raise ConfigError("calibration needs at least one image, got none")
     model.check_images(images)
     observer = Observer()
-    began = time.perf_counter()
     training = model.training
     model.eval()
     try:
@@ -169,6 +163,4 @@ def calibrate(model: CapsNet, images: Tensor, *, batch_size: int = 64, progress:
     finally:
         model.train(training)
     specs = model.points()
-    return Calibration(
-        specs, {key: observer.histograms[key] for key in specs}, len(images), time.perf_counter() - began
-    )
+    return Calibration(specs, {key: observer.histograms[key] for key in specs}, len(images))

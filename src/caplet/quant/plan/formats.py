@@ -185,7 +185,7 @@ class Histogram:
         self._widen(max(_LOWEST_EXPONENT, math.ceil(math.log2(self.largest)) - int(math.log2(HALF))))
         assert self.exponent is not None
         edge = HALF * 2.0**self.exponent
-        for part in torch.split(_dense(values), _CHUNK):
+        for part in torch.split(in_memory_order(values)[0].reshape(-1), _CHUNK):
             self.counts += torch.histc(part, 2 * HALF, -edge, edge).numpy().astype(np.int64)
         self.counts[HALF] -= zeros
 
@@ -206,11 +206,15 @@ class Histogram:
         return centres, self.counts[index], width
 
 
-def _dense(values: Tensor) -> Tensor:
-    """The elements as a vector in whatever order they lie in memory, without a copy where possible."""
-    strides = values.stride()
-    order = sorted(range(values.ndim), key=lambda axis: -strides[axis])
-    return values.permute(order).reshape(-1)
+def in_memory_order(value: Tensor, last: int | None = None) -> tuple[Tensor, list[int]]:
+    """``value`` with its axes permuted to the order in which they lie in memory, and that permutation.
+
+    Args:
+        last: an axis to put last whatever its place in memory.
+    """
+    strides = value.stride()
+    order = sorted(range(value.ndim), key=lambda axis: (axis == last, -strides[axis], axis))
+    return value.permute(order), order
 
 
 def fixed_error(histogram: Histogram, fmt: FixedFormat, rounding: Rounding) -> float:

@@ -1,6 +1,5 @@
 """Fake quantization: a float model whose every point holds only the values that the plan's formats can hold."""
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -17,11 +16,14 @@ from caplet.fixed.squash import check_squash_formats, squash_factor
 from caplet.models.base import CapsNet
 from caplet.nn.functional import softmax, squash
 from caplet.nn.points import Handler, PointSpec, Role, Storage
+from caplet.quant.plan.formats import in_memory_order
 from caplet.quant.plan.plan import QuantPlan, sibling
 
 LARGEST = 1 << 17
 """Longer tables are not made."""
-_BLOCK = 1 << 17  # elements at a time: they stay in the cache through all passes
+_BLOCK = 1 << 18  # elements rounded at a time: one block stays in the cache through all passes
+_VERSIONS = 2
+"""Quantized forms of one constant that are remembered."""
 
 
 def table_length(fmt: FixedFormat, dims: int) -> int:
@@ -71,10 +73,6 @@ def _factors(entries: int, frac_bits: int, out_frac_bits: int) -> Tensor:
     return result
 
 
-_BLOCK = 1 << 18  # elements rounded at a time: one block stays in the cache through all passes
-_KEPT_PER_WEIGHT = 2
-
-
 def point_noise(seed: int, key: str, spec: PointSpec, iteration: int = 0) -> Tensor:
     """The noise of stochastic rounding at a point, the same for every image: int64 in [0, 2**32), shape ``spec.shape``.
 
@@ -84,17 +82,6 @@ def point_noise(seed: int, key: str, spec: PointSpec, iteration: int = 0) -> Ten
     axes = spec.device_axes
     draw = stochastic_noise(seed, key, spec.elements, iteration * spec.elements).astype(np.int64)
     return torch.from_numpy(draw).view([spec.shape[axis] for axis in axes]).permute(*np.argsort(axes).tolist())
-
-
-def in_memory_order(value: Tensor, last: int | None = None) -> tuple[Tensor, list[int]]:
-    """``value`` with its axes permuted to the order in which they lie in memory, and that permutation.
-
-    Args:
-        last: an axis to put last whatever its place in memory.
-    """
-    strides = value.stride()
-    order = sorted(range(value.ndim), key=lambda axis: (axis == last, -strides[axis], axis))
-    return value.permute(order), order
 
 
 def quantize_in_place(value: Tensor, fmt: FixedFormat, rounding: Rounding) -> Tensor:
@@ -115,38 +102,38 @@ def quantize_in_place(value: Tensor, fmt: FixedFormat, rounding: Rounding) -> Te
     return value
 
 
+def quantized_constant(plan: QuantPlan, key: str, spec: PointSpec, value: Tensor) -> Tensor:
+    """A constant's values under ``plan``, a new tensor."""
+    rounding = plan.rounding_of(key)
+    noise = point_noise(plan.seed, key, spec) if rounding is Rounding.STOCHASTIC else None
+    result: Tensor = plan.points[key].quantize(value, rounding, noise)
+    return result
+
+
 class WeightCache:
-    """Quantized constants by (point, format, rounding, seed); the last two versions of each point are kept.
+    """Quantized constants by (point, format, rounding, seed): the last :data:`_VERSIONS` of each point.
 
     An entry belongs to one parameter in one state: it is dropped when the parameter is another or was changed in
     place. Constants derived from parameters (batch norm) are small and computed anew.
     """
 
     def __init__(self) -> None:
-        self._entries: dict[str, OrderedDict[tuple[PlanFormat, Rounding, int], tuple[Tensor, int, Tensor]]] = {}
+        self._entries: dict[str, dict[tuple[PlanFormat, Rounding, int], tuple[Tensor, int, Tensor]]] = {}
 
     def get(self, key: str, plan: QuantPlan, spec: PointSpec, value: Tensor) -> Tensor:
         """The quantized form of ``value`` under ``plan``; computed where it is not known."""
-        fmt, rounding = plan.points[key], plan.rounding_of(key)
-        seed = plan.seed if rounding is Rounding.STOCHASTIC else 0
         if not isinstance(value, torch.nn.Parameter):
-            return self._quantized(key, plan, spec, value)
-        versions = self._entries.setdefault(key, OrderedDict())
-        source, state, result = versions.get((fmt, rounding, seed), (None, 0, value))
-        if source is not value or state != value._version:
-            result = self._quantized(key, plan, spec, value.detach())
-            versions[fmt, rounding, seed] = (value, value._version, result)
-        versions.move_to_end((fmt, rounding, seed))
-        while len(versions) > _KEPT_PER_WEIGHT:
-            versions.popitem(last=False)
-        return result
-
-    @staticmethod
-    def _quantized(key: str, plan: QuantPlan, spec: PointSpec, value: Tensor) -> Tensor:
+            return quantized_constant(plan, key, spec, value)
         rounding = plan.rounding_of(key)
-        noise = point_noise(plan.seed, key, spec) if rounding is Rounding.STOCHASTIC else None
-        result: Tensor = plan.points[key].quantize(value, rounding, noise)
-        return result
+        wanted = (plan.points[key], rounding, plan.seed if rounding is Rounding.STOCHASTIC else 0)
+        versions = self._entries.setdefault(key, {})
+        found = versions.pop(wanted, None)
+        if found is None or found[0] is not value or found[1] != value._version:
+            found = (value, value._version, quantized_constant(plan, key, spec, value.detach()))
+        versions[wanted] = found  # the last one used comes last
+        if len(versions) > _VERSIONS:
+            del versions[next(iter(versions))]
+        return found[2]
 
 
 class FakeQuant(Handler):

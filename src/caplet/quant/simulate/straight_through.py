@@ -6,7 +6,7 @@ propagating gradients through stochastic neurons"); integer squash and softmax h
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from caplet.nn.functional import no_autocast, squash_backward
 from caplet.nn.points import Handler, PointSpec, Role, Storage
 from caplet.nn.routing import agreement, weighted_sum
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.simulate.fake_quant import FakeQuant, point_noise, quantize_in_place
+from caplet.quant.simulate.fake_quant import FakeQuant, quantize_in_place, quantized_constant
 
+_Compute = Callable[[FakeQuant, str, Tensor, int, int], Tensor]
 _CELL = 0.45
 """Fraction of a step on either side of a value that is safely rounded to it."""
 
@@ -78,18 +79,15 @@ class StraightThrough(Handler):
         value = value.float()
         if spec.role is Role.IMAGE:
             return self.fake.tap(key, spec, value, iteration)
-        if spec.storage is Storage.FLASH:
-            rounded: Tensor = _RoundConstant.apply(value, self.exponents.get(key), self.plan, key, spec)
-        else:
-            rounded = _RoundComputed.apply(value, self.exponents.get(key), self.fake, key, spec, iteration)
+        rounded: Tensor = _Round.apply(value, self.exponents.get(key), self.fake, key, spec, iteration)
         return rounded
 
     def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
-        self._exact = _StraightSoftmax.apply(logits, self.fake, key, dim, iteration)
+        self._exact = _Straight.apply(logits, self.fake, FakeQuant.softmax, key, dim, iteration)
         return self._exact
 
     def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
-        self._exact = _StraightSquash.apply(capsules, self.fake, key, dim, iteration)
+        self._exact = _Straight.apply(capsules, self.fake, FakeQuant.squash, key, dim, iteration)
         return self._exact
 
     def route(self, layer: str, votes: Tensor, bias: Tensor | None, iterations: int) -> Tensor:
@@ -111,21 +109,30 @@ def _scale_grad(grad: Tensor, inside: Tensor, value: Tensor, rounded: Tensor) ->
     return math.log(2) * (grad * rounded).addcmul_(inside, value, value=-1.0).sum()
 
 
-class _RoundConstant(torch.autograd.Function):
-    """Rounding of a weight, a bias or a batch-norm constant."""
+def _rounded_constant(plan: QuantPlan, key: str, spec: PointSpec, value: Tensor) -> Tensor:
+    """A new tensor with the values that fake-quant puts in place of a weight, a bias or a batch-norm constant."""
+    if bool(torch.isnan(value.max())):
+        raise ModelError(f"point {key}: its float values hold NaN: training diverged; lower lr or set clip_norm")
+    fmt, rounding = plan.points[key], plan.rounding_of(key)
+    if isinstance(fmt, FixedFormat) and rounding is not Rounding.STOCHASTIC:
+        return quantize_in_place(value.clone(), fmt, rounding)
+    return quantized_constant(plan, key, spec, value)
+
+
+class _Round(torch.autograd.Function):
+    """Rounding of a constant or of a computed tensor."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, exponent: Tensor | None, plan: QuantPlan, key: str, spec: PointSpec) -> Tensor:
-        fmt, rounding = plan.points[key], plan.rounding_of(key)
-        if bool(torch.isnan(value.max())):
-            raise ModelError(f"point {key}: its float values hold NaN: training diverged; lower lr or set clip_norm")
-        if rounding is Rounding.STOCHASTIC:
-            rounded: Tensor = fmt.quantize(value, rounding, point_noise(plan.seed, key, spec))
-        elif isinstance(fmt, FixedFormat):
-            rounded = quantize_in_place(value.clone(), fmt, rounding)
+    def forward(
+        ctx: Any, value: Tensor, exponent: Tensor | None, fake: FakeQuant, key: str, spec: PointSpec, iteration: int
+    ) -> Tensor:
+        fmt = fake.plan.points[key]
+        ctx.constant = spec.storage is Storage.FLASH
+        if ctx.constant:
+            rounded = _rounded_constant(fake.plan, key, spec, value)
         else:
-            rounded = fmt.quantize(value)
-        ctx.edges = clipping_edges(fmt, rounding)
+            rounded = _rounded(fake, key, value, iteration)
+        ctx.edges = clipping_edges(fmt, fake.plan.rounding_of(key))
         ctx.shifts = _shift_factors(fmt, value) if isinstance(fmt, ChannelFormat) else None
         ctx.save_for_backward(value, rounded if exponent is not None else None)
         return rounded
@@ -138,10 +145,13 @@ class _RoundConstant(torch.autograd.Function):
         if ctx.shifts is not None:
             value = value * ctx.shifts
         scale = None
-        if rounded is not None:
-            scale = _scale_grad(grad, torch.ops.aten.hardtanh_backward(grad, value, low, high), value, rounded)
-        outwards = ((value >= high) & (grad < 0)) | ((value <= low) & (grad > 0))
-        return grad.masked_fill(outwards, 0.0), scale, None, None, None
+        if rounded is not None or not ctx.constant:
+            inside = torch.ops.aten.hardtanh_backward(grad, value, low, high)
+            scale = None if rounded is None else _scale_grad(grad, inside, value, rounded)
+        if ctx.constant:
+            outwards = ((value >= high) & (grad < 0)) | ((value <= low) & (grad > 0))
+            inside = grad.masked_fill(outwards, 0.0)
+        return inside, scale, None, None, None, None
 
 
 def _shift_factors(fmt: ChannelFormat, value: Tensor) -> Tensor:
@@ -165,71 +175,28 @@ def towards(rounded: Tensor, exact: Tensor, fmt: PlanFormat) -> Tensor:
     return rounded + torch.minimum(torch.maximum(exact - rounded, -step), step)
 
 
-class _RoundComputed(torch.autograd.Function):
-    """Rounding of a computed tensor."""
+class _Straight(torch.autograd.Function):
+    """The integer softmax or squash, with the gradient of the float function of the same values."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        value: Tensor,
-        exponent: Tensor | None,
-        fake: FakeQuant,
-        key: str,
-        spec: PointSpec,
-        iteration: int,
+        ctx: Any, value: Tensor, fake: FakeQuant, compute: _Compute, key: str, dim: int, iteration: int
     ) -> Tensor:
-        rounded = _rounded(fake, key, value, iteration)
-        ctx.edges = clipping_edges(fake.plan.points[key], fake.plan.rounding_of(key))
-        ctx.save_for_backward(value, rounded if exponent is not None else None)
-        return rounded
+        ctx.save_for_backward(value)
+        ctx.gradient, ctx.dim = squash_backward if compute is FakeQuant.squash else _softmax_backward, dim
+        return fake.tap(key, fake.specs[key], compute(fake, key, value, dim, iteration), iteration)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        value, rounded = ctx.saved_tensors
-        inside = torch.ops.aten.hardtanh_backward(grad, value, *ctx.edges)
-        scale = None if rounded is None else _scale_grad(grad, inside, value, rounded)
-        return inside, scale, None, None, None, None
-
-
-class _StraightSoftmax(torch.autograd.Function):
-    """The integer softmax, with the gradient of the float softmax of the same logits."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, fake: FakeQuant, key: str, dim: int, iteration: int) -> Tensor:
-        coupling = fake.tap(key, fake.specs[key], fake.softmax(key, logits, dim, iteration), iteration)
-        ctx.save_for_backward(logits)
-        ctx.dim = dim
-        return coupling
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (logits,) = ctx.saved_tensors
-        return _softmax_backward(logits, grad, ctx.dim), None, None, None, None
+        (value,) = ctx.saved_tensors
+        return ctx.gradient(value, grad, ctx.dim), None, None, None, None, None
 
 
 def _softmax_backward(logits: Tensor, grad: Tensor, dim: int) -> Tensor:
     coupling = torch.softmax(logits, dim)
     slope = grad * coupling
     return slope - coupling * slope.sum(dim, keepdim=True)
-
-
-class _StraightSquash(torch.autograd.Function):
-    """The integer squash, with the gradient of the float squash of the same capsules."""
-
-    @staticmethod
-    def forward(ctx: Any, capsules: Tensor, fake: FakeQuant, key: str, dim: int, iteration: int) -> Tensor:
-        activation = fake.tap(key, fake.specs[key], fake.squash(key, capsules, dim, iteration), iteration)
-        ctx.save_for_backward(capsules)
-        ctx.dim = dim
-        return activation
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (capsules,) = ctx.saved_tensors
-        return squash_backward(capsules, grad, ctx.dim), None, None, None, None
 
 
 class _StraightRoute(torch.autograd.Function):
