@@ -159,7 +159,7 @@ def quantize(
         raise ConfigError("quantize: narrow needs reconstruction; name its parts (--reconstruct bias,rounding)")
     resolved = {
         **settings.model_dump(mode="json"),
-        "hardware": request.hardware.to_json(),
+        "hardware": request.hardware.model_dump(mode="json"),
     }
     with begin("quantize", out, splits, resolved, model, resume=resume, force=force) as run:
         began = time.perf_counter()

@@ -1,10 +1,11 @@
 """The hardware a plan is for: containers, shifts and accumulators, and what fits them."""
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+from pydantic import Field, StrictBool, StrictInt
 
 from caplet.errors import ConfigError, PlanError, suggest
 from caplet.files import read_json
@@ -12,13 +13,14 @@ from caplet.fixed import FixedFormat
 from caplet.fixed.format import MAX_BITS
 from caplet.nn.points import PointSpec, Storage
 from caplet.quant.plan.plan import QuantPlan
+from caplet.settings import Settings
 
-_ACCUMULATORS = (16, 32, 64)
 _LONGEST_SHIFT = 62
+_Width = Annotated[StrictInt, Field(ge=1, le=MAX_BITS)]
+_Shift = Annotated[StrictInt, Field(ge=-_LONGEST_SHIFT, le=_LONGEST_SHIFT)]
 
 
-@dataclass(frozen=True)
-class Hardware:
+class Hardware(Settings):
     """What a device can hold and compute.
 
     Attributes:
@@ -36,34 +38,24 @@ class Hardware:
             shifts outside -62..62 or in the wrong order, another accumulator width.
     """
 
-    name: str
-    weight_containers: tuple[int, ...] = tuple(range(1, MAX_BITS + 1))
-    activation_containers: tuple[int, ...] = (8, 16)
-    only_containers: bool = False
-    shift: tuple[int, int] = (-_LONGEST_SHIFT, _LONGEST_SHIFT)
-    accumulator_bits: int = 64
+    where = "hardware"
 
-    def __post_init__(self) -> None:
-        for what, widths, least in (
-            ("weight_containers", self.weight_containers, 1),
-            ("activation_containers", self.activation_containers, 2),
-        ):
-            valid = bool(widths) and all(_is_int(width) and 1 <= width <= MAX_BITS for width in widths)
-            if not valid or list(widths) != sorted(set(widths)) or widths[-1] < least:
-                raise ConfigError(
-                    f"hardware {self.name}: {what} is {[*widths]}; the rule is ascending widths from 1 to {MAX_BITS}"
-                    f" bits, the last at least {least}"
-                )
-        if len(self.shift) != 2 or not all(_is_int(s) and abs(s) <= _LONGEST_SHIFT for s in self.shift):
-            raise ConfigError(f"hardware {self.name}: shift is {[*self.shift]}; the rule is two integers in -62..62")
+    name: str
+    weight_containers: tuple[_Width, ...] = Field(default=tuple(range(1, MAX_BITS + 1)), min_length=1)
+    activation_containers: tuple[_Width, ...] = Field(default=(8, 16), min_length=1)
+    only_containers: StrictBool = False
+    shift: tuple[_Shift, _Shift] = (-_LONGEST_SHIFT, _LONGEST_SHIFT)
+    accumulator_bits: Literal[16, 32, 64] = 64
+
+    def check(self) -> None:
+        for name in ("weight_containers", "activation_containers"):
+            widths = getattr(self, name)
+            if list(widths) != sorted(set(widths)):
+                raise ValueError(f"{name} is {[*widths]}; the rule is ascending widths")
+        if self.activation_containers[-1] < 2:
+            raise ValueError("activation_containers is [1]; the rule is that the last is at least 2")
         if not self.shift[0] <= 0 <= self.shift[1]:
-            raise ConfigError(f"hardware {self.name}: shift is {[*self.shift]}; the rule is low <= 0 <= high")
-        if not isinstance(self.only_containers, bool):
-            raise ConfigError(f"hardware {self.name}: only_containers is {self.only_containers!r}; give true or false")
-        if self.accumulator_bits not in _ACCUMULATORS:
-            raise ConfigError(
-                f"hardware {self.name}: accumulator_bits is {self.accumulator_bits!r}; the rule is 16, 32 or 64"
-            )
+            raise ValueError(f"shift is {[*self.shift]}; the rule is low <= 0 <= high")
 
     @property
     def is_free(self) -> bool:
@@ -93,35 +85,14 @@ class Hardware:
         """The largest width of a point."""
         return self.containers(spec)[-1]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return data
-
-    @classmethod
-    def from_json(cls, data: object) -> "Hardware":
-        """Read :meth:`to_json`; fields left out have their defaults. Raises ConfigError when it is no such object."""
-        names = [field.name for field in fields(cls)]
-        if not isinstance(data, dict) or "name" not in data or not set(data) <= set(names):
-            raise ConfigError(f"hardware: found {data!r:.200}; the rule is an object of {', '.join(names)}")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        tuples = ("weight_containers", "activation_containers", "shift")
-        if any(not isinstance(value, tuple) for key, value in values.items() if key in tuples):
-            raise ConfigError(f"hardware: found {data!r:.200}; the rule is that containers and shift are lists")
-        return cls(**values)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
 
 HARDWARE: Mapping[str, Hardware] = {
     hardware.name: hardware
     for hardware in (
-        Hardware("portable"),
-        Hardware("mcu32", shift=(-31, 31), accumulator_bits=32),
-        Hardware("bytes", only_containers=True),
-        Hardware("int8", (8,), (8,), shift=(0, 31), accumulator_bits=32),
+        Hardware(name="portable"),
+        Hardware(name="mcu32", shift=(-31, 31), accumulator_bits=32),
+        Hardware(name="bytes", only_containers=True),
+        Hardware(name="int8", weight_containers=(8,), activation_containers=(8,), shift=(0, 31), accumulator_bits=32),
     )
 }
 """Ready-made descriptions. ``portable``: all that caplet's C runtime can do. ``mcu32``: 32-bit accumulators only, such
@@ -142,7 +113,7 @@ def find_hardware(name: str) -> Hardware:
     if path.suffix != ".json":
         hint = suggest(name, HARDWARE)
         raise ConfigError(f"unknown hardware {name!r}{hint} (known: {', '.join(HARDWARE)}, or a .json file)")
-    return Hardware.from_json(read_json(path, "the hardware description"))
+    return Hardware.model_validate(read_json(path, "the hardware description"), context={"where": str(path)})
 
 
 @dataclass(frozen=True)

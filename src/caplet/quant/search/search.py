@@ -342,7 +342,7 @@ class PlanSearch(ABC):
             "met": satisfied is not None,
             "rounding": str(self.rounding),
             "granularity": str(self.request.granularity),
-            "hardware": self.request.hardware.to_json(),
+            "hardware": self.request.hardware.model_dump(mode="json"),
             "reason": reason,
             "needed": self.needed,
             "reference": {"correct": self.reference.correct, "n": self.reference.n},
