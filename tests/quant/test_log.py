@@ -124,7 +124,7 @@ def test_sensitivities_are_read(digits: Any, tmp_path: Path, monkeypatch: pytest
     assert plain.cost == first.cost > 16 / len(evaluator)
     stochastic = noises(sensitivity(kept(tmp_path, **identity), Rounding.STOCHASTIC, 7))
     with monkeypatch.context() as patch:
-        patch.setattr(Perturber, "effect", lambda *asked: pytest.fail("measured again"))
+        patch.setattr(Perturber, "noise", lambda *asked: pytest.fail("measured again"))
         again = sensitivity(kept(tmp_path, **identity))
         assert noises(again) == measured
         assert again.cost == 0

@@ -164,7 +164,7 @@ class Perturber:
 
     Args:
         images: uint8 (N, C, H, W).
-        labels: int64 (N,).
+        labels: int64 (N,); None where only :meth:`noise` is asked for.
         loss: for :attr:`Effect.loss`; None leaves it 0.
         batch_size: images per forward pass.
 
@@ -176,20 +176,27 @@ class Perturber:
     """
 
     def __init__(
-        self, model: CapsNet, images: Tensor, labels: Tensor, *, loss: Loss | None = None, batch_size: int = 64
+        self,
+        model: CapsNet,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        loss: Loss | None = None,
+        batch_size: int = 64,
     ) -> None:
+        labels = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
         if len(images) == 0 or len(images) != len(labels):
             raise ConfigError(f"sensitivity: {len(images)} images and {len(labels)} labels; give as many, 1 or more")
         model.check_images(images)
         self.n = len(images)
-        self._loss = loss
+        self._loss, self._classes = loss, model.config.classes
         self._staged = StagedModel(model)
         self._images, self._labels, self._batch_size = images, labels, batch_size
         self.spent = 0.0
 
     @cached_property
     def _batches(self) -> list[_Batch]:
-        """The float model on all images, from the first question on."""
+        """The float model on all images, from the first measurement on."""
         self.spent += self.n
         batches = zip(*(torch.split(x, self._batch_size) for x in (self._images, self._labels)), strict=True)
         return [self._reference(to_float(images), labels) for images, labels in batches]
@@ -202,6 +209,17 @@ class Perturber:
         total = sum((self._one(batch, first, formats, rounding, seed) for batch in self._batches), Effect())
         self.spent += self.n * float(self._staged.tail_cost[first])
         return total
+
+    def noise(self, formats: Mapping[str, AnyFormat], rounding: Rounding = Rounding.NEAREST, seed: int = 0) -> float:
+        """Mean squared change of the class capsules' lengths (over images and classes), as :meth:`effect` counts it."""
+        first, total = self._staged.first_stage(formats), 0.0
+        with torch.inference_mode():
+            for batch in self._batches:
+                handler = RoundPoints(formats, rounding, seed)
+                capsules = self._staged.run_from(first, batch.states[first], handler)[0]
+                total += _energy(lengths(capsules) - batch.lengths)
+        self.spent += self.n * float(self._staged.tail_cost[first])
+        return total / self.n / self._classes
 
     def _one(
         self, batch: _Batch, first: int, formats: Mapping[str, AnyFormat], rounding: Rounding, seed: int

@@ -7,20 +7,14 @@ with the least change of the class-capsule lengths is taken.
 """
 
 from dataclasses import replace
-from functools import cached_property
 
-import torch
 from torch import Tensor
 
-from caplet.data.imageset import to_float
-from caplet.errors import ConfigError
 from caplet.fixed import AnyFormat, FixedFormat, Rounding
-from caplet.models.base import CapsNet, State
-from caplet.models.staged import StagedModel
-from caplet.nn.functional import lengths
+from caplet.models.base import CapsNet
 from caplet.nn.points import Role
 from caplet.quant.choices import Exponents
-from caplet.quant.measure.effects import RoundPoints
+from caplet.quant.measure.effects import Perturber
 from caplet.quant.measure.log import MeasurementCache, images_digest
 from caplet.quant.plan.calibrate import Calibration
 from caplet.quant.plan.formats import FormatRule
@@ -41,9 +35,6 @@ class Tuner:
         images: uint8 (N, C, H, W), a few dozen calibration images.
         cache: of measurements of the same model; None for none.
 
-    Attributes:
-        spent: cost of all that was computed, in passes of one image through the whole model (multiply-accumulates).
-
     Raises:
         ConfigError: no images. ModelError: images of another size.
     """
@@ -51,16 +42,17 @@ class Tuner:
     def __init__(
         self, model: CapsNet, calibration: Calibration, images: Tensor, cache: MeasurementCache | None = None
     ) -> None:
-        if len(images) == 0:
-            raise ConfigError("tuning needs at least one image, got none")
-        model.check_images(images)
         self.calibration = calibration
-        self.spent = 0.0
-        self._staged = StagedModel(model)
-        self._images, self._digest = images, images_digest(images)
+        self._perturber = Perturber(model, images)
+        self._digest = images_digest(images)
         self._cache = MeasurementCache(None, "tuning log", {}) if cache is None else cache
         self._known: dict[tuple[str, int, FormatRule, Rounding], AnyFormat] = {}
         self._errors: dict[tuple[str, AnyFormat, Rounding], float] = {}
+
+    @property
+    def spent(self) -> float:
+        """Cost of all that was computed, in passes of one image through the whole model (multiply-accumulates)."""
+        return self._perturber.spent
 
     def format(
         self, key: str, width: int, rule: FormatRule | None = None, rounding: Rounding = Rounding.NEAREST
@@ -94,22 +86,9 @@ class Tuner:
         """Mean squared change of the class-capsule lengths when only point ``key`` is rounded, to ``fmt``."""
         asked = (key, fmt, rounding)
         if asked not in self._errors:
-            question = {"point": key, "format": fmt.to_json(), "rounding": str(rounding), "images": self._digest}
-            self._errors[asked] = self._cache.answer(question, lambda: self._measure(*asked))
+            asked_for = {"point": key, "format": fmt.to_json(), "rounding": str(rounding), "images": self._digest}
+            self._errors[asked] = self._cache.answer(asked_for, lambda: self._measure(*asked))
         return self._errors[asked]
 
     def _measure(self, key: str, fmt: AnyFormat, rounding: Rounding) -> float:
-        states, wanted = self._reference
-        first = self._staged.stage_of[key]
-        with torch.inference_mode():
-            capsules = self._staged.run_from(first, states[first], RoundPoints({key: fmt}, rounding))[0]
-        self.spent += len(self._images) * float(self._staged.tail_cost[first])
-        return float(((lengths(capsules) - wanted) ** 2).mean())
-
-    @cached_property
-    def _reference(self) -> tuple[tuple[State, ...], Tensor]:
-        """The float model on the images: the input of every stage, and the class-capsule lengths."""
-        self.spent += len(self._images)
-        with torch.inference_mode():
-            states, capsules = self._staged.float_states(to_float(self._images))
-            return states, lengths(capsules)
+        return self._perturber.noise({key: fmt}, rounding)

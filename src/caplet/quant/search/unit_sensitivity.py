@@ -32,11 +32,9 @@ class UnitSensitivity:
         self._rule, self._rounding, self._seed = request.rule, rounding, request.seed
         count = min(images, len(evaluator))
         chosen = torch.arange(count) * len(evaluator) // count
-        labels = torch.from_numpy(evaluator.labels)[chosen]
-        self._perturber = Perturber(evaluator.model, evaluator.images[chosen], labels)
+        self._perturber = Perturber(evaluator.model, evaluator.images[chosen])
         self._digest = images_digest(evaluator.images[chosen])
         self._cache = bench.cache or MeasurementCache(None, "log of sensitivities", {})
-        self._classes = evaluator.model.config.classes
         self._all = len(evaluator)
         self._known: dict[tuple[int, int], float] = {}
 
@@ -63,5 +61,4 @@ class UnitSensitivity:
         return self._cache.answer(asked, lambda: self._noise(formats))
 
     def _noise(self, formats: Mapping[str, AnyFormat]) -> float:
-        effect = self._perturber.effect(formats, self._rounding, self._seed)
-        return effect.length_noise / effect.n / self._classes
+        return self._perturber.noise(formats, self._rounding, self._seed)
