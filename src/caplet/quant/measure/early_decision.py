@@ -29,14 +29,14 @@ and bounds is a union bound. Bound 3 is caplet's own.
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
 from scipy.stats import chi2, hypergeom, poisson
 
-from caplet.errors import ConfigError
+from caplet.settings import Settings
 
 NEIGHBOURS = 2
 """Plans measured before, at most, that a question may lean on."""
@@ -46,8 +46,7 @@ _MARGIN = (1 - 4 * _SAMPLED) / 4 / (1 + NEIGHBOURS)  # for each bound by margins
 _LARGEST = 0.05  # the largest of exponential moves is above b * log(n / this) so often
 
 
-@dataclass(frozen=True)
-class EarlyRule:
+class EarlyRule(Settings):
     """How early decisions are made.
 
     Attributes:
@@ -62,20 +61,13 @@ class EarlyRule:
         ConfigError: a probability outside 0..0.5, a fraction outside 0..1, a growth of 1 or less, ...
     """
 
-    error: float = 1e-2
-    random_fraction: float = 0.15
-    first: int = 100
-    growth: float = 1.2
-    seed: int = 0
+    where = "early decisions"
 
-    def __post_init__(self) -> None:
-        if not 0 < self.error < 0.5:
-            raise ConfigError(f"early decisions: error is {self.error}; the rule is a probability in (0, 0.5)")
-        if not 0 < self.random_fraction < 1 or self.first < 1 or self.growth <= 1:
-            raise ConfigError(
-                f"early decisions: {self}; the rule is a random fraction in (0, 1), at least 1 image before the first"
-                " look, a growth above 1"
-            )
+    error: float = Field(default=1e-2, gt=0, lt=0.5)
+    random_fraction: float = Field(default=0.15, gt=0, lt=1, serialization_alias="random_share")  # as logs have it
+    first: PositiveInt = 100
+    growth: float = Field(default=1.2, gt=1)
+    seed: int = 0
 
     def looks(self, n: int, step: int = 1) -> list[int]:
         """How many of ``n`` images are looked at by each look, in multiples of ``step``; the last look has all.
@@ -94,11 +86,6 @@ class EarlyRule:
         Half of it goes to the first ``_EARLY`` questions, about as many as a search asks, in parts of similar size.
         """
         return self.error * _EARLY / ((question + _EARLY - 1) * (question + _EARLY))
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields as plain data, as logs have them."""
-        data = asdict(self)
-        return {"random_share" if name == "random_fraction" else name: value for name, value in data.items()}
 
 
 @dataclass(frozen=True)

@@ -374,6 +374,6 @@ class Evaluator:
             "images": images_digest(self.images, torch.from_numpy(self.labels)),
             "n": len(self),
             "integer": self._integer,
-            "early": None if self.early is None else self.early.to_json(),
+            "early": None if self.early is None else self.early.model_dump(by_alias=True),
             "batch_size": self._batch,
         }

@@ -3,10 +3,10 @@
 import base64
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,8 @@ from caplet.models.base import CapsNet
 from caplet.quant.plan.plan import QuantPlan
 from caplet.version import __version__
 
-VERSION = 2
+KIND, VERSION = "probe log", 2
+T = TypeVar("T")
 FLOAT = "float"
 """The digest under which the float model's result is logged."""
 
@@ -67,13 +68,17 @@ class MeasurementLog:
         if self.path is None:
             return
         head = json.loads(json.dumps({"kind": what, **identity}))
-        lines = self._whole_lines(self.path)
-        found = self._parse(1, lines[0]) if lines else None
-        if found is None or (replace and found != head):
+        found, *self.rows = self._read(self.path) or [{}]
+        if not found or (replace and found != head):
+            self.rows.clear()
             self._write(head, "w")
             return
-        self._check(head, found)
-        self.rows = [self._parse(number, line) for number, line in enumerate(lines[1:], start=2)]
+        for name in {**head, **found}:
+            if head.get(name) != found.get(name):
+                raise ArtefactError(
+                    f"{self.path}: this {self.what} was made with another {name}: {found.get(name)!r}, now"
+                    f" {head.get(name)!r}; continue with the same settings, or choose another place for it"
+                )
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Remember a row and write its line. Raises ArtefactError when it cannot be written."""
@@ -81,34 +86,33 @@ class MeasurementLog:
         if self.path is not None:
             self._write(row, "a")
 
-    def damaged(self, number: int, reason: str) -> ArtefactError:
-        """The error for a line that is not what it should be."""
+    def parsed(self, parse: Callable[[dict[str, Any]], T], what: str) -> Iterator[T]:
+        """``parse`` of every row, as ``what``; ArtefactError names the line of one that is no such thing."""
+        for number, row in enumerate(self.rows, start=2):
+            try:
+                yield parse(row)
+            except (KeyError, TypeError, ValueError, PlanError) as error:
+                raise self._damaged(number, f"not {what} ({error})") from None
+
+    def _damaged(self, number: int, reason: str) -> ArtefactError:
         return ArtefactError(f"{self.path}, line {number}: {reason}; move the file away")
 
-    def _whole_lines(self, path: Path) -> list[bytes]:
+    def _read(self, path: Path) -> list[dict[str, Any]]:
+        """All whole lines; what a kill left of another one is cut off."""
         with access(f"read the {self.what}", path):
             content = path.read_bytes() if path.exists() else b""
             end = content.rfind(b"\n") + 1
             if end < len(content):
                 os.truncate(path, end)
-        return content[:end].splitlines()
-
-    def _parse(self, number: int, line: bytes) -> dict[str, Any]:
-        try:
-            data = json.loads(line)
-        except ValueError as error:
-            raise self.damaged(number, f"not JSON ({error})") from None
-        if not isinstance(data, dict):
-            raise self.damaged(number, "not a JSON object")
-        return data
-
-    def _check(self, mine: dict[str, Any], found: dict[str, Any]) -> None:
-        for name in {**mine, **found}:
-            if mine.get(name) != found.get(name):
-                raise ArtefactError(
-                    f"{self.path}: this {self.what} was made with another {name}: {found.get(name)!r}, now"
-                    f" {mine.get(name)!r}; continue with the same settings, or choose another place for it"
-                )
+        rows = []
+        for number, line in enumerate(content[:end].splitlines(), start=1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise self._damaged(number, f"not JSON ({error})") from None
+            if not isinstance(rows[-1], dict):
+                raise self._damaged(number, "not a JSON object")
+        return rows
 
     def _write(self, row: Mapping[str, Any], mode: str) -> None:
         assert self.path is not None
@@ -133,12 +137,8 @@ class MeasurementCache:
 
     def __init__(self, path: str | Path | None, what: str, identity: Mapping[str, Any]) -> None:
         self._log = MeasurementLog(path, what, identity, replace=True)
-        self._known: dict[str, float] = {}
-        for number, row in enumerate(self._log.rows, start=2):
-            try:
-                self._known[_key(row["asked"])] = float(row["answer"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise self._log.damaged(number, f"not an answer ({error})") from None
+        answers = self._log.parsed(lambda row: (_key(row["asked"]), float(row["answer"])), "an answer")
+        self._known = dict(answers)
 
     def answer(self, asked: Mapping[str, Any], measure: Callable[[], float]) -> float:
         """The number for a question, plain JSON values; ``measure`` is called where it is not known.
@@ -222,24 +222,21 @@ class EvaluationLog:
     """
 
     def __init__(self, path: str | Path | None, identity: Mapping[str, Any]) -> None:
-        self._log = MeasurementLog(path, "probe log", {"version": VERSION, **identity})
+        self._log = MeasurementLog(path, "evaluation log", {"kind": KIND, "version": VERSION, **identity})
         self.measured: dict[str, list[MeasuredImages]] = {}
-        for number, row in enumerate(self._log.rows, start=2):
-            if "question" in row:
-                continue
-            try:
-                line = MeasuredImages.from_json(row)
-                if line.start != self.known(line.digest):
-                    raise ValueError(f"it starts at image {line.start}, {self.known(line.digest)} are known")
-                if (
-                    line.digest != FLOAT
-                    and line.start == 0
-                    and QuantPlan.from_json(row["plan"]).digest() != line.digest
-                ):
-                    raise ValueError("its plan has another digest")
-            except (ValueError, KeyError, TypeError, PlanError) as error:
-                raise self._log.damaged(number, f"not an evaluation ({error})") from None
-            self.measured.setdefault(line.digest, []).append(line)
+        for _ in self._log.parsed(self._take, "an evaluation"):
+            pass
+
+    def _take(self, row: dict[str, Any]) -> None:
+        """Remember what a line says. Raises KeyError, TypeError, ValueError or PlanError where it says nothing."""
+        if "question" in row:
+            return
+        line = MeasuredImages.from_json(row)
+        if line.start != self.known(line.digest):
+            raise ValueError(f"it starts at image {line.start}, {self.known(line.digest)} are known")
+        if line.digest != FLOAT and line.start == 0 and QuantPlan.from_json(row["plan"]).digest() != line.digest:
+            raise ValueError("its plan has another digest")
+        self.measured.setdefault(line.digest, []).append(line)
 
     def known(self, digest: str) -> int:
         """How many images of the order are known for a plan."""

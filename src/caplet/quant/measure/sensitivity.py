@@ -182,8 +182,13 @@ def measure_sensitivity(
     settings = (settings or SensitivitySettings()).within(len(images))
     rule, rounding = FormatRule(settings.exponents, settings.log2_weights), Rounding(settings.rounding)
     draws = draw_indices(len(images), settings)
-    log = MeasurementLog(log_path, "sensitivity log", _identity(model, images, labels, settings))
-    known = {(row.key, row.bits, row.draw): row for row in _read(log)}
+    identity = {
+        **model_identity(model),
+        "images": images_digest(images, labels),
+        "settings": settings.model_dump(mode="json"),
+    }
+    log = MeasurementLog(log_path, "sensitivity log", identity)
+    known = {(row.key, row.bits, row.draw): row for row in log.parsed(SensitivityRow.from_json, "a row")}
     tasks = list(_tasks(model.points(), settings.widths, rule))
     rows: list[SensitivityRow] = []
     for draw, index in enumerate(draws):
@@ -207,19 +212,3 @@ def _tasks(specs: Mapping[str, PointSpec], widths: Sequence[int], rule: FormatRu
     for key, spec in specs.items():
         bits = {bits_of(spec, width, rule) for width in widths}
         yield from ((key, width) for width in sorted(bits, reverse=True))
-
-
-def _read(log: MeasurementLog) -> Iterator[SensitivityRow]:
-    for number, data in enumerate(log.rows, start=2):
-        try:
-            yield SensitivityRow.from_json(data)
-        except (KeyError, TypeError) as error:
-            raise log.damaged(number, f"not a row ({error})") from None
-
-
-def _identity(model: CapsNet, images: Tensor, labels: Tensor, settings: SensitivitySettings) -> dict[str, Any]:
-    return {
-        **model_identity(model),
-        "images": images_digest(images, labels),
-        "settings": settings.model_dump(mode="json"),
-    }
