@@ -186,7 +186,7 @@ def kept_fit(
     """A fit, from the folder where it is there already."""
     if folder is None:
         return reconstruct(model, plan, images, settings)
-    done, wanted = folder / "fit.json", {"plan": plan.digest(), "settings": settings.to_json()}
+    done, wanted = folder / "fit.json", {"plan": plan.digest(), "settings": settings.model_dump(mode="json")}
     if done.exists():
         facts = json.loads(done.read_text(encoding="utf-8"))
         if facts["wanted"] == wanted:

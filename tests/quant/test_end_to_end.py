@@ -21,7 +21,7 @@ ALONE = (Part.PER_CHANNEL, Part.BIAS, Part.ROUNDING)
 
 
 def settings(parts: tuple[Part, ...], **more: Any) -> ReconstructSettings:
-    return ReconstructSettings(parts, least_rows=2000, **{"joint_batch": 16, "joint_steps": 20, **more})
+    return ReconstructSettings(parts, least_rows=2000, **{"end_to_end_batch": 16, "end_to_end_steps": 20, **more})
 
 
 def tensors(found: Reconstruction) -> dict[str, Tensor]:
@@ -40,7 +40,7 @@ def test_other_images_come_nearer_than_with_blocks_fitted_alone(digits: Any, alo
         digits.model,
         plan,
         fitted,
-        settings((*alone, Part.END_TO_END), joint_batch=32, joint_steps=200, joint_rate=0.02),
+        settings((*alone, Part.END_TO_END), end_to_end_batch=32, end_to_end_steps=200, end_to_end_rate=0.02),
     )
     errors = [length_error(digits, found.model, found.plan, others) for found in (first, last)]
     assert errors[1] < 0.9 * errors[0]
@@ -110,11 +110,23 @@ def test_the_target_is_the_float_answer_averaged_over_places(digits: Any) -> Non
             digits.model,
             plan_of(digits, 12, 12),
             images,
-            settings((Part.END_TO_END,), joint_smooth=smooth, joint_steps=60, joint_batch=32, joint_rate=3.0),
+            settings(
+                (Part.END_TO_END,),
+                end_to_end_smooth=smooth,
+                end_to_end_steps=60,
+                end_to_end_batch=32,
+                end_to_end_rate=3.0,
+            ),
         )
         found[smooth] = (joint.before, joint.after)
     assert found[0.125][0] > 100 * found[0.0][0]
     assert found[0.125][1] < 0.9 * found[0.125][0]
+
+
+def test_earlier_names_of_settings_mean_the_same() -> None:
+    assert ReconstructSettings(joint_steps=7, joint_rate=0.5) == ReconstructSettings(
+        end_to_end_steps=7, end_to_end_rate=0.5
+    )
 
 
 def test_fewer_images_than_a_batch(digits: Any) -> None:
@@ -123,7 +135,7 @@ def test_fewer_images_than_a_batch(digits: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"joint_steps": 0}, {"joint_batch": 0}, {"joint_rate": -0.1}, {"joint_smooth": -0.1}]
+    "change", [{"end_to_end_steps": 0}, {"end_to_end_batch": 0}, {"end_to_end_rate": -0.1}, {"end_to_end_smooth": -0.1}]
 )
 def test_settings_out_of_range(change: dict[str, Any]) -> None:
     (name,) = change

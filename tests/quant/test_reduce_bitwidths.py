@@ -1,4 +1,4 @@
-"""Narrowing: widths fall while the target holds, and blocks in which plans agree are fitted once."""
+"""Lower bitwidths: widths fall while the target holds, and blocks in which plans agree are fitted once."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.target import HARDWARE
 from caplet.quant.plan.units import uniform_plan
 from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
-from caplet.quant.reconstruct.reduce_bitwidths import Narrowing, narrow
+from caplet.quant.reconstruct.reduce_bitwidths import WidthStep, reduce_bitwidths
 from caplet.quant.reconstruct.settings import ReconstructSettings
 from caplet.quant.simulate.fake_quant import fake_quantized
 
@@ -28,8 +28,8 @@ def test_widths_fall_while_the_target_holds(digits: Any) -> None:
     fitter = Reconstructor(digits.model, images, SETTINGS)
     first = fitter.fit(plan)
     needed = measure(first) - 2
-    seen: list[Narrowing] = []
-    pairs, steps = narrow(
+    seen: list[WidthStep] = []
+    pairs, steps = reduce_bitwidths(
         digits.model,
         fitter.fit,
         plan,
@@ -43,8 +43,8 @@ def test_widths_fall_while_the_target_holds(digits: Any) -> None:
     assert list(steps) == seen
     assert all(measure(found) >= needed for _, found in pairs)
     narrowed, found = pairs[-1]
-    assert all(step.kept == (step.correct >= needed) for step in steps)
-    kept = {step.key: step.bits for step in steps if step.kept}
+    assert all(step.accepted == (step.correct >= needed) for step in steps)
+    kept = {step.key: step.bits for step in steps if step.accepted}
     assert {key: fmt.bits for key, fmt in narrowed.points.items()} == {
         key: kept.get(key, fmt.bits) for key, fmt in plan.points.items()
     }
@@ -55,10 +55,10 @@ def test_widths_fall_while_the_target_holds(digits: Any) -> None:
     assert "conv1.bias" not in kept
 
 
-def test_only_widths_of_the_hardware_are_tried(digits: Any) -> None:
+def test_only_widths_of_the_hardware_are_evaluated(digits: Any) -> None:
     plan = uniform_plan(digits.model, digits.calibration, 10)
     fitter = Reconstructor(digits.model, digits.images[:40], SETTINGS)
-    pairs, steps = narrow(
+    pairs, steps = reduce_bitwidths(
         digits.model, fitter.fit, plan, digits.calibration, FormatRule(), lambda found: 1, 1, HARDWARE["bytes"]
     )
     bits = {key: fmt.bits for key, fmt in pairs[-1][0].points.items()}

@@ -11,7 +11,7 @@ from caplet.nn.functional import lengths
 from caplet.nn.points import Storage
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import uniform_plan
-from caplet.quant.reconstruct.scale_search import ComputedOnly, ExponentTuner, computed_points
+from caplet.quant.reconstruct.scale_search import ComputedOnly, ScaleSearch, computed_points
 from caplet.quant.simulate.fake_quant import fake_quantized
 
 
@@ -29,7 +29,7 @@ def length_error(case: Any, plan: QuantPlan, images: torch.Tensor) -> float:
 @pytest.mark.slow
 def test_the_error_falls_and_is_what_a_whole_evaluation_gives(case: Any) -> None:
     plan, images = plan_of(case, 6), case.images[:8]
-    tuned = ExponentTuner(case.model, case.model, images).tune(plan, plan.points, sweeps=1)
+    tuned = ScaleSearch(case.model, case.model, images).search(plan, plan.points, sweeps=1)
     assert tuned.before == pytest.approx(length_error(case, plan, images), rel=1e-4)
     assert tuned.after == pytest.approx(length_error(case, tuned.plan, images), rel=1e-4)
     assert tuned.after < tuned.before or tuned.before == 0  # the untrained deep network's lengths are all zero
@@ -40,7 +40,7 @@ def test_the_error_falls_and_is_what_a_whole_evaluation_gives(case: Any) -> None
 
 def test_it_holds_on_other_images(digits: Any) -> None:
     plan = plan_of(digits, 5)
-    tuned = ExponentTuner(digits.model, digits.model, digits.images[:32]).tune(plan, plan.points)
+    tuned = ScaleSearch(digits.model, digits.model, digits.images[:32]).search(plan, plan.points)
     others = digits.images[32:232]
     assert length_error(digits, tuned.plan, others) < 0.9 * length_error(digits, plan, others)
 
@@ -50,15 +50,15 @@ def test_an_exponent_that_is_far_off_comes_back(digits: Any, off: int) -> None:
     plan = plan_of(digits, 8)
     fmt = plan.points["digit.votes"]
     bad = plan.with_formats({"digit.votes": replace(fmt, frac_bits=fmt.frac_bits + off)})
-    tuned = ExponentTuner(digits.model, digits.model, digits.images[:32]).tune(bad, ["digit.votes"])
+    tuned = ScaleSearch(digits.model, digits.model, digits.images[:32]).search(bad, ["digit.votes"])
     assert abs(tuned.plan.points["digit.votes"].frac_bits - fmt.frac_bits) <= 1
     assert list(tuned.plan.diff(bad)) == ["digit.votes"]
 
 
 def test_constants_can_be_left_in_float(digits: Any) -> None:
     plan, images = plan_of(digits, 3), digits.images[:16]
-    tuner = ExponentTuner(digits.model, digits.model, images, constants=False)
-    tuned = tuner.tune(plan, computed_points(digits.model), sweeps=1)
+    tuner = ScaleSearch(digits.model, digits.model, images, constants=False)
+    tuned = tuner.search(plan, computed_points(digits.model), sweeps=1)
     with torch.no_grad():
         wanted = lengths(digits.model(to_float(images)))
         with digits.model.handle(ComputedOnly(tuned.plan, digits.model.points())):

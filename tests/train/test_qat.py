@@ -80,7 +80,11 @@ def tune(
     return Tuned(trained, task.plan, task.alarms)
 
 
-@pytest.mark.parametrize("exponents", ["fixed", "refit", "learned"])
+def test_the_earlier_name_of_recalibrate_is_understood() -> None:
+    assert QatSettings.of({"exponents": "refit"}) == QatSettings()
+
+
+@pytest.mark.parametrize("exponents", ["fixed", "recalibrate", "learned"])
 @pytest.mark.slow
 def test_a_few_hundred_steps_repair_two_and_three_bits(
     model: CapsNet, digits: Splits, tmp_path: Path, exponents: str
@@ -103,7 +107,7 @@ def same(a: Tuned, b: Tuned) -> bool:
     return a.plan == b.plan and a.alarms == b.alarms and all(torch.equal(x, y) for x, y in weights)
 
 
-@pytest.mark.parametrize("exponents", ["fixed", "refit", "learned"])
+@pytest.mark.parametrize("exponents", ["fixed", "recalibrate", "learned"])
 def test_an_interrupted_run_resumes_to_the_same_weights_and_plan(
     model: CapsNet, few_digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exponents: Any
 ) -> None:

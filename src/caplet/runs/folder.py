@@ -145,7 +145,7 @@ def _check_same(run: Path, settings: dict[str, Any]) -> None:
 
 
 RENAMED = {"equalise": "equalization", "exponents": "scales", "channels": "per-channel", "joint": "end-to-end"}
-"""Parts of reconstruction that had other names in older runs."""
+"""Parts of reconstruction that had other names in older runs; ``recalibrate`` was called ``refit``."""
 
 
 def _flat(settings: dict[str, Any], place: str = "") -> dict[str, Any]:
@@ -160,6 +160,8 @@ def _flat(settings: dict[str, Any], place: str = "") -> dict[str, Any]:
             value = [RENAMED.get(part, part) for part in value]
         elif key == "fit" and isinstance(value, str):
             value = ",".join(RENAMED.get(part, part) for part in value.split(","))
+        elif key == "exponents" and value == "refit":
+            value = "recalibrate"
         found |= _flat(value, f"{place}{key}.") if isinstance(value, dict) and value else {f"{place}{key}": value}
     return found
 

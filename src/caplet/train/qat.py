@@ -5,10 +5,10 @@ will, with integer softmax and squash, and gradients pass straight through
 (:mod:`caplet.quant.simulate.straight_through`).
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import PositiveFloat, PositiveInt, field_validator
+from pydantic import BeforeValidator, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
 
 from caplet.data.imageset import ImageSet, to_float
@@ -23,7 +23,7 @@ from caplet.quant.reconstruct.linear_maps import parameter_of
 from caplet.quant.reconstruct.reconstruct import reconstruct
 from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 from caplet.quant.simulate.fake_quant import FakeQuant
-from caplet.quant.simulate.learned_scales import LearnedExponents, Observed, observe, recalibrate
+from caplet.quant.simulate.learned_scales import LearnedScales, Observed, observe, recalibrate
 from caplet.quant.simulate.straight_through import StraightThrough, towards
 from caplet.train.finetune import FinetuneTask
 from caplet.train.loss import ClassificationScore, evaluate
@@ -34,16 +34,20 @@ FIT_IMAGES = 512
 """Training images on which a reconstruction fits the model that training starts from."""
 
 
+def _renamed(value: Any) -> Any:
+    return "recalibrate" if value == "refit" else value  # its earlier name
+
+
 class QatSettings(FinetuneSettings):
     """Settings of quantization-aware training.
 
     Attributes:
-        exponents: ``fixed`` keeps the plan's; ``refit`` chooses them again by squared error, at the start and every
-            ``watch_steps`` steps of the first half of the run; ``learned`` does so at the start and then trains a scale
-            per tensor whose nearest power of two is used (Esser et al. 2020). Points with a declared bound, biases and
-            batch-norm constants keep theirs while exponents are learned.
+        exponents: ``fixed`` keeps the plan's; ``recalibrate`` chooses them again by squared error, at the start and
+            every ``watch_steps`` steps of the first half of the run; ``learned`` does so at the start and then trains a
+            scale per tensor whose nearest power of two is used (Esser et al. 2020). Points with a declared bound,
+            biases and batch-norm constants keep theirs while exponents are learned.
         exponents_lr: learning rate of learned scales, in octaves.
-        watch_steps: how often the numbers are looked at, for alarms and ``refit``.
+        watch_steps: how often the numbers are looked at, for alarms and ``recalibrate``.
         watch_images: training images that are looked at.
         clipped_limit: alarm where a larger fraction of a computed tensor is clipped.
         fit: parts of reconstruction (e.g. ``per-channel,bias,rounding``) that fit the model to the plan on
@@ -51,7 +55,7 @@ class QatSettings(FinetuneSettings):
             exponents are then the fit's. Empty for none.
     """
 
-    exponents: Literal["fixed", "refit", "learned"] = "refit"
+    exponents: Annotated[Literal["fixed", "recalibrate", "learned"], BeforeValidator(_renamed)] = "recalibrate"
     exponents_lr: PositiveFloat = 0.01
     watch_steps: PositiveInt = 100
     watch_images: PositiveInt = 128
@@ -90,13 +94,15 @@ class QatTask(FinetuneTask[QatSettings]):
     ) -> None:
         plan.check(model)
         if settings.exponents == "learned" and Part.PER_CHANNEL in (parse_parts(settings.fit) if settings.fit else ()):
-            raise ConfigError("fine-tuning: exponents per channel (fit) are not learned; set exponents=fixed or refit")
+            raise ConfigError(
+                "fine-tuning: exponents per channel (fit) are not learned; set exponents=fixed or recalibrate"
+            )
         super().__init__(settings, model, teacher)
         self.note = note
         self.alarms: list[str] = []
         self.specs = self.model.points()
         self.given = plan
-        self.learned = LearnedExponents(plan, self.specs if settings.exponents == "learned" else {})
+        self.learned = LearnedScales(plan, self.specs if settings.exponents == "learned" else {})
         self.handler = StraightThrough(plan, self.specs, self.learned.parameters)
 
     @property
@@ -153,7 +159,7 @@ class QatTask(FinetuneTask[QatSettings]):
         if global_step % self.settings.watch_steps == 0:
             observed = self._observe()
             self._watch(observed, global_step)
-            if self.settings.exponents == "refit" and 2 * global_step <= steps:
+            if self.settings.exponents == "recalibrate" and 2 * global_step <= steps:
                 self.plan = recalibrate(self.plan, self.specs, observed)
 
     def evaluate(self, images: ImageSet) -> ClassificationScore:

@@ -93,6 +93,8 @@ def load_state(path: Path, made: dict[str, str], settings: LoopSettings) -> tupl
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
         raise ArtefactError(f"{path} is not a training checkpoint of this version of caplet; delete it to start anew")
     before = _defaults(settings) | record["made"]  # a setting that did not exist yet had the effect of its default
+    if before.get("exponents") == '"refit"':
+        before["exponents"] = '"recalibrate"'  # its earlier name
     changed = [name for name in {**made, **before} if before.get(name) != made.get(name)]
     if changed:
         raise ConfigError(f"cannot resume {path}: {'; '.join(_change(n, before, made) for n in changed)}")

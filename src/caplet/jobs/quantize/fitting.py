@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,13 @@ from caplet.quant.measure.evaluator import predict
 from caplet.quant.plan.formats import FormatSource
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
-from caplet.quant.reconstruct.reduce_bitwidths import Narrowing, narrow
+from caplet.quant.reconstruct.reduce_bitwidths import WidthStep, reduce_bitwidths
 from caplet.quant.reconstruct.settings import DEFAULT_IMAGES, ReconstructSettings
 from caplet.quant.search.search import Request
 from caplet.quant.simulate.fake_quant import fake_quantized
 
-NARROWING_IMAGES = 2000
-"""Calibration images on which single steps of narrowing are decided; the integers decide on all of them at the end."""
+REDUCTION_IMAGES = 2000
+"""Calibration images on which single lower widths are decided; the integers decide on all of them at the end."""
 _BATCH = 50
 _REPORTS = 8
 """Notes on the way through a part of many steps."""
@@ -60,7 +59,7 @@ class Fitter:
         self._model, self._images, self._parts, self._note = model, images, parts, note
         self._known: dict[QuantPlan, Reconstruction] = {}
         self._plain: set[QuantPlan] = set()
-        self._tried: list[Narrowing] = []
+        self._steps: list[WidthStep] = []
         self._fitter: Reconstructor | None = None
         if parts:
             self._chosen = images.evenly_spaced(DEFAULT_IMAGES).images
@@ -89,13 +88,13 @@ class Fitter:
         """Undo :meth:`leave`."""
         self._plain.discard(plan)
 
-    def narrowed(self, plan: QuantPlan, source: FormatSource, request: Request) -> tuple[QuantPlan, ...]:
+    def reduced(self, plan: QuantPlan, source: FormatSource, request: Request) -> tuple[QuantPlan, ...]:
         """``plan`` with narrower widths whose fits keep the tolerance on the first calibration images, smallest first.
 
         All calibration images may say otherwise: then the next larger plan is the one to look at.
         """
         fit = self._alone()
-        count = min(NARROWING_IMAGES, len(self._images))
+        count = min(REDUCTION_IMAGES, len(self._images))
         labels = self._images.labels[:count].numpy()
 
         def measure(found: Reconstruction) -> int:
@@ -105,27 +104,29 @@ class Fitter:
             correct = _float_predictions(self._model, self._images, count) == labels
         needed = Acceptance(correct, request.tolerance, request.relative).needed()
 
-        def on_step(step: Narrowing) -> None:
-            found = f"{step.correct:,} correct, {step.needed:,} needed: {'kept' if step.kept else 'rejected'}"
-            self._note(f"narrowing {step.key} to {step.bits} bits: {found}")
+        def on_step(step: WidthStep) -> None:
+            found = f"{step.correct:,} correct, {step.needed:,} needed: {'accepted' if step.accepted else 'rejected'}"
+            self._note(f"lowering {step.key} to {step.bits} bits: {found}")
 
         if measure(fit(plan)) < needed:
-            self._note(f"narrowing: the plan misses the tolerance on {count:,} images; its widths stay")
+            self._note(f"lower widths: the plan misses the tolerance on {count:,} images; its widths stay")
             return ()
-        kept, steps = narrow(self._model, fit, plan, source, request.rule, measure, needed, request.hardware, on_step)
+        smaller, steps = reduce_bitwidths(
+            self._model, fit, plan, source, request.rule, measure, needed, request.hardware, on_step
+        )
         if Part.END_TO_END not in self._parts:
-            self._known |= dict(kept)
-        self._tried.extend(steps)
-        return tuple(smaller for smaller, _ in reversed(kept))
+            self._known |= dict(smaller)
+        self._steps.extend(steps)
+        return tuple(plan for plan, _ in reversed(smaller))
 
     def _alone(self) -> Callable[[QuantPlan], Reconstruction]:
-        """Fits without the end-to-end part, which takes minutes: narrowing tries dozens of plans."""
+        """Fits without the end-to-end part, which takes minutes: lower widths are dozens of plans."""
         alone = tuple(part for part in self._parts if part is not Part.END_TO_END)
         if self._fitter is not None and alone == self._parts:
             return self._fitter.fit
         if not alone:
             return lambda plan: Reconstruction(self._model, plan, ())
-        settings = replace(self._settings, parts=alone)
+        settings = self._settings.model_copy(update={"parts": alone})
         return Reconstructor(self._model, self._chosen, settings).fit
 
     def _report(self, name: str, done: int, total: int) -> None:
@@ -140,7 +141,7 @@ class Fitter:
             "parts": [str(part) for part in self._parts],
             "left": plan in self._plain,
             "blocks": [block.to_json() for block in self.fit(plan).blocks],
-            "narrowing": [step.to_json() for step in self._tried],
+            "narrowing": [step.to_json() for step in self._steps],
         }
 
 

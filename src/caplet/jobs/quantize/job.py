@@ -200,5 +200,5 @@ def quantize(
         write_record(run / SEARCH, {**found.record, "full_passes": costs})
         fitter = Fitter(model, splits.calibration, settings.reconstruct, run, note, settings.seed)
         shipper = Shipper(run, model, reference, splits, engine, fitter, request.hardware)
-        narrowed = (lambda plan: fitter.narrowed(plan, source, request)) if settings.narrow else None
+        narrowed = (lambda plan: fitter.reduced(plan, source, request)) if settings.narrow else None
         return finish(shipper, settings, request, found, evaluator, costs, seconds, note, narrowed)

@@ -107,7 +107,7 @@ def fit_end_to_end(
         source: the float model.
         plan: its formats stay.
         images: uint8 (N, C, H, W), calibration images.
-        settings: the fields that begin with ``joint_``, and the seed.
+        settings: the fields that begin with ``end_to_end_``, and the seed.
         progress: called with (steps done, steps in all) after every step.
     """
     generator = torch.Generator().manual_seed(settings.seed)
@@ -115,15 +115,15 @@ def fit_end_to_end(
     optimizer = torch.optim.Adam([constant.codes for constant in constants.values()], betas=_BETAS, eps=_TINY)
     handler = StraightThrough(plan, model.points())
     precision = "bfloat16" if has_bfloat16() else "float32"
-    smooth = round(settings.joint_smooth * min(images.shape[-2:]))
+    smooth = round(settings.end_to_end_smooth * min(images.shape[-2:]))
     wanted = smoothed(source, images[:_COMPARED], smooth)
     before = _length_error(model, plan, images, wanted)
-    total = settings.joint_steps
-    batches = _batches(len(images), settings.joint_batch, generator)
+    total = settings.end_to_end_steps
+    batches = _batches(len(images), settings.end_to_end_batch, generator)
     with torch.enable_grad(), _trainable(model, constants):
         for step in range(total):
             for group in optimizer.param_groups:
-                group["lr"] = settings.joint_rate * 0.5 * (1 + math.cos(math.pi * step / total))
+                group["lr"] = settings.end_to_end_rate * 0.5 * (1 + math.cos(math.pi * step / total))
             pixels = _varied(to_float(images[next(batches)]), generator)
             for constant in constants.values():
                 constant.write()
@@ -166,13 +166,13 @@ def _constants(model: CapsNet, source: CapsNet, plan: QuantPlan) -> dict[str, _T
 def _trainable(model: CapsNet, constants: dict[str, _TrainedCodes]) -> Iterator[None]:
     """Gradients for the constants alone; their values, and who has gradients, are afterwards what they were."""
     wanted = {id(constant.parameter) for constant in constants.values()}
-    kept = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
+    before = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        for parameter, _, _ in kept:
+        for parameter, _, _ in before:
             parameter.requires_grad_(id(parameter) in wanted)
         yield
     finally:
-        for parameter, value, trained in kept:
+        for parameter, value, trained in before:
             parameter.data = value
             parameter.grad = None
             parameter.requires_grad_(trained)

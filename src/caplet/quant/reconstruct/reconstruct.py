@@ -26,7 +26,7 @@ from caplet.quant.reconstruct.end_to_end import fit_end_to_end
 from caplet.quant.reconstruct.equalization import equalized, folded
 from caplet.quant.reconstruct.linear_maps import make_view, parameter_of
 from caplet.quant.reconstruct.scale_search import (
-    ExponentTuner,
+    ScaleSearch,
     computed_points,
     from_exponents,
     output_channel_format,
@@ -206,7 +206,7 @@ class _Run:
                 self.quantized.advance()
         self._put_on_grid()
         if Part.SCALES in self.settings.parts:
-            self._tune(ExponentTuner(self.model, self.source, self._tuning_images), computed_points(self.model))
+            self._tune(ScaleSearch(self.model, self.source, self._tuning_images), computed_points(self.model))
         if Part.END_TO_END in self.settings.parts:
             self._move_together()
         return Reconstruction(self.model, self.handler.plan, tuple(self.reports))
@@ -221,13 +221,13 @@ class _Run:
         ]
         base = self.handler.plan.restricted(keys)
         if base not in self.tuned:
-            tuner = ExponentTuner(self.source, self.source, self._tuning_images, constants=not fitted)
-            self._tune(tuner, keys)
+            search = ScaleSearch(self.source, self.source, self._tuning_images, constants=not fitted)
+            self._tune(search, keys)
             self.tuned[base] = self.handler.plan.restricted(keys)
         self.handler.plan = self.handler.plan.with_formats(self.tuned[base].points)
 
-    def _tune(self, tuner: ExponentTuner, keys: Sequence[str]) -> None:
-        self.handler.plan = tuner.tune(self.handler.plan, keys, self.settings.tuning_sweeps).plan
+    def _tune(self, search: ScaleSearch, keys: Sequence[str]) -> None:
+        self.handler.plan = search.search(self.handler.plan, keys, self.settings.tuning_sweeps).plan
 
     def _block(self, layer: Layer, exact: Layer) -> None:
         upto = self.handler.plan.restricted(self._keys_upto(layer))

@@ -21,28 +21,29 @@ Measure = Callable[[Reconstruction], int]
 
 
 @dataclass(frozen=True)
-class Narrowing:
-    """One width that was tried.
+class WidthStep:
+    """A lower width of one point that was evaluated.
 
     Attributes:
         key: the point.
-        bits: tried.
+        bits: the lower width.
         correct, needed: images.
-        kept: whether the width was kept.
+        accepted: whether the width stays.
     """
 
     key: str
     bits: int
     correct: int
     needed: int
-    kept: bool
+    accepted: bool
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return dict(vars(self))
+        """Plain data, under the names that records have."""
+        data = dict(vars(self))
+        return {**data, "kept": data.pop("accepted")}
 
 
-def narrow(
+def reduce_bitwidths(
     model: CapsNet,
     fit: Callable[[QuantPlan], Reconstruction],
     plan: QuantPlan,
@@ -51,8 +52,8 @@ def narrow(
     measure: Measure,
     needed: int,
     hardware: Hardware,
-    on_step: Callable[[Narrowing], None] = lambda step: None,
-) -> tuple[tuple[tuple[QuantPlan, Reconstruction], ...], tuple[Narrowing, ...]]:
+    on_step: Callable[[WidthStep], None] = lambda step: None,
+) -> tuple[tuple[tuple[QuantPlan, Reconstruction], ...], tuple[WidthStep, ...]]:
     """Lower widths point by point, the one with most bits first, weights before computed tensors.
 
     The narrowest width that keeps the target is found by bisection, all other widths as they are by then.
@@ -62,14 +63,15 @@ def narrow(
         plan: as given to ``fit`` (without the exponents that it chooses); its fit keeps the target.
         source, rule: choose the format of a point at a new width.
         needed: images that ``measure`` must count.
-        hardware: its widths are tried; where it has only whole containers, those.
+        hardware: its widths are evaluated; where it has only whole containers, those.
 
     Returns:
-        Every plan that keeps the target with its fit, each smaller than the one before; and every width that was tried.
+        Every plan that keeps the target with its fit, each smaller than the one before; and every width that was
+        evaluated.
     """
     specs = model.points()
-    steps: list[Narrowing] = []
-    kept: list[tuple[QuantPlan, Reconstruction]] = []
+    steps: list[WidthStep] = []
+    smaller: list[tuple[QuantPlan, Reconstruction]] = []
     for storage in (Storage.FLASH, Storage.RAM):
         total = sum(spec.elements for spec in specs.values() if spec.storage is storage)
         keys = [
@@ -86,18 +88,18 @@ def narrow(
                 middle = (low + high) // 2
                 bits = offered[middle]
                 fmt = source.format(key, bits, rule, Rounding.NEAREST)
-                tried = plan.with_formats({key: fmt})
-                fitted = fit(tried)
+                lower = plan.with_formats({key: fmt})
+                fitted = fit(lower)
                 correct = measure(fitted)
-                step = Narrowing(key, bits, correct, needed, correct >= needed)
+                step = WidthStep(key, bits, correct, needed, correct >= needed)
                 steps.append(step)
                 on_step(step)
-                if step.kept:
-                    plan, high = tried, middle
-                    kept.append((tried, fitted))
+                if step.accepted:
+                    plan, high = lower, middle
+                    smaller.append((lower, fitted))
                 else:
                     low = middle + 1
-    return tuple(kept), tuple(steps)
+    return tuple(smaller), tuple(steps)
 
 
 def _offered(spec: PointSpec, hardware: Hardware, rule: FormatRule) -> list[int]:

@@ -49,8 +49,8 @@ class ComputedOnly(FakeQuant):
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """The outcome of a tuning.
+class FoundScales:
+    """The outcome of a scale search.
 
     Attributes:
         plan: with the exponents found.
@@ -62,14 +62,14 @@ class Tuned:
     after: float
 
 
-class ExponentTuner:
-    """Tunes a plan's exponents on one model and a few images.
+class ScaleSearch:
+    """Searches the exponents of all points together, on one model and a few images.
 
     Args:
-        model: whose quantized form is tuned (its weights may be reconstructed already).
+        model: whose quantized form is measured (its weights may be reconstructed already).
         source: the float model that gives the wanted lengths; it may be ``model`` itself.
         images: uint8 (N, C, H, W), a few dozen calibration images.
-        constants: False leaves constants as they are while tuning.
+        constants: False leaves constants as they are during the search.
     """
 
     def __init__(self, model: CapsNet, source: CapsNet, images: Tensor, *, constants: bool = True) -> None:
@@ -82,7 +82,7 @@ class ExponentTuner:
         with torch.no_grad():
             self._wanted = lengths(source.eval()(self._images))
 
-    def tune(self, plan: QuantPlan, keys: Iterable[str], sweeps: int = 2) -> Tuned:
+    def search(self, plan: QuantPlan, keys: Iterable[str], sweeps: int = 2) -> FoundScales:
         """Move the exponents of the fixed-point points ``keys``, in order of execution, until nothing helps.
 
         Args:
@@ -99,7 +99,7 @@ class ExponentTuner:
                 plan, states, error = self._move(plan, key, states, error)
             if plan == start:
                 break
-        return Tuned(plan, before, error)
+        return FoundScales(plan, before, error)
 
     def _move(
         self, plan: QuantPlan, key: str, states: list[State], error: float

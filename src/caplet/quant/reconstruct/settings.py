@@ -1,10 +1,12 @@
 """What is reconstructed, and how thoroughly."""
 
-from dataclasses import asdict, dataclass
 from typing import Any
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from caplet.errors import ConfigError, suggest
 from caplet.quant.choices import Part
+from caplet.settings import Settings
 
 DEFAULT_IMAGES = 1024
 
@@ -31,8 +33,7 @@ def parse_parts(text: str) -> tuple[Part, ...]:
     return tuple(part for part in Part if part in found)
 
 
-@dataclass(frozen=True)
-class ReconstructSettings:
+class ReconstructSettings(Settings):
     """How blocks are reconstructed.
 
     Attributes:
@@ -46,10 +47,11 @@ class ReconstructSettings:
             values keep weights nearer to their float values where the images say little.
         tuning_images: images on which exponents are tuned, 1 or more.
         tuning_sweeps: passes over all exponents, 1 or more.
-        joint_steps: gradient steps of ``end-to-end``, 1 or more.
-        joint_batch: images per step, 1 or more.
-        joint_rate: how far a code may move in a step at first, in steps of its format; it falls to 0 along a cosine.
-        joint_smooth: the target of ``end-to-end`` is the float model's answer averaged over shifts of up to this
+        end_to_end_steps: gradient steps of ``end-to-end``, 1 or more.
+        end_to_end_batch: images per step, 1 or more.
+        end_to_end_rate: how far a code may move in a step at first, in steps of its format; it falls to 0 along a
+            cosine.
+        end_to_end_smooth: the target of ``end-to-end`` is the float model's answer averaged over shifts of up to this
             fraction of the image's side (rounded to pixels: 1 of 28 or 32); 0 for its answer to the image itself.
         seed: of the choice of output positions, and of the images of every step.
 
@@ -57,31 +59,23 @@ class ReconstructSettings:
         ConfigError: a value out of range.
     """
 
-    parts: tuple[Part, ...] = tuple(Part)
-    images: int = DEFAULT_IMAGES
-    sweeps: int = 2
-    rows_per_column: float = 0.5
-    least_rows: int = 8192
-    shrink: float = 0.5
-    tuning_images: int = 128
-    tuning_sweeps: int = 2
-    joint_steps: int = 400
-    joint_batch: int = 32
-    joint_rate: float = 0.02
-    joint_smooth: float = 0.036
-    seed: int = 0
+    where = "reconstruction"
 
-    def __post_init__(self) -> None:
-        if not self.parts or not all(isinstance(part, Part) for part in self.parts):
-            found = [*map(str, self.parts)]
-            raise ConfigError(f"reconstruction: parts {found}; give at least one of {', '.join(Part)}")
-        for name in ("images", "sweeps", "least_rows", "tuning_images", "tuning_sweeps", "joint_steps", "joint_batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"reconstruction: {name} is {getattr(self, name)}; the rule is 1 or more")
-        for name in ("rows_per_column", "shrink", "joint_rate", "joint_smooth", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"reconstruction: {name} is {getattr(self, name)}; the rule is 0 or more")
+    parts: tuple[Part, ...] = Field(default=tuple(Part), min_length=1)
+    images: PositiveInt = DEFAULT_IMAGES
+    sweeps: PositiveInt = 2
+    rows_per_column: NonNegativeFloat = 0.5
+    least_rows: PositiveInt = 8192
+    shrink: NonNegativeFloat = 0.5
+    tuning_images: PositiveInt = 128
+    tuning_sweeps: PositiveInt = 2
+    end_to_end_steps: PositiveInt = 400
+    end_to_end_batch: PositiveInt = 32
+    end_to_end_rate: NonNegativeFloat = 0.02
+    end_to_end_smooth: NonNegativeFloat = 0.036
+    seed: NonNegativeInt = 0
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {**asdict(self), "parts": [str(part) for part in self.parts]}
+    def __init__(self, parts: tuple[Part, ...] = tuple(Part), **others: Any) -> None:
+        """``joint_steps`` and its neighbours are earlier names of ``end_to_end_steps`` and its neighbours."""
+        names = {name: name.replace("joint_", "end_to_end_") for name in others}
+        super().__init__(**{"parts": parts, **{names[name]: value for name, value in others.items()}})

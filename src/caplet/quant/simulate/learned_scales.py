@@ -104,7 +104,7 @@ def recalibrate(plan: QuantPlan, specs: Mapping[str, PointSpec], observed: Mappi
     return plan.with_formats(moved)
 
 
-class LearnedExponents:
+class LearnedScales:
     """Trained scales of a plan's movable fixed-point formats, one scalar parameter each: log2 of the step.
 
     Biases and batch-norm constants, wide and few, are left to the plan.
