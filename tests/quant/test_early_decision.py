@@ -263,7 +263,7 @@ def test_the_log_says_what_was_seen_and_decided(digits: Any, tmp_path: Path) -> 
     probe = early.decide(plan, reference - 5)
     head, float_line, *rest = map(json.loads, path.read_text().splitlines())
     assert early.early is not None
-    assert head["early"] == early.early.to_json()
+    assert head["early"] == early.early.model_dump(by_alias=True)
     assert (float_line["digest"], float_line["from"], float_line["to"]) == ("float", 0, 300)
     *parts, decision = rest
     assert [part["from"] for part in parts] == [0, *(part["to"] for part in parts[:-1])]
