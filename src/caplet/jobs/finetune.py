@@ -10,10 +10,10 @@ from caplet.errors import ConfigError
 from caplet.files import write_bytes
 from caplet.jobs.quantize.accept import artefacts
 from caplet.jobs.quantize.job import CALIBRATION_IMAGES
-from caplet.jobs.run import SplitAnswers, begin, check, classify, open_test_split, ship
+from caplet.jobs.run import SplitAnswers, begin, check, evaluate, open_test_split, ship
 from caplet.jobs.train import CURVES, MODEL, parse_changes
 from caplet.lower import lower
-from caplet.metrics import Accuracy, Paired, accuracy
+from caplet.metrics import Accuracy, Paired
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import save_model
 from caplet.program import Program
@@ -150,56 +150,32 @@ def finetune_model(
         lower(model, plan)  # refuses now what could not be shipped after hours of training
     job = "qat" if under_plan else "finetune"
     with begin(job, out, splits, resolved, model, resume=resume, force=force) as run:
-        shipping = _Shipping(run, model, splits, engine, note)
         if plan is None:
             float_task = FinetuneTask(settings, model, teacher)
-            return shipping.float_(train(float_task, splits, run, resume=resume, progress=progress))
+            result = train(float_task, splits, run, resume=resume, progress=progress)
+            answers = open_test_split(splits, model, {ROLE: result.model}, note)
+            metrics = _write(run, splits, model, result, answers, _measured(answers), {})
+            return FinetuneRun(
+                result.model, run / MODEL, None, None, None, answers.accuracy(ROLE), answers.against(ROLE), metrics
+            )
         assert isinstance(settings, QatSettings)
-        before = shipping.integers(lower(model, plan))
+        before = evaluate(lower(model, plan), splits.calibration, engine=engine).accuracy
         note(f"integers before training, calibration split: {before}")
         task = QatTask(settings, model, teacher, plan, note)
         result = train(task, splits, run, resume=resume, progress=progress)
-        return shipping.program(result, task.plan, before, task.alarms)
-
-
-@dataclass(frozen=True)
-class _Shipping:
-    """Measures and writes a run's result."""
-
-    run: Path
-    start: CapsNet
-    splits: Splits
-    engine: Engine
-    note: Note
-
-    def integers(self, program: Program) -> Accuracy:
-        """Accuracy of a Program on the calibration split."""
-        images = self.splits.calibration
-        return accuracy(int((classify(program, images, self.engine) == images.labels.numpy()).sum()), len(images))
-
-    def float_(self, result: TrainResult) -> FinetuneRun:
-        """The outcome without a plan."""
-        answers = open_test_split(self.splits, self.start, {ROLE: result.model}, self.note)
-        test, against = answers.accuracy(ROLE), answers.against(ROLE)
-        metrics = self._write(result, answers, {"test": test.to_json(), "paired": against.to_json()}, {})
-        return FinetuneRun(result.model, self.run / MODEL, None, None, None, test, against, metrics)
-
-    def program(self, result: TrainResult, plan: QuantPlan, before: Accuracy, alarms: list[str]) -> FinetuneRun:
-        """The outcome under a plan: the Program written, and measured on the test split."""
-        program = lower(result.model, plan, labels=self.splits.test.classes, meta={"family": result.model.family})
-        model_file, plan_file = artefacts(ROLE)
-        path = self.run / model_file
+        plan, alarms = task.plan, task.alarms
+        program = lower(result.model, plan, labels=splits.test.classes, meta={"family": result.model.family})
+        path, plan_path = (run / name for name in artefacts(ROLE))
         save_program(program, path)
-        plan.save(self.run / plan_file)
-        kept = self.integers(program)
-        if kept.correct < before.correct:
+        plan.save(plan_path)
+        after = evaluate(program, splits.calibration, engine=engine).accuracy
+        if after.correct < before.correct:
             alarms.append(
-                f"the integers have {kept.correct:,} of {kept.n:,} calibration images right after training, and had"
+                f"the integers have {after.correct:,} of {after.n:,} calibration images right after training, and had"
                 f" {before.correct:,} before it: lower lr, or train longer"
             )
-            self.note(f"warning: {alarms[-1]}")
-        answers = open_test_split(self.splits, self.start, {ROLE: program}, self.note, self.engine)
-        test, against = answers.accuracy(ROLE), answers.against(ROLE)
+            note(f"warning: {alarms[-1]}")
+        answers = open_test_split(splits, model, {ROLE: program}, note, engine)
         memory = count_memory(result.model, plan)
         record = {
             "role": ROLE,
@@ -212,34 +188,43 @@ class _Shipping:
             "activation_reduction": memory.total.activation_reduction,
             "plan_digest": plan.digest(),
             "calibration_before": before.to_json(),
-            "calibration": kept.to_json(),
-            "test": test.to_json(),
-            "paired": against.to_json(),
+            "calibration": after.to_json(),
+            **_measured(answers),
         }
         outcome = {"models": [record], "alarms": alarms}
-        metrics = self._write(result, answers, outcome, {ROLE: program})
-        return FinetuneRun(result.model, self.run / MODEL, plan, program, path, test, against, metrics)
+        metrics = _write(run, splits, model, result, answers, outcome, {ROLE: program})
+        return FinetuneRun(
+            result.model, run / MODEL, plan, program, path, answers.accuracy(ROLE), answers.against(ROLE), metrics
+        )
 
-    def _write(
-        self, result: TrainResult, answers: SplitAnswers, outcome: dict[str, Any], programs: dict[str, Program]
-    ) -> dict[str, Any]:
-        """Write weights, curves and records; returns the metrics."""
-        metrics = {
-            **outcome,
-            "float": {
-                "test": answers.accuracy().to_json(),
-                "weight_bytes": 4 * count_memory(self.start).total.weights,
-            },
-            "finetune": {
-                "epoch": result.epoch,
-                "steps": result.history[-1]["global_step"],
-                "calibration_accuracy": result.calibration_accuracy,
-                "seconds": round(result.seconds, 1),
-                "images_per_second": round(result.images_per_second, 1),
-                "history": result.history,
-            },
-        }
-        metrics = ship(self.run, self.splits, metrics, answers, programs, ROLE)
-        save_model(result.model, self.run / MODEL, {"data": metrics["data"], "finetune": metrics["finetune"]})
-        write_bytes(self.run / CURVES, learning_curves(result.history, f"fine-tuning on {metrics['data']}"))
-        return metrics
+
+def _measured(answers: SplitAnswers) -> dict[str, Any]:
+    return {"test": answers.accuracy(ROLE).to_json(), "paired": answers.against(ROLE).to_json()}
+
+
+def _write(
+    run: Path,
+    splits: Splits,
+    start: CapsNet,
+    result: TrainResult,
+    answers: SplitAnswers,
+    outcome: dict[str, Any],
+    programs: dict[str, Program],
+) -> dict[str, Any]:
+    """Write weights, curves and records; returns the metrics."""
+    metrics = {
+        **outcome,
+        "float": {"test": answers.accuracy().to_json(), "weight_bytes": 4 * count_memory(start).total.weights},
+        "finetune": {
+            "epoch": result.epoch,
+            "steps": result.history[-1]["global_step"],
+            "calibration_accuracy": result.calibration_accuracy,
+            "seconds": round(result.seconds, 1),
+            "images_per_second": round(result.images_per_second, 1),
+            "history": result.history,
+        },
+    }
+    metrics = ship(run, splits, metrics, answers, programs, ROLE)
+    save_model(result.model, run / MODEL, {"data": metrics["data"], "finetune": metrics["finetune"]})
+    write_bytes(run / CURVES, learning_curves(result.history, f"fine-tuning on {metrics['data']}"))
+    return metrics

@@ -1,7 +1,6 @@
 """Look at a model before any work: what it consists of, what is supported, what it takes on a device."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,59 +37,51 @@ def inspect_model(model: CapsNet | Program, path: Path | None = None) -> dict[st
     over 8 (as packed), the shifts of output channels (``shift_bits``) included; widths are 32 bits for a float model.
     Groups count what the papers count: not the input's table.
     """
-    program = isinstance(model, Program)
-    points = list(program_tensors(model) if isinstance(model, Program) else _model_points(model))
+    if isinstance(model, Program):
+        kind, title, notes, points = "program", _title(model), _notes(model), [*program_tensors(model)]
+    else:
+        kind, title = "float", f"{_title(model)}, {model.parameter_count():,} parameters"
+        notes = {"float weights": f"{4 * model.parameter_count():,} bytes"}
+        points = [
+            tensor_row(key, str(spec.role), spec.shape, str(spec.storage), "float32", FLOAT_BITS)
+            for key, spec in model.points().items()
+        ]
     groups: dict[str, dict[str, Any]] = {}
     for row in points:
         if row["role"] == TABLE:
             continue
-        group = groups.setdefault(
-            row["point"].split(".")[0],
-            {"weights": 0, "activations": 0, "weight_bits": 0, "activation_bits": 0, "_w": set(), "_a": set()},
-        )
-        kind, widths = ("weight", "_w") if row["storage"] == "flash" else ("activation", "_a")
-        group[f"{kind}s"] += row["elements"]
-        group[f"{kind}_bits"] += row["elements"] * row["bits"] + row["shift_bits"]
-        group[widths].add(row["bits"])
-    rows = [{"group": name, **_plain(group)} for name, group in groups.items()]
-    totals = {
-        key: sum(row[key] for row in rows) for key in ("weights", "activations", "weight_bits", "activation_bits")
-    }
-    rows.append({"group": "total", **totals, "weight_widths": "", "activation_widths": ""})
+        name = row["point"].split(".")[0]
+        counts = {"weights": 0, "activations": 0, "weight_bits": 0, "activation_bits": 0}
+        group = groups.setdefault(name, {"group": name, **counts, "weight_widths": set(), "activation_widths": set()})
+        which = "weight" if row["storage"] == "flash" else "activation"
+        group[f"{which}s"] += row["elements"]
+        group[f"{which}_bits"] += row["elements"] * row["bits"] + row["shift_bits"]
+        group[f"{which}_widths"].add(row["bits"])
+    total: dict[str, Any] = {"group": "total"}
+    for key in ("weights", "activations", "weight_bits", "activation_bits"):
+        total[key] = sum(group[key] for group in groups.values())
+    rows = [*groups.values(), {**total, "weight_widths": set(), "activation_widths": set()}]
+    for row in rows:
+        for key in ("weight_widths", "activation_widths"):
+            row[key] = "-".join(map(str, sorted({min(row[key]), max(row[key])}))) if row[key] else ""
     return {
-        "title": _title(model),
-        "kind": "program" if program else "float",
+        "title": title,
+        "kind": kind,
         "groups": rows,
         "points": points,
         "file_bytes": None if path is None else path.stat().st_size,
-        "notes": _notes(model),
+        "notes": notes,
     }
-
-
-def _plain(group: dict[str, Any]) -> dict[str, Any]:
-    weights, activations = group.pop("_w"), group.pop("_a")
-    return {**group, "weight_widths": _span(weights), "activation_widths": _span(activations)}
-
-
-def _span(widths: set[int]) -> str:
-    if not widths:
-        return ""
-    return str(min(widths)) if len(widths) == 1 else f"{min(widths)}-{max(widths)}"
 
 
 def _title(model: CapsNet | Program) -> str:
     if isinstance(model, Program):
         return f"Program {model.name}: {'x'.join(map(str, model.image_shape))} images, {model.classes} classes"
     image = "x".join(map(str, model.config.image))
-    return f"{model.family}: {image} images, {model.config.classes} classes, {model.parameter_count():,} parameters"
+    return f"{model.family}: {image} images, {model.config.classes} classes"
 
 
-def _notes(model: CapsNet | Program) -> dict[str, str]:
-    if not isinstance(model, Program):
-        return {"float weights": f"{4 * model.parameter_count():,} bytes"}
-    from caplet.program.arena import plan_memory
-    from caplet.program.verify import verify
-
+def _notes(model: Program) -> dict[str, str]:
     memory = plan_memory(model)
     wide = [f"{bound.op} {bound.what}" for bound in verify(model).accumulators if bound.c_type.endswith("64_t")]
     largest = ", ".join(f"{name} {size:,}" for name, size in memory.peak[:3])
@@ -99,11 +90,6 @@ def _notes(model: CapsNet | Program) -> dict[str, str]:
         "peak RAM": f"{memory.bytes:,} bytes during {memory.peak_op} ({largest})",
         "64-bit accumulators": ", ".join(wide) or "none",
     }
-
-
-def _model_points(model: CapsNet) -> Iterator[dict[str, Any]]:
-    for key, spec in model.points().items():
-        yield tensor_row(key, str(spec.role), spec.shape, str(spec.storage), "float32", FLOAT_BITS)
 
 
 WIDTHS = (8, 4)
@@ -207,15 +193,12 @@ def check_model(model: CapsNet | Program, images: int = 5000) -> Check:
         ModelError: a weight is not finite.
     """
     if isinstance(model, Program):
-        shape = "x".join(map(str, model.image_shape))
-        title = f"Program {model.name}: {shape} images, {model.classes} classes; integers already"
-        return Check(title, 0, 0, 0, (), (_fit(model, None),), (), images, None)
+        return Check(f"{_title(model)}; integers already", 0, 0, 0, (), (_fit(model, None),), (), images, None)
     check_finite(named_tensors(model), f"model {model.family}")
     model.eval()
-    layers = tuple(_layers(model))
     cost = cost_of(model)
-    shape = "x".join(map(str, model.config.image))
-    title = f"{model.family}: {shape} images, {model.config.classes} classes"
+    found = zip(model.layers(), cost.layers, strict=True)
+    layers = tuple(LayerCheck(a.name, type(a).__name__, b.macs.total, b.parameters, _problem(a)) for a, b in found)
     problems = tuple(layer.problem for layer in layers if layer.problem is not None)
     fits: tuple[DeviceFit, ...] = ()
     minutes = None
@@ -227,25 +210,10 @@ def check_model(model: CapsNet | Program, images: int = 5000) -> Check:
         except ModelError as error:  # a layer of a known type in a form that has no integers
             problems = (str(error),)
         else:
-            seconds = _seconds_per_image(model, plans[0])
-            minutes = (PASSES[0] * images * seconds / 60, PASSES[1] * images * seconds / 60)
-    return Check(
-        title, cost.parameters, cost.macs, FLOAT_BYTES * cost.parameters, layers, fits, problems, images, minutes
-    )
-
-
-def _layers(model: CapsNet) -> list[LayerCheck]:
-    costs = {layer.layer: layer for layer in cost_of(model).layers}
-    return [
-        LayerCheck(
-            layer.name,
-            type(layer).__name__,
-            costs[layer.name].macs.total,
-            costs[layer.name].parameters,
-            _problem(layer),
-        )
-        for layer in model.layers()
-    ]
+            each = images * _seconds_per_image(model, plans[0]) / 60
+            minutes = PASSES[0] * each, PASSES[1] * each
+    size = FLOAT_BYTES * cost.parameters
+    return Check(_title(model), cost.parameters, cost.macs, size, layers, fits, problems, images, minutes)
 
 
 def _problem(layer: Layer) -> str | None:

@@ -1,6 +1,6 @@
 """Follow images through float, fake-quant, the Program and the compiled C, and find where two levels part."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from itertools import pairwise
@@ -16,9 +16,8 @@ from caplet.data.imageset import to_float
 from caplet.errors import ConfigError
 from caplet.fixed import FixedFormat
 from caplet.models.base import CapsNet
-from caplet.nn.functional import softmax, squash
 from caplet.nn.points import Handler, PointSpec, Storage
-from caplet.program import Program, TensorSpec, interpreter
+from caplet.program import Program, interpreter
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.simulate.fake_quant import FakeQuant
 from caplet.runs.folder import write_record
@@ -128,24 +127,21 @@ def trace_levels(
         PlanError: the plan is not one for the model. ToolMissing: ``native`` without a C compiler.
     """
     codes = interpreter.trace(program, images)
-    names = _names(program, codes)
-    found = {level: _level(level, program, codes, names, images, model, plan) for level in levels}
-    pairs = pairwise(levels)
-    comparisons = tuple(_compare(program, (a, b), found[a], found[b], names) for a, b in pairs)
+    formats = _formats(program, codes)
+    exact = {name: _values(codes[name], fmt) for name, fmt in formats.items()}
+    found = {
+        level: exact if level is LevelName.PROGRAM else _level(level, program, formats, images, model, plan)
+        for level in levels
+    }
+    comparisons = tuple(_compare(formats, (a, b), found[a], found[b]) for a, b in pairwise(levels))
     noise: tuple[dict[str, Any], ...] = ()
     if LevelName.FLOAT in found:
-        against = _compare(
-            program,
-            (LevelName.FLOAT, LevelName.PROGRAM),
-            found[LevelName.FLOAT],
-            _program(program, codes, names),
-            names,
-        )
+        against = _compare(formats, (LevelName.FLOAT, LevelName.PROGRAM), found[LevelName.FLOAT], exact)
         noise = tuple(
             {
                 "tensor": row.tensor,
                 "sqnr": row.sqnr,
-                "saturated": _saturated(program, row.tensor, codes),
+                "saturated": _saturated(codes[row.tensor], formats[row.tensor]),
                 "elements": row.elements,
             }
             for row in against.rows
@@ -158,72 +154,51 @@ def record_trace(folder: Path, program: Program, trace: Trace) -> None:
     write_record(folder / TRACE, {"sha256": program_digest(program), **trace.to_json()})
 
 
-def _names(program: Program, codes: Mapping[str, Any]) -> list[str]:
-    """Names of all computed tensors but the squared lengths, in order; one per iteration inside a routing."""
+def _formats(program: Program, codes: Iterable[str]) -> dict[str, FixedFormat]:
+    """By name, in order, of all computed tensors but the squared lengths; a name per iteration inside a routing."""
     iterated = {name.partition("[")[0] for name in codes if name.endswith("]")}
     left_out = {*iterated, program.input, program.lengths}
-    return [name for name in codes if name not in left_out and isinstance(_spec(program, name).format, FixedFormat)]
-
-
-def _spec(program: Program, name: str) -> TensorSpec:
-    return program.tensors[name.partition("[")[0]]
+    found = ((name, program.tensors[name.partition("[")[0]].format) for name in codes if name not in left_out)
+    return {name: fmt for name, fmt in found if isinstance(fmt, FixedFormat)}
 
 
 def _level(
     level: LevelName,
     program: Program,
-    codes: Mapping[str, NDArray[Any]],
-    names: Sequence[str],
+    formats: Mapping[str, FixedFormat],
     images: NDArray[np.uint8],
     model: CapsNet | None,
     plan: QuantPlan | None,
 ) -> Level:
-    if level is LevelName.PROGRAM:
-        return _program(program, codes, names)
     if level is LevelName.NATIVE:
         from caplet.runtime import NativeModel
 
-        return _native(program, NativeModel(program).trace(images), names)
+        last = {name.partition("[")[0]: name for name in formats}  # the C keeps no other iteration, and no coupling
+        codes = NativeModel(program).trace(images)
+        return {last[name]: _values(found, formats[last[name]]) for name, found in codes.items() if name in last}
     if model is None:
         raise ConfigError(f"the level {level} needs the float model; give it with --model")
     if level is LevelName.FLOAT:
-        return _follow(model, images, names, None)
+        return _follow(model, images, formats, Handler())
     if plan is None:
         raise ConfigError("the level fake needs the plan beside the .caplet file; give the run folder")
     plan.check(model)
-    return _follow(model, images, names, FakeQuant(plan, model.points()))
+    return _follow(model, images, formats, FakeQuant(plan, model.points()))
 
 
-def _format(program: Program, name: str) -> FixedFormat:
-    fmt = _spec(program, name).format
-    assert isinstance(fmt, FixedFormat), name
-    return fmt
-
-
-def _values(program: Program, name: str, codes: NDArray[Any]) -> Values:
-    return codes.reshape(len(codes), -1) * 2.0 ** -_format(program, name).frac_bits
-
-
-def _program(program: Program, codes: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Level:
-    return {name: _values(program, name, codes[name]) for name in names}
-
-
-def _native(program: Program, codes: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Level:
-    """The compiled C keeps the last iteration only, and no coupling."""
-    last = {name.partition("[")[0]: name for name in names}
-    return {last[name]: _values(program, name, found) for name, found in codes.items() if name in last}
+def _values(codes: NDArray[Any], fmt: FixedFormat) -> Values:
+    return codes.reshape(len(codes), -1) * fmt.step
 
 
 class TensorRecorder(Handler):
-    """A point handler that keeps every computed tensor, in the device's order, and changes nothing itself."""
+    """A point handler that keeps every computed tensor, in the device's order, and leaves changes to ``inner``."""
 
-    def __init__(self, names: Sequence[str], inner: Handler | None) -> None:
-        self.names, self.inner = frozenset(names), inner
+    def __init__(self, names: Container[str], inner: Handler) -> None:
+        self.names, self.inner = names, inner
         self.kept: dict[str, Tensor] = {}
 
     def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
-        if self.inner is not None:
-            value = self.inner.tap(key, spec, value, iteration)
+        value = self.inner.tap(key, spec, value, iteration)
         each = f"{key}[{iteration}]"
         name = each if each in self.names else key
         if spec.storage is Storage.RAM and name in self.names:
@@ -232,13 +207,13 @@ class TensorRecorder(Handler):
         return value
 
     def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
-        return softmax(logits, dim) if self.inner is None else self.inner.softmax(key, logits, dim, iteration)
+        return self.inner.softmax(key, logits, dim, iteration)
 
     def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
-        return squash(capsules, dim) if self.inner is None else self.inner.squash(key, capsules, dim, iteration)
+        return self.inner.squash(key, capsules, dim, iteration)
 
 
-def _follow(model: CapsNet, images: NDArray[np.uint8], names: Sequence[str], inner: Handler | None) -> Level:
+def _follow(model: CapsNet, images: NDArray[np.uint8], names: Container[str], inner: Handler) -> Level:
     recorder = TensorRecorder(names, inner)
     model.eval()
     with torch.no_grad(), model.handle(recorder):
@@ -247,25 +222,21 @@ def _follow(model: CapsNet, images: NDArray[np.uint8], names: Sequence[str], inn
 
 
 def _compare(
-    program: Program, levels: tuple[LevelName, LevelName], first: Level, second: Level, names: Sequence[str]
+    formats: Mapping[str, FixedFormat], levels: tuple[LevelName, LevelName], first: Level, second: Level
 ) -> Comparison:
     rows = []
-    for name in names:
+    for name, fmt in formats.items():
         if name in first and name in second:
             a, b = first[name], second[name]
             gap = np.abs(a - b)
             noise, signal = float((gap**2).sum()), float((a**2).sum())
             ratio = 10 * float(np.log10(signal / noise)) if noise and signal else None
             largest = float(gap.max())
-            steps = largest / _format(program, name).step
-            rows.append(Parting(name, int((gap > 0).sum()), gap.size, largest, steps, ratio))
+            rows.append(Parting(name, int((gap > 0).sum()), gap.size, largest, largest / fmt.step, ratio))
     parted = next((row for row in rows if row.differing), None)
     return Comparison((str(levels[0]), str(levels[1])), parted, tuple(rows))
 
 
-def _saturated(program: Program, name: str, codes: Mapping[str, NDArray[Any]]) -> float:
-    fmt, found = _format(program, name), codes[name]
-    ends = found == fmt.max_code
-    if fmt.signed:
-        ends |= found == fmt.min_code
-    return float(ends.mean())
+def _saturated(codes: NDArray[Any], fmt: FixedFormat) -> float:
+    """Fraction of the codes at an end of their range; 0 is no end of an unsigned one."""
+    return float(((codes == fmt.max_code) | (fmt.signed & (codes == fmt.min_code))).mean())
