@@ -13,9 +13,10 @@ from caplet import api
 from caplet.data import Splits
 from caplet.errors import ArtefactError
 from caplet.jobs.report import write_report
+from caplet.report.cards import card
 from caplet.report.content import Table
 from caplet.runs.folder import RUNNING
-from caplet.runs.records import read_run
+from caplet.runs.records import RunRecords, read_run
 from conftest import MEASURE, Page, look_up, read_page
 
 
@@ -247,3 +248,13 @@ def test_a_browser_shows_it(run: Path, trained: Path, tmp_path: Path, chromium: 
     assert wide <= width
     assert pictures >= 8
     assert broken == 0
+
+
+def test_numbers_of_a_finetuned_float_model_name_their_record() -> None:
+    test = {"correct": 9, "n": 10, "percent": 90.0, "low": 59.6, "high": 98.2}
+    pair = {"n": 10, "n10": 1, "n01": 0, "loss": 10.0, "low": -9.0, "high": 29.0, "p_value": 1.0}
+    metrics = {"test": test, "paired": pair, "float": {"test": test}, "finetune": {"steps": 4, "history": []}}
+    found = card(RunRecords("tuned", {"metrics.json": metrics, "settings.json": {"job": "finetune"}}))
+    assert found is not None
+    sources = [fact.number.source for fact in found.facts]
+    assert sources == ["metrics.json:float.test.percent", "metrics.json:test.percent", "metrics.json:paired.loss"]

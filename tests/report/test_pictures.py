@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from caplet.report.charts import Labels, Series, chart
+from caplet.report.charts import Series, chart
 from caplet.report.noise import sensitivity_pictures
 from caplet.report.pruning import pruning_curves, remaining_units
 from caplet.report.training import learning_curves
@@ -83,6 +83,6 @@ def test_sensitivity_pictures() -> None:
 
 def test_a_legend_that_is_too_long_is_wrapped() -> None:
     series = [Series(f"a rather long name {index}", ((0.0, 1.0), (1.0, 2.0)), "s0") for index in range(4)]
-    one, four = (chart(Labels("t", "x", "y"), lines) for lines in (series[:1], series))
+    one, four = (chart("t", ("x", "y"), lines) for lines in (series[:1], series))
     assert four.height > one.height
     assert all(float(element.get("x", "0")) < four.width for element in four.root.iter("text"))

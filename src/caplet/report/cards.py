@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from caplet.report.content import Number
-from caplet.runs.records import SEARCH, VERIFIED, RunKind, RunRecords
+from caplet.runs.folder import METRICS
+from caplet.runs.records import DETAILS, SEARCH, VERIFIED, RunKind, RunRecords
 
 
-@dataclass(frozen=True)
-class Fact:
+class Fact(NamedTuple):
     """A large figure: its name, the number, and a line below it."""
 
     name: str
@@ -17,8 +17,7 @@ class Fact:
     note: str
 
 
-@dataclass(frozen=True)
-class LimitRow:
+class LimitRow(NamedTuple):
     """Something that was asked for. ``met`` is None if the run has no record to tell."""
 
     name: str
@@ -27,8 +26,7 @@ class LimitRow:
     met: bool | None
 
 
-@dataclass(frozen=True)
-class ModelRow:
+class ModelRow(NamedTuple):
     """A row of the table of models: name, accuracy with interval, loss, bytes, reductions."""
 
     name: str
@@ -79,40 +77,54 @@ def bytes_text(count: float) -> str:
     return f"{count / 1e3:.1f} KB" if count >= 1e3 else f"{count:,.0f} bytes"
 
 
-def _bytes(count: float, source: str = "") -> Number:
-    return Number(bytes_text(count), count, source)
+def _at(run: RunRecords, path: str, file: str = METRICS) -> Any:
+    """What stands at a path of a record, such as ``models.0.test``."""
+    value = run.files[file]
+    for key in path.split("."):
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return value
+
+
+def _number(run: RunRecords, path: str, text: Callable[[Any], str], file: str = METRICS) -> Number:
+    """The number at a path of a record, shown as ``text`` of it."""
+    value = _at(run, path, file)
+    return Number(text(value), value, f"{file}:{path}")
+
+
+_PERCENT = "{:.2f} %".format
 
 
 def _interval(accuracy: dict[str, Any]) -> str:
-    return f"{accuracy['low']:.2f} to {accuracy['high']:.2f} %"
+    return f"{accuracy['low']:.2f} to {accuracy['high']:.2f}"
 
 
-def _percent(accuracy: dict[str, Any], source: str) -> Number:
-    return Number(f"{accuracy['percent']:.2f} %", accuracy["percent"], source)
+def _accuracy(run: RunRecords, name: str, path: str) -> Fact:
+    found = _at(run, path)
+    return Fact(name, _number(run, f"{path}.percent", _PERCENT), f"{_interval(found)} %, n = {found['n']:,}")
 
 
-def _accuracy(name: str, accuracy: dict[str, Any], source: str) -> Fact:
-    return Fact(name, _percent(accuracy, source), f"{_interval(accuracy)}, n = {accuracy['n']:,}")
-
-
-def _loss(pair: dict[str, Any], source: str) -> Fact:
-    return Fact(
-        "Loss on the test split",
-        Number(f"{pair['loss']:+.2f} pp", pair["loss"], source),
+def _compared(run: RunRecords, accuracies: dict[str, str], paired: str) -> list[Fact]:
+    """Accuracies, name -> path, and the loss from the first to the last."""
+    pair = _at(run, paired)
+    note = (
         f"paired: {pair['low']:+.2f} to {pair['high']:+.2f}, {pair['n10']} lost, {pair['n01']} won,"
-        f" p = {pair['p_value']:.2g}",
+        f" p = {pair['p_value']:.2g}"
     )
+    loss = Fact("Loss on the test split", _number(run, f"{paired}.loss", "{:+.2f} pp".format), note)
+    return [*(_accuracy(run, name, path) for name, path in accuracies.items()), loss]
 
 
-def _file(model: dict[str, Any], at: str, note: str) -> Fact:
-    return Fact("File", _bytes(model["file_bytes"], f"{at}.file_bytes"), f"{model['file']}; {note}")
+def _of_images(test: dict[str, Any]) -> str:
+    return f"{test['percent']:.2f} % of {test['n']:,} test images"
 
 
-def _difference(pair: dict[str, Any]) -> str:
-    word = "less" if pair["loss"] >= 0 else "more"
+def _against_float(model: dict[str, Any]) -> str:
+    """The end of a headline: accuracy and difference."""
+    pair = model["paired"]
     return (
-        f"{abs(pair['loss']):.2f} percentage points {word} than the float network (95 % interval of the difference:"
-        f" {pair['low']:+.2f} to {pair['high']:+.2f})"
+        f"classifies {_of_images(model['test'])} correctly: {abs(pair['loss']):.2f} percentage points"
+        f" {'less' if pair['loss'] >= 0 else 'more'} than the float network (95 % interval of the difference:"
+        f" {pair['low']:+.2f} to {pair['high']:+.2f})."
     )
 
 
@@ -123,31 +135,26 @@ def _limits_status(met: bool) -> str:
 def _quantized(run: RunRecords) -> Card:
     """The card of a quantization: float against integers, limits, every model, engines."""
     metrics = run.metrics
-    model, float_, at = metrics["models"][0], metrics["float"], "metrics.json:models.0"
+    model, weights = metrics["models"][0], metrics["float"]["weight_bytes"]
     headline = (
         f"As integers the network takes {bytes_text(model['file_bytes'])},"
-        f" {float_['weight_bytes'] / model['file_bytes']:.1f} times less than its float weights, and classifies"
-        f" {model['test']['percent']:.2f} % of {model['test']['n']:,} test images correctly:"
-        f" {_difference(model['paired'])}."
+        f" {weights / model['file_bytes']:.1f} times less than its float weights, and {_against_float(model)}"
     )
-    facts = [
-        _accuracy("Float accuracy", float_["test"], "metrics.json:float.test.percent"),
-        _accuracy("Integer accuracy", model["test"], f"{at}.test.percent"),
-        _loss(model["paired"], f"{at}.paired.loss"),
-        _file(model, at, f"float weights {bytes_text(float_['weight_bytes'])}"),
-    ]
+    facts = _compared(run, {"Float accuracy": "float.test", "Integer accuracy": "models.0.test"}, "models.0.paired")
+    note = f"{model['file']}; float weights {bytes_text(weights)}"
+    facts.append(Fact("File", _number(run, "models.0.file_bytes", bytes_text), note))
     if run.details is not None:
-        plans, source = run.details["memory"], f"details.json:models.{model['role']}.memory.fast.bytes"
-        note = f"arena, all votes stored; {bytes_text(plans['small']['bytes'])} with votes recomputed"
-        facts.append(Fact("Peak RAM", _bytes(plans["fast"]["bytes"], source), note))
+        note = f"arena, all votes stored; {bytes_text(run.details['memory']['small']['bytes'])} with votes recomputed"
+        path = f"models.{model['role']}.memory.fast.bytes"
+        facts.append(Fact("Peak RAM", _number(run, path, bytes_text, DETAILS), note))
     return Card(
         metrics["met"],
         _limits_status(metrics["met"]),
         headline,
         tuple(facts),
         tuple(_quantize_limits(run)),
-        tuple(_models(metrics)),
-        tuple(_exact(run)),
+        tuple(_models(run)),
+        () if verified_reason(run) else tuple(map(_engine, run.files[VERIFIED]["engines"])),
         tuple(_quantize_notes(metrics)),
     )
 
@@ -189,46 +196,29 @@ def _quantize_limits(run: RunRecords) -> Iterator[LimitRow]:
         ("RAM, all votes stored", ram, None if run.details is None else run.details["memory"]["fast"]["bytes"]),
     ):
         if asked is not None:
-            number = Number("not recorded", float("nan")) if taken is None else _bytes(taken)
+            number = Number("not recorded", float("nan")) if taken is None else Number(bytes_text(taken), taken)
             yield LimitRow(name, f"at most {bytes_text(asked)}", number, None if taken is None else taken <= asked)
 
 
-def _models(metrics: dict[str, Any]) -> Iterator[ModelRow]:
-    before, once = metrics["float"], Number("1x", 1.0)
-    yield ModelRow(
-        "float",
-        _percent(before["test"], "metrics.json:float.test.percent"),
-        _interval(before["test"]).removesuffix(" %"),
-        None,
-        _bytes(before["weight_bytes"], "metrics.json:float.weight_bytes"),
-        once,
-        once,
-    )
-    for index, model in enumerate(metrics["models"]):
-        pair, at = model["paired"], f"metrics.json:models.{index}"
-        reductions = (
-            Number(f"{model[name]:.1f}x", model[name], f"{at}.{name}")
-            for name in ("weight_reduction", "activation_reduction")
-        )
+def _models(run: RunRecords) -> Iterator[ModelRow]:
+    once = Number("1x", 1.0)
+    test, size = _number(run, "float.test.percent", _PERCENT), _number(run, "float.weight_bytes", bytes_text)
+    yield ModelRow("float", test, _interval(_at(run, "float.test")), None, size, once, once)
+    for index, model in enumerate(run.metrics["models"]):
+        pair, at = model["paired"], f"models.{index}"
+        interval = f" [{pair['low']:+.2f}, {pair['high']:+.2f}]"
         yield ModelRow(
             f"integers ({model['role']})",
-            _percent(model["test"], f"{at}.test.percent"),
-            _interval(model["test"]).removesuffix(" %"),
-            Number(f"{pair['loss']:+.2f} [{pair['low']:+.2f}, {pair['high']:+.2f}]", pair["loss"], f"{at}.paired.loss"),
-            _bytes(model["file_bytes"], f"{at}.file_bytes"),
-            *reductions,
+            _number(run, f"{at}.test.percent", _PERCENT),
+            _interval(model["test"]),
+            _number(run, f"{at}.paired.loss", ("{:+.2f}" + interval).format),
+            _number(run, f"{at}.file_bytes", bytes_text),
+            *(_number(run, f"{at}.{name}_reduction", "{:.1f}x".format) for name in ("weight", "activation")),
         )
 
 
-def _exact(run: RunRecords) -> Iterator[tuple[str, bool]]:
-    """One sentence for each engine that `caplet verify` compared, as long as it was with this very model."""
-    if verified_reason(run) is None:
-        for engine in run.files[VERIFIED]["engines"]:
-            yield _engine_text(engine), not engine["differing"]
-
-
-def _engine_text(engine: dict[str, Any]) -> str:
-    """What one engine computed, in a sentence."""
+def _engine(engine: dict[str, Any]) -> tuple[str, bool]:
+    """What one engine that `caplet verify` compared computed, in a sentence, and whether it was the same integers."""
     codes, device = engine["codes"], engine["device"]
     text = (
         f"{engine['target']}: {codes - engine['differing']:,} of {codes:,} codes of {engine['images']:,} images equal"
@@ -236,7 +226,7 @@ def _engine_text(engine: dict[str, Any]) -> str:
     )
     if device is not None:
         text += f"; {bytes_text(device['flash_bytes'])} of flash, {bytes_text(device['ram_bytes'])} of RAM"
-    return text
+    return text, not engine["differing"]
 
 
 def verified_reason(run: RunRecords) -> str | None:
@@ -251,22 +241,20 @@ def verified_reason(run: RunRecords) -> str | None:
 
 def _trained(run: RunRecords) -> Card:
     """The card of a training run."""
-    metrics, test = run.metrics, run.metrics["test"]
-    parameters, speed = metrics["parameters"], f"{metrics['images_per_second']:,.0f} images/s"
+    metrics = run.metrics
+    size = f"{bytes_text(4 * metrics['parameters'])} in 32-bit float"
     best = f"accuracy {100 * max(row['calibration_accuracy'] for row in metrics['history']):.2f} %"
-
-    def fact(name: str, text: str, key: str, note: str) -> Fact:
-        return Fact(name, Number(text, metrics[key], f"metrics.json:{key}"), note)
-
     headline = (
-        f"Recipe {metrics['recipe']} on {metrics['data']}: {test['percent']:.2f} % of {test['n']:,} test images are"
+        f"Recipe {metrics['recipe']} on {metrics['data']}: {_of_images(metrics['test'])} are"
         f" classified correctly after {metrics['epochs']} epochs."
     )
+    epochs = _number(run, "epochs", str)
+    minutes = _number(run, "seconds", lambda seconds: f"{seconds / 60:.1f} min")
     facts = (
-        _accuracy("Test accuracy", test, "metrics.json:test.percent"),
-        fact("Parameters", f"{parameters:,}", "parameters", f"{bytes_text(4 * parameters)} in 32-bit float"),
-        fact("Epochs", f"{metrics['epochs']}", "epochs", f"kept: epoch {metrics['epoch']}; best calibration {best}"),
-        fact("Training time", f"{metrics['seconds'] / 60:.1f} min", "seconds", speed),
+        _accuracy(run, "Test accuracy", "test"),
+        Fact("Parameters", _number(run, "parameters", "{:,}".format), size),
+        Fact("Epochs", epochs, f"kept: epoch {metrics['epoch']}; best calibration {best}"),
+        Fact("Training time", minutes, f"{metrics['images_per_second']:,.0f} images/s"),
     )
     return Card(None, "Trained", headline, facts)
 
@@ -274,29 +262,19 @@ def _trained(run: RunRecords) -> Card:
 def _compressed(run: RunRecords) -> Card:
     """The card of a compression: float against integers, and every limit."""
     metrics = run.metrics
-    before, after, found = metrics["float"], metrics["compressed"], metrics["limits"]
+    before, after = metrics["float"], metrics["compressed"]
     headline = (
         f"The network takes {bytes_text(after['file_bytes'])}, {after['times_smaller']:.1f} times less than its float"
-        f" parameters, needs {100 * after['macs_kept']:.3g} % of the multiply-accumulates, and classifies"
-        f" {after['test']['percent']:.2f} % of {after['test']['n']:,} test images correctly:"
-        f" {_difference(after['paired'])}."
+        f" parameters, needs {100 * after['macs_kept']:.3g} % of the multiply-accumulates, and {_against_float(after)}"
     )
-    facts = (
-        _accuracy("Float accuracy", before["test"], "metrics.json:float.test.percent"),
-        _accuracy("Compressed accuracy", after["test"], "metrics.json:compressed.test.percent"),
-        _loss(after["paired"], "metrics.json:compressed.paired.loss"),
-        _file(after, "metrics.json:compressed", f"float parameters {bytes_text(before['bytes'])}"),
-        Fact(
-            "Flash of the firmware",
-            _bytes(found["flash"]["found"], "metrics.json:limits.flash.found"),
-            "packed constants, and room for code",
-        ),
-        Fact(
-            "RAM",
-            _bytes(found["ram"]["found"], "metrics.json:limits.ram.found"),
-            f"the arena; {found['macs']['found']:,} multiply-accumulates",
-        ),
-    )
+    names = {"Float accuracy": "float.test", "Compressed accuracy": "compressed.test"}
+    facts = _compared(run, names, "compressed.paired")
+    for name, path, note in (
+        ("File", "compressed.file_bytes", f"{after['file']}; float parameters {bytes_text(before['bytes'])}"),
+        ("Flash of the firmware", "limits.flash.found", "packed constants, and room for code"),
+        ("RAM", "limits.ram.found", f"the arena; {metrics['limits']['macs']['found']:,} multiply-accumulates"),
+    ):
+        facts.append(Fact(name, _number(run, path, bytes_text), note))
     notes = [
         f"The limits were checked on {before['calibration']['n']:,} calibration images, cut from the training split. No"
         " decision looked at the test split.",
@@ -310,42 +288,38 @@ def _compressed(run: RunRecords) -> Card:
         metrics["met"],
         _limits_status(metrics["met"]),
         headline,
-        facts,
-        tuple(_compress_limits(metrics)),
-        exact=tuple((_engine_text(engine), not engine["differing"]) for engine in metrics["verified"]),
+        tuple(facts),
+        tuple(_compress_limits(run)),
+        exact=tuple(map(_engine, metrics["verified"])),
         notes=tuple(notes),
     )
 
 
-def _compress_limits(metrics: dict[str, Any]) -> Iterator[LimitRow]:
+def _compress_limits(run: RunRecords) -> Iterator[LimitRow]:
     for name, title, asked_text, found_text in (
-        ("max_drop", "Loss on calibration images", lambda x: f"{x:g} pp", lambda x: f"{x:+.2f} pp"),
+        ("max_drop", "Loss on calibration images", "{:g} pp".format, "{:+.2f} pp".format),
         ("flash", "Flash", bytes_text, bytes_text),
         ("ram", "RAM", bytes_text, bytes_text),
         ("macs", "Multiply-accumulates", "{:,}".format, "{:,}".format),
     ):
-        asked, found = metrics["limits"][name]["asked"], metrics["limits"][name]["found"]
+        asked = run.metrics["limits"][name]["asked"]
         if asked is not None:
-            number = Number(found_text(found), found, f"metrics.json:limits.{name}.found")
-            yield LimitRow(title, f"at most {asked_text(asked)}", number, name not in metrics["missed"])
+            found = _number(run, f"limits.{name}.found", found_text)
+            yield LimitRow(title, f"at most {asked_text(asked)}", found, name not in run.metrics["missed"])
 
 
 def _pruned(run: RunRecords) -> Card:
     """The card of a pruning run: what remains, and how well it does."""
     metrics = run.metrics
-    before, after, macs = metrics["original"], metrics["pruned"], metrics["macs_kept"]
+    macs = _number(run, "macs_kept", lambda fraction: f"{100 * fraction:.1f} %")
     parameters = f"{100 * metrics['parameters_kept']:.1f} % of the parameters"
     headline = (
-        f"{100 * macs:.1f} % of the multiply-accumulates and {parameters} remain; the pruned network classifies"
-        f" {after['test']['percent']:.2f} % of {after['test']['n']:,} test images correctly, the one before"
-        f" {before['test']['percent']:.2f} %."
+        f"{macs.text} of the multiply-accumulates and {parameters} remain; the pruned network classifies"
+        f" {_of_images(metrics['pruned']['test'])} correctly, the one before"
+        f" {metrics['original']['test']['percent']:.2f} %."
     )
-    facts = (
-        _accuracy("Accuracy before", before["test"], "metrics.json:original.test.percent"),
-        _accuracy("Accuracy pruned", after["test"], "metrics.json:pruned.test.percent"),
-        _loss(metrics["paired"], "metrics.json:paired.loss"),
-        Fact("Multiply-accumulates", Number(f"{100 * macs:.1f} %", macs, "metrics.json:macs_kept"), parameters),
-    )
+    names = {"Accuracy before": "original.test", "Accuracy pruned": "pruned.test"}
+    facts = (*_compared(run, names, "paired"), Fact("Multiply-accumulates", macs, parameters))
     return Card(metrics["met"], "Target met" if metrics["met"] else "Target not met", headline, facts)
 
 
@@ -353,22 +327,18 @@ def _finetuned(run: RunRecords) -> Card:
     """The card of a fine-tuning run, in float or under a plan."""
     metrics = run.metrics
     integers = "models" in metrics
-    model, what = (metrics["models"][0], "integers") if integers else (metrics, "float")
-    at = "metrics.json:models.0" if integers else "metrics.json"
-    before, after = metrics["float"]["test"], model["test"]
+    what, at = ("integers", "models.0.") if integers else ("float", "")
     headline = (
-        f"After {metrics['finetune']['steps']:,} steps of fine-tuning the network classifies {after['percent']:.2f} %"
-        f" of {after['n']:,} test images correctly ({what}), the float network that it started from"
-        f" {before['percent']:.2f} %."
+        f"After {metrics['finetune']['steps']:,} steps of fine-tuning the network classifies"
+        f" {_of_images(_at(run, f'{at}test'))} correctly ({what}), the float network that it started from"
+        f" {metrics['float']['test']['percent']:.2f} %."
     )
-    facts = [
-        _accuracy("Accuracy before, float", before, "metrics.json:float.test.percent"),
-        _accuracy(f"Accuracy after, {what}", after, f"{at}.test.percent"),
-        _loss(model["paired"], f"{at}.paired.loss"),
-    ]
+    names = {"Accuracy before, float": "float.test", f"Accuracy after, {what}": f"{at}test"}
+    facts = _compared(run, names, f"{at}paired")
     if integers:
+        model = metrics["models"][0]
         note = f"weights {model['weight_reduction']:.1f}x, activations {model['activation_reduction']:.1f}x smaller"
-        facts.append(Fact("File", _bytes(model["file_bytes"], f"{at}.file_bytes"), note))
+        facts.append(Fact("File", _number(run, "models.0.file_bytes", bytes_text), note))
     notes = tuple(f"Alarm during training: {alarm}" for alarm in metrics.get("alarms", ()))
     return Card(None, "Fine-tuned", headline, tuple(facts), notes=notes)
 

@@ -1,7 +1,7 @@
 """Charts of lines and points, and heat maps, drawn from plain numbers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from caplet.report.svg import FONT, Axis, Canvas, short, spanning, text_width
 
@@ -12,15 +12,10 @@ STYLES = ("s0", "s1", "s3", "s4", "s2")
 """Styles of up to five series; the last one is grey."""
 
 
-@dataclass(frozen=True)
-class Dot:
-    """A marked point.
+class Dot(NamedTuple):
+    """A marked point, with classes of the style sheet (``"s0 hollow"``) and what is shown on hovering.
 
-    Attributes:
-        x, y: its numbers.
-        style: classes of the style sheet, e.g. ``"s0 hollow"``.
-        tip: shown on hovering.
-        below: its y is off the chart, far below: drawn at the lower edge as a triangle.
+    ``below``: its y is off the chart, far below: drawn at the lower edge as a triangle.
     """
 
     x: float
@@ -30,8 +25,7 @@ class Dot:
     below: bool = False
 
 
-@dataclass(frozen=True)
-class Series:
+class Series(NamedTuple):
     """A line through points, with its name in the legend."""
 
     name: str
@@ -39,8 +33,7 @@ class Series:
     style: str
 
 
-@dataclass(frozen=True)
-class Level:
+class Level(NamedTuple):
     """A line across the chart at one y (``across``) or one x, with a word."""
 
     at: float
@@ -48,17 +41,9 @@ class Level:
     across: bool = True
 
 
-@dataclass(frozen=True)
-class Labels:
-    """The words of a chart: what it shows, and its axes."""
-
-    title: str
-    x: str
-    y: str
-
-
 def chart(
-    labels: Labels,
+    title: str,
+    axes: tuple[str, str],
     series: Sequence[Series] = (),
     dots: Sequence[Dot] = (),
     levels: Sequence[Level] = (),
@@ -70,6 +55,7 @@ def chart(
     """A picture of lines, points and levels.
 
     Args:
+        axes: the words at x and y.
         legend: (style, word) of dots; series name themselves.
         log_x: the horizontal axis is logarithmic; all x are above 0.
         whole_x: ticks at whole numbers only.
@@ -77,7 +63,7 @@ def chart(
     words = _wrap([(line.style, line.name) for line in series] + list(legend))
     top = _TOP + 1.3 * _LINE * max(len(words) - 1, 0)
     floor = top + HEIGHT - _TOP - _BOTTOM
-    canvas = Canvas(WIDTH, floor + _BOTTOM, labels.title, fit=True)
+    canvas = Canvas(WIDTH, floor + _BOTTOM, title, fit=True)
     right = WIDTH - _RIGHT - max((text_width(level.text) + 4 for level in levels if level.across), default=0.0)
     xs = [x for line in series for x, _ in line.points] + [dot.x for dot in dots]
     ys = [y for line in series for _, y in line.points] + [dot.y for dot in dots if not dot.below]
@@ -86,7 +72,7 @@ def chart(
     x, y = spanning(xs, _LEFT, right), spanning(ys, floor, top)
     if log_x:
         x = Axis(min(xs) / 1.1, max(xs) * 1.1, _LEFT, right, log=True)
-    _frame(canvas, x, y, labels, whole_x)
+    _frame(canvas, x, y, axes, whole_x)
     _levels(canvas, x, y, levels)
     for line in series:
         canvas.path([(x.at(a), y.at(b)) for a, b in line.points], f"line {line.style}")
@@ -123,7 +109,7 @@ def _wrap(entries: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
     return rows
 
 
-def _frame(canvas: Canvas, x: Axis, y: Axis, labels: Labels, whole_x: bool) -> None:
+def _frame(canvas: Canvas, x: Axis, y: Axis, axes: tuple[str, str], whole_x: bool) -> None:
     floor, top = y.start, y.end
     for tick in y.ticks():
         canvas.line(x.start, y.at(tick), x.end, y.at(tick), "grid")
@@ -137,8 +123,8 @@ def _frame(canvas: Canvas, x: Axis, y: Axis, labels: Labels, whole_x: bool) -> N
         canvas.text(x.at(tick), floor + 17, word, "tick", anchor="middle")
         last = x.at(tick) + text_width(word) / 2
     canvas.line(x.start, floor, x.end, floor, "axis")
-    canvas.text((x.start + x.end) / 2, floor + 36, labels.x, anchor="middle")
-    canvas.text(14, (top + floor) / 2, labels.y, anchor="middle", turn=-90)
+    canvas.text((x.start + x.end) / 2, floor + 36, axes[0], anchor="middle")
+    canvas.text(14, (top + floor) / 2, axes[1], anchor="middle", turn=-90)
 
 
 def _levels(canvas: Canvas, x: Axis, y: Axis, levels: Sequence[Level]) -> None:
@@ -158,8 +144,7 @@ def _levels(canvas: Canvas, x: Axis, y: Axis, levels: Sequence[Level]) -> None:
             canvas.text(place, (y.end + y.start) / 2, level.text, "remark", anchor=anchor)
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """One cell of a heat map: its text, its colour from 0 to 1, what hovering shows, an optional style class."""
 
     text: str
@@ -212,8 +197,7 @@ def heat_map(
     return canvas
 
 
-@dataclass(frozen=True)
-class RangeBar:
+class RangeBar(NamedTuple):
     """A horizontal bar from 0 to ``value`` with a whisker from ``low`` to ``high``."""
 
     name: str

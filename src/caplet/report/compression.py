@@ -3,7 +3,7 @@
 from typing import Any
 
 from caplet.report.cards import bytes_text
-from caplet.report.charts import Dot, Labels, Level, Series, chart
+from caplet.report.charts import Dot, Level, Series, chart
 from caplet.report.content import Cell, Figure, Section, Table
 from caplet.runs.records import RunRecords
 
@@ -15,18 +15,17 @@ _SIDES = {"float": "float, PyTorch", "pruned": "pruned float, PyTorch", "integer
 def tradeoff(run: RunRecords) -> Section | str:
     """Accuracy against multiply-accumulates and against width, with the pair that was chosen."""
     found = run.metrics["choice"]
-    curve, widths = found["curve"], found["widths"]
-    chosen, width = found["pruned"], found["width"]
+    curve, widths, chosen, width = (found[name] for name in ("curve", "widths", "pruned", "width"))
     accepted = [Level(run.metrics["limits"]["max_drop"]["asked"], "accepted")]
     pruning = chart(
-        Labels("Loss of accuracy by what pruning leaves", "multiply-accumulates remaining (%)", "loss (points)"),
+        *("Loss of accuracy by what pruning leaves", ("multiply-accumulates remaining (%)", "loss (points)")),
         [Series("pruned", tuple(sorted((100 * point["macs_kept"], point["drop"]) for point in curve)), "s0")],
         [Dot(100 * chosen["macs_kept"], chosen["drop"], "s1", "chosen")],
         accepted,
         legend=(("s1", "chosen"),),
     )
     narrowing = chart(
-        Labels("Loss of accuracy by width", "bits everywhere", "loss (points)"),
+        *("Loss of accuracy by width", ("bits everywhere", "loss (points)")),
         [Series("quantized", tuple(sorted((point["bits"], point["drop"]) for point in widths)), "s0")],
         [Dot(width["bits"], width["drop"], "s1", "chosen")],
         accepted,
@@ -76,17 +75,25 @@ def pairs(run: RunRecords) -> Section | str:
     shown = [pair for pair in estimated if pair["drop"] <= most]
     dots = []
     for pair in shown:
-        about = f"{100 * pair['macs_kept']:.3g} % of the multiply-accumulates, {pair['bits']} bits"
-        tip = f"estimated: {about}: {bytes_text(pair['flash'])}, {pair['drop']:+.2f} points"
+        tip = f"estimated: {100 * pair['macs_kept']:.3g} % of the multiply-accumulates, {pair['bits']} bits"
+        tip += f": {bytes_text(pair['flash'])}, {pair['drop']:+.2f} points"
         dots.append(Dot(pair["flash"], pair["drop"], "s0 hollow", tip))
-    for each in sorted(made, key=lambda each: each["folder"] == result):  # the result on top
-        values = each["values"]
-        tip = f"{each['folder']}: {bytes_text(values['flash'])}, {values['max_drop']:+.2f} points, {_outcome(each)}"
-        dots.append(Dot(values["flash"], values["max_drop"], "s1" if each["folder"] == result else "s0", tip))
+    lines = []
+    for each in made:
+        values, final = each["values"], each["folder"] == result
+        outcome = f"misses {', '.join(each['missed'])}" if each["missed"] else "within all limits"
+        loss, flash_text = f"{values['max_drop']:+.2f}", bytes_text(values["flash"])
+        sizes = flash_text, bytes_text(values["ram"]), f"{values['macs']:,}"
+        lines.append((each["folder"], loss, *sizes, outcome + (": the result" if final else "")))
+        tip = f"{each['folder']}: {flash_text}, {loss} points, {outcome}"
+        dots.append(Dot(values["flash"], values["max_drop"], "s1" if final else "s0", tip))
+    dots.sort(key=lambda dot: dot.style == "s1")  # the result on top
+    heads = ("stage", "loss (points)", "flash", "RAM", "multiply-accumulates", "")
     levels = [Level(accepted, "accepted")]
     levels += [] if flash is None else [Level(flash, "flash limit", across=False)]
     picture = chart(
-        Labels("Loss by bytes of flash", "flash (bytes)", "loss (points)"),
+        "Loss by bytes of flash",
+        ("flash (bytes)", "loss (points)"),
         dots=dots,
         levels=levels,
         legend=(("s0 hollow", "estimated"), ("s0", "made"), ("s1", "the result")),
@@ -109,27 +116,7 @@ def pairs(run: RunRecords) -> Section | str:
     table = Table("pairs", ("kind", "folder", "macs_kept", "bits", "flash", "ram", "loss_points"), tuple(rows))
     text = f"{len(estimated)} pairs were estimated; these networks were made and measured as integers."
     figure = Figure("Flash against loss", caption, (picture,), table)
-    return Section("Networks that were made", text, (figure,), grid=_made(made, result))
-
-
-def _outcome(made: dict[str, Any]) -> str:
-    return f"misses {', '.join(made['missed'])}" if made["missed"] else "within all limits"
-
-
-def _made(made: list[dict[str, Any]], result: str) -> Table:
-    """Every network that was pruned and quantized, in the order in which they were made."""
-    rows = tuple(
-        (
-            each["folder"],
-            f"{each['values']['max_drop']:+.2f}",
-            bytes_text(each["values"]["flash"]),
-            bytes_text(each["values"]["ram"]),
-            f"{each['values']['macs']:,}",
-            _outcome(each) + (": the result" if each["folder"] == result else ""),
-        )
-        for each in made
-    )
-    return Table("networks", ("stage", "loss (points)", "flash", "RAM", "multiply-accumulates", ""), rows)
+    return Section("Networks that were made", text, (figure,), grid=Table("networks", heads, tuple(lines)))
 
 
 def speed(run: RunRecords) -> Section | str:

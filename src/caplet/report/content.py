@@ -3,21 +3,19 @@
 import base64
 import csv
 import io
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 from caplet.report.svg import Canvas
 
 Cell = str | int | float | bool | None
 
 
-@dataclass(frozen=True)
-class Number:
+class Number(NamedTuple):
     """A number as people read it, its exact value, and where in the run's records it stands.
 
-    Attributes:
-        text: as shown.
-        value: as recorded.
-        source: file and path, e.g. ``metrics.json:models.0.test.percent``; empty for what was computed from records.
+    ``source`` is file and path, e.g. ``metrics.json:models.0.test.percent``; empty for what was computed from records.
     """
 
     text: str
@@ -27,17 +25,16 @@ class Number:
 
 @dataclass(frozen=True)
 class Table:
-    """The numbers of a figure.
-
-    Attributes:
-        name: of the file to download, without suffix.
-        columns: headings.
-        rows: each as long as ``columns``.
-    """
+    """The numbers of a figure: the name of the file to download, without suffix, headings, and rows as long as them."""
 
     name: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+
+    @classmethod
+    def of(cls, name: str, columns: tuple[str, ...], records: Iterable[Mapping[str, Any]]) -> Self:
+        """The columns of some records; what a record does not have stays empty."""
+        return cls(name, columns, tuple(tuple(record.get(column) for column in columns) for record in records))
 
     def csv(self) -> str:
         """The table as CSV text, RFC 4180, with headings.
@@ -58,34 +55,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with its numbers.
-
-    Attributes:
-        title: above it.
-        caption: below it: how to read it.
-        pictures: one or more, side by side where there is room.
-        table: its numbers.
-    """
+    """One or more pictures, side by side where there is room, under a title; how to read them; their numbers."""
 
     title: str
     caption: str
     pictures: tuple[Canvas, ...]
     table: Table
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """A small image with a few words.
-
-    Attributes:
-        png: base64 of a PNG file.
-        lines: below it.
-        kind: ``lost``, ``won`` or ``other``.
-    """
-
-    png: str
-    lines: tuple[str, ...]
-    kind: str
 
 
 @dataclass(frozen=True)
@@ -96,7 +71,8 @@ class Section:
         title: its heading.
         text: one or more sentences.
         figures: in order.
-        thumbnails: a grid of images.
+        thumbnails: a grid of small images: ``png`` (base64), ``lines`` below it, ``kind`` (``lost``, ``won`` or
+            ``other``).
         rows: name and value of single facts, as a two-column table.
         grid: a table that is shown, and can be downloaded.
         table: numbers of the thumbnails, to download.
@@ -106,7 +82,7 @@ class Section:
     title: str
     text: str
     figures: tuple[Figure, ...] = ()
-    thumbnails: tuple[Thumbnail, ...] = ()
+    thumbnails: tuple[Mapping[str, Any], ...] = ()
     rows: tuple[tuple[str, str], ...] = ()
     grid: Table | None = None
     table: Table | None = None

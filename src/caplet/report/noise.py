@@ -34,7 +34,6 @@ def sensitivity(run: RunRecords) -> Section | str:
 def _figures(rows: list[dict[str, Any]]) -> tuple[Figure, Figure]:
     points = list(dict.fromkeys(row["point"] for row in rows))
     widths = sorted({row["bits"] for row in rows})
-    table = _table(rows)
     tiles = {}
     for row in rows:
         ratio = row["output_sqnr"]["mean"]
@@ -52,31 +51,22 @@ def _figures(rows: list[dict[str, Any]]) -> tuple[Figure, Figure]:
             "One tensor at a time is rounded to the width, everything else stays float. The stronger the colour, the"
             " more the output suffers.",
             (heat_map("dB by point and width", points, [f"{w} bits" for w in widths], tiles, cell=(58.0, 22.0)),),
-            Table("sensitivity-sqnr", *_part(table, ("output_sqnr",))),
+            _table("sensitivity-sqnr", rows, ("output_sqnr",)),
         ),
         Figure(
             f"Change of the loss at {width} bits",
             "Bars are means over draws of calibration images, whiskers go from the smallest to the largest draw.",
             (bars(f"Change of the loss at {width} bits", f"change of the margin loss at {width} bits", entries),),
-            table,
+            _table("sensitivity", rows, _FIGURES),
         ),
     )
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
-    columns = ["point", "bits", "n"]
-    columns += [f"{figure}_{part}" for figure in _FIGURES for part in ("mean", "low", "high")]
-    lines = tuple(
-        (row["point"], row["bits"], row["n"], *(row[f][part] for f in _FIGURES for part in ("mean", "low", "high")))
-        for row in rows
-    )
-    return Table("sensitivity", tuple(columns), lines)
-
-
-def _part(table: Table, figures: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
-    """The columns of some figures only."""
-    kept = [i for i, name in enumerate(table.columns) if i < 3 or name.rpartition("_")[0] in figures]
-    return tuple(table.columns[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in table.rows)
+def _table(name: str, rows: list[dict[str, Any]], figures: tuple[str, ...]) -> Table:
+    """Mean, lowest and highest draw of some figures by point and width."""
+    columns = [(figure, part) for figure in figures for part in ("mean", "low", "high")]
+    lines = tuple((row["point"], row["bits"], row["n"], *(row[f][part] for f, part in columns)) for row in rows)
+    return Table(name, ("point", "bits", "n", *(f"{figure}_{part}" for figure, part in columns)), lines)
 
 
 def noise(run: RunRecords) -> Section | str:
@@ -89,8 +79,7 @@ def noise(run: RunRecords) -> Section | str:
     rows = record["noise"]
     if not rows:
         return f"Noise by point: {TRACE} has none; `caplet trace` with the level float makes it."
-    columns = ("tensor", "sqnr", "saturated", "elements")
-    table = Table("noise", columns, tuple(tuple(row[name] for name in columns) for row in rows))
+    table = Table.of("noise", ("tensor", "sqnr", "saturated", "elements"), rows)
     ratio = [RangeBar(row["tensor"], row["sqnr"], row["sqnr"], row["sqnr"]) for row in rows if row["sqnr"] is not None]
     saturated = [RangeBar(row["tensor"], *3 * (100 * row["saturated"],), "s1") for row in rows]
     pictures = (bars("Signal-to-noise ratio", "dB against the float model", ratio),) if ratio else ()

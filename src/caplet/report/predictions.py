@@ -1,10 +1,12 @@
 """Predictions on the test split: confusion before and after, and the images whose prediction changed."""
 
 import math
+from collections import Counter
+from itertools import product
 from typing import Any
 
 from caplet.report.charts import Tile, heat_map
-from caplet.report.content import Cell, Figure, Section, Table, Thumbnail
+from caplet.report.content import Figure, Section, Table
 from caplet.report.svg import Canvas
 from caplet.runs.records import FLIPS, PREDICTIONS, RunRecords
 
@@ -25,23 +27,21 @@ def confusion(run: RunRecords) -> Section | str:
     classes: list[str] = record["classes"]
     if len(classes) > MOST_CLASSES:
         return f"Confusion: {len(classes)} classes are too many to draw (at most {MOST_CLASSES})."
-    role = run.role
-    before = _count(record["labels"], record["float"], len(classes))
-    after = _count(record["labels"], record["models"][role], len(classes))
-    rows: list[tuple[Cell, ...]] = [
-        (classes[label], classes[answer], before[label][answer], after[label][answer])
-        for label in range(len(classes))
-        for answer in range(len(classes))
-    ]
+    before, after = (
+        Counter(zip(record["labels"], answers, strict=True))
+        for answers in (record["float"], record["models"][run.role])
+    )
+    pairs = product(range(len(classes)), repeat=2)
+    rows = tuple((classes[i], classes[j], before[i, j], after[i, j]) for i, j in pairs)
     pictures = tuple(_matrix(title, counts, classes) for title, counts in (("float", before), ("integers", after)))
     figure = Figure(
         "Float (left) and integers (right)",
         "Rows are true classes, columns predictions, numbers test images. Correct predictions are green, wrong ones"
         " orange; the stronger, the larger their fraction of the row.",
         pictures,
-        Table("confusion", ("label", "answer", "float", "integers"), tuple(rows)),
+        Table("confusion", ("label", "answer", "float", "integers"), rows),
     )
-    changes = [(after[i][i] - before[i][i], name) for i, name in enumerate(classes)]
+    changes = [(after[i, i] - before[i, i], name) for i, name in enumerate(classes)]
     worst, best = min(changes), max(changes)
     text = f"Of {len(record['labels']):,} test images."
     if worst[0] < 0:
@@ -51,23 +51,15 @@ def confusion(run: RunRecords) -> Section | str:
     return Section("Confusion before and after", text, (figure,))
 
 
-def _count(labels: list[int], answers: list[int], classes: int) -> list[list[int]]:
-    counts = [[0] * classes for _ in range(classes)]
-    for label, answer in zip(labels, answers, strict=True):
-        counts[label][answer] += 1
-    return counts
-
-
-def _matrix(title: str, counts: list[list[int]], classes: list[str]) -> Canvas:
+def _matrix(title: str, counts: Counter[tuple[int, int]], classes: list[str]) -> Canvas:
+    """The confusion matrix of ``counts`` by (true class, prediction)."""
     tiles = {}
-    for i, row in enumerate(counts):
-        for j, count in enumerate(row):
-            mix = math.sqrt(count / sum(row)) if count else 0.0
-            style = "tile right" if i == j else "tile wrong"
-            tiles[i, j] = Tile(
-                str(count) if count else "", mix, f"{classes[i]} predicted as {classes[j]}: {count}", style
-            )
-    widest = max(len(str(count)) for row in counts for count in row)
+    for i, j in product(range(len(classes)), repeat=2):
+        count = counts[i, j]
+        mix = math.sqrt(count / sum(counts[i, k] for k in range(len(classes)))) if count else 0.0
+        tip = f"{classes[i]} predicted as {classes[j]}: {count}"
+        tiles[i, j] = Tile(str(count) if count else "", mix, tip, "tile right" if i == j else "tile wrong")
+    widest = max(len(str(count)) for count in counts.values())
     return heat_map(f"Confusion, {title}", classes, classes, tiles, cell=(max(26.0, 8.0 * widest + 8), 26.0))
 
 
@@ -87,18 +79,13 @@ def changed(run: RunRecords) -> Section | str:
     if len(record["shown"]) < total:
         text += f" {len(record['shown'])} of them are shown."
     thumbnails = tuple(_thumbnail(shown, classes) for shown in record["shown"])
-    return Section("Changed predictions", text, thumbnails=thumbnails, table=_changed_table(answers, record["role"]))
+    columns = enumerate(zip(answers["labels"], answers["float"], answers["models"][record["role"]], strict=True))
+    rows = tuple((at, *(classes[c] for c in triple)) for at, triple in columns if triple[1] != triple[2])
+    table = Table("changed-answers", ("position", "label", "float", "integers"), rows)
+    return Section("Changed predictions", text, thumbnails=thumbnails, table=table)
 
 
-def _changed_table(answers: dict[str, Any], role: str) -> Table:
-    """Every image whose prediction differs, by its position in the test split."""
-    classes = answers["classes"]
-    columns = zip(answers["labels"], answers["float"], answers["models"][role], strict=True)
-    rows = tuple((at, *(classes[c] for c in triple)) for at, triple in enumerate(columns) if triple[1] != triple[2])
-    return Table("changed-answers", ("position", "label", "float", "integers"), rows)
-
-
-def _thumbnail(shown: dict[str, Any], classes: list[str]) -> Thumbnail:
-    named = {word: classes[shown[key]] for word, key in (("is", "label"), ("float", "float"), ("integers", "integers"))}
-    lines = (*(f"{word} {name}" for word, name in named.items()), f"no. {shown['id']:,}")
-    return Thumbnail(shown["png"], lines, shown["kind"])
+def _thumbnail(shown: dict[str, Any], classes: list[str]) -> dict[str, Any]:
+    names = [classes[shown[key]] for key in ("label", "float", "integers")]
+    lines = (f"is {names[0]}", f"float {names[1]}", f"integers {names[2]}", f"no. {shown['id']:,}")
+    return {"png": shown["png"], "kind": shown["kind"], "lines": lines}

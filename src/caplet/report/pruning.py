@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from caplet.report.charts import STYLES, Dot, Labels, Level, Series, Tile, chart, heat_map
+from caplet.report.charts import STYLES, Dot, Level, Series, Tile, chart, heat_map
 from caplet.report.content import Figure, Section, Table
 from caplet.report.svg import Canvas, picture_file
 from caplet.runs.records import KEPT, RunRecords
@@ -31,42 +31,44 @@ def pruning_curves(record: dict[str, Any], title: str) -> bytes:
             )
             for name, line in record["scores"].items()
         ]
-        labels = Labels("Accuracy by what remains", label, "correct (%)")
-        pictures.append(chart(labels, series, levels=[Level(100 * record["reference"], "unpruned")]))
+        levels = [Level(100 * record["reference"], "unpruned")]
+        pictures.append(chart("Accuracy by what remains", (label, "correct (%)"), series, levels=levels))
     return picture_file(title, pictures, columns=2)
 
 
 def remaining_units(kept: dict[str, Any], title: str) -> bytes:
     """The maps of ``kept.json``, the units that remain after pruning, as an SVG file."""
-    return picture_file(title, [*_strips(kept), *_vote_maps(kept)])
+    return picture_file(title, _maps(kept))
 
 
 def rounds(run: RunRecords) -> Section | str:
     """Accuracy on the calibration split by round: after surgery, refitted, and fine-tuned."""
     found = run.metrics["rounds"]
     numbers = [row["round"] for row in found]
-    cut = [row.get("calibration_cut", row["calibration_before"])["percent"] for row in found]  # older: not refitted
-    refitted = [row["calibration_before"]["percent"] for row in found]
-    tuned = [row["calibration"]["percent"] for row in found]
-    states = (("after surgery", cut, "s2"), ("refitted", refitted, "s1"), ("fine-tuned", tuned, "s0"))
-    picture = chart(
-        Labels("Calibration accuracy by round", "round", "correct (%)"),
-        [Series(name, tuple(zip(numbers, values, strict=True)), style) for name, values, style in states],
-        [
-            Dot(number, value, style, f"round {number}, {name}: {value:.2f} %")
-            for name, values, style in states
-            for number, value in zip(numbers, values, strict=True)
-        ],
-        whole_x=True,
-    )
+    accuracies = {
+        "after surgery": [row.get("calibration_cut", row["calibration_before"]) for row in found],  # none in older runs
+        "refitted": [row["calibration_before"] for row in found],
+        "fine-tuned": [row["calibration"] for row in found],
+    }
+    lines = [
+        Series(name, tuple((number, each["percent"]) for number, each in zip(numbers, values, strict=True)), style)
+        for (name, values), style in zip(accuracies.items(), ("s2", "s1", "s0"), strict=True)
+    ]
+    dots = [
+        Dot(number, value, line.style, f"round {number}, {line.name}: {value:.2f} %")
+        for line in lines
+        for number, value in line.points
+    ]
+    picture = chart("Calibration accuracy by round", ("round", "correct (%)"), lines, dots, whole_x=True)
     rows = tuple(
         (
-            *accuracies,
+            row["round"],
+            *(line.points[index][1] for line in lines),
             sum(layer["macs"]["total"] for layer in row["cost"]["layers"]),
             sum(layer["parameters"] for layer in row["cost"]["layers"]),
             row["seconds"],
         )
-        for row, *accuracies in zip(found, numbers, cut, refitted, tuned, strict=True)
+        for index, row in enumerate(found)
     )
     columns = ("round", "surgery", "refitted", "fine_tuned", "macs", "parameters", "seconds")
     caption = "Every round removes units by their score, refits the weights that remain, then fine-tunes."
@@ -86,24 +88,21 @@ def remaining(run: RunRecords) -> Section | str:
     figure = Figure(
         "Units, and voting capsules by type and position",
         "Dark: remains. Light: removed. Colours between: some of the units that share the cell remain.",
-        (*_strips(kept), *_vote_maps(kept)),
+        tuple(_maps(kept)),
         Table("survivors", ("layer", "type", "positions_left", "positions"), rows),
     )
     return Section("What remains", f"{sizes}.", (figure,))
 
 
-def _strips(kept: dict[str, Any]) -> list[Canvas]:
-    """One row of cells for each group of channels, types or dimensions."""
+def _maps(kept: dict[str, Any]) -> list[Canvas]:
+    """A row of cells for each group of channels, types or dimensions; types by positions of the capsules that vote."""
     strips = {
         name: [int(unit in set(row["kept"])) for unit in range(row["of"])]
         for name, row in kept["spaces"].items()
         if row["kind"] != "capsules"
     }
-    return [_map([row], ("", f"{name}: {sum(row)} of {len(row)} remain")) for name, row in strips.items()]
-
-
-def _vote_maps(kept: dict[str, Any]) -> list[Canvas]:
-    return [_map(types, ("type", f"{layer}: position")) for layer, types in kept["votes"].items()]
+    maps = [_map([row], ("", f"{name}: {sum(row)} of {len(row)} remain")) for name, row in strips.items()]
+    return maps + [_map(types, ("type", f"{layer}: position")) for layer, types in kept["votes"].items()]
 
 
 def _map(table: list[list[int]], corner: tuple[str, str]) -> Canvas:
@@ -140,7 +139,7 @@ def activity(run: RunRecords) -> Section | str:
                 series.append(Series(f"{name}, mean {found['mean']:.3f}", points, style))
                 lines += [(layer, name, percent, value) for percent, value in points]
         title = f"Entropy of the couplings of {layer}"
-        pictures.append(chart(Labels(title, "input capsules (%), by entropy", "entropy"), series))
+        pictures.append(chart(title, ("input capsules (%), by entropy", "entropy"), series))
     figure = Figure(
         "Coupling entropy",
         "1: a capsule votes for all outputs alike; 0: for one. By layer that routes more than once.",

@@ -3,7 +3,7 @@
 from typing import Any
 
 from caplet.report.cards import bytes_text
-from caplet.report.charts import Dot, Labels, Level, chart
+from caplet.report.charts import Dot, Level, chart
 from caplet.report.content import Figure, Section, Table
 from caplet.report.svg import Canvas, short
 from caplet.runs.records import SEARCH, RunRecords
@@ -28,39 +28,29 @@ def search(run: RunRecords) -> Section | str:
     floor = reference["correct"] - _LOWEST * room
     dots = []
     for number, step in enumerate(steps, start=1):
-        style = "good" if step["accepted"] else "bad hollow"
-        outcome = "accepted" if step["accepted"] else "rejected"
+        style, outcome = ("good", "accepted") if step["accepted"] else ("bad hollow", "rejected")
         tip = f"{number}. step {step['step']}, {step['about']}: {step['correct']:,} of {n:,} correct, {outcome}"
         dots.append(Dot(number, 100 * step["correct"] / n, style, tip, below=step["correct"] < floor))
-    levels = [
-        Level(100 * reference["correct"] / n, "float"),
-        Level(100 * record["needed"] / n, "needed"),
-    ]
+    levels = [Level(100 * reference["correct"] / n, "float"), Level(100 * record["needed"] / n, "needed")]
     below = sum(dot.below for dot in dots)
     caption = f"Each mark is one plan, measured on {n:,} calibration images."
     if below:
         caption += f" {below} that lose far more lie at the lower edge as triangles."
     picture = chart(
-        Labels("Accuracy of every evaluation of the search", "evaluation", "correct (%)"),
+        "Accuracy of every evaluation of the search",
+        ("evaluation", "correct (%)"),
         dots=dots,
         levels=levels,
         legend=(("good", "accepted"), ("bad hollow", "rejected")),
         whole_x=True,
     )
-    columns = ("step", "about", "correct", "needed", "accepted", "cost")
-    table = Table(
-        "search",
-        ("evaluation", *columns),
-        tuple((number, *(step[name] for name in columns)) for number, step in enumerate(steps, start=1)),
-    )
-    effort = run.metrics["search"]
+    columns = ("evaluation", "step", "about", "correct", "needed", "accepted", "cost")
+    table = Table.of("search", columns, ({**step, "evaluation": number} for number, step in enumerate(steps, start=1)))
+    effort, accepted = run.metrics["search"], sum(step["accepted"] for step in steps)
     rows = (
         ("Method", run.metrics["method"]),
         ("Stopped because", run.metrics["reason"]),
-        (
-            "Evaluations",
-            f"{effort['probes']:,}, {sum(step['accepted'] for step in steps):,} of {len(steps):,} steps accepted",
-        ),
+        ("Evaluations", f"{effort['probes']:,}, {accepted:,} of {len(steps):,} steps accepted"),
         ("Effort", f"{effort['full_passes']:.1f} full passes over the calibration images, {effort['seconds']:,.0f} s"),
         ("Rounding", run.metrics["rounding"]),
     )
@@ -81,7 +71,7 @@ def front(run: RunRecords) -> Section | str:
     drawn = [point for point in points if point["loss"] <= most] or points
     pictures = tuple(_scatter(drawn, chosen, tolerance, key, words) for key, words in _AXES)
     columns = ("weight_bytes", "activation_bytes", "ram_bytes", "loss", "weight_reduction", "activation_reduction")
-    table = Table("front", columns, tuple(tuple(point[name] for name in columns) for point in points))
+    table = Table.of("front", columns, points)
     caption = (
         "Each mark is a measured plan that no other one beats in weights, activations, RAM and accuracy together. The"
         " filled one was chosen by the search."
@@ -93,13 +83,18 @@ def front(run: RunRecords) -> Section | str:
 
 
 def _scatter(points: list[dict[str, Any]], chosen: Any, tolerance: float, key: str, words: str) -> Canvas:
-    dots = []
-    for point in sorted(points, key=lambda point: _picked(point, chosen)):  # the chosen one on top
-        picked = _picked(point, chosen)
-        tip = f"{bytes_text(point[key])}, {short(point['loss'])} pp"
-        dots.append(Dot(point[key], point["loss"], "s1 chosen" if picked else "s0 hollow", tip))
+    dots = [
+        Dot(
+            point[key],
+            point["loss"],
+            "s1 chosen" if _picked(point, chosen) else "s0 hollow",
+            f"{bytes_text(point[key])}, {short(point['loss'])} pp",
+        )
+        for point in sorted(points, key=lambda point: _picked(point, chosen))  # the chosen one on top
+    ]
     return chart(
-        Labels(f"Loss by {words}", words, "loss (pp)"),
+        f"Loss by {words}",
+        (words, "loss (pp)"),
         dots=dots,
         levels=[Level(tolerance, "tolerance")],
         legend=(("s0 hollow", "plan"), ("s1 chosen", "chosen")),

@@ -28,12 +28,12 @@ def widths(run: RunRecords) -> Section | str:
     most = max(_FULL, *(row["bits"] for row in tensors))
     tiles = {}
     for row in tensors:
-        layer, _, _ = row["point"].rpartition(".")
         shape = "x".join(map(str, row["shape"]))
         tip = f"{row['point']}: {row['format']}, {shape} in {row['storage']}, {row['bytes']:,} bytes packed"
-        tiles[layers.index(layer), roles.index(row["role"])] = Tile(str(row["bits"]), row["bits"] / most, tip)
+        at = layers.index(row["point"].rpartition(".")[0]), roles.index(row["role"])
+        tiles[at] = Tile(str(row["bits"]), row["bits"] / most, tip)
     columns = ("point", "role", "storage", "format", "bits", "elements", "bytes")
-    table = Table("widths", columns, tuple(tuple(row[name] for name in columns) for row in tensors))
+    table = Table.of("widths", columns, tensors)
     figure = Figure(
         "Bits of every tensor",
         "Rows are layers, columns are what a tensor is for. Weights, biases, scales and offsets are packed in flash;"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from caplet.report.charts import Dot, Labels, Level, Series, chart
+from caplet.report.charts import Dot, Level, Series, chart
 from caplet.report.content import Figure, Section, Table
 from caplet.report.svg import Canvas, picture_file
 from caplet.runs.records import RunRecords
@@ -38,7 +38,7 @@ def _epochs(metrics: dict[str, Any]) -> Section | str:
         "Loss and accuracy",
         "Training figures are running means over the epoch; calibration images are never trained on.",
         _charts(history, epoch),
-        Table("learning-curves", names, tuple(tuple(row.get(name) for name in names) for row in history)),
+        Table.of("learning-curves", names, history),
     )
     return Section("Learning curves", f"{len(history)} epochs; the weights of epoch {epoch} were kept.", (figure,))
 
@@ -46,17 +46,16 @@ def _epochs(metrics: dict[str, Any]) -> Section | str:
 def _charts(history: list[dict[str, Any]], kept: int | None) -> tuple[Canvas, Canvas]:
     levels = [] if kept is None else [Level(kept, "kept", across=False)]
 
-    def drawn(labels: Labels, names: tuple[str, str], scale: float) -> Canvas:
+    def drawn(title: str, unit: str, name: str, scale: float) -> Canvas:
         lines = (
-            (word, style, tuple((row["epoch"], scale * row[name]) for row in history if name in row))
-            for word, style, name in zip(("training", "calibration"), ("s0", "s1"), names, strict=True)
+            Series(word, tuple((row["epoch"], scale * row[key]) for row in history if key in row), style)
+            for word, style, key in (("training", "s0", name), ("calibration", "s1", f"calibration_{name}"))
         )
-        series = [Series(word, points, style) for word, style, points in lines if points]
-        return chart(labels, series, levels=levels, whole_x=True)
+        return chart(title, ("epoch", unit), [line for line in lines if line.points], levels=levels, whole_x=True)
 
     return (
-        drawn(Labels("Loss by epoch", "epoch", "loss per image"), ("loss", "calibration_loss"), 1.0),
-        drawn(Labels("Accuracy by epoch", "epoch", "correct (%)"), ("accuracy", "calibration_accuracy"), 100.0),
+        drawn("Loss by epoch", "loss per image", "loss", 1.0),
+        drawn("Accuracy by epoch", "correct (%)", "accuracy", 100.0),
     )
 
 
@@ -77,20 +76,26 @@ def by_step(run: RunRecords) -> Section | str:
     ]
 
     def lines(at: int) -> list[Series]:
-        found = [tuple((point[1], point[at]) for point in points if point[0] == row["round"]) for row in rounds]
-        named = ["training" if len(rounds) == 1 else f"training {row['round']}" for row in rounds]
-        return [Series(word, line, "s0") for word, line in zip(named, found, strict=True) if line]
+        many = len(rounds) > 1
+        found = {
+            n: tuple((point[1], point[at]) for point in points if point[0] == n)
+            for n in (row["round"] for row in rounds)
+        }
+        return [Series(f"training {n}" if many else "training", line, "s0") for n, line in found.items() if line]
 
     evaluated = [
         Dot(step, percent, "s1", f"round {index}, calibration: {percent:.2f} %") for index, step, percent in epochs
     ]
-    labels = Labels("Loss by step", "step", "loss of one batch"), Labels("Accuracy by step", "step", "correct (%)")
     figure = Figure(
         "Loss and accuracy of fine-tuning",
         "Every point of a line is one batch; dots are all calibration images, which are never trained on.",
         (
-            chart(labels[0], lines(2), whole_x=True),
-            chart(labels[1], lines(3), evaluated, legend=(("s1", "calibration"),), whole_x=True),
+            chart("Loss by step", ("step", "loss of one batch"), lines(2), whole_x=True),
+            chart(
+                *("Accuracy by step", ("step", "correct (%)"), lines(3), evaluated),
+                legend=(("s1", "calibration"),),
+                whole_x=True,
+            ),
         ),
         Table("fine-tuning", ("round", "step", "loss", "accuracy_percent"), tuple(points)),
     )
