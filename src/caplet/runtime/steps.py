@@ -9,7 +9,7 @@ import numpy as np
 from caplet.program.arena import MemoryMap, plan_memory
 from caplet.program.c.describe import Descriptions, fixed
 from caplet.program.c.sources import constants
-from caplet.program.c.structure import Array, Ref, Struct
+from caplet.program.c.structure import Array, Ref, Struct, Value
 from caplet.program.op import Op
 from caplet.program.ops import Conv2d, Convolution, ConvVotes, DenseVotes, Routing
 from caplet.program.program import Program
@@ -134,7 +134,7 @@ class StepBuilder:
             fit = max(4, _PATCH_BYTES // (patch * matrix.itemsize) // 4 * 4)
             positions = min(-(-cells // 4) * 4, fit)
             self._shared(positions * (patch * matrix.itemsize + 16 * 4))
-        fields: dict[str, int | Ref | Struct] = {"conv": conv, "patch": patch, "positions": positions, "method": method}
+        fields: dict[str, Value] = {"conv": conv, "patch": patch, "positions": positions, "method": method}
         return Struct("caplet_host_conv", {**fields, "weights": self._array(matrix), "start": self._array(start)})
 
     def _array(self, values: np.ndarray) -> Ref:

@@ -3,7 +3,7 @@
 The same descriptors become C text in an exported model and memory in the host runtime.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,10 +15,9 @@ from caplet.fixed.rounding import Rounding, noise_keys
 from caplet.fixed.softmax import sum_bits
 from caplet.program import ops
 from caplet.program.arena import filters_together, routing_rows
-from caplet.program.bounds import AccumulatorBound
-from caplet.program.c.sources import constants
-from caplet.program.c.structure import Array, Identifiers, Ref, Struct, StructArray
-from caplet.program.op import Op
+from caplet.program.c.sources import constants, structures
+from caplet.program.c.structure import Array, Identifiers, Ref, Struct, StructArray, Value
+from caplet.program.op import Op, bias_frac
 from caplet.program.program import Program
 from caplet.program.tensor import Constant, IntArray, TensorSpec, WideFormat
 from caplet.program.verify import Proof
@@ -43,7 +42,21 @@ class Descriptions:
 
     def of(self, op: Op) -> Struct:
         """The descriptor of ``op``; its constants are added to ``arrays``. Raises PlanError where C has no type."""
-        return DESCRIPTORS[type(op)](op, self)
+        kind = f"caplet_{'conv' if isinstance(op, ops.Convolution) else op.kind}_op"
+        values = DESCRIPTORS[type(op)](op, self)
+        names = (name for name, *_ in structures()[kind])
+        return Struct(kind, {name: values[name] if name in values else self._common(op, name) for name in names})
+
+    def _common(self, op: Op, field: str) -> Value:
+        """A field that means the same for every op: of the op itself, of its input, its output or its accumulator."""
+        if field == "out":
+            return self.format(op.outputs[0])
+        if field == "in_type":
+            return element_type(self.spec(op.inputs[0]))
+        if field == "wide":
+            return int(self.proof.find(op.name, "acc").bytes == 8)
+        value = getattr(op, field)
+        return self.format(value) if isinstance(value, str) else int(value)
 
     def array(self, key: str, values: np.ndarray) -> Ref:
         name = self.names.of(f"table {key}")
@@ -75,23 +88,18 @@ class Descriptions:
         )
 
     def accumulator(
-        self,
-        op: Op,
-        bound: AccumulatorBound,
-        product_frac: int,
-        bias: Constant | None,
-        channel_shifts: IntArray | None = None,
+        self, op: Op, product_frac: int, bias: Constant | None, shifts: IntArray | None = None, what: str = "acc"
     ) -> Struct:
-        shifts = Ref()
-        if channel_shifts is not None:
-            shifts = self.array(f"{op.name}/channel_shifts", channel_shifts.astype(np.int8))
+        """The accumulator ``what`` of ``op``. shifts: exponents of the output channels."""
+        bound = self.proof.find(op.name, what)
+        place = Ref() if shifts is None else self.array(f"{op.name}/channel_shifts", shifts.astype(np.int8))
         return Struct(
             "caplet_accumulator",
             {
-                "channel_shifts": shifts,
+                "channel_shifts": place,
                 "bias": self.constant(bias),
                 "product_frac": product_frac,
-                "bias_frac": 0 if bias is None else bias.format.frac_bits,
+                "bias_frac": bias_frac(bias) or 0,
                 "wide": int(bound.bytes == 8),
                 "wide_products": int(bound.products >= 1 << 31),
             },
@@ -144,204 +152,114 @@ def _extent(constant: Constant) -> tuple[int, int]:
     return constant.format.min_code, constant.format.max_code
 
 
-DESCRIPTORS: Registry[type[Op], Callable[..., Struct]] = Registry("C descriptor of op")
-"""``(op, descriptions)`` -> the descriptor of the op."""
+DESCRIPTORS: Registry[type[Op], Callable[..., dict[str, Value]]] = Registry("C descriptor of op")
+"""``(op, descriptions)`` -> the fields of the op's structure, but those that :meth:`Descriptions.of` adds."""
 
 
 @DESCRIPTORS.of(ops.InputQuantize)
-def _input_quantize(op: ops.InputQuantize, to: Descriptions) -> Struct:
+def _input_quantize(op: ops.InputQuantize, to: Descriptions) -> dict[str, Value]:
     rows, columns, channels = to.spec(op.input).shape
-    return Struct(
-        "caplet_input_quantize_op",
-        {
-            "table": to.constant(op.table),
-            "out": to.format(op.output),
-            "pixels": rows * columns,
-            "channels": channels,
-        },
-    )
+    return {"table": to.constant(op.table), "pixels": rows * columns, "channels": channels}
 
 
 @DESCRIPTORS.of(ops.Conv2d)
 @DESCRIPTORS.of(ops.ConvVotes)
-def _convolution(op: ops.Convolution, to: Descriptions) -> Struct:
-    rows, columns, channels = to.spec(op.input).shape
-    out_rows, out_columns = op.positions(to.program.tensors)
-    out, kernel_rows, kernel_columns, depth = op.weight.shape
-    product = to.spec(op.input).format.frac_bits + op.weight.format.frac_bits
-    return Struct(
-        "caplet_conv_op",
-        {
-            "weight": to.constant(op.weight),
-            "acc": to.accumulator(op, to.proof.find(op.name, "acc"), product, op.bias, op.channel_shifts),
-            "out": to.format(op.output, op.relu, op.high) if isinstance(op, ops.Conv2d) else to.format(op.output),
-            "in_rows": rows,
-            "in_columns": columns,
-            "in_channels": channels,
-            "out_rows": out_rows,
-            "out_columns": out_columns,
-            "out_channels": out,
-            "kernel_rows": kernel_rows,
-            "kernel_columns": kernel_columns,
-            "depth": depth,
-            "types": op.in_types if isinstance(op, ops.ConvVotes) else 1,
-            "stride": op.stride,
-            "padding": op.padding,
-            "together": filters_together(op.weight),
-            "in_type": element_type(to.spec(op.input)),
-        },
-    )
+def _convolution(op: ops.Convolution, to: Descriptions) -> dict[str, Value]:
+    source = to.spec(op.input)
+    out, *kernel = op.weight.shape
+    product = source.format.frac_bits + op.weight.format.frac_bits
+    return {
+        "weight": to.constant(op.weight),
+        "acc": to.accumulator(op, product, op.bias, op.channel_shifts),
+        "out": to.format(op.output, op.relu, op.high) if isinstance(op, ops.Conv2d) else to.format(op.output),
+        **_named("in_rows in_columns in_channels", source.shape),
+        **_named("out_rows out_columns out_channels", (*op.positions(to.program.tensors), out)),
+        **_named("kernel_rows kernel_columns depth", kernel),
+        "types": op.in_types if isinstance(op, ops.ConvVotes) else 1,
+        "together": filters_together(op.weight),
+    }
 
 
 @DESCRIPTORS.of(ops.MaxPool2d)
-def _max_pool2d(op: ops.MaxPool2d, to: Descriptions) -> Struct:
-    source, target = to.spec(op.input), to.spec(op.output)
-    shift = op.shifts(to.program.tensors).out
-    assert isinstance(shift, int)
-    return Struct(
-        "caplet_max_pool2d_op",
-        {
-            "out": to.format(op.output),
-            "in_rows": source.shape[0],
-            "in_columns": source.shape[1],
-            "channels": source.shape[2],
-            "out_rows": target.shape[0],
-            "out_columns": target.shape[1],
-            "kernel": op.kernel,
-            "stride": op.stride,
-            "padding": op.padding,
-            "in_type": element_type(source),
-            "right": shift,
-            "wide": int(to.proof.find(op.name, "acc").bytes == 8),
-        },
-    )
+def _max_pool2d(op: ops.MaxPool2d, to: Descriptions) -> dict[str, Value]:
+    return {
+        **_named("in_rows in_columns channels", to.spec(op.input).shape),
+        **_named("out_rows out_columns channels", to.spec(op.output).shape),
+        "right": int(op.shifts(to.program.tensors).out),
+    }
 
 
 @DESCRIPTORS.of(ops.ChannelAffine)
-def _channel_affine(op: ops.ChannelAffine, to: Descriptions) -> Struct:
+def _channel_affine(op: ops.ChannelAffine, to: Descriptions) -> dict[str, Value]:
     source = to.spec(op.input)
     rows, columns, channels = source.shape
     product = source.format.frac_bits + op.scale.format.frac_bits
-    return Struct(
-        "caplet_channel_affine_op",
-        {
-            "scale": to.constant(op.scale),
-            "acc": to.accumulator(op, to.proof.find(op.name, "acc"), product, op.offset),
-            "out": to.format(op.output),
-            "pixels": rows * columns,
-            "channels": channels,
-            "in_type": element_type(source),
-        },
-    )
+    return {
+        "scale": to.constant(op.scale),
+        "acc": to.accumulator(op, product, op.offset),
+        "pixels": rows * columns,
+        "channels": channels,
+    }
 
 
 @DESCRIPTORS.of(ops.Squash)
-def _squash(op: ops.Squash, to: Descriptions) -> Struct:
+def _squash(op: ops.Squash, to: Descriptions) -> dict[str, Value]:
     source = to.spec(op.input)
-    return Struct(
-        "caplet_squash_op",
-        {
-            "out": to.format(op.output),
-            "count": source.elements // op.dim,
-            "dim": op.dim,
-            "in_frac": source.format.frac_bits,
-            "in_type": element_type(source),
-        },
-    )
+    return {"count": source.elements // op.dim, "in_frac": source.format.frac_bits}
 
 
 @DESCRIPTORS.of(ops.Add)
-def _add(op: ops.Add, to: Descriptions) -> Struct:
+def _add(op: ops.Add, to: Descriptions) -> dict[str, Value]:
     shifts = op.shifts(to.program.tensors)
-    return Struct(
-        "caplet_add_op",
-        {
-            "out": to.format(op.output),
-            "count": to.spec(op.output).elements,
-            "a_type": element_type(to.spec(op.a)),
-            "b_type": element_type(to.spec(op.b)),
-            "a_left": int(shifts.acc),
-            "b_left": int(shifts.bias),
-            "right": int(shifts.out),
-            "wide": int(to.proof.find(op.name, "acc").bytes == 8),
-        },
-    )
+    types = {"a_type": element_type(to.spec(op.a)), "b_type": element_type(to.spec(op.b))}
+    lefts = _named("a_left b_left right", (int(shifts.acc), int(shifts.bias), int(shifts.out)))
+    return {"count": to.spec(op.output).elements, **types, **lefts}
 
 
 @DESCRIPTORS.of(ops.DenseVotes)
-def _dense_votes(op: ops.DenseVotes, to: Descriptions) -> Struct:
+def _dense_votes(op: ops.DenseVotes, to: Descriptions) -> dict[str, Value]:
     _, in_dim, votes = op.weight.shape
     sources = []
-    for name in op.sources:
-        spec = to.spec(name)
+    for source in op.sources:
+        spec = to.spec(source)
         shape = (spec.shape[0], 1, 1) if len(spec.shape) == 2 else (*spec.shape[:2], spec.shape[2] // in_dim)
-        bound = to.proof.find(op.name, f"acc:{name}")
         product = spec.format.frac_bits + op.weight.format.frac_bits
-        fields: dict[str, int | Ref | Struct] = {
-            "acc": to.accumulator(op, bound, product, None, op.channel_shifts),
-            "rows": shape[0],
-            "columns": shape[1],
-            "types": shape[2],
-            "type": element_type(spec),
-        }
+        acc = to.accumulator(op, product, None, op.channel_shifts, f"acc:{source}")
+        fields = {"acc": acc, **_named("rows columns types", shape), "type": element_type(spec)}
         sources.append(Struct("caplet_source", fields))
     name = to.names.of(f"table {op.name}/sources")
     to.structs[name] = StructArray(name, tuple(sources))
     selected = Ref()
     if op.selected is not None:
         selected = to.array(f"{op.name}/selected", np.array(op.selected, dtype=np.uint16))
-    return Struct(
-        "caplet_dense_votes_op",
-        {
-            "sources": Ref(name),
-            "selected": selected,
-            "weight": to.constant(op.weight),
-            "out": to.format(op.output),
-            "source_count": len(sources),
-            "in_dim": in_dim,
-            "votes": votes,
-        },
-    )
+    weight = to.constant(op.weight)
+    counts = _named("source_count in_dim votes", (len(sources), in_dim, votes))
+    return {"sources": Ref(name), "selected": selected, "weight": weight, **counts}
 
 
 @DESCRIPTORS.of(ops.Routing)
-def _routing(op: ops.Routing, to: Descriptions) -> Struct:
+def _routing(op: ops.Routing, to: Descriptions) -> dict[str, Value]:
     votes = to.spec(op.votes)
-    inputs, outputs, dim = votes.shape
     product = to.spec(op.coupling).format.frac_bits + votes.format.frac_bits
     routed = op.logits is not None
-    return Struct(
-        "caplet_routing_op",
-        {
-            "acc": to.accumulator(op, to.proof.find(op.name, "acc"), product, op.bias),
-            "coupling": to.format(op.coupling),
-            # With one iteration there are no logits, and the runtime does not look at their format.
-            "logits": to.format(op.logits or op.coupling),
-            "preactivation": to.format(op.preactivation),
-            "activation": to.format(op.activation),
-            "inputs": inputs,
-            "outputs": outputs,
-            "dim": dim,
-            "types": op.types,
-            "iterations": op.iterations,
-            "rows": routing_rows(outputs),
-            "agreement_shift": op.agreement_shift(to.program.tensors) if routed else 0,
-            "agreement_wide": int(routed and to.proof.find(op.name, "agreement").bytes == 8),
-            "votes_type": element_type(votes),
-            "scale_bits": sum_bits(outputs),
-        },
-    )
+    return {
+        "acc": to.accumulator(op, product, op.bias),
+        # With one iteration there are no logits, and the runtime does not look at their format.
+        "logits": to.format(op.logits or op.coupling),
+        **_named("inputs outputs dim", votes.shape),
+        "rows": routing_rows(votes.shape[1]),
+        "agreement_shift": op.agreement_shift(to.program.tensors) if routed else 0,
+        "agreement_wide": int(routed and to.proof.find(op.name, "agreement").bytes == 8),
+        "votes_type": element_type(votes),
+        "scale_bits": sum_bits(votes.shape[1]),
+    }
 
 
 @DESCRIPTORS.of(ops.Lengths)
-def _lengths(op: ops.Lengths, to: Descriptions) -> Struct:
-    source, out = to.spec(op.input), to.spec(op.output)
-    return Struct(
-        "caplet_lengths_op",
-        {
-            "count": source.shape[0],
-            "dim": source.shape[1],
-            "in_type": element_type(source),
-            "wide": int(out.format.bits == 64),
-        },
-    )
+def _lengths(op: ops.Lengths, to: Descriptions) -> dict[str, Value]:
+    wide = int(to.spec(op.output).format.bits == 64)
+    return {**_named("count dim", to.spec(op.input).shape), "wide": wide}
+
+
+def _named(names: str, values: Iterable[int]) -> dict[str, Value]:
+    return dict(zip(names.split(), values, strict=True))

@@ -29,13 +29,17 @@ class Struct:
     """One value of a structure type of ``caplet.h``; fields in the order of the type."""
 
     type: str
-    fields: "Mapping[str, int | Ref | Struct]"
+    fields: "Mapping[str, Value]"
 
     def to_c(self, indent: str = "") -> str:
         """The C99 initialiser, with designators."""
         inner = indent + "    "
         lines = [f"{inner}.{name} = {_value(value, inner)}," for name, value in self.fields.items()]
         return "{\n" + "\n".join(lines) + f"\n{indent}}}"
+
+
+Value = int | Ref | Struct
+"""The value of a field."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +73,7 @@ class StructArray:
     items: tuple[Struct, ...]
 
 
-def _value(value: int | Ref | Struct, indent: str) -> str:
+def _value(value: Value, indent: str) -> str:
     if isinstance(value, Struct):
         return value.to_c(indent)
     if isinstance(value, Ref):
