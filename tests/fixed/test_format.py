@@ -4,7 +4,7 @@ from math import floor
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from caplet.errors import ModelError, PlanError
@@ -26,6 +26,9 @@ def test_encode_rounds_the_exact_value_once(fmt: FixedFormat, x: float, mode: Ro
 
 
 @given(FIXED, REALS, st.integers(0, 2**32 - 1))
+@example(FixedFormat(1, 0, True), -(2.0**-126), 0)  # one below the next code, but by less than float64 tells from 1
+@example(FixedFormat(8, 0, True), 2.0**-32 - 2.0**-56, 2**32 - 1)
+@example(FixedFormat(8, 0, True), -(2.0**-32 + 2.0**-55), 1)
 def test_stochastic_encode_is_floor_of_value_plus_noise(fmt: FixedFormat, x: float, noise: int) -> None:
     rounded = floor(Fraction(x) * Fraction(2) ** fmt.frac_bits + Fraction(noise, 2**32))
     expected = min(max(rounded, fmt.min_code), fmt.max_code)

@@ -52,28 +52,19 @@ class _Json:
 
 
 @dataclass(frozen=True)
-class FixedFormat(_Json):
-    """Two's complement fixed point: ``value = code * 2**-frac_bits``.
-
-    bits: 1..16, the sign included; a signed format of 1 bit holds the codes -1 and 0.
-    frac_bits: -64..64; may be negative or exceed bits.
-    Raises PlanError when a field is out of range.
-
-    >>> FixedFormat(8, 5, True).encode([-9.0, 0.1, 0.109375, 9.0])
-    array([-128,    3,    4,  127], dtype=int32)
-    """
-
-    kind: ClassVar[str] = "fixed"
+class _TwosComplement(_Json):
+    """Codes in two's complement, ``code * 2**-frac_bits`` (for a format with shifts, of a channel with shift 0)."""
 
     bits: int
     frac_bits: int
     signed: bool
 
     def __post_init__(self) -> None:
-        _require_int("FixedFormat", "bits", self.bits, 1, MAX_BITS)
-        _require_int("FixedFormat", "frac_bits", self.frac_bits, -MAX_FRAC_BITS, MAX_FRAC_BITS)
+        owner = type(self).__name__
+        _require_int(owner, "bits", self.bits, 1, MAX_BITS)
+        _require_int(owner, "frac_bits", self.frac_bits, -MAX_FRAC_BITS, MAX_FRAC_BITS)
         if not isinstance(self.signed, bool):
-            raise PlanError(f"FixedFormat: signed is {self.signed!r}; the rule is true or false")
+            raise PlanError(f"{owner}: signed is {self.signed!r}; the rule is true or false")
 
     @property
     def min_code(self) -> int:
@@ -95,6 +86,21 @@ class FixedFormat(_Json):
     @property
     def max_value(self) -> float:
         return self.max_code * self.step
+
+
+@dataclass(frozen=True)
+class FixedFormat(_TwosComplement):
+    """Two's complement fixed point: ``value = code * 2**-frac_bits``.
+
+    bits: 1..16, the sign included; a signed format of 1 bit holds the codes -1 and 0.
+    frac_bits: -64..64; may be negative or exceed bits.
+    Raises PlanError when a field is out of range.
+
+    >>> FixedFormat(8, 5, True).encode([-9.0, 0.1, 0.109375, 9.0])
+    array([-128,    3,    4,  127], dtype=int32)
+    """
+
+    kind: ClassVar[str] = "fixed"
 
     def encode(self, x: Array, rounding: Rounding = Rounding.NEAREST, noise: Array = None) -> Array:
         """Real numbers -> codes: int32, x's shape and kind; values outside the range saturate, infinities too.
@@ -137,11 +143,11 @@ class FixedFormat(_Json):
         else:
             if noise is None:
                 raise PlanError("stochastic rounding: no noise was given; pass stochastic_noise(seed, key, count)")
-            # y + noise / 2**32 >= ceil boundary, compared without a rounded sum: frac(y) is exact in float64.
-            y = xp.astype(x, xp.float64) * 2.0**self.frac_bits
-            whole = xp.floor(y)
-            up = (y - whole) + xp.astype(noise, xp.float64) * 2.0**-32 >= 1.0
-            codes = xp.astype(xp.where(up, whole + 1.0, whole), x.dtype)
+            # y + noise / 2**32 >= floor(y) + 1; within the clip, the right side below is exact in float64.
+            y = xp.clip(xp.astype(x, xp.float64) * 2.0**self.frac_bits, -(2.0**17), 2.0**17)
+            above = xp.floor(y) + 1.0
+            up = y >= above - xp.astype(noise, xp.float64) * 2.0**-32
+            codes = xp.astype(xp.where(up, above, above - 1.0), x.dtype)
         return xp.clip(codes, float(self.min_code), float(self.max_code)), xp
 
 
@@ -242,7 +248,7 @@ class LogFormat(_Json):
 
 
 @dataclass(frozen=True)
-class ChannelFormat(_Json):
+class ChannelFormat(_TwosComplement):
     """Fixed point with an exponent per output channel: ``value = code * 2**-(frac_bits + shifts[channel])``.
 
     For weights: the device adds a channel's shift where it rounds that channel's sum. Codes, rounding and saturation
@@ -259,14 +265,11 @@ class ChannelFormat(_Json):
 
     kind: ClassVar[str] = "channels"
 
-    bits: int
-    frac_bits: int
-    signed: bool
     shifts: tuple[int, ...]
     axis: int
 
     def __post_init__(self) -> None:
-        _ = self.base  # checks bits, frac_bits and signed
+        super().__post_init__()
         _require_int("ChannelFormat", "axis", self.axis, 0, 7)
         if not isinstance(self.shifts, tuple) or not self.shifts:
             rule = "a list of integers, one per output channel"
@@ -278,29 +281,6 @@ class ChannelFormat(_Json):
     def base(self) -> FixedFormat:
         """The format of a channel with shift 0."""
         return FixedFormat(self.bits, self.frac_bits, self.signed)
-
-    @property
-    def min_code(self) -> int:
-        return self.base.min_code
-
-    @property
-    def max_code(self) -> int:
-        return self.base.max_code
-
-    @property
-    def step(self) -> float:
-        """The value of one code step of a channel with shift 0."""
-        return self.base.step
-
-    @property
-    def min_value(self) -> float:
-        """The smallest value of a channel with shift 0."""
-        return self.base.min_value
-
-    @property
-    def max_value(self) -> float:
-        """The largest value of a channel with shift 0."""
-        return self.base.max_value
 
     @property
     def shift_bits(self) -> int:
@@ -333,9 +313,7 @@ AnyFormat = FixedFormat | LogFormat
 """A format in which one exponent holds for a whole tensor: what tensors and constants of a Program have."""
 PlanFormat = FixedFormat | LogFormat | ChannelFormat
 """What a plan can give to a point."""
-_KINDS: dict[str, type[FixedFormat] | type[LogFormat] | type[ChannelFormat]] = {
-    kind.kind: kind for kind in (FixedFormat, LogFormat, ChannelFormat)
-}
+_KINDS: dict[str, type[PlanFormat]] = {kind.kind: kind for kind in (FixedFormat, LogFormat, ChannelFormat)}
 
 
 def format_from_json(data: object) -> PlanFormat:
