@@ -26,29 +26,19 @@
         DOT(TX, uint16_t, ACC);            \
     } while (0)
 
-#define DOT_BY_TYPES(ACC)                  \
-    do {                                   \
-        uint32_t k;                        \
-        switch (x_type) {                  \
-        case CAPLET_INT8:                  \
-            DOT_BY_WEIGHT(int8_t, ACC);    \
-        case CAPLET_UINT8:                 \
-            DOT_BY_WEIGHT(uint8_t, ACC);   \
-        case CAPLET_INT16:                 \
-            DOT_BY_WEIGHT(int16_t, ACC);   \
-        default:                           \
-            DOT_BY_WEIGHT(uint16_t, ACC);  \
-        }                                  \
-    } while (0)
+#define DOT_32(TX) DOT_BY_WEIGHT(TX, int32_t)
+#define DOT_64(TX) DOT_BY_WEIGHT(TX, int64_t)
 
 int32_t caplet_dot32(const void *x, uint8_t x_type, const void *w, uint8_t w_type, uint32_t n)
 {
-    DOT_BY_TYPES(int32_t);
+    uint32_t k;
+    CAPLET_WITH_TYPE(x_type, DOT_32)
 }
 
 int64_t caplet_dot64(const void *x, uint8_t x_type, const void *w, uint8_t w_type, uint32_t n)
 {
-    DOT_BY_TYPES(int64_t);
+    uint32_t k;
+    CAPLET_WITH_TYPE(x_type, DOT_64)
 }
 
 /* Pointers that move keep the registers of small processors free. */
@@ -85,15 +75,10 @@ uint8_t caplet_dot_four(const void *x, uint8_t x_type, const void *w, uint8_t w_
 
 void caplet_clear_sums(void *sums, uint8_t wide, uint32_t count)
 {
+    const uint32_t words = wide ? 2u * count : count;
     uint32_t j;
-    if (wide) {
-        for (j = 0; j < count; j++) {
-            ((int64_t *)sums)[j] = 0;
-        }
-    } else {
-        for (j = 0; j < count; j++) {
-            ((int32_t *)sums)[j] = 0;
-        }
+    for (j = 0; j < words; j++) {
+        ((int32_t *)sums)[j] = 0;
     }
 }
 

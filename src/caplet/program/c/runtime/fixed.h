@@ -49,38 +49,19 @@ static inline void *caplet_at_writable(void *x, uint8_t type, uint32_t index)
     return (uint8_t *)x + (size_t)index * caplet_element_bytes(type);
 }
 
+#define CAPLET_LOAD(T) return ((const T *)x)[index]
+#define CAPLET_STORE(T) ((T *)x)[index] = (T)code
+
 /* Element `index`: -32768..65535. */
 static inline int32_t caplet_load(const void *x, uint8_t type, uint32_t index)
 {
-    switch (type) {
-    case CAPLET_INT8:
-        return ((const int8_t *)x)[index];
-    case CAPLET_UINT8:
-        return ((const uint8_t *)x)[index];
-    case CAPLET_INT16:
-        return ((const int16_t *)x)[index];
-    default:
-        return ((const uint16_t *)x)[index];
-    }
+    CAPLET_WITH_TYPE(type, CAPLET_LOAD)
 }
 
 /* code: within the range of `type`. */
 static inline void caplet_store(void *x, uint8_t type, uint32_t index, int32_t code)
 {
-    switch (type) {
-    case CAPLET_INT8:
-        ((int8_t *)x)[index] = (int8_t)code;
-        break;
-    case CAPLET_UINT8:
-        ((uint8_t *)x)[index] = (uint8_t)code;
-        break;
-    case CAPLET_INT16:
-        ((int16_t *)x)[index] = (int16_t)code;
-        break;
-    default:
-        ((uint16_t *)x)[index] = (uint16_t)code;
-        break;
-    }
+    CAPLET_WITH_TYPE(type, CAPLET_STORE)
 }
 
 /* x * 2^left for 0 <= left <= 31 (62): C99 leaves the shift of negative integers undefined, so it is done unsigned. */
@@ -185,6 +166,19 @@ static inline int32_t caplet_requantize(const void *sums, uint8_t wide, uint32_t
  */
 void caplet_requantize_row(const caplet_accumulator *acc, const caplet_format *out, void *sums, uint32_t count, void *y,
                            uint32_t element);
+
+/*
+ * One axis: a window of `kernel` positions at `start` (counted from `padding` before the input of `size` positions)
+ * meets `count` positions of the input from `first` on; `skipped` of its own lie before the input.
+ */
+static inline void caplet_clip_axis(uint32_t start, uint32_t padding, uint32_t kernel, uint32_t size, uint32_t *first,
+                                    uint32_t *count, uint32_t *skipped)
+{
+    const uint32_t end = start + kernel;
+    *skipped = start < padding ? padding - start : 0u;
+    *first = start < padding ? 0u : start - padding;
+    *count = (end < padding + size ? end : padding + size) - start - *skipped;
+}
 
 /* Bits of n: 0 for 0, else the position of the highest set bit plus one. */
 uint32_t caplet_bit_length(uint64_t n);

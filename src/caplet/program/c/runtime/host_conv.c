@@ -17,6 +17,18 @@ enum { TILE = 4, BLOCK = 16, CHUNK = 2304 };
  */
 typedef void tile(const void *x, const void *w, size_t stride, size_t n, int32_t *sums);
 
+#define MULTIPLY(P, TP)                     \
+    s##P##0 += (TP)(x##P[k] * w0[k]);       \
+    s##P##1 += (TP)(x##P[k] * w1[k]);       \
+    s##P##2 += (TP)(x##P[k] * w2[k]);       \
+    s##P##3 += (TP)(x##P[k] * w3[k]);
+
+#define ADD_SUMS(P)                                  \
+    sums[P * BLOCK + 0] += s##P##0;                  \
+    sums[P * BLOCK + 1] += s##P##1;                  \
+    sums[P * BLOCK + 2] += s##P##2;                  \
+    sums[P * BLOCK + 3] += s##P##3;
+
 #define DEFINE_TILE(NAME, TX, TW, TP)                                                      \
     static void NAME(const void *x, const void *w, size_t stride, size_t n, int32_t *sums) \
     {                                                                                      \
@@ -29,42 +41,15 @@ typedef void tile(const void *x, const void *w, size_t stride, size_t n, int32_t
         const size_t end = n & ~(size_t)31;                                                \
         size_t k;                                                                          \
         for (k = 0; k < end; k++) {                                                        \
-            s00 += (TP)(x0[k] * w0[k]);                                                    \
-            s01 += (TP)(x0[k] * w1[k]);                                                    \
-            s02 += (TP)(x0[k] * w2[k]);                                                    \
-            s03 += (TP)(x0[k] * w3[k]);                                                    \
-            s10 += (TP)(x1[k] * w0[k]);                                                    \
-            s11 += (TP)(x1[k] * w1[k]);                                                    \
-            s12 += (TP)(x1[k] * w2[k]);                                                    \
-            s13 += (TP)(x1[k] * w3[k]);                                                    \
-            s20 += (TP)(x2[k] * w0[k]);                                                    \
-            s21 += (TP)(x2[k] * w1[k]);                                                    \
-            s22 += (TP)(x2[k] * w2[k]);                                                    \
-            s23 += (TP)(x2[k] * w3[k]);                                                    \
-            s30 += (TP)(x3[k] * w0[k]);                                                    \
-            s31 += (TP)(x3[k] * w1[k]);                                                    \
-            s32 += (TP)(x3[k] * w2[k]);                                                    \
-            s33 += (TP)(x3[k] * w3[k]);                                                    \
+            MULTIPLY(0, TP)                                                                \
+            MULTIPLY(1, TP)                                                                \
+            MULTIPLY(2, TP)                                                                \
+            MULTIPLY(3, TP)                                                                \
         }                                                                                  \
-        sums[0] += s00;                                                                    \
-        sums[1] += s01;                                                                    \
-        sums[2] += s02;                                                                    \
-        sums[3] += s03;                                                                    \
-        sums += BLOCK;                                                                     \
-        sums[0] += s10;                                                                    \
-        sums[1] += s11;                                                                    \
-        sums[2] += s12;                                                                    \
-        sums[3] += s13;                                                                    \
-        sums += BLOCK;                                                                     \
-        sums[0] += s20;                                                                    \
-        sums[1] += s21;                                                                    \
-        sums[2] += s22;                                                                    \
-        sums[3] += s23;                                                                    \
-        sums += BLOCK;                                                                     \
-        sums[0] += s30;                                                                    \
-        sums[1] += s31;                                                                    \
-        sums[2] += s32;                                                                    \
-        sums[3] += s33;                                                                    \
+        ADD_SUMS(0)                                                                        \
+        ADD_SUMS(1)                                                                        \
+        ADD_SUMS(2)                                                                        \
+        ADD_SUMS(3)                                                                        \
     }
 
 DEFINE_TILE(tile_bytes, uint8_t, int8_t, int16_t)
@@ -73,29 +58,25 @@ DEFINE_TILE(tile_words, int16_t, int16_t, int32_t)
 /* Copy one run of n elements of the input into a patch. */
 static void copy_run(const caplet_host_conv *op, const void *from, void *patch, uint32_t at, uint32_t n)
 {
+    const uint8_t *bytes = (const uint8_t *)from;
+    uint8_t *to = (uint8_t *)patch + at;
+    int16_t *words = (int16_t *)patch + at;
     uint32_t k;
-    if (op->method == CAPLET_WORDS) {
-        int16_t *to = (int16_t *)patch + at;
-        if (op->conv.in_type == CAPLET_INT16) {
-            memcpy(to, from, (size_t)n * sizeof *to);
-        } else if (op->conv.in_type == CAPLET_UINT8) {
-            const uint8_t *codes = (const uint8_t *)from;
-            for (k = 0; k < n; k++) {
-                to[k] = codes[k];
-            }
-        } else {
-            const int8_t *codes = (const int8_t *)from;
-            for (k = 0; k < n; k++) {
-                to[k] = codes[k];
-            }
+    if (op->method == CAPLET_WORDS && op->conv.in_type == CAPLET_INT16) {
+        memcpy(words, from, (size_t)n * sizeof *words);
+    } else if (op->method == CAPLET_WORDS && op->conv.in_type == CAPLET_UINT8) {
+        for (k = 0; k < n; k++) {
+            words[k] = bytes[k];
+        }
+    } else if (op->method == CAPLET_WORDS) {
+        for (k = 0; k < n; k++) {
+            words[k] = ((const int8_t *)from)[k];
         }
     } else if (op->method == CAPLET_BYTES) {
-        memcpy((uint8_t *)patch + at, from, n);
+        memcpy(to, from, n);
     } else {
-        const uint8_t *codes = (const uint8_t *)from;
-        uint8_t *to = (uint8_t *)patch + at;
         for (k = 0; k < n; k++) {
-            to[k] = (uint8_t)(codes[k] ^ 0x80u);
+            to[k] = (uint8_t)(bytes[k] ^ 0x80u);
         }
     }
 }

@@ -18,16 +18,6 @@ typedef struct {
     uint32_t skipped_columns;
 } overlap;
 
-/* One axis: window at `start` (with padding before the input), kernel of `kernel`, input of `size` positions. */
-static void clip_axis(uint32_t start, uint32_t padding, uint32_t kernel, uint32_t size, uint32_t *first,
-                      uint32_t *count, uint32_t *skipped)
-{
-    const uint32_t end = start + kernel; /* both count from `padding` before the input */
-    *skipped = start < padding ? padding - start : 0u;
-    *first = start < padding ? 0u : start - padding;
-    *count = (end < padding + size ? end : padding + size) - start - *skipped;
-}
-
 /*
  * Sums of products of one window and `count` filters of `size` elements each, one after the other.
  * sums: of FILTERS filters; wide_products chooses the accumulator.
@@ -86,11 +76,12 @@ static void convolve_filters(const caplet_conv_op *op, const void *x, uint32_t f
     }
     for (row = 0; row < op->out_rows; row++) {
         overlap at;
-        clip_axis(row * op->stride, op->padding, op->kernel_rows, op->in_rows, &at.row, &at.rows, &at.skipped_rows);
+        caplet_clip_axis(row * op->stride, op->padding, op->kernel_rows, op->in_rows, &at.row, &at.rows,
+                         &at.skipped_rows);
         for (column = 0; column < op->out_columns; column++) {
             int64_t sums[FILTERS];
-            clip_axis(column * op->stride, op->padding, op->kernel_columns, op->in_columns, &at.column, &at.columns,
-                      &at.skipped_columns);
+            caplet_clip_axis(column * op->stride, op->padding, op->kernel_columns, op->in_columns, &at.column,
+                             &at.columns, &at.skipped_columns);
             window_sums(op, x, first_channel, weights, filter_type, size, count, &at, sums);
             for (f = 0; f < count; f++) {
                 const uint32_t place = element + index + f;
