@@ -109,17 +109,6 @@ def test_batches_in_order_cover_the_set_once():
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x, _ in batches)
 
 
-def test_batches_shuffle_by_generator():
-    images = make()
-
-    def run(seed):
-        return torch.cat([x for x, _ in images.batches(3, generator=torch.Generator().manual_seed(seed))])
-
-    assert torch.equal(run(0), run(0))
-    assert not torch.equal(run(0), run(1))
-    assert sorted(run(0).sum((1, 2, 3)).tolist()) == sorted(to_float(images.images).sum((1, 2, 3)).tolist())
-
-
 def test_batches_of_a_bad_size():
     with pytest.raises(ConfigError, match="batch size must be at least 1, found 0"):
         next(make().batches(0))

@@ -15,7 +15,7 @@ from caplet.data.imageset import to_float
 from caplet.errors import ModelError, PlanError
 from caplet.fixed import ChannelFormat, FixedFormat, LogFormat, Rounding
 from caplet.lower import lower
-from caplet.lower.handlers import HANDLERS, handles
+from caplet.lower.handlers import HANDLERS
 from caplet.models.registry import build
 from caplet.nn.conv import OIHW, ConvReLU
 from caplet.nn.points import Handler, PointSpec, Storage
@@ -242,7 +242,7 @@ def test_an_unknown_layer_type_is_named() -> None:
 
 def test_a_second_handler_of_a_layer_type_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="ConvReLU is registered already"):
-        handles(ConvReLU)(HANDLERS[ConvReLU])
+        HANDLERS.of(ConvReLU)(HANDLERS[ConvReLU])
 
 
 @pytest.mark.parametrize(

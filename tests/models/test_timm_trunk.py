@@ -14,7 +14,7 @@ from caplet.lower import lower
 from caplet.models import timm_trunk as adapter
 from caplet.models.backbone import BackboneCaps, backbone_caps
 from caplet.models.checkpoint import load_model, save_model
-from caplet.models.importers.pretrained import load_pretrained, read_timm_trunk
+from caplet.models.importers.pretrained import load_pretrained, read_trunk
 from caplet.models.registry import build, named_model
 from caplet.models.timm_trunk import timm_trunk
 from caplet.nn.conv import Activation, ConvNorm
@@ -56,7 +56,7 @@ def last_map(model: BackboneCaps, images: Tensor) -> Tensor:
 def test_the_trunk_is_timms(name: str) -> None:
     theirs = lively(name)
     model = backbone_caps(f"timm/{name}", image=(3, 32, 32)).eval()
-    read_timm_trunk(model, theirs.state_dict(), "test")
+    read_trunk(model, theirs.state_dict(), "test")
     trunk = model.config.trunk
     assert trunk.mean is not None
     assert trunk.std is not None
@@ -173,9 +173,9 @@ def test_pretrained_files_and_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert load_pretrained(model, "timm")
     del theirs["blocks.0.0.se.conv_reduce.weight"]
     with pytest.raises(
-        ModelError, match=r"test: blocks.0.0.se.conv_reduce.weight is missing, which layer blocks_0_0.se"
+        ModelError, match=r"test: layer blocks_0_0.se needs weight, bias, but blocks.0.0.se.conv_reduce has bias"
     ):
-        read_timm_trunk(model, theirs, "test")
+        read_trunk(model, theirs, "test")
     with pytest.raises(ModelError, match="not a network of timm's"):
         load_pretrained(backbone_caps("resnet18", image=(3, 32, 32), width=0.125), "timm")
 
@@ -184,7 +184,7 @@ def test_to_integers() -> None:
     """ReLU6, depthwise convolutions and sums without ReLU, lowered with random weights: equal to fake-quant."""
     theirs = lively("mobilenetv2_035")
     model = backbone_caps("timm/mobilenetv2_035", image=(3, 32, 32), primary_types=4, class_dim=4).eval()
-    read_timm_trunk(model, theirs.state_dict(), "test")
+    read_trunk(model, theirs.state_dict(), "test")
     convs = [layer for layer in model.layers() if isinstance(layer, ConvNorm)]
     assert {layer.activation for layer in convs} == {Activation.RELU6, Activation.NONE}
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)

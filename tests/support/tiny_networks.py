@@ -219,7 +219,7 @@ def tiny(name: str) -> Tiny:
     config = CONFIGS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        model = FAMILIES[name.split("-")[0]].model(config)
+        model = FAMILIES[name.split("-")[0]](config)
         images = torch.randint(0, 256, (24, *config.image), dtype=torch.uint8)
         initialise(model, to_float(images))
         with torch.no_grad():

@@ -130,8 +130,7 @@ def to_source(decoded: DecodedTree, name: str, *, source: str, root: Path, note:
     if decoded.test_count:
         train, test = part(slice(boundary), "train"), part(slice(boundary, None), "test")
         return Source(train, test, source, root, note=note)
-    train, test, description = cut_test(part(slice(None), "all"), name)
-    return Source(train, test, source, root, test_split=description, note=note)
+    return cut_test(part(slice(None), "all"), name, source, root, note)
 
 
 _SUFFIXES = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz")

@@ -2,7 +2,6 @@
 
 import gzip
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,52 +14,43 @@ from caplet.errors import DataError
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-@dataclass(frozen=True)
-class IdxSet:
-    """A dataset in MNIST's format: name, torchvision's name (of class and folder), classes."""
+MNIST_CLASSES = tuple("0123456789")
+FASHION_CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
 
-    name: str
-    folder: str
-    classes: tuple[str, ...]
 
-    @property
-    def layout(self) -> str:
-        """The files looked for under the root."""
-        return f"{self.folder}/raw/{{{','.join(FILES)}}} (or .gz)"
+def load_idx(name: str, folder: str, classes: tuple[str, ...], request: DataRequest) -> Source:
+    """Read a dataset in MNIST's format, downloaded by torchvision if its files are missing.
 
-    def load(self, request: DataRequest) -> Source:
-        """Read the dataset, downloaded by torchvision if its files are missing.
+    Files are looked for in ``root/FOLDER/raw``, then in ``root`` itself.
 
-        Files are looked for in ``root/MNIST/raw`` (``root/FashionMNIST/raw``), then in ``root`` itself.
+    Args:
+        folder: torchvision's name of the dataset's class and folder.
 
-        Raises:
-            DataError: files are missing and not to be had, damaged, or do not belong together.
-        """
-        paths = find_or_fetch(self.name, self.layout, request, self._find, self._download)
-        train = _read_split(paths[0], paths[1], self, "train")
-        test = _read_split(paths[2], paths[3], self, "test")
-        return Source(train, test, source="IDX files", root=paths[0].parent)
+    Raises:
+        DataError: files are missing and not to be had, damaged, or do not belong together.
+    """
 
-    def _find(self, root: Path) -> list[Path] | None:
-        for folder in (root / self.folder / "raw", root):
-            found = [path for name in FILES for path in (folder / name, folder / f"{name}.gz") if is_file(path)]
+    def find(root: Path) -> list[Path] | None:
+        for place in (root / folder / "raw", root):
+            found = [path for file in FILES for path in (place / file, place / f"{file}.gz") if is_file(path)]
             names = {path.name.removesuffix(".gz"): path for path in reversed(found)}
             if len(names) == len(FILES):
-                return [names[name] for name in FILES]
+                return [names[file] for file in FILES]
         return None
 
-    def _download(self, folder: str) -> object:
+    def download(place: str) -> object:
         import torchvision.datasets
 
-        return getattr(torchvision.datasets, self.folder)(folder, train=False, download=True)
+        return getattr(torchvision.datasets, folder)(place, train=False, download=True)
 
-
-MNIST = IdxSet("mnist", "MNIST", tuple("0123456789"))
-FASHION_MNIST = IdxSet(
-    "fashion-mnist",
-    "FashionMNIST",
-    ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-)
+    layout = f"{folder}/raw/{{{','.join(FILES)}}} (or .gz)"
+    paths = find_or_fetch(name, layout, request, find, download)
+    train = _read_split(paths[0], paths[1], classes, f"{name}/train")
+    test = _read_split(paths[2], paths[3], classes, f"{name}/test")
+    return Source(train, test, source="IDX files", root=paths[0].parent)
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -93,12 +83,12 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=offset).reshape(shape).copy()
 
 
-def _read_split(images_path: Path, labels_path: Path, dataset: IdxSet, split: str) -> ImageSet:
+def _read_split(images_path: Path, labels_path: Path, classes: tuple[str, ...], name: str) -> ImageSet:
     images, labels = read_idx(images_path), read_idx(labels_path)
     if images.ndim != 3 or labels.ndim != 1:
         raise DataError(
             f"{images_path}: images must have 3 dimensions and labels 1, found {images.ndim} and {labels.ndim}: "
             "are files mixed up?"
         )
-    check_labels(labels_path, labels, len(images), range(len(dataset.classes)), images_path)
-    return ImageSet.of_arrays(images[:, None], labels, dataset.classes, f"{dataset.name}/{split}")
+    check_labels(labels_path, labels, len(images), range(len(classes)), images_path)
+    return ImageSet.of_arrays(images[:, None], labels, classes, name)

@@ -150,18 +150,11 @@ class ImageSet:
         order = torch.argsort(self.ids)
         return self.subset(order[torch.searchsorted(self.ids[order], wanted)], name=name)
 
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Go through the set once.
+    def batches(self, batch_size: int, *, device: torch.device | str | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Go through the set once, in its order.
 
         Args:
             batch_size: images per batch; the last batch may be smaller.
-            generator: shuffle with this generator; None keeps the set's order.
             device: where the batches go; None leaves them on the CPU.
 
         Yields:
@@ -172,11 +165,8 @@ class ImageSet:
         """
         if batch_size < 1:
             raise ConfigError(f"batch size must be at least 1, found {batch_size}")
-        order = None if generator is None else torch.randperm(len(self), generator=generator)
         for start in range(0, len(self), batch_size):
-            stop = start + batch_size
-            chosen: Tensor | slice = slice(start, stop) if order is None else order[start:stop]
-            images, labels = self.images[chosen], self.labels[chosen]
+            images, labels = (values[start : start + batch_size] for values in (self.images, self.labels))
             if device is not None:
                 images, labels = images.to(device), labels.to(device)
             yield to_float(images), labels

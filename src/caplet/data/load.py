@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from caplet.registry import Registry
 MAX_SIZE = 4096
 DATASETS: Registry[str, Loader] = Registry("dataset", DataError)
 """What reads the datasets known by name."""
-for _name, _load in {
+_LOADERS: dict[str, Loader] = {
     digits.NAME: digits.load_digits,
-    idx.MNIST.name: idx.MNIST.load,
-    idx.FASHION_MNIST.name: idx.FASHION_MNIST.load,
+    "mnist": partial(idx.load_idx, "mnist", "MNIST", idx.MNIST_CLASSES),
+    "fashion-mnist": partial(idx.load_idx, "fashion-mnist", "FashionMNIST", idx.FASHION_CLASSES),
     cifar10.NAME: cifar10.load_cifar10,
     svhn.NAME: svhn.load_svhn,
     tiny_imagenet.NAME: tiny_imagenet.load_tiny_imagenet,
     "folder": folder.load_folder,
-}.items():
+}
+for _name, _load in _LOADERS.items():
     DATASETS.add(_name, _load)
 
 

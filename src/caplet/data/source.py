@@ -51,21 +51,20 @@ class Source:
     note: str = ""
 
 
-def cut_test(images: ImageSet, name: str) -> tuple[ImageSet, ImageSet, str]:
-    """Make a test split for data that comes without one: 20 % of it, stratified by class, seed 0, always the same.
+def cut_test(images: ImageSet, name: str, source: str, root: Path | None = None, note: str = "") -> Source:
+    """Data that comes without a test split: 20 % of it, stratified by class, seed 0, always the same, become one.
 
-    Returns:
-        (train, test, description); the ids of both count the images of the undivided set.
+    The ids of both parts count the images of the undivided set.
 
     Raises:
         DataError: there are too few images to leave one of each class.
     """
     size = max(1, (len(images) * TEST_PERCENT + 50) // 100)
     train, test = cut(images, size, seed=TEST_SEED, rest_name=f"{name}/train", cut_name=f"{name}/test")
-    description = (
+    about = (
         f"cut by caplet: {TEST_PERCENT} % of all images, stratified by class, seed {TEST_SEED}; ids count all images"
     )
-    return train, test, description
+    return Source(train, test, source, root, about, note)
 
 
 Loader = Callable[[DataRequest], Source]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from caplet.fixed import ChannelFormat, FixedFormat, PlanFormat, Rounding, stochastic_noise
+from caplet.fixed import ChannelFormat, FixedFormat, Rounding, stochastic_noise
 from caplet.nn.points import PointSpec
 from caplet.program import Constant, Op, TensorSpec
 from caplet.quant.plan.plan import QuantPlan
@@ -40,8 +40,12 @@ class Lowering:
 
     def constant(self, key: str, value: Tensor, axes: tuple[int, ...] | None = None) -> Constant:
         """The codes of a parameter, rounded in the parameter's own order, then transposed to the device's ``axes``."""
-        fmt = self.plan.points[key]
-        codes = encode_parameter(key, value, fmt, self.plan)
+        fmt, rounding = self.plan.points[key], self.plan.rounding_of(key)
+        array = value.detach().cpu().numpy().astype(np.float32)
+        noise = None
+        if rounding is Rounding.STOCHASTIC:  # element e of the noise belongs to element e of the parameter
+            noise = np.asarray(stochastic_noise(self.plan.seed, key, array.size)).reshape(array.shape)
+        codes = np.asarray(fmt.encode(array, rounding, noise), dtype=np.int32)
         base = fmt.base if isinstance(fmt, ChannelFormat) else fmt
         return Constant(key, codes if axes is None else np.transpose(codes, axes), base)
 
@@ -49,13 +53,3 @@ class Lowering:
         """The shifts per output channel of the weight ``key``, or None where one exponent holds for all."""
         fmt = self.plan.points[key]
         return np.array(fmt.shifts, dtype=np.int32) if isinstance(fmt, ChannelFormat) else None
-
-
-def encode_parameter(key: str, value: Tensor, fmt: PlanFormat, plan: QuantPlan) -> NDArray[np.int32]:
-    """Codes of a parameter, int32 of its shape; element e of the noise belongs to element e of the parameter."""
-    array = value.detach().cpu().numpy().astype(np.float32)
-    rounding = plan.rounding_of(key)
-    if rounding is not Rounding.STOCHASTIC:
-        return np.asarray(fmt.encode(array, rounding), dtype=np.int32)
-    noise = np.asarray(stochastic_noise(plan.seed, key, array.size)).reshape(array.shape)
-    return np.asarray(fmt.encode(array, rounding, noise), dtype=np.int32)

@@ -7,16 +7,16 @@ Point tensors of the PyTorch side map to the device's as ``PointSpec.device_axes
 """
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from caplet.errors import ModelError
 from caplet.lower.context import Lowering
 from caplet.models.base import CapsNet
 from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps
 from caplet.nn.conv import Activation, ConvNorm, ConvReLU, InputLayer, MapSum, MaxPool, SqueezeExcite
-from caplet.nn.layer import Layer
+from caplet.nn.layer import Layer, Window
 from caplet.program import PIXEL_FORMAT, Program, TensorSpec, ops, pixel_table
 from caplet.program.verify import lengths_format, verify
 from caplet.quant.plan.plan import QuantPlan
@@ -25,32 +25,11 @@ from caplet.registry import Registry
 PIXELS = "input.pixels"
 OHWI = (0, 2, 3, 1)
 
-L = TypeVar("L", bound=Layer)
-Handler = Callable[[Lowering, L, tuple[str, ...]], None]
 HANDLERS: Registry[type[Layer], Callable[..., None]] = Registry("handler of layer type", ModelError)
+"""By layer type the function (Lowering, layer, the tensors that it reads) that appends the layer's ops."""
 
 
-def handles(layer: type[L]) -> Callable[[Handler[L]], Handler[L]]:
-    """Register the handler of a layer type; a second one for the same type raises ValueError."""
-    return HANDLERS.of(layer)
-
-
-def lower_layer(low: Lowering, layer: Layer, sources: tuple[str, ...]) -> None:
-    """Append the ops of ``layer``, which reads the tensors ``sources``.
-
-    Raises:
-        ModelError: no handler knows the layer's type; the message names the layer and the supported types.
-    """
-    handler = HANDLERS.get(type(layer))
-    if handler is None:
-        known = ", ".join(sorted(kind.__name__ for kind in HANDLERS))
-        raise ModelError(
-            f"layer {layer.name}: type {type(layer).__name__} cannot become integers; supported types: {known}"
-        )
-    handler(low, layer, sources)
-
-
-@handles(InputLayer)
+@HANDLERS.of(InputLayer)
 def _input(low: Lowering, layer: InputLayer, sources: tuple[str, ...]) -> None:
     channels, rows, columns = layer.specs["image"].shape
     low.tensors[PIXELS] = TensorSpec(PIXELS, (rows, columns, channels), PIXEL_FORMAT)
@@ -61,16 +40,13 @@ def _input(low: Lowering, layer: InputLayer, sources: tuple[str, ...]) -> None:
     low.ops.append(ops.InputQuantize(layer.name, PIXELS, image, table))
 
 
-@handles(ConvReLU)
+@HANDLERS.of(ConvReLU)
 def _conv_relu(low: Lowering, layer: ConvReLU, sources: tuple[str, ...]) -> None:
     name = layer.name
     channels, rows, columns = layer.out_shape
     shape = (rows, columns, channels)
     output = low.tensor(f"{name}.activation" if layer.batch_norm is None else f"{name}.preactivation", shape)
-    weight = low.constant(f"{name}.weight", layer.weight, OHWI)
-    bias = low.constant(f"{name}.bias", layer.bias)
-    shifts = low.channel_shifts(f"{name}.weight")
-    low.ops.append(ops.Conv2d(name, sources[0], output, weight, bias, layer.stride, layer.padding, True, shifts))
+    _conv(low, layer, sources[0], output, layer.weight, layer.bias, relu=True)
     if layer.batch_norm is not None:
         scale, offset = layer.affine()
         scales, offsets = low.constant(f"{name}.scale", scale), low.constant(f"{name}.offset", offset)
@@ -78,23 +54,18 @@ def _conv_relu(low: Lowering, layer: ConvReLU, sources: tuple[str, ...]) -> None
         low.ops.append(ops.ChannelAffine(f"{name}.affine", output, activation, scales, offsets))
 
 
-@handles(ConvCaps2d)
+@HANDLERS.of(ConvCaps2d)
 def _conv_caps(low: Lowering, layer: ConvCaps2d, sources: tuple[str, ...]) -> None:
     name = layer.name
     types, dim, rows, columns = layer.out_shape
     shape = (rows, columns, types * dim)
     preactivation = low.tensor(f"{name}.preactivation", shape)
-    weight = low.constant(f"{name}.weight", layer.weight, OHWI)
-    bias = None if layer.bias is None else low.constant(f"{name}.bias", layer.bias)
-    shifts = low.channel_shifts(f"{name}.weight")
-    low.ops.append(
-        ops.Conv2d(name, sources[0], preactivation, weight, bias, layer.stride, layer.padding, False, shifts)
-    )
+    _conv(low, layer, sources[0], preactivation, layer.weight, layer.bias, relu=False)
     activation = low.tensor(f"{name}.activation", shape)
     low.ops.append(ops.Squash(f"{name}.squash", preactivation, activation, dim))
 
 
-@handles(RoutedConvCaps)
+@HANDLERS.of(RoutedConvCaps)
 def _routed_conv_caps(low: Lowering, layer: RoutedConvCaps, sources: tuple[str, ...]) -> None:
     name = layer.name
     types, dim, rows, columns = layer.out_shape
@@ -102,24 +73,12 @@ def _routed_conv_caps(low: Lowering, layer: RoutedConvCaps, sources: tuple[str, 
     votes = low.tensor(f"{name}.votes", (in_types, rows * columns * types, dim))
     weight = low.constant(f"{name}.weight", layer.weight, OHWI)
     vote_bias = low.constant(f"{name}.vote_bias", layer.vote_bias)
-    low.ops.append(
-        ops.ConvVotes(
-            f"{name}.vote",
-            sources[0],
-            votes,
-            weight,
-            vote_bias,
-            in_types,
-            dim,
-            layer.stride,
-            layer.padding,
-            low.channel_shifts(f"{name}.weight"),
-        )
-    )
+    shifts, window = low.channel_shifts(f"{name}.weight"), (layer.stride, layer.padding)
+    low.ops.append(ops.ConvVotes(f"{name}.vote", sources[0], votes, weight, vote_bias, in_types, dim, *window, shifts))
     _route(low, layer, types, (rows, columns, types * dim))
 
 
-@handles(DenseCaps)
+@HANDLERS.of(DenseCaps)
 def _dense_caps(low: Lowering, layer: DenseCaps, sources: tuple[str, ...]) -> None:
     name = layer.name
     votes = low.tensor(f"{name}.votes", (layer.in_capsules, layer.out_capsules, layer.dim))
@@ -131,14 +90,14 @@ def _dense_caps(low: Lowering, layer: DenseCaps, sources: tuple[str, ...]) -> No
     _route(low, layer, layer.out_capsules, layer.out_shape)
 
 
-@handles(ResidualAdd)
+@HANDLERS.of(ResidualAdd)
 def _residual_add(low: Lowering, layer: ResidualAdd, sources: tuple[str, ...]) -> None:
     types, dim, rows, columns = layer.specs["sum"].shape
     output = low.tensor(f"{layer.name}.sum", (rows, columns, types * dim))
     low.ops.append(ops.Add(layer.name, sources[0], sources[1], output))
 
 
-@handles(ConvNorm)
+@HANDLERS.of(ConvNorm)
 def _conv_norm(low: Lowering, layer: ConvNorm, sources: tuple[str, ...]) -> None:
     name = layer.name
     if layer.activation is Activation.HARDSWISH:
@@ -147,27 +106,21 @@ def _conv_norm(low: Lowering, layer: ConvNorm, sources: tuple[str, ...]) -> None
         )
     channels, rows, columns = layer.out_shape
     output = low.tensor(f"{name}.activation", (rows, columns, channels))
-    folded_weight, folded_bias = layer.folded()
-    weight, bias = low.constant(f"{name}.weight", folded_weight, OHWI), low.constant(f"{name}.bias", folded_bias)
-    relu = layer.activation is not Activation.NONE
-    high = None
+    weight, bias = layer.folded()
+    relu, high = layer.activation is not Activation.NONE, None
     if layer.activation is Activation.RELU6:
         high = int(low.format(output).encode(np.array([6.0], dtype=np.float32))[0])
-    shifts = low.channel_shifts(f"{name}.weight")
-    stride, padding = layer.stride, layer.padding
-    low.ops.append(
-        ops.Conv2d(name, sources[0], output, weight, bias, stride, padding, relu, shifts, layer.groups, high)
-    )
+    _conv(low, layer, sources[0], output, weight, bias, relu=relu, groups=layer.groups, high=high)
 
 
-@handles(MaxPool)
+@HANDLERS.of(MaxPool)
 def _max_pool(low: Lowering, layer: MaxPool, sources: tuple[str, ...]) -> None:
     channels, rows, columns = layer.out_shape
     output = low.tensor(f"{layer.name}.activation", (rows, columns, channels))
     low.ops.append(ops.MaxPool2d(layer.name, sources[0], output, layer.kernel, layer.stride, layer.padding))
 
 
-@handles(MapSum)
+@HANDLERS.of(MapSum)
 def _map_sum(low: Lowering, layer: MapSum, sources: tuple[str, ...]) -> None:
     channels, rows, columns = layer.out_shape
     output = low.tensor(f"{layer.name}.activation", (rows, columns, channels))
@@ -175,12 +128,32 @@ def _map_sum(low: Lowering, layer: MapSum, sources: tuple[str, ...]) -> None:
     low.ops.append(ops.Add(layer.name, sources[0], sources[1], output))
 
 
-@handles(SqueezeExcite)
+@HANDLERS.of(SqueezeExcite)
 def _squeeze_excite(low: Lowering, layer: SqueezeExcite, sources: tuple[str, ...]) -> None:
     raise ModelError(
         f"layer {layer.name}: a squeeze-and-excite gate cannot become integers; use a trunk without, such as"
         " MobileNetV2 or ResNet-18"
     )
+
+
+def _conv(
+    low: Lowering,
+    layer: Window,
+    source: str,
+    output: str,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    relu: bool,
+    groups: int = 1,
+    high: int | None = None,
+) -> None:
+    """The convolution of a layer; ``high`` is the largest code of its output, None for that of the format."""
+    name, stride, padding = layer.name, layer.stride, layer.padding
+    kernel = low.constant(f"{name}.weight", weight, OHWI)
+    added = None if bias is None else low.constant(f"{name}.bias", bias)
+    shifts = low.channel_shifts(f"{name}.weight")
+    low.ops.append(ops.Conv2d(name, source, output, kernel, added, stride, padding, relu, shifts, groups, high))
 
 
 def _route(low: Lowering, layer: DenseCaps | RoutedConvCaps, types: int, shape: tuple[int, ...]) -> None:
@@ -192,19 +165,8 @@ def _route(low: Lowering, layer: DenseCaps | RoutedConvCaps, types: int, shape: 
     logits = low.tensor(f"{name}.logits", pair) if layer.iterations > 1 else None
     preactivation, activation = low.tensor(f"{name}.preactivation", shape), low.tensor(f"{name}.activation", shape)
     bias = None if layer.bias is None else low.constant(f"{name}.bias", layer.bias)
-    low.ops.append(
-        ops.Routing(
-            f"{name}.route",
-            f"{name}.votes",
-            coupling,
-            logits,
-            preactivation,
-            activation,
-            bias,
-            types,
-            layer.iterations,
-        )
-    )
+    tensors = (f"{name}.votes", coupling, logits, preactivation, activation)
+    low.ops.append(ops.Routing(f"{name}.route", *tensors, bias, types, layer.iterations))
 
 
 def lower(
@@ -233,7 +195,12 @@ def lower(
     stages = model.stages()
     for stage in stages:
         for layer in stage.layers:
-            lower_layer(low, layer, stage.wiring[layer.name])
+            if type(layer) not in HANDLERS:
+                known = ", ".join(sorted(kind.__name__ for kind in HANDLERS))
+                raise ModelError(
+                    f"layer {layer.name}: type {type(layer).__name__} cannot become integers; supported types: {known}"
+                )
+            HANDLERS[type(layer)](low, layer, stage.wiring[layer.name])
     output = stages[-1].outputs[0]
     lengths = f"{output.rpartition('.')[0]}.lengths"
     classes, dim = low.tensors[output].shape

@@ -13,7 +13,7 @@ from caplet.errors import ModelError, suggest
 from caplet.models.architectures import ARCHITECTURES
 from caplet.models.base import CapsNet, ModelConfig, Stage, layer_stage
 from caplet.models.timm_trunk import PREFIX, timm_trunk
-from caplet.models.trunk import ConvNode, TrunkModule, TrunkSettings, resized_blocks, walk
+from caplet.models.trunk import ConvNode, TrunkModule, TrunkSettings, resized_blocks
 from caplet.nn.caps import ConvCaps2d, DenseCaps, flatten_capsules
 from caplet.nn.conv import InputLayer
 
@@ -45,11 +45,11 @@ class BackboneCaps(CapsNet):
             is), or the trunk does not fit together; the message names the layer.
     """
 
-    family = "backbone"
+    family, settings = "backbone", BackboneCapsConfig
+    config: BackboneCapsConfig
 
     def __init__(self, config: BackboneCapsConfig) -> None:
-        super().__init__()
-        self.config: BackboneCapsConfig = config
+        super().__init__(config)
         trunk = config.trunk
         self.input = InputLayer("input", config.image, trunk.mean, trunk.std)
         blocks: list[TrunkModule] = []
@@ -144,7 +144,7 @@ def trunk_settings(
 
 def primary_types_for(trunk: TrunkSettings, primary_dim: int = 8) -> int:
     """Capsule types that hold the channels of a trunk's last map, at least 1."""
-    last = [node for _, node in walk(trunk.blocks) if isinstance(node, ConvNode)][-1]
+    last = [node for block in trunk.blocks for node in block.nodes if isinstance(node, ConvNode)][-1]
     return max(1, last.channels // primary_dim)
 
 

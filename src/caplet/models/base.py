@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
@@ -71,11 +72,17 @@ class CapsNet(nn.Module, ABC):
 
     Attributes:
         family: the name under which the registry knows the class.
+        settings: the class of its settings.
         config: the settings it was built from.
     """
 
     family: str
+    settings: type[ModelConfig]
     config: ModelConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
 
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]:

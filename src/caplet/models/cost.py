@@ -59,29 +59,22 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """A model's cost for one image."""
+    """A model's cost for one image.
+
+    Attributes:
+        macs, parameters: of all layers.
+        peak_bytes: of the layer that needs most memory, in float32.
+    """
 
     layers: tuple[LayerCost, ...]
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates."""
-        return sum(layer.macs.total for layer in self.layers)
-
-    @property
-    def parameters(self) -> int:
-        """Trained values."""
-        return sum(layer.parameters for layer in self.layers)
+    macs: int
+    parameters: int
+    peak_bytes: int
 
     @property
     def bytes(self) -> int:
         """Bytes of the parameters in float32."""
         return FLOAT_BYTES * self.parameters
-
-    @property
-    def peak_bytes(self) -> int:
-        """Bytes of the layer that needs most memory, in float32."""
-        return max(layer.peak_bytes for layer in self.layers)
 
     def to_json(self) -> dict[str, Any]:
         """Totals, and one record per layer."""
@@ -111,16 +104,17 @@ def cost_of(model: CapsNet) -> Cost:
     reads = {name: keys for stage in stages for name, keys in stage.wiring.items()}
     last = {key: index for index, layer in enumerate(order) for key in reads[layer.name]}
     sizes = {key: FLOAT_BYTES * spec.elements for layer in order for key, spec in layer.points().items()}
-    written: dict[str, int] = {}
+    written: set[str] = set()
     layers = []
     for index, layer in enumerate(order):
         own = [key for key, spec in layer.points().items() if spec.storage is Storage.RAM]
-        waiting = sum(sizes[key] for key in written if last.get(key, -1) >= index)
+        waiting = sum(sizes[key] for key in written if last[key] >= index)
         stored = sum(sizes[key] for key in own)
         parameters = sum(p.numel() for p in layer.parameters())
         layers.append(LayerCost(layer.name, macs_of(layer), parameters, _capsules(layer), stored, stored + waiting))
-        written |= {key: index for key in own if key in last}
-    return Cost(tuple(layers))
+        written |= {key for key in own if key in last}
+    macs, parameters = sum(cost.macs.total for cost in layers), sum(cost.parameters for cost in layers)
+    return Cost(tuple(layers), macs, parameters, max(cost.peak_bytes for cost in layers))
 
 
 def _capsules(layer: Layer) -> int:

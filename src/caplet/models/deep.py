@@ -96,12 +96,12 @@ class DeepCaps(CapsNet):
         ModelError: blocks 3 and 4 differ in capsule dimension. Every image size works: all convolutions are padded.
     """
 
-    family = "deep"
+    family, settings = "deep", DeepCapsConfig
+    config: DeepCapsConfig
 
     def __init__(self, config: DeepCapsConfig | None = None) -> None:
-        super().__init__()
         config = config or DeepCapsConfig()
-        self.config: DeepCapsConfig = config
+        super().__init__(config)
         self.input = InputLayer("input", config.image)
         self.conv1 = ConvReLU("conv1", config.image, config.channels, 3, 1, 1, batch_norm=True)
         blocks: list[CapsBlock] = []

@@ -1,7 +1,6 @@
 """The registry of model families and of named, ready-made configurations."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -15,16 +14,7 @@ from caplet.models.timm_trunk import PREFIX
 from caplet.registry import Registry
 
 
-@dataclass(frozen=True)
-class Family:
-    """A model class and its settings class."""
-
-    model: type[CapsNet]
-    config: type[ModelConfig]
-
-
-@dataclass(frozen=True)
-class NamedModel:
+class NamedModel(NamedTuple):
     """A ready-made configuration with one line about it."""
 
     family: str
@@ -32,7 +22,7 @@ class NamedModel:
     about: str
 
 
-FAMILIES: Registry[str, Family] = Registry("model family", ModelError)
+FAMILIES: Registry[str, type[CapsNet]] = Registry("model family", ModelError)
 NAMED: Registry[str, NamedModel] = Registry("model", ModelError)
 
 
@@ -42,15 +32,15 @@ def build(family: str, config: ModelConfig | dict[str, Any]) -> CapsNet:
     Raises:
         ModelError: unknown family, unknown or invalid setting, image too small.
     """
-    entry = FAMILIES.find(family)
+    model = FAMILIES.find(family)
     if isinstance(config, dict):
         try:
-            config = entry.config.model_validate(config)
+            config = model.settings.model_validate(config)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise ModelError(f"model {family}: setting {where!r}: {first['msg']} (found {first['input']!r})") from None
-    return entry.model(config)
+    return model(config)
 
 
 def named_model(name: str) -> NamedModel:
@@ -73,9 +63,8 @@ def _on_trunk(
     return NamedModel("backbone", config, f"capsules on {about}, 3x64x64")
 
 
-FAMILIES.add("shallow", Family(ShallowCaps, ShallowCapsConfig))
-FAMILIES.add("deep", Family(DeepCaps, DeepCapsConfig))
-FAMILIES.add("backbone", Family(BackboneCaps, BackboneCapsConfig))
+for _model in (ShallowCaps, DeepCaps, BackboneCaps):
+    FAMILIES.add(_model.family, _model)
 
 _DIGITS = ShallowCapsConfig(
     image=(1, 8, 8),

@@ -56,12 +56,12 @@ class ShallowCaps(CapsNet):
         ModelError: the image is too small for a layer; the message names the layer and the smallest size that works.
     """
 
-    family = "shallow"
+    family, settings = "shallow", ShallowCapsConfig
+    config: ShallowCapsConfig
 
     def __init__(self, config: ShallowCapsConfig | None = None) -> None:
-        super().__init__()
         config = config or ShallowCapsConfig()
-        self.config: ShallowCapsConfig = config
+        super().__init__(config)
         convs = [(f"conv{i}", conv.kernel, conv.stride) for i, conv in enumerate(config.stem, start=1)]
         convs.append(("primary", config.primary_kernel, config.primary_stride))
         check_image_size(self.family, config.image, convs)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule, Tracer
 from torch.fx import Node as GraphNode
 
@@ -94,29 +94,15 @@ def timm_trunk(name: str) -> TimmTrunk:
         raise ModelError(f"backbone {PREFIX}{name}: timm cannot build it: {error}") from None
     walker = _Walker(name, _traced(name, network))
     pretrained = network.pretrained_cfg
-    settings = TrunkSettings(
-        blocks=walker.blocks(),
-        eps=walker.eps or 1e-5,
-        mean=tuple(pretrained["mean"]),
-        std=tuple(pretrained["std"]),
-    )
+    mean, std = tuple(pretrained["mean"]), tuple(pretrained["std"])
+    settings = TrunkSettings(blocks=walker.blocks(), eps=walker.eps or 1e-5, mean=mean, std=std)
     return TimmTrunk(settings, walker.modules, pretrained.get("hf_hub_id"))
 
 
-class _Features(nn.Module):
-    """timm's network up to its last feature map."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.network.forward_features(x)  # type: ignore[operator]
-        return result
-
-
 class _Leaves(Tracer):
-    """Does not look inside timm's own batch norm with activation, nor inside gates."""
+    """Traces up to the last map; does not look inside timm's own batch norm with activation, nor inside gates."""
+
+    traced_func_name = "forward_features"
 
     def is_leaf_module(self, module: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(module, nn.BatchNorm2d) or _is_gate(module) or not list(module.children())
@@ -127,9 +113,8 @@ def _is_gate(module: nn.Module) -> bool:
 
 
 def _traced(name: str, network: nn.Module) -> GraphModule:
-    features = _Features(network)
     try:
-        return GraphModule(features, _Leaves().trace(features))
+        return GraphModule(network, _Leaves().trace(network))
     except Exception as error:  # whatever a network's code does with a symbolic tensor
         raise ModelError(
             f"backbone {PREFIX}{name}: its forward pass cannot be traced ({str(error).splitlines()[0][:120]}); choose a"
@@ -145,7 +130,8 @@ class _Walker:
     graph: GraphModule
     eps: float | None = None
     modules: dict[str, tuple[str, str]] = field(default_factory=dict)
-    _nodes: list[tuple[str, Node, tuple[str, ...]]] = field(default_factory=list)  # path, node, paths of its tensors
+    _nodes: dict[str, Node] = field(default_factory=dict)  # by path, in order; sources are paths until blocks are made
+    _tensors: dict[str, tuple[str, str]] = field(default_factory=dict)  # by path of a node, the modules of its tensors
     _outputs: dict[GraphNode, str] = field(default_factory=dict)  # graph node -> path of the trunk's node
     _pending: dict[GraphNode, tuple[nn.Conv2d, str, str]] = field(default_factory=dict)
     """Convolutions whose batch norm is still to come: module, its path, the path of what it reads."""
@@ -155,13 +141,13 @@ class _Walker:
             if node.op == "placeholder":
                 self._outputs[node] = INPUT
             elif node.op == "call_module":
-                self._module(node, self.graph.get_submodule(node.target), node.target.partition(".")[2])
+                self._module(node, self.graph.get_submodule(node.target), node.target)
             elif node.op == "call_function" and node.target in _ADDS:
                 self._sum(node)
             elif node.op == "call_function" and node.target in _FUNCTIONS:
                 self._activation(node, _FUNCTIONS[node.target], node.name)
             elif node.op == "output":
-                if self._source(node, node.args[0]) != self._nodes[-1][0]:
+                if self._source(node, node.args[0]) != next(reversed(self._nodes), None):
                     self._refuse(node.name, "an output that is not its last layer's")
             else:
                 self._refuse(node.name, f"the operation {getattr(node.target, '__name__', node.target)}")
@@ -230,7 +216,8 @@ class _Walker:
             depthwise=conv.groups > 1,
             activation=Activation.NONE,
         )
-        self._add(node, conv_path, made, (source,), (conv_path, path))
+        self._add(node, conv_path, made, source)
+        self._tensors[conv_path] = (conv_path, path)
         for part, act in norm.named_children():  # timm's batch norm holds the activation that follows
             if type(act) not in _ACTIVATIONS:
                 self._refuse(f"{path}.{part}", f"of type {type(act).__name__}")
@@ -241,17 +228,14 @@ class _Walker:
         before = read or _read(node)
         source = self._source(node, before)
         if kind is not Activation.NONE:
-            at = next((index for index, entry in enumerate(self._nodes) if entry[0] == source), None)
-            found = None if at is None else self._nodes[at][1]
+            found = self._nodes.get(source)
             alone = read is not None or len(before.users) == 1
             if isinstance(found, ConvNode) and found.activation is Activation.NONE and alone:
-                changed: Node = found.model_copy(update={"activation": kind})
+                self._nodes[source] = found.model_copy(update={"activation": kind})
             elif isinstance(found, SumNode) and not found.relu and kind is Activation.RELU and alone:
-                changed = found.model_copy(update={"relu": True})
+                self._nodes[source] = found.model_copy(update={"relu": True})
             else:
                 self._refuse(path, f"a {kind} that follows neither a batch norm nor (as ReLU) a sum")
-            assert at is not None
-            self._nodes[at] = (source, changed, self._nodes[at][2])
         self._outputs[node] = source
 
     def _sum(self, node: GraphNode) -> None:
@@ -259,7 +243,7 @@ class _Walker:
             self._refuse(node.name, "a sum with factors")
         sources = tuple(self._source(node, read) for read in node.args)
         parent = sources[0].rpartition(".")[0]
-        self._add(node, f"{parent}.{node.name}", SumNode(name="x", relu=False), sources, ())
+        self._add(node, f"{parent}.{node.name}", SumNode(name="x", relu=False), *sources)
 
     def _pool(self, node: GraphNode, pool: nn.MaxPool2d, path: str) -> None:
         sizes = (pool.kernel_size, pool.stride, pool.padding)
@@ -267,7 +251,7 @@ class _Walker:
             self._refuse(path, "a max pooling of other than square windows")
         kernel, stride, padding = sizes
         made = PoolNode(name="x", kernel=kernel, stride=stride, padding=padding)  # type: ignore[arg-type]
-        self._add(node, path, made, (self._source(node, node.args[0]),), ())
+        self._add(node, path, made, self._source(node, node.args[0]))
 
     def _gate(self, node: GraphNode, gate: Any, path: str) -> None:
         names = ("conv_reduce", "conv_expand") if hasattr(gate, "conv_reduce") else ("fc1", "fc2")
@@ -281,31 +265,29 @@ class _Walker:
         if type(inner) is not nn.ReLU or not hard or not plain or getattr(gate, "add_maxpool", False):
             self._refuse(path, f"a gate with {type(inner).__name__} and {type(gating).__name__}")
         made = GateNode(name="x", hidden=reduce.out_channels)
-        source = self._source(node, node.args[0])
-        self._add(node, path, made, (source,), tuple(f"{path}.{name}" for name in names))
+        self._add(node, path, made, self._source(node, node.args[0]))
+        self._tensors[path] = (f"{path}.{names[0]}", f"{path}.{names[1]}")
 
-    def _add(self, node: GraphNode, path: str, made: Node, sources: tuple[str, ...], tensors: tuple[str, ...]) -> None:
-        update = {"source": sources[0]} | ({"other": sources[1]} if isinstance(made, SumNode) else {})
-        self._nodes.append((path, made.model_copy(update=update), tensors))  # sources are paths until blocks are made
+    def _add(self, node: GraphNode, path: str, made: Node, source: str, *others: str) -> None:
+        self._nodes[path] = made.model_copy(update={"source": source} | dict(zip(["other"], others, strict=False)))
         self._outputs[node] = path
 
     def blocks(self) -> tuple[TrunkBlock, ...]:
         """The nodes in blocks: cut where one map alone is read later, then joined where timm has one block."""
-        groups: list[list[int]] = []
-        places = {INPUT: -1} | {path: index for index, (path, _, _) in enumerate(self._nodes)}
+        paths = list(self._nodes)
+        last_read = {path: index for index, path in enumerate([*paths, INPUT])}
+        for index, node in enumerate(self._nodes.values()):
+            last_read |= dict.fromkeys(sources_of(node), index)
+        joined: list[tuple[str, list[str]]] = []
         first = 0
-        for index in range(len(self._nodes)):
-            later = (places[source] for _, node, _ in self._nodes[index + 1 :] for source in sources_of(node))
-            if all(place >= index for place in later):
-                groups.append(list(range(first, index + 1)))
-                first = index + 1
-        joined: list[tuple[str, list[int]]] = []
-        for group in groups:
-            parent = self._parent(group)
-            if joined and joined[-1][0] == parent:
-                joined[-1][1].extend(group)
-            else:
-                joined.append((parent, group))
+        for index in range(len(paths)):
+            if all(last_read[path] <= index for path in (INPUT, *paths[:index])):
+                group, first = paths[first : index + 1], index + 1
+                parent = _parent(group)
+                if joined and joined[-1][0] == parent:
+                    joined[-1][1].extend(group)
+                else:
+                    joined.append((parent, group))
         result: list[TrunkBlock] = []
         for parent, group in joined:
             taken = {block.name for block in result}
@@ -313,26 +295,27 @@ class _Walker:
             result.append(self._block(name, parent, group))
         return tuple(result)
 
-    def _parent(self, group: list[int]) -> str:
-        """The timm module that holds all of a group's nodes."""
-        paths = [self._nodes[index][0].split(".")[:-1] for index in group]
-        common = takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
-        return ".".join(parts[0] for parts in common)
-
-    def _block(self, name: str, parent: str, group: list[int]) -> TrunkBlock:
+    def _block(self, name: str, parent: str, group: list[str]) -> TrunkBlock:
         names: dict[str, str] = {}
         nodes: list[Node] = []
-        for index in group:
-            path, node, tensors = self._nodes[index]
+        for path in group:
+            node = self._nodes[path]
             own = "sum" if isinstance(node, SumNode) else _identifier(path.removeprefix(parent)) or "layer"
             names[path] = _unique(own, set(names.values()) | {INPUT})
             update = {"name": names[path], "source": names.get(node.source, INPUT)}
             if isinstance(node, SumNode):
                 update["other"] = names.get(node.other, INPUT)
             nodes.append(node.model_copy(update=update))
-            if tensors:
-                self.modules[f"{name}.{names[path]}"] = (tensors[0], tensors[1])
+            if path in self._tensors:
+                self.modules[f"{name}.{names[path]}"] = self._tensors[path]
         return TrunkBlock(name=name, nodes=tuple(nodes))
+
+
+def _parent(group: list[str]) -> str:
+    """The timm module that holds all of a group's nodes."""
+    parents = [path.split(".")[:-1] for path in group]
+    common = takewhile(lambda parts: len(set(parts)) == 1, zip(*parents, strict=False))
+    return ".".join(parts[0] for parts in common)
 
 
 def _read(node: GraphNode) -> GraphNode:

@@ -107,9 +107,9 @@ class TrunkModule(nn.Module):
                         f"layer {name}: it reads {source!r}, which is no earlier layer of its block"
                         f" (known: {', '.join(shapes)})"
                     )
-            layer, sign = _make(name, node, shapes, signs, eps)
+            layer = _make(name, node, shapes, signs[node.source], eps)
             layers.append(layer)
-            shapes[node.name], signs[node.name] = layer.out_shape, sign
+            shapes[node.name], signs[node.name] = layer.out_shape, layer.specs["activation"].signed
         self.layers = nn.ModuleList(layers)
         self._layers: tuple[TrunkLayer, ...] = tuple(layers)  # type: ignore[arg-type]
         self.out_shape = self._layers[-1].out_shape
@@ -145,38 +145,19 @@ def sources_of(node: Node) -> tuple[str, ...]:
     return (node.source, node.other) if isinstance(node, SumNode) else (node.source,)
 
 
-def _make(
-    name: str, node: Node, shapes: dict[str, MapShape], signs: dict[str, bool], eps: float
-) -> tuple[TrunkLayer, bool]:
-    """The layer of a node, and whether its output is signed."""
-    shape, signed = shapes[node.source], signs[node.source]
+def _make(name: str, node: Node, shapes: dict[str, MapShape], signed: bool, eps: float) -> TrunkLayer:
+    """The layer of a node, which reads maps of ``shapes`` that are signed or not."""
+    shape = shapes[node.source]
     if isinstance(node, ConvNode):
-        conv = ConvNorm(
-            name,
-            shape,
-            node.channels,
-            node.kernel,
-            node.stride,
-            node.padding,
-            depthwise=node.depthwise,
-            activation=node.activation,
-            eps=eps,
-        )
-        return conv, node.activation.signed
+        window, activation = (node.kernel, node.stride, node.padding), node.activation
+        return ConvNorm(name, shape, node.channels, *window, depthwise=node.depthwise, activation=activation, eps=eps)
     if isinstance(node, PoolNode):
-        return MaxPool(name, shape, node.kernel, node.stride, node.padding, signed=signed), signed
+        return MaxPool(name, shape, node.kernel, node.stride, node.padding, signed=signed)
     if isinstance(node, GateNode):
-        return SqueezeExcite(name, shape, node.hidden, signed=signed), signed
+        return SqueezeExcite(name, shape, node.hidden, signed=signed)
     if shape != shapes[node.other]:
         raise ModelError(f"layer {name}: it adds maps of {shape} and {shapes[node.other]}; the rule is one shape")
-    return MapSum(name, shape, relu=node.relu), not node.relu
-
-
-def walk(blocks: tuple[TrunkBlock, ...]) -> Iterator[tuple[TrunkBlock, Node]]:
-    """Every node with its block, in order of execution."""
-    for block in blocks:
-        for node in block.nodes:
-            yield block, node
+    return MapSum(name, shape, relu=node.relu)
 
 
 def resized_blocks(blocks: tuple[TrunkBlock, ...], channels: Mapping[str, int]) -> tuple[TrunkBlock, ...]:

@@ -1,6 +1,7 @@
 """Capsule layers: convolutional capsules, plain and routed (DeepCaps' 3-D convolution), and class capsules."""
 
 from itertools import pairwise
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from caplet.errors import ModelError
 from caplet.nn.conv import OIHW
-from caplet.nn.layer import Layer, conv_size
+from caplet.nn.layer import Layer, Window
 from caplet.nn.points import PointSpec, Role, flash, ram
 from caplet.nn.routing import route
 
@@ -21,7 +22,7 @@ def flatten_capsules(x: Tensor) -> Tensor:
     return x.permute(0, 1, 3, 4, 2).flatten(1, 3)
 
 
-class ConvCaps2d(Layer):
+class ConvCaps2d(Window):
     """Convolutional capsules without routing: one convolution over all types together, then squash.
 
     With an image-like input these are the primary capsules of ShallowCaps; with capsule input, DeepCaps' serial
@@ -47,15 +48,10 @@ class ConvCaps2d(Layer):
         *,
         bias: bool = True,
     ) -> None:
-        super().__init__(name)
-        channels, height, width = in_shape
-        self.kernel, self.stride, self.padding = kernel, stride, padding
+        super().__init__(name, in_shape, kernel, stride, padding)
         self.types, self.dim = types, dim
-        self.in_shape = in_shape
-        rows = conv_size(name, height, kernel, stride, padding)
-        columns = conv_size(name, width, kernel, stride, padding)
-        self.out_shape = (types, dim, rows, columns)
-        self.weight = nn.Parameter(torch.empty(types * dim, channels, kernel, kernel))
+        self.out_shape = (types, dim, *self.positions)
+        self.weight = nn.Parameter(torch.empty(types * dim, in_shape[0], kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(types * dim)) if bias else None
         nn.init.xavier_uniform_(self.weight)
         self.declare(flash("weight", Role.WEIGHT, OIHW, tuple(self.weight.shape)))
@@ -77,24 +73,13 @@ def routing_points(out_capsules: int, in_capsules: int, dim: int, iterations: in
     """Points of a routing from ``in_capsules`` to ``out_capsules`` of ``dim`` dimensions."""
     routed = iterations > 1
     pair, out = ("out", "in"), ("out", "dim")
-    coupling = ram(
-        "coupling", Role.COUPLING, pair, (out_capsules, in_capsules), signed=False, bound=(0.0, 1.0), routed=routed
-    )
-    logits = ram("logits", Role.LOGITS, pair, (out_capsules, in_capsules), signed=True, routed=True)
+    pairs, capsules = (out_capsules, in_capsules), (out_capsules, dim)
+    logits = ram("logits", Role.LOGITS, pair, pairs, signed=True, routed=True)
     return (
         ram("votes", Role.VOTES, ("out", "in", "dim"), (out_capsules, in_capsules, dim), signed=True, routed=routed),
-        coupling,
-        ram("preactivation", Role.PREACTIVATION, out, (out_capsules, dim), signed=True, routed=routed),
-        ram(
-            "activation",
-            Role.ACTIVATION,
-            out,
-            (out_capsules, dim),
-            signed=True,
-            bound=UNIT,
-            output=True,
-            routed=routed,
-        ),
+        ram("coupling", Role.COUPLING, pair, pairs, signed=False, bound=(0.0, 1.0), routed=routed),
+        ram("preactivation", Role.PREACTIVATION, out, capsules, signed=True, routed=routed),
+        ram("activation", Role.ACTIVATION, out, capsules, signed=True, bound=UNIT, output=True, routed=routed),
         *((logits,) if routed else ()),
     )
 
@@ -160,7 +145,7 @@ class DenseCaps(Layer):
         return route(self, self.tap("votes", votes), bias, self.iterations)
 
 
-class RoutedConvCaps(Layer):
+class RoutedConvCaps(Window):
     """Every input type votes through one shared convolution; the votes are routed.
 
     The papers write this as a 3-D convolution with kernel (K, k, k) and stride K in depth over the stacked input
@@ -190,14 +175,10 @@ class RoutedConvCaps(Layer):
         *,
         iterations: int = 3,
     ) -> None:
-        super().__init__(name)
-        in_types, in_dim, height, width = in_shape
-        self.kernel, self.stride, self.padding = kernel, stride, padding
+        super().__init__(name, in_shape, kernel, stride, padding)
+        in_types, in_dim, _, _ = in_shape
         self.types, self.dim, self.iterations = types, dim, iterations
-        self.in_shape = in_shape
-        rows = conv_size(name, height, kernel, stride, padding)
-        columns = conv_size(name, width, kernel, stride, padding)
-        self.out_shape = (types, dim, rows, columns)
+        self.out_shape = (types, dim, *self.positions)
         self.weight = nn.Parameter(torch.empty(types * dim, in_dim, kernel, kernel))
         self.vote_bias = nn.Parameter(torch.zeros(types * dim))
         self.bias = nn.Parameter(torch.zeros(types, dim))
@@ -206,7 +187,7 @@ class RoutedConvCaps(Layer):
             flash("weight", Role.WEIGHT, OIHW, tuple(self.weight.shape)),
             flash("vote_bias", Role.BIAS, ("out",), (types * dim,)),
             flash("bias", Role.BIAS, ("type", "dim"), (types, dim)),
-            *routing_points(types * rows * columns, in_types, dim, iterations),
+            *routing_points(prod(self.positions) * types, in_types, dim, iterations),
         )
 
     def forward(self, x: Tensor) -> Tensor:

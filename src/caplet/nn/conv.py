@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caplet.errors import ModelError
-from caplet.nn.layer import Layer, conv_size
+from caplet.nn.layer import Layer, Window
 from caplet.nn.points import Role, flash, ram
 
 CHW = ("channel", "row", "column")
@@ -51,7 +51,15 @@ class InputLayer(Layer):
         return self.tap("image", x)
 
 
-class ConvReLU(Layer):
+def scale_and_offset(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What a batch norm does at inference: the scale and offset of every channel, float (channels,) each."""
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
+class ConvReLU(Window):
     """Convolution, then ReLU; optionally batch norm *after* the ReLU (DeepCaps' first layer).
 
     Args:
@@ -74,16 +82,9 @@ class ConvReLU(Layer):
         *,
         batch_norm: bool = False,
     ) -> None:
-        super().__init__(name)
-        in_channels, height, width = in_shape
-        self.kernel, self.stride, self.padding = kernel, stride, padding
-        self.in_shape = in_shape
-        self.out_shape = (
-            channels,
-            conv_size(name, height, kernel, stride, padding),
-            conv_size(name, width, kernel, stride, padding),
-        )
-        self.weight = nn.Parameter(torch.empty(channels, in_channels, kernel, kernel))
+        super().__init__(name, in_shape, kernel, stride, padding)
+        self.out_shape = (channels, *self.positions)
+        self.weight = nn.Parameter(torch.empty(channels, in_shape[0], kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(channels))
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
         self.batch_norm = nn.BatchNorm2d(channels, eps=1e-3, momentum=0.1) if batch_norm else None
@@ -103,25 +104,19 @@ class ConvReLU(Layer):
         weight, bias = self.tap("weight", self.weight), self.tap("bias", self.bias)
         x = F.relu_(F.conv2d(x, weight, bias, self.stride, self.padding))
         if self.batch_norm is not None:
-            x = self._normalise(self.tap("preactivation", x), self.batch_norm)
+            x = self.tap("preactivation", x)
+            if self.handler is None and self.batch_norm.training:
+                x = self.batch_norm(x)
+            else:
+                scale, offset = self.affine()
+                scale, offset = self.tap("scale", scale), self.tap("offset", offset)
+                x = x * scale.view(-1, 1, 1) + offset.view(-1, 1, 1)
         return self.tap("activation", x)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """The batch norm's per-channel scale and offset at inference, float (channels,) each."""
         assert self.batch_norm is not None
-        norm = self.batch_norm
-        assert norm.running_var is not None
-        assert norm.running_mean is not None
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        return scale, norm.bias - norm.running_mean * scale
-
-    def _normalise(self, x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-        if self.handler is None and norm.training:
-            normalised: Tensor = norm(x)
-            return normalised
-        scale, offset = self.affine()
-        scale, offset = self.tap("scale", scale), self.tap("offset", offset)
-        return x * scale.view(-1, 1, 1) + offset.view(-1, 1, 1)
+        return scale_and_offset(self.batch_norm)
 
 
 MapShape = tuple[int, int, int]
@@ -150,7 +145,7 @@ FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
-class ConvNorm(Layer):
+class ConvNorm(Window):
     """Convolution without bias, batch norm, activation (in that order): the layer that CNN trunks are made of.
 
     While training, the batch norm uses the batch's statistics; else, and whenever a point handler is attached, it is
@@ -180,18 +175,15 @@ class ConvNorm(Layer):
         activation: Activation = Activation.RELU,
         eps: float = 1e-5,
     ) -> None:
-        super().__init__(name)
-        in_channels, height, width = in_shape
+        super().__init__(name, in_shape, kernel, stride, padding)
+        in_channels = in_shape[0]
         if depthwise and channels != in_channels:
             raise ModelError(
                 f"layer {name}: a depthwise convolution from {in_channels} to {channels} channels; the rule is as many"
             )
-        self.kernel, self.stride, self.padding = kernel, stride, padding
         self.depthwise, self.activation = depthwise, activation
         self.groups = in_channels if depthwise else 1
-        self.in_shape = in_shape
-        rows = conv_size(name, height, kernel, stride, padding)
-        self.out_shape = (channels, rows, conv_size(name, width, kernel, stride, padding))
+        self.out_shape = (channels, *self.positions)
         self.weight = nn.Parameter(torch.empty(channels, in_channels // self.groups, kernel, kernel))
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
         self.norm = nn.BatchNorm2d(channels, eps=eps)
@@ -212,14 +204,11 @@ class ConvNorm(Layer):
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight (of the convolution's shape) and bias (channels,) that do what convolution and batch norm do."""
-        norm = self.norm
-        assert norm.running_var is not None
-        assert norm.running_mean is not None
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        return self.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
+        scale, offset = scale_and_offset(self.norm)
+        return self.weight * scale.view(-1, 1, 1, 1), offset
 
 
-class MaxPool(Layer):
+class MaxPool(Window):
     """Maximum over square windows; positions outside the map do not count.
 
     Args:
@@ -231,13 +220,10 @@ class MaxPool(Layer):
     def __init__(
         self, name: str, in_shape: MapShape, kernel: int, stride: int, padding: int = 0, *, signed: bool = False
     ) -> None:
-        super().__init__(name)
-        channels, height, width = in_shape
+        super().__init__(name, in_shape, kernel, stride, padding)
         if 2 * padding > kernel:
             raise ModelError(f"layer {name}: padding {padding}; the rule is at most half of the kernel {kernel}")
-        self.kernel, self.stride, self.padding = kernel, stride, padding
-        rows = conv_size(name, height, kernel, stride, padding)
-        self.out_shape = (channels, rows, conv_size(name, width, kernel, stride, padding))
+        self.out_shape = (in_shape[0], *self.positions)
         self.declare(ram("activation", Role.ACTIVATION, CHW, self.out_shape, signed=signed, output=True))
 
     def forward(self, x: Tensor) -> Tensor:

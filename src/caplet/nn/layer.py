@@ -71,16 +71,26 @@ def handling(layers: Iterable[Layer], handler: Handler) -> Iterator[None]:
             layer.handler = previous
 
 
-def conv_size(layer: str, size: int, kernel: int, stride: int, padding: int) -> int:
-    """Output rows (or columns) of a convolution; raises where the kernel does not fit.
+class Window(Layer):
+    """A layer that slides a square window over maps (..., H, W).
+
+    Attributes:
+        kernel, stride, padding: of the window, in rows and in columns.
+        positions: rows and columns of the output.
 
     Raises:
         ModelError: the padded input is smaller than the kernel; the message names the layer and both sizes.
     """
-    out = (size + 2 * padding - kernel) // stride + 1
-    if size + 2 * padding < kernel:
-        raise ModelError(
-            f"layer {layer}: its {kernel}x{kernel} kernel does not fit its {size}x{size} input"
-            f" (padding {padding}); use a larger image or a smaller kernel"
-        )
-    return out
+
+    def __init__(self, name: str, in_shape: tuple[int, ...], kernel: int, stride: int, padding: int) -> None:
+        super().__init__(name)
+        self.in_shape = in_shape
+        self.kernel, self.stride, self.padding = kernel, stride, padding
+        rows, columns = ((size + 2 * padding - kernel) // stride + 1 for size in in_shape[-2:])
+        self.positions = (rows, columns)
+        size = min(in_shape[-2:])
+        if size + 2 * padding < kernel:
+            raise ModelError(
+                f"layer {name}: its {kernel}x{kernel} kernel does not fit its {size}x{size} input"
+                f" (padding {padding}); use a larger image or a smaller kernel"
+            )

@@ -5,19 +5,19 @@ dataset. Architectures are inferred from names and shapes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from caplet.errors import ModelError
 from caplet.models.assemble import ImageSize
 from caplet.models.base import CapsNet
 from caplet.models.importers import q7_keras, qcapsnets
-from caplet.models.importers.files import read_head
+from caplet.models.importers.files import is_torch_file, read_head
+from caplet.models.importers.keras import is_hdf5_file
 from caplet.registry import Registry
 
 
-@dataclass(frozen=True)
-class ForeignFormat:
+class ForeignFormat(NamedTuple):
     """A checkpoint format of another project.
 
     Attributes:
@@ -70,7 +70,14 @@ def import_model(path: str | Path, image_size: ImageSize | None = None) -> CapsN
 
 
 for _format in (
-    ForeignFormat("Q-CapsNets", qcapsnets.ABOUT, qcapsnets.recognises, qcapsnets.read),
-    ForeignFormat("Q7-CapsNets", q7_keras.ABOUT, q7_keras.recognises, q7_keras.read),
+    ForeignFormat(
+        "Q-CapsNets", "PyTorch .pt state dict of its ShallowCapsNet or DeepCaps", is_torch_file, qcapsnets.read
+    ),
+    ForeignFormat(
+        "Q7-CapsNets",
+        "Keras .h5 model or weights: convolutions, primary capsules, class capsules",
+        is_hdf5_file,
+        q7_keras.read,
+    ),
 ):
     FORMATS.add(_format.name, _format)

@@ -79,7 +79,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ModelError(
             f"{path}: damaged, truncated or not a PyTorch checkpoint ({first_line(error)}); download or save it again"
         ) from None
-    return _tensors(_unwrap(content), path)
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    return _tensors(content, path)
 
 
 def _check_archive(path: Path) -> None:
@@ -103,14 +105,6 @@ def _check_archive(path: Path) -> None:
             f"{path}: its entries unpack to {unpacked:,} bytes, more than the file's {size:,}; PyTorch writes"
             " uncompressed files, so this one was not written by it"
         )
-
-
-def _unwrap(content: Any) -> Any:
-    if isinstance(content, Mapping):
-        for key in WRAPPERS:
-            if isinstance(content.get(key), Mapping):
-                return content[key]
-    return content
 
 
 def _tensors(content: Any, path: Path) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Pretrained trunks: state dicts of torchvision and timm into the trunk of a backbone model. Nothing is downloaded."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -30,119 +30,55 @@ _FILE = "model.safetensors"
 _log = logging.getLogger(__name__)
 
 
-def torchvision_weights(name: str | None) -> tuple[str, str]:
-    """The name of torchvision's network for the trunk ``name``, and the address of its default weights.
-
-    Raises:
-        ModelError: torchvision has no such network.
-    """
-    known = None if name not in ARCHITECTURES else ARCHITECTURES[name].torchvision
-    if known is None:
-        raise ModelError(
-            f"backbone {name or 'of own settings'}: torchvision has no weights for it; give the path of a state dict"
-        )
-    from torchvision.models import get_model_weights
-
-    return known, str(get_model_weights(known).DEFAULT.url)
-
-
-def timm_weights(name: str | None) -> tuple[str, Path, str]:
-    """The name of timm's network for the trunk ``name``, where its default weights are cached, and their address.
-
-    The path is that of the cached file, or the one to put it at where there is none.
-
-    Raises:
-        ModelError: a trunk that is not timm's, or one without pretrained weights.
-        ToolMissing: timm is not installed.
-    """
-    if not (name or "").startswith(PREFIX):
-        raise ModelError(
-            f"backbone {name or 'of own settings'}: not a network of timm's; give the path of a state dict, or choose a"
-            f" model {PREFIX}NAME"
-        )
-    assert name is not None
-    repository = timm_trunk(name.removeprefix(PREFIX)).repository
-    if repository is None:
-        raise ModelError(f"backbone {name}: timm has no pretrained weights for it; give the path of a state dict")
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repository, _FILE)
-    place = Path(torch.hub.get_dir()) / "checkpoints" / f"{repository.rpartition('/')[2]}.safetensors"
-    path = Path(found) if isinstance(found, str) else place
-    return name, path, f"https://huggingface.co/{repository}/resolve/main/{_FILE}"
-
-
 def read_trunk(model: BackboneCaps, state: Mapping[str, Tensor], where: str) -> None:
-    """Copy the tensors of torchvision's ``state`` into the trunk; the classifier's are left out.
+    """Copy the tensors of timm's ``state``, for a trunk of timm's, or else of torchvision's into the trunk.
 
-    Both sides hold their convolutions, batch norms and gates in one order; every shape is checked.
+    timm's trunks know the names of their modules; torchvision's convolutions, batch norms and gates are in the order of
+    ours. What follows the last feature map is left out; every shape is checked.
 
     Raises:
-        ModelError: too few, too many or other tensors; a shape that differs; NaN or infinity.
+        ModelError: the trunk is not the named network's (pruned, for example); too few, too many or other tensors; a
+            shape that differs; NaN or infinity.
+        ToolMissing: a trunk of timm's where timm is not installed.
     """
     modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
         module, _, part = key.rpartition(".")
-        if not key.startswith(HEADS) and part != "num_batches_tracked":
+        if part != "num_batches_tracked":
             modules.setdefault(module, {})[part] = tensor
-    remaining = iter(modules.items())
-    for layer, targets in _targets(model):
-        for target in targets:
-            name, tensors = next(remaining, ("", {}))
-            if set(tensors) != set(target):
-                found = f"{name} has {', '.join(tensors) or 'no tensors'}" if name else "nothing is left in the file"
-                raise ModelError(
-                    f"{where}: layer {layer} needs {', '.join(target)}, but {found}; is it torchvision's state dict of"
-                    " the same network?"
-                )
-            _copy(target, {part: (f"{name}.{part}", tensor) for part, tensor in tensors.items()}, where)
-    rest = [name for name, _ in remaining]
-    if rest:
-        raise ModelError(f"{where}: tensors that the trunk has no place for: {listed(rest)}; is it another network?")
+    layers = [layer for layer in model.layers() if isinstance(layer, ConvNorm | SqueezeExcite)]
+    targets = [(layer.name, target) for layer in layers for target in _targets(layer)]
+    network = model.config.architecture or ""
+    if network.startswith(PREFIX):
+        known = timm_trunk(network.removeprefix(PREFIX)).modules
+        names = [module for layer in layers for module in known[layer.name]]
+    else:
+        names = [module for module in modules if not f"{module}.".startswith(HEADS)]
+    for (layer, target), module in zip(targets, [*names, *[""] * len(targets)], strict=False):
+        found = modules.get(module, {})
+        if set(found) != set(target):
+            there = f"{module} has {', '.join(found) or 'no tensors'}" if module else "nothing is left in the file"
+            raise ModelError(
+                f"{where}: layer {layer} needs {', '.join(target)}, but {there}; is it the state dict of the same"
+                " network?"
+            )
+        for part, place in target.items():
+            check_shape(f"{module}.{part}", found[part], tuple(place.shape), where)
+            with torch.no_grad():
+                place.copy_(found[part])
+    if len(names) > len(targets):
+        rest = listed(names[len(targets) :])
+        raise ModelError(f"{where}: tensors that the trunk has no place for: {rest}; is it another network?")
     check_finite(state, where)
 
 
-def read_timm_trunk(model: BackboneCaps, state: Mapping[str, Tensor], where: str) -> None:
-    """Copy the tensors of timm's ``state`` into the trunk; what timm has after its last map is left out.
-
-    Raises:
-        ModelError: the trunk is not the named network's (pruned, for example); a tensor is missing or of another shape;
-            NaN or infinity.
-        ToolMissing: timm is not installed.
-    """
-    network = (model.config.architecture or "").removeprefix(PREFIX)
-    trunk = timm_trunk(network)
-    for layer, targets in _targets(model):
-        for module, target in zip(trunk.modules[layer], targets, strict=True):
-            keys = {part: f"{module}.{part}" for part in target}
-            missing = [key for key in keys.values() if key not in state]
-            if missing:
-                raise ModelError(
-                    f"{where}: {missing[0]} is missing, which layer {layer} needs; is it timm's state dict of"
-                    f" {network}?"
-                )
-            _copy(target, {part: (key, state[key]) for part, key in keys.items()}, where)
-    check_finite(state, where)
-
-
-def _targets(model: BackboneCaps) -> Iterator[tuple[str, tuple[dict[str, Tensor], dict[str, Tensor]]]]:
-    """(layer, the tensors of its two modules by the names of torchvision and timm) of the trunk, in order."""
-    for layer in model.layers():
-        if isinstance(layer, ConvNorm):
-            norm = dict(layer.norm.named_parameters()) | dict(layer.norm.named_buffers())
-            yield layer.name, ({"weight": layer.weight}, {part: norm[part] for part in _NORM})
-        elif isinstance(layer, SqueezeExcite):
-            reduce = {"weight": layer.reduce.detach()[:, :, None, None], "bias": layer.reduce_bias}
-            yield layer.name, (reduce, {"weight": layer.expand.detach()[:, :, None, None], "bias": layer.expand_bias})
-
-
-@torch.no_grad()
-def _copy(target: Mapping[str, Tensor], found: Mapping[str, tuple[str, Tensor]], where: str) -> None:
-    """Copy the tensors ``found``, each with its name in the file, into ``target``."""
-    for part, place in target.items():
-        name, tensor = found[part]
-        check_shape(name, tensor, tuple(place.shape), where)
-        place.copy_(tensor)
+def _targets(layer: ConvNorm | SqueezeExcite) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of a layer's two modules, by the names of torchvision and timm."""
+    if isinstance(layer, ConvNorm):
+        norm = {**dict(layer.norm.named_parameters()), **dict(layer.norm.named_buffers())}
+        return {"weight": layer.weight}, {part: norm[part] for part in _NORM}
+    reduce = {"weight": layer.reduce.detach()[:, :, None, None], "bias": layer.reduce_bias}
+    return reduce, {"weight": layer.expand.detach()[:, :, None, None], "bias": layer.expand_bias}
 
 
 def load_pretrained(model: CapsNet, source: str | Path) -> bool:
@@ -172,21 +108,37 @@ def load_pretrained(model: CapsNet, source: str | Path) -> bool:
         if path is None:
             return False
     assert path is not None
-    state = _state(path)
-    if (model.config.architecture or "").startswith(PREFIX):
-        read_timm_trunk(model, state, str(path))
-    else:
-        read_trunk(model, state, str(path))
+    read_trunk(model, _state(path), str(path))
     return True
 
 
 def _cached(model: BackboneCaps, package: str) -> Path | None:
     """The file of the default weights in the cache of ``package``; None, with a warning, where it is not there."""
+    name = model.config.architecture or "of own settings"
+    found = None
     if package == TIMM:
-        name, path, address = timm_weights(model.config.architecture)
+        if not name.startswith(PREFIX):
+            raise ModelError(
+                f"backbone {name}: not a network of timm's; give the path of a state dict, or choose a model"
+                f" {PREFIX}NAME"
+            )
+        repository = timm_trunk(name.removeprefix(PREFIX)).repository
+        if repository is None:
+            raise ModelError(f"backbone {name}: timm has no pretrained weights for it; give the path of a state dict")
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(repository, _FILE)
+        address = f"https://huggingface.co/{repository}/resolve/main/{_FILE}"
+        file = f"{repository.rpartition('/')[2]}.safetensors"
     else:
-        name, address = torchvision_weights(model.config.architecture)
-        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(address).path).name
+        known = ARCHITECTURES[name].torchvision if name in ARCHITECTURES else None
+        if known is None:
+            raise ModelError(f"backbone {name}: torchvision has no weights for it; give the path of a state dict")
+        from torchvision.models import get_model_weights
+
+        address = str(get_model_weights(known).DEFAULT.url)
+        file = Path(urlsplit(address).path).name
+    path = Path(found) if isinstance(found, str) else Path(torch.hub.get_dir()) / "checkpoints" / file
     if path.is_file():
         return path
     _log.warning(

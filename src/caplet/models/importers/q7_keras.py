@@ -23,13 +23,9 @@ from torch import Tensor
 from caplet.errors import ModelError
 from caplet.models.assemble import ImageSize, assemble, shape_text
 from caplet.models.base import CapsNet, check_finite
-from caplet.models.importers.keras import Described, Layer, describe, is_hdf5_file, read_keras
-from caplet.models.importers.sizes import Conv, chain_size, pick_image, preferred
+from caplet.models.importers.keras import Described, Layer, describe, read_keras
+from caplet.models.importers.sizes import Conv, capsule_count, chain_size, pick_image, preferred
 from caplet.models.shallow import ShallowCapsConfig, StemConv
-
-ABOUT = "Keras .h5 model or weights: convolutions, primary capsules, class capsules"
-
-recognises = is_hdf5_file
 
 #: Routing iterations where the file does not say.
 ITERATIONS = 3
@@ -66,9 +62,7 @@ def read(path: Path, image_size: ImageSize | None = None) -> CapsNet:
     chain = [Conv(*sizes) for sizes in zip(kernels, strides, strict=True)]
     if image_size is None and described is not None:
         image_size = described.image
-    rows, columns = pick_image(
-        count, lambda r, c: types * chain_size(r, chain) * chain_size(c, chain), channels, image_size, where
-    )
+    rows, columns = pick_image(count, types, [chain], channels, image_size, where)
     config = ShallowCapsConfig(
         image=(channels, rows, columns),
         classes=classes,
@@ -191,7 +185,7 @@ def _infer_strides(
     usual, *others = _strides(len(kernels))
     for choice, size in (*product([usual], sizes), *((p, s) for s in sizes for p in others)):
         chain = [Conv(kernel, stride) for kernel, stride in zip(kernels, choice, strict=True)]
-        if types * chain_size(size[0], chain) * chain_size(size[1], chain) == count:
+        if capsule_count(types, [chain], *size) == count:
             return choice
     if image_size is None and (count % types or isqrt(count // types) ** 2 * types != count):
         raise ModelError(

@@ -13,11 +13,9 @@ from caplet.errors import ModelError
 from caplet.models.assemble import ImageSize, assemble, check_names, listed
 from caplet.models.base import CapsNet, check_finite
 from caplet.models.deep import BlockConfig, DeepCapsConfig
-from caplet.models.importers.files import is_torch_file, read_state_dict
-from caplet.models.importers.sizes import Conv, chain_size, match_shapes, pick_image
+from caplet.models.importers.files import read_state_dict
+from caplet.models.importers.sizes import Conv, match_shapes, pick_image
 from caplet.models.shallow import ShallowCapsConfig, StemConv
-
-ABOUT = "PyTorch .pt state dict of its ShallowCapsNet or DeepCaps"
 
 State = dict[str, Tensor]
 
@@ -60,8 +58,6 @@ def _deep_shapes() -> dict[str, str]:
 _DEEP = _deep_shapes()
 _COUNTER = "conv1.batchnorm.num_batches_tracked"
 
-recognises = is_torch_file
-
 
 def read(path: Path, image_size: ImageSize | None = None) -> CapsNet:
     """Read a Q-CapsNets state dict; see :func:`caplet.models.importers.import_model`."""
@@ -84,12 +80,8 @@ def read(path: Path, image_size: ImageSize | None = None) -> CapsNet:
 def _read_shallow(state: State, sizes: dict[str, int], image_size: ImageSize | None, where: str) -> CapsNet:
     types, channels, kernel, primary_kernel = (sizes[k] for k in ("types", "channels", "kernel", "primary_kernel"))
     chain = (Conv(kernel), Conv(primary_kernel, _PRIMARY_STRIDE))
-
-    def capsules(rows: int, columns: int) -> int:
-        return types * chain_size(rows, chain) * chain_size(columns, chain)
-
     config = ShallowCapsConfig(
-        image=(channels, *pick_image(sizes["capsules"], capsules, channels, image_size, where)),
+        image=(channels, *pick_image(sizes["capsules"], types, [chain], channels, image_size, where)),
         classes=sizes["classes"],
         stem=(StemConv(kernel=kernel, channels=sizes["maps"]),),
         primary_types=types,
@@ -113,17 +105,12 @@ def _read_shallow(state: State, sizes: dict[str, int], image_size: ImageSize | N
 
 def _read_deep(state: State, sizes: dict[str, int], image_size: ImageSize | None, where: str) -> CapsNet:
     types, channels = sizes["types"], sizes["channels"]
-    conv = Conv(3, _BLOCK_STRIDE, 1)
-
-    def capsules(rows: int, columns: int) -> int:
-        maps = (chain_size(rows, (conv,) * depth) * chain_size(columns, (conv,) * depth) for depth in _BLOCKS[2:])
-        return types * sum(maps)
-
+    chains = [(Conv(3, _BLOCK_STRIDE, 1),) * depth for depth in _BLOCKS[2:]]
     first, second, third, fourth = (
         BlockConfig(types=types, dim=sizes[f"dim{block}"], stride=_BLOCK_STRIDE) for block in _BLOCKS
     )
     config = DeepCapsConfig(
-        image=(channels, *pick_image(sizes["capsules"], capsules, channels, image_size, where)),
+        image=(channels, *pick_image(sizes["capsules"], types, chains, channels, image_size, where)),
         classes=sizes["classes"],
         channels=sizes["maps"],
         blocks=(first, second, third, fourth),

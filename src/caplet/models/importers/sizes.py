@@ -1,6 +1,6 @@
 """Sizes that a file of tensors does not name: of the network, from its shapes; of the image, from capsule counts."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -70,35 +70,47 @@ def preferred(channels: int) -> tuple[int, ...]:
     return (32, 28, 64) if channels >= 3 else (28, 32, 64)
 
 
+Chains = Iterable[Sequence[Conv]]
+"""The convolutions from the image to each map of capsules."""
+
+
+def capsule_count(types: int, chains: Chains, rows: int, columns: int) -> int:
+    """How many capsules of ``types`` types the maps at the ends of the chains have, for images of (rows, columns)."""
+    return types * sum(chain_size(rows, chain) * chain_size(columns, chain) for chain in chains)
+
+
 def pick_image(
-    capsules: int, count: Callable[[int, int], int], channels: int, image_size: ImageSize | None, where: str
+    capsules: int, types: int, chains: Chains, channels: int, image_size: ImageSize | None, where: str
 ) -> tuple[int, int]:
     """The image's (rows, columns) for which the network has ``capsules`` capsules.
 
     Args:
         capsules: rows of the class capsules' weights.
-        count: number of capsules a network for images of (rows, columns) has.
+        types, chains: how many capsules there are at a position of a map, and what leads to the maps.
         image_size: what the caller asked for; None picks the first usual size that fits, else the smallest.
 
     Raises:
         ModelError: the size asked for does not fit, or none does.
     """
+
+    def fits(rows: int, columns: int) -> bool:
+        return capsule_count(types, chains, rows, columns) == capsules
+
     if image_size is not None:
         rows, columns = (image_size, image_size) if isinstance(image_size, int) else image_size
         if rows < 1 or columns < 1:
             raise ModelError(f"{where}: image size {rows}x{columns} is not a size; give at least 1x1")
-        found = count(rows, columns)
-        if found != capsules:
-            fitting = [side for side in range(1, LARGEST + 1) if count(side, side) == capsules]
+        if not fits(rows, columns):
+            fitting = [side for side in range(1, LARGEST + 1) if fits(side, side)]
             ends = dict.fromkeys(f"{side}x{side}" for side in (*fitting[:1], *fitting[-1:]))
             hint = f"; {' to '.join(ends)} fits" if fitting else ""
             raise ModelError(
-                f"{where}: images of {rows}x{columns} give {found} capsules, but the class capsules' weights are for"
-                f" {capsules}{hint}"
+                f"{where}: images of {rows}x{columns} give {capsule_count(types, chains, rows, columns)} capsules, but"
+                f" the class capsules' weights are for {capsules}{hint}"
             )
         return rows, columns
     for side in (*preferred(channels), *range(1, LARGEST + 1)):
-        if count(side, side) == capsules:
+        if fits(side, side):
             return side, side
     raise ModelError(
         f"{where}: no square image up to {LARGEST}x{LARGEST} gives the {capsules} capsules that the class capsules'"
