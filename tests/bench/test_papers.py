@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from caplet.bench.papers import job
-from caplet.bench.papers.job import estimate_papers, redo_papers
+from caplet.bench.papers.job import list_papers, redo_papers
 from caplet.bench.papers.page import page
 from caplet.bench.papers.rows import NETWORKS, PAPERS, ROWS, select
 from caplet.bench.settings import PapersSettings
@@ -18,7 +18,9 @@ UNIFORM, SEARCH = "q7-mnist-8", "q7-mnist-qcapsnets"
 
 @pytest.fixture
 def settings(tiny_mnist: Path, tiny_28: Path) -> PapersSettings:
-    return PapersSettings(models={"q7-mnist": tiny_28}, root=tiny_mnist, only=(UNIFORM, SEARCH), calibration_size=20)
+    return PapersSettings(
+        models={"q7-mnist": tiny_28}, roots={"": tiny_mnist}, only=(UNIFORM, SEARCH), calibration_size=20
+    )
 
 
 def changed(settings: PapersSettings, **values: Any) -> PapersSettings:
@@ -55,7 +57,9 @@ def test_rows_are_made_and_their_figures_are_those_of_the_run(settings: PapersSe
 
 
 def test_pruned_rows(tiny_mnist: Path, tiny_28: Path, tmp_path: Path) -> None:
-    settings = PapersSettings(models={"shallow-mnist": tiny_28}, root=tiny_mnist, only=("efficient-shallow-mnist-50",))
+    settings = PapersSettings(
+        models={"shallow-mnist": tiny_28}, roots={"": tiny_mnist}, only=("efficient-shallow-mnist-50",)
+    )
     found = redo_papers(changed(settings, calibration_size=20), tmp_path / "run").record["rows"][0]["measured"]
     metrics = json.loads((tmp_path / "run" / "efficient-shallow-mnist-50" / "metrics.json").read_text())
     assert found["macs"] == metrics["pruned"]["cost"]["macs"] <= 0.5 * metrics["original"]["cost"]["macs"]
@@ -69,7 +73,7 @@ def test_blank_rows_say_why(tmp_path: Path, tiny_28: Path) -> None:
     empty.mkdir()
     models = {"q7-mnist": tiny_28, "shallow-fashion-mnist": tiny_28}
     only = (UNIFORM, "q7-smallnorb", "qcapsnets-deep-cifar10", "progressive-shallow-fashion-mnist-layer")
-    result = redo_papers(PapersSettings(models=models, root=empty, only=only), tmp_path / "run")
+    result = redo_papers(PapersSettings(models=models, roots={"": empty}, only=only), tmp_path / "run")
     assert result.done == ()
     assert "mnist" in result.blank[UNIFORM]
     assert "no-data" in result.blank[UNIFORM]
@@ -119,12 +123,10 @@ def test_test_images_are_limited(settings: PapersSettings, tmp_path: Path) -> No
 
 
 def test_estimates(settings: PapersSettings) -> None:
-    found = {
-        row.name: (minutes, missing)
-        for row, minutes, missing in estimate_papers(changed(settings, only=("q7-*", "deep-svhn")))
-    }
+    rows = list_papers(changed(settings, only=("q7-*", "deep-svhn")), estimate=True)
+    found = {row["name"]: (row["minutes"], row["missing"]) for row in rows}
     minutes = {name: found[name][0] for name in (UNIFORM, SEARCH, "q7-mnist-ilp")}
-    assert 0 < minutes[SEARCH] < minutes["q7-mnist-ilp"]  # type: ignore[operator]
+    assert 0 < minutes[SEARCH] < minutes["q7-mnist-ilp"]
     assert minutes[UNIFORM] is not None
     assert found["progressive-deep-svhn-layer"][0] is None
     assert "no checkpoint" in (found["progressive-deep-svhn-layer"][1] or "")

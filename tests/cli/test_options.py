@@ -7,7 +7,7 @@ import pytest
 
 from caplet.bench.settings import BenchSettings, PapersSettings, SpeedSettings
 from caplet.cli.compress import CompressOptions
-from caplet.cli.output import DataOptions, FileOptions, ImageOptions, RunOptions
+from caplet.cli.shared import DataOptions, FileOptions, ImageOptions, RunOptions
 from caplet.jobs.compress.settings import CompressSettings, Limits, Pruning, Quantizing
 from caplet.jobs.prune.settings import BackboneTuning, PruneSettings, TuningOptions
 from caplet.jobs.quantize.settings import QuantizeSettings

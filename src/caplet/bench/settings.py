@@ -1,10 +1,11 @@
 """The settings of measurements. Imports no torch, so that help texts come fast."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt
 
+from caplet.errors import ConfigError
 from caplet.settings import Settings, option
 
 PANEL = "Measurement"
@@ -44,21 +45,42 @@ class SpeedSettings(Settings):
     """Width of every tensor of the quantized sides."""
 
 
-class PapersSettings(Settings):
-    """Which rows of papers' tables are redone, and what they are made from.
+def _paths(value: Any, flag: str, rule: str, alone: bool = False) -> Any:
+    """Paths by name of texts ``NAME=PATH``; with ``alone`` a path without a name has the name ''. A table stays."""
+    if not isinstance(value, list):
+        return value
+    found: dict[str, Path] = {}
+    for text in value:
+        name, equals, path = text.partition("=")
+        if alone and not equals:
+            name, path = "", text
+        if not path or (not name and not alone):
+            raise ConfigError(f"{flag} {text!r}: the rule is {rule}")
+        if name in found:
+            raise ConfigError(f"{flag} {text!r}: {name or 'the folder'} is given twice")
+        found[name] = Path(path).expanduser()
+    return found
 
-    Attributes:
-        models: checkpoint files by the names of :data:`caplet.bench.papers.rows.NETWORKS`.
-        roots: where the files of a dataset are, by its name; ``root`` serves all others. Nothing is downloaded.
-        only: patterns of :func:`caplet.bench.papers.rows.select`; empty for all rows.
-    """
+
+def _models(value: Any) -> Any:
+    return _paths(value, "--model", "NAME=FILE, e.g. q7-mnist=q7_mnist.h5")
+
+
+def _roots(value: Any) -> Any:
+    return _paths(value, "--root", "DATA=FOLDER, e.g. ~/data or cifar10=~/cifar", alone=True)
+
+
+class PapersSettings(Settings):
+    """Which rows of papers' tables are redone, and what they are made from."""
 
     where = "papers"
 
-    models: dict[str, Path] = Field(default={})
-    root: Path | None = None
-    roots: dict[str, Path] = Field(default={})
-    only: tuple[str, ...] = ()
+    models: Annotated[dict[str, Path], BeforeValidator(_models)] = option({}, PANEL, flag="--model")
+    """NAME=FILE: a float checkpoint for the rows of a network; may be repeated."""
+    roots: Annotated[dict[str, Path], BeforeValidator(_roots)] = option({}, PANEL, flag="--root")
+    """Folder (or archive) where datasets' files are, or DATA=FOLDER for one; may be repeated. Nothing is downloaded."""
+    only: list[str] = option([], PANEL)
+    """Rows, papers, networks or datasets (with * and ?); may be repeated."""
     calibration_size: PositiveInt | None = option(None, PANEL)
     """Images cut from the training split for calibration and search."""
     test_images: PositiveInt | None = option(None, PANEL)

@@ -8,13 +8,12 @@ import typer
 from typer.core import TyperGroup
 
 from caplet.bench.settings import BenchSettings, PapersSettings, SpeedSettings
-from caplet.cli.options import Given, help_of, with_options
-from caplet.cli.output import ImageSize, Json, Quiet, console, going_on, note, print_json, show_table
-from caplet.errors import ConfigError
+from caplet.cli.options import help_of, with_options
+from caplet.cli.output import console, going_on, note, print_json, show_table
+from caplet.cli.shared import ImageSize, Json, Quiet
 from caplet.progress import silent
 
 COMPARE = "models"
-_EXAMPLES = {"--model": "q7-mnist=q7_mnist.h5", "--root": "~/data or cifar10=~/cifar"}
 
 
 class _Bench(TyperGroup):
@@ -44,22 +43,8 @@ def group() -> None:
 
 @with_options
 def papers(
-    given: Annotated[dict[str, Any], Given(PapersSettings)],
-    model: Annotated[
-        list[str] | None,
-        typer.Option("--model", help="NAME=FILE: a float checkpoint for the rows of a network; may be repeated."),
-    ] = None,
-    root: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--root", help="Folder (or archive) where datasets' files are, or DATA=FOLDER for one; may be repeated."
-        ),
-    ] = None,
+    settings: PapersSettings,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/papers"),
-    only: Annotated[
-        list[str] | None,
-        typer.Option("--only", help="Rows, papers, networks or datasets (with * and ?); may be repeated."),
-    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Only list the rows and what each needs.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say which rows would be made, with estimated minutes.")
@@ -79,14 +64,20 @@ def papers(
 
     Example: caplet bench papers --model q7-mnist=q7_mnist.h5 --root ~/data --only q7-mnist
     """
-    from caplet.bench.papers.job import redo_papers
+    from caplet.bench.papers.job import list_papers, redo_papers
 
-    roots = _pairs(root or [], "--root", "DATA=FOLDER", alone=True)
-    models = _pairs(model or [], "--model", "NAME=FILE")
-    where = {"models": models, "root": roots.pop("", None), "roots": roots, "only": only or ()}
-    settings = PapersSettings.of({**given, **where})
     if list_ or dry_run:
-        _show_rows(settings, minutes=dry_run, json=json)
+        rows = list(list_papers(settings, estimate=dry_run))
+        if json:
+            print_json({"rows": rows})
+            return
+        for row in rows:
+            minutes, about = row["minutes"], row["missing"] or "can be made"
+            console().print(
+                f"{row['name']}: {row['method']}; {about if minutes is None else f'about {minutes:.1f} minutes'}"
+            )
+        if dry_run:
+            console().print(f"in all about {sum(row['minutes'] or 0.0 for row in rows):.0f} minutes")
         return
     with going_on(tells=True):
         result = redo_papers(settings, out, resume=resume, force=force, note=silent if quiet else note)
@@ -95,48 +86,6 @@ def papers(
         return
     console().print((result.folder / "papers.md").read_text(encoding="utf-8"), end="")
     note(f"{len(result.done)} rows made, {len(result.blank)} blank: {result.folder / 'papers.md'}")
-
-
-def _pairs(texts: list[str], option: str, rule: str, alone: bool = False) -> dict[str, Path]:
-    """Paths by name of ``NAME=PATH``; with ``alone`` a path without a name has the name ''. Raises ConfigError."""
-    found: dict[str, Path] = {}
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if not equals and alone:
-            name, path = "", text
-        if not path or (not name and not alone):
-            raise ConfigError(f"{option} {text!r}: the rule is {rule}, e.g. {_EXAMPLES[option]}")
-        if name in found:
-            raise ConfigError(f"{option} {text!r}: {name or 'the folder'} is given twice")
-        found[name] = Path(path).expanduser()
-    return found
-
-
-def _show_rows(settings: PapersSettings, minutes: bool, json: bool) -> None:
-    """List the chosen rows; with ``minutes`` those that would be made are timed."""
-    from caplet.bench.papers.job import estimate_papers, list_papers
-
-    found = list(estimate_papers(settings) if minutes else list_papers(settings))
-    rows: list[dict[str, Any]] = [
-        {
-            "name": row.name,
-            "model": row.network.name,
-            "data": row.network.data,
-            "method": row.work.method,
-            "minutes": estimate,
-            "missing": missing,
-        }
-        for row, estimate, missing in found
-    ]
-    if json:
-        print_json({"rows": rows})
-        return
-    for row in rows:
-        about = f"about {row['minutes']:.1f} minutes" if row["minutes"] is not None else row["missing"] or "can be made"
-        console().print(f"{row['name']}: {row['method']}; {about}")
-    if minutes:
-        total = sum(row["minutes"] or 0.0 for row in rows)
-        console().print(f"in all about {total:.0f} minutes")
 
 
 @with_options

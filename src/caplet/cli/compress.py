@@ -7,19 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import PositiveInt
 
-from caplet.cli.options import Given, with_options
-from caplet.cli.output import (
-    RunOptions,
-    bar,
-    console,
-    going_on,
-    kilobytes,
-    note,
-    percent,
-    points,
-    print_json,
-    show_table,
-)
+from caplet.cli.options import with_options
+from caplet.cli.output import bar, console, going_on, kilobytes, note, percent, points, print_json, show_table
+from caplet.cli.shared import RunOptions
 from caplet.errors import TargetNotMet
 from caplet.jobs.compress.settings import CompressSettings
 from caplet.settings import Settings, option
@@ -50,7 +40,7 @@ class CompressOptions(Settings):
 
 @with_options
 def command(
-    changes: Annotated[dict[str, Any], Given(CompressSettings)],
+    changes: Annotated[dict[str, Any], CompressSettings],
     options: CompressOptions,
     run: RunOptions,
     model: Annotated[

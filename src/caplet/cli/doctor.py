@@ -2,7 +2,8 @@
 
 from dataclasses import asdict
 
-from caplet.cli.output import Json, console, print_json
+from caplet.cli.output import console, print_json
+from caplet.cli.shared import Json
 from caplet.errors import ToolMissing
 
 

@@ -7,19 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from caplet.cli.options import with_options
-from caplet.cli.output import (
-    DataOptions,
-    Engine,
-    ImageOptions,
-    ImageSize,
-    Json,
-    Limit,
-    Quiet,
-    console,
-    note,
-    parse_ram,
-    print_json,
-)
+from caplet.cli.output import console, note, print_json
+from caplet.cli.shared import DataOptions, Engine, ImageOptions, ImageSize, Json, Limit, Quiet, parse_ram
 from caplet.errors import NotExact
 from caplet.progress import silent
 

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from caplet.cli.options import with_options
-from caplet.cli.output import ImageOptions, ImageSize, Json, note, parse_ram, print_json
+from caplet.cli.output import note, print_json
+from caplet.cli.shared import ImageOptions, ImageSize, Json, parse_ram
 
 
 @with_options

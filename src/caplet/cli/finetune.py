@@ -5,19 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from caplet.cli.options import Given, with_options
-from caplet.cli.output import (
-    Changes,
-    DataOptions,
-    Engine,
-    FloatModel,
-    ImageSize,
-    RunOptions,
-    console,
-    note,
-    points,
-    print_json,
-)
+from caplet.cli.options import with_options
+from caplet.cli.output import console, note, points, print_json
+from caplet.cli.shared import Changes, DataOptions, Engine, FloatModel, ImageSize, RunOptions
 from caplet.train.settings import FinetuneSettings
 
 
@@ -26,7 +16,7 @@ def command(
     data: DataOptions,
     run: RunOptions,
     model: FloatModel,
-    given: Annotated[dict[str, Any], Given(FinetuneSettings)],
+    given: Annotated[dict[str, Any], FinetuneSettings],
     plan: Annotated[
         Path | None,
         typer.Option("--plan", help="Train the numbers of this plan (plan_*.json of `caplet quantize`)."),

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caplet.cli.output import ImageSize, Json, console, kilobytes, print_json, show_table
+from caplet.cli.output import console, kilobytes, print_json, show_table
+from caplet.cli.shared import ImageSize, Json
 from caplet.errors import ModelError
 
 if TYPE_CHECKING:

@@ -21,17 +21,11 @@ DATA, OUTPUT = "Data", "Output"
 """Headings of options that many commands have."""
 
 
-class Given:
-    """Marks a parameter that gets the options that were given, as a table for ``kind``, and not its defaults."""
-
-    def __init__(self, kind: type[Settings]) -> None:
-        self.kind = kind
-
-
 def with_options(function: Callable[..., None]) -> Callable[..., None]:
     """A command whose parameters that are settings become options, one for every field with a heading.
 
-    A parameter is a :class:`~caplet.settings.Settings` class, or ``Annotated[dict[str, Any], Given(CLASS)]``.
+    A parameter is a :class:`~caplet.settings.Settings` class; or ``Annotated[dict[str, Any], CLASS]``, which gets a
+    table of the options that were given, without defaults.
     """
     hints = get_type_hints(function, include_extras=True)
     kinds: dict[str, tuple[type[Settings], bool]] = {}
@@ -82,11 +76,11 @@ def one_line_paragraphs(text: str) -> str:
 
 
 def _settings(hint: Any) -> tuple[type[Settings] | None, bool]:
-    """The settings class that a parameter stands for, and whether it is :class:`Given`."""
-    for mark in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
-        if isinstance(mark, Given):
-            return mark.kind, True
-    return (hint, False) if isinstance(hint, type) and issubclass(hint, Settings) else (None, False)
+    """The settings class that a parameter stands for, and whether it gets only the options that were given."""
+    for only_given, kind in ((False, hint), *((True, mark) for mark in get_args(hint)[1:])):
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            return kind, only_given
+    return None, False
 
 
 def _options(kind: type[Settings]) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
@@ -110,9 +104,7 @@ def _option(name: str, field: FieldInfo, may_be_absent: bool) -> tuple[Any, Any]
         flag += f"/--no-{flag.removeprefix('--')}"
     if isinstance(default, tuple):
         default = ",".join(map(str, default)) or None
-    if isinstance(default, dict):
-        default = None
-    if default is None or default == "":
+    if default in (None, "", {}, []):
         default, kind = None, kind | None
     text = " ".join((field.description or "").replace("``", "").split())
     return Annotated[kind, typer.Option(flag, help=text, rich_help_panel=str(extra["panel"]))], default
@@ -132,10 +124,10 @@ def _kind(field: FieldInfo) -> Any:
     if get_origin(kind) is Annotated:
         kind, *more = get_args(kind)
         marks += more
+    if get_origin(kind) in (dict, list):  # may be repeated
+        return list[str]
     if any(isinstance(mark, BeforeValidator) for mark in marks) or get_origin(kind) is tuple:
         return str
-    if get_origin(kind) is dict:
-        return list[str]
     if get_origin(kind) is Literal:
         return kind if isinstance(get_args(kind)[0], str) else type(get_args(kind)[0])
     plain = isinstance(kind, type) and issubclass(kind, bool | int | float | Path | Enum)
@@ -144,10 +136,11 @@ def _kind(field: FieldInfo) -> Any:
 
 def _value(name: str, field: FieldInfo, value: Any) -> Any:
     """What an option's text means: lists and tables of settings are taken apart."""
-    if isinstance(value, list):
+    if any(isinstance(mark, BeforeValidator) for mark in field.metadata):
+        return value
+    if get_origin(field.annotation) is dict:
         return dict(_pair(_flag(name, field), text) for text in value)
-    before = any(isinstance(mark, BeforeValidator) for mark in field.metadata)
-    if isinstance(value, str) and get_origin(field.annotation) is tuple and not before:
+    if isinstance(value, str) and get_origin(field.annotation) is tuple:
         return [word.strip() for word in value.split(",")]
     return value
 

@@ -5,20 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caplet.cli.options import Given, with_options
-from caplet.cli.output import (
-    DataOptions,
-    FloatModel,
-    ImageSize,
-    Limit,
-    RunOptions,
-    bar,
-    console,
-    kilobytes,
-    note,
-    print_json,
-    show_table,
-)
+from caplet.cli.options import with_options
+from caplet.cli.output import bar, console, kilobytes, note, print_json, show_table
+from caplet.cli.shared import DataOptions, FloatModel, ImageSize, Limit, RunOptions
 from caplet.errors import TargetNotMet
 from caplet.jobs.prune.settings import BackboneTuning, PruneSettings
 from caplet.prune.choices import BackbonePruneSettings
@@ -30,7 +19,7 @@ if TYPE_CHECKING:
 @with_options
 def command(
     model: FloatModel,
-    given: Annotated[dict[str, Any], Given(PruneSettings)],
+    given: Annotated[dict[str, Any], PruneSettings],
     data: DataOptions,
     run: RunOptions,
     curves: Annotated[

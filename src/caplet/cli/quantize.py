@@ -3,21 +3,8 @@
 from typing import TYPE_CHECKING
 
 from caplet.cli.options import with_options
-from caplet.cli.output import (
-    DataOptions,
-    Engine,
-    FloatModel,
-    ImageSize,
-    RunOptions,
-    bar,
-    console,
-    kilobytes,
-    note,
-    percent,
-    points,
-    print_json,
-    show_table,
-)
+from caplet.cli.output import bar, console, kilobytes, note, percent, points, print_json, show_table
+from caplet.cli.shared import DataOptions, Engine, FloatModel, ImageSize, RunOptions
 from caplet.errors import TargetNotMet
 from caplet.jobs.quantize.settings import QuantizeSettings
 

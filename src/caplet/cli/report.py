@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caplet.cli.output import Json, console, note, print_json, show_table
+from caplet.cli.output import console, note, print_json, show_table
+from caplet.cli.shared import Json
 
 if TYPE_CHECKING:
     from caplet.api import Diff

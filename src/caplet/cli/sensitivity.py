@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caplet.cli.options import with_options
-from caplet.cli.output import DataOptions, FloatModel, ImageSize, RunOptions, bar, note, print_json, show_table
+from caplet.cli.output import bar, note, print_json, show_table
+from caplet.cli.shared import DataOptions, FloatModel, ImageSize, RunOptions
 from caplet.quant.choices import SensitivitySettings
 
 if TYPE_CHECKING:

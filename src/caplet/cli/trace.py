@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from caplet.cli.options import with_options
-from caplet.cli.output import DataOptions, ImageSize, Json, Quiet, console, print_json, show_table
+from caplet.cli.output import console, print_json, show_table
+from caplet.cli.shared import DataOptions, ImageSize, Json, Quiet
 from caplet.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -5,14 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from caplet.cli.options import Given, with_options
-from caplet.cli.output import Changes, FileOptions, Limit, RunOptions, console, note, print_json
+from caplet.cli.options import with_options
+from caplet.cli.output import console, note, print_json
+from caplet.cli.shared import Changes, FileOptions, Limit, RunOptions
 from caplet.train.settings import TrainSettings
 
 
 @with_options
 def command(
-    given: Annotated[dict[str, Any], Given(TrainSettings)],
+    given: Annotated[dict[str, Any], TrainSettings],
     files: FileOptions,
     run: RunOptions,
     recipe: Annotated[

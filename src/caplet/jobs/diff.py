@@ -1,6 +1,6 @@
 """Compare two finished runs: accuracies image by image where the images agree, and everything that a run records."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,21 +61,24 @@ def diff_runs(first: str | Path, second: str | Path) -> Diff:
     Raises:
         ArtefactError: a folder holds no finished run, or one without a model.
     """
-    runs = _read(Path(first)), _read(Path(second))
-    one, two = (_answers(run) for run in runs)
-    unpaired = _why_unpaired(runs, (one, two))
+    one, two = runs = _read(Path(first)), _read(Path(second))
+    answers: list[Any] = [_answers(run) for run in runs]
+    unpaired = _why_unpaired(runs, answers)
     pair = agree = None
-    if unpaired is None and one is not None and two is not None:
-        labels = np.array(runs[0].files[PREDICTIONS]["labels"])
-        pair, agree = paired(one == labels, two == labels), int((one == two).sum())
+    if unpaired is None:
+        labels = np.array(one.files[PREDICTIONS]["labels"])
+        pair, agree = paired(*(np.equal(found, labels) for found in answers)), int(np.equal(*answers).sum())
+    known = [{name: value for name, value in run.settings.items() if name not in _LEFT_OUT} for run in runs]
+    details = [run.details for run in runs if _ships(run) and run.details is not None]
+    widths = [{row["point"]: row["bits"] for row in found["tensors"]} for found in details]
     return Diff(
-        (runs[0].name, runs[1].name),
+        (one.name, two.name),
         pair,
         unpaired,
         agree,
-        tuple(_merge(*(dict(_figures(run)) for run in runs))),
-        tuple(_changed(*(_settings(run) for run in runs))) if runs[0].kind is runs[1].kind else (),
-        tuple(_changed(*(_widths(run) for run in runs))) if all(map(_has_widths, runs)) else (),
+        tuple(_side_by_side(*(dict(_figures(run)) for run in runs))),
+        tuple(_differing(*known)) if one.kind is two.kind else (),
+        tuple(_differing(*widths)) if len(widths) == 2 else (),
     )
 
 
@@ -99,10 +102,10 @@ def _answers(run: RunRecords) -> NDArray[np.int64] | None:
     record = run.find(PREDICTIONS)
     if record is None:
         return None
-    return np.array(record["models"][_first(run)["role"]] if _ships(run) else record["float"])
+    return np.array(record["models"][run.role] if _ships(run) else record["float"])
 
 
-def _why_unpaired(runs: tuple[RunRecords, RunRecords], answers: tuple[Any, Any]) -> str | None:
+def _why_unpaired(runs: tuple[RunRecords, RunRecords], answers: Sequence[Any]) -> str | None:
     for run, found in zip(runs, answers, strict=True):
         if found is None:
             return f"run {run.name} has no {PREDICTIONS}: it was made by an older caplet"
@@ -113,10 +116,6 @@ def _why_unpaired(runs: tuple[RunRecords, RunRecords], answers: tuple[Any, Any])
             f" {len(two['labels']):,} of {two['data']} (SHA-256 {two['sha256'][:12]}...)"
         )
     return None
-
-
-def _first(run: RunRecords) -> dict[str, Any]:
-    return dict(run.metrics["models"][0])
 
 
 def _figures(run: RunRecords) -> Iterator[tuple[str, float | int | str | None]]:
@@ -133,7 +132,7 @@ def _figures(run: RunRecords) -> Iterator[tuple[str, float | int | str | None]]:
             yield "weight bytes", 4 * metrics["pruned"]["cost"]["parameters"]
             yield "multiply-accumulates", metrics["pruned"]["cost"]["macs"]
         return
-    model = _first(run)
+    model = metrics["models"][0]
     yield "kind", f"integers ({metrics.get('method', run.kind)}, {model['role']})"
     if "met" in metrics:
         yield "limits met", "yes" if metrics["met"] else "no"
@@ -151,29 +150,14 @@ def _figures(run: RunRecords) -> Iterator[tuple[str, float | int | str | None]]:
         yield "seconds", metrics["search"]["seconds"]
 
 
-def _settings(run: RunRecords) -> dict[str, Any]:
-    return {name: value for name, value in run.settings.items() if name not in _LEFT_OUT}
-
-
-def _has_widths(run: RunRecords) -> bool:
-    return _ships(run) and run.details is not None
-
-
-def _widths(run: RunRecords) -> dict[str, Any]:
-    assert run.details is not None
-    return {row["point"]: row["bits"] for row in run.details["tensors"]}
-
-
-def _merge(first: dict[str, Any], second: dict[str, Any]) -> Iterator[Value]:
+def _side_by_side(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Value]:
     for name in dict.fromkeys((*first, *second)):
         yield Value(name, first.get(name), second.get(name))
 
 
-def _changed(first: dict[str, Any], second: dict[str, Any]) -> Iterator[Value]:
-    for value in _merge(first, second):
+def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Value]:
+    """Lists and tables as text."""
+    for value in _side_by_side(first, second):
         if value.first != value.second:
-            yield Value(value.name, _plain(value.first), _plain(value.second))
-
-
-def _plain(value: Any) -> float | int | str | None:
-    return value if value is None or isinstance(value, float | int | str) else str(value)
+            sides = (value.first, value.second)
+            yield Value(value.name, *(x if isinstance(x, float | int | str | None) else str(x) for x in sides))

@@ -55,7 +55,7 @@ class Sources:
         name = row.network.data
         if self._data is None or self._data[0] != name:
             settings = self.settings
-            root = settings.roots.get(name, settings.root)
+            root = settings.roots.get(name, settings.roots.get(""))
             splits = load_data(name, root, calibration_size=settings.calibration_size, download=False)
             self._data = name, _limited(splits, settings.test_images)
         return self._data[1]
@@ -169,38 +169,39 @@ def _make(row: PaperRow, sources: Sources, stages: Stages, note: Note) -> dict[s
     return {**found, "seconds": done.seconds, "calibration_images": len(splits.calibration)}
 
 
-def list_papers(settings: PapersSettings) -> Iterator[tuple[PaperRow, None, str | None]]:
-    """Every chosen row, and why it would be blank as far as it shows without loading anything.
+def list_papers(settings: PapersSettings, *, estimate: bool = False) -> Iterator[dict[str, Any]]:
+    """Every chosen row, JSON values: ``name``, ``model``, ``data``, ``method``, ``minutes``, ``missing``.
 
-    Raises:
-        ConfigError: no row fits a pattern.
-    """
-    sources = Sources(settings)
-    for row in select(settings.only):
-        yield row, None, sources.missing(row)
-
-
-def estimate_papers(settings: PapersSettings) -> Iterator[tuple[PaperRow, float | None, str | None]]:
-    """Every chosen row with its estimated minutes, from a few batches through its model here, or why it is blank.
+    Args:
+        estimate: say how many minutes a row takes, from a few batches through its model here; else nothing is loaded,
+            and ``minutes`` is None.
 
     Raises:
         ConfigError: no row fits a pattern.
     """
     sources = Sources(settings)
     known: dict[str, Rates] = {}
-    if settings.threads is not None:
+    if estimate and settings.threads is not None:
         torch.set_num_threads(settings.threads)
     for row in select(settings.only):
-        missing, name = sources.missing(row), row.network.name
-        if missing is None:
+        missing, name, minutes = sources.missing(row), row.network.name, None
+        if estimate and missing is None:
             try:
                 splits = sources.data(row)
                 if name not in known:
                     model = sources.model(row)
                     known[name] = Rates(forward_rate(model), training_rate(model))
+                minutes = row.work.seconds(known[name], splits) / 60
             except CapletError as error:
                 missing = str(error)
-        yield row, None if missing else row.work.seconds(known[name], splits) / 60, missing
+        yield {
+            "name": row.name,
+            "model": name,
+            "data": row.network.data,
+            "method": row.work.method,
+            "minutes": minutes,
+            "missing": missing,
+        }
 
 
 def _limited(splits: Splits, test_images: int | None) -> Splits:

@@ -1,0 +1,114 @@
+"""Options that many commands have: a run's folder, a dataset, and single ones."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from caplet.cli.options import DATA, OUTPUT
+from caplet.cli.output import note
+from caplet.settings import Settings, option, parse_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from caplet.data import Splits
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+FloatModel = Annotated[Path, typer.Argument(help="A trained float model: .safetensors, or a .pt / .h5 to import.")]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        "--image-size", help="Image side of an imported model, where its file leaves it open.", rich_help_panel=DATA
+    ),
+]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one setting, e.g. --set lr=1e-3. May be repeated.")
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", help="Use only so many images of each split.", rich_help_panel=DATA)
+]
+Engine = Annotated[
+    Literal["auto", "native", "interpreter"],
+    typer.Option(
+        "--engine", help="What runs the integers: compiled C, or the reference interpreter.", rich_help_panel="Run"
+    ),
+]
+
+
+class RunOptions(Settings):
+    """Where a run's files go, and what is shown."""
+
+    out: Path | None = option(None, OUTPUT)
+    """Run folder. Default: a folder in runs/, named after the model."""
+    resume: bool = option(False, OUTPUT)
+    """Go on with an interrupted run."""
+    force: bool = option(False, OUTPUT)
+    """Use the folder whatever it holds; files of the same name are overwritten."""
+    quiet: bool = option(False, OUTPUT)
+    """No progress bars."""
+    as_json: bool = option(False, OUTPUT, flag="--json")
+    """Print one JSON object on stdout instead of tables."""
+
+    def note(self, text: str) -> None:
+        """A line on stderr, unless ``--quiet``."""
+        if not self.quiet:
+            note(text)
+
+    def folder(self, model: Path, suffix: str) -> Path:
+        """The run folder: ``--out``, or ``runs/NAME-SUFFIX``; runs/NAME/model.safetensors has the name NAME."""
+        name = model.resolve().parent.name if model.stem == "model" else model.stem
+        return self.out or Path("runs") / f"{name}-{suffix}"
+
+
+class FileOptions(Settings):
+    """Where a dataset's files are, and what becomes of its images."""
+
+    root: Path | None = option(None, DATA)
+    """Folder (or archive) where the dataset's files already are; otherwise downloaded."""
+    size: int | None = option(None, DATA)
+    """Resize images to this many rows and columns."""
+    channels: int | None = option(None, DATA)
+    """1 for gray, 3 for RGB."""
+
+
+class ImageOptions(FileOptions):
+    """Test images of a dataset, or random ones."""
+
+    data: str = option("", DATA)
+    """Dataset whose test images are run. Default: random images."""
+
+    def pixels(self, images: int, shape: Sequence[int], progress: bool = False) -> "NDArray[np.uint8]":
+        """Evenly spaced test images, or random ones of ``shape`` (C, H, W): uint8 (N, C, H, W)."""
+        import numpy as np
+
+        if not self.data:
+            return np.random.default_rng(0).integers(0, 256, (images, *shape), dtype=np.uint8)
+        from caplet.api import load_data
+
+        test = load_data(self.data, **self.model_dump(exclude={"data"}), progress=progress).test
+        found: NDArray[np.uint8] = test.evenly_spaced(images).images.numpy()
+        return found
+
+
+class DataOptions(ImageOptions):
+    """A dataset with its three splits."""
+
+    data: str = option("digits", DATA)
+    """Dataset name (mnist, fashion-mnist, cifar10, svhn, digits) or the path of an image folder."""
+    calibration_size: int | None = option(None, DATA)
+    """Images cut from the training split for calibration and search."""
+
+    def load(self, progress: bool, limit: int | None = None) -> "Splits":
+        """The splits. Raises DataError and ConfigError, see :func:`caplet.load_data`."""
+        from caplet.api import load_data
+
+        return load_data(self.data, **self.model_dump(exclude={"data"}), limit=limit, progress=progress)
+
+
+def parse_ram(text: str) -> str | int:
+    """``fast``, ``small``, or bytes as :func:`parse_bytes`."""
+    return text if text in ("fast", "small") else parse_bytes(text)
