@@ -19,6 +19,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -153,7 +154,7 @@ def main() -> None:
                 "weight_reduction": memory.weight_reduction,
                 "activation_reduction": memory.activation_reduction,
                 "seconds": round(seconds, 1),  # a kept fit's are those of reading it
-                "blocks": [block.to_json() for block in found.blocks],
+                "blocks": [asdict(block) for block in found.blocks],
             }
         )
         shown = {key: value for key, value in rows[-1].items() if key != "blocks"}
@@ -197,7 +198,7 @@ def kept_fit(
     found = reconstruct(model, plan, images, settings, folder=folder)
     save_model(found.model, folder / "model.safetensors")
     found.plan.save(folder / "plan.json")
-    blocks_json = [block.to_json() for block in found.blocks]
+    blocks_json = [asdict(block) for block in found.blocks]
     done.write_text(json.dumps({"wanted": wanted, "blocks": blocks_json}), encoding="utf-8")
     return found
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ class Fitter:
         return {
             "parts": [str(part) for part in self._parts],
             "left": plan in self._plain,
-            "blocks": [block.to_json() for block in self.fit(plan).blocks],
+            "blocks": [asdict(block) for block in self.fit(plan).blocks],
             "narrowing": [step.to_json() for step in self._steps],
         }
 

@@ -115,20 +115,16 @@ def folded(model: CapsNet) -> CapsNet:
     with torch.no_grad():
         for layer in copied.layers():
             if isinstance(layer, ConvNorm):
-                _fold(layer)
+                norm = layer.norm
+                assert norm.running_mean is not None
+                assert norm.running_var is not None
+                weight, bias = (tensor.clone() for tensor in layer.folded())
+                layer.weight.copy_(weight)
+                norm.weight.fill_(1.0)
+                norm.bias.copy_(bias)
+                norm.running_mean.zero_()
+                norm.running_var.copy_(_unit_variance(norm.running_var, norm.eps))
     return copied
-
-
-def _fold(layer: ConvNorm) -> None:
-    weight, bias = (tensor.clone() for tensor in layer.folded())
-    norm = layer.norm
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    layer.weight.copy_(weight)
-    norm.weight.fill_(1.0)
-    norm.bias.copy_(bias)
-    norm.running_mean.zero_()
-    norm.running_var.copy_(_unit_variance(norm.running_var, norm.eps))
 
 
 def _unit_variance(like: Tensor, eps: float) -> Tensor:

@@ -1,9 +1,8 @@
 """Layers as linear maps of their weights: convolutions on a sample of their output positions, class capsules through
 their routing's couplings; one entry per layer type that has weights."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,20 +20,20 @@ _COLUMNS = 256
 """Columns of a block, unless one kernel position or one capsule has more."""
 _BATCH = 64
 
+View = tuple[Linear, str | None]
+"""A layer's weights as a linear map of its inputs, and the name of the parameter that shifts the map's outputs, element
+by element; None where there is none."""
 
-class ConvLinear:
-    """A convolution (O, I, kh, kw) as one linear map; the columns of a block are whole kernel positions.
 
-    Nothing is unfolded: a kernel position's columns are rows of the channels-last maps, gathered when asked for.
+class _Windows:
+    """What a convolution's kernel sees at a sample of its output positions.
 
     Args:
-        weight: its shape.
+        weight: its shape, (O, I, kh, kw).
         quantized, exact: float (N, I, H, W): the layer's input as quantized and in float.
         rows: output positions to use, of all images together; all of them where there are fewer.
         generator: chooses them.
     """
-
-    unit = 1
 
     def __init__(
         self,
@@ -48,9 +47,29 @@ class ConvLinear:
     ) -> None:
         self._shape = weight
         self._quantized, self._exact = _channels_last(quantized, padding), _channels_last(exact, padding)
-        self._base, offsets = _sample(weight, quantized.shape, stride, padding, rows, generator)
+        images, height, width = quantized.shape[0], *(size + 2 * padding for size in quantized.shape[2:])
+        out_height, out_width = ((size - k) // stride + 1 for size, k in zip((height, width), weight[2:], strict=True))
+        total = images * out_height * out_width
+        picked = torch.randperm(total, generator=generator)[:rows].sort().values
+        image, position = picked // (out_height * out_width), picked % (out_height * out_width)
+        # Places of the windows' first elements among all padded positions of all images, and distances from there.
+        self._base = (image * height + position // out_width * stride) * width + position % out_width * stride
+        self._distances = [row * width + column for row in range(weight[2]) for column in range(weight[3])]
+
+
+class ConvLinear(_Windows):
+    """A convolution (O, I, kh, kw) as one linear map; the columns of a block are whole kernel positions.
+
+    Nothing is unfolded: a kernel position's columns are rows of the channels-last maps, gathered when asked for.
+    """
+
+    unit = 1
+
+    def __init__(self, weight: torch.Size, *windows: Any) -> None:
+        super().__init__(weight, *windows)
         per_block = max(1, _COLUMNS // weight[1])
-        self._offsets = [offsets[start : start + per_block] for start in range(0, len(offsets), per_block)]
+        places = self._distances
+        self._offsets = [places[start : start + per_block] for start in range(0, len(places), per_block)]
         self.blocks = len(self._offsets)
         self.scale = torch.ones(1, len(self._base), 1)
 
@@ -90,30 +109,19 @@ class ConvLinear:
         return matrix.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
 
 
-class DepthwiseLinear:
-    """A depthwise convolution (C, 1, kh, kw) as one small linear map per channel; arguments as of
-    :class:`ConvLinear`."""
+class DepthwiseLinear(_Windows):
+    """A depthwise convolution (C, 1, kh, kw) as one small linear map per channel."""
 
     unit = 1
     blocks = 1
 
-    def __init__(
-        self,
-        weight: torch.Size,
-        quantized: Tensor,
-        exact: Tensor,
-        stride: int,
-        padding: int,
-        rows: int,
-        generator: torch.Generator,
-    ) -> None:
-        self._shape = weight
-        base, offsets = _sample(weight, quantized.shape, stride, padding, rows, generator)
-        index = base[:, None] + torch.tensor(offsets)
+    def __init__(self, weight: torch.Size, *windows: Any) -> None:
+        super().__init__(weight, *windows)
+        index = self._base[:, None] + torch.tensor(self._distances)
         self._quantized, self._exact = (
-            _channels_last(maps, padding)[index].permute(2, 0, 1).contiguous() for maps in (quantized, exact)
+            maps[index].permute(2, 0, 1).contiguous() for maps in (self._quantized, self._exact)
         )  # C, rows, kh * kw
-        self.scale = torch.ones(weight[0], len(base), 1)
+        self.scale = torch.ones(weight[0], len(self._base), 1)
 
     def weigh(self, weight: Tensor, bias: Tensor, passed: Callable[[Tensor], Tensor]) -> None:
         """As :meth:`ConvLinear.weigh`, with a weight for every channel of a row: ``passed`` keeps the shape."""
@@ -130,21 +138,6 @@ class DepthwiseLinear:
 
     def join(self, matrices: list[Tensor]) -> Tensor:
         return matrices[0].reshape(self._shape)
-
-
-def _sample(
-    weight: torch.Size, maps: torch.Size, stride: int, padding: int, rows: int, generator: torch.Generator
-) -> tuple[Tensor, list[int]]:
-    """Some output positions, as places of their windows' first elements among all padded positions of all images, and
-    the distances of the windows' elements from there."""
-    _, _, kernel_rows, kernel_columns = weight
-    images, height, width = maps[0], *(size + 2 * padding for size in maps[2:])
-    out_height, out_width = (height - kernel_rows) // stride + 1, (width - kernel_columns) // stride + 1
-    total = images * out_height * out_width
-    picked = torch.randperm(total, generator=generator)[:rows].sort().values
-    image, position = picked // (out_height * out_width), picked % (out_height * out_width)
-    base = (image * height + position // out_width * stride) * width + position % out_width * stride
-    return base, [row * width + column for row in range(kernel_rows) for column in range(kernel_columns)]
 
 
 def _channels_last(maps: Tensor, padding: int) -> Tensor:
@@ -204,17 +197,14 @@ class CapsuleLinear:
 
 
 class _RoutingRecorder(Handler):
-    """A :class:`~caplet.nn.points.Handler` that keeps the couplings and preactivations of every iteration."""
+    """A :class:`~caplet.nn.points.Handler` that remembers the couplings and preactivations of every iteration."""
 
     def __init__(self) -> None:
-        self.coupling: list[Tensor] = []
-        self.preactivation: list[Tensor] = []
+        self.values: dict[str, list[Tensor]] = {"coupling": [], "preactivation": []}
 
     def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
-        if spec.name == "coupling":
-            self.coupling.append(value)
-        elif spec.name == "preactivation":
-            self.preactivation.append(value)
+        if spec.name in self.values:
+            self.values[spec.name].append(value)
         return value
 
 
@@ -227,8 +217,8 @@ def _routing(layer: DenseCaps, capsules: Tensor) -> tuple[Tensor, Tensor]:
             for batch in torch.split(capsules, _BATCH):
                 layer.handler = recorder = _RoutingRecorder()
                 layer(batch)
-                couplings.append(torch.stack([c.expand(len(batch), -1, -1) for c in recorder.coupling]))
-                preactivations.append(torch.stack(recorder.preactivation))
+                couplings.append(torch.stack([c.expand(len(batch), -1, -1) for c in recorder.values["coupling"]]))
+                preactivations.append(torch.stack(recorder.values["preactivation"]))
     finally:
         layer.handler = previous
     return torch.cat(couplings, 1).clone(), torch.cat(preactivations, 1).clone()
@@ -246,53 +236,6 @@ def passed(preactivation: Tensor) -> Tensor:
     return torch.sqrt(((dim - 1) * across**2 + along**2) / dim)
 
 
-L = TypeVar("L", bound=Layer)
-
-
-@dataclass(frozen=True)
-class View:
-    """One layer's weights as a linear map.
-
-    Attributes:
-        linear: the map on the calibration images.
-        bias: name of the parameter that shifts the map's outputs, element by element; None where there is none.
-    """
-
-    linear: Linear
-    bias: str | None
-
-
-Make = Callable[[L, Tensor, Tensor, ReconstructSettings], View]
-VIEWS: dict[type[Layer], Make[Any]] = {}
-
-
-def views(layer: type[L]) -> Callable[[Make[L]], Make[L]]:
-    """Register the view of a layer type; a second one for the same type raises ValueError."""
-
-    def register(make: Make[L]) -> Make[L]:
-        if layer in VIEWS:
-            raise ValueError(f"layer type {layer.__name__} already has a view")
-        VIEWS[layer] = make
-        return make
-
-    return register
-
-
-def make_view(layer: Layer, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
-    """The view of the float ``layer`` on its inputs as quantized and in float.
-
-    Raises:
-        ModelError: no view knows the layer's type.
-    """
-    make = VIEWS.get(type(layer))
-    if make is None:
-        known = ", ".join(sorted(kind.__name__ for kind in VIEWS))
-        raise ModelError(
-            f"layer {layer.name}: type {type(layer).__name__} cannot be reconstructed; supported types: {known}"
-        )
-    return make(layer, quantized, exact, settings)
-
-
 def _convolution(
     weight: Tensor, quantized: Tensor, exact: Tensor, stride: int, padding: int, settings: ReconstructSettings
 ) -> ConvLinear:
@@ -301,14 +244,12 @@ def _convolution(
     return ConvLinear(weight.shape, quantized, exact, stride, padding, rows, generator)
 
 
-@views(ConvReLU)
 def _conv_relu(layer: ConvReLU, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
     linear = _convolution(layer.weight, quantized, exact, layer.stride, layer.padding, settings)
     linear.weigh(layer.weight.detach(), layer.bias.detach(), lambda sums: (sums > 0).float().mean(1).sqrt())
-    return View(linear, "bias")
+    return linear, "bias"
 
 
-@views(ConvCaps2d)
 def _conv_caps(layer: ConvCaps2d, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
     linear = _convolution(layer.weight, quantized, exact, layer.stride, layer.padding, settings)
     capsules = (layer.types, layer.dim)
@@ -316,19 +257,17 @@ def _conv_caps(layer: ConvCaps2d, quantized: Tensor, exact: Tensor, settings: Re
     linear.weigh(
         layer.weight.detach(), bias, lambda sums: passed(torch.unflatten(sums, 1, capsules)).square().mean(1).sqrt()
     )
-    return View(linear, None if layer.bias is None else "bias")
+    return linear, None if layer.bias is None else "bias"
 
 
-@views(RoutedConvCaps)
 def _routed_conv_caps(layer: RoutedConvCaps, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
     """All input types share one convolution: each vote counts alike, whatever its coupling."""
     maps = (quantized.flatten(0, 1), exact.flatten(0, 1))
-    return View(_convolution(layer.weight, *maps, layer.stride, layer.padding, settings), "vote_bias")
+    return _convolution(layer.weight, *maps, layer.stride, layer.padding, settings), "vote_bias"
 
 
-@views(DenseCaps)
 def _dense_caps(layer: DenseCaps, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
-    return View(CapsuleLinear(layer, quantized, exact), None if layer.bias is None else "bias")
+    return CapsuleLinear(layer, quantized, exact), None if layer.bias is None else "bias"
 
 
 _PASSED: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -344,7 +283,6 @@ _DEPTHWISE_ROWS = 2048
 """A depthwise filter has a handful of weights."""
 
 
-@views(ConvNorm)
 def _conv_norm(layer: ConvNorm, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
     """A trunk's convolution whose batch norm is folded (:func:`caplet.quant.reconstruct.equalization.folded`)."""
     weight, bias = (tensor.detach() for tensor in layer.folded())
@@ -353,10 +291,34 @@ def _conv_norm(layer: ConvNorm, quantized: Tensor, exact: Tensor, settings: Reco
         generator = torch.Generator().manual_seed(settings.seed)
         own = DepthwiseLinear(weight.shape, quantized, exact, layer.stride, layer.padding, _DEPTHWISE_ROWS, generator)
         own.weigh(weight, bias, slope)
-        return View(own, "bias")
+        return own, "bias"
     linear = _convolution(weight, quantized, exact, layer.stride, layer.padding, settings)
     linear.weigh(weight, bias, lambda sums: slope(sums).square().mean(1).sqrt())
-    return View(linear, "bias")
+    return linear, "bias"
+
+
+VIEWS: Mapping[type[Layer], Callable[[Any, Tensor, Tensor, ReconstructSettings], View]] = {
+    ConvReLU: _conv_relu,
+    ConvCaps2d: _conv_caps,
+    RoutedConvCaps: _routed_conv_caps,
+    DenseCaps: _dense_caps,
+    ConvNorm: _conv_norm,
+}
+
+
+def make_view(layer: Layer, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
+    """The view of the float ``layer`` on its inputs as quantized and in float.
+
+    Raises:
+        ModelError: no view knows the layer's type.
+    """
+    make = VIEWS.get(type(layer))
+    if make is None:
+        known = ", ".join(sorted(kind.__name__ for kind in VIEWS))
+        raise ModelError(
+            f"layer {layer.name}: type {type(layer).__name__} cannot be reconstructed; supported types: {known}"
+        )
+    return make(layer, quantized, exact, settings)
 
 
 def parameter_of(layer: Layer, name: str) -> nn.Parameter:

@@ -3,10 +3,9 @@
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,8 +39,8 @@ _END_TO_END = str(Part.END_TO_END)
 _EXPONENTS = "exponents"
 """Name under which a block keeps the exponents per output channel of its weight."""
 
-FreshFormat = Callable[[int], PlanFormat]
-"""The format of least squared error at a width."""
+Fitted = tuple[dict[str, Tensor], dict[str, float]]
+"""New parameters by name, and what became better."""
 BlockProgress = Callable[[str, int, int], None]
 """Called with (layer, blocks done, blocks in all) after every block, then with ("end-to-end", steps done, in all)."""
 
@@ -63,10 +62,6 @@ class BlockReport:
     after: float
     changed: float
     seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,6 @@ def reconstruct(
         ModelError: a layer type that cannot be reconstructed; images of another size.
         ConfigError: no images. ArtefactError: a block's file cannot be written or is damaged.
     """
-    check_plan(model, plan)
     return Reconstructor(model, images, settings, folder=folder, progress=progress).fit(plan)
 
 
@@ -129,26 +123,20 @@ class Reconstructor:
         if len(images) == 0:
             raise ConfigError("reconstruction needs at least one image, got none")
         model.check_images(images)
-        self._model, self._settings, self._progress = folded(model), settings, progress
-        self._images = images[: settings.images]
-        self._fresh: dict[str, FreshFormat] = {}
+        self.settings, self.progress = settings, progress
+        self.model, self.images = folded(model), images[: settings.images]
+        self._fresh: dict[str, Callable[[int], PlanFormat]] = {}  # by key: the format of least squared error at a width
         if Part.EQUALIZATION in settings.parts:
-            self._model, keys = equalized(self._model, self._images[: settings.tuning_images])
-            calibration = calibrate(self._model, self._images[: settings.tuning_images])
+            self.model, keys = equalized(self.model, self.images[: settings.tuning_images])
+            calibration = calibrate(self.model, self.images[: settings.tuning_images])
             self._fresh = {key: partial(calibration.format, key) for key in keys}
-        self._tuned: dict[QuantPlan, QuantPlan] = {}  # first exponents by the formats that they were tuned from
-        self._store = BlockStore(folder, identity(model, self._images, settings))
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """What fitting does."""
-        return self._settings.parts
+        self.tuned: dict[QuantPlan, QuantPlan] = {}  # first exponents by the formats that they were tuned from
+        self.store = BlockStore(folder, identity(model, self.images, settings))
 
     def fit(self, plan: QuantPlan) -> Reconstruction:
         """The model fitted to ``plan``."""
-        check_plan(self._model, plan)
-        plan = plan.with_formats({key: choose(plan.points[key].bits) for key, choose in self._fresh.items()})
-        return _Run(self._model, plan, self._images, self._settings, self._store, self._tuned, self._progress).run()
+        check_plan(self.model, plan)
+        return _Run(self, plan.with_formats({key: at(plan.points[key].bits) for key, at in self._fresh.items()})).run()
 
 
 def check_plan(model: CapsNet, plan: QuantPlan) -> None:
@@ -167,19 +155,10 @@ def check_plan(model: CapsNet, plan: QuantPlan) -> None:
 class _Run:
     """One reconstruction in progress."""
 
-    def __init__(
-        self,
-        model: CapsNet,
-        plan: QuantPlan,
-        images: Tensor,
-        settings: ReconstructSettings,
-        store: BlockStore,
-        tuned: dict[QuantPlan, QuantPlan],
-        progress: BlockProgress | None,
-    ) -> None:
-        self.source, self.settings, self.progress = model, settings, progress
-        self._images, self._tuning_images = images, images[: settings.tuning_images]
-        self.store, self.tuned = store, tuned
+    def __init__(self, owner: Reconstructor, plan: QuantPlan) -> None:
+        model, images, self.settings, self.progress = owner.model, owner.images, owner.settings, owner.progress
+        self.source, self.store, self.tuned = model, owner.store, owner.tuned
+        self._images, self._tuning_images = images, images[: self.settings.tuning_images]
         self.model = copy.deepcopy(model)
         self.exact = Chain(model, images)
         self.handler = FakeQuant(plan, model.points())
@@ -231,42 +210,45 @@ class _Run:
 
     def _block(self, layer: Layer, exact: Layer) -> None:
         upto = self.handler.plan.restricted(self._keys_upto(layer))
-        block = self.store.load(layer.name, upto)
-        if block is None:
-            began = time.perf_counter()
-            tensors, facts = self._fit(layer, exact)
-            block = FittedBlock(tensors, {**facts, "seconds": round(time.perf_counter() - began, 3)})
-            self.store.save(layer.name, upto, block)
-        self._take_exponents(layer, block)
+        tensors = self._once(layer.name, upto, partial(self._fit, layer, exact))
+        self._take_exponents(layer, tensors.pop(_EXPONENTS, None))
         with torch.no_grad():
-            for name, tensor in block.tensors.items():
-                if name != _EXPONENTS:
-                    parameter_of(layer, name).copy_(tensor)
-        for name in set(block.tensors) - {"weight", _EXPONENTS}:
-            self._widen(f"{layer.name}.{name}", block.tensors[name])
-        self.reports.append(BlockReport(layer.name, **block.facts))
+            for name, tensor in tensors.items():
+                parameter_of(layer, name).copy_(tensor)
+        for name in set(tensors) - {"weight"}:
+            self._widen(f"{layer.name}.{name}", tensors[name])
 
     def _move_together(self) -> None:
         """The last part: all blocks' constants by gradient."""
         plan = self.handler.plan
-        block = self.store.load(_END_TO_END, plan)
-        if block is None:
-            began = time.perf_counter()
+
+        def fit() -> Fitted:
             report = None if self.progress is None else partial(self.progress, _END_TO_END)
             found = fit_end_to_end(self.model, self.source, plan, self._images, self.settings, report)
-            facts = {"before": found.before, "after": found.after, "changed": found.changed}
-            block = FittedBlock(found.tensors, {**facts, "seconds": round(time.perf_counter() - began, 3)})
-            self.store.save(_END_TO_END, plan, block)
+            return found.tensors, {"before": found.before, "after": found.after, "changed": found.changed}
+
+        tensors = self._once(_END_TO_END, plan, fit)
         with torch.no_grad():
             for layer in self.model.layers():
                 for name in layer.specs:
-                    if (key := f"{layer.name}.{name}") in block.tensors:
-                        parameter_of(layer, name).copy_(block.tensors[key])
-        self.reports.append(BlockReport(_END_TO_END, **block.facts))
+                    if (key := f"{layer.name}.{name}") in tensors:
+                        parameter_of(layer, name).copy_(tensors[key])
 
-    def _take_exponents(self, layer: Layer, block: FittedBlock) -> None:
+    def _once(
+        self, name: str, plan: QuantPlan, fit: Callable[[], tuple[dict[str, Tensor], dict[str, float]]]
+    ) -> dict[str, Tensor]:
+        """New parameters by name as ``fit`` or the store gives them; what became better is reported."""
+        block = self.store.load(name, plan)
+        if block is None:
+            began = time.perf_counter()
+            tensors, facts = fit()
+            block = FittedBlock(tensors, {**facts, "seconds": round(time.perf_counter() - began, 3)})
+            self.store.save(name, plan, block)
+        self.reports.append(BlockReport(name, **block.facts))
+        return dict(block.tensors)
+
+    def _take_exponents(self, layer: Layer, exponents: Tensor | None) -> None:
         """Move the plan's exponents per channel of the layer's weight to those that the block was fitted for."""
-        exponents = block.tensors.get(_EXPONENTS)
         if exponents is None:
             return
         key = f"{layer.name}.weight"
@@ -284,31 +266,30 @@ class _Run:
             keys.update(layer.points())
         return keys | {key for key, spec in last.points().items() if spec.storage is Storage.FLASH}
 
-    def _fit(self, layer: Layer, exact: Layer) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def _fit(self, layer: Layer, exact: Layer) -> Fitted:
         """The block's new parameters by name, and what became better."""
         settings, parts = self.settings, self.settings.parts
-        view = make_view(exact, self.quantized.input_of(layer), self.exact.input_of(exact), settings)
+        linear, bias_name = make_view(exact, self.quantized.input_of(layer), self.exact.input_of(exact), settings)
         weight = parameter_of(exact, "weight").detach()
         fmt = self.handler.plan.points[f"{layer.name}.weight"]
-        correct_bias = Part.BIAS in parts and view.bias is not None
+        correct_bias = Part.BIAS in parts and bias_name is not None
         tensors: dict[str, Tensor] = {}
         if isinstance(fmt, ChannelFormat) and Part.PER_CHANNEL in parts and Part.ROUNDING not in parts:
-            fmt = output_channel_format(view.linear, weight, fmt, correct_bias=correct_bias)
+            fmt = output_channel_format(linear, weight, fmt, correct_bias=correct_bias)
             tensors[_EXPONENTS] = torch.tensor([fmt.frac_bits + shift for shift in fmt.shifts])
         found = fit(
-            view.linear,
+            linear,
             weight,
-            weight_grid(fmt, len(view.linear.scale)),
+            weight_grid(fmt, len(linear.scale)),
             sweeps=settings.sweeps if Part.ROUNDING in parts else 0,
             shrink=settings.shrink,
             correct_bias=correct_bias,
         )
         nearest = fmt.quantize(weight)
         tensors["weight"] = found.weight
-        if correct_bias:
-            assert view.bias is not None
-            bias = parameter_of(exact, view.bias).detach()
-            tensors[view.bias] = bias + found.shift.view(bias.shape)
+        if correct_bias and bias_name is not None:
+            bias = parameter_of(exact, bias_name).detach()
+            tensors[bias_name] = bias + found.shift.view(bias.shape)
         changed = float((nearest != found.weight).float().mean())
         return tensors, {"before": found.before, "after": found.after, "changed": changed}
 
