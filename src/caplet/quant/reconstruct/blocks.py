@@ -84,7 +84,7 @@ class _Caught(Exception):
 
 def identity(model: CapsNet, images: Tensor, settings: ReconstructSettings) -> str:
     """A digest of all that a block's result depends on, apart from the plan."""
-    made_by = json.dumps([__version__, settings.model_dump(mode="json")])
+    made_by = json.dumps([__version__, settings.model_dump(mode="json", by_alias=True)])
     return digest(made_by, *tensor_parts(named_tensors(model)), images.contiguous().numpy().data)
 
 

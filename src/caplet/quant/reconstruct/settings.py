@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from caplet.errors import ConfigError, suggest
 from caplet.quant.choices import Part
@@ -59,6 +59,7 @@ class ReconstructSettings(Settings):
         ConfigError: a value out of range.
     """
 
+    model_config = ConfigDict(populate_by_name=True)  # the aliases are earlier names, which blocks on disk have
     where = "reconstruction"
 
     parts: tuple[Part, ...] = Field(default=tuple(Part), min_length=1)
@@ -69,13 +70,11 @@ class ReconstructSettings(Settings):
     shrink: NonNegativeFloat = 0.5
     tuning_images: PositiveInt = 128
     tuning_sweeps: PositiveInt = 2
-    end_to_end_steps: PositiveInt = 400
-    end_to_end_batch: PositiveInt = 32
-    end_to_end_rate: NonNegativeFloat = 0.02
-    end_to_end_smooth: NonNegativeFloat = 0.036
+    end_to_end_steps: PositiveInt = Field(default=400, alias="joint_steps")
+    end_to_end_batch: PositiveInt = Field(default=32, alias="joint_batch")
+    end_to_end_rate: NonNegativeFloat = Field(default=0.02, alias="joint_rate")
+    end_to_end_smooth: NonNegativeFloat = Field(default=0.036, alias="joint_smooth")
     seed: NonNegativeInt = 0
 
     def __init__(self, parts: tuple[Part, ...] = tuple(Part), **others: Any) -> None:
-        """``joint_steps`` and its neighbours are earlier names of ``end_to_end_steps`` and its neighbours."""
-        names = {name: name.replace("joint_", "end_to_end_") for name in others}
-        super().__init__(**{"parts": parts, **{names[name]: value for name, value in others.items()}})
+        super().__init__(**{"parts": parts, **others})
