@@ -23,7 +23,7 @@ from caplet.quant.choices import Granularity, Method
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.measure.log import MeasurementLog
 from caplet.quant.measure.tune import Tuner
-from caplet.quant.search.unit_sensitivity import UnitSensitivity
+from caplet.quant.search.progressive import UnitSensitivity
 from caplet.runs.records import SEARCH
 
 Whole = Callable[[str], tuple[Path, Counter[str]]]

@@ -21,8 +21,8 @@ from caplet.quant.plan.units import Widths, make_units
 from caplet.quant.search.allocate import SumLimit, UnitChoice, allocate
 from caplet.quant.search.ilp import FrontPoint, IlpSettings, most_accurate, pareto_front, search_ilp
 from caplet.quant.search.methods import METHODS
+from caplet.quant.search.progressive import UnitSensitivity
 from caplet.quant.search.search import Candidate, Request
-from caplet.quant.search.unit_sensitivity import UnitSensitivity
 from scripted import Scripted, bench
 
 FEW = IlpSettings(images=32)

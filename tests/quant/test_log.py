@@ -15,8 +15,8 @@ from caplet.quant.measure.log import MeasurementCache, model_identity
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.target import HARDWARE
 from caplet.quant.plan.units import make_units
+from caplet.quant.search.progressive import UnitSensitivity
 from caplet.quant.search.search import Request, Workbench
-from caplet.quant.search.unit_sensitivity import UnitSensitivity
 
 
 class Meter:

@@ -20,7 +20,6 @@ from caplet.quant.plan.target import HARDWARE
 from caplet.quant.plan.units import Widths, make_units, point_widths, width_memory
 from caplet.quant.search.progressive import (
     ProgressiveSettings,
-    StepOrder,
     longest_run,
     search_progressive,
 )
@@ -98,15 +97,14 @@ def additive(bits: dict[str, int]) -> int:
     return 900 - sum(2 * max(0, needs - bits[key]) for key, needs in sensitive.items())
 
 
-@pytest.mark.parametrize("order", list(StepOrder))
 @pytest.mark.parametrize("granularity", list(Granularity))
-def test_leaps_find_what_single_steps_find(digits: Any, granularity: Granularity, order: StepOrder) -> None:
+def test_leaps_find_what_single_steps_find(digits: Any, granularity: Granularity) -> None:
     request = Request(tolerance=0.6, granularity=granularity)
     asked = []
     results = []
     for leaps in (False, True):
         evaluator = Scripted(digits, additive)
-        settings = ProgressiveSettings(order, leaps=leaps, images=8)
+        settings = ProgressiveSettings(leaps=leaps, images=8)
         results.append(search_progressive(bench(digits, evaluator), request, settings))
         asked.append(len(results[-1].record["steps"]))
     one, fast = results
@@ -155,11 +153,11 @@ def test_the_search_on_a_real_model(digits: Any, tmp_path: Path) -> None:
     assert again.best.plan == best.plan
 
 
-def test_sensitive_units_stay_wider(digits: Any) -> None:
-    """With all units equally cheap, the order by robustness lowers what the class capsules notice least."""
+def test_steps_are_the_start_and_lower_widths(digits: Any) -> None:
+    """The start and every lower width are steps of the record."""
     evaluator = Scripted(digits, lambda bits: 900 - (sum(bits.values()) < 8 * len(bits) - 20))
     request = Request(tolerance=0.0, granularity=Granularity.TENSOR)
-    settings = ProgressiveSettings(StepOrder.ROBUST, images=64)
+    settings = ProgressiveSettings(images=64)
     seen: list[Step] = []
     search_progressive(bench(digits, evaluator, seen.append), request, settings)
     assert {step.step for step in seen} == {"start", "lower"}

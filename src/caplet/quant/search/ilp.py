@@ -12,6 +12,7 @@ tensors of capsule networks, the noise measure and the repair are caplet's.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from caplet.errors import ConfigError
@@ -21,7 +22,7 @@ from caplet.nn.points import Storage
 from caplet.quant.choices import Method
 from caplet.quant.plan.units import Widths, unit_bits
 from caplet.quant.search.allocate import Measure, SumLimit, UnitChoice, allocate
-from caplet.quant.search.progressive import longest_run
+from caplet.quant.search.progressive import UnitSensitivity, longest_run
 from caplet.quant.search.search import (
     SENSITIVITY_IMAGES,
     Candidate,
@@ -31,7 +32,6 @@ from caplet.quant.search.search import (
     Workbench,
     run_each,
 )
-from caplet.quant.search.unit_sensitivity import UnitSensitivity
 
 MEASURED_WIDTH = 8
 """Wider widths are not measured: their noise is a quarter per bit, as of a uniform error."""
@@ -40,6 +40,9 @@ FIRST_WIDTH = 5
 _RATIO = 2.0  # of neighbouring noise levels
 _CUTS = 60
 _RELIEF = 0.05
+_weight_bits: Measure = attrgetter("weight_bits")
+_activation_bits: Measure = attrgetter("activation_bits")
+_noise: Measure = attrgetter("noise")
 
 
 @dataclass(frozen=True)
@@ -173,9 +176,13 @@ class IlpSearch(PlanSearch):
         self.known: dict[Widths, bool] = {}
 
     def run(self) -> SearchResult:
-        quietest = self._solve(lambda choice: choice.noise, [])
+        quietest = self._solve(_noise, [])
         if quietest is None:
-            raise ConfigError(f"the budgets contradict each other: {self._limits_in_words()}; raise one of them")
+            bits = [limit or math.inf for limit in (self.request.weight_bits, self.request.activation_bits)]
+            raise ConfigError(
+                f"the budgets contradict each other: weights {bits[0]:,.0f} bits, activations {bits[1]:,.0f} bits, RAM"
+                f" {self.request.ram_bytes or math.inf:,} bytes; raise one of them"
+            )
         widths = self._widths(quietest)
         if not self._keeps("quietest", "least noise within the budgets", widths):
             lost = self.reference.correct - self.steps[-1].high
@@ -184,7 +191,7 @@ class IlpSearch(PlanSearch):
         if not self.request.explore:
             return self._result("the plan of least noise within the budgets keeps the target")
         for trade_off in self.settings.trade_offs:
-            self._explore(trade_off, _noise(quietest))
+            self._explore(trade_off, math.fsum(map(_noise, quietest)))
         return self._result("the smallest evaluated plan, weights and activations counted alike, within all limits")
 
     def _first(self, index: int) -> NoiseCurve:
@@ -218,29 +225,12 @@ class IlpSearch(PlanSearch):
 
     def _budgets(self) -> list[SumLimit]:
         """The request's limits on bits. Raises ConfigError where the narrowest widths exceed one."""
-        limits = []
-        measures: tuple[tuple[str, Measure, float | None], ...] = (
-            ("weight", _weight_bits, self.request.weight_bits),
-            ("activation", _activation_bits, self.request.activation_bits),
+        weights, activations = (
+            sum(min(map(of, unit)) for unit in self.menu) for of in (_weight_bits, _activation_bits)
         )
-        for name, measure, budget in measures:
-            if budget is None:
-                continue
-            smallest = sum(min(map(measure, unit)) for unit in self.menu)
-            if smallest > budget:
-                raise ConfigError(
-                    f"the {name} budget of {budget / 8:,.0f} bytes is below the smallest possible one for this model,"
-                    f" {math.ceil(smallest / 8):,} bytes; raise the budget"
-                )
-            limits.append(SumLimit(measure, budget))
-        return limits
-
-    def _limits_in_words(self) -> str:
-        request = self.request
-        return (
-            f"weights {request.weight_bits or math.inf:,.0f} bits, activations"
-            f" {request.activation_bits or math.inf:,.0f} bits, RAM {request.ram_bytes or math.inf:,} bytes"
-        )
+        self.request.check_budgets(weight=weights, activation=activations)
+        budgets = ((_weight_bits, self.request.weight_bits), (_activation_bits, self.request.activation_bits))
+        return [SumLimit(measure, budget) for measure, budget in budgets if budget is not None]
 
     def _explore(self, trade_off: float, least: float) -> None:
         """Find the noise that the target bears at one trade-off, and repair the first plan beyond it."""
@@ -253,7 +243,7 @@ class IlpSearch(PlanSearch):
 
         def plan(count: int) -> Widths | None:
             if count not in plans:
-                chosen = self._solve(goal, [SumLimit(lambda choice: choice.noise, levels[count - 1])])
+                chosen = self._solve(goal, [SumLimit(_noise, levels[count - 1])])
                 plans[count] = None if chosen is None else self._widths(chosen)
             return plans[count]
 
@@ -382,15 +372,3 @@ class IlpSearch(PlanSearch):
         front = [point.to_json(self.reference.correct) for point in pareto_front(self.front)]
         satisfied = kept[0] if kept else None
         return self.result(Method.ILP, satisfied, reason, kept[1:], others, self.sensitivity.cost, {"front": front})
-
-
-def _noise(chosen: Sequence[UnitChoice]) -> float:
-    return math.fsum(choice.noise for choice in chosen)
-
-
-def _weight_bits(choice: UnitChoice) -> float:
-    return choice.weight_bits
-
-
-def _activation_bits(choice: UnitChoice) -> float:
-    return choice.activation_bits

@@ -1,4 +1,4 @@
-"""The registry of search methods: one name, one line about it, one function of one shape for each."""
+"""The registry of search methods: one function of one shape for each name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,12 +19,10 @@ class SearchMethod:
     """One way to search.
 
     Attributes:
-        about: one line.
         check: raises ConfigError where the request makes no sense for the method and the model, before anything runs.
         run: the search.
     """
 
-    about: str
     check: Callable[[CapsNet, Request], None]
     run: Callable[[Workbench, Request], SearchResult]
 
@@ -32,15 +30,7 @@ class SearchMethod:
 def _check_limits(model: CapsNet, request: Request) -> None:
     """Raise ConfigError where a budget on bits is below one bit per element."""
     total = count_memory(model).total
-    for name, budget, elements in (
-        ("weight", request.weight_bits, total.weights),
-        ("activation", request.activation_bits, total.activations),
-    ):
-        if budget is not None and budget < elements:
-            raise ConfigError(
-                f"the {name} budget of {budget / 8:,.0f} bytes is below the smallest possible one for this model,"
-                f" {-(-elements // 8):,} bytes (1 bit for each of {elements:,} elements); raise the budget"
-            )
+    request.check_budgets(weight=total.weights, activation=total.activations)
 
 
 def _check_ilp(model: CapsNet, request: Request) -> None:
@@ -54,25 +44,6 @@ def _check_ilp(model: CapsNet, request: Request) -> None:
 
 METHODS: Registry[str, SearchMethod] = Registry("method")
 """Every search method by its name."""
-METHODS.add(
-    Method.QCAPSNETS,
-    SearchMethod(
-        "Q-CapsNets: uniform, then a weight profile for the budget, then activations and routing from the front",
-        check_qcapsnets,
-        search_qcapsnets,
-    ),
-)
-METHODS.add(
-    Method.PROGRESSIVE,
-    SearchMethod(
-        "progressive: from one width everywhere, lower one unit at a time, the most robust first",
-        _check_limits,
-        search_progressive,
-    ),
-)
-METHODS.add(
-    Method.ILP,
-    SearchMethod(
-        "integer program over measured sensitivities under budgets; returns a Pareto front", _check_ilp, search_ilp
-    ),
-)
+METHODS.add(Method.QCAPSNETS, SearchMethod(check_qcapsnets, search_qcapsnets))
+METHODS.add(Method.PROGRESSIVE, SearchMethod(_check_limits, search_progressive))
+METHODS.add(Method.ILP, SearchMethod(_check_ilp, search_ilp))

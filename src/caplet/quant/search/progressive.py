@@ -9,17 +9,19 @@ and squash are the integer functions of the device; the start is found by bisect
 bisection, which gives the answer of one step at a time wherever accuracy falls along the run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
-from caplet.fixed import Rounding
+import torch
+
+from caplet.fixed import AnyFormat, Rounding
 from caplet.fixed.format import MAX_BITS
 from caplet.nn.points import Storage
 from caplet.quant.choices import Method
-from caplet.quant.plan.units import Widths, unit_bits
+from caplet.quant.measure.effects import Perturber
+from caplet.quant.measure.log import MeasurementCache, images_digest
+from caplet.quant.plan.units import Unit, Widths, unit_bits
 from caplet.quant.search.search import SENSITIVITY_IMAGES, PlanSearch, Request, SearchResult, Workbench, run_each
-from caplet.quant.search.unit_sensitivity import UnitSensitivity
 
 START_FRACTION = 0.25
 """Fraction of the tolerance that the uniform start may spend."""
@@ -27,24 +29,11 @@ PATIENCE = 1700
 """Images that an early decision may take."""
 
 
-class StepOrder(StrEnum):
-    """Which step comes first.
-
-    * ``robust``: the one that adds least noise at the class capsules.
-    * ``gain``: the one that adds least noise for the memory it saves; a percent of the weights counts as much as a
-      percent of the activations.
-    """
-
-    ROBUST = "robust"
-    GAIN = "gain"
-
-
 @dataclass(frozen=True)
 class ProgressiveSettings:
     """How the progressive search goes about it.
 
     Attributes:
-        order: of the steps.
         start_fraction: of the tolerance, for the uniform start.
         leaps: decide runs of steps by bisection; False measures every single step (the reference).
         images: for the sensitivities.
@@ -52,7 +41,6 @@ class ProgressiveSettings:
             or keep the target by a single image may take nearly all images to settle.
     """
 
-    order: StepOrder = StepOrder.GAIN
     start_fraction: float = START_FRACTION
     leaps: bool = True
     images: int = SENSITIVITY_IMAGES
@@ -151,9 +139,11 @@ class ProgressiveSearch(PlanSearch):
         return steps
 
     def _harm(self, index: int, width: int, below: int) -> float:
+        """The noise at the class capsules that a step adds for the memory that it saves.
+
+        A percent of the weights counts as much as a percent of the activations.
+        """
         more = self.sensitivity.noise(index, below) - self.sensitivity.noise(index, width)
-        if self.settings.order is StepOrder.ROBUST:
-            return more
         saved = self._fraction(index, width) - self._fraction(index, below)
         return more / saved if more > 0 else more * saved
 
@@ -186,8 +176,60 @@ class ProgressiveSearch(PlanSearch):
             [kept for kept in reversed(self.keeping) if kept.widths != final] if met else (),
             () if met else [("accuracy", candidate)],
             self.sensitivity.cost,
-            {"order": str(self.settings.order)},
+            {"order": "gain"},
         )
+
+
+class UnitSensitivity:
+    """Measured noise at the class capsules, by unit and width; each figure is measured when first asked for.
+
+    The noise is the mean squared change of the class capsules' lengths, dimensionless, when one unit is rounded and
+    everything else is float. Independent errors add up in it, which counts of changed predictions on a few hundred
+    images do not: they are mostly zero. Formats are the source's own; exponents that a restricted shift moves
+    (:func:`caplet.quant.plan.target.fit_shifts`) are not followed here.
+
+    Args:
+        images: how many of the evaluator's images to use, at even distances.
+    """
+
+    def __init__(
+        self, bench: Workbench, request: Request, rounding: Rounding, units: Sequence[Unit], images: int
+    ) -> None:
+        evaluator = bench.evaluator
+        self.units, self._source = tuple(units), bench.source
+        self._rule, self._rounding, self._seed = request.rule, rounding, request.seed
+        count = min(images, len(evaluator))
+        chosen = torch.arange(count) * len(evaluator) // count
+        self._perturber = Perturber(evaluator.model, evaluator.images[chosen])
+        self._digest = images_digest(evaluator.images[chosen])
+        self._cache = bench.cache or MeasurementCache(None, "log of sensitivities", {})
+        self._all = len(evaluator)
+        self._known: dict[tuple[int, int], float] = {}
+
+    @property
+    def cost(self) -> float:
+        """Of all that was computed, in full passes of all the evaluator's images."""
+        return self._perturber.spent / self._all
+
+    def noise(self, index: int, width: int) -> float:
+        """The noise of unit ``index`` at ``width`` bits."""
+        if (index, width) not in self._known:
+            keys = self.units[index].points
+            self._known[index, width] = self._measure(dict.fromkeys(keys, width))
+        return self._known[index, width]
+
+    def _measure(self, widths: dict[str, int]) -> float:
+        formats = {key: self._source.format(key, width, self._rule, self._rounding) for key, width in widths.items()}
+        asked = {
+            "formats": {key: fmt.to_json() for key, fmt in formats.items()},
+            "rounding": str(self._rounding),
+            "seed": self._seed,
+            "images": self._digest,
+        }
+        return self._cache.answer(asked, lambda: self._noise(formats))
+
+    def _noise(self, formats: Mapping[str, AnyFormat]) -> float:
+        return self._perturber.noise(formats, self._rounding, self._seed)
 
 
 def longest_run(length: int, holds: Callable[[int], bool], *, gallop: bool = False) -> int:

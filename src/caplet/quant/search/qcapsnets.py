@@ -54,13 +54,9 @@ def check_qcapsnets(model: CapsNet, request: Request) -> None:
             f"the method qcapsnets knows a tolerance and a weight budget, but no {' and no '.join(unknown)}; use"
             " progressive or ilp"
         )
-    budget, units = weight_budget(model, request), group_units(model)
+    units = group_units(model)
     smallest = width_memory(model, units, Widths.uniform(units, 1), request.rule).total.weight_bits
-    if budget < smallest:
-        raise ConfigError(
-            f"the weight budget of {budget / 8:,.0f} bytes is below the smallest possible one for this"
-            f" model, {math.ceil(smallest / 8):,} bytes ({smallest:,} bits); raise the budget"
-        )
+    replace(request, weight_bits=weight_budget(model, request)).check_budgets(weight=smallest)
 
 
 def search_qcapsnets(bench: Workbench, request: Request) -> SearchResult:
@@ -122,7 +118,10 @@ class QCapsNetsSearch(PlanSearch):
         kept = self.evaluate("2", "weights within the budget", within, counted=True)
         memory = self.candidate(within)
         if kept:
-            satisfied = self.candidate(self._routing(self._activations(within, memory.evaluation.correct)))
+            correct = memory.evaluation.correct
+            needed = correct - math.floor(ACTIVATION_FRACTION * (correct - self.needed) + _TINY)
+            lower = self._descend("3A", ACTIVATIONS, within, needed)
+            satisfied = self.candidate(self._descend("4A", ROUTING, lower, self.needed))
             return self._result(satisfied, memory, None, "step 2 kept the target within the budget (branch A)")
         accuracy = self.candidate(self._descend("3B", WEIGHTS, start, self.needed))
         if accuracy.evaluation.low < self.needed:
@@ -150,20 +149,9 @@ class QCapsNetsSearch(PlanSearch):
                 widths = widths.with_width(self.places[WEIGHTS][group], width)
         return widths
 
-    def _activations(self, widths: Widths, correct: int) -> Widths:
-        """Step 3A."""
-        needed = correct - math.floor(ACTIVATION_FRACTION * (correct - self.needed) + _TINY)
-        return self._descend("3A", ACTIVATIONS, widths, needed)
-
-    def _routing(self, widths: Widths) -> Widths:
-        """Step 4A."""
-        return self._descend("4A", ROUTING, widths, self.needed, groups=tuple(self.places[ROUTING]))
-
-    def _descend(
-        self, step: str, kind: str, widths: Widths, needed: int, groups: tuple[str, ...] | None = None
-    ) -> Widths:
+    def _descend(self, step: str, kind: str, widths: Widths, needed: int) -> Widths:
         """Group by group: lower one kind of width from it on as long as ``needed`` images are correct."""
-        for group in self.groups if groups is None else groups:
+        for group in self.places[ROUTING] if kind == ROUTING else self.groups:
             about = f"{kind} from {group} on"
             while (lower := self.lowered(widths, kind, group)) != widths and self.evaluate(step, about, lower, needed):
                 widths = lower

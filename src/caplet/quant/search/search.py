@@ -67,6 +67,17 @@ class Request:
         if not self.roundings or len(set(self.roundings)) < len(self.roundings):
             raise ConfigError(f"rounding schemes {[*map(str, self.roundings)]}; give at least one, each once")
 
+    def check_budgets(self, **smallest: float) -> None:
+        """Raise ConfigError where the budget for weights or activations is below the smallest possible bits."""
+        budgets = {"weight": self.weight_bits, "activation": self.activation_bits}
+        for name, bits in smallest.items():
+            budget = budgets[name]
+            if budget is not None and budget < bits:
+                raise ConfigError(
+                    f"the {name} budget of {budget / 8:,.0f} bytes is below the smallest possible one for this model,"
+                    f" {math.ceil(bits / 8):,} bytes ({bits:,.0f} bits); raise the budget"
+                )
+
     def acceptance(self, reference: PlanResult) -> Acceptance:
         """What a plan must reach against the float model's result.
 
