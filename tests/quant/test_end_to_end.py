@@ -139,5 +139,5 @@ def test_fewer_images_than_a_batch(digits: Any) -> None:
 )
 def test_settings_out_of_range(change: dict[str, Any]) -> None:
     (name,) = change
-    with pytest.raises(ConfigError, match=f"reconstruction: {name} is"):
+    with pytest.raises(ConfigError, match=f"reconstruction: {name}: "):
         ReconstructSettings(**change)

@@ -125,8 +125,8 @@ def test_a_log_of_something_else_is_refused(digits: Any, deep: Any, tmp_path: Pa
         Evaluator(digits.model, digits.images[:-1], digits.labels[:-1], log_path=path)
     with pytest.raises(ArtefactError, match="another family"):
         evaluator(deep, log_path=path)
-    with pytest.raises(ArtefactError, match="another integer"):
-        evaluator(digits, log_path=path, integer=False)
+    with pytest.raises(ArtefactError, match="another batch_size"):
+        evaluator(digits, log_path=path, batch_size=30)
     path.write_text(path.read_text() + '{"digest": "x"}\n')
     with pytest.raises(ArtefactError, match="line 2: not an evaluation"):
         evaluator(digits, log_path=path)

@@ -5,6 +5,7 @@ A layer declares each tensor the device will store as a :class:`PointSpec` and p
 :class:`Handler` (calibration, fake-quant, ...) sees every tensor with its key, ``"<layer>.<point>"``.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
@@ -140,3 +141,14 @@ class Handler:
         None, the default, runs it step by step, each tensor through its point.
         """
         return None
+
+
+class Watch(Handler):
+    """Shows every tensor to ``see(key, spec, value, iteration)`` and changes nothing."""
+
+    def __init__(self, see: Callable[[str, PointSpec, Tensor, int], object]) -> None:
+        self.see = see
+
+    def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
+        self.see(key, spec, value, iteration)
+        return value

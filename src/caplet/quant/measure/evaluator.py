@@ -133,7 +133,6 @@ class Evaluator:
         batch_size: images per forward pass.
         cache_bytes: limit of the cached stage outputs; 0 caches none.
         log_path: JSON-lines log of all evaluations; if it exists, what it holds is known from the start.
-        integer: see :class:`caplet.quant.simulate.fake_quant.FakeQuant`.
         progress: called after every batch.
         early: how early decisions are made; None looks at all images for every question.
 
@@ -156,7 +155,6 @@ class Evaluator:
         batch_size: int = 50,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         log_path: str | Path | None = None,
-        integer: bool = True,
         progress: Progress | None = None,
         early: EarlyRule | None = None,
     ) -> None:
@@ -174,7 +172,6 @@ class Evaluator:
         self.early = early
         self.spent = self.float_spent = 0.0
         self._batch = batch_size
-        self._integer = integer
         self._progress = progress
         self._specs = model.points()
         self._weights = WeightCache()
@@ -349,7 +346,7 @@ class Evaluator:
         correct, margins = np.zeros(stop - start, dtype=bool), np.zeros(stop - start, dtype=np.float32)
         total = 0.0
         prefixes = [] if plan is None else self._stages.prefixes(plan)
-        handler = None if plan is None else FakeQuant(plan, self._specs, integer=self._integer, weights=self._weights)
+        handler = None if plan is None else FakeQuant(plan, self._specs, weights=self._weights)
         with torch.inference_mode():
             for low in range(start, stop, self._batch):
                 chosen = torch.from_numpy(order[low : min(low + self._batch, stop)])
@@ -373,7 +370,7 @@ class Evaluator:
             **model_identity(self.model),
             "images": images_digest(self.images, torch.from_numpy(self.labels)),
             "n": len(self),
-            "integer": self._integer,
+            "integer": True,
             "early": None if self.early is None else self.early.model_dump(by_alias=True),
             "batch_size": self._batch,
         }

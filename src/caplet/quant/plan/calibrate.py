@@ -18,31 +18,13 @@ from caplet.errors import ArtefactError, ConfigError, ModelError, PlanError
 from caplet.files import access, write_atomic
 from caplet.fixed import AnyFormat, Rounding
 from caplet.models.base import CapsNet
-from caplet.nn.points import Handler, PointSpec, Storage
+from caplet.nn.points import PointSpec, Storage, Watch
 from caplet.progress import Progress
 from caplet.quant.plan.formats import HALF, FormatRule, Histogram, choose_format
 
 DEFAULT_IMAGES = 1024
 """Images that are plenty for calibration."""
 KIND, VERSION = "caplet-calibration", 1
-
-
-class Observer(Handler):
-    """A :class:`~caplet.nn.points.Handler` that counts the values at every point and changes nothing.
-
-    Constants are counted at their first pass only; every iteration of a routing counts at the same point.
-    """
-
-    def __init__(self) -> None:
-        self.histograms: dict[str, Histogram] = {}
-
-    def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
-        if spec.storage is Storage.RAM or key not in self.histograms:
-            try:
-                self.histograms.setdefault(key, Histogram()).add(value)
-            except ModelError as error:
-                raise ModelError(f"point {key}: {error}") from None
-        return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,11 +132,19 @@ def calibrate(model: CapsNet, images: Tensor, *, batch_size: int = 64, progress:
     if len(images) == 0:
         raise ConfigError("calibration needs at least one image, got none")
     model.check_images(images)
-    observer = Observer()
+    histograms: dict[str, Histogram] = {}
+
+    def count(key: str, spec: PointSpec, value: Tensor, iteration: int) -> None:
+        if spec.storage is Storage.RAM or key not in histograms:  # constants once; every iteration of a routing
+            try:
+                histograms.setdefault(key, Histogram()).add(value)
+            except ModelError as error:
+                raise ModelError(f"point {key}: {error}") from None
+
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), model.handle(observer):
+        with torch.inference_mode(), model.handle(Watch(count)):
             for start in range(0, len(images), batch_size):
                 batch = images[start : start + batch_size]
                 model(to_float(batch))
@@ -163,4 +153,4 @@ def calibrate(model: CapsNet, images: Tensor, *, batch_size: int = 64, progress:
     finally:
         model.train(training)
     specs = model.points()
-    return Calibration(specs, {key: observer.histograms[key] for key in specs}, len(images))
+    return Calibration(specs, {key: histograms[key] for key in specs}, len(images))

@@ -19,7 +19,7 @@ from caplet.data.imageset import to_float
 from caplet.models.base import CapsNet
 from caplet.nn.caps import ConvCaps2d
 from caplet.nn.conv import ConvNorm, ConvReLU
-from caplet.nn.points import Handler, PointSpec
+from caplet.nn.points import PointSpec, Watch
 
 _BATCH = 64
 _FARTHEST = 16.0
@@ -84,26 +84,19 @@ def _factor(power: Tensor, weight: Tensor) -> Tensor:
     return logarithm.exp().clamp(1 / _FARTHEST, _FARTHEST)
 
 
-class _Power(Handler):
-    """A :class:`~caplet.nn.points.Handler` that sums the squares of every channel of the activations."""
-
-    def __init__(self, keys: set[str]) -> None:
-        self.keys = keys
-        self.sums: dict[str, Tensor] = {}
-
-    def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
-        if key in self.keys:
-            self.sums[key] = self.sums.get(key, torch.zeros(spec.shape[0])) + value.square().sum((0, 2, 3))
-        return value
-
-
 def _channel_power(model: CapsNet, images: Tensor) -> dict[str, Tensor]:
     """Sum of squares of every channel of the activations that can be scaled, by point."""
-    handler = _Power({f"{first.name}.activation" for first, _ in pairs(model)})
-    with torch.no_grad(), model.handle(handler):
+    keys = {f"{first.name}.activation" for first, _ in pairs(model)}
+    sums: dict[str, Tensor] = {}
+
+    def add(key: str, spec: PointSpec, value: Tensor, iteration: int) -> None:
+        if key in keys:
+            sums[key] = sums.get(key, torch.zeros(spec.shape[0])) + value.square().sum((0, 2, 3))
+
+    with torch.no_grad(), model.handle(Watch(add)):
         for batch in torch.split(images, _BATCH):
             model(to_float(batch))
-    return handler.sums
+    return sums
 
 
 def folded(model: CapsNet) -> CapsNet:

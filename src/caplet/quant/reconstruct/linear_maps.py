@@ -12,7 +12,7 @@ from caplet.errors import ModelError
 from caplet.nn.caps import ConvCaps2d, DenseCaps, RoutedConvCaps
 from caplet.nn.conv import Activation, ConvNorm, ConvReLU
 from caplet.nn.layer import Layer
-from caplet.nn.points import Handler, PointSpec
+from caplet.nn.points import Watch
 from caplet.quant.reconstruct.adaptive_rounding import Linear
 from caplet.quant.reconstruct.settings import ReconstructSettings
 
@@ -196,29 +196,20 @@ class CapsuleLinear:
         return by_capsule.permute(1, 2, 0, 3).flatten(2).contiguous()
 
 
-class _RoutingRecorder(Handler):
-    """A :class:`~caplet.nn.points.Handler` that remembers the couplings and preactivations of every iteration."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, list[Tensor]] = {"coupling": [], "preactivation": []}
-
-    def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
-        if spec.name in self.values:
-            self.values[spec.name].append(value)
-        return value
-
-
 def _routing(layer: DenseCaps, capsules: Tensor) -> tuple[Tensor, Tensor]:
     """Couplings (T, N, G, I) and preactivations (T, N, G, D) of all iterations in float."""
+    found: dict[str, list[Tensor]] = {"coupling": [], "preactivation": []}
     couplings, preactivations = [], []
     previous = layer.handler
+    layer.handler = Watch(lambda key, spec, value, iteration: found.get(spec.name, []).append(value))
     try:
         with torch.inference_mode():
             for batch in torch.split(capsules, _BATCH):
-                layer.handler = recorder = _RoutingRecorder()
                 layer(batch)
-                couplings.append(torch.stack([c.expand(len(batch), -1, -1) for c in recorder.values["coupling"]]))
-                preactivations.append(torch.stack(recorder.values["preactivation"]))
+                couplings.append(torch.stack([c.expand(len(batch), -1, -1) for c in found["coupling"]]))
+                preactivations.append(torch.stack(found["preactivation"]))
+                for values in found.values():
+                    values.clear()
     finally:
         layer.handler = previous
     return torch.cat(couplings, 1).clone(), torch.cat(preactivations, 1).clone()

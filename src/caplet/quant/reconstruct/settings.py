@@ -59,7 +59,8 @@ class ReconstructSettings(Settings):
         ConfigError: a value out of range.
     """
 
-    model_config = ConfigDict(populate_by_name=True)  # the aliases are earlier names, which blocks on disk have
+    model_config = ConfigDict(populate_by_name=True, loc_by_alias=False)
+    # The aliases are earlier names, which blocks on disk have.
     where = "reconstruction"
 
     parts: tuple[Part, ...] = Field(default=tuple(Part), min_length=1)

@@ -22,7 +22,7 @@ from caplet.metrics import Paired
 from caplet.models.assemble import assemble, named_tensors, skeleton
 from caplet.models.base import CapsNet
 from caplet.nn.caps import DenseCaps, RoutedConvCaps
-from caplet.nn.points import Handler, PointSpec, Role
+from caplet.nn.points import PointSpec, Role, Watch
 from caplet.progress import Note, silent
 from caplet.quant.measure.evaluator import predict
 
@@ -154,31 +154,24 @@ def simplified(model: CapsNet, choice: Simplification, images: Tensor) -> CapsNe
     return assemble(model.family, config, tensors, f"simplified {model.family}")
 
 
-class _Couplings(Handler):
-    """A :class:`~caplet.nn.points.Handler` that adds up every routing's last couplings and changes nothing."""
-
-    def __init__(self, last: dict[str, int]) -> None:
-        self.last = last
-        self.sums: dict[str, Tensor] = {}
-
-    def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
-        layer = key.rpartition(".")[0]
-        if spec.role is Role.COUPLING and iteration == self.last.get(layer):
-            self.sums[layer] = self.sums.get(layer, 0.0) + value.double().sum(0)
-        return value
-
-
 def mean_couplings(model: CapsNet, images: Tensor, batch_size: int = 64) -> dict[str, Tensor]:
     """The couplings of every routing's last iteration, averaged over images: layer -> float64 (G, I).
 
     Args:
         images: uint8 (N, C, H, W).
     """
-    handler = _Couplings({name: layer.iterations - 1 for name, layer in routed_layers(model).items()})
-    with torch.inference_mode(), model.handle(handler):
+    last = {name: layer.iterations - 1 for name, layer in routed_layers(model).items()}
+    sums: dict[str, Tensor] = {}
+
+    def add(key: str, spec: PointSpec, value: Tensor, iteration: int) -> None:
+        layer = key.rpartition(".")[0]
+        if spec.role is Role.COUPLING and iteration == last.get(layer):
+            sums[layer] = sums.get(layer, 0.0) + value.double().sum(0)
+
+    with torch.inference_mode(), model.handle(Watch(add)):
         for batch in torch.split(images, batch_size):
             model(to_float(batch))
-    return {name: total / len(images) for name, total in handler.sums.items()}
+    return {name: total / len(images) for name, total in sums.items()}
 
 
 def _folded(layer: Routed, couplings: Tensor) -> dict[str, Tensor]:
@@ -204,16 +197,10 @@ def _setting(model: CapsNet, layer: str) -> str:
     for name, value in config.items():
         if name.endswith("iterations") and value > 1:
             other = skeleton(model.family, {**config, name: value - 1})
-            changed = [
-                key for key, found in routed_layers(model).items() if _iterations(other)[key] != found.iterations
-            ]
-            if changed == [layer]:
+            now = {name: found.iterations for name, found in routed_layers(other).items()}
+            if [key for key, found in routed_layers(model).items() if now.get(key, 1) != found.iterations] == [layer]:
                 return name
     raise ValueError(f"model {model.family}: no setting holds the iterations of {layer} alone")
-
-
-def _iterations(model: CapsNet) -> dict[str, int]:
-    return {la.name: la.iterations for la in model.layers() if isinstance(la, DenseCaps | RoutedConvCaps)}
 
 
 def _correct(model: CapsNet, images: ImageSet) -> NDArray[np.bool_]:
