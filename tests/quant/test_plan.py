@@ -42,15 +42,6 @@ def test_the_digest_ignores_the_order_of_the_points_and_nothing_else() -> None:
     assert len({plan.digest() for plan in (PLAN, *others)}) == 5
 
 
-def test_diff_names_what_differs() -> None:
-    other = PLAN.with_formats({"a.votes": FixedFormat(4, 7, True)}).restricted(["a.votes"])
-    assert PLAN.diff(other) == {
-        "a.votes": (FixedFormat(5, 7, True), FixedFormat(4, 7, True)),
-        "b.weight": (LogFormat(4, -1), None),
-    }
-    assert PLAN.diff(PLAN) == {}
-
-
 def test_a_plan_cannot_be_changed() -> None:
     with pytest.raises(TypeError):
         PLAN.points["a.votes"] = FixedFormat(1, 1, True)  # type: ignore[index]

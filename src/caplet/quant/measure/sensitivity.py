@@ -125,14 +125,13 @@ def summarise(rows: Sequence[SensitivityRow]) -> list[Summary]:
     groups: dict[tuple[str, int], list[Effect]] = {}
     for row in rows:
         groups.setdefault((row.key, row.bits), []).append(row.effect)
-    return [_summary(key, bits, effects) for (key, bits), effects in groups.items()]
-
-
-def _summary(key: str, bits: int, effects: list[Effect]) -> Summary:
-    total = sum(effects, Effect())
     figures = ("sqnr", "output_sqnr", "loss_change", "accuracy_change", "saturation")
-    spreads = {name: Spread.of([getattr(effect, name) for effect in effects]) for name in figures}
-    return Summary(key, bits, total.n, total.n10, total.n01, **spreads)
+    summaries = []
+    for (key, bits), effects in groups.items():
+        total = sum(effects, Effect())
+        spreads = {name: Spread.of([getattr(effect, name) for effect in effects]) for name in figures}
+        summaries.append(Summary(key, bits, total.n, total.n10, total.n01, **spreads))
+    return summaries
 
 
 def draw_indices(n: int, settings: SensitivitySettings) -> list[Tensor]:

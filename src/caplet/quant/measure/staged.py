@@ -13,31 +13,27 @@ from caplet.models.staged import StagedModel
 from caplet.nn.points import Handler
 from caplet.quant.plan.plan import QuantPlan
 
-
-def code_dtype(fmt: FixedFormat) -> torch.dtype:
-    """The smallest dtype for a format's codes; unsigned codes of more than 8 bits wrap around in int16."""
-    if fmt.bits <= 8:
-        return torch.int8 if fmt.signed else torch.uint8
-    return torch.int16
+_BYTE = {True: torch.int8, False: torch.uint8}
 
 
 def encode_state(state: State, formats: Sequence[FixedFormat]) -> State:
-    """The codes of tensors that hold only values of their formats; strides are kept."""
+    """The codes of tensors that hold only values of their formats, in the smallest dtype; strides are kept.
+
+    Unsigned codes of more than 8 bits wrap around in int16.
+    """
     return tuple(
-        (value * 2.0**fmt.frac_bits).to(torch.int32).to(code_dtype(fmt))
+        (value * 2.0**fmt.frac_bits).to(torch.int32).to(torch.int16 if fmt.bits > 8 else _BYTE[fmt.signed])
         for value, fmt in zip(state, formats, strict=True)
     )
 
 
 def decode_state(codes: State, formats: Sequence[FixedFormat]) -> State:
     """The float32 tensors that :func:`encode_state` took, bit for bit, in the same memory layout."""
-    return tuple(map(_decode, codes, formats))
-
-
-def _decode(codes: Tensor, fmt: FixedFormat) -> Tensor:
-    if not fmt.signed and codes.dtype is torch.int16:
-        codes = codes.to(torch.int32) & 0xFFFF
-    return codes.to(torch.float32).mul_(fmt.step)
+    wide = [
+        code.to(torch.int32) & 0xFFFF if code.dtype is torch.int16 and not fmt.signed else code
+        for code, fmt in zip(codes, formats, strict=True)
+    ]
+    return tuple(code.to(torch.float32).mul_(fmt.step) for code, fmt in zip(wide, formats, strict=True))
 
 
 @dataclass

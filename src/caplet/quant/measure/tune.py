@@ -47,7 +47,6 @@ class Tuner:
         self._digest = images_digest(images)
         self._cache = MeasurementCache(None, "tuning log", {}) if cache is None else cache
         self._known: dict[tuple[str, int, FormatRule, Rounding], AnyFormat] = {}
-        self._errors: dict[tuple[str, AnyFormat, Rounding], float] = {}
 
     @property
     def spent(self) -> float:
@@ -55,18 +54,17 @@ class Tuner:
         return self._perturber.spent
 
     def format(
-        self, key: str, width: int, rule: FormatRule | None = None, rounding: Rounding = Rounding.NEAREST
+        self, key: str, width: int, rule: FormatRule = FormatRule(), rounding: Rounding = Rounding.NEAREST
     ) -> AnyFormat:
         """The format of point ``key`` at ``width`` bits that changes the class-capsule lengths least."""
-        used = rule or FormatRule()
-        start = self.calibration.format(key, width, used, rounding)
+        start = self.calibration.format(key, width, rule, rounding)
         spec = self.calibration.specs[key]
-        settled = spec.role is Role.BIAS or (spec.bound is not None and used.exponents is Exponents.BOUND)
-        if settled or used.exponents is Exponents.PAPER or start.bits > WIDEST or not isinstance(start, FixedFormat):
+        settled = spec.role is Role.BIAS or (spec.bound is not None and rule.exponents is Exponents.BOUND)
+        if settled or rule.exponents is Exponents.PAPER or start.bits > WIDEST or not isinstance(start, FixedFormat):
             return start
-        if (key, width, used, rounding) not in self._known:
-            self._known[key, width, used, rounding] = self._climb(key, start, rounding)
-        return self._known[key, width, used, rounding]
+        if (key, width, rule, rounding) not in self._known:
+            self._known[key, width, rule, rounding] = self._climb(key, start, rounding)
+        return self._known[key, width, rule, rounding]
 
     def _climb(self, key: str, start: FixedFormat, rounding: Rounding) -> FixedFormat:
         """The best neighbour, step by step in the direction that helps."""
@@ -84,11 +82,8 @@ class Tuner:
 
     def error(self, key: str, fmt: AnyFormat, rounding: Rounding = Rounding.NEAREST) -> float:
         """Mean squared change of the class-capsule lengths when only point ``key`` is rounded, to ``fmt``."""
-        asked = (key, fmt, rounding)
-        if asked not in self._errors:
-            asked_for = {"point": key, "format": fmt.to_json(), "rounding": str(rounding), "images": self._digest}
-            self._errors[asked] = self._cache.answer(asked_for, lambda: self._measure(*asked))
-        return self._errors[asked]
+        asked = {"point": key, "format": fmt.to_json(), "rounding": str(rounding), "images": self._digest}
+        return self._cache.answer(asked, lambda: self._measure(key, fmt, rounding))
 
     def _measure(self, key: str, fmt: AnyFormat, rounding: Rounding) -> float:
         return self._perturber.noise({key: fmt}, rounding)

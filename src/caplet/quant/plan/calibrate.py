@@ -43,7 +43,7 @@ class Calibration:
     _formats: dict[tuple[str, int, FormatRule, Rounding], AnyFormat] = field(default_factory=dict, repr=False)
 
     def format(
-        self, key: str, width: int, rule: FormatRule | None = None, rounding: Rounding = Rounding.NEAREST
+        self, key: str, width: int, rule: FormatRule = FormatRule(), rounding: Rounding = Rounding.NEAREST
     ) -> AnyFormat:
         """The format of a point at a width (see :func:`caplet.quant.plan.formats.choose_format`); remembered.
 
@@ -52,9 +52,9 @@ class Calibration:
         """
         if key not in self.specs:
             raise PlanError(f"calibration: unknown point {key!r}; it was made for another model")
-        wanted = (key, width, rule or FormatRule(), rounding)
+        wanted = (key, width, rule, rounding)
         if wanted not in self._formats:
-            self._formats[wanted] = choose_format(self.specs[key], self.histograms[key], width, wanted[2], rounding)
+            self._formats[wanted] = choose_format(self.specs[key], self.histograms[key], width, rule, rounding)
         return self._formats[wanted]
 
     def save(self, path: str | Path, identity: Mapping[str, Any] | None = None) -> None:
@@ -80,8 +80,7 @@ class Calibration:
             ArtefactError: unreadable, damaged, or not a calibration.
             PlanError: made for a model with other points.
         """
-        with _reading(path):
-            counts, meta = _read(path)
+        with _opened(path) as (counts, meta):
             histograms = {
                 key: Histogram(row.astype(np.int64), exponent, zeros, low, high)
                 for row, (key, (exponent, zeros, low, high)) in zip(counts, meta["points"].items(), strict=True)
@@ -95,26 +94,20 @@ class Calibration:
     @staticmethod
     def made_of(path: str | Path) -> dict[str, Any] | None:
         """What the calibration at ``path`` depends on, as :meth:`save` was told. Raises as :meth:`load`."""
-        with _reading(path):
-            found: dict[str, Any] | None = _read(path)[1].get("identity")
+        with _opened(path) as (_, meta):
+            found: dict[str, Any] | None = meta.get("identity")
             return found
 
 
-def _read(path: str | Path) -> tuple[NDArray[np.int64], dict[str, Any]]:
-    """Counts and facts of a saved calibration."""
-    with np.load(path, allow_pickle=False) as archive:
-        counts, meta = archive["counts"], json.loads(archive["meta"].tobytes())
-    if meta["kind"] != KIND or meta["version"] != VERSION or counts.shape != (len(meta["points"]), 2 * HALF):
-        raise ValueError("unexpected kind, version or shape")
-    return counts, meta
-
-
 @contextmanager
-def _reading(path: str | Path) -> Iterator[None]:
-    """Whatever is wrong with the file ``path`` becomes one ArtefactError."""
+def _opened(path: str | Path) -> Iterator[tuple[NDArray[np.int64], dict[str, Any]]]:
+    """Counts and facts of a saved calibration; whatever is wrong with the file becomes one ArtefactError."""
     try:
-        with access("read the calibration", path):
-            yield
+        with access("read the calibration", path), np.load(path, allow_pickle=False) as archive:
+            counts, meta = archive["counts"], json.loads(archive["meta"].tobytes())
+            if (meta["kind"], meta["version"], counts.shape) != (KIND, VERSION, (len(meta["points"]), 2 * HALF)):
+                raise ValueError("unexpected kind, version or shape")
+            yield counts, meta
     except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise ArtefactError(f"{path} is not a calibration of version {VERSION}: {error}; move it away") from error
 

@@ -45,7 +45,7 @@ class FormatSource(Protocol):
     """What turns the width of a point into a format: a calibration, or a tuner on top of one."""
 
     def format(
-        self, key: str, width: int, rule: FormatRule | None = None, rounding: Rounding = Rounding.NEAREST
+        self, key: str, width: int, rule: FormatRule = FormatRule(), rounding: Rounding = Rounding.NEAREST
     ) -> AnyFormat:
         """The format of point ``key`` at ``width`` bits."""
         ...

@@ -94,14 +94,9 @@ def count_bits(model: CapsNet, bits: Mapping[str, int], shifts: Mapping[str, int
     more = shifts or {}
     rows = []
     for stage in model.stages():
-        elements, total = {Storage.FLASH: 0, Storage.RAM: 0}, {Storage.FLASH: 0, Storage.RAM: 0}
-        for layer in stage.layers:
-            for key, spec in layer.points().items():
-                elements[spec.storage] += spec.elements
-                total[spec.storage] += spec.elements * bits[key] + more.get(key, 0)
-        rows.append(
-            MemoryRow(
-                stage.name, elements[Storage.FLASH], elements[Storage.RAM], total[Storage.FLASH], total[Storage.RAM]
-            )
-        )
+        points = {key: spec for layer in stage.layers for key, spec in layer.points().items()}
+        kinds = [[key for key, spec in points.items() if spec.storage is storage] for storage in Storage]
+        elements = (sum(points[key].elements for key in keys) for keys in kinds)
+        total = (sum(points[key].elements * bits[key] + more.get(key, 0) for key in keys) for keys in kinds)
+        rows.append(MemoryRow(stage.name, *elements, *total))
     return MemoryCount(tuple(rows))

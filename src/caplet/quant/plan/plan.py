@@ -85,14 +85,6 @@ class QuantPlan:
         """This plan on the points ``keys`` only."""
         return replace(self, points={key: fmt for key, fmt in self.points.items() if key in keys})
 
-    def diff(self, other: "QuantPlan") -> dict[str, tuple[PlanFormat | None, PlanFormat | None]]:
-        """Points whose formats differ: key -> (here, there), None where a plan lacks the point."""
-        return {
-            key: (self.points.get(key), other.points.get(key))
-            for key in sorted({*self.points, *other.points})
-            if self.points.get(key) != other.points.get(key)
-        }
-
     def to_json(self) -> dict[str, Any]:
         """JSON-able form; equal plans give equal objects, with points sorted by key."""
         return {
@@ -117,15 +109,14 @@ class QuantPlan:
             raise PlanError(f"plan: version {data.get('version')!r}; this caplet reads version {VERSION}")
         if set(data) != fields or not isinstance(data["points"], dict):
             raise PlanError(f"plan: fields {sorted(map(str, data))}; the rule is exactly {sorted(fields)}")
-        if data["rounding"] not in list(Rounding):
-            raise PlanError(f"plan: rounding is {data['rounding']!r}; the rule is one of {', '.join(Rounding)}")
         points: dict[str, PlanFormat] = {}
         for key, fmt in data["points"].items():
             try:
                 points[key] = format_from_json(fmt)
             except PlanError as error:
                 raise PlanError(f"plan: point {key!r}: {error}") from None
-        return cls(points, Rounding(data["rounding"]), data["seed"])
+        rounding = data["rounding"]
+        return cls(points, Rounding(rounding) if rounding in list(Rounding) else rounding, data["seed"])
 
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON: equal for equal plans, on any machine."""

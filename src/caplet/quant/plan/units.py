@@ -45,17 +45,24 @@ class Unit:
 
 
 def make_units(
-    model: CapsNet, granularity: Granularity, hardware: Hardware, rule: FormatRule | None = None
+    model: CapsNet, granularity: Granularity, hardware: Hardware, rule: FormatRule = FormatRule()
 ) -> tuple[Unit, ...]:
     """The units of a model in order of execution, weights before activations.
 
     A unit's widths are those that change the bits of at least one of its points and that the hardware has a container
     for; with ``hardware.only_containers`` the containers themselves.
     """
-    return tuple(
-        _unit(model, name, storage, keys, hardware, rule or FormatRule())
-        for name, storage, keys in _members(model, granularity)
-    )
+    specs, units = model.points(), []
+    for name, storage, keys in _members(model, granularity):
+        containers = hardware.containers(specs[keys[0]])
+        different: dict[tuple[int, ...], int] = {}
+        for width in containers if hardware.only_containers else range(1, containers[-1] + 1):
+            # The largest of several widths that come to the same bits, but none above what the bits are.
+            bits = tuple(bits_of(specs[key], width, rule) for key in keys)
+            different[bits] = min(width, max(bits))
+        widths = tuple(sorted(set(different.values())))
+        units.append(Unit(name, storage, keys, widths, sum(specs[key].elements for key in keys)))
+    return tuple(units)
 
 
 def _members(model: CapsNet, granularity: Granularity) -> Iterator[tuple[str, Storage, tuple[str, ...]]]:
@@ -75,20 +82,6 @@ def _members(model: CapsNet, granularity: Granularity) -> Iterator[tuple[str, St
             yield f"{scope} activations", Storage.RAM, computed
         elif computed:
             yield from ((key, Storage.RAM, (key,)) for key in computed)
-
-
-def _unit(
-    model: CapsNet, name: str, storage: Storage, keys: tuple[str, ...], hardware: Hardware, rule: FormatRule
-) -> Unit:
-    specs = model.points()
-    containers = hardware.containers(specs[keys[0]])
-    offered = containers if hardware.only_containers else range(1, containers[-1] + 1)
-    different: dict[tuple[int, ...], int] = {}
-    for width in offered:
-        # The largest of several widths that come to the same bits, but none above what the bits are.
-        bits = tuple(bits_of(specs[key], width, rule) for key in keys)
-        different[bits] = min(width, max(bits))
-    return Unit(name, storage, keys, tuple(sorted(set(different.values()))), sum(specs[key].elements for key in keys))
 
 
 def kind_of(spec: PointSpec) -> str:
@@ -152,7 +145,7 @@ def make_plan(
     source: FormatSource,
     units: Iterable[Unit],
     widths: Widths,
-    rule: FormatRule | None = None,
+    rule: FormatRule = FormatRule(),
     rounding: Rounding = Rounding.NEAREST,
     seed: int = 0,
 ) -> QuantPlan:
@@ -165,7 +158,7 @@ def uniform_plan(
     model: CapsNet,
     source: FormatSource,
     bits: int,
-    rule: FormatRule | None = None,
+    rule: FormatRule = FormatRule(),
     rounding: Rounding = Rounding.NEAREST,
     seed: int = 0,
     *,
@@ -185,10 +178,10 @@ def uniform_plan(
     return QuantPlan({key: source.format(key, w, rule, rounding) for key, w in chosen.items()}, rounding, seed)
 
 
-def width_memory(model: CapsNet, units: Iterable[Unit], widths: Widths, rule: FormatRule | None = None) -> MemoryCount:
+def width_memory(model: CapsNet, units: Iterable[Unit], widths: Widths, rule: FormatRule = FormatRule()) -> MemoryCount:
     """The papers' memory count that a plan of these widths would have."""
-    specs, used = model.points(), rule or FormatRule()
-    return count_bits(model, {key: bits_of(specs[key], w, used) for key, w in point_widths(units, widths).items()})
+    specs = model.points()
+    return count_bits(model, {key: bits_of(specs[key], w, rule) for key, w in point_widths(units, widths).items()})
 
 
 def unit_bits(specs: Mapping[str, PointSpec], unit: Unit, width: int, rule: FormatRule) -> int:

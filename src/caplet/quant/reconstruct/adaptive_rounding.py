@@ -106,7 +106,10 @@ def fit(linear: Linear, weight: Tensor, grid: Grid, *, sweeps: int, shrink: floa
     """
     wanted = linear.split(weight)
     nearest = [grid.snap(matrix) for matrix in wanted]
-    error = _input_error(linear, wanted)
+    groups, rows, _ = linear.scale.shape
+    error = torch.zeros(groups, rows, wanted[0].shape[2])  # of the quantized inputs with float weights
+    for block, exact in enumerate(wanted):
+        error.baddbmm_(linear.difference(block), exact)
     plain = error.clone()
     for block, (rounded, exact) in enumerate(zip(nearest, wanted, strict=True)):
         plain.baddbmm_(linear.columns(block), rounded - exact)
@@ -122,7 +125,7 @@ def fit(linear: Linear, weight: Tensor, grid: Grid, *, sweeps: int, shrink: floa
             for block in range(linear.blocks):
                 inputs = linear.columns(block)
                 if len(moments) == block:
-                    moments.append(_moments(inputs))
+                    moments.append(torch.bmm(inputs.transpose(1, 2), inputs) / inputs.shape[1])
                 moved = _round_block(inputs, moments[block], error, chosen[block], wanted[block], grid, linear, shrink)
                 error.baddbmm_(inputs, moved)
             if correct_bias:
@@ -133,26 +136,12 @@ def fit(linear: Linear, weight: Tensor, grid: Grid, *, sweeps: int, shrink: floa
     return RoundingFit(linear.join(best), best_shift, before, after)
 
 
-def _input_error(linear: Linear, wanted: list[Tensor]) -> Tensor:
-    """The error that the quantized inputs make with float weights, float (groups, rows, outputs)."""
-    groups, rows, _ = linear.scale.shape
-    error = torch.zeros(groups, rows, wanted[0].shape[2])
-    for block, exact in enumerate(wanted):
-        error.baddbmm_(linear.difference(block), exact)
-    return error
-
-
 def centred(error: Tensor, scale: Tensor) -> Tensor:
     """Take the best constant per output out of ``error`` (in place); returns its negative, float (groups, outputs)."""
     power = scale.square().sum(1).clamp_min(_EPSILON)
     shift = -torch.bmm(scale.transpose(1, 2), error).squeeze(1) / power
     error.baddbmm_(scale, shift.unsqueeze(1))
     return shift
-
-
-def _moments(inputs: Tensor) -> Tensor:
-    """Second moments of the columns, float (groups, columns, columns)."""
-    return torch.bmm(inputs.transpose(1, 2), inputs) / inputs.shape[1]
 
 
 def _round_block(

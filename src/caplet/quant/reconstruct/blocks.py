@@ -111,34 +111,27 @@ class BlockStore:
         self._identity = identity
         self._known: dict[tuple[str, str], FittedBlock] = {}
 
+    def _path(self, layer: str) -> Path | None:
+        return None if self._folder is None else self._folder / f"reconstructed-{layer}.safetensors"
+
     def save(self, layer: str, plan: QuantPlan, block: FittedBlock) -> None:
         """Keep the result of ``layer`` under ``plan`` (its points up to the layer). Raises ArtefactError."""
         self._known[layer, plan.digest()] = block
-        if self._folder is None:
-            return
-        path = self._path(self._folder, layer)
-        content = save(
-            {name: tensor.detach().contiguous() for name, tensor in block.tensors.items()},
-            {_KEY: json.dumps({"identity": self._identity, "plan": plan.digest(), "facts": block.facts})},
-        )
-        write_bytes(path, content)
+        if (path := self._path(layer)) is not None:
+            tensors = {name: tensor.detach().contiguous() for name, tensor in block.tensors.items()}
+            facts = {"identity": self._identity, "plan": plan.digest(), "facts": block.facts}
+            write_bytes(path, save(tensors, {_KEY: json.dumps(facts)}))
 
     def load(self, layer: str, plan: QuantPlan) -> FittedBlock | None:
         """What :meth:`save` kept for the same layer and plan, or None. Raises ArtefactError for a damaged file."""
-        found = self._known.get((layer, plan.digest()))
-        if found is not None or self._folder is None or not self._path(self._folder, layer).exists():
+        found, path = self._known.get((layer, plan.digest())), self._path(layer)
+        if found is not None or path is None or not path.exists():
             return found
-        path = self._path(self._folder, layer)
         try:
             with safe_open(path, "pt") as stream:
                 known = json.loads((stream.metadata() or {}).get(_KEY, "{}"))
                 if (known.get("identity"), known.get("plan")) != (self._identity, plan.digest()):
                     return None
-                names = list(stream.keys())
-                return FittedBlock({name: stream.get_tensor(name) for name in names}, known["facts"])
+                return FittedBlock({name: stream.get_tensor(name) for name in list(stream.keys())}, known["facts"])
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise ArtefactError(f"{path} is damaged ({error}); delete it and resume") from error
-
-    @staticmethod
-    def _path(folder: Path, layer: str) -> Path:
-        return folder / f"reconstructed-{layer}.safetensors"

@@ -185,7 +185,7 @@ class _Run:
                 self.quantized.advance()
         self._put_on_grid()
         if Part.SCALES in self.settings.parts:
-            self._tune(ScaleSearch(self.model, self.source, self._tuning_images), computed_points(self.model))
+            self._tune(ScaleSearch(self.model, self.source, self._tuning_images), computed_points(self.source))
         if Part.END_TO_END in self.settings.parts:
             self._move_together()
         return Reconstruction(self.model, self.handler.plan, tuple(self.reports))

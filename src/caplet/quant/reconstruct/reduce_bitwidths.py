@@ -6,7 +6,7 @@ from typing import Any
 
 from caplet.fixed import Rounding
 from caplet.models.base import CapsNet
-from caplet.nn.points import PointSpec, Role, Storage
+from caplet.nn.points import Role, Storage
 from caplet.quant.plan.formats import FormatRule, FormatSource, bits_of
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import Hardware
@@ -82,7 +82,9 @@ def reduce_bitwidths(
             and spec.role not in (Role.IMAGE, Role.BIAS, Role.SCALE, Role.OFFSET)
         ]
         for key in sorted(keys, key=lambda k: -specs[k].elements * plan.points[k].bits):
-            offered = [bits for bits in _offered(specs[key], hardware, rule) if bits < plan.points[key].bits]
+            containers = hardware.containers(specs[key])
+            widths = containers if hardware.only_containers else range(1, containers[-1] + 1)
+            offered = [bits for bits in widths if bits_of(specs[key], LEAST, rule) <= bits < plan.points[key].bits]
             low, high = 0, len(offered)  # the width after the last one offered is the present one, known to work
             while low < high:
                 middle = (low + high) // 2
@@ -100,10 +102,3 @@ def reduce_bitwidths(
                 else:
                     low = middle + 1
     return tuple(smaller), tuple(steps)
-
-
-def _offered(spec: PointSpec, hardware: Hardware, rule: FormatRule) -> list[int]:
-    """Widths that a point may have, ascending."""
-    least, containers = bits_of(spec, LEAST, rule), hardware.containers(spec)
-    widths = containers if hardware.only_containers else range(1, containers[-1] + 1)
-    return [bits for bits in widths if bits >= least]

@@ -47,14 +47,6 @@ class ProgressiveSettings:
     patience: int | None = PATIENCE
 
 
-@dataclass(frozen=True)
-class _Lowering:
-    """One step: which unit goes down, and all widths afterwards."""
-
-    unit: int
-    widths: Widths
-
-
 def search_progressive(bench: Workbench, request: Request, settings: ProgressiveSettings | None = None) -> SearchResult:
     """Run the search with every rounding scheme asked for; deterministic, resumed for free from the evaluator's log.
 
@@ -118,16 +110,16 @@ class ProgressiveSearch(PlanSearch):
             count = self._holds(path, first)
             first = False
             if count:
-                widths = path[count - 1].widths
+                widths = path[count - 1][1]
             if count < len(path):
-                active.discard(path[count].unit)
+                active.discard(path[count][0])
             else:
                 break
         return widths
 
-    def path(self, widths: Widths, active: set[int]) -> list[_Lowering]:
-        """All remaining steps, in order, as long as none is rejected."""
-        steps: list[_Lowering] = []
+    def path(self, widths: Widths, active: set[int]) -> list[tuple[int, Widths]]:
+        """All remaining steps, in order, as long as none is rejected: the unit that goes down, and all widths then."""
+        steps: list[tuple[int, Widths]] = []
         while options := [
             (self._harm(index, widths.bits[index], below), index, below)
             for index in sorted(active)
@@ -135,7 +127,7 @@ class ProgressiveSearch(PlanSearch):
         ]:
             _, index, below = min(options)
             widths = widths.with_width(index, below)
-            steps.append(_Lowering(index, widths))
+            steps.append((index, widths))
         return steps
 
     def _harm(self, index: int, width: int, below: int) -> float:
@@ -152,15 +144,14 @@ class ProgressiveSearch(PlanSearch):
         unit = self.units[index]
         return unit_bits(self.specs, unit, width, self.request.rule) / self.elements[unit.storage]
 
-    def _holds(self, path: list[_Lowering], first: bool) -> int:
+    def _holds(self, path: list[tuple[int, Widths]], first: bool) -> int:
         """How many steps of the path hold the target: the first one that does not ends the run."""
 
         def holds(count: int) -> bool:
-            step = path[count - 1]
-            unit = self.units[step.unit]
-            about = f"{unit.name} to {step.widths.bits[step.unit]} bits"
+            index, widths = path[count - 1]
+            about = f"{self.units[index].name} to {widths.bits[index]} bits"
             about += f" (step {count} of {len(path)})" if count > 1 else ""
-            return self.evaluate("lower", about, step.widths)
+            return self.evaluate("lower", about, widths)
 
         if not self.settings.leaps:
             return next((count - 1 for count in range(1, len(path) + 1) if not holds(count)), len(path))
