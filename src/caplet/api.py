@@ -19,14 +19,9 @@ from caplet.data import load_data
 from caplet.errors import ModelError, suggest
 from caplet.fixed import Rounding
 from caplet.jobs.compress.finish import CompressedModel
-from caplet.jobs.compress.job import (
-    compress,
-    compress_by_settings,
-    compress_settings,
-    estimate_compression,
-    write_settings,
-)
+from caplet.jobs.compress.job import compress, compress_by_settings, estimate_compression, write_settings
 from caplet.jobs.compress.settings import CompressSettings, Limits
+from caplet.jobs.compress.settings import read_settings as compress_settings
 from caplet.jobs.diff import Diff, diff_runs
 from caplet.jobs.export import (
     OnnxCheck,
@@ -39,7 +34,7 @@ from caplet.jobs.export import (
 )
 from caplet.jobs.finetune import FinetuneRun, finetune_model, finetune_settings, plan_of_widths
 from caplet.jobs.inspect import Check, check_model, inspect_model
-from caplet.jobs.prune.backbone import BackboneRun, prune_backbone_model
+from caplet.jobs.prune.backbone import prune_backbone_model
 from caplet.jobs.prune.curves import prune_curves
 from caplet.jobs.prune.job import PruneResult
 from caplet.jobs.prune.job import prune as prune_model
@@ -78,7 +73,6 @@ BACKBONE_RECIPE = "backbone-cifar10"
 
 __all__ = [
     "BACKBONE_RECIPE",
-    "BackboneRun",
     "CapsNet",
     "Check",
     "Comparison",

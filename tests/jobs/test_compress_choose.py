@@ -17,7 +17,7 @@ def size(pruned: Pruned, width: Width) -> Size:
 
 def chosen(**limits: Any) -> tuple[float, int, tuple[str, ...]]:
     found = choose((WHOLE, HALF, TENTH), WIDTHS, size, Limits(**limits))
-    return found.pruned.macs_kept, found.width.bits, found.binding
+    return found.pair.pruned.macs_kept, found.pair.width.bits, found.binding
 
 
 def test_the_smallest_pair_within_the_loss() -> None:
@@ -40,7 +40,7 @@ def test_where_no_pair_fits_the_nearest_is_named_with_what_binds() -> None:
 def test_a_gain_is_not_spent() -> None:
     better = Pruned(0.5, 500, 400, -1.0, 100, 10)
     found = choose((WHOLE, better), WIDTHS, size, Limits(max_drop=0.2))
-    assert (found.width.bits, found.drop) == (8, 0.0)
+    assert (found.pair.width.bits, found.pair.drop) == (8, 0.0)
 
 
 def test_reasons_give_every_measured_point() -> None:

@@ -38,7 +38,7 @@ def draw(structure: Structure, seed: int) -> dict[str, Keep]:
             keep[rng.integers(group.size)] = True
             selection[name] = keep
     for voters in structure.voters:
-        for units, types in structure.by_source(voters):
+        for units, types, _ in structure.by_source(voters):
             group = voters.sources[0][0] if len(voters.sources) == 1 else None
             alive = units[selection[group][types]] if group in selection else units
             if voters.group in selection and len(alive):
@@ -131,7 +131,7 @@ def test_a_block_type_without_votes_stays_where_the_next_block_reads_it() -> Non
     model, _ = model_and_images("deep")
     structure = structure_of(model)
     keep = np.ones(structure.groups["digit.capsules"].size, dtype=np.bool_)
-    (third, types), _ = structure.by_source(structure.voters[0])
+    (third, types, _), _ = structure.by_source(structure.voters[0])
     keep[third[types == 0]] = False
     assert structure.close({"digit.capsules": keep})["block3.types"].all()
 

@@ -89,6 +89,11 @@ def float_predictions(model: CapsNet, images: ImageSet, batch_size: int = 100) -
     return np.concatenate(parts)
 
 
+def correct_images(model: CapsNet, images: ImageSet) -> NDArray[np.bool_]:
+    """Which of the images the float model classifies correctly, bool (N,)."""
+    return np.asarray(float_predictions(model, images) == images.labels.numpy())
+
+
 def check(model: CapsNet, splits: Splits) -> None:
     """Raise ModelError for a NaN weight, or for images of another size or with other classes than ``model``'s."""
     check_finite(named_tensors(model), f"model {model.family}")

@@ -25,7 +25,7 @@ from caplet.nn.functional import lengths
 from caplet.progress import Note, silent
 from caplet.prune.backbone_groups import PRIMARY, group_importance
 from caplet.prune.choices import TORCH_PRUNING, BackbonePruneSettings, UnitKind
-from caplet.prune.order import resized_cost
+from caplet.prune.order import best_units, resized_cost
 from caplet.prune.refit import refitted
 from caplet.prune.scores import SCORES, Loss, Values, measure_scores
 from caplet.prune.structure import Keep, Structure, cut, kept_sizes, structure_of
@@ -115,7 +115,8 @@ def prune_backbone(
     model.check_images(calibration.images)
     structure = structure_of(model)
     scores = _scores(model, structure, calibration, settings, loss)
-    pixels = _spread(train.images, settings.images, settings.seed)
+    drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed))[: settings.images]
+    pixels = train.images[drawn]
     found: list[BackboneCandidate] = []
     best: tuple[BackboneCandidate, CapsNet] | None = None
     for index, (selection, macs) in enumerate(propose(model, structure, scores, settings)):
@@ -194,18 +195,9 @@ def propose(
         yield chosen, resized_cost(model, structure, chosen).macs
 
 
-def _best(scores: Values, share: float, multiple: int) -> Keep:
-    """The best units by score: ``share`` of them, rounded to a multiple, at least one."""
-    count = round(share * len(scores) / multiple) * multiple
-    keep = np.zeros(len(scores), dtype=np.bool_)
-    keep[np.argsort(-scores, kind="stable")[: min(max(count, multiple, 1), len(scores))]] = True
-    return keep
-
-
-def _spread(images: Tensor, count: int, seed: int) -> Tensor:
-    """``count`` of the images, drawn without replacement."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    return images[order[:count]]
+def _best(scores: Values, fraction: float, multiple: int) -> Keep:
+    """The best units by score: ``fraction`` of them, rounded to a multiple, at least one multiple."""
+    return best_units(scores, max(round(fraction * len(scores) / multiple) * multiple, multiple))
 
 
 @torch.no_grad()

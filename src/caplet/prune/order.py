@@ -5,6 +5,7 @@ units which stand in for each other go together. The allocation ``measured`` the
 one group removed at a time.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -51,8 +52,8 @@ class RemovalOrder:
         for group, unit in gone:
             keep[group][unit] = False
         for voters in self.structure.voters:
-            for source, (units, types) in enumerate(self.structure.by_source(voters)):
-                voting = keep[voters.sources[source][0]][types]
+            for (group, _), (units, types, _) in zip(voters.sources, self.structure.by_source(voters), strict=True):
+                voting = keep[group][types]
                 if voting.any() and not keep[voters.group][units[voting]].any():
                     # The types that stay are others than those of the capsules that stay: the last to go stays.
                     candidates = set(units[voting].tolist())
@@ -88,7 +89,7 @@ def removal_order(
         if name not in structure.groups:
             raise ConfigError(f"there is no group {name!r} to prune; this model has {', '.join(structure.groups)}")
         alive = structure.close(start)[name]
-        start[name] = _best(np.where(alive, scores[name], -1.0), _count(structure.groups[name], value)) & alive
+        start[name] = best_units(np.where(alive, scores[name], -1.0), _count(structure.groups[name], value)) & alive
     keyed: list[tuple[float, int, str, int]] = []
     for place, group in enumerate(groups):
         if group.name in (fixed or {}):
@@ -127,7 +128,8 @@ def _count(group: DependencyGroup, value: float) -> int:
     return count
 
 
-def _best(scores: np.ndarray, count: int) -> Keep:
+def best_units(scores: np.ndarray, count: int) -> Keep:
+    """Which units stay where the ``count`` of the highest ``scores`` do, bool (size,)."""
     keep = np.zeros(len(scores), dtype=np.bool_)
     keep[np.argsort(-scores, kind="stable")[:count]] = True
     return keep
@@ -154,16 +156,10 @@ def macs_per_unit(model: CapsNet, structure: Structure, groups: Sequence[Depende
 
 def fewest_removals(order: RemovalOrder, met: Callable[[dict[str, Keep]], bool]) -> int | None:
     """The fewest removals with which ``met`` holds (it stays so once it holds), or None if it never does."""
-    low, high = 0, len(order.removals)
-    if not met(order.selection(high)):
+    most = len(order.removals)
+    if not met(order.selection(most)):
         return None
-    while low < high:
-        middle = (low + high) // 2
-        if met(order.selection(middle)):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    return bisect_left(range(most), True, key=lambda count: met(order.selection(count)))
 
 
 def measured_prices(

@@ -10,7 +10,6 @@ and the change is penalised, so that inputs which say nothing keep their weights
 """
 
 import copy
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -92,40 +91,27 @@ def _moments(layer: Layer, structure: Structure, selection: Selection, draws: to
     if inputs.all() or int(inputs.sum()) * patch > LARGEST:
         return None
     kept = torch.from_numpy(inputs).repeat_interleave(patch)
-    lost = layer.weight.detach()[torch.from_numpy(outputs)].flatten(1)[:, ~kept]
-    count, size = int(kept.sum()), len(lost)
-    sums = torch.zeros(count, count), torch.zeros(count, size), torch.zeros(count), torch.zeros(size)
-    return _Moments(layer, kept, lost, draws, *sums, torch.zeros(count), torch.zeros(size))
+    return _Moments(layer, kept, layer.weight.detach()[torch.from_numpy(outputs)].flatten(1)[:, ~kept], draws)
 
 
-@dataclass
 class _Moments:
     """Sums over images and positions, of the kept inputs x of one convolution and of what the lost ones added, y.
 
     Attributes:
         kept: which elements of an input patch (channel by channel, row by row) stay, bool (inputs,).
         lost: the weights of the others, float (outputs that stay, inputs that go).
+        shifts: whether the layer has a bias, or a batch norm's mean in its place.
         xx, xy, x, y: sums of their products and of themselves, less ``origin_x`` and ``origin_y``.
-        origin_x, origin_y: means over the first images where the layer has a bias, so that a large mean costs no digits
-            of the variances; zero where it has none.
+        origin_x, origin_y: means over the first images where the layer shifts, so that a large mean costs no digits of
+            the variances; zero where it does not.
     """
 
-    layer: Convolution
-    kept: Tensor
-    lost: Tensor
-    draws: torch.Generator
-    xx: Tensor
-    xy: Tensor
-    x: Tensor
-    y: Tensor
-    origin_x: Tensor
-    origin_y: Tensor
-    count: int = 0
-
-    @property
-    def shifts(self) -> bool:
-        """Whether the layer has a bias, or a batch norm's mean in its place."""
-        return isinstance(self.layer, ConvNorm) or self.layer.bias is not None
+    def __init__(self, layer: Convolution, kept: Tensor, lost: Tensor, draws: torch.Generator) -> None:
+        self.layer, self.kept, self.lost, self.draws, self.count = layer, kept, lost, draws, 0
+        self.shifts = isinstance(layer, ConvNorm) or layer.bias is not None
+        x, y = torch.zeros(int(kept.sum())), torch.zeros(len(lost))
+        self.xx, self.xy, self.x, self.y = x.new_zeros(len(x), len(x)), x.new_zeros(len(x), len(y)), x, y
+        self.origin_x, self.origin_y = torch.zeros_like(x), torch.zeros_like(y)
 
     def see(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Take in the layer's input, float (B, C, H, W)."""

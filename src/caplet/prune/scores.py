@@ -131,7 +131,6 @@ class Score:
 
     Attributes:
         name: in the registry.
-        about: one line.
         gradients: whether it needs a backward pass, and so labels.
         at_site: the score of a site's units in one batch, summed over its images, float (size,).
         at_votes: the same for single voting capsules; given the record, the name of their layer, and their lengths.
@@ -140,7 +139,6 @@ class Score:
     """
 
     name: str
-    about: str
     gradients: bool = False
     at_site: Callable[[Site, Record], Tensor] | None = None
     at_votes: Callable[[Record, str, Tensor], Tensor] | None = None
@@ -180,7 +178,8 @@ def measure_scores(
     gradients = any(score.gradients for score in chosen)
     check_scoring(model, images, labels, chosen)
     structure = structure_of(model)
-    totals = {score.name: _zeros(structure) for score in chosen}
+    sizes = {name: group.size for name, group in structure.groups.items()}
+    totals = {score.name: {name: np.zeros(size) for name, size in sizes.items()} for score in chosen}
     places, voters = sites(structure, model), voter_layers(model, structure)
     viewing = [score for score in chosen if score.without_images is None]
     model.eval()
@@ -238,21 +237,19 @@ def _backward(loss: Tensor, pixels: Tensor) -> None:
         )
 
 
-def _zeros(structure: Structure) -> dict[str, Values]:
-    return {name: np.zeros(group.size) for name, group in structure.groups.items()}
-
-
 def _from_votes(structure: Structure, totals: dict[str, Values]) -> None:
     """Scores of capsule types from those of their voting capsules."""
     for voters in structure.voters:
-        for source, (units, types) in enumerate(structure.by_source(voters)):
-            group = voters.sources[source][0]
+        for (group, _), (units, types, _) in zip(voters.sources, structure.by_source(voters), strict=True):
             totals[group][:] = 0.0
             np.add.at(totals[group], types, totals[voters.group][units])
 
 
 def _taylor(site: Site, record: Record) -> Tensor:
-    """|activation x gradient|, summed over the capsule before and over positions after taking the magnitude."""
+    """Change of the margin loss without the unit, to first order: |activation x gradient|.
+
+    Summed over the capsule before, and over positions after taking the magnitude.
+    """
     product = record.product(f"{site.layer}.activation").reshape(-1, *site.shape)
     if site.group.kind is UnitKind.CHANNELS:
         whole = tuple(axis for axis in site.others if axis)
@@ -268,6 +265,7 @@ def _taylor_votes(record: Record, layer: str, length: Tensor) -> Tensor:
 
 
 def _length(site: Site, record: Record) -> Tensor:
+    """Length of the unit's capsules, or its activation."""
     value = record.active(site)
     if site.group.kind is UnitKind.TYPES:
         value = value.square().sum(site.dims, keepdim=True).sqrt()
@@ -275,6 +273,7 @@ def _length(site: Site, record: Record) -> Tensor:
 
 
 def _coupling_votes(record: Record, layer: str, length: Tensor) -> Tensor:
+    """Length of the unit's votes for the classes, weighted by their coupling."""
     votes, coupling = (record.values[f"{layer}.{point}"].detach() for point in ("votes", "coupling"))
     return (coupling * lengths(votes)).sum((0, 1))
 
@@ -298,21 +297,16 @@ def _weight(model: CapsNet, structure: Structure, group: DependencyGroup, seed: 
 
 
 def _random(model: CapsNet, structure: Structure, group: DependencyGroup, seed: int) -> Values:
+    """A seeded random order: the baseline."""
     digest = hashlib.sha256(f"{seed}/{group.name}".encode()).digest()
     return np.random.default_rng(list(digest)).random(group.size)
 
 
 for _score in (
-    Score("taylor", "change of the margin loss, to first order, without the unit", True, _taylor, _taylor_votes),
-    Score("length", "mean length of the unit's capsules, or mean activation", False, _length, lambda r, n, x: x.sum(0)),
-    Score(
-        "coupling",
-        "length of the unit's votes for the classes, weighted by their coupling; elsewhere as length",
-        at_site=_length,
-        at_votes=_coupling_votes,
-        types_from_votes=True,
-    ),
-    Score("weight", "fraction of the squared weights of the layers that make the unit", without_images=_weight),
-    Score("random", "a seeded random order: the baseline", without_images=_random),
+    Score("taylor", True, _taylor, _taylor_votes),
+    Score("length", False, _length, lambda record, layer, length: length.sum(0)),
+    Score("coupling", False, _length, _coupling_votes, types_from_votes=True),
+    Score("weight", without_images=_weight),
+    Score("random", without_images=_random),
 ):
     SCORES.add(_score.name, _score)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from caplet.models.base import CapsNet
 from caplet.prune.choices import UnitKind
 from caplet.prune.rules import AxisGroups, Dependencies, DependencyGroup, MapAxes, Voters, rule_of
 
+Places = NDArray[np.int64]
 Keep = NDArray[np.bool_]
 Selection = Mapping[str, Keep]
 """By group, which units stay, bool (size,); a group that is left out stays whole."""
@@ -78,7 +78,11 @@ class Structure:
             if keep.shape != result[name].shape:
                 raise ConfigError(f"group {name}: {keep.shape} units; the rule is ({self.groups[name].size},)")
             if not keep.any():
-                raise ConfigError(_emptied(self.groups[name]))
+                group = self.groups[name]
+                raise ConfigError(
+                    f"{name}: all {group.size} {group.kind} would be removed; the smallest size is 1 (keep at least"
+                    f" {1 / group.size:.2g} of them)"
+                )
             result[name] = keep.astype(np.bool_)
         for voters in self.voters:
             self._close_voters(voters, result)
@@ -86,8 +90,7 @@ class Structure:
 
     def _close_voters(self, voters: Voters, selection: dict[str, Keep]) -> None:
         keep = selection[voters.group].copy()
-        for source, (units, types) in enumerate(self.by_source(voters)):
-            group = voters.sources[source][0]
+        for (group, _), (units, types, _) in zip(voters.sources, self.by_source(voters), strict=True):
             keep[units] &= selection[group][types]
             voting = np.zeros(self.groups[group].size, dtype=np.bool_)
             voting[types[keep[units]]] = True
@@ -99,39 +102,27 @@ class Structure:
                 selection[group] = selection[group] & voting
         selection[voters.group] = keep
 
-    def by_source(self, voters: Voters) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """For each source of a ``capsules`` group: its units, and the type of each of them."""
+    def by_source(self, voters: Voters) -> list[tuple[Places, Places, Places]]:
+        """For each source of a ``capsules`` group: its units, and of each of them the type and the position."""
         size = self.groups[voters.group].size
         places = np.arange(size) if voters.places is None else np.array(voters.places)
         result, start = [], 0
         for group, positions in voters.sources:
             end = start + self.groups[group].size * positions
             units = np.flatnonzero((places >= start) & (places < end))
-            result.append((units, (places[units] - start) // positions))
+            result.append((units, *np.divmod(places[units] - start, positions)))
             start = end
         return result
 
     def places(self, voters: Voters, selection: Selection) -> tuple[int, ...] | None:
         """Places of the capsules that still vote, in the list of all that remain; None where all of those vote."""
-        size = self.groups[voters.group].size
-        old = np.arange(size) if voters.places is None else np.array(voters.places)
-        chosen, start, first = [], 0, 0
-        for group, positions in voters.sources:
-            keep = selection[group]
-            new = first + (np.cumsum(keep) - 1)[:, None] * positions + np.arange(positions)[None, :]
-            units = np.flatnonzero((old >= start) & (old < start + keep.size * positions) & selection[voters.group])
-            chosen.append(new.reshape(-1)[old[units] - start])
-            start += keep.size * positions
-            first += int(keep.sum()) * positions
+        chosen, first = [], 0
+        for (group, positions), (units, types, at) in zip(voters.sources, self.by_source(voters), strict=True):
+            rank = np.cumsum(selection[group]) - 1
+            chosen.append((first + rank[types] * positions + at)[selection[voters.group][units]])
+            first += int(selection[group].sum()) * positions
         result = np.concatenate(chosen)
         return None if len(result) == first else tuple(result.tolist())
-
-
-def _emptied(group: DependencyGroup) -> str:
-    return (
-        f"{group.name}: all {group.size} {group.kind} would be removed; the smallest size is 1 (keep at least"
-        f" {1 / group.size:.2g} of them)"
-    )
 
 
 def structure_of(model: CapsNet) -> Structure:
@@ -169,9 +160,6 @@ def structure_of(model: CapsNet) -> Structure:
     result = Structure(merged, renamed, {name: tuple(readers.get(name, ())) for name in merged}, same)
     _check(model, result)
     return result
-
-
-Axes = TypeVar("Axes", bound=Mapping[int, AxisGroups])
 
 
 def _renamed(rule: Dependencies, same: Mapping[str, str]) -> Dependencies:

@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 
 from caplet.jobs.compress.choose import RECOVERED, PairChoice, Pruned
 from caplet.jobs.compress.curves import FLOAT, Context
-from caplet.jobs.compress.settings import BATCH, Limits
+from caplet.jobs.compress.settings import BATCH
 from caplet.jobs.export import find_program
 from caplet.jobs.finetune import ROLE, finetune_model, finetune_settings
 from caplet.jobs.prune.job import prune
-from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.quantize.accept import artefacts
 from caplet.jobs.quantize.job import CALIBRATION_IMAGES, quantize
 from caplet.jobs.quantize.settings import QuantizeSettings
-from caplet.jobs.run import float_predictions
+from caplet.jobs.run import correct_images
 from caplet.lower import lower
 from caplet.metrics import paired
 from caplet.models.base import CapsNet
@@ -31,7 +30,7 @@ from caplet.program.arena import plan_memory
 from caplet.program.file import load_program
 from caplet.program.program import CODE_BYTES
 from caplet.quant.choices import Method
-from caplet.quant.plan.calibrate import calibrate
+from caplet.quant.plan.calibrate import Calibration, calibrate
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import uniform_plan
@@ -69,14 +68,9 @@ class Attempt:
     missed: tuple[str, ...]
 
     @property
-    def pruning(self) -> tuple[Path, ...]:
-        """The stage that pruned, if one did."""
-        return tuple(folder for folder in self.folders if folder.name.startswith("prune-"))
-
-    def distance(self, limits: Limits) -> tuple[int, float]:
-        """How far from the limits: number missed, then their excess, each relative to its limit."""
-        excess = limits.excess(self.values)
-        return len(excess), sum(excess.values())
+    def plan(self) -> QuantPlan:
+        """The plan, from the file beside the Program's."""
+        return QuantPlan.load(self.path.with_name(f"plan_{self.path.stem.removeprefix('model_')}.json"))
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -95,7 +89,7 @@ class Attempts:
         self.context, self.model, self.correct = context, model, correct
         self.splits, self.settings, self.note = context.splits, context.settings, context.note
         self.tried: list[Attempt] = []
-        self.left_out: list[tuple[float, Pruned]] = []
+        self.skipped: list[tuple[float, Pruned]] = []
 
     def best(self, curve: Sequence[Pruned], choice: PairChoice) -> Attempt:
         """Try amounts of pruning until a network keeps to all limits; the nearest one where none does.
@@ -111,22 +105,28 @@ class Attempts:
         for point in sorted(curve, key=lambda point: point.macs):
             if light and point.macs > max(light):
                 break
-            if point.macs >= choice.pruned.macs or point.macs == max(light, default=None):
+            if point.macs >= choice.pair.pruned.macs or point.macs == max(light, default=None):
                 self.attempt(point, 1.0)
             elif point.drop <= limits.max_drop + RECOVERED:
                 self.attempt(point, 0.5)
             if self.met:
                 break
-        if not self.met and self.left_out:
-            loss, point = min(self.left_out, key=lambda left: left[0])
+        if not self.met and self.skipped:
+            loss, point = min(self.skipped, key=lambda skipped: skipped[0])
             self.note(f"of the networks that lose too much by pruning alone, the best one: {loss:+.2f} points")
             self.attempt(point, math.inf)
-        nearest = min(self.tried, key=lambda attempt: (attempt.distance(limits), attempt.values["flash"]))
-        if {"flash", "max_drop"} <= set(nearest.missed):
+        if {"flash", "max_drop"} <= set(self.nearest.missed):
             self.note("what keeping to the loss alone would take:")
-            self.quantize(nearest.model, nearest.pruning, self.left(nearest.model), None)
-            nearest = min(self.tried, key=lambda attempt: (attempt.distance(limits), attempt.values["flash"]))
-        return nearest
+            model, folders = self.nearest.model, self.nearest.folders
+            pruning = [folder for folder in folders if folder.name.startswith("prune-")]
+            self.quantize(model, pruning, self.remaining(model), None)
+        return self.nearest
+
+    @property
+    def nearest(self) -> Attempt:
+        """The network nearest to the limits, the smallest of several that are."""
+        limits = self.settings.limits
+        return min(self.tried, key=lambda attempt: (limits.distance(attempt.values), attempt.values["flash"]))
 
     @property
     def met(self) -> bool:
@@ -145,24 +145,23 @@ class Attempts:
         if point.macs_kept < 1:
             done = self.pruned(point, f"prune-{name}")
             model, folders = load_model(done.folder / FLOAT), [done.folder]
-        left = self.left(model)
+        left = self.remaining(model)
         loss = limits.max_drop - left
         if model is not self.model:
             self.note(f"pruning to {name} % of the multiply-accumulates: {loss:+.2f} points, {left:.2f} are left")
         if loss > fraction * limits.max_drop:
             self.note(f"pruning alone takes more than {fraction:.0%} of the accepted loss")
-            self.left_out.append((loss, point))
+            self.skipped.append((loss, point))
             return
         found = self.quantize(model, folders, left, self.budget(model))
         use, missed = self.settings.quantize.finetune, set(found.missed)
         if use == "yes" or (use == "auto" and missed and missed <= {"flash", "max_drop"}):
             self.finetuned(found, name)
 
-    def left(self, model: CapsNet) -> float:
+    def remaining(self, model: CapsNet) -> float:
         """Of the accepted loss in percentage points, what a float model leaves; more than all of it where it gained."""
-        calibration = self.splits.calibration
-        hits = float_predictions(model, calibration) == calibration.labels.numpy()
-        return self.settings.limits.max_drop - paired(self.correct, hits).loss
+        correct = correct_images(model, self.splits.calibration)
+        return self.settings.limits.max_drop - paired(self.correct, correct).loss
 
     def quantize(self, model: CapsNet, pruning: Sequence[Path], left: float, budget: int | None) -> Attempt:
         """An attempt without any training.
@@ -173,21 +172,13 @@ class Attempts:
             budget: bytes for all weights.
         """
         done = self.quantized(model, max(0.0, left), budget)
-        self.tried.append(self.measured((*pruning, done.folder), find_program(done.folder), model))
-        return self.tried[-1]
+        return self.measured((*pruning, done.folder), find_program(done.folder), model)
 
     def pruned(self, point: Pruned, name: str) -> Done:
         """The stage that prunes."""
-        context, chosen = self.context, self.settings.prune
-        settings = PruneSettings(
-            score=chosen.score,
-            macs=min(1.0, point.macs_kept * (1 + 1e-6)),
-            epochs=self.settings.finetuned(len(self.splits.train)),
-            lr=chosen.lr,
-            batch_size=BATCH,
-            precision=chosen.arithmetic,
-            seed=self.settings.seed,
-        )
+        context = self.context
+        epochs = self.settings.finetuned(len(self.splits.train))
+        settings = self.settings.pruning(min(1.0, point.macs_kept * (1 + 1e-6)), epochs)
 
         def work(folder: Path, resume: bool) -> None:
             prune(
@@ -207,7 +198,7 @@ class Attempts:
 
     def quantized(self, model: CapsNet, tolerance: float, budget: int | None) -> Done:
         """The stage that finds widths."""
-        chosen, limit = self.settings.quantize, self.settings.limits.flash
+        chosen, limit, context = self.settings.quantize, self.settings.limits.flash, self.context
         kept = cost_of(model).macs / cost_of(self.model).macs
         name = f"quantize-{100 * kept:.3g}" + ("-any-size" if budget is None and limit is not None else "")
         settings = QuantizeSettings(
@@ -221,27 +212,28 @@ class Attempts:
         )
 
         def work(folder: Path, resume: bool) -> None:
-            quantize(
-                model, self.splits, folder, settings, resume=resume, note=self.note, progress=self.context.progress
-            )
+            quantize(model, self.splits, folder, settings, resume=resume, note=self.note, progress=context.progress)
 
         inputs = {"model": weights_digest(model), "settings": settings.model_dump(mode="json")}
-        return self.context.do(name, inputs, work, METRICS)
+        return context.do(name, inputs, work, METRICS)
+
+    def calibrated(self, model: CapsNet) -> Calibration:
+        """The calibration of a float model, as the search for widths makes it."""
+        return calibrate(model, self.splits.calibration.evenly_spaced(CALIBRATION_IMAGES).images)
 
     def budget(self, model: CapsNet) -> int | None:
         """Bytes of weights that a limit of flash leaves, but no fewer than a search can reach."""
         limit = self.settings.limits.flash
         if limit is None:
             return None
-        calibration = calibrate(model, self.splits.calibration.evenly_spaced(CALIBRATION_IMAGES).images)
-        plan = uniform_plan(model, calibration, NARROWEST)
+        plan = uniform_plan(model, self.calibrated(model), NARROWEST)
         least = math.ceil(count_memory(model, plan).total.weight_bits / 8)
         return max(least, limit - CODE_BYTES - TABLE_BYTES)
 
     def finetuned(self, found: Attempt, name: str) -> None:
         """Quantization-aware training with narrower weights than the search's."""
         model = found.model
-        plan = self.narrower(model, QuantPlan.load(plan_file(found.path)))
+        plan = self.narrower(model, found.plan)
         if plan is None:
             self.note("no width is left to narrow by training")
             return
@@ -270,33 +262,26 @@ class Attempts:
             "settings": settings.model_dump(mode="json"),
         }
         done = self.context.do(f"finetune-{name}", inputs, work, METRICS, artefacts(ROLE)[0])
-        self.tried.append(self.measured((*found.folders, done.folder), done.folder / artefacts(ROLE)[0], model))
+        self.measured((*found.folders, done.folder), done.folder / artefacts(ROLE)[0], model)
 
     def narrower(self, model: CapsNet, plan: QuantPlan) -> QuantPlan | None:
         """``plan`` with large weights a bit narrower than their mean, or as flash asks; None below 2 bits.
 
         Weights that are few keep their widths: narrowing them costs accuracy and saves next to nothing.
         """
-        calibration = calibrate(model, self.splits.calibration.evenly_spaced(CALIBRATION_IMAGES).images)
-        specs = model.points()
-        elements = {key: spec.elements for key, spec in specs.items() if spec.role is Role.WEIGHT}
+        calibration, limit = self.calibrated(model), self.settings.limits.flash
+        elements = {key: spec.elements for key, spec in model.points().items() if spec.role is Role.WEIGHT}
         large = {key: count for key, count in elements.items() if count >= LARGE * sum(elements.values())}
-
-        def at_most(width: int) -> QuantPlan:
-            return plan.with_formats(
-                {key: calibration.format(key, width) for key in large if plan.points[key].bits > width}
-            )
-
-        limit = self.settings.limits.flash
         mean = sum(plan.points[key].bits * count for key, count in large.items()) / sum(large.values())
         for width in range(math.ceil(mean) - 1, NARROWEST - 1, -1):
-            tried = at_most(width)
+            wide = [key for key in large if plan.points[key].bits > width]
+            tried = plan.with_formats({key: calibration.format(key, width) for key in wide})
             if limit is None or lower(model, tried).firmware_bytes <= limit:
                 return tried
         return None
 
     def measured(self, folders: tuple[Path, ...], path: Path, model: CapsNet) -> Attempt:
-        """What an attempt reached, and which limits it misses."""
+        """The attempt whose integers are in ``path``: what it reached, and which limits it misses."""
         program, limits = load_program(path), self.settings.limits
         calibration = self.splits.calibration
         predicted, _ = predictions(program, calibration.images.numpy())
@@ -309,9 +294,5 @@ class Attempts:
         missed = tuple(limits.excess(values))
         told = f"{values['max_drop']:+.2f} points, {values['flash']:,} bytes of flash, {values['ram']:,} of RAM"
         self.note(f"{folders[-1].name}: {told}: " + (f"misses {', '.join(missed)}" if missed else "within all limits"))
-        return Attempt(folders, model, program, path, values, missed)
-
-
-def plan_file(program: Path) -> Path:
-    """The plan beside a shipped ``model_ROLE.caplet``."""
-    return program.with_name(f"plan_{program.stem.removeprefix('model_')}.json")
+        self.tried.append(Attempt(folders, model, program, path, values, missed))
+        return self.tried[-1]

@@ -1,9 +1,9 @@
 """Which amounts of pruning are measured, which pair of pruning and width is chosen, and what would have to give."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from caplet.jobs.compress.settings import Limits
 
@@ -50,97 +50,79 @@ class Size:
 
 
 @dataclass(frozen=True)
-class PairChoice:
-    """A pair of points and why.
+class Pair:
+    """An amount of pruning and a width; the width only says what is reckoned with, the search finds its own.
 
     Attributes:
-        pruned, width: the pair; the width only says what was reckoned with, the search finds widths of its own.
         size: predicted bytes at that width.
-        drop: the two losses together, in percentage points; a gain counts as none.
-        binding: names of the limits that the pair misses; empty where it keeps to all.
-        reasons: sentences for people.
     """
 
     pruned: Pruned
     width: Width
     size: Size
-    drop: float
+
+    @property
+    def drop(self) -> float:
+        """The two losses together, in percentage points, as if they were independent; a gain counts as none."""
+        return max(0.0, self.pruned.drop) + max(0.0, self.width.drop)
+
+    @property
+    def values(self) -> dict[str, float]:
+        """What is predicted, by the name of its limit."""
+        return {"max_drop": self.drop, "flash": self.size.flash, "ram": self.size.ram, "macs": self.pruned.macs}
+
+
+@dataclass(frozen=True)
+class PairChoice:
+    """The pair chosen and why.
+
+    Attributes:
+        pairs: all that there were.
+        binding: names of the limits that the pair misses; empty where it keeps to all.
+        reasons: sentences for people.
+    """
+
+    pair: Pair
+    pairs: tuple[Pair, ...]
     binding: tuple[str, ...]
     reasons: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
+        """JSON values, without the other pairs."""
+        return asdict(self.pair) | {"drop": self.pair.drop, "binding": self.binding, "reasons": self.reasons}
 
 
 def choose(
     curve: Sequence[Pruned], widths: Sequence[Width], size: Callable[[Pruned, Width], Size], limits: Limits
 ) -> PairChoice:
-    """The smallest pair whose predicted losses together keep to the limits; the nearest one where no pair does.
-
-    Losses are added as if they were independent, and a gain of one is not spent by the other. Nearest means: fewest
-    limits missed, then the least excess over all limits, each relative to its limit.
+    """The smallest pair that is predicted to keep to the limits; the nearest one (:meth:`Limits.distance`) if none is.
 
     Args:
         size: bytes of a pruned model at a width, as the lowered Program says.
     """
-    pairs = [(pruned, width, size(pruned, width)) for pruned in curve for width in widths]
-    rated = [(pair, _missed(*pair, limits)) for pair in pairs]
-    kept = [pair for pair, missed in rated if not missed]
-    if kept:
-        pruned, width, bytes_ = min(kept, key=lambda pair: (pair[2].flash, pair[0].macs, _drop(pair[0], pair[1])))
-        missed: dict[str, float] = {}
-    else:
-        (pruned, width, bytes_), missed = min(
-            rated, key=lambda found: (len(found[1]), sum(found[1].values()), found[0][2].flash)
-        )
-    reasons = _reasons(curve, widths, pruned, width, bytes_, missed, limits)
-    return PairChoice(pruned, width, bytes_, _drop(pruned, width), tuple(missed), reasons)
-
-
-def _drop(pruned: Pruned, width: Width) -> float:
-    return max(0.0, pruned.drop) + max(0.0, width.drop)
-
-
-def _missed(pruned: Pruned, width: Width, size: Size, limits: Limits) -> dict[str, float]:
-    """By limit that is missed, the excess relative to it."""
-    values = {"max_drop": _drop(pruned, width), "flash": size.flash, "ram": size.ram, "macs": pruned.macs}
-    return limits.excess(values)
-
-
-def _reasons(
-    curve: Sequence[Pruned],
-    widths: Sequence[Width],
-    pruned: Pruned,
-    width: Width,
-    size: Size,
-    missed: dict[str, float],
-    limits: Limits,
-) -> tuple[str, ...]:
+    pairs = tuple(Pair(pruned, width, size(pruned, width)) for pruned in curve for width in widths)
+    pair = min(pairs, key=lambda pair: (limits.distance(pair.values), pair.size.flash, pair.pruned.macs, pair.drop))
+    binding = tuple(limits.excess(pair.values))
     whole = max(curve, key=lambda point: point.macs)
-    lines = []
-    for point in curve:
-        if point is not whole:
-            lines.append(
-                f"pruned to {100 * point.macs_kept:.3g} % of the multiply-accumulates, with {point.parameters:,} of"
-                f" {whole.parameters:,} parameters: {point.drop:+.2f} points of loss on {point.images:,} calibration"
-                f" images after {point.steps} steps of fine-tuning"
-            )
-    for width_point in widths:
-        where = "" if width_point.macs_kept == 1 else f", pruned to {100 * width_point.macs_kept:.3g} %"
-        lines.append(f"{width_point.bits} bits everywhere{where}: {width_point.drop:+.2f} points of loss")
-    kept, lost = 100 * pruned.macs_kept, max(0.0, pruned.drop)
-    pruning = (
-        "no pruning" if pruned is whole else f"pruning to {kept:.3g} % of the multiply-accumulates ({lost:.2f} points)"
-    )
-    told = (
-        f"{pruning} and {width.bits} bits on average ({max(0.0, width.drop):.2f} points): {size.flash:,} bytes of flash"
-    )
-    if missed:
-        lines.append(f"no pair keeps to {', '.join(missed)}; nearest is {told}")
+    reasons = [
+        f"pruned to {100 * point.macs_kept:.3g} % of the multiply-accumulates, with {point.parameters:,} of"
+        f" {whole.parameters:,} parameters: {point.drop:+.2f} points of loss on {point.images:,} calibration"
+        f" images after {point.steps} steps of fine-tuning"
+        for point in curve
+        if point is not whole
+    ]
+    for width in widths:
+        where = "" if width.macs_kept == 1 else f", pruned to {100 * width.macs_kept:.3g} %"
+        reasons.append(f"{width.bits} bits everywhere{where}: {width.drop:+.2f} points of loss")
+    told, lost = "no pruning", [max(0.0, point.drop) for point in (pair.pruned, pair.width)]
+    if pair.pruned is not whole:
+        told = f"pruning to {100 * pair.pruned.macs_kept:.3g} % of the multiply-accumulates ({lost[0]:.2f} points)"
+    told += f" and {pair.width.bits} bits on average ({lost[1]:.2f} points): {pair.size.flash:,} bytes of flash"
+    if binding:
+        reasons.append(f"no pair keeps to {', '.join(binding)}; nearest is {told}")
     else:
-        lines.append(f"the smallest pair within {limits.max_drop:g} points and all other limits is {told}")
-    return tuple(lines)
+        reasons.append(f"the smallest pair within {limits.max_drop:g} points and all other limits is {told}")
+    return PairChoice(pair, pairs, binding, tuple(reasons))
 
 
 RECOVERED = 3.0
@@ -169,36 +151,22 @@ def next_fraction(probes: Sequence[float], curve: Sequence[Pruned], limits: Limi
     return max(ahead, default=None)
 
 
-class MeasuredAttempt(Protocol):
-    """A network measured against the limits."""
+def outlook(tried: Sequence[Mapping[str, float]], limits: Limits) -> tuple[str, ...]:
+    """What would have to give for each network that was made, one line per set of limits missed; none where one fits.
 
-    @property
-    def values(self) -> dict[str, float]:
-        """What was reached, by limit."""
+    Of several networks that miss the same limits, the nearest one is told. The fewest missed come first.
 
-    @property
-    def missed(self) -> tuple[str, ...]:
-        """Limits that are not kept."""
-
-
-def outlook(tried: Sequence[MeasuredAttempt], limits: Limits) -> tuple[str, ...]:
-    """What would have to give for each network that was found, one line per set of limits missed; none where one fits.
-
-    Of several networks that miss the same limits, the one with the least excess is told. The fewest missed come first.
+    Args:
+        tried: of each network, what it reached by the name of its limit.
     """
-    if any(not found.missed for found in tried):
+    nearest: dict[frozenset[str], Mapping[str, float]] = {}
+    for values in sorted(tried, key=limits.distance):
+        nearest.setdefault(frozenset(limits.excess(values)), values)
+    if frozenset() in nearest:
         return ()
-    allowed = limits.model_dump()
-
-    def excess(found: MeasuredAttempt) -> float:
-        return math.fsum(found.values[name] / max(float(allowed[name] or 0), 0.1) for name in found.missed)
-
-    nearest: dict[frozenset[str], MeasuredAttempt] = {}
-    for found in sorted(tried, key=excess):
-        nearest.setdefault(frozenset(found.missed), found)
-    ordered = sorted(nearest.values(), key=lambda found: (len(found.missed), excess(found)))
     return tuple(
-        " and ".join(_relaxed(name, found.values[name], allowed[name]) for name in found.missed) for found in ordered
+        " and ".join(_relaxed(name, values[name], getattr(limits, name)) for name in limits.excess(values))
+        for values in nearest.values()
     )
 
 

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from caplet.data import Splits
 from caplet.errors import ConfigError
 from caplet.jobs.compress.choose import Pruned, Size, Width, next_fraction
-from caplet.jobs.compress.settings import BATCH, CompressSettings
-from caplet.jobs.prune.settings import PruneSettings
-from caplet.jobs.prune.targets import NetworkSizes, put_in_order, removals_for
-from caplet.jobs.run import float_predictions
+from caplet.jobs.compress.settings import CompressSettings
+from caplet.jobs.prune.targets import network_sizes, put_in_order, removals_for
+from caplet.jobs.run import correct_images
 from caplet.jobs.train import fit_to_data, resolve_recipe, train_by_recipe
 from caplet.lower import lower
 from caplet.metrics import paired
@@ -98,7 +97,7 @@ class Context:
 MODEL, POINT = "model.safetensors", "point.json"
 IMAGES = 2000
 """Calibration images that a point is measured on."""
-SCORED, CALIBRATED, TUNED = 1000, 256, 64
+CALIBRATED, TUNED = 256, 64
 
 
 @dataclass(frozen=True)
@@ -115,16 +114,11 @@ class Curves:
         return self.curve[1:] if left_out else self.curve
 
 
-def measure(context: Context, model: CapsNet, run: Path) -> Curves:
-    """Measure both curves on calibration images; every point is a stage in ``run``, so that a killed run goes on.
+class Measurement:
+    """Both curves, measured on calibration images; what several points need is computed once, when first asked for.
 
-    A point that would empty a layer is left out, and said so.
+    Every point is a stage in ``run``, so that a killed run goes on.
     """
-    return _Measurement(context, model, run).all()
-
-
-class _Measurement:
-    """Points in the making; what several of them need is computed once, when it is first asked for."""
 
     def __init__(self, context: Context, model: CapsNet, run: Path) -> None:
         self.context, self.model, self.run = context, model, run
@@ -134,29 +128,15 @@ class _Measurement:
     @cached_property
     def correct(self) -> NDArray[np.bool_]:
         """The images that the model classifies correctly."""
-        hits: NDArray[np.bool_] = float_predictions(self.model, self.images) == self.images.labels.numpy()
-        return hits
+        return correct_images(self.model, self.images)
 
     @cached_property
     def order(self) -> RemovalOrder:
         """The order in which capsules go, the same for every amount."""
-        return put_in_order(self.model, self.splits.calibration, self.pruning(1.0), self.context.progress)
-
-    def pruning(self, fraction: float) -> PruneSettings:
-        """Settings of one amount of pruning."""
-        chosen = self.settings.prune
-        return PruneSettings(
-            score=chosen.score,
-            macs=fraction,
-            images=SCORED,
-            lr=chosen.lr,
-            batch_size=BATCH,
-            precision=chosen.arithmetic,
-            seed=self.settings.seed,
-        )
+        return put_in_order(self.model, self.splits.calibration, self.settings.pruning(1.0), self.context.progress)
 
     def all(self) -> Curves:
-        """Both curves."""
+        """Both curves. A point that would empty a layer is left out, and said so."""
         stages, settings = Stages(self.run, self.note), self.settings
         whole = cost_of(self.model)
         curve = [Pruned(1.0, whole.macs, whole.parameters, 0.0, len(self.images), 0)]
@@ -167,7 +147,7 @@ class _Measurement:
             fraction = next_fraction(settings.prune.probes, curve, settings.limits)
             if fraction is None:
                 break
-            asked = self.pruning(fraction).model_dump(mode="json")
+            asked = settings.pruning(fraction).model_dump(mode="json")
             name, inputs = f"macs-{fraction:.4g}", {**common, "steps": steps, "settings": asked}
             try:
                 done = stages.do(name, inputs, partial(self.prune, fraction), (MODEL, POINT))
@@ -187,8 +167,8 @@ class _Measurement:
 
     def prune(self, fraction: float, folder: Path, resume: bool) -> None:
         """One point of the pruning curve."""
-        settings, model = self.pruning(fraction), self.model
-        whole, order = NetworkSizes.whole(model, settings.units), self.order
+        settings, model = self.settings.pruning(fraction), self.model
+        whole, order = network_sizes(model, settings.units), self.order
         smaller = cut(model, order.selection(removals_for(model, order, settings, whole, 1.0)), order.structure)
         folder.mkdir(parents=True, exist_ok=True)
         steps = self.settings.prune.probe_steps
@@ -200,15 +180,15 @@ class _Measurement:
             task = FinetuneTask(tuning, smaller, model, self.context.answers)
             smaller = train(task, splits, folder / "finetune", resume=resume, progress=False).model
         cost = cost_of(smaller)
-        drop = paired(self.correct, float_predictions(smaller, self.images) == self.images.labels.numpy()).loss
-        point = Pruned(cost.macs / whole.macs, cost.macs, cost.parameters, drop, len(self.images), steps)
+        drop = paired(self.correct, correct_images(smaller, self.images)).loss
+        point = Pruned(cost.macs / whole["macs"], cost.macs, cost.parameters, drop, len(self.images), steps)
         save_model(smaller, folder / MODEL)
         write_record(folder / POINT, asdict(point))
 
     def narrow(self, model: CapsNet, base: Pruned, folder: Path, resume: bool) -> None:
         """The width curve, of the smallest network that keeps to the accepted loss: its like will be quantized."""
         images = self.images
-        correct = self.correct if model is self.model else float_predictions(model, images) == images.labels.numpy()
+        correct = self.correct if model is self.model else correct_images(model, images)
         tuner = Tuner(model, _calibration(model, self.splits), self.splits.calibration.evenly_spaced(TUNED).images)
         folder.mkdir(parents=True, exist_ok=True)
         evaluator = Evaluator(

@@ -1,7 +1,7 @@
 """The end of a compression: firmware, verification, analysis, speed, and the last look at the test split."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from caplet.data.imageset import ImageSet
 from caplet.errors import ToolMissing
 from caplet.files import access, file_digest, write_bytes
-from caplet.jobs.compress.attempts import Attempt, plan_file
+from caplet.jobs.compress.attempts import Attempt
 from caplet.jobs.compress.choose import PairChoice, outlook
 from caplet.jobs.compress.curves import Context, Curves
 from caplet.jobs.export import Target, export_c, verify_engines
@@ -27,14 +27,8 @@ from caplet.program import Program
 from caplet.program.c.emit import EmitSettings, Export
 from caplet.program.interpreter import RunResult, run
 from caplet.quant.choices import SensitivitySettings
-from caplet.quant.plan.plan import QuantPlan
 from caplet.runs.folder import METRICS, read_record, write_record
-from caplet.runs.records import (
-    COMPRESSED,
-    TRACE,
-    VERIFIED,
-    record_verified,
-)
+from caplet.runs.records import COMPRESSED, TRACE, VERIFIED, record_verified
 from caplet.runtime.engine import Engine
 from caplet.train.finetune import weights_digest
 
@@ -120,7 +114,7 @@ class Finish:
             (noise.folder / TRACE, attempt.folders[-1] / TRACE),
             (noise.folder / TRACE, self.run / TRACE),
         ):
-            write_bytes(target.parent / target.name, source.read_bytes())
+            write_bytes(target, source.read_bytes())
         programs = {COMPRESSED: attempt.program}
         answers = open_test_split(self.splits, self.model, programs, self.note)
         metrics = {
@@ -129,10 +123,13 @@ class Finish:
                 **choice.to_json(),
                 "curve": [asdict(point) for point in curves.curve],
                 "widths": [asdict(point) for point in curves.widths],
-                "pairs": list(self.pairs(curves)),
+                "pairs": [
+                    asdict(pair.size) | {"macs_kept": pair.pruned.macs_kept, "bits": pair.width.bits, "drop": pair.drop}
+                    for pair in choice.pairs
+                ],
             },
             "attempts": [found.to_json() for found in tried],
-            "outlook": list(outlook(tried, self.settings.limits)),
+            "outlook": list(outlook([found.values for found in tried], self.settings.limits)),
             "verified": read_record(checked.folder / VERIFIED)["engines"],
             "speed": read_record(timed.folder / SPEED),
             "stages": {
@@ -143,14 +140,6 @@ class Finish:
         }
         metrics = ship(self.run, self.splits, metrics, answers, programs)
         return CompressedModel(not attempt.missed, attempt.program, self.run, metrics)
-
-    def pairs(self, curves: Curves) -> Iterator[dict[str, Any]]:
-        """Every pair that was reckoned with, JSON values."""
-        for point in curves.candidates(self.settings):
-            for width in curves.widths:
-                size = curves.size(point, width)
-                drop = max(0.0, point.drop) + max(0.0, width.drop)
-                yield {"macs_kept": point.macs_kept, "bits": width.bits, "drop": drop, **asdict(size)}
 
     def export(self, folder: Path, resume: bool) -> None:
         """The stage that writes the firmware's sources."""
@@ -179,9 +168,8 @@ class Finish:
         """The stage that compares every tensor with the float model's, on a few calibration images."""
         folder.mkdir(exist_ok=True)
         images = self.splits.calibration.evenly_spaced(TRACED).images.numpy()
-        plan = QuantPlan.load(plan_file(self.attempt.path))
         levels = (LevelName.FLOAT, LevelName.PROGRAM)
-        found = trace_levels(self.attempt.program, images, levels, model=self.attempt.model, plan=plan)
+        found = trace_levels(self.attempt.program, images, levels, model=self.attempt.model, plan=self.attempt.plan)
         record_trace(folder, self.attempt.program, found)
 
     def sensitive(self, folder: Path, resume: bool) -> None:

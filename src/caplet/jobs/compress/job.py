@@ -9,12 +9,12 @@ from caplet.data import Splits, load_data
 from caplet.errors import ArtefactError, ConfigError
 from caplet.files import write_text
 from caplet.jobs.compress.attempts import Attempts
-from caplet.jobs.compress.choose import PairChoice, choose
-from caplet.jobs.compress.curves import IMAGES, SCORED, Context, Curves, measure
+from caplet.jobs.compress.choose import choose
+from caplet.jobs.compress.curves import IMAGES, Context, Measurement
 from caplet.jobs.compress.finish import SENSITIVITY, CompressedModel, Finish
-from caplet.jobs.compress.settings import BATCH, CompressSettings, checked, read_settings, settings_template
+from caplet.jobs.compress.settings import BATCH, CompressSettings, settings_template
 from caplet.jobs.report import write_report
-from caplet.jobs.run import begin, check, float_predictions
+from caplet.jobs.run import begin, check, correct_images
 from caplet.jobs.timing import FORWARD, forward_rate, training_rate
 from caplet.jobs.train import fit_to_data, resolve_recipe
 from caplet.models.base import CapsNet
@@ -80,26 +80,19 @@ def compress(
 
 
 def _compressed(context: Context, model: CapsNet) -> CompressedModel:
-    """Everything after training."""
-    calibration = context.splits.calibration
-    correct = float_predictions(model, calibration) == calibration.labels.numpy()
-    curves, choice = _choice(context, model)
-    attempts = Attempts(context, model, correct)
-    best = attempts.best(curves.candidates(context.settings), choice)
-    return Finish(context, model, correct, best).all(curves, choice, attempts.tried)
-
-
-def _choice(context: Context, model: CapsNet) -> tuple[Curves, PairChoice]:
-    """The measured curves, and what they say."""
+    """Everything after training: measure, choose, prune and quantize, finish."""
+    settings, correct = context.settings, correct_images(model, context.splits.calibration)
     folder = context.run / CURVES
     folder.mkdir(exist_ok=True)
-    curves = measure(context, model, folder)
-    settings = context.settings
-    choice = choose(curves.candidates(settings), curves.widths, curves.size, settings.limits)
+    curves = Measurement(context, model, folder).all()
+    candidates = curves.candidates(settings)
+    choice = choose(candidates, curves.widths, curves.size, settings.limits)
     for reason in choice.reasons:
         context.note(reason)
     write_record(context.run / CHOICE, choice.to_json())
-    return curves, choice
+    attempts = Attempts(context, model, correct)
+    best = attempts.best(candidates, choice)
+    return Finish(context, model, correct, best).all(curves, choice, attempts.tried)
 
 
 _FAKE = 2.0
@@ -107,11 +100,6 @@ _FAKE = 2.0
 _SEARCH_PASSES = 12
 """Full passes of the calibration images that a search for widths is reckoned with."""
 _TORCH_BYTES, _CACHE_BYTES = 500_000_000, 1_600_000_000
-
-
-def compress_settings(path: str | Path | None, changes: dict[str, Any]) -> CompressSettings:
-    """Settings from a TOML file, if there is one, with ``changes``. Raises ConfigError; see :func:`read_settings`."""
-    return checked(changes) if path is None else read_settings(path, changes)
 
 
 def write_settings(path: str | Path, *, model: str | None, recipe: str, data: str, force: bool = False) -> None:
@@ -142,7 +130,8 @@ def compress_by_settings(
     Raises:
         ModelError, DataError, ConfigError, ArtefactError: see there, and what the settings name cannot be used.
     """
-    with_threads(threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
     model = None if settings.model is None else load_model(settings.model)
     return compress(
         model,
@@ -172,12 +161,6 @@ def load_splits(settings: CompressSettings, progress: bool = False) -> Splits:
     )
 
 
-def with_threads(threads: int | None) -> None:
-    """Use so many CPU threads; None leaves torch's choice."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
 def estimate_compression(
     settings: CompressSettings, *, threads: int | None = None, progress: bool = False
 ) -> dict[str, Any]:
@@ -189,9 +172,10 @@ def estimate_compression(
     Raises:
         ModelError, DataError, ConfigError: the model, the recipe or the data cannot be used.
     """
-    with_threads(threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
     splits = load_splits(settings, progress)
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[str, str, float]] = []  # stage, about, seconds
     if settings.recipe is None:
         assert settings.model is not None
         model = load_model(settings.model)
@@ -199,34 +183,32 @@ def estimate_compression(
         recipe = fit_to_data(resolve_recipe(settings.recipe, {}), splits)
         model = build_model(recipe)
         spent = recipe.epochs * len(splits.train) / training_rate(model, recipe.precision)
-        rows.append(_row("train", f"recipe {settings.recipe}", spent))
+        rows.append(("train", f"recipe {settings.recipe}", spent))
     arithmetic = settings.prune.arithmetic
     infer, teach, train = forward_rate(model), forward_rate(model, arithmetic), training_rate(model, arithmetic)
-    tested = (len(splits.calibration) + len(splits.test)) / infer
+    tested, scored = (len(splits.calibration) + len(splits.test)) / infer, settings.pruning(1.0).images / train
     probes = () if settings.prune.use == "no" else settings.prune.probes
     shown = settings.prune.probe_steps * BATCH
     looked = min(IMAGES, len(splits.calibration)) / infer
     spent = sum((shown / train + 3 * looked) * fraction for fraction in probes)  # training looks at them, too
     spent += looked * (1 + _FAKE * len(settings.quantize.probes))
     if probes:
-        spent += SCORED / train + shown / teach
+        spent += scored + shown / teach
     about = f"at most {len(probes)} amounts of pruning, {len(settings.quantize.probes)} widths"
-    rows.append(_row("curves", about, spent))
+    rows.append(("curves", about, spent))
     if probes:
         epochs = settings.finetuned(len(splits.train))
         seen = epochs * len(splits.train)
-        about = f"at most to {max(probes):.0%}, {epochs:.3g} epochs"
-        rows.append(_row("prune", about, seen * max(probes) / train + seen / teach + SCORED / train + tested))
-    passes = _SEARCH_PASSES * len(splits.calibration) / infer
-    rows.append(_row("quantize", f"{settings.quantize.method} on {len(splits.calibration):,} images", passes + tested))
+        spent = seen * max(probes) / train + seen / teach + scored + tested
+        rows.append(("prune", f"at most to {max(probes):.0%}, {epochs:.3g} epochs", spent))
+    spent = _SEARCH_PASSES * len(splits.calibration) / infer + tested
+    rows.append(("quantize", f"{settings.quantize.method} on {len(splits.calibration):,} images", spent))
     about = f"{settings.verify.images} images, {settings.target}; the test split"
-    rows.append(_row("firmware, verify", about, 60.0 + tested))
+    rows.append(("firmware, verify", about, 60.0 + tested))
     cost = cost_of(model)
     batch = FORWARD * sum(layer.activation_bytes for layer in cost.layers)
-    memory = _TORCH_BYTES + _CACHE_BYTES + 4 * cost.bytes + 2 * batch
-    minutes = sum(row["minutes"] for row in rows)
-    return {"stages": rows, "minutes": minutes, "memory_bytes": memory}
-
-
-def _row(stage: str, about: str, seconds: float) -> dict[str, Any]:
-    return {"stage": stage, "about": about, "minutes": seconds / 60}
+    return {
+        "stages": [{"stage": stage, "about": about, "minutes": seconds / 60} for stage, about, seconds in rows],
+        "minutes": sum(seconds for *_, seconds in rows) / 60,
+        "memory_bytes": _TORCH_BYTES + _CACHE_BYTES + 4 * cost.bytes + 2 * batch,
+    }

@@ -1,14 +1,17 @@
 """The settings of a compression: a model or a recipe, data, limits, what each stage may do; and a commented file."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from textwrap import wrap
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from caplet.errors import ConfigError
 from caplet.files import read_toml
+from caplet.jobs.prune.settings import PruneSettings
 from caplet.quant.choices import Method, Part
 from caplet.settings import Bytes, Count, Settings, option
 
@@ -23,15 +26,17 @@ class Limits(Settings):
 
     max_drop: float = option(0.3, TARGET, ge=0, lt=100)
     """Accepted loss of accuracy against the float model on calibration images, in percentage points."""
-    flash: Bytes | None = option(None, TARGET)
+    flash: Bytes | None = option(None, TARGET, examples=["256KB"])
     """Limit of the whole firmware (packed weights, tables, code), e.g. 256KB."""
-    ram: Bytes | None = option(None, TARGET)
+    ram: Bytes | None = option(None, TARGET, examples=["64KB"])
     """Limit of the arena, e.g. 64KB."""
-    macs: Count | None = option(None, TARGET)
+    macs: Count | None = option(None, TARGET, examples=["12M"])
     """Limit of the multiply-accumulates of one image, e.g. 12M."""
 
     def excess(self, values: Mapping[str, float]) -> dict[str, float]:
         """By limit that ``values`` miss, the excess relative to it; a limit below 0.1 counts as 0.1 in that.
+
+        Values are those of limits by name; ``max_drop`` is a loss of accuracy in percentage points.
 
         >>> Limits(max_drop=0.5, ram=100).excess({"max_drop": 0.5, "ram": 150, "flash": 10**6})
         {'ram': 0.5}
@@ -43,31 +48,34 @@ class Limits(Settings):
             if limits[name] is not None and value > limits[name] + 1e-9  # exactly the limit is within it
         }
 
+    def distance(self, values: Mapping[str, float]) -> tuple[int, float]:
+        """How far ``values`` are from the limits: how many are missed, then their excess in all; (0, 0.0) within."""
+        excess = self.excess(values)
+        return len(excess), math.fsum(excess.values())
+
 
 class Pruning(Settings):
-    """How capsules are removed.
-
-    Attributes:
-        score: see :mod:`caplet.prune`.
-        precision: of fine-tuning: ``bfloat16`` is nearly twice as fast where the processor has such instructions;
-            ``auto`` asks the processor.
-        epochs, least_steps, lr: of fine-tuning after pruning, distilled from the float model: so many epochs, but at
-            least so many steps of 32 images; the peak learning rate.
-        probes: fractions of the multiply-accumulates at which the trade-off is measured, from the largest on, as long
-            as they may be chosen.
-        probe_steps: steps of fine-tuning at every probe.
-    """
+    """How capsules are removed."""
 
     use: Choice = option("auto", "Steps", flag="--prune")
     """Whether capsules may be removed: auto as far as the measured trade-off says, which may be not at all; yes at
     least to the largest of the fractions tried; no never."""
     score: str = "taylor"
+    """How capsules are ranked: docs/pruning.md."""
     epochs: PositiveInt = 1
+    """Epochs of fine-tuning after pruning, distilled from the float model."""
     least_steps: NonNegativeInt = 1000
+    """But at least so many steps of 32 images."""
     lr: PositiveFloat = 1e-3
+    """Its peak learning rate."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of fine-tuning: bfloat16 is nearly twice as fast where the processor has such instructions; auto
+    asks the processor."""
     probes: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.35, 0.25, 0.12, 0.06, 0.03, 0.015)
+    """Fractions of the multiply-accumulates at which the trade-off is measured, from the largest on, as long as they
+    may be chosen."""
     probe_steps: NonNegativeInt = 200
+    """Steps of fine-tuning at every such point."""
 
     @property
     def arithmetic(self) -> Literal["float32", "bfloat16"]:
@@ -80,47 +88,36 @@ class Pruning(Settings):
 
 
 class Quantizing(Settings):
-    """How widths are found.
-
-    Attributes:
-        reconstruct: parts of reconstruction that fit the plans found; empty for none.
-        narrow: lower the widths of the fitted plan further, as long as it keeps the target.
-        probes: widths at which the trade-off is measured, the same for every tensor.
-        finetune: quantization-aware training with narrower weights: ``auto`` where the search alone misses a limit of
-            bytes, ``yes`` also where it does not.
-        finetune_lr: its peak learning rate; epochs and least steps are those of pruning.
-    """
+    """How widths are found."""
 
     method: Method = option(Method.ILP, "Steps")
     """The search for widths."""
     reconstruct: tuple[Part, ...] = (Part.BIAS, Part.ROUNDING)
+    """Parts of reconstruction that fit the plans found, or none: docs/reconstruction.md."""
     narrow: bool = True
+    """Lower the widths of the fitted plan further, as long as it keeps the target."""
     probes: tuple[Annotated[int, Field(ge=2, le=8)], ...] = (8, 6, 5, 4, 3)
+    """Widths at which the trade-off is measured, the same for every tensor."""
     finetune: Choice = "auto"
+    """Quantization-aware training with narrower weights: auto where the search alone misses a limit of bytes, yes also
+    where it does not."""
     finetune_lr: PositiveFloat = 2e-4
+    """Its peak learning rate; epochs and least steps are those of pruning."""
 
 
 class Verifying(Settings):
-    """What is compared in the end.
-
-    Attributes:
-        images: of the calibration split, on every engine.
-        device_images: on an emulated device.
-        timed: images per turn, when speed is measured.
-    """
+    """What is compared in the end."""
 
     images: PositiveInt = 100
+    """Images of the calibration split that are compared code by code on every engine."""
     device_images: PositiveInt = 5
+    """Images on an emulated device."""
     timed: PositiveInt = 256
+    """Images per turn, when speed is measured."""
 
 
 class CompressSettings(Settings):
     """Settings of a compression run.
-
-    Attributes:
-        model: a trained model's file, or None.
-        limits: what the result must keep to.
-        prune, quantize, verify: of the stages of these names.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
@@ -128,18 +125,19 @@ class CompressSettings(Settings):
 
     where = "compress"
 
-    model: str | None = None
-    recipe: str | None = option(None, DATA)
+    model: str | None = Field(None, examples=["model.safetensors"])
+    """The trained model's file."""
+    recipe: str | None = option(None, DATA, examples=["digits"])
     """Train this recipe (or TOML file) first, where there is no model."""
-    data: str | None = option(None, DATA)
+    data: str | None = option(None, DATA, examples=["digits"])
     """Dataset name, or the path of an image folder. Default: the recipe's."""
-    root: str | None = option(None, DATA)
+    root: str | None = option(None, DATA, examples=["data"])
     """Folder (or archive) where the dataset's files already are; otherwise downloaded."""
-    size: PositiveInt | None = option(None, DATA)
+    size: PositiveInt | None = option(None, DATA, examples=[28])
     """Resize images to this many rows and columns."""
-    channels: Literal[1, 3] | None = option(None, DATA)
+    channels: Literal[1, 3] | None = option(None, DATA, examples=[1])
     """1 for gray, 3 for RGB."""
-    calibration_size: PositiveInt | None = option(None, DATA)
+    calibration_size: PositiveInt | None = option(None, DATA, examples=[5000])
     """Images cut from the training split for calibration and search."""
     target: Literal["host", "cortex-m4"] = option("host", TARGET)
     """What the firmware is verified on: this machine, or a device in an emulator."""
@@ -155,14 +153,27 @@ class CompressSettings(Settings):
         steps = max(1, images // BATCH)
         return max(float(self.prune.epochs), self.prune.least_steps / steps)
 
+    def pruning(self, macs: float, epochs: float = 1.0) -> PruneSettings:
+        """Settings of pruning to a fraction of the multiply-accumulates, fine-tuned for so many ``epochs``."""
+        chosen = self.prune
+        return PruneSettings(
+            macs=macs,
+            epochs=epochs,
+            score=chosen.score,
+            lr=chosen.lr,
+            batch_size=BATCH,
+            precision=chosen.arithmetic,
+            seed=self.seed,
+        )
+
     @property
     def ram(self) -> Literal["fast", "small"]:
         """Memory plan of the firmware: votes are recomputed where RAM is limited, and stored elsewhere."""
         return "fast" if self.limits.ram is None and self.target == "host" else "small"
 
 
-def read_settings(path: str | Path, changes: dict[str, Any] | None = None) -> CompressSettings:
-    """Settings from a TOML file, with some of them changed.
+def read_settings(path: str | Path | None, changes: dict[str, Any] | None = None) -> CompressSettings:
+    """Settings from a TOML file, if there is one, with some of them changed.
 
     Args:
         changes: nested as the file's tables are.
@@ -170,8 +181,8 @@ def read_settings(path: str | Path, changes: dict[str, Any] | None = None) -> Co
     Raises:
         ConfigError: unreadable, not TOML, or a setting is unknown (the nearest is named) or out of range.
     """
-    values = read_toml(path, "the settings file", kind=ConfigError)
-    return checked({**values, **(merged(values, changes or {}))}, str(path))
+    values = {} if path is None else read_toml(path, "the settings file", kind=ConfigError)
+    return checked(merged(values, changes or {}), CompressSettings.where if path is None else str(path))
 
 
 def checked(values: dict[str, Any], where: str = "compress") -> CompressSettings:
@@ -198,70 +209,24 @@ def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-TEMPLATE = """\
-# Settings of `caplet compress`. What is commented out shows the default.
-
-# What to compress: a trained model's file, or a recipe to train first (`caplet train --help` lists them).
-{source}
-
-# The data it was trained on: mnist, fashion-mnist, cifar10, svhn, digits, or the path of an image folder.
-data = {data}
-# root = "data"                # where the dataset's files already are; without it they are downloaded
-# size = 28                    # resize images to this side
-# channels = 1                 # 1 for gray, 3 for RGB
-# calibration_size = 5000      # images cut from the training split; every decision is made on them
-
-# host, or cortex-m4: firmware is built, and run in an emulator where there is one
-# target = "{settings.target}"
-# seed = {settings.seed}
-
-[limits]
-# accepted loss of accuracy against the float model, in percentage points
-max_drop = {limits.max_drop}
-# flash = "256KB"              # the whole firmware: packed weights, tables, code
-# ram = "64KB"                 # the arena
-# macs = "12M"                 # multiply-accumulates of one image
-
-[prune]
-# auto: as far as the measured trade-off says, which may be not at all; yes: at least to the largest of probes; no
-# use = "{prune.use}"
-# score = "{prune.score}"             # how capsules are ranked: docs/pruning.md
-# precision = "{prune.precision}"         # of fine-tuning: bfloat16 where the processor has it, or float32
-# epochs = {prune.epochs}                   # of fine-tuning after pruning, distilled from the float model
-# least_steps = {prune.least_steps}           # but at least so many steps
-# lr = {prune.lr}                   # peak learning rate
-# probes = {probes}   # fractions of the multiply-accumulates at which the trade-off is measured
-# probe_steps = {prune.probe_steps}            # steps of fine-tuning at every such point
-
-[quantize]
-# method = "{quantize.method}"               # ilp, progressive or qcapsnets
-# probes = {widths}     # widths at which the trade-off is measured
-# reconstruct = {parts}   # fit weights and biases to the plans found: docs/reconstruction.md
-# narrow = true                # lower widths further while the fitted network keeps the target
-# finetune_lr = {quantize.finetune_lr}         # peak learning rate of quantization-aware training
-# finetune = "{quantize.finetune}"            # quantization-aware training: auto is where the search misses a limit
-
-[verify]
-# images = {verify.images}                 # compared code by code on every engine
-# device_images = {verify.device_images}            # on the emulated device
-# timed = {verify.timed}                  # images per turn, when speed is measured
-"""
-
-
 def settings_template(model: str | None = None, recipe: str = "digits", data: str = "digits") -> str:
     """A settings file for a trained ``model``, or for a ``recipe`` where there is none; every default is shown."""
-    source = f'recipe = {json.dumps(recipe)}\n# model = "model.safetensors"'
-    if model is not None:
-        source = f"model = {json.dumps(model)}\n# recipe = {json.dumps(recipe)}"
-    return TEMPLATE.format(
-        source=source,
-        data=json.dumps(data),
-        settings=CompressSettings(),
-        limits=Limits(),
-        prune=Pruning(),
-        probes=list(Pruning().probes),
-        widths=list(Quantizing().probes),
-        quantize=Quantizing(),
-        parts=json.dumps([*map(str, Quantizing().reconstruct)]),
-        verify=Verifying(),
-    )
+    source = {"recipe": recipe} if model is None else {"model": model}
+    given = {**source, "data": data, "max_drop": Limits().max_drop}
+    lines = ["# Settings of `caplet compress`. What is commented out shows the default, or an example.", ""]
+    lines += _template(CompressSettings, given)
+    tables: dict[str, type[Settings]]
+    tables = {"limits": Limits, "prune": Pruning, "quantize": Quantizing, "verify": Verifying}
+    for table, kind in tables.items():
+        lines += ["", f"[{table}]", *_template(kind, given)]
+    return "\n".join(lines) + "\n"
+
+
+def _template(kind: type[Settings], given: Mapping[str, Any]) -> Iterator[str]:
+    """Every setting of ``kind`` but tables in TOML below its help; commented out where it is not ``given``."""
+    defaults = kind().model_dump(mode="json")
+    for name, field in kind.model_fields.items():
+        if not isinstance(defaults[name], dict):
+            yield from wrap(field.description or "", 118, initial_indent="# ", subsequent_indent="# ")
+            default = defaults[name] if defaults[name] is not None else (field.examples or [None])[0]
+            yield f"{'' if name in given else '# '}{name} = {json.dumps(given.get(name, default))}"

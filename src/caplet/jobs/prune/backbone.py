@@ -1,15 +1,12 @@
 """Prune the CNN under capsules to a fraction of the multiply-accumulates, fine-tune, and write a run folder."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from caplet.data import Splits
-from caplet.jobs.run import begin, check, open_test_split, ship
-from caplet.metrics import Accuracy, Paired
+from caplet.jobs.prune.job import PruneResult, ship_pruned
+from caplet.jobs.run import begin, check
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
-from caplet.models.cost import cost_of
 from caplet.progress import Note, silent
 from caplet.prune.backbone import prune_backbone
 from caplet.prune.choices import BackbonePruneSettings
@@ -19,27 +16,7 @@ from caplet.train.loop import train
 from caplet.train.loss import margin_loss
 from caplet.train.settings import FinetuneSettings
 
-MODEL, PRUNED, CANDIDATES, TUNING = "model.safetensors", "pruned.safetensors", "candidates.json", "tune"
-
-
-@dataclass(frozen=True)
-class BackboneRun:
-    """A finished run.
-
-    Attributes:
-        model: the pruned and fine-tuned model, evaluation mode.
-        path: its checkpoint.
-        original, test: accuracy of the unpruned and of the pruned model on the test split, opened once.
-        against: the two on the same test images.
-        metrics: what ``metrics.json`` holds.
-    """
-
-    model: CapsNet
-    path: Path
-    original: Accuracy
-    test: Accuracy
-    against: Paired
-    metrics: dict[str, Any]
+PRUNED, CANDIDATES, TUNING = "pruned.safetensors", "candidates.json", "tune"
 
 
 def prune_backbone_model(
@@ -53,7 +30,7 @@ def prune_backbone_model(
     force: bool = False,
     note: Note = silent,
     bars: bool = False,
-) -> BackboneRun:
+) -> PruneResult:
     """Prune ``model``'s CNN, fine-tune it under the unpruned model, and write a run folder.
 
     Candidates are judged on ``splits.calibration``; batch norms and fine-tuning see ``splits.train``; the test split is
@@ -81,22 +58,8 @@ def prune_backbone_model(
             candidates = [candidate.to_json() for candidate in found.candidates]
             refitted = None if found.refitted is None else found.refitted.to_json()
             write_record(run / CANDIDATES, {"best": found.best.index, "refitted": refitted, "candidates": candidates})
-        pruned = load_model(run / PRUNED)
-        result = pruned
+        result = load_model(run / PRUNED)
         if tuning is not None:
-            task = FinetuneTask(tuning, pruned, model)
+            task = FinetuneTask(tuning, result, model)
             result = train(task, splits, run / TUNING, resume=resume, progress=bars).model
-        answers = open_test_split(splits, model, {"pruned": result}, note)
-        original, test, against = answers.accuracy(), answers.accuracy("pruned"), answers.against("pruned")
-        before, after = cost_of(model), cost_of(result)
-        metrics = {
-            **read_record(run / CANDIDATES),
-            "original": {"cost": before.to_json(), "test": original.to_json()},
-            "pruned": {"cost": after.to_json(), "test": test.to_json()},
-            "macs_kept": after.macs / before.macs,
-            "parameters_kept": after.parameters / before.parameters,
-            "paired": against.to_json(),
-        }
-        save_model(result, run / MODEL, {"pruned": True, "test": test.to_json(), "data": splits.info["name"]})
-        metrics = ship(run, splits, metrics, answers, result="pruned")
-        return BackboneRun(result, run / MODEL, original, test, against, metrics)
+        return ship_pruned(run, splits, model, result, read_record(run / CANDIDATES), note)

@@ -9,8 +9,8 @@ from caplet.data import Splits
 from caplet.errors import CapletError
 from caplet.files import write_bytes
 from caplet.jobs.prune.settings import PruneSettings
-from caplet.jobs.prune.targets import allocate, answers
-from caplet.jobs.run import begin, check
+from caplet.jobs.prune.targets import allocate
+from caplet.jobs.run import begin, check, correct_images
 from caplet.models.base import CapsNet
 from caplet.models.cost import cost_of
 from caplet.progress import Note, Progress, silent
@@ -67,7 +67,7 @@ def prune_curves(
         units, macs = sum(group.size for group in spaces), cost_of(model).macs
 
         def fraction_correct(network: CapsNet) -> float:
-            return float(answers(network, splits.calibration).mean())
+            return float(correct_images(network, splits.calibration).mean())
 
         reference = fraction_correct(model)
         lines: dict[str, Any] = {}

@@ -12,9 +12,9 @@ from caplet.acceptance import Acceptance
 from caplet.data import Splits
 from caplet.files import write_bytes
 from caplet.jobs.prune.settings import PruneSettings
-from caplet.jobs.prune.targets import NetworkSizes, answers, check_target, put_in_order, removals_for
-from caplet.jobs.run import begin, check, open_test_split, ship
-from caplet.metrics import Accuracy, Paired, accuracy
+from caplet.jobs.prune.targets import check_target, network_sizes, put_in_order, removals_for
+from caplet.jobs.run import begin, check, correct_images, evaluate, open_test_split, ship
+from caplet.metrics import Accuracy, Paired
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.models.cost import cost_of
@@ -41,7 +41,7 @@ class PruneResult:
     """The outcome of a pruning run.
 
     Attributes:
-        met: whether the target was met; False only where no trial kept the allowed loss.
+        met: whether the target was met; False only where no evaluation kept the allowed loss.
         model: the pruned and fine-tuned model, evaluation mode.
         path: its checkpoint.
         original, test: accuracy of the unpruned and of the pruned model on the test split.
@@ -97,16 +97,38 @@ def prune(
     resolved = {**settings.model_dump(mode="json"), "weights": weights_digest(model)}
     with begin("prune", out, splits, resolved, model, resume=resume, force=force) as run:
         work = PruneWork(run, model, splits, settings, taught, note, progress, bars)
-        return _finish(work, work.search() if settings.max_drop is not None else work.rounds())
+        return work.finish(*(work.rounds() if settings.max_drop is None else work.search()))
 
 
-@dataclass(frozen=True)
-class PruneOutcome:
-    """What the rounds or trials gave: whether the target was met, their records, and the record of the result."""
+def ship_pruned(
+    run: Path,
+    splits: Splits,
+    original: CapsNet,
+    model: CapsNet,
+    record: dict[str, Any],
+    note: Note,
+    met: bool = True,
+) -> PruneResult:
+    """Open the test split, and write the pruned ``model`` and its metrics: ``record``, costs and accuracies."""
+    answers = open_test_split(splits, original, {"pruned": model}, note)
+    before, after = cost_of(original), cost_of(model)
+    accuracies, against = (answers.accuracy(), answers.accuracy("pruned")), answers.against("pruned")
+    old, new = (found.to_json() for found in accuracies)
+    metrics = {
+        **record,
+        "original": {"cost": before.to_json(), "test": old},
+        "pruned": {**record.get("pruned", {}), "cost": after.to_json(), "test": new},
+        "macs_kept": after.macs / before.macs,
+        "parameters_kept": after.parameters / before.parameters,
+        "paired": against.to_json(),
+    }
+    save_model(model, run / MODEL, {"pruned": True, "test": new, "data": splits.info["name"]})
+    metrics = ship(run, splits, metrics, answers, result="pruned")
+    return PruneResult(met, model, run / MODEL, *accuracies, against, run, metrics)
 
-    met: bool
-    records: list[dict[str, Any]]
-    final: dict[str, Any]
+
+Records = list[dict[str, Any]]
+"""Of rounds, or of evaluations of a search."""
 
 
 @dataclass
@@ -121,13 +143,12 @@ class PruneWork:
     note: Note
     progress: Progress | None
     bars: bool
-    whole: NetworkSizes = field(init=False)
+    whole: dict[str, int] = field(init=False)
     stages: Stages = field(init=False)
     dead: dict[str, int] = field(default_factory=dict)  # units that were removed for free, by space
-    _ordered: tuple[CapsNet, RemovalOrder] | None = None
 
     def __post_init__(self) -> None:
-        self.whole = NetworkSizes.whole(self.model, self.settings.units)
+        self.whole = network_sizes(self.model, self.settings.units)
         self.stages = Stages(self.run, self.note)
 
     def begin(self) -> tuple[CapsNet, dict[str, list[int]]]:
@@ -149,37 +170,36 @@ class PruneWork:
                 model, places = cut(model, selection), _follow(places, selection)
         return model, places
 
-    def rounds(self) -> PruneOutcome:
-        """Round by round to the target."""
+    def rounds(self) -> tuple[Records, dict[str, Any], bool]:
+        """Round by round to the target: the rounds' records, that of the result, whether the target is met."""
         model, places = self.begin()
         before: dict[str, str] = {}
-        records: list[dict[str, Any]] = []
+        records: Records = []
         for index in range(1, self.settings.rounds + 1):
             fraction = index / self.settings.rounds
             inputs = {"settings": self.settings.model_dump(mode="json"), "share": fraction, "before": before}
-            work = partial(self.round, model, places, fraction, None)
+            work = partial(self.round, model, places, None, fraction)
             done = self.stages.do(f"round{index}", inputs, work, (MODEL, ROUND))
             before, model = done.outputs, load_model(done.folder / MODEL)
             records.append(self.record(done, index))
             places = records[-1]["kept_units"]
-        return PruneOutcome(True, records, records[-1])
+        return records, records[-1], True
 
-    def search(self) -> PruneOutcome:
-        """Bisection on how much goes: the most with which the loss of accuracy stays within the one allowed."""
+    def search(self) -> tuple[Records, dict[str, Any], bool]:
+        """As :meth:`rounds`, by bisection on how much goes: the most that keeps to the allowed loss of accuracy."""
         model, places = self.begin()
-        order = self.order(model)
+        order = put_in_order(model, self.splits.calibration, self.settings, self.progress)
         low, high = 0, len(order.removals)
         assert self.settings.max_drop is not None
-        reference = answers(self.model, self.splits.calibration)
-        acceptance = Acceptance(reference, self.settings.max_drop)
-        records: list[dict[str, Any]] = []
+        acceptance = Acceptance(correct_images(self.model, self.splits.calibration), self.settings.max_drop)
+        records: Records = []
         best: dict[str, Any] | None = None
         for trial in range(1, TRIALS + 1):
             count = (low + high + 1) // 2
             inputs = {"settings": self.settings.model_dump(mode="json"), "count": count}
-            work = partial(self.round, model, places, 1.0, count)
+            work = partial(self.round, model, places, order, count)
             done = self.stages.do(f"trial{trial}", inputs, work, (MODEL, ROUND))
-            correct = answers(load_model(done.folder / MODEL), self.splits.calibration)
+            correct = correct_images(load_model(done.folder / MODEL), self.splits.calibration)
             pair, accepted = acceptance.paired(correct), acceptance.accepts(correct)
             record = self.record(done, trial) | {"accepted": accepted, "pair": pair.to_json()}
             self.note(
@@ -193,29 +213,32 @@ class PruneWork:
                 high = count - 1
             if low >= high:
                 break
-        if best is None:
-            return PruneOutcome(False, records, min(records, key=lambda record: record["pair"]["loss"]))
-        return PruneOutcome(True, records, best)
+        return records, best or min(records, key=lambda record: record["pair"]["loss"]), best is not None
 
     def round(
         self,
         model: CapsNet,
         places: dict[str, list[int]],
-        fraction: float,
-        count: int | None,
+        order: RemovalOrder | None,
+        amount: float,
         folder: Path,
         resume: bool,
     ) -> None:
-        """One round: score, cut, fine-tune, measure on the calibration split; leaves its files in ``folder``."""
+        """One round: score, cut, fine-tune, measure on the calibration split; leaves its files in ``folder``.
+
+        Args:
+            order: of removals, if there is one already; then ``amount`` is their number, else the part of the way to
+                the target.
+        """
         began = time.perf_counter()
         folder.mkdir(parents=True, exist_ok=True)
-        order = self.order(model)
-        if count is None:
-            count = removals_for(model, order, self.settings, self.whole, fraction)
+        count = int(amount)
+        if order is None:
+            order = put_in_order(model, self.splits.calibration, self.settings, self.progress)
+            count = removals_for(model, order, self.settings, self.whole, amount)
         selection = order.selection(count)
         smaller = cut(model, selection, order.structure)
-        bare = self.correct(smaller)
-        before = bare
+        bare = before = self.correct(smaller)
         refitted_layers: tuple[str, ...] = ()
         if self.settings.refit:
             images = self.splits.train.evenly_spaced(self.settings.refit).images
@@ -225,6 +248,7 @@ class PruneWork:
             found = self.correct(candidate) if layers else bare
             if found.correct > bare.correct:  # where nearly everything is gone, refitting can do harm
                 smaller, before, refitted_layers = candidate, found, layers
+        after, trained = before, 0
         curve: dict[str, Any] = {"steps": [], "epochs": []}
         if self.settings.epochs > 0:
             tuning = self.settings.finetuning(len(self.splits.train))
@@ -234,7 +258,8 @@ class PruneWork:
             curve["steps"] = read_steps(folder / "finetune" / LOG)
             kept = ("epoch", "global_step", "calibration_accuracy", "calibration_loss")
             curve["epochs"] = [{name: row[name] for name in kept} for row in tuned.history]
-        after = self.correct(smaller) if self.settings.epochs > 0 else before
+            after = self.correct(smaller)
+            trained = (tuning.steps or 0) * min(tuning.batch_size, len(self.splits.train))
         save_model(smaller, folder / MODEL)
         write_record(
             folder / ROUND,
@@ -246,7 +271,7 @@ class PruneWork:
                 "calibration_cut": bare.to_json(),
                 "calibration_before": before.to_json(),
                 "calibration": after.to_json(),
-                "images_trained": self.trained(),
+                "images_trained": trained,
                 "finetuning": curve,
                 "seconds": round(time.perf_counter() - began, 1),
             },
@@ -254,29 +279,18 @@ class PruneWork:
         if self.settings.epochs > 0:
             remove(folder / "finetune" / CHECKPOINT)  # large, and no longer needed
 
-    def order(self, model: CapsNet) -> RemovalOrder:
-        """The order of removals; kept until another model is asked about."""
-        if self._ordered is None or self._ordered[0] is not model:
-            self._ordered = (model, put_in_order(model, self.splits.calibration, self.settings, self.progress))
-        return self._ordered[1]
-
-    def trained(self) -> int:
-        """Images that one round's fine-tuning goes through."""
-        if self.settings.epochs == 0:
-            return 0
-        chosen = self.settings.finetuning(len(self.splits.train))
-        return (chosen.steps or 0) * min(chosen.batch_size, len(self.splits.train))
-
     def correct(self, model: CapsNet) -> Accuracy:
         """Accuracy on the calibration split."""
-        hits = answers(model, self.splits.calibration)
-        return accuracy(int(hits.sum()), len(hits))
+        return evaluate(model, self.splits.calibration).accuracy
 
     def record(self, done: Done, index: int) -> dict[str, Any]:
         """A finished round's record; says so."""
         found: dict[str, Any] = read_record(done.folder / ROUND)
         record = {**found, "round": index, "folder": done.folder.name}
-        macs, parameters = found["cost"]["macs"] / self.whole.macs, found["cost"]["parameters"] / self.whole.params
+        macs, parameters = (
+            found["cost"]["macs"] / self.whole["macs"],
+            found["cost"]["parameters"] / self.whole["params"],
+        )
         self.note(
             f"{done.folder.name}: {100 * macs:.1f} % of the MACs, {100 * parameters:.1f} % of the parameters,"
             f" calibration {found['calibration_cut']['percent']:.2f} % after surgery,"
@@ -285,43 +299,32 @@ class PruneWork:
         )
         return record
 
+    def finish(self, records: Records, final: dict[str, Any], met: bool) -> PruneResult:
+        """Write the map of what remains, and ship the result."""
+        model, settings = load_model(self.run / final["folder"] / MODEL), self.settings
+        kept = _kept(self.model, final["kept_units"])
+        images = self.splits.calibration.evenly_spaced(settings.images).images
+        record = {
+            "met": met,
+            "settings": settings.model_dump(mode="json"),
+            "target": settings.target,
+            "pruned": {"round": final["folder"]},
+            "sizes": {name: [len(row["kept"]), row["of"]] for name, row in kept["spaces"].items()},
+            "dead_removed": self.dead,
+            "activity": {
+                "original": measure_activity(self.model, images).to_json(),
+                "pruned": measure_activity(model, images).to_json(),
+            },
+            "rounds": [{key: value for key, value in row.items() if key != "kept_units"} for row in records],
+        }
+        write_record(self.run / KEPT, kept)
+        write_bytes(self.run / PICTURE, remaining_units(kept, f"what remains of {self.model.family}"))
+        return ship_pruned(self.run, self.splits, self.model, model, record, self.note, met)
+
 
 def _follow(places: dict[str, list[int]], selection: Selection) -> dict[str, list[int]]:
     """Places of the units that stay, in the unpruned model."""
     return {name: [places[name][unit] for unit in np.flatnonzero(keep).tolist()] for name, keep in selection.items()}
-
-
-def _finish(work: PruneWork, outcome: PruneOutcome) -> PruneResult:
-    """Open the test split and write the model, the map of what is left, and the metrics."""
-    run, splits, original, final = work.run, work.splits, work.model, outcome.final
-    model = load_model(run / final["folder"] / MODEL)
-    found = open_test_split(splits, original, {"pruned": model}, work.note)
-    test, against = (found.accuracy(), found.accuracy("pruned")), found.against("pruned")
-    kept = _kept(original, final["kept_units"])
-    images = splits.calibration.evenly_spaced(work.settings.images).images
-    metrics = {
-        "met": outcome.met,
-        "settings": work.settings.model_dump(mode="json"),
-        "target": work.settings.target,
-        "original": {"cost": cost_of(original).to_json(), "test": test[0].to_json()},
-        "pruned": {"cost": cost_of(model).to_json(), "test": test[1].to_json(), "round": final["folder"]},
-        "macs_kept": cost_of(model).macs / work.whole.macs,
-        "parameters_kept": cost_of(model).parameters / work.whole.params,
-        "sizes": {name: [len(row["kept"]), row["of"]] for name, row in kept["spaces"].items()},
-        "paired": against.to_json(),
-        "dead_removed": work.dead,
-        "activity": {
-            "original": measure_activity(original, images).to_json(),
-            "pruned": measure_activity(model, images).to_json(),
-        },
-        "rounds": [{key: value for key, value in record.items() if key != "kept_units"} for record in outcome.records],
-    }
-    note = {"pruned": True, "test": test[1].to_json(), "data": splits.info["name"]}
-    save_model(model, run / MODEL, note)
-    write_record(run / KEPT, kept)
-    write_bytes(run / PICTURE, remaining_units(kept, f"what remains of {original.family}"))
-    metrics = ship(run, splits, metrics, found, result="pruned")
-    return PruneResult(outcome.met, model, run / MODEL, test[0], test[1], against, run, metrics)
 
 
 def _kept(original: CapsNet, units: dict[str, list[int]]) -> dict[str, Any]:
@@ -333,13 +336,9 @@ def _kept(original: CapsNet, units: dict[str, list[int]]) -> dict[str, Any]:
     }
     votes: dict[str, Any] = {}
     for voters in structure.voters:
-        size = structure.groups[voters.group].size
-        places = np.arange(size) if voters.places is None else np.array(voters.places)
-        left = set(places[units[voters.group]].tolist())
-        start = 0
-        for space, positions in voters.sources:
-            types = structure.groups[space].size
-            table = [[int(start + kind * positions + at in left) for at in range(positions)] for kind in range(types)]
-            votes[space.partition(".")[0]] = table
-            start += types * positions
+        left = np.isin(np.arange(structure.groups[voters.group].size), units[voters.group])
+        for (space, positions), (own, types, at) in zip(voters.sources, structure.by_source(voters), strict=True):
+            table = np.zeros((structure.groups[space].size, positions), dtype=int)
+            table[types, at] = left[own]
+            votes[space.partition(".")[0]] = table.tolist()
     return {"spaces": spaces, "votes": votes}

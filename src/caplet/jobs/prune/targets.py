@@ -1,17 +1,13 @@
-"""What rounds of pruning are made of: orders of removals, targets, answers."""
+"""What rounds of pruning are made of: orders of removals, and targets."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.models.base import CapsNet
-from caplet.models.cost import Cost, cost_of
 from caplet.progress import Progress
 from caplet.prune.choices import Allocation, UnitKind
 from caplet.prune.order import (
@@ -25,34 +21,26 @@ from caplet.prune.order import (
 from caplet.prune.rules import DependencyGroup
 from caplet.prune.scores import SCORES, Scores, check_scoring, measure_scores
 from caplet.prune.structure import Selection, Structure, kept_sizes, prunable, structure_of, with_iterations
-from caplet.quant.measure.evaluator import predict
 from caplet.train.loss import margin_loss
 
-BATCH = 100
 ALLOCATION_PART = 2
 """The allocation ``measured`` looks at ``images`` divided by this: it compares many networks, not single units."""
 
 
-@dataclass(frozen=True)
-class NetworkSizes:
-    """What targets are measured by: units of the kinds that may go, and a model's cost."""
+def network_sizes(
+    model: CapsNet, units: tuple[UnitKind, ...], structure: Structure | None = None, selection: Selection | None = None
+) -> dict[str, int]:
+    """What targets are measured by, by their names: units of the kinds that may go, and the network's cost.
 
-    keep: int
-    macs: int
-    params: int
-    bytes: int
-
-    @classmethod
-    def of(cls, cost: Cost, structure: Structure, selection: Selection, units: tuple[UnitKind, ...]) -> "NetworkSizes":
-        """Of the model that surgery with ``selection`` gives, whose cost is ``cost``."""
-        left = sum(int(selection[group.name].sum()) for group in prunable(structure, units))
-        return cls(left, cost.macs, cost.parameters, cost.bytes)
-
-    @classmethod
-    def whole(cls, model: CapsNet, units: tuple[UnitKind, ...]) -> "NetworkSizes":
-        """Of ``model`` as it is."""
-        structure = structure_of(model)
-        return cls.of(cost_of(model), structure, structure.whole(), units)
+    Args:
+        structure: of ``model``, if it is at hand.
+        selection: what surgery keeps of ``model``; None for all of it.
+    """
+    structure = structure or structure_of(model)
+    selection = structure.whole() if selection is None else selection
+    cost = resized_cost(model, structure, selection)
+    keep = sum(int(selection[group.name].sum()) for group in prunable(structure, units))
+    return {"keep": keep, "macs": cost.macs, "params": cost.parameters, "bytes": cost.bytes}
 
 
 def put_in_order(
@@ -110,16 +98,16 @@ def check_target(model: CapsNet, images: ImageSet, settings: PruneSettings) -> N
     flat = {name: np.zeros(group.size) for name, group in structure.groups.items()}
     unit_macs = dict.fromkeys(flat, 1.0)
     order = removal_order(structure, flat, spaces, settings.allocation, unit_macs, settings.spaces, flat)
-    removals_for(model, order, settings, NetworkSizes.whole(model, settings.units), 1.0)
+    removals_for(model, order, settings, network_sizes(model, settings.units, structure), 1.0)
 
 
 def removals_for(
-    model: CapsNet, order: RemovalOrder, settings: PruneSettings, whole: NetworkSizes, fraction: float
+    model: CapsNet, order: RemovalOrder, settings: PruneSettings, whole: Mapping[str, int], fraction: float
 ) -> int:
     """How many removals, and no more, the target asks for.
 
     Args:
-        whole: of the unpruned model.
+        whole: :func:`network_sizes` of the unpruned model.
         fraction: the part of the way to go, in equal factors: 1 is the target itself.
 
     Raises:
@@ -128,13 +116,11 @@ def removals_for(
     target = settings.target
     if target is None or target == "max_drop":
         return 0
-    all_of_it, value = float(getattr(whole, target)), float(getattr(settings, target))
+    all_of_it, value = float(whole[target]), float(getattr(settings, target))
     ratio = min(1.0, value / all_of_it) if target == "bytes" else value
 
     def size(selection: Selection) -> int:
-        cost = resized_cost(model, order.structure, selection)
-        found: int = getattr(NetworkSizes.of(cost, order.structure, selection, settings.units), target)
-        return found
+        return network_sizes(model, settings.units, order.structure, selection)[target]
 
     count = fewest_removals(order, lambda selection: size(selection) <= all_of_it * ratio**fraction)
     if count is None:
@@ -147,11 +133,3 @@ def removals_for(
             f" give is {found} (with {smallest}); prune more kinds of units, or ask for less"
         )
     return count
-
-
-@torch.inference_mode()
-def answers(model: CapsNet, images: ImageSet) -> NDArray[np.bool_]:
-    """Whether ``model`` classifies each of the images correctly, bool (N,)."""
-    model.eval()
-    parts = [(predict(model(pixels)) == labels).numpy() for pixels, labels in images.batches(BATCH)]
-    return np.concatenate(parts)
