@@ -89,9 +89,9 @@ def float_predictions(model: CapsNet, images: ImageSet, batch_size: int = 100) -
     return np.concatenate(parts)
 
 
-def correct_images(model: CapsNet, images: ImageSet) -> NDArray[np.bool_]:
+def correct_images(model: CapsNet, images: ImageSet, batch_size: int = 100) -> NDArray[np.bool_]:
     """Which of the images the float model classifies correctly, bool (N,)."""
-    return np.asarray(float_predictions(model, images) == images.labels.numpy())
+    return np.asarray(float_predictions(model, images, batch_size) == images.labels.numpy())
 
 
 def check(model: CapsNet, splits: Splits) -> None:

@@ -63,10 +63,10 @@ def measure_activity(model: CapsNet, images: Tensor, batch_size: int = 50) -> Ac
     ]
     found = Activity()
     model.eval()
-    for start in range(0, len(images), batch_size):
-        record = Record(structure, keep_gradients=False)
+    for batch in torch.split(images, batch_size):
+        record = Record(keep_gradients=False)
         with model.handle(record), torch.no_grad():
-            model(to_float(images[start : start + batch_size]))
+            model(to_float(batch))
         for site in places:
             if site.group.kind is not UnitKind.DIM:
                 value = record.active(site)

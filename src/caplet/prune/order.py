@@ -227,7 +227,6 @@ def _slope(first: tuple[int, float], second: tuple[int, float]) -> float:
 def _mean_loss(model: CapsNet, images: Tensor, labels: Tensor, loss: Loss, batch_size: int) -> float:
     model.eval()
     total = 0.0
-    for start in range(0, len(images), batch_size):
-        pixels, batch = images[start : start + batch_size], labels[start : start + batch_size]
+    for pixels, batch in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
         total += float(loss(lengths(model(to_float(pixels))), batch)) * len(batch)
     return total / len(images)

@@ -69,8 +69,8 @@ def refitted(
     model.eval()
     try:
         with torch.inference_mode():
-            for start in range(0, len(images), batch_size):
-                model(to_float(images[start : start + batch_size]))
+            for batch in torch.split(images, batch_size):
+                model(to_float(batch))
     finally:
         for hook in hooks:
             hook.remove()

@@ -85,7 +85,6 @@ class Record(Handler):
         values: activation, votes and last coupling by key, float, with the batch axis first.
     """
 
-    structure: Structure
     keep_gradients: bool
     values: dict[str, Tensor] = field(default_factory=dict)
 
@@ -185,7 +184,7 @@ def measure_scores(
     model.eval()
     for start in range(0, len(images) if viewing else 0, batch_size):
         stop = min(start + batch_size, len(images))
-        record = Record(structure, gradients)
+        record = Record(gradients)
         with model.handle(record), torch.set_grad_enabled(gradients):
             pixels = to_float(images[start:stop]).requires_grad_(gradients)
             capsules = model(pixels)

@@ -322,8 +322,5 @@ def find_runs(path: str | Path) -> list[Path]:
         return [path]
     with access("read", path):
         inside = [path / name for name in os.listdir(path) if (path / name / SETTINGS).exists()]
-    return sorted(inside, key=_started, reverse=True) or [path]
-
-
-def _started(run: Path) -> tuple[str, Path]:
-    return str(read_record(run / ENVIRONMENT)["started"]), run
+    started = {run: str(read_record(run / ENVIRONMENT)["started"]) for run in inside}
+    return sorted(inside, key=lambda run: (started[run], run), reverse=True) or [path]

@@ -1,8 +1,8 @@
 """The two curves that the choice is made on: accuracy against pruning, and against width, a few points of each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +108,6 @@ class Curves:
     widths: tuple[Width, ...]
     size: Callable[[Pruned, Width], Size]
 
-    def candidates(self, settings: CompressSettings) -> tuple[Pruned, ...]:
-        """The points that may be chosen: without the model as it was, where pruning is asked for."""
-        left_out = settings.prune.use == "yes" and len(self.curve) > 1
-        return self.curve[1:] if left_out else self.curve
-
 
 class Measurement:
     """Both curves, measured on calibration images; what several points need is computed once, when first asked for.
@@ -163,7 +158,18 @@ class Measurement:
         inputs = {**common, "network": weights_digest(network), "widths": list(settings.quantize.probes)}
         done = stages.do("widths", inputs, partial(self.narrow, network, base), (POINT,))
         widths = tuple(Width(**point) for point in read_record(done.folder / POINT))
-        return Curves(tuple(curve), widths, _sizes(models, self.splits, settings))
+        calibrations = {macs_kept: self.calibrated(model) for macs_kept, model in models.items()}
+
+        def size(pruned: Pruned, width: Width) -> Size:
+            model = models[pruned.macs_kept]
+            program = lower(model, uniform_plan(model, calibrations[pruned.macs_kept], width.bits))
+            return Size(program.firmware_bytes, plan_memory(program, settings.ram).bytes)
+
+        return Curves(tuple(curve), widths, size)
+
+    def calibrated(self, model: CapsNet) -> Calibration:
+        """The calibration of a network, on fewer images than a search takes."""
+        return calibrate(model, self.splits.calibration.evenly_spaced(CALIBRATED).images)
 
     def prune(self, fraction: float, folder: Path, resume: bool) -> None:
         """One point of the pruning curve."""
@@ -173,9 +179,8 @@ class Measurement:
         folder.mkdir(parents=True, exist_ok=True)
         steps = self.settings.prune.probe_steps
         if steps:
-            tuning = settings.finetuning(len(self.splits.train)).model_copy(
-                update={"steps": steps, "epochs": 1 + steps}
-            )
+            tuning = settings.finetuning(len(self.splits.train))
+            tuning = tuning.model_copy(update={"steps": steps, "epochs": 1 + steps})
             splits = replace(self.splits, calibration=self.images)
             task = FinetuneTask(tuning, smaller, model, self.context.answers)
             smaller = train(task, splits, folder / "finetune", resume=resume, progress=False).model
@@ -189,7 +194,7 @@ class Measurement:
         """The width curve, of the smallest network that keeps to the accepted loss: its like will be quantized."""
         images = self.images
         correct = self.correct if model is self.model else correct_images(model, images)
-        tuner = Tuner(model, _calibration(model, self.splits), self.splits.calibration.evenly_spaced(TUNED).images)
+        tuner = Tuner(model, self.calibrated(model), self.splits.calibration.evenly_spaced(TUNED).images)
         folder.mkdir(parents=True, exist_ok=True)
         evaluator = Evaluator(
             model, images.images, images.labels, log_path=folder / "probes.jsonl", progress=self.context.progress
@@ -201,25 +206,3 @@ class Measurement:
             points.append(Width(bits, drop, len(images), base.macs_kept))
             self.note(f"{bits} bits everywhere: {points[-1].drop:+.2f} points")
         write_record(folder / POINT, [asdict(point) for point in points])
-
-
-def _sizes(
-    models: Mapping[float, CapsNet], splits: Splits, settings: CompressSettings
-) -> Callable[[Pruned, Width], Size]:
-    """Bytes by lowering each pruned model at each width; computed when first asked for."""
-
-    @cache
-    def calibration(macs_kept: float) -> Calibration:
-        return _calibration(models[macs_kept], splits)
-
-    @cache
-    def size(pruned: Pruned, width: Width) -> Size:
-        model = models[pruned.macs_kept]
-        program = lower(model, uniform_plan(model, calibration(pruned.macs_kept), width.bits))
-        return Size(program.firmware_bytes, plan_memory(program, settings.ram).bytes)
-
-    return size
-
-
-def _calibration(model: CapsNet, splits: Splits) -> Calibration:
-    return calibrate(model, splits.calibration.evenly_spaced(CALIBRATED).images)

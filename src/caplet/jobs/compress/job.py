@@ -85,7 +85,8 @@ def _compressed(context: Context, model: CapsNet) -> CompressedModel:
     folder = context.run / CURVES
     folder.mkdir(exist_ok=True)
     curves = Measurement(context, model, folder).all()
-    candidates = curves.candidates(settings)
+    pruned = settings.prune.use == "yes" and len(curves.curve) > 1
+    candidates = curves.curve[1:] if pruned else curves.curve  # with the model as it was, unless it must be pruned
     choice = choose(candidates, curves.widths, curves.size, settings.limits)
     for reason in choice.reasons:
         context.note(reason)

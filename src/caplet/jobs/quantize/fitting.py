@@ -6,17 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from caplet.acceptance import Acceptance
-from caplet.data.imageset import ImageSet, to_float
+from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
 from caplet.fixed import Rounding
+from caplet.jobs.run import correct_images
 from caplet.models.base import CapsNet
 from caplet.progress import Note
 from caplet.quant.choices import Part
-from caplet.quant.measure.evaluator import predict
 from caplet.quant.plan.formats import FormatSource
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
@@ -95,14 +92,13 @@ class Fitter:
         All calibration images may say otherwise: then the next larger plan is the one to look at.
         """
         fit = self._alone()
-        count = min(REDUCTION_IMAGES, len(self._images))
-        labels = self._images.labels[:count].numpy()
+        images = self._images.subset(range(min(REDUCTION_IMAGES, len(self._images))))
 
         def measure(found: Reconstruction) -> int:
-            return int((_predictions(found, self._images, count) == labels).sum())
+            with fake_quantized(found.model, found.plan):
+                return int(correct_images(found.model, images, _BATCH).sum())
 
-        with torch.no_grad():
-            correct = _float_predictions(self._model, self._images, count) == labels
+        correct = correct_images(self._model, images, _BATCH)
         needed = Acceptance(correct, request.tolerance, request.relative).needed()
 
         def on_step(step: WidthStep) -> None:
@@ -110,7 +106,7 @@ class Fitter:
             self._note(f"lowering {step.key} to {step.bits} bits: {found}")
 
         if measure(fit(plan)) < needed:
-            self._note(f"lower widths: the plan misses the tolerance on {count:,} images; its widths stay")
+            self._note(f"lower widths: the plan misses the tolerance on {len(images):,} images; its widths stay")
             return ()
         smaller, steps = reduce_bitwidths(
             self._model, fit, plan, source, request.rule, measure, needed, request.hardware, on_step
@@ -144,13 +140,3 @@ class Fitter:
             "blocks": [asdict(block) for block in self.fit(plan).blocks],
             "narrowing": [step.to_json() for step in self._steps],
         }
-
-
-def _predictions(found: Reconstruction, images: ImageSet, count: int) -> np.ndarray:
-    with torch.no_grad(), fake_quantized(found.model, found.plan):
-        return _float_predictions(found.model, images, count)
-
-
-def _float_predictions(model: CapsNet, images: ImageSet, count: int) -> np.ndarray:
-    batches = torch.split(images.images[:count], _BATCH)
-    return torch.cat([predict(model(to_float(batch))) for batch in batches]).numpy()
