@@ -8,7 +8,6 @@ Source: Fang et al. 2023, "DepGraph: Towards any structural pruning" (groups, an
 
 from importlib import import_module
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
@@ -114,7 +113,9 @@ def group_importance(model: BackboneCaps, structure: Structure) -> dict[str, Val
     measure = package.importance.GroupMagnitudeImportance(p=2)
     result: dict[str, Values] = {}
     for found in graph.get_all_groups(root_module_types=[nn.Conv2d]):
-        groups = {_group(structure, names[key]) for key in _made(graph, found) if key in names}
+        made = [id(dep.target.module) for dep, _ in found if graph.is_out_channel_pruning_fn(dep.handler)]
+        weights = [structure.layers[names[key]].tensors["weight"] for key in made if key in names]
+        groups = {str(axes[0][0]) for axes in weights}  # of the output channels that go together
         values = np.asarray(measure(found).double().numpy())
         if not groups:
             continue  # the hidden channels of a gate, which stay
@@ -130,14 +131,3 @@ def group_importance(model: BackboneCaps, structure: Structure) -> dict[str, Val
     if set(result) != expected:
         raise ModelError(f"torch-pruning sees no group for {sorted(expected - set(result))}")
     return result
-
-
-def _made(graph: Any, found: Any) -> list[int]:
-    """The modules of a group whose output channels it holds."""
-    return [id(dep.target.module) for dep, _ in found if graph.is_out_channel_pruning_fn(dep.handler)]
-
-
-def _group(structure: Structure, conv: str) -> str:
-    """The group of a convolution's output channels."""
-    along = structure.layers[conv].tensors["weight"][0]
-    return str(along[0])

@@ -16,7 +16,7 @@ from caplet.jobs.compress.attempts import Attempt
 from caplet.jobs.compress.choose import PairChoice, outlook
 from caplet.jobs.compress.curves import Context, Curves
 from caplet.jobs.export import Target, export_c, verify_engines
-from caplet.jobs.run import SplitAnswers, evaluate, open_test_split, ship
+from caplet.jobs.run import evaluate, open_test_split, ship
 from caplet.jobs.sensitivity import sensitivity
 from caplet.jobs.timing import SPEED, measure_speed
 from caplet.jobs.trace import LevelName, record_trace, trace_levels
@@ -117,8 +117,29 @@ class Finish:
             write_bytes(target, source.read_bytes())
         programs = {COMPRESSED: attempt.program}
         answers = open_test_split(self.splits, self.model, programs, self.note)
+        float_macs, float_bytes = cost_of(self.model).macs, FLOAT_BYTES * self.model.parameter_count()
+        file_bytes = attempt.path.stat().st_size
         metrics = {
-            **self.measures(answers),
+            "met": not attempt.missed,
+            "missed": list(attempt.missed),
+            "limits": {
+                name: {"asked": getattr(self.settings.limits, name), "found": value}
+                for name, value in attempt.values.items()
+            },
+            "float": {
+                "test": answers.accuracy().to_json(),
+                "calibration": accuracy(int(self.correct.sum()), len(self.correct)).to_json(),
+                "bytes": float_bytes,
+                "macs": float_macs,
+            },
+            "compressed": {
+                "test": answers.accuracy(COMPRESSED).to_json(),
+                "paired": answers.against(COMPRESSED).to_json(),
+                "file": MODEL,
+                "file_bytes": file_bytes,
+                "times_smaller": float_bytes / file_bytes,
+                "macs_kept": attempt.values["macs"] / float_macs,
+            },
             "choice": {
                 **choice.to_json(),
                 "curve": [asdict(point) for point in curves.curve],
@@ -185,29 +206,3 @@ class Finish:
         pruned = None if self.attempt.model is self.model else self.attempt.model
         found = measure_speed(self.model, pruned, self.attempt.program, images, self.context.threads)
         write_record(folder / SPEED, found)
-
-    def measures(self, answers: SplitAnswers) -> dict[str, Any]:
-        """Limits and accuracies, JSON values."""
-        attempt = self.attempt
-        float_bytes = FLOAT_BYTES * self.model.parameter_count()
-        file_bytes = attempt.path.stat().st_size
-        limits = self.settings.limits.model_dump()
-        return {
-            "met": not attempt.missed,
-            "missed": list(attempt.missed),
-            "limits": {name: {"asked": limits[name], "found": value} for name, value in attempt.values.items()},
-            "float": {
-                "test": answers.accuracy().to_json(),
-                "calibration": accuracy(int(self.correct.sum()), len(self.correct)).to_json(),
-                "bytes": float_bytes,
-                "macs": cost_of(self.model).macs,
-            },
-            "compressed": {
-                "test": answers.accuracy(COMPRESSED).to_json(),
-                "paired": answers.against(COMPRESSED).to_json(),
-                "file": MODEL,
-                "file_bytes": file_bytes,
-                "times_smaller": float_bytes / file_bytes,
-                "macs_kept": attempt.values["macs"] / cost_of(self.model).macs,
-            },
-        }

@@ -9,22 +9,20 @@ from caplet.data import Splits
 from caplet.errors import CapletError
 from caplet.files import write_bytes
 from caplet.jobs.prune.settings import PruneSettings
-from caplet.jobs.prune.targets import allocate
+from caplet.jobs.prune.targets import network_sizes, put_in_order
 from caplet.jobs.run import begin, check, correct_images
 from caplet.models.base import CapsNet
-from caplet.models.cost import cost_of
 from caplet.progress import Note, Progress, silent
 from caplet.prune.coupling import measure_activity
-from caplet.prune.order import macs_per_unit, resized_cost
 from caplet.prune.scores import SCORES, measure_scores
-from caplet.prune.structure import cut, prunable, structure_of
+from caplet.prune.structure import cut
 from caplet.report.pruning import pruning_curves
 from caplet.runs.folder import write_record
 from caplet.train.loss import margin_loss
 
 CURVES, PICTURE = "curves.json", "curves.svg"
-KEPT = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
-"""Fractions of the removals that are left to do, that is, roughly of the units that are kept."""
+REMAINING = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
+"""Fractions of the removals that are not done, that is, roughly of the units that remain."""
 
 
 def prune_curves(
@@ -51,8 +49,6 @@ def prune_curves(
         ConfigError, ModelError, ArtefactError: as :func:`caplet.jobs.prune.job.prune`.
     """
     check(model, splits)
-    structure = structure_of(model)
-    spaces = prunable(structure, settings.units)
     resolved = {
         "analysis": "curves",
         **settings.model_dump(mode="json", include={"units", "allocation", "images", "seed"}),
@@ -63,27 +59,24 @@ def prune_curves(
         measured = measure_scores(
             model, seen.images, seen.labels, list(SCORES), margin_loss, seed=settings.seed, progress=progress
         )
-        unit_macs = macs_per_unit(model, structure, spaces)
-        units, macs = sum(group.size for group in spaces), cost_of(model).macs
-
-        def fraction_correct(network: CapsNet) -> float:
-            return float(correct_images(network, splits.calibration).mean())
-
-        reference = fraction_correct(model)
+        whole = network_sizes(model, settings.units)
+        reference = float(correct_images(model, splits.calibration).mean())
         lines: dict[str, Any] = {}
         for name, scores in measured.items():
-            order = allocate(model, structure, scores, spaces, unit_macs, splits.calibration, settings)
+            order = put_in_order(model, splits.calibration, settings, scores=scores)
             if not order.removals:
                 raise CapletError(f"prune: nothing of {', '.join(settings.units)} can go from this model")
             points = []
-            for kept in KEPT:
-                selection = order.selection(round((1 - kept) * len(order.removals)))
-                smaller = cut(model, selection, structure)
-                left = sum(int(selection[group.name].sum()) for group in spaces)
-                cost = resized_cost(model, structure, selection).macs / macs
-                found = reference if kept == 1.0 else fraction_correct(smaller)
-                points.append({"kept": left / units, "macs": cost, "accuracy": found})
-            lines[name] = {"points": points, "area": _area(points)}
+            for fraction in REMAINING:
+                selection = order.selection(round((1 - fraction) * len(order.removals)))
+                smaller = cut(model, selection, order.structure)
+                sizes = network_sizes(model, settings.units, order.structure, selection)
+                correct = correct_images(smaller, splits.calibration) if fraction < 1 else reference
+                point = {"kept": sizes["keep"] / whole["keep"], "macs": sizes["macs"] / whole["macs"]}
+                points.append({**point, "accuracy": float(np.mean(correct))})
+            kept, found = ([point[name] for point in reversed(points)] for name in ("kept", "accuracy"))
+            area = float(np.trapezoid(found, kept) / (kept[-1] - kept[0]))  # the mean accuracy
+            lines[name] = {"points": points, "area": area}
             note(f"{name}: area {lines[name]['area']:.4f}")
         record = {
             "scores": lines,
@@ -95,10 +88,3 @@ def prune_curves(
         write_record(run / CURVES, record)
         write_bytes(run / PICTURE, pruning_curves(record, f"{model.family} on {splits.info['name']}, no fine-tuning"))
         return record
-
-
-def _area(points: list[dict[str, float]]) -> float:
-    """Mean accuracy over the kept fraction, by the trapezoid rule."""
-    kept = np.array([point["kept"] for point in points])[::-1]
-    found = np.array([point["accuracy"] for point in points])[::-1]
-    return float(np.trapezoid(found, kept) / (kept[-1] - kept[0]))

@@ -1,6 +1,6 @@
 """What rounds of pruning are made of: orders of removals, and targets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from caplet.prune.order import (
     removal_order,
     resized_cost,
 )
-from caplet.prune.rules import DependencyGroup
 from caplet.prune.scores import SCORES, Scores, check_scoring, measure_scores
 from caplet.prune.structure import Selection, Structure, kept_sizes, prunable, structure_of, with_iterations
 from caplet.train.loss import margin_loss
@@ -44,42 +43,35 @@ def network_sizes(
 
 
 def put_in_order(
-    model: CapsNet, images: ImageSet, settings: PruneSettings, progress: Progress | None = None
+    model: CapsNet,
+    images: ImageSet,
+    settings: PruneSettings,
+    progress: Progress | None = None,
+    scores: Scores | None = None,
 ) -> RemovalOrder:
     """Score the units of ``model`` on calibration ``images`` and put their removals in order.
+
+    Args:
+        scores: if they are measured already; then the target is not looked at.
 
     Raises:
         ConfigError: see :func:`caplet.prune.scores.measure_scores` and :func:`caplet.prune.order.removal_order`.
     """
     structure = structure_of(model)
-    chosen = images.evenly_spaced(settings.images)
-    scores = measure_scores(
-        model, chosen.images, chosen.labels, [settings.score], margin_loss, seed=settings.seed, progress=progress
-    )
-    spaces = () if settings.target is None else prunable(structure, settings.units)
-    unit_macs = macs_per_unit(model, structure, spaces)
-    return allocate(model, structure, scores[settings.score], spaces, unit_macs, images, settings, progress)
-
-
-def allocate(
-    model: CapsNet,
-    structure: Structure,
-    scores: Scores,
-    spaces: Sequence[DependencyGroup],
-    unit_macs: Mapping[str, float],
-    images: ImageSet,
-    settings: PruneSettings,
-    progress: Progress | None = None,
-) -> RemovalOrder:
-    """The order of removals by ``scores``; for the allocation ``measured`` after measuring losses on ``images``."""
+    groups = prunable(structure, settings.units) if settings.target is not None or scores is not None else ()
+    if scores is None:
+        seen = images.evenly_spaced(settings.images)
+        asked = seen.images, seen.labels, [settings.score]
+        scores = measure_scores(model, *asked, margin_loss, seed=settings.seed, progress=progress)[settings.score]
     prices = None
     if settings.allocation is Allocation.MEASURED:
         seen = images.evenly_spaced(settings.images // ALLOCATION_PART)
-        free = [group for group in spaces if group.name not in settings.spaces]
+        free = [group for group in groups if group.name not in settings.spaces]
         prices = measured_prices(
             model, structure, scores, free, seen.images, seen.labels, margin_loss, progress=progress
         )
-    return removal_order(structure, scores, spaces, settings.allocation, unit_macs, settings.spaces, prices)
+    unit_macs = macs_per_unit(model, structure, groups)
+    return removal_order(structure, scores, groups, settings.allocation, unit_macs, settings.spaces, prices)
 
 
 def check_target(model: CapsNet, images: ImageSet, settings: PruneSettings) -> None:
