@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import caplet
-from caplet.api import compress_by_settings, compress_settings
+from caplet.api import compress, compress_settings
 from caplet.jobs.train import train_by_recipe
 
 CALIBRATION = 120
@@ -93,7 +93,7 @@ def compression(model: Path, folder: Path) -> Callable[[], None]:
 
     def run() -> None:
         settings = compress_settings(None, {**SETTINGS, "model": str(model)})
-        compress_by_settings(settings, folder, resume=True, threads=1)
+        compress(None, None, folder, settings, resume=True, threads=1)
 
     return run
 

@@ -19,7 +19,7 @@ from caplet.data import load_data
 from caplet.errors import ModelError, suggest
 from caplet.fixed import Rounding
 from caplet.jobs.compress.finish import CompressedModel
-from caplet.jobs.compress.job import compress, compress_by_settings, estimate_compression, write_settings
+from caplet.jobs.compress.job import compress, estimate_compression, write_settings
 from caplet.jobs.compress.settings import CompressSettings, Limits
 from caplet.jobs.compress.settings import read_settings as compress_settings
 from caplet.jobs.diff import Diff, diff_runs
@@ -107,7 +107,6 @@ __all__ = [
     "check_model",
     "check_onnx",
     "compress",
-    "compress_by_settings",
     "compress_settings",
     "diff_runs",
     "estimate_compression",

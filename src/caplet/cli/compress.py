@@ -114,12 +114,14 @@ def _compress(
     settings: CompressSettings, folder: Path, run: RunOptions, threads: int | None = None
 ) -> "CompressedModel":
     """Compress what the settings name, and print the result."""
-    from caplet.api import compress_by_settings
+    from caplet.api import compress
 
     with bar(not run.quiet) as (step, measured):
-        result = compress_by_settings(
-            settings,
+        result = compress(
+            None,
+            None,
             folder,
+            settings,
             resume=run.resume,
             force=run.force,
             threads=threads,

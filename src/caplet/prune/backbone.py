@@ -1,6 +1,6 @@
-"""Prune the CNN under capsules to a share of the multiply-accumulates, by the best of several candidates.
+"""Prune the CNN under capsules to a fraction of the multiply-accumulates, by the best of several candidates.
 
-Every candidate removes another share of each layer's channels, all of them to one target. A candidate is judged after
+Every candidate removes another fraction of each layer's channels, all to one target. A candidate is judged after
 its batch norms have seen training images again (adaptive batch norm), without any fine-tuning: stale statistics, not
 lost channels, are what makes a freshly pruned network look bad.
 
@@ -45,7 +45,7 @@ class BackboneCandidate:
         selection: which units stay.
         macs: multiply-accumulates that it keeps.
         accuracy: on the calibration split, with adapted batch norms and no fine-tuning.
-        margin: mean length of the right class's capsule over the longest other one, there.
+        margin: mean length of the correct class's capsule over the longest other one, there.
     """
 
     index: int
@@ -56,7 +56,7 @@ class BackboneCandidate:
 
     @property
     def rank(self) -> tuple[int, float]:
-        """Larger is better: images right, then the margin."""
+        """Larger is better: correct images, then the margin."""
         return self.accuracy.correct, self.margin
 
     def to_json(self) -> dict[str, Any]:
@@ -122,12 +122,11 @@ def prune_backbone(
     for index, (selection, macs) in enumerate(propose(model, structure, scores, settings)):
         smaller = cut(model, selection, structure)
         recalibrate(smaller, pixels)
-        right, margin = judge(smaller, calibration)
-        candidate = BackboneCandidate(index, selection, macs, right, margin)
+        candidate = BackboneCandidate(index, selection, macs, *judge(smaller, calibration))
         found.append(candidate)
         if best is None or candidate.rank > best[0].rank:
             best = candidate, smaller
-        note(f"candidate {index}: calibration {right}, best so far number {best[0].index}")
+        note(f"candidate {index}: calibration {candidate.accuracy}, best so far number {best[0].index}")
     assert best is not None
     if not settings.refit:
         return BackbonePruned(best[1], best[0], tuple(found), None)
@@ -156,7 +155,7 @@ def propose(
 ) -> Iterator[tuple[dict[str, Keep], int]]:
     """The candidates' selections and multiply-accumulates, each the largest of its kind within the target.
 
-    Channels of group s are kept to the share ``exp(-t * w_s)``, w_s drawn once per candidate, t by bisection.
+    Channels of group s are kept to the fraction ``exp(-t * w_s)``, w_s drawn once per candidate, t by bisection.
 
     Raises:
         ConfigError: even the strongest pruning keeps more than the target.
@@ -207,10 +206,11 @@ def recalibrate(model: CapsNet, images: Tensor, batch_size: int = 100) -> None:
     Weights, training mode and the order of images in later training are left alone. A last batch that is smaller than
     half of the others is left out.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    before = [(norm.training, norm.momentum) for norm in norms]
+    before = [
+        (module, module.training, module.momentum) for module in model.modules() if isinstance(module, nn.BatchNorm2d)
+    ]
     try:
-        for norm in norms:
+        for norm, _, _ in before:
             norm.reset_running_stats()
             norm.momentum = None  # then PyTorch averages over all batches
             norm.train()
@@ -218,14 +218,14 @@ def recalibrate(model: CapsNet, images: Tensor, batch_size: int = 100) -> None:
             if len(batch) * 2 >= min(batch_size, len(images)):
                 model(to_float(batch))
     finally:
-        for norm, (training, momentum) in zip(norms, before, strict=True):
+        for norm, training, momentum in before:
             norm.train(training)
             norm.momentum = momentum
 
 
 @torch.no_grad()
 def judge(model: CapsNet, images: ImageSet, batch_size: int = 100) -> tuple[Accuracy, float]:
-    """Accuracy, and the mean length of the right class's capsule over the longest other one."""
+    """Accuracy, and the mean length of the correct class's capsule over the longest other one."""
     correct, margin = 0, 0.0
     for pixels, labels in images.batches(batch_size):
         size = lengths(model(pixels))

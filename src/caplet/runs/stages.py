@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ class Done:
     skipped: bool
 
 
-@dataclass
 class Stages:
     """Does stages in a run folder and remembers them in ``stages.json``.
 
@@ -45,12 +44,9 @@ class Stages:
         note: called with one line of text about every stage.
     """
 
-    run: Path
-    note: Note = silent
-    _records: dict[str, Any] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._records = read_record(self.run / STAGES) if (self.run / STAGES).exists() else {}
+    def __init__(self, run: Path, note: Note = silent) -> None:
+        self.run, self.note = run, note
+        self._records: dict[str, Any] = read_record(run / STAGES) if (run / STAGES).exists() else {}
 
     def do(
         self, name: str, inputs: Mapping[str, Any], work: Callable[[Path, bool], None], outputs: tuple[str, ...]

@@ -44,7 +44,7 @@ LARGE = 0.05
 NARROWEST = 2
 """Bits that no search is asked to go below."""
 TABLE_BYTES = 4096
-"""Left of a flash limit beside the code, for what is not weights: tables, and rows that end within a byte."""
+"""Bytes of a flash limit, beside the code, for what is not weights: tables, and rows that end within a byte."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Attempts:
         return any(not attempt.missed for attempt in self.tried)
 
     def attempt(self, point: Pruned, fraction: float) -> None:
-        """One amount of pruning, quantized within what pruning left of the accepted loss.
+        """One amount of pruning, quantized within what remains of the accepted loss.
 
         Args:
             fraction: of the accepted loss that pruning may take.
@@ -145,34 +145,23 @@ class Attempts:
         if point.macs_kept < 1:
             done = self.pruned(point, f"prune-{name}")
             model, folders = load_model(done.folder / FLOAT), [done.folder]
-        left = self.remaining(model)
-        loss = limits.max_drop - left
+        remaining = self.remaining(model)
+        loss = limits.max_drop - remaining
         if model is not self.model:
-            self.note(f"pruning to {name} % of the multiply-accumulates: {loss:+.2f} points, {left:.2f} are left")
+            self.note(f"pruning to {name} % of the multiply-accumulates: {loss:+.2f} points, {remaining:.2f} remain")
         if loss > fraction * limits.max_drop:
             self.note(f"pruning alone takes more than {fraction:.0%} of the accepted loss")
             self.skipped.append((loss, point))
             return
-        found = self.quantize(model, folders, left, self.budget(model))
+        found = self.quantize(model, folders, remaining, self.budget(model))
         use, missed = self.settings.quantize.finetune, set(found.missed)
         if use == "yes" or (use == "auto" and missed and missed <= {"flash", "max_drop"}):
             self.finetuned(found, name)
 
     def remaining(self, model: CapsNet) -> float:
-        """Of the accepted loss in percentage points, what a float model leaves; more than all of it where it gained."""
+        """What a float model leaves of the accepted loss, in percentage points; more than all of it if it gained."""
         correct = correct_images(model, self.splits.calibration)
         return self.settings.limits.max_drop - paired(self.correct, correct).loss
-
-    def quantize(self, model: CapsNet, pruning: Sequence[Path], left: float, budget: int | None) -> Attempt:
-        """An attempt without any training.
-
-        Args:
-            pruning: folder of the stage that made ``model``, if one did.
-            left: of the accepted loss.
-            budget: bytes for all weights.
-        """
-        done = self.quantized(model, max(0.0, left), budget)
-        return self.measured((*pruning, done.folder), find_program(done.folder), model)
 
     def pruned(self, point: Pruned, name: str) -> Done:
         """The stage that prunes."""
@@ -196,15 +185,21 @@ class Attempts:
         inputs = {"model": weights_digest(self.model), "settings": settings.model_dump(mode="json")}
         return context.do(name, inputs, work, FLOAT, METRICS)
 
-    def quantized(self, model: CapsNet, tolerance: float, budget: int | None) -> Done:
-        """The stage that finds widths."""
+    def quantize(self, model: CapsNet, pruning: Sequence[Path], remaining: float, budget: int | None) -> Attempt:
+        """An attempt without any training; its stage finds widths.
+
+        Args:
+            pruning: folder of the stage that made ``model``, if one did.
+            remaining: of the accepted loss, in percentage points.
+            budget: bytes for all weights.
+        """
         chosen, limit, context = self.settings.quantize, self.settings.limits.flash, self.context
         kept = cost_of(model).macs / cost_of(self.model).macs
         name = f"quantize-{100 * kept:.3g}" + ("-any-size" if budget is None and limit is not None else "")
         settings = QuantizeSettings(
             method=chosen.method,
             hardware="portable" if chosen.method is Method.QCAPSNETS else "bytes",  # limits are bytes, not bits
-            tolerance=round(tolerance, 6),
+            tolerance=round(max(0.0, remaining), 6),
             budget=budget,
             reconstruct=chosen.reconstruct,
             narrow=chosen.narrow and bool(chosen.reconstruct),
@@ -215,7 +210,8 @@ class Attempts:
             quantize(model, self.splits, folder, settings, resume=resume, note=self.note, progress=context.progress)
 
         inputs = {"model": weights_digest(model), "settings": settings.model_dump(mode="json")}
-        return context.do(name, inputs, work, METRICS)
+        folder = context.do(name, inputs, work, METRICS).folder
+        return self.measured((*pruning, folder), find_program(folder), model)
 
     def calibrated(self, model: CapsNet) -> Calibration:
         """The calibration of a float model, as the search for widths makes it."""
@@ -235,7 +231,7 @@ class Attempts:
         model = found.model
         plan = self.narrower(model, found.plan)
         if plan is None:
-            self.note("no width is left to narrow by training")
+            self.note("no width remains to narrow by training")
             return
         chosen, splits = self.settings.quantize, self.splits
         steps = round(self.settings.finetuned(len(splits.train)) * (len(splits.train) // BATCH))

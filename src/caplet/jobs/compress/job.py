@@ -30,12 +30,13 @@ CURVES, CHOICE = "curves", "choice.json"
 
 def compress(
     model: CapsNet | None,
-    splits: Splits,
+    splits: Splits | None,
     out: str | Path,
     settings: CompressSettings,
     *,
     resume: bool = False,
     force: bool = False,
+    threads: int | None = None,
     note: Note = silent,
     progress: Progress | None = None,
     bars: bool = False,
@@ -47,13 +48,14 @@ def compress(
     act is to measure the test split; no stage reads what another one measured there.
 
     Args:
-        model: None trains the settings' recipe first.
+        model: None takes the settings' model, or trains their recipe first.
+        splits: None loads the data that the settings name.
         out: the run folder. ``resume`` goes on with the same settings; ``force`` also takes a folder with other
             settings. Either way finished stages whose inputs are equal are kept.
-        settings: its ``model``, ``recipe`` and ``data`` only say where ``model`` and ``splits`` came from.
+        threads: of the CPU; None for torch's choice.
         note: called with one line of text at every decision.
         progress: called with (images done, images in all) during measurements.
-        bars: a progress bar on stderr while networks are trained.
+        bars: progress bars on stderr while data are read and networks are trained.
 
     Returns:
         The network; where no attempt keeps to all limits, the one that comes nearest, with ``met`` False.
@@ -62,7 +64,13 @@ def compress(
         ModelError: NaN weights, images of another size, a layer without a pruning rule or an integer form.
         ConfigError: settings out of range, or others than those of the run to resume.
         ArtefactError: the run folder cannot be used.
+        DataError: the data that the settings name cannot be used.
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if model is None and settings.model is not None:
+        model = load_model(settings.model)
+    splits = load_splits(settings, bars) if splits is None else splits
     if model is not None:
         check(model, splits)
     elif settings.recipe is None:
@@ -109,42 +117,6 @@ def write_settings(path: str | Path, *, model: str | None, recipe: str, data: st
     if path.exists() and not force:
         raise ArtefactError(f"{path} exists; choose another name, or --force")
     write_text(path, settings_template(model, recipe, data))
-
-
-def compress_by_settings(
-    settings: CompressSettings,
-    out: str | Path,
-    *,
-    resume: bool = False,
-    force: bool = False,
-    threads: int | None = None,
-    note: Note = silent,
-    progress: Progress | None = None,
-    bars: bool = False,
-) -> CompressedModel:
-    """Load what the settings name and compress it; see :func:`caplet.jobs.compress.job.compress`.
-
-    Args:
-        threads: of the CPU; None for torch's choice.
-        bars: show a progress bar while data are read and networks are trained.
-
-    Raises:
-        ModelError, DataError, ConfigError, ArtefactError: see there, and what the settings name cannot be used.
-    """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    model = None if settings.model is None else load_model(settings.model)
-    return compress(
-        model,
-        load_splits(settings, bars),
-        out,
-        settings,
-        resume=resume,
-        force=force,
-        note=note,
-        progress=progress,
-        bars=bars,
-    )
 
 
 def load_splits(settings: CompressSettings, progress: bool = False) -> Splits:

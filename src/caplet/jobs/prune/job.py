@@ -145,7 +145,7 @@ class PruneWork:
     bars: bool
     whole: dict[str, int] = field(init=False)
     stages: Stages = field(init=False)
-    dead: dict[str, int] = field(default_factory=dict)  # units that were removed for free, by space
+    dead: dict[str, int] = field(default_factory=dict)  # units that were removed for free, by dependency group
 
     def __post_init__(self) -> None:
         self.whole = network_sizes(self.model, self.settings.units)
@@ -286,18 +286,15 @@ class PruneWork:
     def record(self, done: Done, index: int) -> dict[str, Any]:
         """A finished round's record; says so."""
         found: dict[str, Any] = read_record(done.folder / ROUND)
-        record = {**found, "round": index, "folder": done.folder.name}
-        macs, parameters = (
-            found["cost"]["macs"] / self.whole["macs"],
-            found["cost"]["parameters"] / self.whole["params"],
-        )
+        cost, whole = found["cost"], self.whole
         self.note(
-            f"{done.folder.name}: {100 * macs:.1f} % of the MACs, {100 * parameters:.1f} % of the parameters,"
+            f"{done.folder.name}: {100 * cost['macs'] / whole['macs']:.1f} % of the MACs,"
+            f" {100 * cost['parameters'] / whole['params']:.1f} % of the parameters,"
             f" calibration {found['calibration_cut']['percent']:.2f} % after surgery,"
             f" {found['calibration_before']['percent']:.2f} % refitted and"
             f" {found['calibration']['percent']:.2f} % after fine-tuning, {found['seconds']:.0f} s"
         )
-        return record
+        return {**found, "round": index, "folder": done.folder.name}
 
     def finish(self, records: Records, final: dict[str, Any], met: bool) -> PruneResult:
         """Write the map of what remains, and ship the result."""
@@ -328,7 +325,7 @@ def _follow(places: dict[str, list[int]], selection: Selection) -> dict[str, lis
 
 
 def _kept(original: CapsNet, units: dict[str, list[int]]) -> dict[str, Any]:
-    """Which units of the unpruned model are left: by space, and for voting capsules by source, type and position."""
+    """Which units of the unpruned model remain: by group, and of voting capsules by source, type and position."""
     structure = structure_of(original)
     spaces = {
         name: {"kind": str(group.kind), "of": group.size, "kept": units[name]}
@@ -336,9 +333,9 @@ def _kept(original: CapsNet, units: dict[str, list[int]]) -> dict[str, Any]:
     }
     votes: dict[str, Any] = {}
     for voters in structure.voters:
-        left = np.isin(np.arange(structure.groups[voters.group].size), units[voters.group])
+        remain = np.isin(np.arange(structure.groups[voters.group].size), units[voters.group])
         for (space, positions), (own, types, at) in zip(voters.sources, structure.by_source(voters), strict=True):
             table = np.zeros((structure.groups[space].size, positions), dtype=int)
-            table[types, at] = left[own]
+            table[types, at] = remain[own]
             votes[space.partition(".")[0]] = table.tolist()
     return {"spaces": spaces, "votes": votes}
