@@ -85,22 +85,18 @@ class Structure:
                 )
             result[name] = keep.astype(np.bool_)
         for voters in self.voters:
-            self._close_voters(voters, result)
+            kept = result[voters.group] = result[voters.group].copy()
+            for (source, _), (units, types, _) in zip(voters.sources, self.by_source(voters), strict=True):
+                kept[units] &= result[source][types]
+                voting = np.zeros(self.groups[source].size, dtype=np.bool_)
+                voting[types[kept[units]]] = True
+                if not voting.any():
+                    raise ConfigError(
+                        f"{voters.group}: no capsule of {source.partition('.')[0]} would vote; at least 1 must stay"
+                    )
+                if len(self.readers[source]) == 1:
+                    result[source] = result[source] & voting
         return result
-
-    def _close_voters(self, voters: Voters, selection: dict[str, Keep]) -> None:
-        keep = selection[voters.group].copy()
-        for (group, _), (units, types, _) in zip(voters.sources, self.by_source(voters), strict=True):
-            keep[units] &= selection[group][types]
-            voting = np.zeros(self.groups[group].size, dtype=np.bool_)
-            voting[types[keep[units]]] = True
-            if not voting.any():
-                raise ConfigError(
-                    f"{voters.group}: no capsule of {group.partition('.')[0]} would vote; at least 1 must stay"
-                )
-            if len(self.readers[group]) == 1:
-                selection[group] = selection[group] & voting
-        selection[voters.group] = keep
 
     def by_source(self, voters: Voters) -> list[tuple[Places, Places, Places]]:
         """For each source of a ``capsules`` group: its units, and of each of them the type and the position."""

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,10 +70,6 @@ class Attempt:
     def plan(self) -> QuantPlan:
         """The plan, from the file beside the Program's."""
         return QuantPlan.load(self.path.with_name(f"plan_{self.path.stem.removeprefix('model_')}.json"))
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values."""
-        return {"folder": self.folders[-1].name, "values": self.values, "missed": list(self.missed)}
 
 
 class Attempts:
@@ -233,22 +228,14 @@ class Attempts:
         if plan is None:
             self.note("no width remains to narrow by training")
             return
-        chosen, splits = self.settings.quantize, self.splits
+        chosen, splits, bars = self.settings.quantize, self.splits, self.context.bars
         steps = round(self.settings.finetuned(len(splits.train)) * (len(splits.train) // BATCH))
         changes = {"lr": chosen.finetune_lr, "batch_size": BATCH, "seed": self.settings.seed, "steps": steps}
         settings = finetune_settings(changes, under_plan=True)
 
         def work(folder: Path, resume: bool) -> None:
             finetune_model(
-                model,
-                splits,
-                folder,
-                plan,
-                settings,
-                teacher=self.model,
-                resume=resume,
-                note=self.note,
-                progress=self.context.bars,
+                model, splits, folder, plan, settings, teacher=self.model, resume=resume, note=self.note, progress=bars
             )
 
         inputs = {

@@ -149,7 +149,10 @@ class Finish:
                     for pair in choice.pairs
                 ],
             },
-            "attempts": [found.to_json() for found in tried],
+            "attempts": [
+                {"folder": found.folders[-1].name, "values": found.values, "missed": list(found.missed)}
+                for found in tried
+            ],
             "outlook": list(outlook([found.values for found in tried], self.settings.limits)),
             "verified": read_record(checked.folder / VERIFIED)["engines"],
             "speed": read_record(timed.folder / SPEED),

@@ -75,10 +75,7 @@ def compress(
         check(model, splits)
     elif settings.recipe is None:
         raise ConfigError("compress: no model, and the settings name no recipe; give one of them")
-    resolved = {
-        **settings.model_dump(mode="json"),
-        "weights": None if model is None else weights_digest(model),
-    }
+    resolved = {**settings.model_dump(mode="json"), "weights": None if model is None else weights_digest(model)}
     with begin("compress", out, splits, resolved, resume=resume, force=force) as run:
         context = Context(run, splits, settings, note, progress, bars)
         result = _compressed(context, context.trained() if model is None else model)
@@ -125,12 +122,7 @@ def load_splits(settings: CompressSettings, progress: bool = False) -> Splits:
     name = settings.data or (recipe.dataset if recipe is not None else "")
     size = settings.calibration_size or (recipe.calibration_size if recipe is not None else None)
     return load_data(
-        name,
-        settings.root,
-        calibration_size=size,
-        size=settings.size,
-        channels=settings.channels,
-        progress=progress,
+        name, settings.root, calibration_size=size, size=settings.size, channels=settings.channels, progress=progress
     )
 
 

@@ -101,13 +101,7 @@ def prune(
 
 
 def ship_pruned(
-    run: Path,
-    splits: Splits,
-    original: CapsNet,
-    model: CapsNet,
-    record: dict[str, Any],
-    note: Note,
-    met: bool = True,
+    run: Path, splits: Splits, original: CapsNet, model: CapsNet, record: dict[str, Any], note: Note, met: bool = True
 ) -> PruneResult:
     """Open the test split, and write the pruned ``model`` and its metrics: ``record``, costs and accuracies."""
     answers = open_test_split(splits, original, {"pruned": model}, note)

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from caplet.data import Splits
@@ -157,10 +158,7 @@ def quantize(
     check_request(settings.reconstruct, request)
     if settings.narrow and not settings.reconstruct:
         raise ConfigError("quantize: narrow needs reconstruction; name its parts (--reconstruct bias,rounding)")
-    resolved = {
-        **settings.model_dump(mode="json"),
-        "hardware": request.hardware.model_dump(mode="json"),
-    }
+    resolved = {**settings.model_dump(mode="json"), "hardware": request.hardware.model_dump(mode="json")}
     with begin("quantize", out, splits, resolved, model, resume=resume, force=force) as run:
         began = time.perf_counter()
         reference = model
@@ -187,13 +185,7 @@ def quantize(
         if settings.tune and not settings.paper_formats:
             source = Tuner(model, calibration, splits.calibration.evenly_spaced(TUNING_IMAGES).images, tuned)
         warn_about(splits, request, evaluator, note)
-        bench = Workbench(
-            evaluator,
-            source,
-            lambda plan: footprint(model, plan),
-            lambda step: note(describe_step(step)),
-            noises,
-        )
+        bench = Workbench(evaluator, source, partial(footprint, model), lambda step: note(describe_step(step)), noises)
         found = method.run(bench, request)
         seconds = time.perf_counter() - began
         costs = full_passes(evaluator, calibrations, source, found)
