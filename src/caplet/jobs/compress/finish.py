@@ -175,7 +175,6 @@ class Finish:
     def verify(self, folder: Path, resume: bool) -> None:
         """The stage that compares every engine's integers, on calibration images."""
         chosen, program = self.settings.verify, self.attempt.program
-        folder.mkdir(exist_ok=True)
         images = self.splits.calibration.evenly_spaced(chosen.images).images.numpy()
         asked: list[tuple[tuple[Target, ...], int]] = [(("interpreter", "native"), len(images))]
         if self.settings.target == "cortex-m4":
@@ -190,7 +189,6 @@ class Finish:
 
     def noise(self, folder: Path, resume: bool) -> None:
         """The stage that compares every tensor with the float model's, on a few calibration images."""
-        folder.mkdir(exist_ok=True)
         images = self.splits.calibration.evenly_spaced(TRACED).images.numpy()
         levels = (LevelName.FLOAT, LevelName.PROGRAM)
         found = trace_levels(self.attempt.program, images, levels, model=self.attempt.model, plan=self.attempt.plan)
@@ -204,7 +202,6 @@ class Finish:
 
     def time(self, folder: Path, resume: bool) -> None:
         """The stage that times the float model, the pruned one, and the integers."""
-        folder.mkdir(exist_ok=True)
         images = self.splits.calibration.evenly_spaced(self.settings.verify.timed).images
         pruned = None if self.attempt.model is self.model else self.attempt.model
         found = measure_speed(self.model, pruned, self.attempt.program, images, self.context.threads)

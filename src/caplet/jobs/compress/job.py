@@ -87,9 +87,7 @@ def compress(
 def _compressed(context: Context, model: CapsNet) -> CompressedModel:
     """Everything after training: measure, choose, prune and quantize, finish."""
     settings, correct = context.settings, correct_images(model, context.splits.calibration)
-    folder = context.run / CURVES
-    folder.mkdir(exist_ok=True)
-    curves = Measurement(context, model, folder).all()
+    curves = Measurement(context, model, context.run / CURVES).all()
     pruned = settings.prune.use == "yes" and len(curves.curve) > 1
     candidates = curves.curve[1:] if pruned else curves.curve  # with the model as it was, unless it must be pruned
     choice = choose(candidates, curves.widths, curves.size, settings.limits)

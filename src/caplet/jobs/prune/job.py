@@ -121,10 +121,6 @@ def ship_pruned(
     return PruneResult(met, model, run / MODEL, *accuracies, against, run, metrics)
 
 
-Records = list[dict[str, Any]]
-"""Of rounds, or of evaluations of a search."""
-
-
 @dataclass
 class PruneWork:
     """A run in progress."""
@@ -164,11 +160,11 @@ class PruneWork:
                 model, places = cut(model, selection), _follow(places, selection)
         return model, places
 
-    def rounds(self) -> tuple[Records, dict[str, Any], bool]:
+    def rounds(self) -> tuple[list[dict[str, Any]], dict[str, Any], bool]:
         """Round by round to the target: the rounds' records, that of the result, whether the target is met."""
         model, places = self.begin()
         before: dict[str, str] = {}
-        records: Records = []
+        records: list[dict[str, Any]] = []
         for index in range(1, self.settings.rounds + 1):
             fraction = index / self.settings.rounds
             inputs = {"settings": self.settings.model_dump(mode="json"), "share": fraction, "before": before}
@@ -179,14 +175,14 @@ class PruneWork:
             places = records[-1]["kept_units"]
         return records, records[-1], True
 
-    def search(self) -> tuple[Records, dict[str, Any], bool]:
+    def search(self) -> tuple[list[dict[str, Any]], dict[str, Any], bool]:
         """As :meth:`rounds`, by bisection on how much goes: the most that keeps to the allowed loss of accuracy."""
         model, places = self.begin()
         order = put_in_order(model, self.splits.calibration, self.settings, self.progress)
         low, high = 0, len(order.removals)
         assert self.settings.max_drop is not None
         acceptance = Acceptance(correct_images(self.model, self.splits.calibration), self.settings.max_drop)
-        records: Records = []
+        records: list[dict[str, Any]] = []
         best: dict[str, Any] | None = None
         for trial in range(1, TRIALS + 1):
             count = (low + high + 1) // 2
@@ -290,7 +286,7 @@ class PruneWork:
         )
         return {**found, "round": index, "folder": done.folder.name}
 
-    def finish(self, records: Records, final: dict[str, Any], met: bool) -> PruneResult:
+    def finish(self, records: list[dict[str, Any]], final: dict[str, Any], met: bool) -> PruneResult:
         """Write the map of what remains, and ship the result."""
         model, settings = load_model(self.run / final["folder"] / MODEL), self.settings
         kept = _kept(self.model, final["kept_units"])
