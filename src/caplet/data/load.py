@@ -70,7 +70,10 @@ def load_data(
         raise ConfigError(f"limit must be at least 1 image per split, found {limit}")
     dataset, request, source = _read(name, root, size, channels, download, progress)
     train, calibration = cut_calibration(source.train, dataset, calibration_size, calibration_seed)
-    parts = [_limited(images, limit) for images in (train, calibration, source.test)]
+    parts = [train, calibration, source.test]
+    if limit is not None:
+        chosen = [stratified_choice(s.labels, s.ids, min(limit, len(s)), seed=0) for s in parts]
+        parts = [images.subset(index) for images, index in zip(parts, chosen, strict=True)]
     return _assemble(dataset, request, source, parts, limit=limit, calibration_seed=calibration_seed)
 
 
@@ -147,12 +150,6 @@ def _read(
     source = DATASETS[dataset](request)
     train, test = (convert(images, size=pair, channels=channels) for images in (source.train, source.test))
     return dataset, request, replace(source, train=train, test=test)
-
-
-def _limited(images: ImageSet, limit: int | None) -> ImageSet:
-    if limit is None or limit >= len(images):
-        return images
-    return images.subset(stratified_choice(images.labels, images.ids, limit, seed=0))
 
 
 def _assemble(

@@ -172,13 +172,10 @@ class Splits:
         write_json(path, record, "the split ids")
 
 
-def default_calibration_size(train: ImageSet) -> int:
-    """10 % of the training images, at most 5,000, at least one per class."""
-    return min(5000, max(len(train) // 10, len(train.classes)))
-
-
 def cut_calibration(images: ImageSet, name: str, size: int | None, seed: int) -> tuple[ImageSet, ImageSet]:
     """(train, calibration) of the images that may be trained on; see :func:`caplet.data.splits.cut`.
+
+    Without ``size``, 10 % of the images are for calibration, at most 5,000, at least one per class.
 
     In the calibration split the classes take turns (:func:`caplet.data.splits.in_turns`): datasets are often sorted
     by class, and who looks at the first thousand images must not see two classes only.
@@ -187,8 +184,9 @@ def cut_calibration(images: ImageSet, name: str, size: int | None, seed: int) ->
         ConfigError: ``size`` is below 1 or ``seed`` is negative.
         DataError: a class would be left without a training image.
     """
-    chosen = default_calibration_size(images) if size is None else size
-    rest, part = cut(images, chosen, seed=seed, rest_name=f"{name}/train", cut_name=f"{name}/calibration")
+    if size is None:
+        size = min(5000, max(len(images) // 10, len(images.classes)))
+    rest, part = cut(images, size, seed=seed, rest_name=f"{name}/train", cut_name=f"{name}/calibration")
     return rest, part.subset(in_turns(part.labels, part.ids, seed=seed))
 
 

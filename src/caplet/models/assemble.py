@@ -73,8 +73,15 @@ def assemble(family: str, config: ModelConfig | dict[str, Any], tensors: Mapping
 
 def skeleton(family: str, config: ModelConfig | dict[str, Any], where: str = "settings") -> CapsNet:
     """A model without data: every tensor has its shape only (device ``meta``). Raises ModelError."""
-    with torch.device("meta"), _NoInitialisation():
-        return _build(family, config, where)
+    try:
+        with torch.device("meta"), _NoInitialisation():
+            return build(family, config)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from None
+    except (RuntimeError, OverflowError, TypeError) as error:  # what torch raises for sizes beyond 64 bits
+        raise ModelError(
+            f"{where}: its settings describe a network too large for any machine ({first_line(error)})"
+        ) from None
 
 
 class _NoInitialisation(TorchFunctionMode):
@@ -85,17 +92,6 @@ class _NoInitialisation(TorchFunctionMode):
         if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
-
-
-def _build(family: str, config: ModelConfig | dict[str, Any], where: str) -> CapsNet:
-    try:
-        return build(family, config)
-    except ModelError as error:
-        raise ModelError(f"{where}: {error}") from None
-    except (RuntimeError, OverflowError, TypeError) as error:  # what torch raises for sizes beyond 64 bits
-        raise ModelError(
-            f"{where}: its settings describe a network too large for any machine ({first_line(error)})"
-        ) from None
 
 
 def check_names(found: Iterable[str], expected: Iterable[str], where: str, what: str) -> None:

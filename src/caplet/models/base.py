@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -17,15 +18,19 @@ from caplet.nn.points import Handler, Lifetime, PointSpec
 State = tuple[Tensor, ...]
 
 
-class ModelConfig(BaseModel):
+class FrozenModel(BaseModel):
+    """Settings that do not change and refuse unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(FrozenModel):
     """Settings of a model: everything needed to build it again, JSON-able, immutable.
 
     Attributes:
         image: (channels, rows, columns) of the input.
         classes: number of classes.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     image: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 28, 28)
     classes: PositiveInt = 10
@@ -50,11 +55,7 @@ class Stage:
     wiring: Mapping[str, tuple[str, ...]]
 
 
-def _first(state: State) -> Tensor:
-    return state[0]
-
-
-def layer_stage(layer: Layer, sources: tuple[str, ...] = (), read: Callable[[State], Tensor] = _first) -> Stage:
+def layer_stage(layer: Layer, sources: tuple[str, ...] = (), read: Callable[[State], Tensor] = itemgetter(0)) -> Stage:
     """A stage of one layer.
 
     Args:

@@ -63,7 +63,9 @@ def load_model(path: str | Path, image_size: ImageSize | None = None) -> CapsNet
         ModelError: missing, truncated or unknown file, tensors that do not fit the settings, NaN weights, ...
     """
     path = Path(path)
-    if not _is_safetensors(read_head(path)):
+    head = read_head(path)
+    # A safetensors file: eight bytes of header length (the library's limit is 100 MB), then JSON.
+    if len(head) <= 8 or head[8:9] != b"{" or int.from_bytes(head[:8], "little") >= 1 << 27:
         return import_model(path, image_size)
     model = assemble(*_read(path), str(path))
     asked = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -73,11 +75,6 @@ def load_model(path: str | Path, image_size: ImageSize | None = None) -> CapsNet
             f"{path}: the model is for {rows}x{columns} images, {asked[0]}x{asked[1]} was asked for; leave the size out"
         )
     return model
-
-
-def _is_safetensors(head: bytes) -> bool:
-    """Eight bytes of header length (the library's limit is 100 MB), then JSON."""
-    return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 27
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:

@@ -3,20 +3,18 @@
 from collections.abc import Mapping
 
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from caplet.errors import ModelError
-from caplet.models.base import CapsNet, ModelConfig, Stage, State, layer_stage
+from caplet.models.base import CapsNet, FrozenModel, ModelConfig, Stage, State, layer_stage
 from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps, flatten_capsules
 from caplet.nn.conv import ConvReLU, InputLayer
 from caplet.nn.layer import Layer
 
 
-class BlockConfig(BaseModel):
+class BlockConfig(FrozenModel):
     """One block of conv capsules: its capsule types, their dimension, and the first layer's stride."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     types: PositiveInt = 32
     dim: PositiveInt = 8

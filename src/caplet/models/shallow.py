@@ -3,17 +3,15 @@
 from collections.abc import Mapping
 
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
-from caplet.models.base import CapsNet, ModelConfig, Stage, check_image_size, layer_stage
+from caplet.models.base import CapsNet, FrozenModel, ModelConfig, Stage, check_image_size, layer_stage
 from caplet.nn.caps import ConvCaps2d, DenseCaps, flatten_capsules
 from caplet.nn.conv import ConvReLU, InputLayer
 
 
-class StemConv(BaseModel):
+class StemConv(FrozenModel):
     """One stem convolution (no padding), followed by ReLU."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kernel: PositiveInt = 9
     stride: PositiveInt = 1

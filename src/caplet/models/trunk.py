@@ -6,11 +6,11 @@ A trunk's settings say every channel count, so that a pruned trunk is a trunk li
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from caplet.errors import ModelError
-from caplet.models.base import Stage, State
+from caplet.models.base import FrozenModel, Stage, State
 from caplet.nn.conv import Activation, ConvNorm, MapShape, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.layer import Layer
 
@@ -20,10 +20,8 @@ _NAME = r"^[A-Za-z][A-Za-z0-9_]*$"
 Name = Annotated[str, Field(pattern=_NAME, max_length=40)]
 
 
-class _Node(BaseModel):
+class _Node(FrozenModel):
     """One layer of a block. ``name`` is its own, unique in the block; its source is a node before it, or ``in``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Name
     source: Name = INPUT
@@ -68,10 +66,8 @@ class GateNode(_Node):
 Node = Annotated[ConvNode | PoolNode | SumNode | GateNode, Field(discriminator="kind")]
 
 
-class TrunkBlock(BaseModel):
+class TrunkBlock(FrozenModel):
     """Nodes in order of execution; the last one's output is the block's. A block is one stage of the model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Name
     nodes: Annotated[tuple[Node, ...], Field(min_length=1)]
@@ -184,10 +180,8 @@ def resized_blocks(blocks: tuple[TrunkBlock, ...], channels: Mapping[str, int]) 
     return tuple(result)
 
 
-class TrunkSettings(BaseModel):
+class TrunkSettings(FrozenModel):
     """A trunk: its blocks, the batch norms' ``eps``, and the normalisation that its images get (None: none)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     blocks: Annotated[tuple[TrunkBlock, ...], Field(min_length=1)]
     eps: PositiveFloat = 1e-5

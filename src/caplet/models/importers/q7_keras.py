@@ -79,26 +79,16 @@ def read(path: Path, image_size: ImageSize | None = None) -> CapsNet:
         primary_bias=primary.bias is not None,
         class_bias=False,
     )
-    shape = (chain_size(rows, chain), chain_size(columns, chain), types)
-    own = {"primary.weight": primary.kernel, "digit.weight": reorder_capsules(capsules, shape)}
+    positions = (chain_size(rows, chain), chain_size(columns, chain))
+    split = capsules.reshape(classes, *positions, types, class_dim, dim)  # out, row, column, type, out_dim, in_dim
+    digit = split.permute(3, 1, 2, 5, 0, 4).reshape(count, dim, classes * class_dim)
+    own = {"primary.weight": primary.kernel, "digit.weight": digit}
     if primary.bias is not None:
         own["primary.bias"] = primary.bias
     for index, conv in enumerate(stem, start=1):
         own[f"conv{index}.weight"] = conv.kernel
         own[f"conv{index}.bias"] = torch.zeros(len(conv.kernel)) if conv.bias is None else conv.bias
     return assemble("shallow", config, own, where)
-
-
-def reorder_capsules(weights: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Class-capsule weights (out, in, out_dim, in_dim) -> ours (in, in_dim, out * out_dim).
-
-    Args:
-        weights: its input capsules are ordered row, column, type; ours type, row, column.
-        shape: (rows, columns, types) of the primary capsules.
-    """
-    classes, count, class_dim, dim = weights.shape
-    split = weights.reshape(classes, *shape, class_dim, dim)  # out, row, column, type, out_dim, in_dim
-    return split.permute(3, 1, 2, 5, 0, 4).reshape(count, dim, classes * class_dim)
 
 
 def _parts(layers: dict[str, Layer], described: Described | None, where: str) -> tuple[list[_Conv], Tensor]:
