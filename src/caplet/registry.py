@@ -1,6 +1,6 @@
 """One class for whatever is found by a name or by a type: ops, their functions, datasets, models, methods, scores."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import TypeVar
 
 from caplet.errors import CapletError, ConfigError, suggest
@@ -9,7 +9,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Registry(Mapping[K, V]):
+class Registry(dict[K, V]):
     """Entries by key, in the order in which they were added; a key that is taken is a mistake of the program.
 
     what: names one entry in messages, such as "dataset". error: what :meth:`find` raises.
@@ -26,14 +26,16 @@ class Registry(Mapping[K, V]):
     def __init__(self, what: str, error: type[CapletError] = ConfigError) -> None:
         self.what = what
         self.error = error
-        self._entries: dict[K, V] = {}
 
     def add(self, key: K, value: V) -> V:
         """Add an entry and return it. Raises ValueError where the key is taken."""
-        if key in self._entries:
-            raise ValueError(f"{self.what} {_text(key)} is registered already")
-        self._entries[key] = value
+        self[key] = value
         return value
+
+    def __setitem__(self, key: K, value: V) -> None:
+        if key in self:
+            raise ValueError(f"{self.what} {_text(key)} is registered already")
+        super().__setitem__(key, value)
 
     def of(self, key: K) -> Callable[[V], V]:
         """A decorator that adds what it decorates under ``key``."""
@@ -41,20 +43,11 @@ class Registry(Mapping[K, V]):
 
     def find(self, key: K) -> V:
         """The entry of a key that a user gave. Raises ``error``, with the nearest key, where there is none."""
-        if key not in self._entries:
-            known = [_text(other) for other in self._entries]
+        if key not in self:
+            known = [_text(other) for other in self]
             hint = suggest(_text(key), known)
             raise self.error(f"unknown {self.what} {_text(key)!r}{hint} (known: {', '.join(known)})")
-        return self._entries[key]
-
-    def __getitem__(self, key: K) -> V:
-        return self._entries[key]
-
-    def __iter__(self) -> Iterator[K]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+        return self[key]
 
 
 def _text(key: object) -> str:

@@ -179,7 +179,7 @@ def test_interrupted_fine_tuning_goes_on(
 ) -> None:
     settings = PruneSettings(macs=0.5, epochs=2, batch_size=16)
     whole = prune(network, few, tmp_path / "whole", settings)
-    original = job.finetune
+    original = job.train
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         def stop(row: dict[str, Any]) -> None:
@@ -187,10 +187,10 @@ def test_interrupted_fine_tuning_goes_on(
 
         return original(*args, **kwargs, on_epoch=stop)
 
-    monkeypatch.setattr(job, "finetune", interrupted)
+    monkeypatch.setattr(job, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prune(network, few, tmp_path / "run", settings)
-    monkeypatch.setattr(job, "finetune", original)
+    monkeypatch.setattr(job, "train", original)
     with pytest.raises(ArtefactError, match="not empty"):
         prune(network, few, tmp_path / "run", settings)
     resumed = prune(network, few, tmp_path / "run", settings, resume=True)

@@ -256,5 +256,5 @@ def test_numbers_of_a_finetuned_float_model_name_their_record() -> None:
     metrics = {"test": test, "paired": pair, "float": {"test": test}, "finetune": {"steps": 4, "history": []}}
     found = card(RunRecords("tuned", {"metrics.json": metrics, "settings.json": {"job": "finetune"}}))
     assert found is not None
-    sources = [fact.number.source for fact in found.facts]
+    sources = [number.source for _, number, _ in found.facts]
     assert sources == ["metrics.json:float.test.percent", "metrics.json:test.percent", "metrics.json:paired.loss"]

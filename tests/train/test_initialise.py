@@ -8,7 +8,7 @@ from caplet.models.base import CapsNet
 from caplet.models.deep import BlockConfig, DeepCaps, DeepCapsConfig
 from caplet.models.shallow import ShallowCaps, ShallowCapsConfig, StemConv
 from caplet.nn.points import PointSpec
-from caplet.train.initialise import TOLERANCE, _NormProbe, capsule_layers, initialise
+from caplet.train.initialise import TOLERANCE, _NormObserver, capsule_layers, initialise
 
 
 def shallow() -> CapsNet:
@@ -27,7 +27,7 @@ def images(model: CapsNet) -> torch.Tensor:
     return torch.rand(24, *model.config.image, generator=torch.Generator().manual_seed(3))
 
 
-class AllNorms(_NormProbe):
+class AllNorms(_NormObserver):
     """Records the norm of every layer, not of one."""
 
     def __init__(self) -> None:

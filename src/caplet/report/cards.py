@@ -2,40 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from caplet.report.content import Number
 from caplet.runs.folder import METRICS
 from caplet.runs.records import DETAILS, SEARCH, VERIFIED, RunKind, RunRecords
 
-
-class Fact(NamedTuple):
-    """A large figure: its name, the number, and a line below it."""
-
-    name: str
-    number: Number
-    note: str
-
-
-class LimitRow(NamedTuple):
-    """Something that was asked for. ``met`` is None if the run has no record to tell."""
-
-    name: str
-    asked: str
-    found: Number
-    met: bool | None
-
-
-class ModelRow(NamedTuple):
-    """A row of the table of models: name, accuracy with interval, loss, bytes, reductions."""
-
-    name: str
-    accuracy: Number
-    interval: str
-    loss: Number | None
-    file: Number
-    weights: Number
-    activations: Number
+Fact = tuple[str, Number, str]
+"""A large figure: its name, the number, and a line below it."""
+Limit = tuple[str, str, Number, bool | None]
+"""What was asked for: its name, the limit, what was reached, and whether it is met; None if no record tells."""
+Model = tuple[Number | str, ...]
+"""A row of the table of models: name, accuracy, interval, loss, bytes, reductions of weights and activations."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +33,8 @@ class Card:
     status: str
     headline: str
     facts: tuple[Fact, ...]
-    limits: tuple[LimitRow, ...] = ()
-    models: tuple[ModelRow, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    models: tuple[Model, ...] = ()
     exact: tuple[tuple[str, bool], ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -100,7 +78,7 @@ def _interval(accuracy: dict[str, Any]) -> str:
 
 def _accuracy(run: RunRecords, name: str, path: str) -> Fact:
     found = _at(run, path)
-    return Fact(name, _number(run, f"{path}.percent", _PERCENT), f"{_interval(found)} %, n = {found['n']:,}")
+    return (name, _number(run, f"{path}.percent", _PERCENT), f"{_interval(found)} %, n = {found['n']:,}")
 
 
 def _compared(run: RunRecords, accuracies: dict[str, str], paired: str) -> list[Fact]:
@@ -110,7 +88,7 @@ def _compared(run: RunRecords, accuracies: dict[str, str], paired: str) -> list[
         f"paired: {pair['low']:+.2f} to {pair['high']:+.2f}, {pair['n10']} lost, {pair['n01']} won,"
         f" p = {pair['p_value']:.2g}"
     )
-    loss = Fact("Loss on the test split", _number(run, f"{paired}.loss", "{:+.2f} pp".format), note)
+    loss = ("Loss on the test split", _number(run, f"{paired}.loss", "{:+.2f} pp".format), note)
     return [*(_accuracy(run, name, path) for name, path in accuracies.items()), loss]
 
 
@@ -128,10 +106,6 @@ def _against_float(model: dict[str, Any]) -> str:
     )
 
 
-def _limits_status(met: bool) -> str:
-    return "Limits met" if met else "Limits not met"
-
-
 def _quantized(run: RunRecords) -> Card:
     """The card of a quantization: float against integers, limits, every model, engines."""
     metrics = run.metrics
@@ -142,14 +116,14 @@ def _quantized(run: RunRecords) -> Card:
     )
     facts = _compared(run, {"Float accuracy": "float.test", "Integer accuracy": "models.0.test"}, "models.0.paired")
     note = f"{model['file']}; float weights {bytes_text(weights)}"
-    facts.append(Fact("File", _number(run, "models.0.file_bytes", bytes_text), note))
+    facts.append(("File", _number(run, "models.0.file_bytes", bytes_text), note))
     if run.details is not None:
         note = f"arena, all votes stored; {bytes_text(run.details['memory']['small']['bytes'])} with votes recomputed"
         path = f"models.{model['role']}.memory.fast.bytes"
-        facts.append(Fact("Peak RAM", _number(run, path, bytes_text, DETAILS), note))
+        facts.append(("Peak RAM", _number(run, path, bytes_text, DETAILS), note))
     return Card(
         metrics["met"],
-        _limits_status(metrics["met"]),
+        "Limits met" if metrics["met"] else "Limits not met",
         headline,
         tuple(facts),
         tuple(_quantize_limits(run)),
@@ -177,13 +151,13 @@ def _quantize_notes(metrics: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _quantize_limits(run: RunRecords) -> Iterator[LimitRow]:
+def _quantize_limits(run: RunRecords) -> Iterator[Limit]:
     """Every limit that was asked for, against what the first model has."""
     metrics, settings, search = run.metrics, run.settings, run.find(SEARCH)
     model, reference = metrics["models"][0], metrics["float"]["calibration"]
     correct = model["calibration"]["correct"]
     found = 100 * (reference["correct"] - correct) / reference["n"]
-    yield LimitRow(
+    yield (
         f"Loss on {reference['n']:,} calibration images",
         f"at most {metrics['tolerance']:g} {'% of the float accuracy' if metrics['relative'] else 'pp'}",
         Number(f"{found:+.2f} pp ({correct:,} of {reference['n']:,} correct)", found),
@@ -197,17 +171,17 @@ def _quantize_limits(run: RunRecords) -> Iterator[LimitRow]:
     ):
         if asked is not None:
             number = Number("not recorded", float("nan")) if taken is None else Number(bytes_text(taken), taken)
-            yield LimitRow(name, f"at most {bytes_text(asked)}", number, None if taken is None else taken <= asked)
+            yield (name, f"at most {bytes_text(asked)}", number, None if taken is None else taken <= asked)
 
 
-def _models(run: RunRecords) -> Iterator[ModelRow]:
+def _models(run: RunRecords) -> Iterator[Model]:
     once = Number("1x", 1.0)
     test, size = _number(run, "float.test.percent", _PERCENT), _number(run, "float.weight_bytes", bytes_text)
-    yield ModelRow("float", test, _interval(_at(run, "float.test")), None, size, once, once)
+    yield "float", test, _interval(_at(run, "float.test")), "", size, once, once
     for index, model in enumerate(run.metrics["models"]):
         pair, at = model["paired"], f"models.{index}"
         interval = f" [{pair['low']:+.2f}, {pair['high']:+.2f}]"
-        yield ModelRow(
+        yield (
             f"integers ({model['role']})",
             _number(run, f"{at}.test.percent", _PERCENT),
             _interval(model["test"]),
@@ -252,9 +226,9 @@ def _trained(run: RunRecords) -> Card:
     minutes = _number(run, "seconds", lambda seconds: f"{seconds / 60:.1f} min")
     facts = (
         _accuracy(run, "Test accuracy", "test"),
-        Fact("Parameters", _number(run, "parameters", "{:,}".format), size),
-        Fact("Epochs", epochs, f"kept: epoch {metrics['epoch']}; best calibration {best}"),
-        Fact("Training time", minutes, f"{metrics['images_per_second']:,.0f} images/s"),
+        ("Parameters", _number(run, "parameters", "{:,}".format), size),
+        ("Epochs", epochs, f"kept: epoch {metrics['epoch']}; best calibration {best}"),
+        ("Training time", minutes, f"{metrics['images_per_second']:,.0f} images/s"),
     )
     return Card(None, "Trained", headline, facts)
 
@@ -274,7 +248,7 @@ def _compressed(run: RunRecords) -> Card:
         ("Flash of the firmware", "limits.flash.found", "packed constants, and room for code"),
         ("RAM", "limits.ram.found", f"the arena; {metrics['limits']['macs']['found']:,} multiply-accumulates"),
     ):
-        facts.append(Fact(name, _number(run, path, bytes_text), note))
+        facts.append((name, _number(run, path, bytes_text), note))
     notes = [
         f"The limits were checked on {before['calibration']['n']:,} calibration images, cut from the training split. No"
         " decision looked at the test split.",
@@ -286,7 +260,7 @@ def _compressed(run: RunRecords) -> Card:
         notes.insert(0, f"No network meets all limits; the nearest one is shown. What would have to give: {give}.")
     return Card(
         metrics["met"],
-        _limits_status(metrics["met"]),
+        "Limits met" if metrics["met"] else "Limits not met",
         headline,
         tuple(facts),
         tuple(_compress_limits(run)),
@@ -295,7 +269,7 @@ def _compressed(run: RunRecords) -> Card:
     )
 
 
-def _compress_limits(run: RunRecords) -> Iterator[LimitRow]:
+def _compress_limits(run: RunRecords) -> Iterator[Limit]:
     for name, title, asked_text, found_text in (
         ("max_drop", "Loss on calibration images", "{:g} pp".format, "{:+.2f} pp".format),
         ("flash", "Flash", bytes_text, bytes_text),
@@ -305,7 +279,7 @@ def _compress_limits(run: RunRecords) -> Iterator[LimitRow]:
         asked = run.metrics["limits"][name]["asked"]
         if asked is not None:
             found = _number(run, f"limits.{name}.found", found_text)
-            yield LimitRow(title, f"at most {asked_text(asked)}", found, name not in run.metrics["missed"])
+            yield (title, f"at most {asked_text(asked)}", found, name not in run.metrics["missed"])
 
 
 def _pruned(run: RunRecords) -> Card:
@@ -319,7 +293,7 @@ def _pruned(run: RunRecords) -> Card:
         f" {metrics['original']['test']['percent']:.2f} %."
     )
     names = {"Accuracy before": "original.test", "Accuracy pruned": "pruned.test"}
-    facts = (*_compared(run, names, "paired"), Fact("Multiply-accumulates", macs, parameters))
+    facts = (*_compared(run, names, "paired"), ("Multiply-accumulates", macs, parameters))
     return Card(metrics["met"], "Target met" if metrics["met"] else "Target not met", headline, facts)
 
 
@@ -338,7 +312,7 @@ def _finetuned(run: RunRecords) -> Card:
     if integers:
         model = metrics["models"][0]
         note = f"weights {model['weight_reduction']:.1f}x, activations {model['activation_reduction']:.1f}x smaller"
-        facts.append(Fact("File", _number(run, "models.0.file_bytes", bytes_text), note))
+        facts.append(("File", _number(run, "models.0.file_bytes", bytes_text), note))
     notes = tuple(f"Alarm during training: {alarm}" for alarm in metrics.get("alarms", ()))
     return Card(None, "Fine-tuned", headline, tuple(facts), notes=notes)
 

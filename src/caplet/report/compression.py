@@ -1,7 +1,5 @@
 """What ``caplet compress`` weighed: pruning against widths, the networks that were made, their speed, the stages."""
 
-from typing import Any
-
 from caplet.report.cards import bytes_text
 from caplet.report.charts import Dot, Level, Series, chart
 from caplet.report.content import Cell, Figure, Section, Table
@@ -41,29 +39,23 @@ def tradeoff(run: RunRecords) -> Section | str:
         (pruning, narrowing),
         Table("trade-off", ("kind", "macs_kept", "bits", "loss_points", "images"), tuple(rows)),
     )
-    grid = tuple(_point(point, chosen) for point in curve if point["steps"] or point["macs_kept"] < 1)
-    grid += tuple(_width(point, width) for point in widths)
+    grid = [
+        (
+            f"pruned to {100 * point['macs_kept']:.3g} % of the multiply-accumulates",
+            f"{point['drop']:+.2f}",
+            "chosen" if point["macs_kept"] == chosen["macs_kept"] else "",
+            *(f"{point[name]:,}" for name in ("parameters", "steps", "images")),
+        )
+        for point in curve
+        if point["steps"] or point["macs_kept"] < 1
+    ]
+    for point in widths:
+        kept, picked = point.get("macs_kept", 1.0), "chosen for the estimate" if point["bits"] == width["bits"] else ""
+        name = f"{point['bits']} bits everywhere" + ("" if kept == 1 else f", pruned to {100 * kept:.3g} %")
+        grid.append((name, f"{point['drop']:+.2f}", picked, "", "", f"{point['images']:,}"))
     heads = ("measured", "loss (points)", "", "parameters", "fine-tuning steps", "images")
     decision = f"Chosen to begin with: {found['reasons'][-1]}."
-    return Section("Pruning or narrower integers", decision, (figure,), grid=Table("measured", heads, grid))
-
-
-def _point(point: dict[str, Any], chosen: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        f"pruned to {100 * point['macs_kept']:.3g} % of the multiply-accumulates",
-        f"{point['drop']:+.2f}",
-        "chosen" if point["macs_kept"] == chosen["macs_kept"] else "",
-        f"{point['parameters']:,}",
-        f"{point['steps']:,}",
-        f"{point['images']:,}",
-    )
-
-
-def _width(point: dict[str, Any], chosen: dict[str, Any]) -> tuple[str, ...]:
-    picked = "chosen for the estimate" if point["bits"] == chosen["bits"] else ""
-    kept = point.get("macs_kept", 1.0)
-    where = "" if kept == 1 else f", pruned to {100 * kept:.3g} %"
-    return f"{point['bits']} bits everywhere{where}", f"{point['drop']:+.2f}", picked, "", "", f"{point['images']:,}"
+    return Section("Pruning or narrower integers", decision, (figure,), grid=Table("measured", heads, tuple(grid)))
 
 
 def pairs(run: RunRecords) -> Section | str:

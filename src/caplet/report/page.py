@@ -1,11 +1,11 @@
 """The report: one HTML page that needs nothing else, from the records of one or more runs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from caplet.report.cards import Card, card, verified_reason
+from caplet.report.cards import card, verified_reason
 from caplet.report.compression import pairs, speed, stages, tradeoff
 from caplet.report.content import Section
 from caplet.report.noise import noise, sensitivity
@@ -35,17 +35,6 @@ PARTS: dict[RunKind, tuple[Part, ...]] = {
 """What a page shows of each kind of run, in order."""
 
 
-@dataclass(frozen=True)
-class Chapter:
-    """What the page shows of one run; ``missing`` says what it cannot show, and why."""
-
-    name: str
-    kind: str
-    card: Card | None
-    sections: tuple[Section, ...]
-    missing: tuple[str, ...]
-
-
 def render(runs: Sequence[RunRecords], version: str) -> str:
     """The page as text: UTF-8 HTML with its style sheet, pictures and data inside; no script, no address outside.
 
@@ -61,17 +50,18 @@ def render(runs: Sequence[RunRecords], version: str) -> str:
         lstrip_blocks=True,
     )
     chapters = [_chapter(run) for run in runs]
-    title = "caplet: " + ", ".join(chapter.name for chapter in chapters)
+    title = "caplet: " + ", ".join(run.name for run in runs)
     return environment.get_template("page.html.j2").render(chapters=chapters, title=title, version=version)
 
 
-def _chapter(run: RunRecords) -> Chapter:
+def _chapter(run: RunRecords) -> dict[str, Any]:
+    """What the page shows of one run; ``missing`` says what it cannot show, and why."""
     found = [part(run) for part in PARTS[run.kind]]
     missing = [verified_reason(run) if run.kind is RunKind.QUANTIZE else None, *found]
-    return Chapter(
-        run.name,
-        str(run.kind),
-        card(run),
-        tuple(part for part in found if isinstance(part, Section)),
-        tuple(part for part in missing if isinstance(part, str)),
-    )
+    return {
+        "name": run.name,
+        "kind": str(run.kind),
+        "card": card(run),
+        "sections": [part for part in found if isinstance(part, Section)],
+        "missing": [part for part in missing if isinstance(part, str)],
+    }

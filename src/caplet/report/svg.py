@@ -3,7 +3,7 @@
 import copy
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from xml.etree import ElementTree
@@ -37,44 +37,43 @@ class Canvas:
         self, x: float, y: float, width: float, height: float, style: str, *, mix: float | None = None, tip: str = ""
     ) -> None:
         """A rectangle. ``style`` is a class; ``mix`` from 0 to 1 blends from the low to the high colour."""
-        size = {"x": _px(x), "y": _px(y), "width": _px(width), "height": _px(height)}
-        self._add("rect", size, style, mix, tip)
+        self._add("rect", {"x": x, "y": y, "width": width, "height": height}, style, tip, mix)
 
     def circle(self, x: float, y: float, radius: float, style: str, *, tip: str = "") -> None:
         """A circle around a point."""
-        self._add("circle", {"cx": _px(x), "cy": _px(y), "r": _px(radius)}, style, None, tip)
+        self._add("circle", {"cx": x, "cy": y, "r": radius}, style, tip)
 
     def line(self, x1: float, y1: float, x2: float, y2: float, style: str) -> None:
         """A straight line."""
-        self._add("line", {"x1": _px(x1), "y1": _px(y1), "x2": _px(x2), "y2": _px(y2)}, style, None, "")
+        self._add("line", {"x1": x1, "y1": y1, "x2": x2, "y2": y2}, style)
 
     def path(self, points: list[tuple[float, float]], style: str, *, tip: str = "") -> None:
         """A line through points."""
         text = "M" + " L".join(f"{_px(x)} {_px(y)}" for x, y in points)
-        self._add("path", {"d": text, "fill": "none"}, style, None, tip)
+        self._add("path", {"d": text, "fill": "none"}, style, tip)
 
     def triangle(self, x: float, y: float, size: float, style: str, *, tip: str = "") -> None:
         """A triangle that points down to (x, y)."""
         corners = f"M{_px(x)} {_px(y)} l{_px(-size)} {_px(-1.6 * size)} h{_px(2 * size)} z"
-        self._add("path", {"d": corners}, style, None, tip)
+        self._add("path", {"d": corners}, style, tip)
 
     def text(
         self, x: float, y: float, text: str, style: str = "label", *, anchor: str = "start", turn: float = 0.0
     ) -> None:
         """Text; ``y`` is its base line, ``turn`` its angle in degrees."""
-        place = {"x": _px(x), "y": _px(y), "text-anchor": anchor}
+        place: dict[str, str | float] = {"x": x, "y": y, "text-anchor": anchor}
         if turn:
             place["transform"] = f"rotate({_px(turn)} {_px(x)} {_px(y)})"
-        element = self._add("text", place, style, None, "")
-        element.text = text
+        self._add("text", place, style).text = text
 
     def markup(self) -> str:
         """The picture as text for an HTML page."""
         return ElementTree.tostring(self.root, encoding="unicode")
 
     def _add(
-        self, tag: str, attributes: dict[str, str], style: str, mix: float | None, tip: str
+        self, tag: str, places: Mapping[str, str | float], style: str, tip: str = "", mix: float | None = None
     ) -> ElementTree.Element:
+        attributes = {name: value if isinstance(value, str) else _px(value) for name, value in places.items()}
         element = ElementTree.SubElement(self.root, tag, {**attributes, "class": style})
         if mix is not None:
             element.set("style", f"--mix:{100 * min(max(mix, 0.0), 1.0):.0f}%")

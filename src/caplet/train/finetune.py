@@ -6,6 +6,7 @@ logits to soften; the distances are those of the class capsules' lengths and of 
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.precision import mixed
 from caplet.train.settings import FinetuneSettings
-from caplet.train.task import Call, Task, TrainedNetwork, batch_accuracy, batch_margin
+from caplet.train.task import Call, Task, TrainedNetwork
 
 DEFAULT_BYTES = 1_000_000_000
 
@@ -109,29 +110,26 @@ class FinetuneTask(Task[Tuning]):
     def identity(self) -> dict[str, str]:
         return {"data of the model": weights_digest(self.model), "data of the teacher": self.teacher_digest}
 
-    def _taught(self, images: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _taught(self, teacher: CapsNet, images: Tensor) -> Tensor:
         """The teacher's class capsules, float32 (B, classes, D)."""
-        teacher = self.teacher
-        assert teacher is not None
-
-        def compute() -> Tensor:
-            with torch.no_grad(), mixed(teacher, images.device, self.settings.precision):
-                answer: Tensor = teacher(images).float()
-            return answer
-
-        identity = f"{self.teacher_digest} {self.settings.precision}"
-        return compute() if self.answers is None else self.answers.get(identity, images, compute)
+        with mixed(teacher, images.device, self.settings.precision):
+            answer: Tensor = teacher(images).float()
+        return answer
 
     def losses(self, call: Call, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         settings = self.settings
         with mixed(self.network, images.device, settings.precision):
             capsules = call(images, labels)[0].float()
-        margin = batch_margin(settings, capsules, labels)
-        parts = {"margin": margin, "accuracy": batch_accuracy(capsules, labels)}
+        parts = self.measured(capsules, labels)
+        margin = settings.margin_weight * parts["margin"]
         if self.teacher is None:
-            return {"loss": settings.margin_weight * margin, **parts}
-        distance = distillation_loss(capsules, self._taught(images), settings)
-        return {"loss": settings.margin_weight * margin + distance, "distillation": distance, **parts}
+            return {"loss": margin, **parts}
+        compute = partial(self._taught, self.teacher, images)
+        identity = f"{self.teacher_digest} {settings.precision}"
+        taught = compute() if self.answers is None else self.answers.get(identity, images, compute)
+        distance = distillation_loss(capsules, taught, settings)
+        return {"loss": margin + distance, "distillation": distance, **parts}
 
 
 def weights_digest(model: CapsNet) -> str:

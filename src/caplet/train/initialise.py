@@ -10,33 +10,29 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from caplet.errors import ConfigError, ModelError
 from caplet.models.base import CapsNet, Stage, State
 from caplet.nn.layer import Layer, handling
 from caplet.nn.points import Handler, PointSpec
 
-#: Trials per layer; one without routing needs two, a routed one (whose coupling moves with the votes) several.
+#: Evaluations per layer; one without routing needs two, a routed one (whose coupling moves with the votes) several.
 ROUNDS = 20
 #: Relative deviation from the target that is good enough.
 TOLERANCE = 0.01
 
 
 @dataclass
-class _NormProbe(Handler):
+class _NormObserver(Handler):
     """Records the mean capsule length at ``preactivation``, of the last routing iteration."""
 
     norm: float = 0.0
 
     def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
         if spec.name == "preactivation":
-            self.norm = float(torch.linalg.vector_norm(value.float(), dim=_dim_axis(spec)).mean())
+            self.norm = float(torch.linalg.vector_norm(value.float(), dim=1 + spec.dims.index("dim")).mean())
         return value
-
-
-def _dim_axis(spec: PointSpec) -> int:
-    return 1 + spec.dims.index("dim")
 
 
 def capsule_layers(stage: Stage) -> list[Layer]:
@@ -78,8 +74,7 @@ def initialise(
     """
     targets = targets or {}
     check_targets(model, targets)
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    before = [[buffer.clone() for buffer in norm.buffers()] for norm in norms]
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     was_training = model.training
     model.train()
     reached: dict[str, float] = {}
@@ -91,36 +86,35 @@ def initialise(
             state = stage.run(state)
     finally:
         model.train(was_training)
-        for norm, buffers in zip(norms, before, strict=True):
-            for buffer, value in zip(norm.buffers(), buffers, strict=True):
-                buffer.copy_(value)
+        for name, value in before.items():
+            model.get_buffer(name).copy_(value)
     return reached
 
 
 def _rescale(layer: Layer, stage: Stage, state: State, target: float) -> float:
-    """Scale one layer's weights to ``target``: by the ratio, and by bisection once the target lies between two trials.
+    """Scale one layer's weights to ``target``: by the ratio, and by bisection once the target lies between two scales.
 
     Longer votes agree more, which makes routing give them more coupling: the length can rise steeply with the scale,
     and the ratio alone would swing from side to side.
     """
     weight = layer.get_parameter("weight")
     start = weight.clone()
-    probe = _NormProbe()
+    observer = _NormObserver()
     scale, low, high = 1.0, 0.0, math.inf  # low and high: the nearest scales known to give too little and too much
     for _ in range(ROUNDS):
         weight.copy_(start * scale)
-        with handling([layer], probe):
+        with handling([layer], observer):
             stage.run(state)
-        if not 0.0 < probe.norm < float("inf"):
+        if not 0.0 < observer.norm < float("inf"):
             raise ModelError(
-                f"layer {layer.name}: the mean length of its capsules before squash is {probe.norm}, so no scale of its"
-                f" weights gives {target}; check the images and the layers before it, or turn initial_norm off"
+                f"layer {layer.name}: the mean length of its capsules before squash is {observer.norm}, so no scale of"
+                f" its weights gives {target}; check the images and the layers before it, or turn initial_norm off"
             )
-        if abs(probe.norm / target - 1) <= TOLERANCE:
+        if abs(observer.norm / target - 1) <= TOLERANCE:
             break
-        if probe.norm < target:
+        if observer.norm < target:
             low = max(low, scale)
         else:
             high = min(high, scale)
-        scale = math.sqrt(low * high) if low and math.isfinite(high) else scale * target / probe.norm
-    return probe.norm
+        scale = math.sqrt(low * high) if low and math.isfinite(high) else scale * target / observer.norm
+    return observer.norm

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,8 @@ from caplet.files import access, write_text
 #: ``kind`` is ``step`` (values of that step's batch) or ``epoch`` (means over the epoch; calibration with the averaged
 #: weights). ``global_step`` counts finished steps; ``seconds`` is training time so far.
 COLUMNS = (
-    "kind",
-    "epoch",
-    "global_step",
-    "lr",
-    "loss",
-    "margin",
-    "reconstruction",
-    "distillation",
-    "accuracy",
-    "calibration_accuracy",
-    "calibration_loss",
-    "images_per_second",
-    "seconds",
+    *("kind", "epoch", "global_step", "lr", "loss", "margin", "reconstruction", "distillation", "accuracy"),
+    *("calibration_accuracy", "calibration_loss", "images_per_second", "seconds"),
 )
 
 
@@ -36,12 +26,23 @@ def read_steps(path: Path) -> list[dict[str, float]]:
     Raises:
         ArtefactError: the file cannot be read.
     """
-    with access("read the training log", path), path.open(newline="", encoding="utf-8") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["kind"] == "step"]
     return [
         {"step": int(row["global_step"]), "loss": float(row["loss"]), "accuracy": float(row["accuracy"])}
-        for row in rows
+        for row in _read(path)
+        if row["kind"] == "step"
     ]
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with access("read the training log", path), path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _lines(*rows: Mapping[str, Any]) -> str:
+    """Rows as CSV text; columns that they do not have stay empty."""
+    text = io.StringIO(newline="")
+    csv.DictWriter(text, COLUMNS, restval="", extrasaction="ignore").writerows(rows)
+    return text.getvalue()
 
 
 class CsvLog:
@@ -57,13 +58,8 @@ class CsvLog:
 
     def __init__(self, path: Path, epochs: int, steps: int) -> None:
         self.path = path
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS, restval="")
-        writer.writeheader()
-        if steps and path.exists():
-            with access("read the training log", path), path.open(newline="", encoding="utf-8") as stream:
-                writer.writerows(r for r in csv.DictReader(stream) if _kept(r, epochs, steps))
-        write_text(path, text.getvalue(), "the training log")
+        rows = [row for row in _read(path) if _kept(row, epochs, steps)] if steps and path.exists() else []
+        write_text(path, _lines({name: name for name in COLUMNS}, *rows), "the training log")
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row; columns it does not have stay empty.
@@ -71,10 +67,8 @@ class CsvLog:
         Raises:
             ArtefactError: the file cannot be written.
         """
-        text = io.StringIO(newline="")
-        csv.DictWriter(text, COLUMNS, restval="", extrasaction="ignore").writerow(row)
         with access("write the training log", self.path), self.path.open("a", newline="", encoding="utf-8") as stream:
-            stream.write(text.getvalue())
+            stream.write(_lines(row))
 
 
 def _kept(row: dict[str, str], epochs: int, steps: int) -> bool:

@@ -17,7 +17,6 @@ from caplet.nn.precision import mixed
 def margin_loss(
     lengths: Tensor,
     labels: Tensor,
-    *,
     positive: float = 0.9,
     negative: float = 0.1,
     down_weight: float = 0.5,

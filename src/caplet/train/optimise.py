@@ -48,11 +48,9 @@ def make_optimizer(settings: LoopSettings, model: CapsNet, decoder: nn.Module | 
         raise ConfigError(f"lr_multipliers: the model has no block {unknown[0]!r} (it has {', '.join(blocks)})")
     groups = []
     for block, parameters in blocks.items():
-        multiplier = settings.lr_multipliers.get(block, 1.0)
-        for decay, chosen in (
-            (settings.weight_decay, [p for p in parameters if p.ndim > 2 or (p.ndim == 2 and block == "decoder")]),
-            (0.0, [p for p in parameters if not (p.ndim > 2 or (p.ndim == 2 and block == "decoder"))]),
-        ):
+        for decays in (True, False):
+            chosen = [p for p in parameters if (p.ndim > 2 or (p.ndim == 2 and block == "decoder")) == decays]
+            decay, multiplier = settings.weight_decay if decays else 0.0, settings.lr_multipliers.get(block, 1.0)
             if chosen:
                 groups.append({"params": chosen, "weight_decay": decay, "block": block, "multiplier": multiplier})
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW

@@ -28,7 +28,7 @@ from caplet.quant.simulate.straight_through import StraightThrough, towards
 from caplet.train.finetune import FinetuneTask
 from caplet.train.loss import ClassificationScore, evaluate
 from caplet.train.settings import FinetuneSettings
-from caplet.train.task import INITIALISE, Call, generator
+from caplet.train.task import Call
 
 FIT_IMAGES = 512
 """Training images on which a reconstruction fits the model that training starts from."""
@@ -131,13 +131,8 @@ class QatTask(FinetuneTask[QatSettings]):
 
     def prepare(self, images: ImageSet) -> None:
         """Choose the training images that are looked at."""
-        pixels = to_float(self._some(images, self.settings.watch_images))
+        pixels = to_float(self.some(images, self.settings.watch_images))
         self._images = pixels.to(next(self.model.parameters()).device)
-
-    def _some(self, images: ImageSet, count: int) -> Tensor:
-        """Pixels of training images that the seed chooses."""
-        order = torch.randperm(len(images), generator=generator(self.settings.seed, INITIALISE))
-        return images.images[order[:count]]
 
     def start(self, images: ImageSet) -> None:
         if self.settings.fit:
@@ -182,7 +177,7 @@ class QatTask(FinetuneTask[QatSettings]):
     def _fit(self, images: ImageSet) -> None:
         """Begin with the codes, biases and exponents of a reconstruction."""
         settings = ReconstructSettings(parse_parts(self.settings.fit), seed=self.settings.seed)
-        found = reconstruct(self.model, self.plan, self._some(images, FIT_IMAGES), settings)
+        found = reconstruct(self.model, self.plan, self.some(images, FIT_IMAGES), settings)
         with torch.no_grad():
             for layer, exact in zip(found.model.layers(), folded(self.model).layers(), strict=True):
                 for name in (name for name, spec in layer.specs.items() if spec.role is Role.WEIGHT):

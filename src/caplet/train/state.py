@@ -52,11 +52,6 @@ def fingerprint(settings: LoopSettings, splits: Splits) -> dict[str, str]:
     return made
 
 
-def _defaults(settings: LoopSettings) -> dict[str, str]:
-    fields = type(settings).model_fields.items()
-    return {name: json.dumps(field.default) for name, field in fields if not field.is_required()}
-
-
 def save_state(path: Path, position: Position, made: dict[str, str], tensors: dict[str, Any]) -> None:
     """Write the checkpoint: it is there whole or not at all, and an older one stays until then.
 
@@ -92,7 +87,9 @@ def load_state(path: Path, made: dict[str, str], settings: LoopSettings) -> tupl
         raise ArtefactError(f"{path} is damaged or not a training checkpoint; delete it to start anew") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
         raise ArtefactError(f"{path} is not a training checkpoint of this version of caplet; delete it to start anew")
-    before = _defaults(settings) | record["made"]  # a setting that did not exist yet had the effect of its default
+    fields = type(settings).model_fields.items()
+    defaults = {name: json.dumps(field.default) for name, field in fields if not field.is_required()}
+    before = defaults | record["made"]  # a setting that did not exist yet had the effect of its default
     if before.get("exponents") == '"refit"':
         before["exponents"] = '"recalibrate"'  # its earlier name
     changed = [name for name in {**made, **before} if before.get(name) != made.get(name)]

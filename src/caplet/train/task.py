@@ -97,6 +97,22 @@ class Task(ABC, Generic[Settings]):
             ``loss`` and any of ``margin``, ``reconstruction``, ``distillation``, ``accuracy``.
         """
 
+    def some(self, images: ImageSet, count: int) -> Tensor:
+        """Up to ``count`` images that the seed chooses, uint8 (N, C, H, W)."""
+        order = torch.randperm(len(images), generator=generator(self.settings.seed, INITIALISE))
+        return images.images[order[:count]]
+
+    def measured(self, capsules: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """``margin``, the margin loss with the settings' margins, and ``accuracy``, the fraction that is correct.
+
+        Args:
+            capsules: the class capsules, float32 (B, classes, D). labels: int64 (B,).
+        """
+        settings = self.settings
+        margins = (settings.margin_positive, settings.margin_negative, settings.margin_down_weight)
+        accuracy = (longest(capsules.detach()) == labels).float().mean()
+        return {"margin": margin_loss(lengths(capsules), labels, *margins), "accuracy": accuracy}
+
     def stepped(self, global_step: int, steps: int) -> None:
         """After the optimiser's step number ``global_step`` (from 1) of ``steps``."""
 
@@ -133,36 +149,17 @@ class RecipeTask(Task[TrainSettings]):
         """Data-dependent initialisation, if asked for."""
         settings = self.settings
         if settings.initial_norm is not None:
-            chosen = torch.randperm(len(images), generator=generator(settings.seed, INITIALISE))
-            pixels = to_float(images.images[chosen[:INITIALISATION_IMAGES]])
-            device = next(self.model.parameters()).device
-            initialise(self.model, pixels.to(device), settings.initial_norm, settings.initial_norms)
+            pixels = to_float(self.some(images, INITIALISATION_IMAGES)).to(next(self.model.parameters()).device)
+            initialise(self.model, pixels, settings.initial_norm, settings.initial_norms)
 
     def losses(self, call: Call, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         with mixed(self.network, images.device, self.settings.precision):
             capsules, reconstruction = call(images, labels)
-        capsules = capsules.float()
-        parts = {"margin": batch_margin(self.settings, capsules, labels), "accuracy": batch_accuracy(capsules, labels)}
+        parts = self.measured(capsules.float(), labels)
         if reconstruction is None:
             return {"loss": parts["margin"], **parts}
         error = reconstruction_loss(reconstruction, images)
         return {"loss": parts["margin"] + self.settings.reconstruction_weight * error, "reconstruction": error, **parts}
-
-
-def batch_margin(settings: LoopSettings, capsules: Tensor, labels: Tensor) -> Tensor:
-    """The margin loss, with the settings' margins, of class capsules float32 (B, classes, D)."""
-    return margin_loss(
-        lengths(capsules),
-        labels,
-        positive=settings.margin_positive,
-        negative=settings.margin_negative,
-        down_weight=settings.margin_down_weight,
-    )
-
-
-def batch_accuracy(capsules: Tensor, labels: Tensor) -> Tensor:
-    """The fraction of a batch that is classified correctly."""
-    return (longest(capsules.detach()) == labels).float().mean()
 
 
 def generator(*key: int) -> torch.Generator:

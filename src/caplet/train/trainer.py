@@ -199,15 +199,7 @@ class Trainer:
         position.step += 1
         position.images += count
         position.seconds += seconds
-        return {
-            "kind": "step",
-            "epoch": position.epoch + 1,
-            "global_step": global_step + 1,
-            "lr": lr,
-            **dict(zip(_MEASURED, values, strict=True)),
-            "images_per_second": position.sums["images"] / position.sums["seconds"],
-            "seconds": position.seconds,
-        }
+        return self._row("step", lr, dict(zip(_MEASURED, values, strict=True)))
 
     def end_epoch(self) -> dict[str, Any]:
         """Evaluate the averaged weights on the calibration split, keep them if best; returns the epoch's log row."""
@@ -215,17 +207,9 @@ class Trainer:
         settings, position, sums = self.settings, self.position, self.position.sums
         score = self.task.evaluate(self.splits.calibration)
         position.seconds += time.monotonic() - started
-        row: dict[str, Any] = {
-            "kind": "epoch",
-            "epoch": position.epoch + 1,
-            "global_step": self.global_step,
-            "lr": learning_rate(settings, self.global_step - 1, self.steps),
-            **{name: sums[name] / sums["images"] for name in _MEASURED},
-            "calibration_accuracy": score.accuracy,
-            "calibration_loss": score.loss,
-            "images_per_second": sums["images"] / sums["seconds"],
-            "seconds": position.seconds,
-        }
+        means = {name: sums[name] / sums["images"] for name in _MEASURED}
+        means |= {"calibration_accuracy": score.accuracy, "calibration_loss": score.loss}
+        row = self._row("epoch", learning_rate(settings, self.global_step - 1, self.steps), means)
         position.history.append(row)
         position.waited = 0 if score.accuracy > position.best_accuracy else position.waited + 1
         if settings.keep == "last" or score.accuracy >= position.best_accuracy:  # of equals, the longer trained
@@ -235,6 +219,13 @@ class Trainer:
         position.stopped = settings.patience is not None and position.waited >= settings.patience
         position.epoch, position.step, position.sums = position.epoch + 1, 0, {}
         return row
+
+    def _row(self, kind: str, lr: float, values: dict[str, float]) -> dict[str, Any]:
+        """A row of the log, at the position of now."""
+        position = self.position
+        place = {"kind": kind, "epoch": position.epoch + 1, "global_step": self.global_step, "lr": lr}
+        speed = position.sums["images"] / position.sums["seconds"]
+        return {**place, **values, "images_per_second": speed, "seconds": position.seconds}
 
     def result(self) -> tuple[CapsNet, float]:
         """The kept weights in a model of their own (CPU, evaluation mode), and its calibration accuracy in float32.
