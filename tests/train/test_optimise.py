@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from caplet.errors import ConfigError
-from caplet.train.optimise import Average, learning_rate, make_optimizer, set_learning_rate
+from caplet.train.optimise import Average, learning_rate, make_optimizer
 from caplet.train.settings import TrainSettings
 from caplet.train.task import build_decoder, build_model
 
@@ -40,10 +40,9 @@ def test_groups_hold_every_parameter_once_and_decay_only_weights(tiny: Make) -> 
     decoder = build_decoder(settings, model)
     assert decoder is not None
     optimizer = make_optimizer(settings, model, decoder)
-    set_learning_rate(optimizer, 1.0)
     seen = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(seen) == sorted(id(p) for p in (*model.parameters(), *decoder.parameters()))
-    rate = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    rate = {id(p): (g["multiplier"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     named = dict(model.named_parameters()) | {f"decoder.{n}": p for n, p in decoder.named_parameters()}
     assert rate[id(named["digit.weight"])] == (0.5, 0.1)
     assert rate[id(named["digit.bias"])] == (0.5, 0.0)
@@ -61,7 +60,7 @@ def test_an_unknown_block_is_refused(tiny: Make) -> None:
 def test_the_average_is_the_recurrence_with_a_warmed_up_decay(tiny: Make) -> None:
     settings = tiny()
     model, average = build_model(settings), Average(build_model(settings), 0.9)
-    average.copy(model)
+    average.model.load_state_dict(model.state_dict())
     expected = model.digit.weight.detach().double()
     for step in range(200):
         draws = torch.Generator().manual_seed(step)

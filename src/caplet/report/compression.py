@@ -2,7 +2,7 @@
 
 from caplet.report.cards import bytes_text
 from caplet.report.charts import Dot, Level, Series, chart
-from caplet.report.content import Cell, Figure, Section, Table
+from caplet.report.content import Figure, Section, Table
 from caplet.runs.records import RunRecords
 
 _DEPTH = 8.0
@@ -91,21 +91,16 @@ def pairs(run: RunRecords) -> Section | str:
         legend=(("s0 hollow", "estimated"), ("s0", "made"), ("s1", "the result")),
         log_x=True,
     )
-    rows: list[tuple[Cell, ...]] = [
-        ("estimated", None, *(pair[name] for name in ("macs_kept", "bits", "flash", "ram", "drop")))
-        for pair in estimated
-    ]
-    rows += [
-        ("made", each["folder"], None, None, *(each["values"][name] for name in ("flash", "ram", "max_drop")))
-        for each in made
-    ]
+    rows = [{**pair, "kind": "estimated", "loss_points": pair["drop"]} for pair in estimated]
+    for each in made:
+        rows.append({**each["values"], **each, "kind": "made", "loss_points": each["values"]["max_drop"]})
     caption = (
         "Hollow: a point of either curve, their losses added, bytes by lowering it. Filled: a network that was pruned,"
         " fine-tuned and quantized, measured as integers on all calibration images."
     )
     if len(shown) < len(estimated):
         caption += f" {len(estimated) - len(shown)} pairs that lose above {most:.1f} points are in the CSV file only."
-    table = Table("pairs", ("kind", "folder", "macs_kept", "bits", "flash", "ram", "loss_points"), tuple(rows))
+    table = Table.of("pairs", ("kind", "folder", "macs_kept", "bits", "flash", "ram", "loss_points"), rows)
     text = f"{len(estimated)} pairs were estimated; these networks were made and measured as integers."
     figure = Figure("Flash against loss", caption, (picture,), table)
     return Section("Networks that were made", text, (figure,), grid=Table("networks", heads, tuple(lines)))

@@ -14,7 +14,7 @@ from caplet.report.provenance import provenance
 from caplet.report.pruning import activity, remaining, rounds
 from caplet.report.search import front, search
 from caplet.report.tensors import memory, widths
-from caplet.report.training import by_epoch, by_step, finetuning
+from caplet.report.training import by_epoch, by_step
 from caplet.runs.records import RunKind, RunRecords
 
 Part = Callable[[RunRecords], Section | str]
@@ -24,8 +24,8 @@ PARTS: dict[RunKind, tuple[Part, ...]] = {
     RunKind.TRAIN: (by_epoch, provenance),
     RunKind.QUANTIZE: (widths, front, search, memory, confusion, changed, noise, provenance),
     RunKind.SENSITIVITY: (sensitivity, provenance),
-    RunKind.FINETUNE: (finetuning, provenance),
-    RunKind.QAT: (finetuning, widths, memory, confusion, changed, noise, provenance),
+    RunKind.FINETUNE: (by_epoch, provenance),
+    RunKind.QAT: (by_epoch, widths, memory, confusion, changed, noise, provenance),
     RunKind.PRUNE: (rounds, by_step, remaining, activity, provenance),
     RunKind.COMPRESS: (
         *(tradeoff, pairs, speed, widths, memory),

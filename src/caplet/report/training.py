@@ -20,16 +20,8 @@ def learning_curves(history: list[dict[str, Any]], title: str, kept: int | None 
 
 
 def by_epoch(run: RunRecords) -> Section | str:
-    """Loss and accuracy of a training run by epoch."""
-    return _epochs(run.metrics)
-
-
-def finetuning(run: RunRecords) -> Section | str:
-    """Loss and accuracy of a fine-tuning run by epoch."""
-    return _epochs(run.metrics["finetune"])
-
-
-def _epochs(metrics: dict[str, Any]) -> Section | str:
+    """Loss and accuracy of a training or fine-tuning run by epoch."""
+    metrics = run.metrics.get("finetune", run.metrics)
     history, epoch = metrics["history"], metrics["epoch"]
     if not history:
         return "Learning curves: no epoch was recorded."

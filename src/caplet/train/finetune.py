@@ -6,6 +6,7 @@ logits to soften; the distances are those of the class capsules' lengths and of 
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from caplet.train.task import Call, Task, TrainedNetwork
 DEFAULT_BYTES = 1_000_000_000
 
 
+@dataclass
 class TeacherAnswers:
     """Answers to whole batches, so that what is remembered is bit for bit what the teacher would compute again.
 
@@ -31,10 +33,9 @@ class TeacherAnswers:
     ``most`` bytes nothing more is remembered.
     """
 
-    def __init__(self, most: int = DEFAULT_BYTES) -> None:
-        self._most = most
-        self._bytes = 0
-        self._known: dict[str, Tensor] = {}
+    most: int = DEFAULT_BYTES
+    _bytes: int = 0
+    _known: dict[str, Tensor] = field(default_factory=dict)
 
     def get(self, identity: str, images: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         """The answers to ``images`` float (B, C, H, W): remembered, or else computed.
@@ -48,7 +49,7 @@ class TeacherAnswers:
             return self._known[key].to(images.device)
         found = compute()
         size = found.nelement() * found.element_size()
-        if self._bytes + size <= self._most:
+        if self._bytes + size <= self.most:
             self._known[key] = found.detach().cpu()
             self._bytes += size
         return found

@@ -104,10 +104,6 @@ class TensorBoardLog:
             if isinstance(value, float):
                 self.writer.add_scalar(f"{row['kind']}/{name}", value, row["global_step"])
 
-    def close(self) -> None:
-        """Write what is still in memory."""
-        self.writer.close()
-
 
 class ProgressLine(Progress):
     """Progress bar on stderr with loss, learning rate, speed, calibration accuracy and time left; a context manager.

@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,7 @@ from caplet.train.logs import CsvLog, ProgressLine, TensorBoardLog
 from caplet.train.settings import TrainSettings
 from caplet.train.state import fingerprint, load_state, save_state
 from caplet.train.task import RecipeTask, Task
-from caplet.train.trainer import Trainer, make_backend
+from caplet.train.trainer import Backend, Trainer
 
 CHECKPOINT, LOG = "train.ckpt", "train.csv"
 
@@ -93,7 +93,7 @@ def train(
     with ExitStack() as stack:
         stop = stack.enter_context(_catch_signals())
         stack.enter_context(_cpu_threads(settings.threads))
-        trainer = Trainer(task, splits, make_backend(accelerate, device))
+        trainer = Trainer(task, splits, Backend(accelerate, device))
         if saved is None:
             trainer.start()
         else:
@@ -106,7 +106,9 @@ def train(
 
         logs: list[CsvLog | TensorBoardLog] = [CsvLog(out / LOG, position.epoch, trainer.global_step)] if main else []
         if tensorboard and main:
-            logs.append(stack.enter_context(closing(TensorBoardLog(out / "tensorboard", trainer.global_step))))
+            board = TensorBoardLog(out / "tensorboard", trainer.global_step)
+            logs.append(board)
+            stack.callback(board.writer.close)
         bar = stack.enter_context(ProgressLine(trainer.steps, trainer.global_step, progress and main))
         last_saved = time.monotonic()
         while not trainer.finished:
@@ -160,7 +162,7 @@ def _catch_signals() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before: dict[int, Any] = {}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def restore() -> None:
         for number, handler in before.items():
@@ -170,8 +172,8 @@ def _catch_signals() -> Iterator[threading.Event]:
         stop.set()
         restore()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, handle)
+    for number in before:
+        signal.signal(number, handle)
     try:
         yield stop
     finally:

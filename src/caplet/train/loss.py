@@ -1,6 +1,5 @@
 """The training losses (margin, reconstruction), and how well a model does on a set of images."""
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -88,9 +87,8 @@ def evaluate(
     was_training = model.training
     model.eval()
     correct, loss = 0, 0.0
-    scope: AbstractContextManager[None] = mixed(model, device, precision)
     try:
-        with torch.inference_mode(), scope:
+        with torch.inference_mode(), mixed(model, device, precision):
             for pixels, labels in images.batches(batch_size, device=device):
                 capsules = model(pixels).float()
                 correct += int((longest(capsules) == labels).sum())

@@ -58,12 +58,6 @@ def make_optimizer(settings: LoopSettings, model: CapsNet, decoder: nn.Module | 
     return kind(groups, lr=settings.lr, fused=fused)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group ``lr`` times its multiplier."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["multiplier"]
-
-
 class Average:
     """Exponential moving average of a model's parameters and buffers, kept in a second model.
 
@@ -89,12 +83,6 @@ class Average:
         for a, b in zip(mine, theirs, strict=True):
             if not a.is_floating_point():
                 a.copy_(b)
-
-    @torch.no_grad()
-    def copy(self, model: nn.Module) -> None:
-        """Start from the model's weights as they are."""
-        for a, b in zip(_tensors(self.model), _tensors(model), strict=True):
-            a.copy_(b)
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

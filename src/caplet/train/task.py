@@ -182,8 +182,6 @@ def build_decoder(settings: TrainSettings, model: CapsNet) -> Decoder | None:
     """The decoder that the settings name, for the model's class capsules; None if they name none."""
     if settings.decoder == "none":
         return None
-    last = list(model.layers())[-1]
-    classes, dim = last.specs["activation"].shape
-    if settings.decoder == "dense":
-        return DenseDecoder(classes, dim, model.config.image)
-    return ConvDecoder(dim, model.config.image)
+    classes, dim = list(model.layers())[-1].specs["activation"].shape
+    image = model.config.image
+    return DenseDecoder(classes, dim, image) if settings.decoder == "dense" else ConvDecoder(dim, image)

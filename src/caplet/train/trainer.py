@@ -14,7 +14,7 @@ from caplet.data.imageset import to_float
 from caplet.data.splits import Splits
 from caplet.errors import CapletError, ConfigError, DataError, ModelError
 from caplet.models.base import CapsNet
-from caplet.train.optimise import Average, learning_rate, set_learning_rate
+from caplet.train.optimise import Average, learning_rate
 from caplet.train.settings import LoopSettings
 from caplet.train.state import Position
 from caplet.train.task import AUGMENT, SHUFFLE, Task, generator
@@ -23,18 +23,35 @@ from caplet.train.task import AUGMENT, SHUFFLE, Task, generator
 class Backend:
     """One device, plain torch; or all processes that ``accelerate launch`` started, each with its part of every batch.
 
+    Args:
+        accelerate: run through accelerate, on the devices that its configuration picks.
+        device: without it; None for the GPU if there is one, or the CPU.
+
     Attributes:
         device: where the network lives.
         main: whether this process writes files and shows progress.
         processes: number of processes.
+
+    Raises:
+        ConfigError: accelerate is not installed, or the device is unknown or not there.
     """
 
-    def __init__(self, device: torch.device, accelerator: Any = None) -> None:
-        self.device, self.accelerator = device, accelerator
-        self.main, self.processes, self._index = True, 1, 0
-        if accelerator is not None:
-            self.main, self._index = accelerator.is_main_process, accelerator.process_index
-            self.processes = accelerator.num_processes
+    def __init__(self, accelerate: bool = False, device: str | None = None) -> None:
+        self.main, self.processes, self._index, self.accelerator = True, 1, 0, None
+        if accelerate:
+            try:
+                from accelerate import Accelerator
+            except ImportError as error:
+                raise ConfigError("accelerate is not installed: pip install 'caplet[accelerate]'") from error
+            self.accelerator = found = Accelerator()
+            self.device, self.main = found.device, found.is_main_process
+            self.processes, self._index = found.num_processes, found.process_index
+            return
+        name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            self.device = torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
 
     def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """The network to call and the optimiser to step in place of these."""
@@ -57,26 +74,6 @@ class Backend:
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set in any process."""
         return flag if self.processes == 1 else self.mean(torch.tensor([float(flag)], device=self.device))[0] > 0
-
-
-def make_backend(accelerate: bool, device: str | None) -> Backend:
-    """The backend asked for; without ``accelerate`` on ``device``, or the GPU if there is one, or the CPU.
-
-    Raises:
-        ConfigError: accelerate is not installed, or the device is unknown or not there.
-    """
-    if accelerate:
-        try:
-            from accelerate import Accelerator
-        except ImportError as error:
-            raise ConfigError("accelerate is not installed: pip install 'caplet[accelerate]'") from error
-        accelerator = Accelerator()
-        return Backend(accelerator.device, accelerator)
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return Backend(torch.empty(0, device=name).device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 _MEASURED = ("loss", "margin", "reconstruction", "distillation", "accuracy")
@@ -128,7 +125,7 @@ class Trainer:
     def start(self) -> None:
         """Start a new run: what its task begins with, and the average from these weights."""
         self.task.start(self.splits.train)
-        self.average.copy(self.task.model)
+        self.average.model.load_state_dict(self.task.model.state_dict())
 
     def restore(self, position: Position, tensors: dict[str, Any]) -> None:
         """Go on from a checkpoint's position and state."""
@@ -173,7 +170,8 @@ class Trainer:
         labels = self.splits.train.labels[chosen]
         images, labels = backend.part(images), backend.part(labels)
         lr = learning_rate(settings, global_step, self.steps)
-        set_learning_rate(self.optimizer, lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["multiplier"]
         parts = self.task.losses(self.wrapped, images, labels)
         loss = parts["loss"]
         zero = torch.zeros_like(loss)
@@ -191,11 +189,10 @@ class Trainer:
         self.average.update(self.task.model, global_step)
         self.task.stepped(global_step + 1, self.steps)
         count = len(chosen)
-        for name, value in zip(_MEASURED, values, strict=True):
-            position.sums[name] = position.sums.get(name, 0.0) + value * count
         seconds = time.monotonic() - started
-        position.sums["images"] = position.sums.get("images", 0) + count
-        position.sums["seconds"] = position.sums.get("seconds", 0.0) + seconds
+        sums = {name: value * count for name, value in zip(_MEASURED, values, strict=True)}
+        for name, value in {**sums, "images": count, "seconds": seconds}.items():
+            position.sums[name] = position.sums.get(name, 0.0) + value
         position.step += 1
         position.images += count
         position.seconds += seconds
