@@ -175,8 +175,7 @@ def load_float(path: str | Path, image_size: int | None = None) -> CapsNet:
 
 def load_or_build(model: str | Path, image_size: int | None = None) -> CapsNet:
     """A float model from its file, or a ready-made one, untrained, by its name. Raises ModelError."""
-    named = None if Path(model).exists() else _ready_made(str(model))
-    return load_float(model, image_size) if named is None else named
+    return _ready_made(model) or load_float(model, image_size)
 
 
 def load_plan(program: str | Path) -> QuantPlan | None:
@@ -199,18 +198,19 @@ def inspect(model: str | Path | CapsNet | Program, image_size: int | None = None
     """
     if isinstance(model, CapsNet | Program):
         return inspect_model(model)
-    path = Path(model)
-    named = None if path.exists() else _ready_made(str(model))
-    return inspect_model(load(path, image_size), path) if named is None else inspect_model(named)
+    named = _ready_made(model)
+    return inspect_model(load(model, image_size), Path(model)) if named is None else inspect_model(named)
 
 
-def _ready_made(name: str) -> CapsNet | None:
-    """The ready-made model of a name, untrained; None where no name is like it. Raises ModelError for a near one."""
-    if name in NAMED:
-        named = named_model(name)
+def _ready_made(name: str | Path) -> CapsNet | None:
+    """The ready-made model of a name, untrained; None for a file, or where no name is like it. Raises ModelError."""
+    if Path(name).exists():
+        return None
+    if (known := str(name)) in NAMED:
+        named = named_model(known)
         return build(named.family, named.config)
-    if hint := suggest(name, NAMED):
-        raise ModelError(f"{name}: neither a file nor a ready-made model{hint}")
+    if hint := suggest(known, NAMED):
+        raise ModelError(f"{known}: neither a file nor a ready-made model{hint}")
     return None
 
 

@@ -8,6 +8,7 @@ import typer
 from caplet.cli.options import with_options
 from caplet.cli.output import note, print_json
 from caplet.cli.shared import ImageOptions, ImageSize, Json, parse_ram
+from caplet.errors import NotExact, ToolMissing
 
 
 @with_options
@@ -57,15 +58,9 @@ def command(
 
 
 def _onnx(
-    run: Path,
-    out: Path | None,
-    images: int,
-    images_of: ImageOptions,
-    image_size: int | None,
-    json: bool,
+    run: Path, out: Path | None, images: int, images_of: ImageOptions, image_size: int | None, json: bool
 ) -> None:
     from caplet.api import Program, check_onnx, export_onnx, find_program, load
-    from caplet.errors import NotExact, ToolMissing
 
     source = find_program(run) if run.is_dir() else run
     model = load(source, image_size=image_size)

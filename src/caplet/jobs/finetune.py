@@ -26,7 +26,7 @@ from caplet.quant.plan.units import KINDS, Widths, bits_in_use, group_units, mak
 from caplet.report.training import learning_curves
 from caplet.runtime.engine import Engine
 from caplet.train.finetune import FinetuneTask, weights_digest
-from caplet.train.loop import TrainResult, train
+from caplet.train.loop import train
 from caplet.train.qat import QatSettings, QatTask
 from caplet.train.settings import FinetuneSettings
 
@@ -151,80 +151,63 @@ def finetune_model(
     job = "qat" if under_plan else "finetune"
     with begin(job, out, splits, resolved, model, resume=resume, force=force) as run:
         if plan is None:
-            float_task = FinetuneTask(settings, model, teacher)
-            result = train(float_task, splits, run, resume=resume, progress=progress)
+            program = path = None
+            result = train(FinetuneTask(settings, model, teacher), splits, run, resume=resume, progress=progress)
             answers = open_test_split(splits, model, {ROLE: result.model}, note)
-            metrics = _write(run, splits, model, result, answers, _measured(answers), {})
-            return FinetuneRun(
-                result.model, run / MODEL, None, None, None, answers.accuracy(ROLE), answers.against(ROLE), metrics
-            )
-        assert isinstance(settings, QatSettings)
-        before = evaluate(lower(model, plan), splits.calibration, engine=engine).accuracy
-        note(f"integers before training, calibration split: {before}")
-        task = QatTask(settings, model, teacher, plan, note)
-        result = train(task, splits, run, resume=resume, progress=progress)
-        plan, alarms = task.plan, task.alarms
-        program = lower(result.model, plan, labels=splits.test.classes, meta={"family": result.model.family})
-        path, plan_path = (run / name for name in artefacts(ROLE))
-        save_program(program, path)
-        plan.save(plan_path)
-        after = evaluate(program, splits.calibration, engine=engine).accuracy
-        if after.correct < before.correct:
-            alarms.append(
-                f"the integers have {after.correct:,} of {after.n:,} calibration images right after training, and had"
-                f" {before.correct:,} before it: lower lr, or train longer"
-            )
-            note(f"warning: {alarms[-1]}")
-        answers = open_test_split(splits, model, {ROLE: program}, note, engine)
-        memory = count_memory(result.model, plan)
-        record = {
-            "role": ROLE,
-            "file": path.name,
-            "file_bytes": path.stat().st_size,
-            "flash_bytes": program.flash_bytes,
-            "widths": bits_in_use(result.model, plan),
-            "memory": memory.to_json(),
-            "weight_reduction": memory.total.weight_reduction,
-            "activation_reduction": memory.total.activation_reduction,
-            "plan_digest": plan.digest(),
-            "calibration_before": before.to_json(),
-            "calibration": after.to_json(),
-            **_measured(answers),
+            outcome = _measured(answers)
+        else:
+            assert isinstance(settings, QatSettings)
+            before = evaluate(lower(model, plan), splits.calibration, engine=engine).accuracy
+            note(f"integers before training, calibration split: {before}")
+            task = QatTask(settings, model, teacher, plan, note)
+            result = train(task, splits, run, resume=resume, progress=progress)
+            plan, alarms = task.plan, task.alarms
+            program = lower(result.model, plan, labels=splits.test.classes, meta={"family": result.model.family})
+            path, plan_path = (run / name for name in artefacts(ROLE))
+            save_program(program, path)
+            plan.save(plan_path)
+            after = evaluate(program, splits.calibration, engine=engine).accuracy
+            if after.correct < before.correct:
+                alarms.append(
+                    f"the integers have {after.correct:,} of {after.n:,} calibration images right after training, and"
+                    f" had {before.correct:,} before it: lower lr, or train longer"
+                )
+                note(f"warning: {alarms[-1]}")
+            answers = open_test_split(splits, model, {ROLE: program}, note, engine)
+            memory = count_memory(result.model, plan)
+            record = {
+                "role": ROLE,
+                "file": path.name,
+                "file_bytes": path.stat().st_size,
+                "flash_bytes": program.flash_bytes,
+                "widths": bits_in_use(result.model, plan),
+                "memory": memory.to_json(),
+                "weight_reduction": memory.total.weight_reduction,
+                "activation_reduction": memory.total.activation_reduction,
+                "plan_digest": plan.digest(),
+                "calibration_before": before.to_json(),
+                "calibration": after.to_json(),
+                **_measured(answers),
+            }
+            outcome = {"models": [record], "alarms": alarms}
+        metrics = {
+            **outcome,
+            "float": {"test": answers.accuracy().to_json(), "weight_bytes": 4 * count_memory(model).total.weights},
+            "finetune": {
+                "epoch": result.epoch,
+                "steps": result.history[-1]["global_step"],
+                "calibration_accuracy": result.calibration_accuracy,
+                "seconds": round(result.seconds, 1),
+                "images_per_second": round(result.images_per_second, 1),
+                "history": result.history,
+            },
         }
-        outcome = {"models": [record], "alarms": alarms}
-        metrics = _write(run, splits, model, result, answers, outcome, {ROLE: program})
-        return FinetuneRun(
-            result.model, run / MODEL, plan, program, path, answers.accuracy(ROLE), answers.against(ROLE), metrics
-        )
+        metrics = ship(run, splits, metrics, answers, {} if program is None else {ROLE: program}, ROLE)
+        save_model(result.model, run / MODEL, {"data": metrics["data"], "finetune": metrics["finetune"]})
+        write_bytes(run / CURVES, learning_curves(result.history, f"fine-tuning on {metrics['data']}"))
+        test, against = answers.accuracy(ROLE), answers.against(ROLE)
+        return FinetuneRun(result.model, run / MODEL, plan, program, path, test, against, metrics)
 
 
 def _measured(answers: SplitAnswers) -> dict[str, Any]:
     return {"test": answers.accuracy(ROLE).to_json(), "paired": answers.against(ROLE).to_json()}
-
-
-def _write(
-    run: Path,
-    splits: Splits,
-    start: CapsNet,
-    result: TrainResult,
-    answers: SplitAnswers,
-    outcome: dict[str, Any],
-    programs: dict[str, Program],
-) -> dict[str, Any]:
-    """Write weights, curves and records; returns the metrics."""
-    metrics = {
-        **outcome,
-        "float": {"test": answers.accuracy().to_json(), "weight_bytes": 4 * count_memory(start).total.weights},
-        "finetune": {
-            "epoch": result.epoch,
-            "steps": result.history[-1]["global_step"],
-            "calibration_accuracy": result.calibration_accuracy,
-            "seconds": round(result.seconds, 1),
-            "images_per_second": round(result.images_per_second, 1),
-            "history": result.history,
-        },
-    }
-    metrics = ship(run, splits, metrics, answers, programs, ROLE)
-    save_model(result.model, run / MODEL, {"data": metrics["data"], "finetune": metrics["finetune"]})
-    write_bytes(run / CURVES, learning_curves(result.history, f"fine-tuning on {metrics['data']}"))
-    return metrics

@@ -168,11 +168,10 @@ def check_settings(settings: TrainSettings) -> None:
 def fit_to_data(settings: TrainSettings, splits: Splits) -> TrainSettings:
     """The settings with the model's image shape and number of classes overridden where the data have others."""
     config = named_model(settings.model).config
-    found = {"image": tuple(splits.train.image_shape), "classes": len(splits.train.classes)}
     named = {"image": config.image, "classes": config.classes, **settings.overrides}
-    differing = {key: value for key, value in found.items() if _plain(named[key]) != _plain(value)}
+    differing: dict[str, Any] = {}
+    if tuple(named["image"]) != (image := tuple(splits.train.image_shape)):
+        differing["image"] = image
+    if named["classes"] != (classes := len(splits.train.classes)):
+        differing["classes"] = classes
     return settings.model_copy(update={"overrides": {**settings.overrides, **differing}})
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
