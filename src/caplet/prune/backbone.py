@@ -114,7 +114,13 @@ def prune_backbone(
     model.check_images(train.images)
     model.check_images(calibration.images)
     structure = structure_of(model)
-    scores = _scores(model, structure, calibration, settings, loss)
+    score, asked = settings.score, (calibration.images, calibration.labels, [settings.score])
+    if score not in (TORCH_PRUNING, *SCORES):
+        raise ConfigError(f"unknown score {score!r}; the scores are {TORCH_PRUNING}, {', '.join(SCORES)}")
+    if score == TORCH_PRUNING:
+        scores = group_importance(model, structure)
+    else:
+        scores = measure_scores(model, *asked, loss, seed=settings.seed)[score]
     drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed))[: settings.images]
     pixels = train.images[drawn]
     found: list[BackboneCandidate] = []
@@ -137,17 +143,6 @@ def prune_backbone(
     better = (after.correct, margin) > best[0].rank
     note(f"candidate {best[0].index} refitted: calibration {after}{'' if better else ', no better: left as it was'}")
     return BackbonePruned(result if better else best[1], best[0], tuple(found), after)
-
-
-def _scores(
-    model: BackboneCaps, structure: Structure, images: ImageSet, settings: BackbonePruneSettings, loss: Loss
-) -> Mapping[str, Values]:
-    if settings.score == TORCH_PRUNING:
-        return group_importance(model, structure)
-    if settings.score not in SCORES:
-        raise ConfigError(f"unknown score {settings.score!r}; the scores are {TORCH_PRUNING}, {', '.join(SCORES)}")
-    name = settings.score
-    return measure_scores(model, images.images, images.labels, [name], loss, seed=settings.seed)[name]
 
 
 def propose(

@@ -62,6 +62,11 @@ def measure_activity(model: CapsNet, images: Tensor, batch_size: int = 50) -> Ac
         layer.name for layer in model.layers() if isinstance(layer, DenseCaps | RoutedConvCaps) and layer.iterations > 1
     ]
     found = Activity()
+
+    def note_peaks(name: str, values: Tensor) -> None:
+        new = values.double().numpy()
+        found.peaks[name] = np.maximum(found.peaks.get(name, new), new)
+
     model.eval()
     for batch in torch.split(images, batch_size):
         record = Record(keep_gradients=False)
@@ -72,9 +77,9 @@ def measure_activity(model: CapsNet, images: Tensor, batch_size: int = 50) -> Ac
                 value = record.active(site)
                 if site.dims:
                     value = value.square().sum(site.dims, keepdim=True).sqrt()
-                _raise(found.peaks, site.group.name, value.abs().amax(site.others))
+                note_peaks(site.group.name, value.abs().amax(site.others))
         for _, voting, sources in voters.values():
-            _raise(found.peaks, voting.group, record.voting(voting, sources).amax(0))
+            note_peaks(voting.group, record.voting(voting, sources).amax(0))
         for name in routed:
             value = record.values[f"{name}.coupling"]
             outputs = value.shape[1]
@@ -82,8 +87,3 @@ def measure_activity(model: CapsNet, images: Tensor, batch_size: int = 50) -> Ac
             total = found.entropy.get(name, np.zeros(value.shape[2]))
             found.entropy[name] = total + bits.sum(0).double().numpy() / len(images)
     return found
-
-
-def _raise(peaks: dict[str, NDArray[np.float64]], name: str, values: Tensor) -> None:
-    new = values.double().numpy()
-    peaks[name] = np.maximum(peaks[name], new) if name in peaks else new

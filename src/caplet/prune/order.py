@@ -130,9 +130,7 @@ def _count(group: DependencyGroup, value: float) -> int:
 
 def best_units(scores: np.ndarray, count: int) -> Keep:
     """Which units stay where the ``count`` of the highest ``scores`` do, bool (size,)."""
-    keep = np.zeros(len(scores), dtype=np.bool_)
-    keep[np.argsort(-scores, kind="stable")[:count]] = True
-    return keep
+    return np.asarray(np.argsort(np.argsort(-scores, kind="stable")) < count)
 
 
 def resized_cost(model: CapsNet, structure: Structure, selection: Selection) -> Cost:

@@ -115,13 +115,12 @@ class Record(Handler):
 
 def voter_layers(model: CapsNet, structure: Structure) -> dict[str, tuple[str, Voters, tuple[str, ...]]]:
     """By ``capsules`` group: the layer that it votes in, its voters, and the points that the layer reads."""
-    found = {}
-    for stage in model.stages():
-        for layer in stage.layers:
-            voters = structure.layers[layer.name].voters
-            if voters is not None:
-                found[voters.group] = (layer.name, voters, stage.wiring[layer.name])
-    return found
+    return {
+        voters.group: (layer.name, voters, stage.wiring[layer.name])
+        for stage in model.stages()
+        for layer in stage.layers
+        if (voters := structure.layers[layer.name].voters) is not None
+    }
 
 
 @dataclass(frozen=True)

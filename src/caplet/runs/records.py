@@ -179,9 +179,7 @@ def program_tensors(program: Program) -> Iterator[dict[str, Any]]:
                 row["shift_bits"] = SHIFT_BITS * shifts.size
                 row["bytes"] += -(-row["shift_bits"] // 8)
             yield row
-        for name in op.outputs:
-            if name == program.lengths:
-                continue
+        for name in (name for name in op.outputs if name != program.lengths):
             spec = program.tensors[name]
             yield tensor_row(
                 name, name.rpartition(".")[2], spec.shape, "ram", format_text(spec.format), spec.format.bits

@@ -35,8 +35,7 @@ from caplet.runs.stages import Done, Stages
 from caplet.train.finetune import FinetuneTask, TeacherAnswers, weights_digest
 from caplet.train.loop import train
 
-TRAIN = "train"
-FLOAT = "model.safetensors"
+TRAIN, FLOAT, POINT = "train", "model.safetensors", "point.json"
 
 
 @dataclass
@@ -64,7 +63,6 @@ class Context:
         self.data: dict[str, Any] = {"name": self.splits.info["name"], "hashes": self.splits.info["hashes"]}
 
     def do(self, name: str, inputs: dict[str, Any], work: Callable[[Path, bool], None], *outputs: str) -> Done:
-        """Do a stage."""
         done = self.stages.do(name, {**inputs, "data": self.data}, work, outputs)
         self.done[name] = done
         return done
@@ -94,7 +92,6 @@ class Context:
         return load_model(done.folder / FLOAT)
 
 
-MODEL, POINT = "model.safetensors", "point.json"
 IMAGES = 2000
 """Calibration images that a point is measured on."""
 CALIBRATED, TUNED = 256, 64
@@ -145,14 +142,14 @@ class Measurement:
             asked = settings.pruning(fraction).model_dump(mode="json")
             name, inputs = f"macs-{fraction:.4g}", {**common, "steps": steps, "settings": asked}
             try:
-                done = stages.do(name, inputs, partial(self.prune, fraction), (MODEL, POINT))
+                done = stages.do(name, inputs, partial(self.prune, fraction), (FLOAT, POINT))
             except ConfigError as error:
                 self.note(f"{name}: left out: {error}")
                 break
             point = Pruned(**read_record(done.folder / POINT))
             self.note(f"{point.macs_kept:.1%} of the multiply-accumulates: {point.drop:+.2f} points")
             curve.append(point)
-            models[point.macs_kept] = load_model(done.folder / MODEL)
+            models[point.macs_kept] = load_model(done.folder / FLOAT)
         base = min((point for point in curve if point.drop <= settings.limits.max_drop), key=lambda point: point.macs)
         network = models[base.macs_kept]
         inputs = {**common, "network": weights_digest(network), "widths": list(settings.quantize.probes)}
@@ -187,7 +184,7 @@ class Measurement:
         cost = cost_of(smaller)
         drop = paired(self.correct, correct_images(smaller, self.images)).loss
         point = Pruned(cost.macs / whole["macs"], cost.macs, cost.parameters, drop, len(self.images), steps)
-        save_model(smaller, folder / MODEL)
+        save_model(smaller, folder / FLOAT)
         write_record(folder / POINT, asdict(point))
 
     def narrow(self, model: CapsNet, base: Pruned, folder: Path, resume: bool) -> None:

@@ -73,8 +73,6 @@ class CompressedModel:
 
 
 MODEL, REPORT = "model.caplet", "report.html"
-
-
 FIRMWARE, VERIFY, NOISE, SENSITIVITY, TIMING = "firmware", "verify", "noise", "sensitivity", "speed"
 MEMORY = "memory.json"
 TRACED = 8

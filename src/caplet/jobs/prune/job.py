@@ -228,14 +228,14 @@ class PruneWork:
             count = removals_for(model, order, self.settings, self.whole, amount)
         selection = order.selection(count)
         smaller = cut(model, selection, order.structure)
-        bare = before = self.correct(smaller)
+        bare = before = evaluate(smaller, self.splits.calibration).accuracy
         refitted_layers: tuple[str, ...] = ()
         if self.settings.refit:
             images = self.splits.train.evenly_spaced(self.settings.refit).images
             candidate, layers = refitted(
                 model, smaller, selection, images, structure=order.structure, seed=self.settings.seed
             )
-            found = self.correct(candidate) if layers else bare
+            found = evaluate(candidate, self.splits.calibration).accuracy if layers else bare
             if found.correct > bare.correct:  # where nearly everything is gone, refitting can do harm
                 smaller, before, refitted_layers = candidate, found, layers
         after, trained = before, 0
@@ -248,7 +248,7 @@ class PruneWork:
             curve["steps"] = read_steps(folder / "finetune" / LOG)
             kept = ("epoch", "global_step", "calibration_accuracy", "calibration_loss")
             curve["epochs"] = [{name: row[name] for name in kept} for row in tuned.history]
-            after = self.correct(smaller)
+            after = evaluate(smaller, self.splits.calibration).accuracy
             trained = (tuning.steps or 0) * min(tuning.batch_size, len(self.splits.train))
         save_model(smaller, folder / MODEL)
         write_record(
@@ -268,10 +268,6 @@ class PruneWork:
         )
         if self.settings.epochs > 0:
             remove(folder / "finetune" / CHECKPOINT)  # large, and no longer needed
-
-    def correct(self, model: CapsNet) -> Accuracy:
-        """Accuracy on the calibration split."""
-        return evaluate(model, self.splits.calibration).accuracy
 
     def record(self, done: Done, index: int) -> dict[str, Any]:
         """A finished round's record; says so."""
