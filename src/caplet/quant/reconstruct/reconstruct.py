@@ -39,8 +39,6 @@ _END_TO_END = str(Part.END_TO_END)
 _EXPONENTS = "exponents"
 """Name under which a block keeps the exponents per output channel of its weight."""
 
-Fitted = tuple[dict[str, Tensor], dict[str, float]]
-"""New parameters by name, and what became better."""
 BlockProgress = Callable[[str, int, int], None]
 """Called with (layer, blocks done, blocks in all) after every block, then with ("end-to-end", steps done, in all)."""
 
@@ -222,10 +220,10 @@ class _Run:
         """The last part: all blocks' constants by gradient."""
         plan = self.handler.plan
 
-        def fit() -> Fitted:
+        def fit() -> FittedBlock:
             report = None if self.progress is None else partial(self.progress, _END_TO_END)
             found = fit_end_to_end(self.model, self.source, plan, self._images, self.settings, report)
-            return found.tensors, {"before": found.before, "after": found.after, "changed": found.changed}
+            return FittedBlock(found.tensors, {"before": found.before, "after": found.after, "changed": found.changed})
 
         tensors = self._once(_END_TO_END, plan, fit)
         with torch.no_grad():
@@ -234,15 +232,13 @@ class _Run:
                     if (key := f"{layer.name}.{name}") in tensors:
                         parameter_of(layer, name).copy_(tensors[key])
 
-    def _once(
-        self, name: str, plan: QuantPlan, fit: Callable[[], tuple[dict[str, Tensor], dict[str, float]]]
-    ) -> dict[str, Tensor]:
+    def _once(self, name: str, plan: QuantPlan, fit: Callable[[], FittedBlock]) -> dict[str, Tensor]:
         """New parameters by name as ``fit`` or the store gives them; what became better is reported."""
         block = self.store.load(name, plan)
         if block is None:
             began = time.perf_counter()
-            tensors, facts = fit()
-            block = FittedBlock(tensors, {**facts, "seconds": round(time.perf_counter() - began, 3)})
+            block = fit()
+            block.facts["seconds"] = round(time.perf_counter() - began, 3)
             self.store.save(name, plan, block)
         self.reports.append(BlockReport(name, **block.facts))
         return dict(block.tensors)
@@ -266,7 +262,7 @@ class _Run:
             keys.update(layer.points())
         return keys | {key for key, spec in last.points().items() if spec.storage is Storage.FLASH}
 
-    def _fit(self, layer: Layer, exact: Layer) -> Fitted:
+    def _fit(self, layer: Layer, exact: Layer) -> FittedBlock:
         """The block's new parameters by name, and what became better."""
         settings, parts = self.settings, self.settings.parts
         linear, bias_name = make_view(exact, self.quantized.input_of(layer), self.exact.input_of(exact), settings)
@@ -291,7 +287,7 @@ class _Run:
             bias = parameter_of(exact, bias_name).detach()
             tensors[bias_name] = bias + found.shift.view(bias.shape)
         changed = float((nearest != found.weight).float().mean())
-        return tensors, {"before": found.before, "after": found.after, "changed": changed}
+        return FittedBlock(tensors, {"before": found.before, "after": found.after, "changed": changed})
 
     def _widen(self, key: str, value: Tensor) -> None:
         """Move the exponent of a bias that its correction took out of its format's range."""

@@ -177,7 +177,8 @@ def channel_format(weight: Tensor, fmt: FixedFormat, axis: int) -> ChannelFormat
     channels = weight.detach().movedim(axis, 0).flatten(1)
     low, high = max(fmt.frac_bits - _REACH, -MAX_FRAC_BITS), min(fmt.frac_bits + _REACH, MAX_FRAC_BITS)
     tried = range(low, high + 1)
-    errors = torch.stack([_rounding_error(channels, FixedFormat(fmt.bits, frac, fmt.signed)) for frac in tried])
+    formats = [FixedFormat(fmt.bits, frac, fmt.signed) for frac in tried]
+    errors = torch.stack([(each.quantize(channels) - channels).square().sum(1) for each in formats])
     best = torch.tensor(list(tried))[errors.argmin(0)]
     best[~channels.any(1)] = fmt.frac_bits
     return from_exponents(best, fmt.bits, fmt.signed, axis)
@@ -215,9 +216,3 @@ def from_exponents(exponents: Tensor, bits: int, signed: bool, axis: int) -> Cha
     base = int(exponents.min())
     shifts = (exponents - base).clamp_max((1 << SHIFT_BITS) - 1)
     return ChannelFormat(bits, base, signed, tuple(shifts.tolist()), axis)
-
-
-def _rounding_error(channels: Tensor, fmt: FixedFormat) -> Tensor:
-    """Squared rounding error of every channel, float (channels,)."""
-    result: Tensor = (fmt.quantize(channels) - channels).square().sum(1)
-    return result

@@ -23,11 +23,6 @@ from caplet.quant.measure.log import MeasurementCache, images_digest
 from caplet.quant.plan.units import Unit, Widths, unit_bits
 from caplet.quant.search.search import SENSITIVITY_IMAGES, PlanSearch, Request, SearchResult, Workbench, run_each
 
-START_FRACTION = 0.25
-"""Fraction of the tolerance that the uniform start may spend."""
-PATIENCE = 1700
-"""Images that an early decision may take."""
-
 
 @dataclass(frozen=True)
 class ProgressiveSettings:
@@ -41,10 +36,10 @@ class ProgressiveSettings:
             or keep the target by a single image may take nearly all images to settle.
     """
 
-    start_fraction: float = START_FRACTION
+    start_fraction: float = 0.25
     leaps: bool = True
     images: int = SENSITIVITY_IMAGES
-    patience: int | None = PATIENCE
+    patience: int | None = 1700
 
 
 def search_progressive(bench: Workbench, request: Request, settings: ProgressiveSettings | None = None) -> SearchResult:

@@ -123,28 +123,22 @@ class LearnedScales:
         self.parameters = {key: nn.Parameter(torch.zeros(())) for key in keys}
         self.start(plan)
 
-    @torch.no_grad()
     def start(self, plan: QuantPlan) -> None:
         """Begin at the exponents of ``plan``."""
-        self.first = {key: -float(plan.points[key].frac_bits) for key in self.parameters}
-        self._fill(self.first)
+        first = {key: -float(plan.points[key].frac_bits) for key in self.parameters}
+        self.restore({"first": first, "now": first})
 
     def state(self) -> dict[str, dict[str, float]]:
         """Where it began and where it is, for a checkpoint."""
-        return {
-            "first": dict(self.first),
-            "now": {key: float(value.detach()) for key, value in self.parameters.items()},
-        }
+        now = {key: float(value.detach()) for key, value in self.parameters.items()}
+        return {"first": dict(self.first), "now": now}
 
+    @torch.no_grad()
     def restore(self, state: dict[str, dict[str, float]]) -> None:
         """Go on from what :meth:`state` gave."""
         self.first = dict(state["first"])
-        self._fill(state["now"])
-
-    @torch.no_grad()
-    def _fill(self, values: Mapping[str, float]) -> None:
         for key, parameter in self.parameters.items():
-            parameter.fill_(values[key])
+            parameter.fill_(state["now"][key])
 
     @torch.no_grad()
     def follow(self, plan: QuantPlan) -> QuantPlan:
