@@ -18,7 +18,6 @@ pushed to whole codes, and one objective for the whole network.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +32,7 @@ from caplet.nn.points import Role
 from caplet.nn.precision import has_bfloat16, mixed
 from caplet.progress import Progress
 from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.reconstruct.blocks import FittedBlock
 from caplet.quant.reconstruct.linear_maps import parameter_of
 from caplet.quant.reconstruct.settings import ReconstructSettings
 from caplet.quant.simulate.fake_quant import fake_quantized
@@ -48,22 +48,6 @@ _COMPARED = 256
 _SHIFT = 1 / 14
 """Largest shift each way, as a fraction of the image's side: two pixels of 28."""
 _BATCH = 64
-
-
-@dataclass(frozen=True)
-class EndToEndFit:
-    """The outcome.
-
-    Attributes:
-        tensors: the constants on their grids, by point key.
-        before, after: mean squared difference of the class-capsule lengths to the target's on the first images.
-        changed: fraction of codes that moved; 0 where the error would have grown and everything was left as it was.
-    """
-
-    tensors: dict[str, Tensor]
-    before: float
-    after: float
-    changed: float
 
 
 class _TrainedCodes:
@@ -99,7 +83,7 @@ def fit_end_to_end(
     images: Tensor,
     settings: ReconstructSettings,
     progress: Progress | None = None,
-) -> EndToEndFit:
+) -> FittedBlock:
     """Move the codes of ``model``'s weights and biases together; the model itself is left as it was.
 
     Args:
@@ -109,6 +93,11 @@ def fit_end_to_end(
         images: uint8 (N, C, H, W), calibration images.
         settings: the fields that begin with ``end_to_end_``, and the seed.
         progress: called with (steps done, steps in all) after every step.
+
+    Returns:
+        The constants on their grids, by point key; ``before`` and ``after``, the mean squared difference of the
+        class-capsule lengths to the target's on the first images; and ``changed``, the fraction of codes that moved: 0
+        where the error would have grown and everything was left as it was.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     constants = _constants(model, source, plan)
@@ -144,9 +133,11 @@ def fit_end_to_end(
             constant.parameter.data = found[key]
         after = _length_error(model, plan, images, wanted)
     if after >= before:
-        return EndToEndFit({key: constant.first for key, constant in constants.items()}, before, before, 0.0)
+        first = {key: constant.first for key, constant in constants.items()}
+        return FittedBlock(first, {"before": before, "after": before, "changed": 0.0})
     differs = [(found[key] != constant.first).flatten() for key, constant in constants.items()]
-    return EndToEndFit(found, before, after, float(torch.cat(differs).float().mean()))
+    changed = float(torch.cat(differs).float().mean())
+    return FittedBlock(found, {"before": before, "after": after, "changed": changed})
 
 
 def _constants(model: CapsNet, source: CapsNet, plan: QuantPlan) -> dict[str, _TrainedCodes]:

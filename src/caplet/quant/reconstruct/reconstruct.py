@@ -219,12 +219,8 @@ class _Run:
     def _move_together(self) -> None:
         """The last part: all blocks' constants by gradient."""
         plan = self.handler.plan
-
-        def fit() -> FittedBlock:
-            report = None if self.progress is None else partial(self.progress, _END_TO_END)
-            found = fit_end_to_end(self.model, self.source, plan, self._images, self.settings, report)
-            return FittedBlock(found.tensors, {"before": found.before, "after": found.after, "changed": found.changed})
-
+        report = None if self.progress is None else partial(self.progress, _END_TO_END)
+        fit = partial(fit_end_to_end, self.model, self.source, plan, self._images, self.settings, report)
         tensors = self._once(_END_TO_END, plan, fit)
         with torch.no_grad():
             for layer in self.model.layers():
