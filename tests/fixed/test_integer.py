@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caplet.fixed import bit_length, isqrt, squared_length
+from caplet.fixed.integer import bit_length, isqrt, squared_length
 
 N = st.one_of(
     st.integers(0, 2**62 - 1),

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caplet.errors import PlanError
-from caplet.fixed import pack_bits, packed_size, unpack_bits
+from caplet.fixed.packing import pack_bits, packed_size, unpack_bits
 
 
 def _range(bits: int, signed: bool) -> tuple[int, int]:

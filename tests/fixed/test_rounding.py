@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caplet.errors import PlanError
-from caplet.fixed import Rounding, fnv1a32, noise_keys, rounding_shift, stochastic_noise
+from caplet.fixed import Rounding, rounding_shift, stochastic_noise
+from caplet.fixed.rounding import fnv1a32, noise_keys
 
 ACC = st.integers(-(2**40), 2**40)
 

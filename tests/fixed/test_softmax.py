@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caplet.errors import PlanError
-from caplet.fixed import FixedFormat, Rounding, softmax, stochastic_noise, sum_bits, uniform_coupling
-from caplet.fixed.softmax import EXP2_TABLE, negative_exponential
+from caplet.fixed import FixedFormat, Rounding, softmax, stochastic_noise
+from caplet.fixed.softmax import EXP2_TABLE, negative_exponential, sum_bits, uniform_coupling
 
 COUPLING8 = FixedFormat(8, 8, False)
 

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caplet.errors import PlanError
-from caplet.fixed import FixedFormat, Rounding, squash, squash_factor, stochastic_noise
+from caplet.fixed import FixedFormat, Rounding, squash, stochastic_noise
+from caplet.fixed.squash import squash_factor
 
 OUT8 = FixedFormat(8, 7, True)
 

@@ -6,17 +6,9 @@ import pytest
 
 from caplet.errors import PlanError
 from caplet.fixed import Rounding
-from caplet.program import (
-    ConvVotes,
-    DenseVotes,
-    MemoryMap,
-    Program,
-    Routing,
-    plan_memory,
-    trace,
-    verify,
-)
-from caplet.program.arena import routing_rows, workspace
+from caplet.program import Program, plan_memory, trace, verify
+from caplet.program.arena import MemoryMap, routing_rows, workspace
+from caplet.program.ops import ConvVotes, DenseVotes, Routing
 from sample_programs import SampleSettings, sample_deep, sample_shallow
 
 PROGRAMS = [

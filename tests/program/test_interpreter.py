@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from caplet.errors import DataError
-from caplet.fixed import FixedFormat, Rounding, stochastic_noise, sum_bits
-from caplet.fixed.softmax import EXP2_TABLE
-from caplet.program import (
+from caplet.fixed import FixedFormat, Rounding, stochastic_noise
+from caplet.fixed.softmax import EXP2_TABLE, sum_bits
+from caplet.program import Program, TensorSpec, run, trace
+from caplet.program.op import Op
+from caplet.program.ops import (
     Add,
     ChannelAffine,
     Conv2d,
@@ -19,13 +21,8 @@ from caplet.program import (
     InputQuantize,
     Lengths,
     MaxPool2d,
-    Op,
-    Program,
     Routing,
     Squash,
-    TensorSpec,
-    run,
-    trace,
 )
 from sample_programs import SampleSettings, sample_backbone, sample_deep, sample_shallow
 

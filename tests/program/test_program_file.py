@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from caplet.errors import ArtefactError, PlanError
 from caplet.fixed import Rounding
-from caplet.program import OPS, Program, dumps, load_program, loads, run, save_program, trace
+from caplet.program import Program, dumps, load_program, loads, run, save_program, trace
 from caplet.program.document import _READ, _WRITE, _op_fields, write_program
 from caplet.program.file import _canonical, _digest
+from caplet.program.op import OPS
 from sample_programs import SampleSettings, sample_backbone, sample_deep, sample_shallow
 
 SETTINGS = [

@@ -8,26 +8,11 @@ import pytest
 
 from caplet.errors import PlanError
 from caplet.fixed import FixedFormat, LogFormat, Rounding
-from caplet.program import (
-    OPS,
-    Add,
-    Constant,
-    Conv2d,
-    DenseVotes,
-    InputQuantize,
-    Lengths,
-    MaxPool2d,
-    Op,
-    Program,
-    Routing,
-    Squash,
-    TensorSpec,
-    WideFormat,
-    run,
-    trace,
-    verify,
-)
+from caplet.program import Constant, Program, TensorSpec, run, trace, verify
 from caplet.program.interpreter import _Machine
+from caplet.program.op import OPS, Op
+from caplet.program.ops import Add, Conv2d, DenseVotes, InputQuantize, Lengths, MaxPool2d, Routing, Squash
+from caplet.program.tensor import WideFormat
 from sample_programs import SampleSettings, sample_backbone, sample_deep, sample_shallow
 
 S8 = FixedFormat(8, 4, True)

@@ -11,7 +11,7 @@ from caplet.errors import ArtefactError, ConfigError, PlanError
 from caplet.fixed import ChannelFormat, Rounding
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.lower import lower
-from caplet.program import Conv2d, ConvVotes, DenseVotes
+from caplet.program.ops import Conv2d, ConvVotes, DenseVotes
 from caplet.quant.choices import Part
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.units import uniform_plan

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from caplet.fixed import ChannelFormat, FixedFormat, Rounding, stochastic_noise
 from caplet.nn.points import PointSpec
-from caplet.program import Constant, Op, TensorSpec
+from caplet.program import Constant, TensorSpec
+from caplet.program.op import Op
 from caplet.quant.plan.plan import QuantPlan
 
 

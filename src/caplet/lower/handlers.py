@@ -17,7 +17,8 @@ from caplet.models.base import CapsNet
 from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps
 from caplet.nn.conv import Activation, ConvNorm, ConvReLU, InputLayer, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.layer import Layer, Window
-from caplet.program import PIXEL_FORMAT, Program, TensorSpec, ops, pixel_table
+from caplet.program import Program, TensorSpec, ops
+from caplet.program.ops import PIXEL_FORMAT, pixel_table
 from caplet.program.verify import lengths_format, verify
 from caplet.quant.plan.plan import QuantPlan
 from caplet.registry import Registry
