@@ -6,9 +6,9 @@ needs nothing here. Reading accepts exactly what writing produces, and raises Ar
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from types import NoneType, UnionType
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -46,56 +46,34 @@ def write_program(program: Program) -> dict[str, Any]:
 
 def read_program(data: object, codes_of: CodesOf) -> Program:
     """Undo :func:`write_program`. Raises ArtefactError; does not verify."""
-    read = _Reader("program", data, {"name", "input", "output", "lengths", "seed", "labels", "meta", "tensors", "ops"})
+    texts = ("name", "input", "output", "lengths")
+    read = _object("program", data, {*texts, "seed", "labels", "meta", "tensors", "ops"})
     tensors: dict[str, TensorSpec] = {}
-    for index, item in enumerate(read.items("tensors")):
+    for index, item in enumerate(_items("program: tensors", read["tensors"])):
         spec = _read_tensor(f"tensor {index}", item)
         if spec.name in tensors:
             raise ArtefactError(f"tensor {index}: the name {spec.name!r} is taken; names are unique")
         tensors[spec.name] = spec
-    ops = tuple(_read_op(f"op {index}", item, codes_of) for index, item in enumerate(read.items("ops")))
-    meta = read.value("meta")
+    ops = [_read_op(f"op {index}", item, codes_of) for index, item in enumerate(_items("program: ops", read["ops"]))]
+    meta = read["meta"]
     if not isinstance(meta, dict) or len(meta) > MAX_ITEMS:
         raise ArtefactError(f"program: meta is {meta!r:.100}; the rule is an object of texts")
     return Program(
-        name=read.text("name"),
         tensors=tensors,
-        ops=ops,
-        input=read.text("input"),
-        output=read.text("output"),
-        lengths=read.text("lengths"),
-        seed=read.integer("seed"),
-        labels=tuple(_text("program: label", item) for item in read.items("labels")),
+        ops=tuple(ops),
+        seed=_integer("program: seed", read["seed"]),
+        labels=tuple(_text("program: label", item) for item in _items("program: labels", read["labels"])),
         meta={_text("program: meta", key): _text("program: meta", value) for key, value in meta.items()},
+        **{name: _text(f"program: {name}", read[name]) for name in texts},
     )
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Typed access to a JSON object that has exactly the given keys."""
-
-    where: str
-    data: Any
-    keys: set[str]
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.data, dict) or set(self.data) != self.keys:
-            found = sorted(self.data)[:20] if isinstance(self.data, dict) else type(self.data).__name__
-            raise ArtefactError(
-                f"{self.where}: found {found!r:.300}; the rule is exactly the fields {sorted(self.keys)}"
-            )
-
-    def value(self, key: str) -> Any:
-        return self.data[key]
-
-    def text(self, key: str) -> str:
-        return _text(f"{self.where}: {key}", self.data[key])
-
-    def integer(self, key: str) -> int:
-        return _integer(f"{self.where}: {key}", self.data[key])
-
-    def items(self, key: str) -> list[Any]:
-        return _items(f"{self.where}: {key}", self.data[key])
+def _object(where: str, data: object, keys: set[str]) -> dict[str, Any]:
+    """``data`` as a JSON object that has exactly the given keys."""
+    if not isinstance(data, dict) or set(data) != keys:
+        found = sorted(data)[:20] if isinstance(data, dict) else type(data).__name__
+        raise ArtefactError(f"{where}: found {found!r:.300}; the rule is exactly the fields {sorted(keys)}")
+    return data
 
 
 def _text(where: str, value: Any) -> str:
@@ -123,7 +101,7 @@ def _items(where: str, value: Any) -> list[Any]:
 
 
 def _shape(where: str, value: Any) -> tuple[int, ...]:
-    shape = tuple(_integer(where, item) for item in _items(where, value))
+    shape = _integers(where, value)
     if not 1 <= len(shape) <= 4 or min(shape) < 1:
         raise ArtefactError(f"{where}: found {value!r:.100}; the rule is one to four extents of at least 1")
     return shape
@@ -188,38 +166,39 @@ def _read_constant(where: str, data: object, codes_of: CodesOf) -> Constant:
 
 
 def _read_exponents(where: str, value: Any) -> IntArray:
-    exponents = [_integer(where, item) for item in _items(where, value)]
+    exponents = _integers(where, value)
     if not exponents or max(map(abs, exponents)) > 64:
         raise ArtefactError(f"{where}: the rule is at least one exponent, of magnitude at most 64")
     return np.array(exponents, dtype=np.int32)
 
 
-def _plain(value: Any) -> Any:
-    return value
+def _texts(where: str, value: Any) -> tuple[str, ...]:
+    return tuple(_text(where, item) for item in _items(where, value))
+
+
+def _integers(where: str, value: Any) -> tuple[int, ...]:
+    return tuple(_integer(where, item) for item in _items(where, value))
 
 
 _WRITE: dict[Any, Callable[[Any], Any]] = {
-    str: _plain,
-    int: _plain,
-    bool: _plain,
-    tuple[str, ...]: list,
-    tuple[int, ...]: list,
+    **dict.fromkeys((str, int, bool), lambda value: value),
+    **dict.fromkeys((tuple[str, ...], tuple[int, ...]), list),
     Constant: _write_constant,
     IntArray: lambda array: array.tolist(),
 }
-_READ: dict[Any, Callable[[str, Any, CodesOf], Any]] = {
-    str: lambda where, value, _: _text(where, value),
-    int: lambda where, value, _: _integer(where, value),
-    bool: lambda where, value, _: _boolean(where, value),
-    tuple[str, ...]: lambda where, value, _: tuple(_text(where, item) for item in _items(where, value)),
-    tuple[int, ...]: lambda where, value, _: tuple(_integer(where, item) for item in _items(where, value)),
+_READ: dict[Any, Callable[..., Any]] = {
+    str: _text,
+    int: _integer,
+    bool: _boolean,
+    tuple[str, ...]: _texts,
+    tuple[int, ...]: _integers,
     Constant: _read_constant,
-    IntArray: lambda where, value, _: _read_exponents(where, value),
+    IntArray: _read_exponents,
 }
+"""``(where, value)`` -> the value of a field of this type; for constants also the codes of the file."""
 
 
-@dataclass(frozen=True)
-class _Field:
+class _Field(NamedTuple):
     """A field of an op: its declared type without ``| None``, whether None is written, and its default, if it has one.
 
     unwritten: the file leaves the field out where it has its default.
@@ -236,11 +215,9 @@ def _op_fields(op: type[Op], grouped: bool = False) -> Iterator[_Field]:
     """grouped: of the kind :data:`GROUPED`, in which every field is written."""
     for item in fields(op):  # type: ignore[arg-type]  # every op is a dataclass
         unwritten = bool(item.metadata.get(UNWRITTEN)) and not grouped
-        declared = (
-            [part for part in get_args(item.type) if part is not NoneType] if type(item.type) is UnionType else []
-        )
-        optional = bool(declared) and not unwritten
-        yield _Field(item.name, declared[0] if declared else item.type, optional, item.default, unwritten)
+        union = type(item.type) is UnionType
+        declared = next(part for part in get_args(item.type) if part is not NoneType) if union else item.type
+        yield _Field(item.name, declared, union and not unwritten, item.default, unwritten)
 
 
 def _write_op(op: Op) -> dict[str, Any]:
@@ -260,12 +237,10 @@ def _read_op(where: str, data: object, codes_of: CodesOf) -> Op:
     op = Conv2d if kind == GROUPED else OPS[kind]
     fields = _op_fields(op, kind == GROUPED)
     layout = [item for item in fields if not item.unwritten or item.name in data]  # type: ignore[operator]  # a dict
-    read = _Reader(f"{where} ({kind})", data, {"kind", *(item.name for item in layout)})
+    read = _object(f"{where} ({kind})", data, {"kind", *(item.name for item in layout)})
     values: dict[str, Any] = {}
     for item in layout:
-        value = read.value(item.name)
-        if value is None and item.optional:
-            values[item.name] = None
-        else:
-            values[item.name] = _READ[item.declared](f"{read.where}: {item.name}", value, codes_of)
+        arguments = f"{where} ({kind}): {item.name}", read[item.name], *([codes_of] * (item.declared is Constant))
+        absent = item.optional and read[item.name] is None
+        values[item.name] = None if absent else _READ[item.declared](*arguments)
     return op(**values)

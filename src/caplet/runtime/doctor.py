@@ -8,12 +8,11 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 from caplet.errors import CapletError, ToolMissing
 from caplet.runtime.boards import CORTEX_M4, RISCV32, Board
-from caplet.runtime.compiler import build_library, cache_folder, compilers, load_library
+from caplet.runtime.compiler import Compiler, build_library, cache_folder, compilers, load_library
 
 OLDEST_PYTHON = (3, 11)
 
@@ -41,14 +40,17 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look for everything that caplet can use, the required things first."""
+    full = "`eval`, `quantize` and `verify` of integers at full speed"
+    without = "a C compiler; without one the integers run in the interpreter, tens of times slower"
+    zig = "a C compiler from pip, for this machine, Cortex-M and RISC-V"
     return [
         _python(),
         *(_package(*row) for row in _PACKAGES),
         _threads(),
         _cache(),
         _compiler(),
-        _native(),
-        _ziglang(),
+        _tool("compiled runtime", _library, full, without),
+        _package("ziglang", zig, False, "pip install 'caplet[compiler]'"),
         *_board(CORTEX_M4, "gcc-arm-none-eabi", "qemu-system-arm"),
         *_board(RISCV32, "gcc-riscv64-unknown-elf", "qemu-system-misc"),
     ]
@@ -57,19 +59,11 @@ def examine() -> list[Finding]:
 def _board(board: Board, compiler: str, emulator: str) -> tuple[Finding, Finding]:
     """Compiler and emulator of a board, and the Debian packages that have them."""
     verify = f"`caplet verify --on {board.name}`"
+    build = f"apt install {compiler}, or pip install 'caplet[compiler]'"
+    run = f"apt install {emulator} (Debian), brew install qemu (macOS)"
     return (
-        _tool(
-            f"{board.name} compiler",
-            partial(_cross_compiler, board),
-            f"firmware for {verify}",
-            f"apt install {compiler}, or pip install 'caplet[compiler]'",
-        ),
-        _tool(
-            f"{board.name} emulator",
-            partial(_emulator, board),
-            f"the emulated board of {verify}",
-            f"apt install {emulator} (Debian), brew install qemu (macOS)",
-        ),
+        _tool(f"{board.name} compiler", lambda: _named(board.find_compiler()[0]), f"firmware for {verify}", build),
+        _tool(f"{board.name} emulator", lambda: _emulator(board), f"the emulated board of {verify}", run),
     )
 
 
@@ -126,31 +120,20 @@ def _cache() -> Finding:
 
 
 def _compiler() -> Finding:
-    found = [f"{' '.join(c.command)} ({c.version.splitlines()[0]})" for c in compilers()]
+    found = [_named(compiler) for compiler in compilers()]
     about = "; ".join(found) or "none: looked for $CC, cc, gcc, clang and the Python package ziglang"
     install = "apt install gcc, or pip install 'caplet[compiler]'"
     return Finding("C compiler", bool(found), False, about, "running the integers at full speed", install)
 
 
-def _native() -> Finding:
+def _library() -> str:
     """The host runtime, built now where it is not in the cache."""
-
-    def build() -> str:
-        library = build_library()
-        load_library(library)
-        return str(library)
-
-    install = "a C compiler; without one the integers run in the interpreter, tens of times slower"
-    return _tool("compiled runtime", build, "`eval`, `quantize` and `verify` of integers at full speed", install)
+    library = build_library()
+    load_library(library)
+    return str(library)
 
 
-def _ziglang() -> Finding:
-    install = "pip install 'caplet[compiler]'"
-    return _package("ziglang", "a C compiler from pip, for this machine, Cortex-M and RISC-V", False, install)
-
-
-def _cross_compiler(board: Board) -> str:
-    compiler, _ = board.find_compiler()
+def _named(compiler: Compiler) -> str:
     return f"{' '.join(compiler.command)} ({compiler.version.splitlines()[0]})"
 
 

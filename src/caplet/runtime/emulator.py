@@ -3,7 +3,7 @@
 import struct
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +74,23 @@ def run_on_device(
         capsules = _read(board, folder / "capsules.bin", np.int16, (len(images), *output.shape)).astype(np.int32)
         ticks = _read(board, folder / "ticks.bin", np.uint32, (len(images),)).astype(np.int64)
         stack = int(_read(board, folder / "stack.bin", np.uint32, (1,))[0])
+        flash = elf_flash_bytes(firmware)
         unequal = capsules != expected.capsules
         first = None
         if unequal.any():
             worst = int(np.argmax(unequal.reshape(len(images), -1).any(axis=1)))
-            first = _locate(board, program, images, worst, compiler, settings, timeout)
+            one = images[worst : worst + 1]
+            traced = build_firmware(board, export, compiler, ("CAPLET_NO_SELFTEST", "CAPLET_TRACE_HOOK"))
+            _emulate(board, traced, folder, one, timeout)
+            first = first_difference(
+                program, interpreter.trace(program, one), read_traces(program, folder / "trace.bin")
+            )
+            first = first and replace(first, index=(worst, *first.index[1:]))
         return DeviceRun(
             capsules=capsules,
             differing=int(unequal.sum()),
             first=first,
-            flash_bytes=elf_flash_bytes(firmware),
+            flash_bytes=flash,
             arena_bytes=export.plan.bytes,
             stack_bytes=stack,
             instructions=(ticks * board.tick) >> board.clock_shift,
@@ -131,28 +138,6 @@ def _read(board: Board, path: Path, dtype: Any, shape: tuple[int, ...]) -> NDArr
     if values.size != np.prod(shape):
         raise ArtefactError(f"{board.name}: {path.name} holds {values.size} values, expected {int(np.prod(shape))}")
     return values.reshape(shape)
-
-
-def _locate(
-    board: Board,
-    program: Program,
-    images: NDArray[np.uint8],
-    image: int,
-    compiler: CrossCompiler,
-    settings: EmitSettings | None,
-    timeout: float,
-) -> Difference | None:
-    """Run one image again in a firmware that writes out every tensor, and find the first that differs."""
-    with tempfile.TemporaryDirectory(prefix=f"caplet-{board.name}-") as name:
-        folder = Path(name)
-        export = emit(program, folder / "export", settings)
-        firmware = build_firmware(board, export, compiler, ("CAPLET_NO_SELFTEST", "CAPLET_TRACE_HOOK"))
-        _emulate(board, firmware, folder, images[image : image + 1], timeout)
-        found = read_traces(program, folder / "trace.bin")
-    difference = first_difference(program, interpreter.trace(program, images[image : image + 1]), found)
-    if difference is None:
-        return None
-    return Difference(difference.tensor, (image, *difference.index[1:]), difference.expected, difference.found)
 
 
 def elf_flash_bytes(path: Path) -> int:

@@ -57,11 +57,13 @@ class NativeModel:
     def trace(self, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Every tensor but coupling, which is never stored: name -> codes (N, *shape), int64. Memory grows with N."""
         self.program.check_images(images)
-        arena = self._arena()
+        arena, tensors = self._arena(), self.program.tensors
+        ends = (np.empty((1, tensors[name].bytes), np.uint8) for name in (self.program.output, self.program.lengths))
+        capsules, lengths = ends
         parts: dict[str, list[NDArray[Any]]] = {}
         for image in images:
             for index, op in enumerate(self.program.ops):
-                self._step(arena, index, image)
+                self._run(arena, image[None], capsules, lengths, index, 1)
                 for name in op.outputs:
                     if name in self._steps.places:
                         parts.setdefault(name, []).append(self._tensor(arena, name))
@@ -77,13 +79,6 @@ class NativeModel:
         spec, start = self.program.tensors[name], self._steps.places[name]
         codes = arena[start : start + spec.bytes].view(spec.c_type.removesuffix("_t"))
         return codes.reshape(spec.shape).astype(np.int64)
-
-    def _step(self, arena: NDArray[np.uint8], index: int, image: NDArray[np.uint8]) -> None:
-        """One op on what the arena holds."""
-        spec = self.program.tensors
-        capsules = np.empty(spec[self.program.output].bytes, dtype=np.uint8)
-        lengths = np.empty(spec[self.program.lengths].bytes, dtype=np.uint8)
-        self._run(arena, image[None], capsules[None], lengths[None], index, 1)
 
     def _run(
         self,
