@@ -1,6 +1,7 @@
 """Integer helpers on arrays: bit length, square root, squared length. numpy arrays or torch tensors (array API)."""
 
 from collections.abc import Callable
+from math import prod
 
 from array_api_compat import array_namespace
 
@@ -61,10 +62,7 @@ def in_blocks(function: Callable[..., Array], codes: Array, noise: Array) -> Arr
 
     noise is None, or broadcasts against codes; it is cut along with codes only where it has that axis in full.
     """
-    size = 1
-    for extent in codes.shape[1:]:
-        size *= extent
-    step = max(1, _BLOCK // max(1, size))
+    step = max(1, _BLOCK // max(1, prod(codes.shape[1:])))
     if codes.ndim < 2 or codes.shape[0] <= step:
         return function(codes, noise)
     per_row = noise is not None and noise.ndim == codes.ndim and noise.shape[0] == codes.shape[0]

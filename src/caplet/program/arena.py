@@ -57,12 +57,8 @@ class MemoryMap:
     stored: Mapping[str, int]
 
     def offset(self, name: str) -> int:
-        """Where a tensor or scratch buffer starts."""
-        name = self.shared.get(name, name)
-        for buffer in self.buffers:
-            if buffer.name == name:
-                return buffer.offset
-        raise KeyError(f"no buffer {name!r} in the arena")
+        """Where a tensor or scratch buffer starts. Raises KeyError where it has no place in the arena."""
+        return {buffer.name: buffer.offset for buffer in self.buffers}[self.shared.get(name, name)]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -101,22 +97,15 @@ def plan_memory(
         )
     best = small
     for name in sorted(votes, key=lambda key: program.tensors[key].bytes):
-        best = _store_most(program, proof, best, name, votes[name], ram, in_place)
-    return best
-
-
-def _store_most(
-    program: Program, proof: Proof, best: MemoryMap, name: str, inputs: int, ram: int, in_place: bool
-) -> MemoryMap:
-    """Store the votes of as many input capsules of ``name`` as fit, by bisection; all of them if those fit."""
-    low, high = 0, inputs
-    while low < high:
-        middle = high if low == 0 and high == inputs else (low + high + 1) // 2
-        plan = _place(program, proof, {**best.stored, name: middle}, in_place)
-        if plan.bytes <= ram:
-            best, low = plan, middle
-        else:
-            high = middle - 1
+        # As many of its input capsules as fit, by bisection; all of them if those fit.
+        low, high = 0, votes[name]
+        while low < high:
+            middle = high if (low, high) == (0, votes[name]) else (low + high + 1) // 2
+            plan = _place(program, proof, {**best.stored, name: middle}, in_place)
+            if plan.bytes <= ram:
+                best, low = plan, middle
+            else:
+                high = middle - 1
     return best
 
 
@@ -191,15 +180,11 @@ def _requests(
 def _host(program: Program, index: int, name: str, last: Mapping[str, int]) -> str | None:
     """The tensor in whose buffer op ``index`` can write ``name``, if there is one."""
     op, tensors = program.ops[index], program.tensors
-    candidates: tuple[str, ...] = ()
-    if isinstance(op, Squash | ChannelAffine | Add):
-        candidates = op.inputs
-    elif isinstance(op, Routing) and name == op.activation:
-        candidates = (op.preactivation,)
-    for host in candidates:
-        if last[host] == index and tensors[host].bytes == tensors[name].bytes:
-            return host
-    return None
+    hosts = op.inputs if isinstance(op, Squash | ChannelAffine | Add) else ()
+    if isinstance(op, Routing) and name == op.activation:
+        hosts = (op.preactivation,)
+    fits = (host for host in hosts if last[host] == index and tensors[host].bytes == tensors[name].bytes)
+    return next(fits, None)
 
 
 def _last_reads(program: Program, stored: Mapping[str, int]) -> dict[str, int]:
@@ -207,10 +192,7 @@ def _last_reads(program: Program, stored: Mapping[str, int]) -> dict[str, int]:
     last: dict[str, int] = {}
     routings = {op.votes: index for index, op in enumerate(program.ops) if isinstance(op, Routing)}
     for index, op in enumerate(program.ops):
-        for name in op.outputs:
-            last[name] = index
-        for name in op.inputs:
-            last[name] = index
+        last.update(dict.fromkeys((*op.outputs, *op.inputs), index))
     for index, op in enumerate(program.ops):
         if isinstance(op, DenseVotes | ConvVotes) and stored[op.output] < program.tensors[op.output].shape[0]:
             for name in op.inputs:

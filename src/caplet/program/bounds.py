@@ -6,7 +6,7 @@ L1 norm split by sign. The bound then follows the accumulator through its left s
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,9 +45,6 @@ class AccumulatorBound:
     @property
     def bytes(self) -> int:
         return 8 if "64" in self.c_type else 4
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def code_range(op: Op, spec: TensorSpec) -> Range:

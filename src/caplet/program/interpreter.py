@@ -104,12 +104,11 @@ class _Machine:
         assert isinstance(fmt, FixedFormat)
         return fmt
 
-    def noise(self, spec: TensorSpec, iteration: int = 0) -> Codes | None:
+    def noise(self, spec: TensorSpec, shape: tuple[int, ...], iteration: int = 0) -> Codes | None:
+        """The random bits of a tensor that is rounded stochastically, in another shape."""
         if spec.rounding is not Rounding.STOCHASTIC:
             return None
-        draw = stochastic_noise(self.program.seed, spec.name, spec.elements, iteration * spec.elements)
-        noise: Codes = draw.reshape(spec.shape)
-        return noise
+        return stochastic_noise(self.program.seed, spec.name, spec.elements, iteration * spec.elements).reshape(shape)
 
     def requantize(self, name: str, acc: Codes, bias: Constant | None, shifts: Shifts, iteration: int = 0) -> Codes:
         """The common pattern: acc (B, ..., bias's shape) -> codes (B, *shape of the tensor)."""
@@ -121,9 +120,7 @@ class _Machine:
     def rounded(self, name: str, acc: Codes, shift: Any, iteration: int = 0, base: Codes | int = 0) -> Codes:
         """``saturate(base + rounding_shift(acc, shift))`` in the tensor's shape."""
         spec = self.tensors[name]
-        noise = self.noise(spec, iteration)
-        if noise is not None:
-            noise = noise.reshape(acc.shape[1:])
+        noise = self.noise(spec, acc.shape[1:], iteration)
         codes = self.fixed(name).saturate(base + rounding_shift(acc, shift, spec.rounding, noise))
         shaped: Codes = codes.astype(np.int32).reshape(len(acc), *spec.shape)
         return shaped
@@ -193,8 +190,7 @@ def _channel_affine(op: ops.ChannelAffine, machine: _Machine, x: Codes) -> dict[
 def _squash(op: ops.Squash, machine: _Machine, x: Codes) -> dict[str, Codes]:
     spec = machine.tensors[op.output]
     capsules = x.reshape(len(x), -1, op.dim)
-    noise = machine.noise(spec)
-    noise = None if noise is None else noise.reshape(capsules.shape[1:])
+    noise = machine.noise(spec, capsules.shape[1:])
     codes = squash(capsules, machine.fixed(op.input), machine.fixed(op.output), spec.rounding, noise)
     return {op.output: codes.reshape(x.shape)}
 
@@ -208,9 +204,9 @@ def _add(op: ops.Add, machine: _Machine, a: Codes, b: Codes) -> dict[str, Codes]
 
 @INTERPRET.of(ops.DenseVotes)
 def _dense_votes(op: ops.DenseVotes, machine: _Machine, *sources: Codes) -> dict[str, Codes]:
-    _, dim, _ = op.weight.shape
+    _, dim, width = op.weight.shape
     spec = machine.tensors[op.output]
-    noise = machine.noise(spec)
+    noise = machine.noise(spec, (-1, width))
     parts: list[Codes] = []
     start = 0
     for name, x, voters in zip(op.sources, sources, op.voters(machine.tensors), strict=True):
@@ -221,7 +217,7 @@ def _dense_votes(op: ops.DenseVotes, machine: _Machine, *sources: Codes) -> dict
         weight = machine.weights(op.weight, kind, lambda w: w)[start : start + capsules.shape[1]]
         acc = (capsules.swapaxes(0, 1) @ weight).swapaxes(0, 1).astype(np.int64)  # B, I, G * D
         shifts = op.shifts(machine.tensors, name)
-        draw = None if noise is None else noise[start : start + acc.shape[1]].reshape(acc.shape[1:])
+        draw = None if noise is None else noise[start : start + acc.shape[1]]
         parts.append(rounding_shift(acc, shifts.out, spec.rounding, draw))
         start += acc.shape[1]
     votes = machine.fixed(op.output).saturate(np.concatenate(parts, axis=1)).astype(np.int32)
@@ -247,26 +243,23 @@ def _routing(op: ops.Routing, machine: _Machine, votes: Codes) -> dict[str, Code
     by_output: Codes = np.ascontiguousarray(votes.swapaxes(1, 2), dtype=kind)  # B, G, I, D
     result: dict[str, Codes] = {}
     for t in range(op.iterations):
-        noise = machine.noise(coupling_spec, t)
+        noise = machine.noise(coupling_spec, coupling_spec.shape, t)
         coupling = softmax(logits, logits_format, machine.fixed(op.coupling), -1, coupling_spec.rounding, noise)
         weights = coupling.swapaxes(1, 2)[:, :, None].astype(kind)  # B, G, 1, I
         acc = (weights @ by_output).astype(np.int64).reshape(batch, -1, op.types, dim)
         preactivation = machine.requantize(op.preactivation, acc, op.bias, shifts, t)
-        noise = machine.noise(activation_spec, t)
         activation = squash(
             preactivation.reshape(batch, outputs, dim),
             machine.fixed(op.preactivation),
             machine.fixed(op.activation),
             activation_spec.rounding,
-            None if noise is None else noise.reshape(outputs, dim),
+            machine.noise(activation_spec, (outputs, dim), t),
         )
         step = {op.coupling: coupling, op.preactivation: preactivation}
         step[op.activation] = activation.reshape(preactivation.shape)
         if op.logits is not None and t < op.iterations - 1:
-            agreement_kind = machine.operands(op, "agreement")
-            agreement = by_output.astype(agreement_kind, copy=False) @ activation[..., None].astype(
-                agreement_kind
-            )  # B, G, I, 1
+            exact = machine.operands(op, "agreement")
+            agreement = by_output.astype(exact, copy=False) @ activation[..., None].astype(exact)  # B, G, I, 1
             agreement = agreement[..., 0].swapaxes(1, 2).astype(np.int64)
             logits = machine.rounded(op.logits, agreement, op.agreement_shift(tensors), t, base=logits)
             step[op.logits] = logits

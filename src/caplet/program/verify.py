@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -42,7 +42,7 @@ class Proof:
         raise KeyError(f"no accumulator {what!r} in op {op!r}")
 
     def to_json(self) -> list[dict[str, Any]]:
-        return [bound.to_json() for bound in self.accumulators]
+        return [asdict(bound) for bound in self.accumulators]
 
 
 def verify(program: Program) -> Proof:

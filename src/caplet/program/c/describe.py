@@ -14,7 +14,7 @@ from caplet.fixed.packing import pack_bits
 from caplet.fixed.rounding import Rounding, noise_keys
 from caplet.fixed.softmax import sum_bits
 from caplet.program import ops
-from caplet.program.arena import filters_together, routing_rows
+from caplet.program.arena import filters_together, routing_rows, unpacked_bytes
 from caplet.program.c.sources import constants, structures
 from caplet.program.c.structure import Array, Identifiers, Ref, Struct, StructArray, Value
 from caplet.program.op import Op, bias_frac
@@ -136,20 +136,10 @@ def _packed(constant: Constant) -> tuple[np.ndarray, int, int]:
 
 
 def _unpacked(constant: Constant) -> tuple[np.ndarray, int, int]:
-    low, high = _extent(constant)
-    if low >= -128 and high <= 127:
-        return constant.integers.astype(np.int8), 8, _SIGNED
-    if high <= 32767:
-        return constant.integers.astype(np.int16), 16, _SIGNED
-    return _packed(constant)
-
-
-def _extent(constant: Constant) -> tuple[int, int]:
-    """The range of the integers that the constant's format allows."""
-    if isinstance(constant.format, LogFormat):
-        largest = 1 << (constant.format.max_code - 1)
-        return -largest, largest
-    return constant.format.min_code, constant.format.max_code
+    if constant.format.bits == 16 and not constant.format.signed:
+        return _packed(constant)
+    bits = 8 * unpacked_bytes(constant)
+    return constant.integers.astype(f"int{bits}"), bits, _SIGNED
 
 
 DESCRIPTORS: Registry[type[Op], Callable[..., dict[str, Value]]] = Registry("C descriptor of op")

@@ -120,13 +120,8 @@ class Graph:
             return self.scaled(value, -shift)
         right = np.clip(shift, 0, None)
         value = self.scaled(value, np.clip(-shift, 0, None))
-        if rounding is Rounding.NEAREST:
-            value = self.op("Add", value, self.constant(np.floor(np.exp2(right.astype(np.float64) - 1))))
-        elif rounding is Rounding.STOCHASTIC:
-            assert noise is not None
-            bits = noise.astype(np.int64)
-            term = (bits >> np.clip(32 - right, 0, None)) << np.clip(right - 32, 0, None)
-            value = self.op("Add", value, self.constant(term))
+        term = _rounding_term(right, rounding, noise)
+        value = value if term is None else self.op("Add", value, self.constant(term))
         return self.op("Floor", self.scaled(value, -right))
 
     def saturate(self, value: Value, fmt: FixedFormat) -> Value:
@@ -158,15 +153,18 @@ def softmax(
     reciprocal = graph.op("Div", graph.constant(1 << (scale + 31), np.int64), total)
     product = graph.op("Mul", exponentials, reciprocal)
     shift = scale + 31 - out.frac_bits
-    if rounding is Rounding.NEAREST:
-        product = graph.op("Add", product, graph.constant(1 << (shift - 1), np.int64))
-    elif rounding is Rounding.STOCHASTIC:
-        assert noise is not None
-        bits = noise.astype(np.int64)
-        term = (bits >> max(32 - shift, 0)) << max(shift - 32, 0)
-        product = graph.op("Add", product, graph.constant(term, np.int64))
+    term = _rounding_term(np.int64(shift), rounding, noise)
+    product = product if term is None else graph.op("Add", product, graph.constant(term, np.int64))
     coupling = graph.op("Div", product, graph.constant(1 << shift, np.int64))  # of integers that are not negative
     return graph.saturate(graph.double(coupling), out)
+
+
+def _rounding_term(right: Any, rounding: Rounding, noise: NDArray[Any] | None) -> Any:
+    """What a rounding shift by the int64 constants ``right`` adds before it shifts, or None for nothing."""
+    if rounding is Rounding.STOCHASTIC:
+        assert noise is not None
+        return (noise.astype(np.int64) >> np.clip(32 - right, 0, None)) << np.clip(right - 32, 0, None)
+    return (1 << right) >> 1 if rounding is Rounding.NEAREST else None
 
 
 def squash(
