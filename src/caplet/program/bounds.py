@@ -79,21 +79,20 @@ def _max_pool2d(op: ops.MaxPool2d, tensors: Tensors, ranges: Ranges) -> list[Acc
 
 @BOUNDS.of(ops.Conv2d)
 @BOUNDS.of(ops.ConvVotes)
-def _convolution(op: ops.Convolution, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
-    weight = op.weight.integers.reshape(op.weight.shape[0], -1)
-    low, high = _products(weight, 1, ranges[op.input])
-    return [_through(op, "acc", low, high, op.bias, op.shifts(tensors), tensors[op.output].rounding)]
-
-
 @BOUNDS.of(ops.ChannelAffine)
-def _channel_affine(op: ops.ChannelAffine, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
-    low, high = _products(op.scale.integers[:, None], 1, ranges[op.input])
-    return [_through(op, "acc", low, high, op.offset, op.shifts(tensors), tensors[op.output].rounding)]
+def _products_and_bias(
+    op: ops.Convolution | ops.ChannelAffine, tensors: Tensors, ranges: Ranges
+) -> list[AccumulatorBound]:
+    weight, bias = (op.scale, op.offset) if isinstance(op, ops.ChannelAffine) else (op.weight, op.bias)
+    low, high = _products(weight.integers.reshape(weight.shape[0], -1), 1, ranges[op.input])
+    return [_through(op, "acc", low, high, bias, op.shifts(tensors), tensors[op.output].rounding)]
 
 
 @BOUNDS.of(ops.Squash)
-def _squash(op: ops.Squash, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
-    return [_sum_of_squares(op, op.dim, ranges[op.input])]
+@BOUNDS.of(ops.Lengths)
+def _squares(op: ops.Squash | ops.Lengths, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
+    dim = op.dim if isinstance(op, ops.Squash) else tensors[op.input].shape[-1]
+    return [_sum_of_squares(op, dim, ranges[op.input])]
 
 
 @BOUNDS.of(ops.Add)
@@ -139,11 +138,6 @@ def _routing(op: ops.Routing, tensors: Tensors, ranges: Ranges) -> list[Accumula
             _typed(op, "agreement", bound.low - (1 << 16), bound.high + (1 << 16), bound.products, bound.bytes)
         )
     return result
-
-
-@BOUNDS.of(ops.Lengths)
-def _lengths(op: ops.Lengths, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
-    return [_sum_of_squares(op, tensors[op.input].shape[-1], ranges[op.input])]
 
 
 def _products(weight: IntArray, axis: int, codes: Range) -> tuple[Wide, Wide]:

@@ -115,17 +115,11 @@ def _check_name(what: str, name: str) -> None:
 
 def _check_votes(program: Program, written: dict[str, Op | None]) -> None:
     """Votes may be recomputed on the device, so they come from a votes op and only one routing reads them."""
-    for op in program.ops:
-        for name in op.inputs:
-            votes = isinstance(written[name], ops.DenseVotes | ops.ConvVotes)
-            _require(
-                op,
-                votes == isinstance(op, ops.Routing),
-                f"reads {name!r}",
-                "votes are read by a routing and nothing else",
-            )
     read = [op.votes for op in program.ops if isinstance(op, ops.Routing)]
     for op in program.ops:
+        for name in op.inputs:
+            fits = isinstance(written[name], ops.DenseVotes | ops.ConvVotes) == isinstance(op, ops.Routing)
+            _require(op, fits, f"reads {name!r}", "votes are read by a routing and nothing else")
         if isinstance(op, ops.DenseVotes | ops.ConvVotes):
             _require(op, read.count(op.output) == 1, f"writes {op.output!r}", "exactly one routing reads votes")
 

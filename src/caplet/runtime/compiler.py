@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -104,8 +105,12 @@ def build_library(compiler: Compiler | None = None, folder: Path | None = None, 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as build:
-            made = _compile(compiler, files, Path(build), flags)
-            os.replace(made, library)
+            for name, source in files.items():
+                (Path(build) / name).write_text(source)
+            arguments = [*_FLAGS, *flags, "all.c", "-o", f"host{_SUFFIX}"]
+            if compiler.run([*_NATIVE, *arguments], Path(build)).returncode:
+                compiler.build(arguments, "compiled runtime", Path(build))
+            os.replace(Path(build) / f"host{_SUFFIX}", library)
     except OSError as error:
         raise ArtefactError(
             f"compiled runtime: cannot write {folder}: {error}; set CAPLET_CACHE to a folder that can be written"
@@ -113,22 +118,11 @@ def build_library(compiler: Compiler | None = None, folder: Path | None = None, 
     return library
 
 
-def _compile(compiler: Compiler, files: dict[str, str], folder: Path, flags: tuple[str, ...]) -> Path:
-    for name, source in files.items():
-        (folder / name).write_text(source)
-    arguments = [*_FLAGS, *flags, "all.c", "-o", f"host{_SUFFIX}"]
-    if compiler.run([*_NATIVE, *arguments], folder).returncode:
-        compiler.build(arguments, "compiled runtime", folder)
-    return folder / f"host{_SUFFIX}"
-
-
 def _machine() -> str:
     """What -march=native depends on: the processor's features, where the system tells them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        import platform
-
         return platform.machine() + platform.processor()
     keep = ("model name", "flags", "Features", "CPU part")
     return "\n".join(sorted({line for line in lines if line.startswith(keep)}))

@@ -3,12 +3,14 @@
 import ctypes
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from caplet.program.c.describe import Descriptions
 from caplet.program.c.sources import structures
 from caplet.program.c.structure import Ref, Struct
 
+CACHE_LINE = 64
 _TYPES: dict[str, Any] = {
     "*": ctypes.c_void_p,
     **{f"{sign}int{bits}_t": getattr(ctypes, f"c_{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
@@ -27,6 +29,13 @@ def size_checks() -> str:
         for name, structure in STRUCTURES.items()
     )
     return "".join(lines)
+
+
+def aligned(size: int) -> NDArray[np.uint8]:
+    """``size`` zero bytes that start at a cache line."""
+    raw = np.zeros(size + CACHE_LINE, dtype=np.uint8)
+    first = -raw.ctypes.data % CACHE_LINE
+    return raw[first : first + size]
 
 
 class Memory:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from caplet.program.interpreter import RunResult
 from caplet.program.program import Program
 from caplet.runtime.compiler import build_library, load_library
+from caplet.runtime.memory import aligned
 from caplet.runtime.steps import make_steps
 
 _CHUNK = 64
@@ -42,7 +43,7 @@ class NativeModel:
         size = min(_CHUNK, -(-len(images) // self._threads))  # small batches keep every thread busy too
         starts = range(0, len(images), size)
         workers = min(self._threads, len(starts))
-        free = [self._arena() for _ in range(workers)]
+        free = [aligned(self._steps.arena_bytes) for _ in range(workers)]
 
         def chunk(start: int) -> None:
             arena = free.pop()
@@ -57,7 +58,7 @@ class NativeModel:
     def trace(self, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Every tensor but coupling, which is never stored: name -> codes (N, *shape), int64. Memory grows with N."""
         self.program.check_images(images)
-        arena, tensors = self._arena(), self.program.tensors
+        arena, tensors = aligned(self._steps.arena_bytes), self.program.tensors
         ends = (np.empty((1, tensors[name].bytes), np.uint8) for name in (self.program.output, self.program.lengths))
         capsules, lengths = ends
         parts: dict[str, list[NDArray[Any]]] = {}
@@ -68,12 +69,6 @@ class NativeModel:
                     if name in self._steps.places:
                         parts.setdefault(name, []).append(self._tensor(arena, name))
         return {name: np.stack(codes) for name, codes in parts.items()}
-
-    def _arena(self) -> NDArray[np.uint8]:
-        """Memory of one thread, from a cache line on."""
-        raw = np.zeros(self._steps.arena_bytes + 64, dtype=np.uint8)
-        first = -raw.ctypes.data % 64
-        return raw[first : first + self._steps.arena_bytes]
 
     def _tensor(self, arena: NDArray[np.uint8], name: str) -> NDArray[Any]:
         spec, start = self.program.tensors[name], self._steps.places[name]

@@ -14,7 +14,7 @@ from caplet.program.op import Op
 from caplet.program.ops import Conv2d, Convolution, ConvVotes, DenseVotes, Routing
 from caplet.program.program import Program
 from caplet.program.verify import verify
-from caplet.runtime.memory import STRUCTURES, Memory
+from caplet.runtime.memory import CACHE_LINE, STRUCTURES, Memory, aligned
 
 _NOWHERE = (1 << 64) - 1
 _PORTABLE, _BYTES, _FLIPPED, _WORDS = (
@@ -23,7 +23,6 @@ _PORTABLE, _BYTES, _FLIPPED, _WORDS = (
 _INT8, _UINT8, _INT16, _UINT16 = (constants()[f"CAPLET_{sign}INT{bits}"] for bits in (8, 16) for sign in ("", "U"))
 _PATCH_BYTES = 1 << 20
 """Gathered patches may take this much: about a processor's second-level cache."""
-_CACHE_LINE = 64
 
 
 @dataclass(frozen=True)
@@ -139,13 +138,11 @@ class StepBuilder:
 
     def _array(self, values: np.ndarray) -> Ref:
         """An array that starts at a cache line."""
-        raw = np.zeros(values.nbytes + _CACHE_LINE, dtype=np.uint8)
-        first = -raw.ctypes.data % _CACHE_LINE
-        aligned = raw[first : first + values.nbytes].view(values.dtype).reshape(values.shape)
-        aligned[...] = values
+        block = aligned(values.nbytes).view(values.dtype)
+        block[...] = values.reshape(-1)
         name = f"host/{len(self.descriptions.arrays)}"
         # Not through Descriptions.array: a copy would lose the alignment.
-        self.descriptions.arrays[name] = Array(name, aligned.reshape(-1))
+        self.descriptions.arrays[name] = Array(name, block)
         return Ref(name)
 
 
@@ -164,4 +161,4 @@ def _method(conv: Struct, filters: np.ndarray) -> int:
 
 
 def _up(size: int) -> int:
-    return -(-size // _CACHE_LINE) * _CACHE_LINE
+    return -(-size // CACHE_LINE) * CACHE_LINE

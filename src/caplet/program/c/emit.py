@@ -1,7 +1,7 @@
 """An exported model: a folder of C99 that computes, to the last integer, what the Program says."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from caplet.program.c.sources import runtime_files
 from caplet.program.c.structure import Identifiers, identifier, rows_of_numbers
 from caplet.program.ops import DenseVotes, InputQuantize
 from caplet.program.program import Program
-from caplet.program.tensor import TensorSpec
 from caplet.program.verify import Proof, verify
 
 RUNTIME_FOLDER = "caplet"
@@ -58,7 +57,7 @@ class Export:
     prefix: str
     plan: MemoryMap
     proof: Proof
-    files: tuple[str, ...] = field(default=())
+    files: tuple[str, ...] = ()
 
 
 def emit(
@@ -168,6 +167,11 @@ def _context(program: Program, proof: Proof, plan: MemoryMap, settings: EmitSett
     calls = CallWriter(program, plan, symbols)
     rows, columns, channels = program.tensors[program.input].shape
     output, lengths = program.tensors[program.output], program.tensors[program.lengths]
+
+    def bytes_in_arena(name: str) -> int:
+        spec = program.tensors[name]
+        return spec.bytes // spec.shape[0] * plan.stored.get(name, spec.shape[0])
+
     return {
         "program": program,
         "prefix": prefix,
@@ -188,7 +192,7 @@ def _context(program: Program, proof: Proof, plan: MemoryMap, settings: EmitSett
         "calls": calls.calls(),
         "tensors": program.tensors,
         "place": calls.place,
-        "bytes_in_arena": lambda name: _stored_bytes(plan, program.tensors[name]),
+        "bytes_in_arena": bytes_in_arena,
         "plan": plan,
         "alignment": ALIGNMENT,
         "rows": rows,
@@ -225,10 +229,6 @@ def _comment(program: Program, name: str, names: Identifiers) -> str:
 def _sentence(text: str) -> str:
     """Free text on one line that cannot end the C comment in which it stands."""
     return " ".join(text.split()).replace("*/", "* /").replace("/*", "/ *")
-
-
-def _stored_bytes(plan: MemoryMap, spec: TensorSpec) -> int:
-    return spec.bytes // spec.shape[0] * plan.stored.get(spec.name, spec.shape[0])
 
 
 def _vectors(program: Program, settings: EmitSettings, images: NDArray[np.uint8] | None) -> dict[str, Any]:

@@ -128,10 +128,7 @@ caplet_scale caplet_scale_of(const caplet_accumulator *acc, const caplet_format 
 /* The scale of a rounding shift alone. right: negative for a shift to the left. */
 static inline caplet_scale caplet_plain_scale(int32_t right)
 {
-    caplet_scale scale;
-    scale.add = 0;
-    scale.left = right < 0 ? (uint32_t)-right : 0u;
-    scale.right = right < 0 ? 0u : (uint32_t)right;
+    const caplet_scale scale = {0, right < 0 ? (uint32_t)-right : 0u, right < 0 ? 0u : (uint32_t)right};
     return scale;
 }
 

@@ -12,17 +12,10 @@ static void *place(void *arena, uint64_t offset)
 
 static void run_routing(const caplet_host_step *step, void *arena)
 {
-    caplet_votes votes;
-    caplet_routing_memory memory;
-    memset(&votes, 0, sizeof votes);
-    votes.stored = place(arena, step->inputs[0]);
-    votes.stored_rows = step->count;
-    memory.logits = place(arena, step->memory[0]);
-    memory.preactivation = place(arena, step->memory[1]);
-    memory.coupling = place(arena, step->memory[2]);
-    memory.acc = place(arena, step->memory[3]);
-    memory.exponentials = (uint32_t *)place(arena, step->memory[4]);
-    memory.activation = place(arena, step->output);
+    const caplet_votes votes = {place(arena, step->inputs[0]), NULL, NULL, NULL, NULL, NULL, NULL, step->count};
+    const caplet_routing_memory memory = {
+        place(arena, step->memory[0]), place(arena, step->memory[1]), place(arena, step->output),
+        place(arena, step->memory[3]), place(arena, step->memory[2]), (uint32_t *)place(arena, step->memory[4])};
     caplet_routing((const caplet_routing_op *)step->op, &votes, &memory);
 }
 

@@ -3,26 +3,13 @@
 
 caplet_scale caplet_scale_of(const caplet_accumulator *acc, const caplet_format *out, uint32_t channel, uint32_t bias)
 {
-    int32_t product = acc->product_frac;
-    int32_t common;
-    int32_t right;
-    uint32_t extra;
-    caplet_scale scale;
-    if (acc->channel_shifts != NULL) {
-        product += acc->channel_shifts[channel];
-    }
-    common = product;
-    if (acc->bias.data != NULL && acc->bias_frac > common) {
-        common = acc->bias_frac;
-    }
-    right = common - out->frac;
-    extra = right < 0 ? (uint32_t)-right : 0u;
-    scale.left = (uint32_t)(common - product) + extra;
-    scale.right = right < 0 ? 0u : (uint32_t)right;
-    scale.add = 0;
+    const int32_t product = acc->product_frac + (acc->channel_shifts != NULL ? acc->channel_shifts[channel] : 0);
+    const int32_t common = acc->bias.data != NULL && acc->bias_frac > product ? acc->bias_frac : product;
+    caplet_scale scale = caplet_plain_scale(common - out->frac);
     if (acc->bias.data != NULL) {
-        scale.add = caplet_left64(caplet_code(&acc->bias, bias), (uint32_t)(common - acc->bias_frac) + extra);
+        scale.add = caplet_left64(caplet_code(&acc->bias, bias), (uint32_t)(common - acc->bias_frac) + scale.left);
     }
+    scale.left += (uint32_t)(common - product);
     return scale;
 }
 

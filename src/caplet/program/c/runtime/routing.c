@@ -205,15 +205,11 @@ void caplet_routing(const caplet_routing_op *op, const caplet_votes *votes, cons
     const uint32_t row_elements = op->outputs * op->dim;
     /* All zero logits give one row of coupling, the same for every input capsule unless its rounding draws noise. */
     const uint32_t uniform = op->coupling.rounding != CAPLET_STOCHASTIC;
-    caplet_squash_op squash;
+    const caplet_squash_op squash = {op->activation, op->outputs, op->dim, op->preactivation.frac,
+                                     op->preactivation.type};
     uint32_t iteration;
     uint32_t input;
     uint32_t rows;
-    squash.out = op->activation;
-    squash.count = op->outputs;
-    squash.dim = op->dim;
-    squash.in_frac = op->preactivation.frac;
-    squash.in_type = op->preactivation.type;
     for (iteration = 0; iteration < op->iterations; iteration++) {
         caplet_clear_sums(memory->acc, op->acc.wide, row_elements);
         for (input = 0; input < op->inputs; input += rows) {

@@ -19,9 +19,7 @@ static factor factor_of(uint64_t length, int16_t in_frac, int16_t out_frac)
     const uint32_t bits = caplet_bit_length(divisor);
     const uint64_t normal = bits >= 31u ? divisor >> (bits - 31u) : divisor << (31u - bits); /* 2^30 .. 2^31 - 1 */
     const int32_t shift = 30 + (int32_t)lift + ((int32_t)bits - 31) - (int32_t)up - out_frac;
-    factor result;
-    result.multiplier = (uint32_t)(((uint64_t)root << 30) / normal);
-    result.shift = shift < 62 ? (uint32_t)shift : 62u;
+    const factor result = {(uint32_t)(((uint64_t)root << 30) / normal), shift < 62 ? (uint32_t)shift : 62u};
     return result;
 }
 
