@@ -39,7 +39,10 @@ def write_program(program: Program) -> dict[str, Any]:
         "seed": program.seed,
         "labels": list(program.labels),
         "meta": dict(program.meta),
-        "tensors": [_write_tensor(spec) for spec in program.tensors.values()],
+        "tensors": [
+            [spec.name, list(spec.shape), format_text(spec.format), str(spec.rounding)]
+            for spec in program.tensors.values()
+        ],
         "ops": [_write_op(op) for op in program.ops],
     }
 
@@ -138,10 +141,6 @@ def _record(where: str, value: Any, names: tuple[str, ...]) -> list[Any]:
     if len(items) != len(names):
         raise ArtefactError(f"{where}: found {value!r:.100}; the rule is the list [{', '.join(names)}]")
     return items
-
-
-def _write_tensor(spec: TensorSpec) -> list[Any]:
-    return [spec.name, list(spec.shape), format_text(spec.format), str(spec.rounding)]
 
 
 def _read_tensor(where: str, data: object) -> TensorSpec:

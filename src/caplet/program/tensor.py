@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,8 +93,7 @@ class Constant:
     @property
     def integers(self) -> IntArray:
         """What the device multiplies with: ``value = integers * 2**-format.frac_bits`` (codes, or powers of two)."""
-        integers: IntArray = self.format.integers(self.codes)
-        return integers
+        return cast(IntArray, self.format.integers(self.codes))
 
     @property
     def packed_bytes(self) -> int:

@@ -264,20 +264,17 @@ def _dense_votes(op: ops.DenseVotes, tensors: Tensors) -> None:
     if op.selected is None:
         _require(op, total == capsules, f"{total} input capsules", f"the weight's {capsules}")
     else:
-        _selected(op, op.selected, total, capsules)
+        places = op.selected
+        fits = len(places) == capsules and places[0] >= 0 and places[-1] < min(total, MAX_SELECTED)
+        rising = all(a < b for a, b in pairwise(places))
+        rule = f"{capsules} places (the weight's), rising, within 0..{total - 1} and 16 bits"
+        _require(op, fits and rising, f"selected capsules {places[:3]}, ..., {places[-1:]}, {len(places)} in all", rule)
         each = all(len(voters) for voters in op.voters(tensors))
         _require(op, each, "a source of which no capsule votes", "at least one of each source")
     _constant(op, op.weight, (capsules, dim, votes), log=True)
     _channel_shifts(op, op.channel_shifts, votes)
     _require(op, op.dim >= 1 and votes % op.dim == 0, f"dim {op.dim} of {votes}", "whole output capsules")
     _shape(op, tensors[op.output], (capsules, votes // op.dim, op.dim))
-
-
-def _selected(op: ops.DenseVotes, selected: tuple[int, ...], total: int, capsules: int) -> None:
-    fits = len(selected) == capsules and selected[0] >= 0 and selected[-1] < min(total, MAX_SELECTED)
-    rising = all(a < b for a, b in pairwise(selected))
-    found = f"{len(selected)} selected capsules, {selected[:3]}, ..., {selected[-1:]}"
-    _require(op, fits and rising, found, f"{capsules} places (the weight's), rising, within 0..{total - 1} and 16 bits")
 
 
 @CHECKS.of(ops.ConvVotes)

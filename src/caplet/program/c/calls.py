@@ -63,27 +63,19 @@ class CallWriter:
         stored = self._plan.stored[op.votes]
         written: tuple[str, ...] = () if op.logits is None else (op.logits,)
         if self._all_stored(maker):
-            lines = [
-                f"const caplet_votes votes = {{{self.place(op.votes)}, NULL, NULL, NULL, NULL, NULL, NULL, {stored}}};"
-            ]
+            nulls = ", ".join(["NULL"] * 6)
+            lines = [f"const caplet_votes votes = {{{self.place(op.votes)}, {nulls}, {stored}}};"]
         else:
             lines = self._provider(maker)
             if stored:
                 lines.append(self._store(maker))
-        lines.append(
-            "const caplet_routing_memory buffers = {"
-            + ", ".join(
-                [
-                    "NULL" if op.logits is None else self.place(op.logits),
-                    self.place(op.preactivation),
-                    self.place(op.activation),
-                    self.place(f"{op.name}/acc"),
-                    self.place(f"{op.name}/coupling"),
-                    f"(uint32_t *)(void *)({self.place(f'{op.name}/exponentials')})" if op.iterations > 1 else "NULL",
-                ]
-            )
-            + "};"
-        )
+        several = op.iterations > 1
+        places = [
+            "NULL" if op.logits is None else self.place(op.logits),
+            *(self.place(name) for name in (op.preactivation, op.activation, f"{op.name}/acc", f"{op.name}/coupling")),
+            f"(uint32_t *)(void *)({self.place(f'{op.name}/exponentials')})" if several else "NULL",
+        ]
+        lines.append(f"const caplet_routing_memory buffers = {{{', '.join(places)}}};")
         # Declarations come first, as older compilers like them.
         lines.sort(key=lambda line: not line.startswith("const "))
         lines.append(f"caplet_routing({descriptor}, &votes, &buffers);")

@@ -4,18 +4,12 @@
 /* A raw code of `bits` bits as the integer it stands for. */
 static int32_t integer_of(uint32_t code, uint8_t bits, uint8_t kind)
 {
-    int32_t value = (int32_t)code;
-    int32_t largest;
-    if (kind == CAPLET_UNSIGNED) {
+    const int32_t largest = ((int32_t)1 << (bits - 1)) - 1;
+    const uint32_t negative = kind != CAPLET_UNSIGNED && code >> (bits - 1);
+    const int32_t value = (int32_t)code - (negative ? (int32_t)1 << bits : 0);
+    if (kind != CAPLET_POWERS || value == 0) {
         return value;
     }
-    if (code >> (bits - 1)) {
-        value -= (int32_t)1 << bits;
-    }
-    if (kind == CAPLET_SIGNED || value == 0) {
-        return value;
-    }
-    largest = ((int32_t)1 << (bits - 1)) - 1;
     return value > 0 ? (int32_t)1 << (largest - value) : -((int32_t)1 << (largest + value));
 }
 
