@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --durations=20
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=20
 # COVERAGE=1 also measures which lines of src/caplet the tests run, and fails below the floor in pyproject.toml.
 ifdef COVERAGE
 PYTEST += --cov=caplet --cov-report=term:skip-covered

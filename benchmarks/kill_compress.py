@@ -31,9 +31,9 @@ SETTINGS: dict[str, Any] = {
     "data": "digits",
     "calibration_size": CALIBRATION,
     "limits": {"max_drop": 20.0},
-    "prune": {"probes": [0.5], "probe_steps": 5, "least_steps": 60},
+    "prune": {"probes": [0.5], "probe_steps": 5, "least_steps": 20},
     "quantize": {"probes": [8, 4]},
-    "verify": {"images": 3, "timed": 8},
+    "verify": {"images": 3, "timed": 1},
 }
 """A compression of a few seconds that does every stage."""
 TIMES = ("seconds", "speed", "stages", "skipped")

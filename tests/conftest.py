@@ -5,6 +5,8 @@
 """
 
 import os
+import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,9 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from caplet.data import Splits
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one worker per core: their threads would only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("any-machine", deadline=None)  # a slow machine is no failure
 settings.load_profile("any-machine")
@@ -26,7 +31,9 @@ def _shared_is_here() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``shared`` where the folder is absent."""
+    """Files with slow tests first, so that the workers end together. Skip ``shared`` where the folder is absent."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
     if not _shared_is_here():
         for item in items:
             if item.get_closest_marker("shared"):
@@ -50,6 +57,13 @@ def isolated_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CAPLET_CACHE", str(base / "caplet-cache"))
         yield base / "caplet-cache"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Tests interrupt themselves; the shell of a job in the background may have turned that off."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,8 @@ def test_turns_are_taken_and_fast_works_repeated() -> None:
 
 
 @pytest.mark.slow
-def test_all_sides_of_a_model(tiny_28: Path) -> None:
+def test_all_sides_of_a_model(tiny_28: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "_LEAST", 0.01)
     model = load_model(tiny_28)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     threads = torch.get_num_threads()

@@ -26,9 +26,10 @@ least_steps = 20
 [quantize]
 probes = [8, 4]
 reconstruct = []
+method = "progressive"
 [verify]
 images = 2
-timed = 4
+timed = 1
 """
 
 

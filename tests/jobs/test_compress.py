@@ -19,7 +19,7 @@ from caplet.runs.stages import STAGES
 QUICK = {
     "prune": {"probes": [0.5], "probe_steps": 5, "least_steps": 20},
     "quantize": {"probes": [8, 4], "method": "progressive"},
-    "verify": {"images": 3},
+    "verify": {"images": 3, "timed": 1},
 }
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from caplet import api
 from caplet.data import Splits, load_data
 from caplet.errors import ConfigError
 from caplet.fixed import FixedFormat
+from caplet.jobs.quantize import fitting
 from caplet.jobs.quantize.accept import QuantizeResult
 from caplet.jobs.quantize.fitting import Fitter
 from caplet.jobs.quantize.job import quantize
@@ -21,13 +23,21 @@ from caplet.program import load_program
 from caplet.quant.choices import Part
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
+from caplet.quant.reconstruct.settings import ReconstructSettings
 
 FIT = (Part.BIAS, Part.ROUNDING)
+STEPS = 30
+"""Of end-to-end reconstruction, instead of 400: what is tested here is when it is done, not how well."""
 
 
 @pytest.fixture(scope="module")
 def splits() -> Splits:
     return load_data("digits", calibration_size=120)
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "ReconstructSettings", partial(ReconstructSettings, end_to_end_steps=STEPS))
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +100,7 @@ def test_narrowing_saves_memory_and_keeps_the_target(narrowed: QuantizeResult, q
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_steps")
 def test_widths_are_narrowed_block_by_block_and_the_shipped_plan_is_moved_jointly(
     trained: Path, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,11 +120,12 @@ def test_widths_are_narrowed_block_by_block_and_the_shipped_plan_is_moved_jointl
     assert shipped.record["reconstruction"]["blocks"][-1]["layer"] == "end-to-end"
     assert shipped.record["reconstruction"]["narrowing"]
     assert fitted.count(FIT) > fitted.count((*FIT, Part.END_TO_END)) >= 1
-    assert "reconstructing: end-to-end, 400 of 400" in notes
+    assert f"reconstructing: end-to-end, {STEPS} of {STEPS}" in notes
     assert evaluate(load_program(shipped.path), splits.test, engine="interpreter").accuracy == shipped.test
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_steps")
 def test_with_the_joint_part_alone_widths_are_narrowed_as_they_round(
     trained: Path, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -182,7 +182,7 @@ def answers(result: Any) -> tuple[Any, ...]:
 
 
 def test_decisions_agree_with_all_images_and_cost_less(digits: Any) -> None:
-    early, exact = evaluator(digits), evaluator(digits, early=None)
+    early, exact = evaluator(digits), evaluator(digits, early=None, batch_size=100)
     reference = exact.float_result().correct
     for width in (12, 10, 8, 7, 6, 5, 4, 3, 2):
         plan = uniform(digits, width)
@@ -277,12 +277,12 @@ def test_the_log_says_what_was_seen_and_decided(digits: Any, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_searches_end_with_plans_that_keep_the_target(digits: Any) -> None:
-    exact, early = evaluator(digits, early=None), evaluator(digits)
+    exact, early = evaluator(digits, early=None, batch_size=100), evaluator(digits)
     budget = width_memory(digits.model, *group_widths(digits.model, (8, 7, 6), (8,) * 3)).total.weight_bits
     both = [search_qcapsnets(bench(digits, e), Request(1.0, budget)) for e in (exact, early)]
     assert both[0].best.widths == both[1].best.widths
     assert early.spent < exact.spent / 2
-    exact, early = evaluator(digits, early=None), evaluator(digits)
+    exact, early = evaluator(digits, early=None, batch_size=100), evaluator(digits)
     benches = [Workbench(e, digits.calibration, lambda plan: pytest.fail("not needed")) for e in (exact, early)]
     request = Request(tolerance=1.0)
     found = [search_progressive(b, request, ProgressiveSettings(images=32)) for b in benches]

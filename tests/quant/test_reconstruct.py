@@ -24,7 +24,8 @@ BIAS, ROUNDING = (Part.BIAS,), (Part.ROUNDING,)
 
 
 def quick(parts: tuple[Part, ...], **more: Any) -> ReconstructSettings:
-    return ReconstructSettings(parts, sweeps=2, least_rows=2000, tuning_images=24, tuning_sweeps=1, **more)
+    more = {"least_rows": 2000, "tuning_images": 24, "tuning_sweeps": 1, "end_to_end_steps": 100, **more}
+    return ReconstructSettings(parts, sweeps=2, **more)
 
 
 @pytest.mark.parametrize(
