@@ -77,7 +77,7 @@ def test_every_rounding_ships(trained: Path, digits: Splits, tmp_path: Path, rou
         assert again.accuracy == shipped.test
 
 
-@pytest.mark.parametrize("method", ["progressive", "ilp"])
+@pytest.mark.parametrize("method", ["progressive", pytest.param("ilp", marks=pytest.mark.slow)])
 def test_every_method_ships(trained: Path, digits: Splits, tmp_path: Path, method: Any) -> None:
     model = api.load_float(trained / "model.safetensors")
     settings = QuantizeSettings(method=method, tolerance=15.0, granularity="tensor", hardware="mcu32", tune=False)
