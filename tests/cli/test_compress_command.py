@@ -26,7 +26,6 @@ least_steps = 20
 [quantize]
 probes = [8, 4]
 reconstruct = []
-method = "progressive"
 [verify]
 images = 2
 timed = 1
