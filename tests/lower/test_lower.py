@@ -229,7 +229,7 @@ def test_the_same_inputs_give_the_same_bytes() -> None:
 @contextmanager
 def _without_handler(kind: type) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.delitem(HANDLERS._entries, kind)
+        patch.delitem(HANDLERS, kind)
         yield
 
 

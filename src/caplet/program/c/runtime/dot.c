@@ -8,22 +8,20 @@
     do {                                                                 \
         const TX *restrict a = (const TX *)x;                            \
         const TW *restrict b = (const TW *)w;                            \
-        ACC sum = 0;                                                     \
         for (k = 0; k < n; k++) {                                        \
             sum += (ACC)a[k] * (ACC)b[k];                                \
         }                                                                \
-        return sum;                                                      \
     } while (0)
 
-#define DOT_BY_WEIGHT(TX, ACC)             \
-    do {                                   \
-        if (w_type == CAPLET_INT8) {       \
-            DOT(TX, int8_t, ACC);          \
-        }                                  \
-        if (w_type == CAPLET_INT16) {      \
-            DOT(TX, int16_t, ACC);         \
-        }                                  \
-        DOT(TX, uint16_t, ACC);            \
+#define DOT_BY_WEIGHT(TX, ACC)              \
+    do {                                    \
+        if (w_type == CAPLET_INT8) {        \
+            DOT(TX, int8_t, ACC);           \
+        } else if (w_type == CAPLET_INT16) {\
+            DOT(TX, int16_t, ACC);          \
+        } else {                            \
+            DOT(TX, uint16_t, ACC);         \
+        }                                   \
     } while (0)
 
 #define DOT_32(TX) DOT_BY_WEIGHT(TX, int32_t)
@@ -31,14 +29,18 @@
 
 int32_t caplet_dot32(const void *x, uint8_t x_type, const void *w, uint8_t w_type, uint32_t n)
 {
+    int32_t sum = 0;
     uint32_t k;
     CAPLET_WITH_TYPE(x_type, DOT_32)
+    return sum;
 }
 
 int64_t caplet_dot64(const void *x, uint8_t x_type, const void *w, uint8_t w_type, uint32_t n)
 {
+    int64_t sum = 0;
     uint32_t k;
     CAPLET_WITH_TYPE(x_type, DOT_64)
+    return sum;
 }
 
 /* Pointers that move keep the registers of small processors free. */
