@@ -180,7 +180,7 @@ def test_tuned_formats_disturb_the_output_no_more_than_calibrated_ones(digits: A
     for key, spec in digits.model.points().items():
         start, tuned = digits.calibration.format(key, 5), tuner.format(key, 5)
         assert tuned.bits == start.bits
-        assert tuner.error(key, tuned) <= tuner.error(key, start)
+        assert tuner.perturber.noise({key: tuned}) <= tuner.perturber.noise({key: start})
         if spec.bound is not None:
             assert tuned == start
     assert tuner.format("digit.votes", 16) == digits.calibration.format("digit.votes", 16)

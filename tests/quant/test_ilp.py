@@ -19,13 +19,11 @@ from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import HARDWARE
 from caplet.quant.plan.units import Widths, make_units
 from caplet.quant.search.allocate import SumLimit, UnitChoice, allocate
-from caplet.quant.search.ilp import FrontPoint, IlpSettings, most_accurate, pareto_front, search_ilp
+from caplet.quant.search.ilp import FrontPoint, most_accurate, pareto_front, search_ilp
 from caplet.quant.search.methods import METHODS
 from caplet.quant.search.progressive import UnitSensitivity
 from caplet.quant.search.search import Candidate, Request
 from scripted import Scripted, bench
-
-FEW = IlpSettings(images=32)
 
 
 def real(case: Any, **more: Any) -> Evaluator:
@@ -85,7 +83,7 @@ def test_the_search_returns_a_front(digits: Any, tmp_path: Path) -> None:
     path = tmp_path / "probes.jsonl"
     request = Request(tolerance=1.0, granularity=Granularity.LAYER)
     evaluator = real(digits, log_path=path)
-    result = search_ilp(bench(digits, evaluator), request, FEW)
+    result = search_ilp(bench(digits, evaluator), request)
     assert result.met
     assert result.best.evaluation.correct >= result.needed
     assert result.best.memory == count_memory(digits.model, result.best.plan).total
@@ -97,19 +95,19 @@ def test_the_search_returns_a_front(digits: Any, tmp_path: Path) -> None:
         assert not all(a <= b for a, b in zip(mine, theirs, strict=True))
     for row in front:
         plan = QuantPlan.from_json(row["plan"])
-        assert evaluator.evaluate(plan).cached
+        assert evaluator.evaluate(plan).cost == 0
         assert footprint(digits.model, plan).ram_bytes == row["ram_bytes"]
     for fallback in result.fallbacks:
         assert fallback.evaluation.correct >= result.needed
     replay = real(digits, log_path=path)
-    again = search_ilp(bench(digits, replay), request, FEW)
+    again = search_ilp(bench(digits, replay), request)
     assert replay.spent == 0
     assert again.best.plan == result.best.plan
 
 
 def test_budgets_hold(digits: Any) -> None:
     total = count_memory(digits.model).total
-    free = search_ilp(bench(digits, real(digits)), Request(tolerance=3.0), FEW)
+    free = search_ilp(bench(digits, real(digits)), Request(tolerance=3.0))
     ram = footprint(digits.model, free.best.plan).ram_bytes
     limited = Request(
         tolerance=100.0,
@@ -118,7 +116,7 @@ def test_budgets_hold(digits: Any) -> None:
         ram_bytes=ram,
         granularity=Granularity.TENSOR,
     )
-    result = search_ilp(bench(digits, real(digits)), limited, FEW)
+    result = search_ilp(bench(digits, real(digits)), limited)
     assert result.met
     for candidate in (result.best, *result.fallbacks):
         assert candidate.memory.weight_bits <= 4 * total.weights
@@ -130,20 +128,18 @@ def test_a_ram_budget_narrows_the_tensors_of_the_peak(digits: Any) -> None:
     wide = footprint(digits.model, QuantPlan({k: digits.calibration.format(k, 16) for k in digits.model.points()}))
     narrow = footprint(digits.model, QuantPlan({k: digits.calibration.format(k, 8) for k in digits.model.points()}))
     middle = (wide.ram_bytes + narrow.ram_bytes) // 2
-    result = search_ilp(bench(digits, real(digits)), Request(tolerance=0.0, ram_bytes=middle), FEW)
+    result = search_ilp(bench(digits, real(digits)), Request(tolerance=0.0, ram_bytes=middle))
     assert all(row["ram_bytes"] <= middle for row in result.record["front"])
     quietest = result.record["steps"][0]["widths"]
     assert max(quietest["bits"]) == 16  # what is not at the peak stays wide
     with pytest.raises(ConfigError, match="contradict"):
-        search_ilp(bench(digits, real(digits)), Request(tolerance=1.0, ram_bytes=16), FEW)
+        search_ilp(bench(digits, real(digits)), Request(tolerance=1.0, ram_bytes=16))
 
 
 def test_a_budget_that_the_target_forbids(digits: Any) -> None:
     total = count_memory(digits.model).total
     request = Request(tolerance=0.1, weight_bits=1.2 * total.weights)
-    result = search_ilp(
-        bench(digits, Scripted(digits, lambda bits: 900 - 50 * (bits["primary.weight"] < 4))), request, FEW
-    )
+    result = search_ilp(bench(digits, Scripted(digits, lambda bits: 900 - 50 * (bits["primary.weight"] < 4))), request)
     assert not result.met
     assert "least noise within the budgets loses 50 images" in result.reason
     assert [role for role, _ in result.others] == ["memory"]
@@ -162,7 +158,7 @@ def test_a_plan_rests_on_measured_noise_and_few_widths_are_measured(digits: Any,
     monkeypatch.setattr(UnitSensitivity, "noise", noise)
     total = count_memory(digits.model).total
     limits = Request(100.0, 4 * total.weights, 6 * total.activations, granularity=Granularity.TENSOR, explore=False)
-    result = search_ilp(bench(digits, real(digits)), limits, FEW)
+    result = search_ilp(bench(digits, real(digits)), limits)
     assert [step["step"] for step in result.record["steps"]] == ["quietest"]
     with pytest.raises(ConfigError, match="within no budget"):
         METHODS[Method.ILP].check(digits.model, Request(1.0, explore=False))
@@ -173,12 +169,12 @@ def test_a_plan_rests_on_measured_noise_and_few_widths_are_measured(digits: Any,
     assert sum(len(unit.widths) for unit in units) > 8 * len(units)
 
 
-def test_evaluations_repair_what_the_additive_model_missed(digits: Any) -> None:
+def test_evaluations_repair_what_the_additive_model_missed(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The true limit lies on one unit that the model thinks robust: the repair widens until it holds."""
+    monkeypatch.setattr("caplet.quant.search.ilp.REPAIRS", 8)
     result = search_ilp(
         bench(digits, Scripted(digits, lambda bits: 900 - 9 * max(0, 5 - bits["digit.votes"]))),
         Request(tolerance=0.0, granularity=Granularity.TENSOR),
-        IlpSettings(images=32, repairs=8),
     )
     assert result.met
     assert any(step["step"].startswith("repair") for step in result.record["steps"])
@@ -187,7 +183,7 @@ def test_evaluations_repair_what_the_additive_model_missed(digits: Any) -> None:
 
 def test_restricted_hardware(digits: Any) -> None:
     hardware = HARDWARE["int8"]
-    result = search_ilp(bench(digits, real(digits)), Request(tolerance=3.0, hardware=hardware), FEW)
+    result = search_ilp(bench(digits, real(digits)), Request(tolerance=3.0, hardware=hardware))
     assert result.met
     assert footprint(digits.model, result.best.plan).problem(hardware) is None
     assert max(result.best.widths.bits) <= 8
@@ -198,8 +194,8 @@ def test_dominated_points_leave_the_front(digits: Any) -> None:
     memory = count_memory(digits.model, plan).total
     points = []
     for number, (correct, ram) in enumerate([(90, 100), (90, 90), (80, 90), (95, 120), (90, 90)]):
-        probe = PlanResult("x", np.arange(100) < correct, 0.0, 1.0)
-        points.append(FrontPoint(Candidate(Widths((str(number),), (number,)), plan, probe, memory), ram, 0.0))
+        evaluation = PlanResult("x", np.arange(100) < correct, 100, correct, correct)
+        points.append(FrontPoint(Candidate(Widths((str(number),), (number,)), plan, evaluation, memory), ram, 0.0))
     assert [(point.ram_bytes, point.candidate.evaluation.correct) for point in pareto_front(points)] == [
         (90, 90),
         (90, 90),

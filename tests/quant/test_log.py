@@ -1,5 +1,6 @@
 """Cached measurements: asked twice, measured once; cut, foreign and damaged files; tuning and sensitivities."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_tuning_reads_what_was_measured(digits: Any, tmp_path: Path, monkeypatch
     other = tuner(digits.images[1:17])
     formats(other)
     with monkeypatch.context() as patch:
-        patch.setattr(Tuner, "_measure", lambda *asked: pytest.fail("measured again"))
+        patch.setattr(Perturber, "effect", lambda *asked: pytest.fail("measured again"))
         again = tuner()
         assert formats(again) == chosen
         assert again.spent == 0
@@ -110,8 +111,9 @@ def test_sensitivities_are_read(digits: Any, tmp_path: Path, monkeypatch: pytest
     def sensitivity(
         known: MeasurementCache | None, rounding: Rounding = Rounding.NEAREST, seed: int = 0
     ) -> UnitSensitivity:
-        bench = Workbench(evaluator, digits.calibration, lambda plan: pytest.fail("not needed"), cache=known)
-        return UnitSensitivity(bench, Request(1.0, seed=seed), rounding, units, 16)
+        fail = partial(pytest.fail, "not needed")
+        bench = Workbench(evaluator, digits.calibration, fail, cache=known, sensitivity_images=16)
+        return UnitSensitivity(bench, Request(1.0, seed=seed), rounding, units)
 
     def noises(found: UnitSensitivity) -> list[float]:
         return [found.noise(index, width) for index in range(len(units)) for width in (5, 4)]
@@ -124,7 +126,7 @@ def test_sensitivities_are_read(digits: Any, tmp_path: Path, monkeypatch: pytest
     assert plain.cost == first.cost > 16 / len(evaluator)
     stochastic = noises(sensitivity(kept(tmp_path, **identity), Rounding.STOCHASTIC, 7))
     with monkeypatch.context() as patch:
-        patch.setattr(Perturber, "noise", lambda *asked: pytest.fail("measured again"))
+        patch.setattr(Perturber, "effect", lambda *asked: pytest.fail("measured again"))
         again = sensitivity(kept(tmp_path, **identity))
         assert noises(again) == measured
         assert again.cost == 0

@@ -18,15 +18,9 @@ from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import HARDWARE
 from caplet.quant.plan.units import Widths, make_units, point_widths, width_memory
-from caplet.quant.search.progressive import (
-    ProgressiveSettings,
-    longest_run,
-    search_progressive,
-)
+from caplet.quant.search.progressive import longest_run, search_progressive
 from caplet.quant.search.search import Request, Step
 from scripted import Scripted, bench
-
-FEW = ProgressiveSettings(images=32)
 
 
 @pytest.mark.parametrize("granularity", list(Granularity))
@@ -104,8 +98,7 @@ def test_leaps_find_what_single_steps_find(digits: Any, granularity: Granularity
     results = []
     for leaps in (False, True):
         evaluator = Scripted(digits, additive)
-        settings = ProgressiveSettings(leaps=leaps, images=8)
-        results.append(search_progressive(bench(digits, evaluator), request, settings))
+        results.append(search_progressive(bench(digits, evaluator, images=8), request, leaps=leaps))
         asked.append(len(results[-1].record["steps"]))
     one, fast = results
     assert one.met
@@ -118,7 +111,7 @@ def test_no_unit_can_go_lower(digits: Any) -> None:
     """The end of the search: every single further step misses the target."""
     evaluator = Scripted(digits, additive)
     request = Request(tolerance=0.6, granularity=Granularity.TENSOR)
-    result = search_progressive(bench(digits, evaluator), request, FEW)
+    result = search_progressive(bench(digits, evaluator), request)
     units = make_units(digits.model, Granularity.TENSOR, HARDWARE["portable"])
     for index, unit in enumerate(units):
         below = unit.below(result.best.widths.bits[index])
@@ -134,7 +127,7 @@ def test_the_search_on_a_real_model(digits: Any, tmp_path: Path) -> None:
     def search() -> Any:
         evaluator = Evaluator(digits.model, digits.images, digits.labels, batch_size=100, log_path=path)
         request = Request(tolerance=1.0, granularity=Granularity.LAYER)
-        return evaluator, search_progressive(bench(digits, evaluator, seen.append), request, FEW)
+        return evaluator, search_progressive(bench(digits, evaluator, seen.append), request)
 
     evaluator, result = search()
     assert result.met
@@ -147,7 +140,7 @@ def test_the_search_on_a_real_model(digits: Any, tmp_path: Path) -> None:
     assert 0 < result.cost < 10
     for fallback in result.fallbacks:
         assert fallback.evaluation.correct >= result.needed
-    assert evaluator.evaluate(best.plan).cached
+    assert evaluator.evaluate(best.plan).cost == 0
     again_evaluator, again = search()
     assert again_evaluator.spent == 0
     assert again.best.plan == best.plan
@@ -157,14 +150,13 @@ def test_steps_are_the_start_and_lower_widths(digits: Any) -> None:
     """The start and every lower width are steps of the record."""
     evaluator = Scripted(digits, lambda bits: 900 - (sum(bits.values()) < 8 * len(bits) - 20))
     request = Request(tolerance=0.0, granularity=Granularity.TENSOR)
-    settings = ProgressiveSettings(images=64)
     seen: list[Step] = []
-    search_progressive(bench(digits, evaluator, seen.append), request, settings)
+    search_progressive(bench(digits, evaluator, seen.append, images=64), request)
     assert {step.step for step in seen} == {"start", "lower"}
 
 
 def test_an_impossible_target_is_reported(digits: Any) -> None:
-    result = search_progressive(bench(digits, Scripted(digits, lambda bits: 500)), Request(tolerance=0.1), FEW)
+    result = search_progressive(bench(digits, Scripted(digits, lambda bits: 500)), Request(tolerance=0.1))
     assert not result.met
     assert "not even the widest" in result.reason
     assert result.satisfied is None
@@ -176,21 +168,21 @@ def test_an_impossible_target_is_reported(digits: Any) -> None:
 def test_a_budget_that_the_target_forbids_is_named(digits: Any) -> None:
     weights = count_memory(digits.model).total.weights
     tight = Request(tolerance=0.6, weight_bits=weights)
-    result = search_progressive(bench(digits, Scripted(digits, additive)), tight, FEW)
+    result = search_progressive(bench(digits, Scripted(digits, additive)), tight)
     assert not result.met
     assert "weights take" in result.reason
     assert result.best.evaluation.correct >= result.needed
     small = Request(tolerance=0.6, ram_bytes=10)
-    result = search_progressive(bench(digits, Scripted(digits, additive)), small, FEW)
+    result = search_progressive(bench(digits, Scripted(digits, additive)), small)
     assert not result.met
     assert "RAM" in result.reason
     enough = Request(tolerance=0.6, weight_bits=10 * weights, activation_bits=10**9, ram_bytes=10**7)
-    assert search_progressive(bench(digits, Scripted(digits, additive)), enough, FEW).met
+    assert search_progressive(bench(digits, Scripted(digits, additive)), enough).met
 
 
 def test_the_smallest_rounding_wins(digits: Any) -> None:
     request = Request(tolerance=0.6, roundings=(Rounding.TRUNCATE, Rounding.NEAREST), granularity=Granularity.NETWORK)
-    result = search_progressive(bench(digits, Scripted(digits, additive)), request, ProgressiveSettings(images=8))
+    result = search_progressive(bench(digits, Scripted(digits, additive), images=8), request)
     assert result.met
     assert len(result.record["others"]) == 1
 
@@ -200,7 +192,7 @@ def test_plans_run_on_the_hardware_that_they_are_for(digits: Any, name: str) -> 
     hardware = HARDWARE[name]
     evaluator = Evaluator(digits.model, digits.images[:100], digits.labels[:100], batch_size=100)
     request = Request(tolerance=3.0, granularity=Granularity.BLOCK, hardware=hardware)
-    result = search_progressive(bench(digits, evaluator), request, FEW)
+    result = search_progressive(bench(digits, evaluator), request)
     assert result.met
     found = footprint(digits.model, result.best.plan)
     assert found.problem(hardware) is None

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caplet.errors import ArtefactError, ConfigError
-from caplet.fixed import FixedFormat, Rounding
+from caplet.fixed import FixedFormat
 from caplet.models.staged import StagedModel
 from caplet.nn.functional import lengths
 from caplet.nn.points import Handler, Role
@@ -90,7 +90,7 @@ def test_the_figures_are_those_of_the_definition(digits: Any, perturber: Perturb
     before, after = (lengths(c).argmax(1) == labels for c in (reference, changed))
     assert (effect.n10, effect.n01) == (int((before & ~after).sum()), int((~before & after).sum()))
     tuner = Tuner(digits.model, digits.calibration, digits.images[:100])
-    assert effect.length_noise / 1000 == pytest.approx(tuner.error(key, fmt, Rounding.NEAREST), rel=1e-3)
+    assert effect.length_noise / 1000 == pytest.approx(tuner.perturber.noise({key: fmt}), rel=1e-3)
 
 
 def test_only_later_stages_are_computed(digits: Any) -> None:

@@ -1,6 +1,7 @@
 """Searches without networks: an evaluator that answers by a rule, a workbench for it, and widths by layer group."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,21 +23,23 @@ class Scripted(Evaluator):
         self.rule, self.asked = rule, 0
 
     def float_result(self) -> PlanResult:
-        return PlanResult("float", np.arange(1000) < 900, 0.0, 1.0)
+        return PlanResult("float", np.arange(1000) < 900, 1000, 900, 900, 1.0)
 
     def evaluate(self, plan: QuantPlan) -> PlanResult:
         self.asked += 1
         bits = {key: fmt.bits for key, fmt in plan.points.items()}
-        return PlanResult(plan.digest(), np.arange(1000) < self.rule(bits), 0.0, 1.0)
+        correct = self.rule(bits)
+        return PlanResult(plan.digest(), np.arange(1000) < correct, 1000, correct, correct, 1.0)
 
 
 def ignore(step: Step) -> None:
     """A listener that does not listen."""
 
 
-def bench(case: Any, evaluator: Evaluator, on_step: Callable[[Step], None] = ignore) -> Workbench:
+def bench(case: Any, evaluator: Evaluator, on_step: Callable[[Step], None] = ignore, images: int = 32) -> Workbench:
     """A workbench of the case's own calibration; footprints are those of lowered plans."""
-    return Workbench(evaluator, case.calibration, lambda plan: footprint(case.model, plan), on_step)
+    find = partial(footprint, case.model)
+    return Workbench(evaluator, case.calibration, find, on_step, sensitivity_images=images)
 
 
 def group_widths(

@@ -89,20 +89,30 @@ class EarlyRule(Settings):
 
 
 @dataclass(frozen=True)
-class Reference:
-    """The float model on all images, and the order in which plans look at them.
+class Answers:
+    """A model at the first places of the order of looking.
 
     Attributes:
         correct: bool (n,): classified correctly.
         margins: float64 (n,): length of the true class's capsule minus the longest other one.
-        at_random: bool (n,): taken at random, not by its margin.
-        order: int64 (n,): which image is at each place.
-
-    All but the last by place in the order of looking.
     """
 
     correct: NDArray[np.bool_]
     margins: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.correct)
+
+
+@dataclass(frozen=True)
+class Reference(Answers):
+    """The float model at all places, and the order in which plans look at them.
+
+    Attributes:
+        at_random: bool (n,): taken at random, not by its margin.
+        order: int64 (n,): which image is at each place.
+    """
+
     at_random: NDArray[np.bool_]
     order: NDArray[np.int64]
 
@@ -130,17 +140,6 @@ def make_reference(correct: NDArray[np.bool_], margins: NDArray[np.float64], rul
 
 
 @dataclass(frozen=True)
-class Answers:
-    """A plan at the first places of the order of looking: what is correct (bool), and the margins (float64)."""
-
-    correct: NDArray[np.bool_]
-    margins: NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.correct)
-
-
-@dataclass(frozen=True)
 class Bounds:
     """How many images a plan classifies correctly.
 
@@ -164,12 +163,12 @@ def bound(reference: Reference, plan: Answers, error: float, neighbours: Sequenc
         error: probability that any of the bounds is wrong.
         neighbours: plans measured at more places, at most :data:`NEIGHBOURS`; those measured at fewer tell nothing.
     """
-    seen, n = len(plan), len(reference.correct)
+    seen, n = len(plan), len(reference)
     found = int(plan.correct.sum())
     if seen == n:
         return Bounds(found, found, found, found, plan.correct[:0])
     low, high = _sampled_bounds(reference, plan, _SAMPLED * error)
-    bases = [_base(reference, plan, Answers(reference.correct, reference.margins), _MARGIN * error)]
+    bases = [_base(reference, plan, reference, _MARGIN * error)]
     for other in neighbours[:NEIGHBOURS]:
         if len(other) > seen:
             near = _base(reference, plan, other, _MARGIN * error)
@@ -255,15 +254,7 @@ def hypergeometric_bounds(rest: int, drawn: int, marked: int, error: float) -> t
     """
     if drawn == 0:
         return 0, rest
-    total = rest + drawn
-
-    def too_few(count: int) -> bool:
-        return float(hypergeom.sf(marked - 1, total, marked + count, drawn)) <= error
-
-    def too_many(count: int) -> bool:
-        return float(hypergeom.cdf(marked, total, marked + count, drawn)) <= error
-
-    counts = range(rest + 1)
-    low = bisect_left(counts, True, key=lambda count: not too_few(count))
-    high = bisect_left(counts, True, key=too_many) - 1
-    return min(low, rest), high
+    total, counts = rest + drawn, range(rest + 1)
+    low = bisect_left(counts, True, key=lambda k: bool(hypergeom.sf(marked - 1, total, marked + k, drawn) > error))
+    high = bisect_left(counts, True, key=lambda k: bool(hypergeom.cdf(marked, total, marked + k, drawn) <= error))
+    return min(low, rest), high - 1

@@ -19,6 +19,7 @@ from caplet.models.staged import StagedModel
 from caplet.nn.functional import lengths
 from caplet.nn.points import Handler, PointSpec, Storage
 from caplet.quant.measure.evaluator import predict
+from caplet.quant.measure.log import MeasurementCache, images_digest
 from caplet.quant.simulate.fake_quant import point_noise
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -167,6 +168,7 @@ class Perturber:
         labels: int64 (N,); None where only :meth:`noise` is asked for.
         loss: for :attr:`Effect.loss`; None leaves it 0.
         batch_size: images per forward pass.
+        cache: answers of :meth:`noise` about the same model; None for none.
 
     Attributes:
         spent: cost of everything computed, in passes of one image through the whole model (multiply-accumulates).
@@ -183,6 +185,7 @@ class Perturber:
         *,
         loss: Loss | None = None,
         batch_size: int = 64,
+        cache: MeasurementCache | None = None,
     ) -> None:
         labels = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
         if len(images) == 0 or len(images) != len(labels):
@@ -192,6 +195,7 @@ class Perturber:
         self._loss, self._classes = loss, model.config.classes
         self._staged = StagedModel(model)
         self._images, self._labels, self._batch_size = images, labels, batch_size
+        self._cache, self._digest = cache or MeasurementCache(None, "effects", {}), images_digest(images)
         self.spent = 0.0
 
     @cached_property
@@ -212,14 +216,17 @@ class Perturber:
 
     def noise(self, formats: Mapping[str, AnyFormat], rounding: Rounding = Rounding.NEAREST, seed: int = 0) -> float:
         """Mean squared change of the class capsules' lengths (over images and classes), as :meth:`effect` counts it."""
-        first, total = self._staged.first_stage(formats), 0.0
-        with torch.inference_mode():
-            for batch in self._batches:
-                handler = RoundPoints(formats, rounding, seed)
-                capsules = self._staged.run_from(first, batch.states[first], handler)[0]
-                total += _energy(lengths(capsules) - batch.lengths)
-        self.spent += self.n * float(self._staged.tail_cost[first])
-        return total / self.n / self._classes
+        asked = {
+            "formats": {key: fmt.to_json() for key, fmt in formats.items()},
+            "rounding": str(rounding),
+            "seed": seed,
+            "images": self._digest,
+        }
+
+        def measure() -> float:
+            return self.effect(formats, rounding, seed).length_noise / self.n / self._classes
+
+        return self._cache.answer(asked, measure)
 
     def _one(
         self, batch: _Batch, first: int, formats: Mapping[str, AnyFormat], rounding: Rounding, seed: int

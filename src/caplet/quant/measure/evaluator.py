@@ -59,27 +59,21 @@ class PlanResult:
         correct_images: bool (n,): which images are classified correctly, in the images' own order, for paired
             comparisons; the likeliest answer for images that were not looked at (the float model's, or a similar
             plan's).
-        seconds: wall time of what was computed for this answer.
-        cost: what that took, in full passes of all images through the whole model (multiply-accumulates); 0 where the
-            answer was known already.
-        seen: images looked at; None for all.
-        bounds: on the number of correct images; None where all were looked at.
-        error: probability that ``bounds`` is wrong (see :mod:`caplet.quant.measure.early_decision`); 0 where they are
+        seen: images looked at.
+        low, high: bounds on the number of correct images; equal where all were looked at.
+        cost: what was computed for this answer, in full passes of all images through the whole model
+            (multiply-accumulates); 0 where the answer was known already.
+        error: probability that the bounds are wrong (see :mod:`caplet.quant.measure.early_decision`); 0 where they are
             certain.
     """
 
     digest: str
     correct_images: NDArray[np.bool_]
-    seconds: float = 0.0
+    seen: int
+    low: int
+    high: int
     cost: float = 0.0
-    seen: int | None = None
-    bounds: tuple[int, int] | None = None
     error: float = 0.0
-
-    @property
-    def cached(self) -> bool:
-        """Whether the answer was known already and nothing was computed for it."""
-        return self.cost == 0
 
     @property
     def n(self) -> int:
@@ -95,21 +89,6 @@ class PlanResult:
     def accuracy(self) -> float:
         """Correct fraction, 0..1."""
         return self.correct / self.n
-
-    @property
-    def low(self) -> int:
-        """At least so many images are correct."""
-        return self.correct if self.bounds is None else self.bounds[0]
-
-    @property
-    def high(self) -> int:
-        """At most so many images are correct."""
-        return self.correct if self.bounds is None else self.bounds[1]
-
-    @property
-    def looked_at(self) -> int:
-        """How many images were looked at."""
-        return self.n if self.seen is None else self.seen
 
 
 class Evaluator:
@@ -233,35 +212,24 @@ class Evaluator:
         digest = plan.digest()
         known = self._answers.get(digest)
         if known is not None and settled(known.low, known.high):
-            return replace(known, seconds=0.0, cost=0.0)
+            return replace(known, cost=0.0)
         plan.check(self.model)
         reference = self._order()
         self._questions += 1
         looks = self.early.looks(len(self), self._batch)
         error = self.early.question_error(self._questions)
         others = self._neighbours(digest)
-        began, cost = time.perf_counter(), 0.0
+        cost = 0.0
         for look in (looks[0], *(look for look in looks[1:] if most is None or look <= most)):
             cost += self._extend(digest, plan, look)
             found = bound(reference, self._known(digest, look), error / len(looks), others)
             if settled(found.low, found.high):
                 break
         error = 0.0 if settled(found.sure_low, found.sure_high) else error
-        result = self._answer(digest, look, began, cost, found, error)
-        self._log.decided(
-            {
-                "question": self._questions,
-                **asked,
-                "settled": settled(found.low, found.high),
-                "digest": digest,
-                "seen": look,
-                "n": len(self),
-                "low": result.low,
-                "high": result.high,
-                "error": error,
-            }
-        )
-        return result
+        head = {"question": self._questions, **asked, "settled": settled(found.low, found.high), "digest": digest}
+        bounds = {"low": found.low, "high": found.high, "error": error}
+        self._log.decided({**head, "seen": look, "n": len(self), **bounds})
+        return self._answer(digest, look, cost, found, error)
 
     def _neighbours(self, digest: str) -> list[Answers]:
         """Plans that questions were asked about before: the last one, and of the others the one measured farthest."""
@@ -273,9 +241,7 @@ class Evaluator:
         """The answer from all images."""
         if plan is not None and self.early is not None:
             self._order()
-        began = time.perf_counter()
-        cost = self._extend(digest, plan, len(self))
-        return self._answer(digest, len(self), began, cost)
+        return self._answer(digest, len(self), self._extend(digest, plan, len(self)))
 
     def _order(self) -> Reference:
         """The order in which plans look at the images, from the float model's margins."""
@@ -315,21 +281,17 @@ class Evaluator:
         return cost
 
     def _answer(
-        self, digest: str, seen: int, began: float, cost: float, found: Bounds | None = None, error: float = 0.0
+        self, digest: str, seen: int, cost: float, found: Bounds | None = None, error: float = 0.0
     ) -> PlanResult:
-        """The answer from the first ``seen`` images; the float model's, or the likeliest one, for the others.
-
-        Args:
-            began: the time when the question was asked.
-        """
+        """The answer from the first ``seen`` images; the float model's, or the likeliest one, for the others."""
         correct = np.zeros(len(self), dtype=bool)
         order = self._places(digest)
         correct[order[:seen]] = self._known(digest, seen).correct
-        result = PlanResult(digest, correct, time.perf_counter() - began, cost)
-        if seen < len(self):
-            assert found is not None
+        low = high = int(correct.sum())
+        if found is not None:
             correct[order[seen:]] = found.assumed
-            result = replace(result, seen=seen, bounds=(found.low, found.high), error=error)
+            low, high = found.low, found.high
+        result = PlanResult(digest, correct, seen, low, high, cost, error)
         self._seen[digest] = max(self._seen.get(digest, 0), seen)
         self._answers.pop(digest, None)
         self._answers[digest] = result

@@ -15,7 +15,7 @@ from caplet.models.base import CapsNet
 from caplet.nn.points import Role
 from caplet.quant.choices import Exponents
 from caplet.quant.measure.effects import Perturber
-from caplet.quant.measure.log import MeasurementCache, images_digest
+from caplet.quant.measure.log import MeasurementCache
 from caplet.quant.plan.calibrate import Calibration
 from caplet.quant.plan.formats import FormatRule
 
@@ -43,15 +43,13 @@ class Tuner:
         self, model: CapsNet, calibration: Calibration, images: Tensor, cache: MeasurementCache | None = None
     ) -> None:
         self.calibration = calibration
-        self._perturber = Perturber(model, images)
-        self._digest = images_digest(images)
-        self._cache = MeasurementCache(None, "tuning log", {}) if cache is None else cache
+        self.perturber = Perturber(model, images, cache=cache)
         self._known: dict[tuple[str, int, FormatRule, Rounding], AnyFormat] = {}
 
     @property
     def spent(self) -> float:
         """Cost of all that was computed, in passes of one image through the whole model (multiply-accumulates)."""
-        return self._perturber.spent
+        return self.perturber.spent
 
     def format(
         self, key: str, width: int, rule: FormatRule = FormatRule(), rounding: Rounding = Rounding.NEAREST
@@ -68,22 +66,14 @@ class Tuner:
 
     def _climb(self, key: str, start: FixedFormat, rounding: Rounding) -> FixedFormat:
         """The best neighbour, step by step in the direction that helps."""
-        best, error = start, self.error(key, start, rounding)
+        best, error = start, self.perturber.noise({key: start}, rounding)
         for direction in (-1, 1):
             for distance in range(1, _FARTHEST + 1):
                 tried = replace(start, frac_bits=start.frac_bits + direction * distance)
-                found = self.error(key, tried, rounding)
+                found = self.perturber.noise({key: tried}, rounding)
                 if found >= error:
                     break
                 best, error = tried, found
             if best != start:
                 break
         return best
-
-    def error(self, key: str, fmt: AnyFormat, rounding: Rounding = Rounding.NEAREST) -> float:
-        """Mean squared change of the class-capsule lengths when only point ``key`` is rounded, to ``fmt``."""
-        asked = {"point": key, "format": fmt.to_json(), "rounding": str(rounding), "images": self._digest}
-        return self._cache.answer(asked, lambda: self._measure(key, fmt, rounding))
-
-    def _measure(self, key: str, fmt: AnyFormat, rounding: Rounding) -> float:
-        return self._perturber.noise({key: fmt}, rounding)

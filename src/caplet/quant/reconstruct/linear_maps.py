@@ -25,15 +25,21 @@ View = tuple[Linear, str | None]
 by element; None where there is none."""
 
 
-class _Windows:
-    """What a convolution's kernel sees at a sample of its output positions.
+class ConvLinear:
+    """A convolution (O, I, kh, kw) as one linear map, or a depthwise one (C, 1, kh, kw) as a small map per channel.
+
+    Rows are a sample of its output positions. The columns of a block are whole kernel positions; of a depthwise
+    convolution all of them. Nothing is unfolded: a kernel position's columns are rows of the channels-last maps,
+    gathered when asked for.
 
     Args:
-        weight: its shape, (O, I, kh, kw).
+        weight: its shape.
         quantized, exact: float (N, I, H, W): the layer's input as quantized and in float.
         rows: output positions to use, of all images together; all of them where there are fewer.
         generator: chooses them.
     """
+
+    unit = 1
 
     def __init__(
         self,
@@ -44,8 +50,10 @@ class _Windows:
         padding: int,
         rows: int,
         generator: torch.Generator,
+        *,
+        depthwise: bool = False,
     ) -> None:
-        self._shape = weight
+        self._shape, self._depthwise = weight, depthwise
         self._quantized, self._exact = _channels_last(quantized, padding), _channels_last(exact, padding)
         images, height, width = quantized.shape[0], *(size + 2 * padding for size in quantized.shape[2:])
         out_height, out_width = ((size - k) // stride + 1 for size, k in zip((height, width), weight[2:], strict=True))
@@ -54,39 +62,25 @@ class _Windows:
         image, position = picked // (out_height * out_width), picked % (out_height * out_width)
         # Places of the windows' first elements among all padded positions of all images, and distances from there.
         self._base = (image * height + position // out_width * stride) * width + position % out_width * stride
-        self._distances = [row * width + column for row in range(weight[2]) for column in range(weight[3])]
-
-
-class ConvLinear(_Windows):
-    """A convolution (O, I, kh, kw) as one linear map; the columns of a block are whole kernel positions.
-
-    Nothing is unfolded: a kernel position's columns are rows of the channels-last maps, gathered when asked for.
-    """
-
-    unit = 1
-
-    def __init__(self, weight: torch.Size, *windows: Any) -> None:
-        super().__init__(weight, *windows)
-        per_block = max(1, _COLUMNS // weight[1])
-        places = self._distances
-        self._offsets = [places[start : start + per_block] for start in range(0, len(places), per_block)]
+        places = (torch.arange(weight[2])[:, None] * width + torch.arange(weight[3])).flatten()
+        self._offsets = torch.split(places, len(places) if depthwise else max(1, _COLUMNS // weight[1]))
         self.blocks = len(self._offsets)
-        self.scale = torch.ones(1, len(self._base), 1)
+        self.scale = torch.ones(weight[0] if depthwise else 1, len(self._base), 1)
 
     def weigh(self, weight: Tensor, bias: Tensor | None, passed: Callable[[Tensor], Tensor]) -> None:
         """Weigh every row by how much of an error there the non-linearity after the sums passes on.
 
         Args:
             weight, bias: of the float layer.
-            passed: from the float sums (rows, O) to the rows' weights (rows,).
+            passed: how much of an error in the float sums (groups, rows, outputs), element by element or capsule by
+                capsule.
         """
-        sums = (
-            torch.zeros(self.scale.shape[1], self._shape[0]) if bias is None else bias.expand(self.scale.shape[1], -1)
-        )
-        sums = sums.unsqueeze(0).clone()
+        groups, rows, _ = self.scale.shape
+        bias = torch.zeros(self._shape[0]) if bias is None else bias
+        sums = bias.view(groups, 1, -1).expand(-1, rows, -1).clone()
         for block, matrix in enumerate(self.split(weight)):
             sums.baddbmm_(self._gather(self._exact, block), matrix)
-        self.scale = passed(sums[0]).view(1, -1, 1)
+        self.scale = passed(sums).square().mean(-1, keepdim=True).sqrt()
 
     def columns(self, block: int) -> Tensor:
         return self.scale * self._gather(self._quantized, block)
@@ -95,49 +89,23 @@ class ConvLinear(_Windows):
         return self.scale * (self._gather(self._quantized, block) - self._gather(self._exact, block))
 
     def _gather(self, maps: Tensor, block: int) -> Tensor:
-        return torch.cat([maps[self._base + offset] for offset in self._offsets[block]], 1).unsqueeze(0)
+        found = maps[self._base[:, None] + self._offsets[block]]  # rows, kernel positions, I
+        return found.permute(2, 0, 1).contiguous() if self._depthwise else found.flatten(1).unsqueeze(0)
 
     def split(self, weight: Tensor) -> list[Tensor]:
+        if self._depthwise:
+            return [weight.flatten(1).unsqueeze(-1).contiguous()]
         out, channels = self._shape[:2]
         matrix = weight.permute(2, 3, 1, 0).reshape(-1, channels, out)
         sizes = [len(offsets) for offsets in self._offsets]
         return [part.reshape(1, -1, out).contiguous() for part in torch.split(matrix, sizes)]
 
     def join(self, matrices: list[Tensor]) -> Tensor:
+        if self._depthwise:
+            return matrices[0].reshape(self._shape)
         out, channels, kernel_rows, kernel_columns = self._shape
         matrix = torch.cat(matrices, 1).view(kernel_rows, kernel_columns, channels, out)
         return matrix.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
-
-
-class DepthwiseLinear(_Windows):
-    """A depthwise convolution (C, 1, kh, kw) as one small linear map per channel."""
-
-    unit = 1
-    blocks = 1
-
-    def __init__(self, weight: torch.Size, *windows: Any) -> None:
-        super().__init__(weight, *windows)
-        index = self._base[:, None] + torch.tensor(self._distances)
-        self._quantized, self._exact = (
-            maps[index].permute(2, 0, 1).contiguous() for maps in (self._quantized, self._exact)
-        )  # C, rows, kh * kw
-        self.scale = torch.ones(weight[0], len(self._base), 1)
-
-    def weigh(self, weight: Tensor, bias: Tensor, passed: Callable[[Tensor], Tensor]) -> None:
-        """As :meth:`ConvLinear.weigh`, with a weight for every channel of a row: ``passed`` keeps the shape."""
-        self.scale = passed(torch.bmm(self._exact, self.split(weight)[0]) + bias.view(-1, 1, 1))
-
-    def columns(self, block: int) -> Tensor:
-        return self.scale * self._quantized
-
-    def difference(self, block: int) -> Tensor:
-        return self.scale * (self._quantized - self._exact)
-
-    def split(self, weight: Tensor) -> list[Tensor]:
-        return [weight.flatten(1).unsqueeze(-1).contiguous()]
-
-    def join(self, matrices: list[Tensor]) -> Tensor:
-        return matrices[0].reshape(self._shape)
 
 
 def _channels_last(maps: Tensor, padding: int) -> Tensor:
@@ -227,40 +195,6 @@ def passed(preactivation: Tensor) -> Tensor:
     return torch.sqrt(((dim - 1) * across**2 + along**2) / dim)
 
 
-def _convolution(
-    weight: Tensor, quantized: Tensor, exact: Tensor, stride: int, padding: int, settings: ReconstructSettings
-) -> ConvLinear:
-    rows = max(settings.least_rows, round(settings.rows_per_column * weight[0].numel()))
-    generator = torch.Generator().manual_seed(settings.seed)
-    return ConvLinear(weight.shape, quantized, exact, stride, padding, rows, generator)
-
-
-def _conv_relu(layer: ConvReLU, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
-    linear = _convolution(layer.weight, quantized, exact, layer.stride, layer.padding, settings)
-    linear.weigh(layer.weight.detach(), layer.bias.detach(), lambda sums: (sums > 0).float().mean(1).sqrt())
-    return linear, "bias"
-
-
-def _conv_caps(layer: ConvCaps2d, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
-    linear = _convolution(layer.weight, quantized, exact, layer.stride, layer.padding, settings)
-    capsules = (layer.types, layer.dim)
-    bias = None if layer.bias is None else layer.bias.detach()
-    linear.weigh(
-        layer.weight.detach(), bias, lambda sums: passed(torch.unflatten(sums, 1, capsules)).square().mean(1).sqrt()
-    )
-    return linear, None if layer.bias is None else "bias"
-
-
-def _routed_conv_caps(layer: RoutedConvCaps, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
-    """All input types share one convolution: each vote counts alike, whatever its coupling."""
-    maps = (quantized.flatten(0, 1), exact.flatten(0, 1))
-    return _convolution(layer.weight, *maps, layer.stride, layer.padding, settings), "vote_bias"
-
-
-def _dense_caps(layer: DenseCaps, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
-    return CapsuleLinear(layer, quantized, exact), None if layer.bias is None else "bias"
-
-
 _PASSED: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.NONE: torch.ones_like,
     Activation.RELU: lambda sums: (sums > 0).float(),
@@ -274,18 +208,42 @@ _DEPTHWISE_ROWS = 2048
 """A depthwise filter has a handful of weights."""
 
 
-def _conv_norm(layer: ConvNorm, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
-    """A trunk's convolution whose batch norm is folded (:func:`caplet.quant.reconstruct.equalization.folded`)."""
-    weight, bias = (tensor.detach() for tensor in layer.folded())
-    slope = _PASSED[layer.activation]
-    if layer.depthwise:
-        generator = torch.Generator().manual_seed(settings.seed)
-        own = DepthwiseLinear(weight.shape, quantized, exact, layer.stride, layer.padding, _DEPTHWISE_ROWS, generator)
-        own.weigh(weight, bias, slope)
-        return own, "bias"
-    linear = _convolution(weight, quantized, exact, layer.stride, layer.padding, settings)
-    linear.weigh(weight, bias, lambda sums: slope(sums).square().mean(1).sqrt())
+def _convolution(
+    layer: ConvReLU | ConvNorm | ConvCaps2d | RoutedConvCaps,
+    quantized: Tensor,
+    exact: Tensor,
+    settings: ReconstructSettings,
+) -> ConvLinear:
+    weight, depthwise = layer.weight, isinstance(layer, ConvNorm) and layer.depthwise
+    rows = max(settings.least_rows, round(settings.rows_per_column * weight[0].numel()))
+    generator = torch.Generator().manual_seed(settings.seed)
+    sample = (layer.stride, layer.padding, _DEPTHWISE_ROWS if depthwise else rows, generator)
+    return ConvLinear(weight.shape, quantized, exact, *sample, depthwise=depthwise)
+
+
+def _conv_relu(layer: ConvReLU | ConvNorm, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
+    """A trunk's batch norm is folded (:func:`caplet.quant.reconstruct.equalization.folded`)."""
+    weight, bias = layer.folded() if isinstance(layer, ConvNorm) else (layer.weight, layer.bias)
+    slope = _PASSED[layer.activation if isinstance(layer, ConvNorm) else Activation.RELU]
+    linear = _convolution(layer, quantized, exact, settings)
+    linear.weigh(weight.detach(), bias.detach(), slope)
     return linear, "bias"
+
+
+def _conv_caps(layer: ConvCaps2d, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
+    linear = _convolution(layer, quantized, exact, settings)
+    bias = None if layer.bias is None else layer.bias.detach()
+    linear.weigh(layer.weight.detach(), bias, lambda sums: passed(torch.unflatten(sums, -1, (layer.types, layer.dim))))
+    return linear, None if layer.bias is None else "bias"
+
+
+def _routed_conv_caps(layer: RoutedConvCaps, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
+    """All input types share one convolution: each vote counts alike, whatever its coupling."""
+    return _convolution(layer, quantized.flatten(0, 1), exact.flatten(0, 1), settings), "vote_bias"
+
+
+def _dense_caps(layer: DenseCaps, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
+    return CapsuleLinear(layer, quantized, exact), None if layer.bias is None else "bias"
 
 
 VIEWS: Mapping[type[Layer], Callable[[Any, Tensor, Tensor, ReconstructSettings], View]] = {
@@ -293,7 +251,7 @@ VIEWS: Mapping[type[Layer], Callable[[Any, Tensor, Tensor, ReconstructSettings],
     ConvCaps2d: _conv_caps,
     RoutedConvCaps: _routed_conv_caps,
     DenseCaps: _dense_caps,
-    ConvNorm: _conv_norm,
+    ConvNorm: _conv_relu,
 }
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -26,7 +27,6 @@ from caplet.quant.reconstruct.equalization import equalized, folded
 from caplet.quant.reconstruct.linear_maps import make_view, parameter_of
 from caplet.quant.reconstruct.scale_search import (
     ScaleSearch,
-    computed_points,
     from_exponents,
     output_channel_format,
     with_channel_formats,
@@ -169,21 +169,21 @@ class _Run:
             self._tune_first()
         if Part.PER_CHANNEL in self.settings.parts:
             self.handler.plan = with_channel_formats(self.source, self.handler.plan)
-        total = sum(_has_weights(layer) for layer in self.model.layers())
+        total = sum("weight" in layer.specs for layer in self.model.layers())
         stages = self.model.stages()
         for index, stage in enumerate(stages):
             for layer, exact in zip(stage.layers, self.exact.stage.layers, strict=True):
-                if not _has_weights(layer):
-                    continue
-                self._block(layer, exact)
-                if self.progress is not None:
-                    self.progress(layer.name, len(self.reports), total)
+                if "weight" in layer.specs:
+                    self._block(layer, exact)
+                    if self.progress is not None:
+                        self.progress(layer.name, len(self.reports), total)
             if index + 1 < len(stages):
                 self.exact.advance()
                 self.quantized.advance()
         self._put_on_grid()
         if Part.SCALES in self.settings.parts:
-            self._tune(ScaleSearch(self.model, self.source, self._tuning_images), computed_points(self.source))
+            computed = [key for key, spec in self.source.points().items() if spec.storage is Storage.RAM]
+            self._tune(ScaleSearch(self.model, self.source, self._tuning_images), computed)
         if Part.END_TO_END in self.settings.parts:
             self._move_together()
         return Reconstruction(self.model, self.handler.plan, tuple(self.reports))
@@ -204,12 +204,17 @@ class _Run:
         self.handler.plan = self.handler.plan.with_formats(self.tuned[base].points)
 
     def _tune(self, search: ScaleSearch, keys: Sequence[str]) -> None:
-        self.handler.plan = search.search(self.handler.plan, keys, self.settings.tuning_sweeps).plan
+        self.handler.plan, _, _ = search.search(self.handler.plan, keys, self.settings.tuning_sweeps)
 
     def _block(self, layer: Layer, exact: Layer) -> None:
         upto = self.handler.plan.restricted(self._keys_upto(layer))
         tensors = self._once(layer.name, upto, partial(self._fit, layer, exact))
-        self._take_exponents(layer, tensors.pop(_EXPONENTS, None))
+        exponents, key = tensors.pop(_EXPONENTS, None), f"{layer.name}.weight"
+        if exponents is not None:  # those that the block was fitted for
+            fmt = self.handler.plan.points[key]
+            assert isinstance(fmt, ChannelFormat)
+            moved = from_exponents(exponents, fmt.bits, fmt.signed, fmt.axis)
+            self.handler.plan = self.handler.plan.with_formats({key: moved})
         with torch.no_grad():
             for name, tensor in tensors.items():
                 parameter_of(layer, name).copy_(tensor)
@@ -239,23 +244,10 @@ class _Run:
         self.reports.append(BlockReport(name, **block.facts))
         return dict(block.tensors)
 
-    def _take_exponents(self, layer: Layer, exponents: Tensor | None) -> None:
-        """Move the plan's exponents per channel of the layer's weight to those that the block was fitted for."""
-        if exponents is None:
-            return
-        key = f"{layer.name}.weight"
-        fmt = self.handler.plan.points[key]
-        assert isinstance(fmt, ChannelFormat)
-        moved = from_exponents(exponents, fmt.bits, fmt.signed, fmt.axis)
-        self.handler.plan = self.handler.plan.with_formats({key: moved})
-
     def _keys_upto(self, last: Layer) -> set[str]:
         """What a fit of ``last`` depends on: the points of all layers before it, and its own constants."""
-        keys: set[str] = set()
-        for layer in self.model.layers():
-            if layer is last:
-                break
-            keys.update(layer.points())
+        before = takewhile(lambda layer: layer is not last, self.model.layers())
+        keys = {key for layer in before for key in layer.points()}
         return keys | {key for key, spec in last.points().items() if spec.storage is Storage.FLASH}
 
     def _fit(self, layer: Layer, exact: Layer) -> FittedBlock:
@@ -306,7 +298,3 @@ class _Run:
                     if spec.role in (Role.WEIGHT, Role.BIAS):
                         parameter = parameter_of(layer, name)
                         parameter.copy_(plan.points[f"{layer.name}.{name}"].quantize(parameter.detach()))
-
-
-def _has_weights(layer: Layer) -> bool:
-    return "weight" in layer.specs

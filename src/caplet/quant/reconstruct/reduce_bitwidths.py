@@ -1,7 +1,9 @@
 """Narrower widths for a reconstructed model: what nearest rounding could not afford, fitted codes often can."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from caplet.fixed import Rounding
@@ -72,6 +74,19 @@ def reduce_bitwidths(
     specs = model.points()
     steps: list[WidthStep] = []
     smaller: list[tuple[QuantPlan, Reconstruction]] = []
+
+    def keeps(key: str, bits: int) -> bool:
+        nonlocal plan
+        lower = plan.with_formats({key: source.format(key, bits, rule, Rounding.NEAREST)})
+        fitted = fit(lower)
+        correct = measure(fitted)
+        steps.append(WidthStep(key, bits, correct, needed, correct >= needed))
+        on_step(steps[-1])
+        if steps[-1].accepted:
+            plan = lower
+            smaller.append((lower, fitted))
+        return steps[-1].accepted
+
     for storage in (Storage.FLASH, Storage.RAM):
         total = sum(spec.elements for spec in specs.values() if spec.storage is storage)
         keys = [
@@ -85,20 +100,5 @@ def reduce_bitwidths(
             containers = hardware.containers(specs[key])
             widths = containers if hardware.only_containers else range(1, containers[-1] + 1)
             offered = [bits for bits in widths if bits_of(specs[key], LEAST, rule) <= bits < plan.points[key].bits]
-            low, high = 0, len(offered)  # the width after the last one offered is the present one, known to work
-            while low < high:
-                middle = (low + high) // 2
-                bits = offered[middle]
-                fmt = source.format(key, bits, rule, Rounding.NEAREST)
-                lower = plan.with_formats({key: fmt})
-                fitted = fit(lower)
-                correct = measure(fitted)
-                step = WidthStep(key, bits, correct, needed, correct >= needed)
-                steps.append(step)
-                on_step(step)
-                if step.accepted:
-                    plan, high = lower, middle
-                    smaller.append((lower, fitted))
-                else:
-                    low = middle + 1
+            bisect_left(offered, True, key=partial(keeps, key))
     return tuple(smaller), tuple(steps)

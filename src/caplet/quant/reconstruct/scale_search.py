@@ -8,7 +8,8 @@ With an exponent per output channel each channel has its own best range, for one
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -48,20 +49,6 @@ class ComputedOnly(FakeQuant):
         return super().tap(key, spec, value, iteration)
 
 
-@dataclass(frozen=True)
-class FoundScales:
-    """The outcome of a scale search.
-
-    Attributes:
-        plan: with the exponents found.
-        before, after: mean squared difference of the class-capsule lengths to the float model's.
-    """
-
-    plan: QuantPlan
-    before: float
-    after: float
-
-
 class ScaleSearch:
     """Searches the exponents of all points together, on one model and a few images.
 
@@ -82,11 +69,15 @@ class ScaleSearch:
         with torch.no_grad():
             self._wanted = lengths(source.eval()(self._images))
 
-    def search(self, plan: QuantPlan, keys: Iterable[str], sweeps: int = 2) -> FoundScales:
+    def search(self, plan: QuantPlan, keys: Iterable[str], sweeps: int = 2) -> tuple[QuantPlan, float, float]:
         """Move the exponents of the fixed-point points ``keys``, in order of execution, until nothing helps.
 
         Args:
             sweeps: passes over all keys at most.
+
+        Returns:
+            The plan with the exponents found; before and after, the mean squared difference of the class-capsule
+            lengths to the float model's.
         """
         wanted = set(keys)
         order = [key for key in self._specs if key in wanted and isinstance(plan.points[key], FixedFormat)]
@@ -99,7 +90,7 @@ class ScaleSearch:
                 plan, states, error = self._move(plan, key, states, error)
             if plan == start:
                 break
-        return FoundScales(plan, before, error)
+        return plan, before, error
 
     def _move(
         self, plan: QuantPlan, key: str, states: list[State], error: float
@@ -111,27 +102,26 @@ class ScaleSearch:
         for direction in (1, -1):
             start = plan
             for distance in range(1, _FARTHEST + 1):
-                tried = self._with_exponent(plan, key, replace(fmt, frac_bits=fmt.frac_bits + direction * distance))
-                if tried is None or (key, tried.points[key]) in self._harmful:
+                moved = replace(fmt, frac_bits=fmt.frac_bits + direction * distance)
+                tried = plan.with_formats({key: moved})
+                if (key, moved) in self._harmful or not self._works(tried):
                     break
                 found, reached = self._run(tried, prefix)
                 if reached >= (1 - _GAIN) * error:
                     if reached > (1 + _HARM) * error:
-                        self._harmful.add((key, tried.points[key]))
+                        self._harmful.add((key, moved))
                     break
                 plan, states, error = tried, found, reached
             if plan != start:
                 break
         return plan, states, error
 
-    def _with_exponent(self, plan: QuantPlan, key: str, fmt: FixedFormat) -> QuantPlan | None:
-        """The plan with one format replaced; None where softmax or squash cannot work with it."""
-        tried = plan.with_formats({key: fmt})
-        try:
-            tried.check(self._staged.model)
-        except PlanError:
-            return None
-        return tried
+    def _works(self, plan: QuantPlan) -> bool:
+        """Whether softmax and squash can work with the formats."""
+        with suppress(PlanError):
+            plan.check(self._staged.model)
+            return True
+        return False
 
     def _run(self, plan: QuantPlan, prefix: list[State]) -> tuple[list[State], float]:
         """The states before every stage under ``plan``, of which the first are known, and the error."""
@@ -147,11 +137,6 @@ class ScaleSearch:
             capsules = self._staged.run_from(first, state, handler, keep=keep)[0]
         states.pop()
         return states, float((lengths(capsules) - self._wanted).square().mean())
-
-
-def computed_points(model: CapsNet) -> tuple[str, ...]:
-    """Keys of all tensors that the device computes."""
-    return tuple(key for key, spec in model.points().items() if spec.storage is Storage.RAM)
 
 
 def with_channel_formats(model: CapsNet, plan: QuantPlan) -> QuantPlan:

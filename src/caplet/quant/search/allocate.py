@@ -80,7 +80,6 @@ def _solve(
     """The program itself; limits may be exceeded by the solver's tolerance, so they are tightened by ``margin``."""
     flat = [choice for unit in choices for choice in unit]
     owner = np.repeat(np.arange(len(choices)), [len(unit) for unit in choices])
-    columns = np.arange(len(flat))
     once = (owner == np.arange(len(choices))[:, None]).astype(np.float64)  # one choice for every unit
     constraints = [LinearConstraint(once, 1, 1)]
     for limit in limits:
@@ -100,7 +99,7 @@ def _solve(
         )
     if found.x is None:
         return None
-    return tuple(flat[columns[owner == unit][np.argmax(found.x[owner == unit])]] for unit in range(len(choices)))
+    return tuple(unit[found.x[owner == number].argmax()] for number, unit in enumerate(choices))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ tensors of capsule networks, the noise measure and the repair are caplet's.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -23,20 +23,16 @@ from caplet.quant.choices import Method
 from caplet.quant.plan.units import Widths, unit_bits
 from caplet.quant.search.allocate import Measure, SumLimit, UnitChoice, allocate
 from caplet.quant.search.progressive import UnitSensitivity, longest_run
-from caplet.quant.search.search import (
-    SENSITIVITY_IMAGES,
-    Candidate,
-    PlanSearch,
-    Request,
-    SearchResult,
-    Workbench,
-    run_each,
-)
+from caplet.quant.search.search import Candidate, PlanSearch, Request, SearchResult, Workbench, run_each
 
 MEASURED_WIDTH = 8
 """Wider widths are not measured: their noise is a quarter per bit, as of a uniform error."""
 FIRST_WIDTH = 5
-"""Where every unit is measured first."""
+"""Where every unit is measured first; the noise at other widths is guessed from it until it is wanted."""
+TRADE_OFFS = (0.5, 0.9, 0.1)
+"""How much the weights' part of the memory counts against the activations', each 0..1."""
+REPAIRS = 3
+"""Evaluations at most to mend one boundary plan."""
 _RATIO = 2.0  # of neighbouring noise levels
 _CUTS = 60
 _RELIEF = 0.05
@@ -45,22 +41,7 @@ _activation_bits: Measure = attrgetter("activation_bits")
 _noise: Measure = attrgetter("noise")
 
 
-@dataclass(frozen=True)
-class IlpSettings:
-    """How the integer-program search goes about it.
-
-    Attributes:
-        trade_offs: how much the weights' part of the memory counts against the activations', each 0..1.
-        repairs: evaluations at most to mend one boundary plan.
-        images: for the sensitivities.
-    """
-
-    trade_offs: tuple[float, ...] = (0.5, 0.9, 0.1)
-    repairs: int = 3
-    images: int = SENSITIVITY_IMAGES
-
-
-def search_ilp(bench: Workbench, request: Request, settings: IlpSettings | None = None) -> SearchResult:
+def search_ilp(bench: Workbench, request: Request) -> SearchResult:
     """Run the search with every rounding scheme asked for; deterministic, resumed for free from the evaluator's log.
 
     Returns:
@@ -69,7 +50,7 @@ def search_ilp(bench: Workbench, request: Request, settings: IlpSettings | None 
     Raises:
         ConfigError: a budget below what the narrowest widths take; the message says how much that is.
     """
-    return run_each(IlpSearch(bench, request, settings or IlpSettings(), rounding) for rounding in request.roundings)
+    return run_each(IlpSearch(bench, request, rounding) for rounding in request.roundings)
 
 
 @dataclass(frozen=True)
@@ -111,7 +92,7 @@ class FrontPoint:
             "loss": 100 * (reference - found.correct) / found.n,
             "loss_at_least": 100 * (reference - found.high) / found.n,
             "loss_at_most": 100 * (reference - found.low) / found.n,
-            "images_seen": found.looked_at,
+            "images_seen": found.seen,
             "weight_reduction": memory.weight_reduction,
             "activation_reduction": memory.activation_reduction,
             "noise": self.noise,
@@ -131,42 +112,33 @@ def most_accurate(points: Sequence[FrontPoint]) -> Candidate:
     return min(points, key=lambda point: (point.costs[3], point.costs)).candidate
 
 
-@dataclass
-class NoiseCurve:
-    """A unit's noise by width: measured where it was needed, guessed elsewhere.
+def noise_at(measured: Mapping[int, float], width: int) -> float:
+    """A unit's noise at ``width`` bits: as ``measured`` by width, guessed elsewhere.
 
     Between two measured widths it is guessed geometrically, beyond them by a factor of 4 per bit.
 
-    >>> curve = NoiseCurve({3: 1.0, 5: 0.25})
-    >>> curve.at(2), curve.at(4), curve.at(6)
-    (4.0, 0.5, 0.0625)
+    >>> [noise_at({3: 1.0, 5: 0.25}, width) for width in (2, 4, 5, 6)]
+    [4.0, 0.5, 0.25, 0.0625]
     """
-
-    measured: dict[int, float]
-
-    def at(self, width: int) -> float:
-        """The noise at ``width`` bits."""
-        below = max((known for known in self.measured if known <= width), default=None)
-        above = min((known for known in self.measured if known >= width), default=None)
-        if below is None:
-            assert above is not None
-            return self.measured[above] * 4.0 ** (above - width)
-        if above is None:
-            return self.measured[below] / 4.0 ** (width - below)
-        if above == below:
-            return self.measured[below]
-        part = (width - below) / (above - below)
-        return float(self.measured[below] ** (1 - part) * self.measured[above] ** part)
+    below = max((known for known in measured if known <= width), default=None)
+    above = min((known for known in measured if known >= width), default=None)
+    if below is None:
+        assert above is not None
+        return measured[above] * 4.0 ** (above - width)
+    if above is None or above == below:
+        return measured[below] / 4.0 ** (width - below)
+    part = (width - below) / (above - below)
+    return float(measured[below] ** (1 - part) * measured[above] ** part)
 
 
 class IlpSearch(PlanSearch):
     """One search with one rounding scheme."""
 
-    def __init__(self, bench: Workbench, request: Request, settings: IlpSettings, rounding: Rounding) -> None:
+    def __init__(self, bench: Workbench, request: Request, rounding: Rounding) -> None:
         super().__init__(bench, request, rounding)
-        self.settings = settings
-        self.sensitivity = UnitSensitivity(bench, request, rounding, self.units, settings.images)
-        self.noises = [self._first(index) for index in range(len(self.units))]
+        self.sensitivity = UnitSensitivity(bench, request, rounding, self.units)
+        firsts = [unit.at_most(FIRST_WIDTH) for unit in self.units]
+        self.noises = [{width: self.sensitivity.noise(index, width)} for index, width in enumerate(firsts)]
         self.menu = [self._choices(index) for index in range(len(self.units))]
         self.weights = sum(unit.elements for unit in self.units if unit.storage is Storage.FLASH)
         self.activations = sum(unit.elements for unit in self.units if unit.storage is Storage.RAM)
@@ -190,14 +162,9 @@ class IlpSearch(PlanSearch):
             return self._result(reason)
         if not self.request.explore:
             return self._result("the plan of least noise within the budgets keeps the target")
-        for trade_off in self.settings.trade_offs:
+        for trade_off in TRADE_OFFS:
             self._explore(trade_off, math.fsum(map(_noise, quietest)))
         return self._result("the smallest evaluated plan, weights and activations counted alike, within all limits")
-
-    def _first(self, index: int) -> NoiseCurve:
-        """A unit's noise, measured at the one width from which the others are guessed until they are wanted."""
-        first = self.units[index].at_most(FIRST_WIDTH)
-        return NoiseCurve({first: self.sensitivity.noise(index, first)})
 
     def _choices(self, index: int) -> list[UnitChoice]:
         """The unit's widths; noise falls with the width, also where a few images happen to say otherwise."""
@@ -205,7 +172,7 @@ class IlpSearch(PlanSearch):
         choices: list[UnitChoice] = []
         noise = math.inf
         for width in unit.widths:
-            noise = min(noise, self.noises[index].at(width))
+            noise = min(noise, noise_at(self.noises[index], width))
             bits = unit_bits(specs, unit, width, self.request.rule)
             flash = unit.storage is Storage.FLASH
             choices.append(UnitChoice(index, width, noise, bits if flash else 0, 0 if flash else bits))
@@ -217,8 +184,8 @@ class IlpSearch(PlanSearch):
         for choice in chosen:
             unit, noises = self.units[choice.unit], self.noises[choice.unit]
             width = min(choice.width, unit.at_most(max(MEASURED_WIDTH, unit.widths[0])))
-            if width not in noises.measured:
-                noises.measured[width] = self.sensitivity.noise(choice.unit, width)
+            if width not in noises:
+                noises[width] = self.sensitivity.noise(choice.unit, width)
                 self.menu[choice.unit] = self._choices(choice.unit)
                 new = True
         return new
@@ -260,7 +227,7 @@ class IlpSearch(PlanSearch):
     def _repair(self, trade_off: float, widths: Widths) -> None:
         """Widen a plan that misses the target, where that takes most noise away for its memory, until it keeps it."""
         goal = self._goal(trade_off)
-        for _ in range(self.settings.repairs):
+        for _ in range(REPAIRS):
             wider = self._wider(goal, widths)
             while wider is not None and self._measure([wider]):
                 wider = self._wider(goal, widths)

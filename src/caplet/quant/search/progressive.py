@@ -9,41 +9,31 @@ and squash are the integer functions of the device; the start is found by bisect
 bisection, which gives the answer of one step at a time wherever accuracy falls along the run.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 
 import torch
 
-from caplet.fixed import AnyFormat, Rounding
+from caplet.fixed import Rounding
 from caplet.fixed.format import MAX_BITS
 from caplet.nn.points import Storage
 from caplet.quant.choices import Method
 from caplet.quant.measure.effects import Perturber
-from caplet.quant.measure.log import MeasurementCache, images_digest
 from caplet.quant.plan.units import Unit, Widths, unit_bits
-from caplet.quant.search.search import SENSITIVITY_IMAGES, PlanSearch, Request, SearchResult, Workbench, run_each
+from caplet.quant.search.search import PlanSearch, Request, SearchResult, Workbench, run_each
+
+START_FRACTION = 0.25
+"""Fraction of the tolerance that the uniform start may spend."""
+PATIENCE = 1700
+"""Calibration images after which a step that is not settled is rejected: steps that miss or keep the target by a single
+image may take nearly all images to settle."""
 
 
-@dataclass(frozen=True)
-class ProgressiveSettings:
-    """How the progressive search goes about it.
-
-    Attributes:
-        start_fraction: of the tolerance, for the uniform start.
-        leaps: decide runs of steps by bisection; False measures every single step (the reference).
-        images: for the sensitivities.
-        patience: calibration images after which a step that is not settled is rejected; None for all. Steps that miss
-            or keep the target by a single image may take nearly all images to settle.
-    """
-
-    start_fraction: float = 0.25
-    leaps: bool = True
-    images: int = SENSITIVITY_IMAGES
-    patience: int | None = 1700
-
-
-def search_progressive(bench: Workbench, request: Request, settings: ProgressiveSettings | None = None) -> SearchResult:
+def search_progressive(bench: Workbench, request: Request, *, leaps: bool = True) -> SearchResult:
     """Run the search with every rounding scheme asked for; deterministic, resumed for free from the evaluator's log.
+
+    Args:
+        leaps: decide runs of steps by bisection; False measures every single step (the reference).
 
     Returns:
         The best scheme's result: one that is met, then the smallest (weights first).
@@ -51,17 +41,15 @@ def search_progressive(bench: Workbench, request: Request, settings: Progressive
     Raises:
         ConfigError: the hardware cannot run the model at any width.
     """
-    used = settings or ProgressiveSettings()
-    return run_each(ProgressiveSearch(bench, request, used, rounding) for rounding in request.roundings)
+    return run_each(ProgressiveSearch(bench, request, rounding, leaps) for rounding in request.roundings)
 
 
 class ProgressiveSearch(PlanSearch):
     """One search with one rounding scheme."""
 
-    def __init__(self, bench: Workbench, request: Request, settings: ProgressiveSettings, rounding: Rounding) -> None:
-        super().__init__(bench, request, rounding, patience=settings.patience)
-        self.settings = settings
-        self.sensitivity = UnitSensitivity(bench, request, rounding, self.units, settings.images)
+    def __init__(self, bench: Workbench, request: Request, rounding: Rounding, leaps: bool = True) -> None:
+        super().__init__(bench, request, rounding, patience=PATIENCE)
+        self.leaps, self.sensitivity = leaps, UnitSensitivity(bench, request, rounding, self.units)
         self.elements = {
             storage: sum(unit.elements for unit in self.units if unit.storage is storage) for storage in Storage
         }
@@ -82,20 +70,16 @@ class ProgressiveSearch(PlanSearch):
 
         Where no width is that good, the widest that keeps the target; None where none does.
         """
-        needed = self.acceptance.needed(self.settings.start_fraction)
         ladder = sorted({width for unit in self.units for width in unit.widths})
-        low, high = 0, len(ladder)
-        while low < high:
-            middle = (low + high) // 2
-            widths = Widths.uniform(self.units, ladder[middle])
-            if self.evaluate("start", f"{ladder[middle]} bits everywhere", widths, needed):
-                high = middle
-            else:
-                low = middle + 1
-        if high < len(ladder):
-            return Widths.uniform(self.units, ladder[high])
-        widest = Widths.uniform(self.units, ladder[-1])
-        return widest if self.evaluate("start", f"{ladder[-1]} bits everywhere", widest) else None
+
+        def keeps(width: int, needed: int | None = None) -> bool:
+            return self.evaluate("start", f"{width} bits everywhere", Widths.uniform(self.units, width), needed)
+
+        needed = self.acceptance.needed(START_FRACTION)
+        first = bisect_left(ladder, True, key=lambda width: keeps(width, needed))
+        if first == len(ladder) and not keeps(ladder[-1]):
+            return None
+        return Widths.uniform(self.units, ladder[min(first, len(ladder) - 1)])
 
     def descend(self, widths: Widths) -> Widths:
         """Lower units in order until each one's next step misses the target."""
@@ -148,7 +132,7 @@ class ProgressiveSearch(PlanSearch):
             about += f" (step {count} of {len(path)})" if count > 1 else ""
             return self.evaluate("lower", about, widths)
 
-        if not self.settings.leaps:
+        if not self.leaps:
             return next((count - 1 for count in range(1, len(path) + 1) if not holds(count)), len(path))
         return longest_run(len(path), holds, gallop=not first)
 
@@ -173,49 +157,28 @@ class UnitSensitivity:
     everything else is float. Independent errors add up in it, which counts of changed predictions on a few hundred
     images do not: they are mostly zero. Formats are the source's own; exponents that a restricted shift moves
     (:func:`caplet.quant.plan.target.fit_shifts`) are not followed here.
-
-    Args:
-        images: how many of the evaluator's images to use, at even distances.
     """
 
-    def __init__(
-        self, bench: Workbench, request: Request, rounding: Rounding, units: Sequence[Unit], images: int
-    ) -> None:
+    def __init__(self, bench: Workbench, request: Request, rounding: Rounding, units: Sequence[Unit]) -> None:
+        self.bench, self.request, self.rounding, self.units = bench, request, rounding, tuple(units)
         evaluator = bench.evaluator
-        self.units, self._source = tuple(units), bench.source
-        self._rule, self._rounding, self._seed = request.rule, rounding, request.seed
-        count = min(images, len(evaluator))
+        count = min(bench.sensitivity_images, len(evaluator))
         chosen = torch.arange(count) * len(evaluator) // count
-        self._perturber = Perturber(evaluator.model, evaluator.images[chosen])
-        self._digest = images_digest(evaluator.images[chosen])
-        self._cache = bench.cache or MeasurementCache(None, "log of sensitivities", {})
-        self._all = len(evaluator)
+        self.perturber = Perturber(evaluator.model, evaluator.images[chosen], cache=bench.cache)
         self._known: dict[tuple[int, int], float] = {}
 
     @property
     def cost(self) -> float:
         """Of all that was computed, in full passes of all the evaluator's images."""
-        return self._perturber.spent / self._all
+        return self.perturber.spent / len(self.bench.evaluator)
 
     def noise(self, index: int, width: int) -> float:
         """The noise of unit ``index`` at ``width`` bits."""
         if (index, width) not in self._known:
-            keys = self.units[index].points
-            self._known[index, width] = self._measure(dict.fromkeys(keys, width))
+            choose, rule = self.bench.source.format, self.request.rule
+            formats = {key: choose(key, width, rule, self.rounding) for key in self.units[index].points}
+            self._known[index, width] = self.perturber.noise(formats, self.rounding, self.request.seed)
         return self._known[index, width]
-
-    def _measure(self, widths: dict[str, int]) -> float:
-        formats = {key: self._source.format(key, width, self._rule, self._rounding) for key, width in widths.items()}
-        asked = {
-            "formats": {key: fmt.to_json() for key, fmt in formats.items()},
-            "rounding": str(self._rounding),
-            "seed": self._seed,
-            "images": self._digest,
-        }
-        return self._cache.answer(asked, lambda: self._noise(formats))
-
-    def _noise(self, formats: Mapping[str, AnyFormat]) -> float:
-        return self._perturber.noise(formats, self._rounding, self._seed)
 
 
 def longest_run(length: int, holds: Callable[[int], bool], *, gallop: bool = False) -> int:

@@ -11,6 +11,7 @@ in percentage points unless ``relative``; where the plan of step 3B happens to f
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -135,12 +136,11 @@ class QCapsNetsSearch(PlanSearch):
     def _uniform(self) -> Widths:
         """Step 1, by bisection; 16 bits where no width spends as little as asked."""
         needed = self.acceptance.needed(UNIFORM_FRACTION)
-        low, high = 1, MAX_BITS
-        while low < high:
-            middle = (low + high) // 2
-            kept = self.evaluate("1", f"{middle} bits everywhere", Widths.uniform(self.units, middle), needed)
-            low, high = (low, middle) if kept else (middle + 1, high)
-        return Widths.uniform(self.units, high)
+
+        def keeps(width: int) -> bool:
+            return self.evaluate("1", f"{width} bits everywhere", Widths.uniform(self.units, width), needed)
+
+        return Widths.uniform(self.units, 1 + bisect_left(range(1, MAX_BITS), True, key=keeps))
 
     def _weighted(self, widths: Widths, profile: tuple[int, ...]) -> Widths:
         """Widths with one weight width for each group."""

@@ -21,9 +21,6 @@ from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import HARDWARE, Footprint, FootprintOf, Hardware, fit_shifts
 from caplet.quant.plan.units import Unit, Widths, make_plan, make_units, width_memory
 
-SENSITIVITY_IMAGES = 64
-"""Calibration images on which one-at-a-time sensitivities are measured."""
-
 
 @dataclass(frozen=True)
 class Request:
@@ -82,7 +79,7 @@ class Request:
         """What a plan must reach against the float model's result.
 
         >>> import numpy as np
-        >>> Request(tolerance=0.3).acceptance(PlanResult("float", np.arange(1000) < 900, 0.0, 1.0)).needed()
+        >>> Request(tolerance=0.3).acceptance(PlanResult("float", np.arange(1000) < 900, 1000, 900, 900)).needed()
         897
         """
         return Acceptance(reference.correct_images, self.tolerance, self.relative)
@@ -134,7 +131,7 @@ class Candidate:
     def to_json(self) -> dict[str, Any]:
         """Plain data; the plan by its digest."""
         found = self.evaluation
-        counts = {"correct": found.correct, "n": found.n, "low": found.low, "high": found.high, "seen": found.looked_at}
+        counts = {"correct": found.correct, "n": found.n, "low": found.low, "high": found.high, "seen": found.seen}
         return {"widths": asdict(self.widths), "plan": self.plan.digest(), **counts, "memory": self.memory.to_json()}
 
 
@@ -148,6 +145,7 @@ class Workbench:
         footprint_of: lowers a plan and looks at the integers, for RAM budgets, restricted hardware, and the front.
         on_step: called after every decision.
         cache: sensitivities of an interrupted run of the same model; None for none.
+        sensitivity_images: how many of the evaluator's images sensitivities are measured on, at even distances.
     """
 
     evaluator: Evaluator
@@ -155,6 +153,7 @@ class Workbench:
     footprint_of: FootprintOf
     on_step: Callable[[Step], None] = lambda step: None
     cache: MeasurementCache | None = None
+    sensitivity_images: int = 64
 
 
 @dataclass(frozen=True)
@@ -314,8 +313,8 @@ class PlanSearch(ABC):
             return False
         plan, evaluator = self.plan(widths), self.bench.evaluator
         found = evaluator.count(plan) if counted else evaluator.decide(plan, needed, self.patience)
-        accepted, bounds = found.low >= needed, (found.low, found.high)
-        self._decide(Step(step, about, widths, found.correct, needed, accepted, found.cost, *bounds, found.looked_at))
+        accepted, more = found.low >= needed, (found.cost, found.low, found.high, found.seen)
+        self._decide(Step(step, about, widths, found.correct, needed, accepted, *more))
         known = any(candidate.widths == widths for candidate in self.keeping)
         if found.low >= self.needed and not known and self.excess(widths) is None:
             self.keeping.append(self.candidate(widths))
