@@ -1,6 +1,7 @@
 """Random ops over formats, shapes, roundings and extremes, for cross-checks of the C code."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,7 +130,11 @@ def _conv2d(draw: RandomOps) -> tuple[Op, Tensors]:
     y = draw.spec("y", (*out, outputs), draw.out_frac(product))
     high = None if draw.size(0, 2) else draw.size(0, y.format.max_code)  # type: ignore[union-attr]
     relu, shifts = bool(draw.size(0, 1)), draw.channel_shifts(outputs)
-    return Conv2d("op", "x", "y", weight, bias, stride, padding, relu, shifts, groups, high), {"x": x, "y": y}
+    same = not draw.size(0, 2)
+    op = Conv2d("op", "x", "y", weight, bias, stride, padding, relu, shifts, groups, high, same)
+    if same:  # other positions, and zeros after the input that the padding before it does not tell
+        y = replace(y, shape=(*op.positions({"x": x}), outputs))
+    return op, {"x": x, "y": y}
 
 
 def _conv_votes(draw: RandomOps) -> tuple[Op, Tensors]:

@@ -59,6 +59,21 @@ CONFIGS: dict[str, ModelConfig] = {
         iterations=1,
         class_bias=False,
     ),
+    "shallow-same": ShallowCapsConfig(
+        image=(2, 12, 10),
+        classes=4,
+        stem=(
+            StemConv(kernel=3, stride=2, channels=6, padding="same", batch_norm=1e-3),
+            StemConv(kernel=2, channels=5, padding="same", batch_norm=1e-5),
+            StemConv(kernel=3, channels=5, padding=1),
+        ),
+        primary_types=3,
+        primary_dim=4,
+        primary_kernel=4,
+        primary_padding="same",
+        class_dim=3,
+        class_bias=False,
+    ),
     "deep": DeepCapsConfig(
         image=(1, 9, 7),
         classes=3,
@@ -196,7 +211,7 @@ CONFIGS: dict[str, ModelConfig] = {
 }
 INTEGER = tuple(name for name in CONFIGS if name != "backbone-gated")
 """Networks that have an integer form: a squeeze-and-excite gate has none."""
-PRUNED = ("shallow", "shallow-two-stems", "deep", "deep-kept", "backbone", "backbone-gated")
+PRUNED = ("shallow", "shallow-two-stems", "shallow-same", "deep", "deep-kept", "backbone", "backbone-gated")
 """Networks that show every rule of pruning."""
 
 

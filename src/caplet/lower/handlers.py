@@ -150,11 +150,12 @@ def _conv(
     high: int | None = None,
 ) -> None:
     """The convolution of a layer; ``high`` is the largest code of its output, None for that of the format."""
-    name, stride, padding = layer.name, layer.stride, layer.padding
+    name, window = layer.name, (layer.stride, layer.padding)
     kernel = low.constant(f"{name}.weight", weight, OHWI)
     added = None if bias is None else low.constant(f"{name}.bias", bias)
     shifts = low.channel_shifts(f"{name}.weight")
-    low.ops.append(ops.Conv2d(name, source, output, kernel, added, stride, padding, relu, shifts, groups, high))
+    same = any(layer.extra)
+    low.ops.append(ops.Conv2d(name, source, output, kernel, added, *window, relu, shifts, groups, high, same))
 
 
 def _route(low: Lowering, layer: DenseCaps | RoutedConvCaps, types: int, shape: tuple[int, ...]) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
 
 from caplet.errors import ModelError
-from caplet.nn.layer import Layer, handling
+from caplet.nn.layer import Layer, Padding, handling
 from caplet.nn.points import Handler, Lifetime, PointSpec
 
 State = tuple[Tensor, ...]
@@ -149,27 +149,29 @@ class CapsNet(nn.Module, ABC):
             )
 
 
-def check_image_size(family: str, image: tuple[int, int, int], convs: Sequence[tuple[str, int, int]]) -> None:
-    """Raise :class:`ModelError` where an unpadded chain of convolutions runs out of pixels.
+def check_image_size(family: str, image: tuple[int, int, int], convs: Sequence[tuple[str, int, int, Padding]]) -> None:
+    """Raise :class:`ModelError` where a chain of convolutions runs out of pixels.
 
     The message names the first layer that does not fit and the smallest square image that every layer fits.
 
     Args:
         image: (channels, rows, columns).
-        convs: (layer, kernel, stride) in order.
+        convs: (layer, kernel, stride, padding) in order.
     """
     rows, columns = image[1:]
-    for name, kernel, stride in convs:
-        if min(rows, columns) < kernel:
+    # What a kernel needs of its input: with "same" padding one pixel, and the sizes then come out as for a 1x1 kernel.
+    needs = [1 if padding == "same" else kernel - 2 * padding for _, kernel, _, padding in convs]
+    for (name, kernel, stride, _), need in zip(convs, needs, strict=True):
+        if min(rows, columns) < need:
             smallest = 1
-            for _, k, s in reversed(convs):
-                smallest = (smallest - 1) * s + k
+            for (_, _, s, _), k in zip(reversed(convs), reversed(needs), strict=True):
+                smallest = max((smallest - 1) * s + k, 1)
             raise ModelError(
                 f"model {family}: layer {name}: its {kernel}x{kernel} kernel does not fit its {rows}x{columns} input"
                 f" (images of {image[1]}x{image[2]}); the smallest image this network works for is"
                 f" {smallest}x{smallest}: resize with --size, or choose smaller kernels or strides"
             )
-        rows, columns = (rows - kernel) // stride + 1, (columns - kernel) // stride + 1
+        rows, columns = (rows - need) // stride + 1, (columns - need) // stride + 1
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:

@@ -101,7 +101,7 @@ class DeepCaps(CapsNet):
         config = config or DeepCapsConfig()
         super().__init__(config)
         self.input = InputLayer("input", config.image)
-        self.conv1 = ConvReLU("conv1", config.image, config.channels, 3, 1, 1, batch_norm=True)
+        self.conv1 = ConvReLU("conv1", config.image, config.channels, 3, 1, 1, batch_norm=1e-3)
         blocks: list[CapsBlock] = []
         shape = self.conv1.out_shape
         for index, block in enumerate(config.blocks, start=1):

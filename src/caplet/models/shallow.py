@@ -1,9 +1,10 @@
 """ShallowCaps: stem convolutions, primary capsules, class capsules (Sabour et al. 2017, section 4)."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from caplet.models.base import CapsNet, FrozenModel, ModelConfig, Stage, check_image_size, layer_stage
 from caplet.nn.caps import ConvCaps2d, DenseCaps, flatten_capsules
@@ -11,11 +12,18 @@ from caplet.nn.conv import ConvReLU, InputLayer
 
 
 class StemConv(FrozenModel):
-    """One stem convolution (no padding), followed by ReLU."""
+    """One stem convolution, followed by ReLU.
+
+    Attributes:
+        padding: zeros on every side, or ``"same"`` as TensorFlow has it (:class:`caplet.nn.layer.Window`).
+        batch_norm: what a batch norm after the ReLU adds to the variance; None for no batch norm there.
+    """
 
     kernel: PositiveInt = 9
     stride: PositiveInt = 1
     channels: PositiveInt = 256
+    padding: NonNegativeInt | Literal["same"] = 0
+    batch_norm: PositiveFloat | None = None
 
 
 class ShallowCapsConfig(ModelConfig):
@@ -24,7 +32,7 @@ class ShallowCapsConfig(ModelConfig):
     Attributes:
         stem: the convolutions before the capsules, in order.
         primary_types, primary_dim: capsule types and capsule dimension of the primary capsules.
-        primary_kernel, primary_stride: their convolution (no padding).
+        primary_kernel, primary_stride, primary_padding: their convolution.
         class_dim: dimension of the class capsules.
         iterations: routing iterations.
         primary_bias, class_bias: whether those layers have a bias.
@@ -37,6 +45,7 @@ class ShallowCapsConfig(ModelConfig):
     primary_dim: PositiveInt = 8
     primary_kernel: PositiveInt = 9
     primary_stride: PositiveInt = 2
+    primary_padding: NonNegativeInt | Literal["same"] = 0
     class_dim: PositiveInt = 16
     iterations: PositiveInt = 3
     primary_bias: bool = True
@@ -60,14 +69,15 @@ class ShallowCaps(CapsNet):
     def __init__(self, config: ShallowCapsConfig | None = None) -> None:
         config = config or ShallowCapsConfig()
         super().__init__(config)
-        convs = [(f"conv{i}", conv.kernel, conv.stride) for i, conv in enumerate(config.stem, start=1)]
-        convs.append(("primary", config.primary_kernel, config.primary_stride))
+        convs = [(f"conv{i}", conv.kernel, conv.stride, conv.padding) for i, conv in enumerate(config.stem, start=1)]
+        convs.append(("primary", config.primary_kernel, config.primary_stride, config.primary_padding))
         check_image_size(self.family, config.image, convs)
         self.input = InputLayer("input", config.image)
         stem: list[ConvReLU] = []
         shape = config.image
         for index, conv in enumerate(config.stem, start=1):
-            layer = ConvReLU(f"conv{index}", shape, conv.channels, conv.kernel, conv.stride)
+            window = (conv.kernel, conv.stride, conv.padding)
+            layer = ConvReLU(f"conv{index}", shape, conv.channels, *window, batch_norm=conv.batch_norm)
             shape = layer.out_shape
             stem.append(layer)
         self.stem = torch.nn.ModuleList(stem)
@@ -79,6 +89,7 @@ class ShallowCaps(CapsNet):
             config.primary_dim,
             config.primary_kernel,
             config.primary_stride,
+            config.primary_padding,
             bias=config.primary_bias,
         )
         types, dim, rows, columns = self.primary.out_shape

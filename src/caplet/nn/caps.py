@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from caplet.errors import ModelError
 from caplet.nn.conv import OIHW
-from caplet.nn.layer import Layer, Window
+from caplet.nn.layer import Layer, Padding, Window
 from caplet.nn.points import PointSpec, Role, flash, ram
 from caplet.nn.routing import route
 
@@ -44,7 +44,7 @@ class ConvCaps2d(Window):
         dim: int,
         kernel: int,
         stride: int = 1,
-        padding: int = 0,
+        padding: Padding = 0,
         *,
         bias: bool = True,
     ) -> None:
@@ -64,7 +64,7 @@ class ConvCaps2d(Window):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.tap("bias", self.bias)
-        x = F.conv2d(x, self.tap("weight", self.weight), bias, self.stride, self.padding)
+        x = F.conv2d(self.extended(x), self.tap("weight", self.weight), bias, self.stride, self.padding)
         x = x.view(x.shape[0], self.types, self.dim, *x.shape[2:])
         return self.squash(self.tap("preactivation", x), 2)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caplet.errors import ModelError
-from caplet.nn.layer import Layer, Window
+from caplet.nn.layer import Layer, Padding, Window
 from caplet.nn.points import Role, flash, ram
 
 CHW = ("channel", "row", "column")
@@ -65,8 +65,9 @@ class ConvReLU(Window):
     Args:
         in_shape: (C, H, W) of the input.
         channels: output channels.
-        batch_norm: add batch norm after the ReLU; at inference it is a per-channel affine with points ``scale`` and
-            ``offset``, applied to the point ``preactivation`` (the ReLU's output).
+        batch_norm: what the batch norm after the ReLU adds to the variance, None for none; at inference it is a
+            per-channel affine with points ``scale`` and ``offset``, applied to the point ``preactivation`` (the ReLU's
+            output).
 
     Input float (B, C, H, W) -> float (B, channels, H', W').
     """
@@ -78,31 +79,32 @@ class ConvReLU(Window):
         channels: int,
         kernel: int,
         stride: int = 1,
-        padding: int = 0,
+        padding: Padding = 0,
         *,
-        batch_norm: bool = False,
+        batch_norm: float | None = None,
     ) -> None:
         super().__init__(name, in_shape, kernel, stride, padding)
         self.out_shape = (channels, *self.positions)
         self.weight = nn.Parameter(torch.empty(channels, in_shape[0], kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(channels))
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
-        self.batch_norm = nn.BatchNorm2d(channels, eps=1e-3, momentum=0.1) if batch_norm else None
+        self.batch_norm = None if batch_norm is None else nn.BatchNorm2d(channels, eps=batch_norm)
         self.declare(
             flash("weight", Role.WEIGHT, OIHW, tuple(self.weight.shape)),
             flash("bias", Role.BIAS, ("out",), (channels,)),
         )
-        if batch_norm:
+        if batch_norm is not None:
             self.declare(
                 ram("preactivation", Role.PREACTIVATION, CHW, self.out_shape, signed=False),
                 flash("scale", Role.SCALE, ("out",), (channels,)),
                 flash("offset", Role.OFFSET, ("out",), (channels,)),
             )
-        self.declare(ram("activation", Role.ACTIVATION, CHW, self.out_shape, signed=batch_norm, output=True))
+        signed = batch_norm is not None
+        self.declare(ram("activation", Role.ACTIVATION, CHW, self.out_shape, signed=signed, output=True))
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.tap("weight", self.weight), self.tap("bias", self.bias)
-        x = F.relu_(F.conv2d(x, weight, bias, self.stride, self.padding))
+        x = F.relu_(F.conv2d(self.extended(x), weight, bias, self.stride, self.padding))
         if self.batch_norm is not None:
             x = self.tap("preactivation", x)
             if self.handler is None and self.batch_norm.training:

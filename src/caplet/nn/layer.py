@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caplet.errors import ModelError
@@ -71,26 +73,52 @@ def handling(layers: Iterable[Layer], handler: Handler) -> Iterator[None]:
             layer.handler = previous
 
 
+Padding = int | Literal["same"]
+"""Zeros around a map, see :class:`Window`."""
+
+
 class Window(Layer):
     """A layer that slides a square window over maps (..., H, W).
 
+    Args:
+        padding: zeros on every side, or ``"same"`` as TensorFlow has it: as many positions as strides begin inside the
+            map, and where the zeros that this takes are odd in number, one more after the map than before it.
+
     Attributes:
-        kernel, stride, padding: of the window, in rows and in columns.
+        kernel, stride, padding: of the window, in rows and in columns; padding is what lies before the map.
+        extra: how many more rows and columns of zeros lie after the map than before it.
         positions: rows and columns of the output.
 
     Raises:
-        ModelError: the padded input is smaller than the kernel; the message names the layer and both sizes.
+        ModelError: the padded input is smaller than the kernel, or ``"same"`` begins at another place in rows than in
+            columns; the message names the layer and the sizes.
     """
 
-    def __init__(self, name: str, in_shape: tuple[int, ...], kernel: int, stride: int, padding: int) -> None:
+    def __init__(self, name: str, in_shape: tuple[int, ...], kernel: int, stride: int, padding: Padding) -> None:
         super().__init__(name)
         self.in_shape = in_shape
+        self.extra = (0, 0)
+        if padding == "same":
+            zeros = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in in_shape[-2:]]
+            padding = zeros[0] // 2
+            self.extra = (zeros[0] % 2, zeros[1] % 2)
+            if zeros[1] // 2 != padding:
+                raise ModelError(
+                    f"layer {name}: 'same' padding of a {kernel}x{kernel} kernel with stride {stride} begins at other"
+                    f" places in the rows than in the columns of its {in_shape[-2]}x{in_shape[-1]} input, which is not"
+                    " supported; use images whose rows and columns are both even, or both odd"
+                )
         self.kernel, self.stride, self.padding = kernel, stride, padding
-        rows, columns = ((size + 2 * padding - kernel) // stride + 1 for size in in_shape[-2:])
+        sizes = (size + more + 2 * padding for size, more in zip(in_shape[-2:], self.extra, strict=True))
+        rows, columns = ((size - kernel) // stride + 1 for size in sizes)
         self.positions = (rows, columns)
         size = min(in_shape[-2:])
-        if size + 2 * padding < kernel:
+        if min(self.positions) < 1:
             raise ModelError(
                 f"layer {name}: its {kernel}x{kernel} kernel does not fit its {size}x{size} input"
                 f" (padding {padding}); use a larger image or a smaller kernel"
             )
+
+    def extended(self, x: Tensor) -> Tensor:
+        """The input (..., H, W) with the ``extra`` zeros after it: what is left to add is ``padding`` on every side."""
+        return F.pad(x, (0, self.extra[1], 0, self.extra[0])) if any(self.extra) else x

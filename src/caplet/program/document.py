@@ -15,7 +15,7 @@ import numpy as np
 from caplet.errors import ArtefactError, PlanError
 from caplet.fixed.format import AnyFormat, FixedFormat, LogFormat
 from caplet.fixed.rounding import Rounding
-from caplet.program.op import OPS, UNWRITTEN, Op
+from caplet.program.op import ALWAYS, OPS, UNWRITTEN, Op
 from caplet.program.ops import Conv2d
 from caplet.program.program import Program
 from caplet.program.tensor import Constant, IntArray, TensorSpec, WideFormat
@@ -211,9 +211,10 @@ class _Field(NamedTuple):
 
 
 def _op_fields(op: type[Op], grouped: bool = False) -> Iterator[_Field]:
-    """grouped: of the kind :data:`GROUPED`, in which every field is written."""
+    """grouped: of the kind :data:`GROUPED`, in which every field is written that is not marked ALWAYS."""
     for item in fields(op):  # type: ignore[arg-type]  # every op is a dataclass
-        unwritten = bool(item.metadata.get(UNWRITTEN)) and not grouped
+        mark = item.metadata.get(UNWRITTEN)
+        unwritten = mark == ALWAYS or (bool(mark) and not grouped)
         union = type(item.type) is UnionType
         declared = next(part for part in get_args(item.type) if part is not NoneType) if union else item.type
         yield _Field(item.name, declared, union and not unwritten, item.default, unwritten)

@@ -138,7 +138,8 @@ class _Machine:
         """Sums of products of a convolution: x (B, H, W, I) -> int64 (B, H', W', O)."""
         kind = self.operands(op, "acc")
         out, rows, columns, depth = op.weight.shape
-        windows = _windows(x.astype(kind), (rows, columns), op.stride, op.padding, 0)  # B, H', W', I, KH, KW
+        extra = op.extra(self.tensors)
+        windows = _windows(x.astype(kind), (rows, columns), op.stride, op.padding, 0, extra)  # B, H', W', I, KH, KW
         batch, *positions = windows.shape[:3]
         windows = windows.reshape(batch, *positions, groups, depth, rows, columns).transpose(3, 0, 1, 2, 5, 6, 4)
         filters = self.weights(op.weight, kind, lambda w: w.reshape(groups, out // groups, -1).swapaxes(1, 2))
@@ -149,10 +150,12 @@ class _Machine:
         return np.concatenate(sums, axis=1).swapaxes(0, 1).astype(np.int64).reshape(batch, *positions, out)
 
 
-def _windows(x: Codes, kernel: tuple[int, int], stride: int, padding: int, outside: int) -> Codes:
+def _windows(
+    x: Codes, kernel: tuple[int, int], stride: int, padding: int, outside: int, extra: tuple[int, int] = (0, 0)
+) -> Codes:
     """Every window of x (B, H, W, C), padded with ``outside``: a view (B, H', W', C, KH, KW)."""
-    pad = (padding, padding)
-    padded: Codes = np.pad(x, ((0, 0), pad, pad, (0, 0)), constant_values=outside)
+    rows, columns = ((padding, padding + more) for more in extra)
+    padded: Codes = np.pad(x, ((0, 0), rows, columns, (0, 0)), constant_values=outside)
     windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=(1, 2))
     return windows[:, ::stride, ::stride]
 

@@ -22,7 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caplet.fixed.format import FixedFormat
-from caplet.program.op import UNWRITTEN, Op, Shifts, Tensors, UnaryOp, accumulator_shifts, bias_frac, weight_frac
+from caplet.program.op import (
+    ALWAYS,
+    UNWRITTEN,
+    Op,
+    Shifts,
+    Tensors,
+    UnaryOp,
+    accumulator_shifts,
+    bias_frac,
+    weight_frac,
+)
 from caplet.program.tensor import Constant, IntArray
 
 
@@ -46,10 +56,14 @@ class Convolution(UnaryOp):
     padding: int
     channel_shifts: IntArray | None
 
+    def extra(self, tensors: Tensors) -> tuple[int, int]:
+        """How many more rows and columns of zeros lie after the input than before it."""
+        return 0, 0
+
     def positions(self, tensors: Tensors) -> tuple[int, int]:
         """Rows and columns of windows."""
-        sizes = zip(tensors[self.input].shape[:2], self.weight.shape[1:3], strict=True)
-        rows, columns = ((size + 2 * self.padding - kernel) // self.stride + 1 for size, kernel in sizes)
+        sizes = zip(tensors[self.input].shape[:2], self.extra(tensors), self.weight.shape[1:3], strict=True)
+        rows, columns = ((size + more + 2 * self.padding - k) // self.stride + 1 for size, more, k in sizes)
         return rows, columns
 
     def shifts(self, tensors: Tensors) -> Shifts:
@@ -62,8 +76,9 @@ class Conv2d(Convolution, kind="conv2d"):
     """2-D convolution (cross-correlation) with zero padding: optional bias, groups of channels, ReLU and upper limit.
 
     input (H, W, I), weight (O, KH, KW, I / groups), bias (O,) -> output (H', W', O) with
-    H' = (H + 2 padding - KH) // stride + 1. Output channel o reads the channels of group g = o // (O / groups), from
-    g * I / groups on (depthwise where groups = I):
+    H' = (H + 2 padding - KH) // stride + 1, or H' = ceil(H / stride) with ``same``: then as many zeros as that takes
+    lie after the input, be they fewer or more than the ``padding`` before it. Output channel o reads the channels of
+    group g = o // (O / groups), from g * I / groups on (depthwise where groups = I):
 
         acc[y, x, o] = sum over ky, kx, i of
             input[y*stride + ky - padding, x*stride + kx - padding, g * I / groups + i] * weight[o, ky, kx, i]
@@ -81,6 +96,15 @@ class Conv2d(Convolution, kind="conv2d"):
     channel_shifts: IntArray | None = None
     groups: int = field(default=1, metadata={UNWRITTEN: True})
     high: int | None = field(default=None, metadata={UNWRITTEN: True})
+    same: bool = field(default=False, metadata={UNWRITTEN: ALWAYS})
+
+    def extra(self, tensors: Tensors) -> tuple[int, int]:
+        if not self.same:
+            return 0, 0
+        sizes = zip(tensors[self.input].shape[:2], self.weight.shape[1:3], strict=True)
+        after = ((-(-size // self.stride) - 1) * self.stride + k - size - self.padding for size, k in sizes)
+        rows, columns = (max(zeros, 0) - self.padding for zeros in after)
+        return rows, columns
 
     @property
     def plain(self) -> bool:

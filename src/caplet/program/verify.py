@@ -171,13 +171,14 @@ def _channel_shifts(op: Op, shifts: IntArray | None, channels: int) -> None:
         _require(op, fits, f"channel_shifts of shape {shifts.shape}", rule)
 
 
-def _windows(op: ops.Convolution | ops.MaxPool2d, rows: int, columns: int, kernel: tuple[int, ...]) -> tuple[int, int]:
+def _windows(
+    op: ops.Convolution | ops.MaxPool2d, size: tuple[int, int], kernel: tuple[int, ...], extra: tuple[int, int] = (0, 0)
+) -> tuple[int, int]:
     fits = 1 <= op.stride <= 64 and 0 <= op.padding < max(1, min(kernel))
     _require(op, fits, f"stride {op.stride}, padding {op.padding}", "stride 1..64, padding less than the kernel")
-    out = [(size + 2 * op.padding - k) // op.stride + 1 for size, k in zip((rows, columns), kernel, strict=True)]
-    inside = all(size + 2 * op.padding >= k for size, k in zip((rows, columns), kernel, strict=True))
-    _require(op, inside, f"kernel {kernel} on {rows} x {columns}", "the kernel fits the padded input")
-    return out[0], out[1]
+    room = [a + more + 2 * op.padding - k for a, more, k in zip(size, extra, kernel, strict=True)]
+    _require(op, min(room) >= 0, f"kernel {kernel} on {size[0]} x {size[1]}", "the kernel fits the padded input")
+    return room[0] // op.stride + 1, room[1] // op.stride + 1
 
 
 CHECKS: Registry[type[Op], Callable[..., None]] = Registry("checks of op")
@@ -207,7 +208,7 @@ def _filters(op: ops.Convolution, tensors: Tensors, groups: int) -> tuple[int, .
     if op.bias is not None:
         _constant(op, op.bias, (out,))
     _channel_shifts(op, op.channel_shifts, out)
-    return (*_windows(op, rows, columns, tuple(kernel)), out)
+    return (*_windows(op, (rows, columns), tuple(kernel), op.extra(tensors)), out)
 
 
 @CHECKS.of(ops.Conv2d)
@@ -223,7 +224,7 @@ def _conv2d(op: ops.Conv2d, tensors: Tensors) -> None:
 def _max_pool2d(op: ops.MaxPool2d, tensors: Tensors) -> None:
     rows, columns, channels = _map(op, tensors[op.input])
     _require(op, op.kernel >= 1, f"kernel {op.kernel}", "at least 1")
-    _shape(op, tensors[op.output], (*_windows(op, rows, columns, (op.kernel, op.kernel)), channels))
+    _shape(op, tensors[op.output], (*_windows(op, (rows, columns), (op.kernel, op.kernel)), channels))
 
 
 @CHECKS.of(ops.ChannelAffine)

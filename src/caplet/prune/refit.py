@@ -116,7 +116,7 @@ class _Moments:
     def see(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Take in the layer's input, float (B, C, H, W)."""
         layer = self.layer
-        patches = F.unfold(inputs[0], layer.kernel, padding=layer.padding, stride=layer.stride)
+        patches = F.unfold(layer.extended(inputs[0]), layer.kernel, padding=layer.padding, stride=layer.stride)
         images, size, positions = patches.shape
         if positions > POSITIONS:
             chosen = torch.randint(positions, (images, 1, POSITIONS), generator=self.draws)

@@ -112,11 +112,20 @@ class Translation:
         """The value of a tensor, in the tensor's shape."""
         self.values[name] = self.graph.reshape(value, (-1, *self.program.tensors[name].shape))
 
-    def windows(self, x: Value, size: tuple[int, int], kernel: tuple[int, int], stride: int, padding: int) -> Value:
-        """Every window of x (N, H, W, C) -> (N, positions, kernel elements, C); outside are zeros."""
-        graph, (rows, columns) = self.graph, (size[0] + 2 * padding, size[1] + 2 * padding)
-        if padding:
-            x = self.padded(x, padding, 0.0)
+    def windows(
+        self,
+        x: Value,
+        size: tuple[int, int],
+        kernel: tuple[int, int],
+        stride: int,
+        padding: int,
+        extra: tuple[int, int] = (0, 0),
+    ) -> Value:
+        """Every window of x (N, H, W, C) -> (N, positions, kernel elements, C); outside are zeros, ``extra`` more after
+        the map than before it."""
+        graph, (rows, columns) = self.graph, (a + more + 2 * padding for a, more in zip(size, extra, strict=True))
+        if padding or any(extra):
+            x = self.padded(x, padding, 0.0, extra)
         top = np.arange(0, rows - kernel[0] + 1, stride)[:, None, None, None]
         left = np.arange(0, columns - kernel[1] + 1, stride)[None, :, None, None]
         inside = np.arange(kernel[0])[:, None] * columns + np.arange(kernel[1])
@@ -124,8 +133,8 @@ class Translation:
         flat = graph.op("Reshape", x, graph.constant((0, rows * columns, -1), np.int64))
         return graph.gather(flat, places, 1)
 
-    def padded(self, x: Value, padding: int, outside: float) -> Value:
-        pads = self.graph.constant([0, padding, padding, 0] * 2, np.int64)
+    def padded(self, x: Value, padding: int, outside: float, extra: tuple[int, int] = (0, 0)) -> Value:
+        pads = self.graph.constant([0, padding, padding, 0, 0, padding + extra[0], padding + extra[1], 0], np.int64)
         return self.graph.op("Pad", x, pads, self.graph.constant(outside))
 
     def size(self, name: str) -> tuple[int, int]:
@@ -151,7 +160,8 @@ def _conv2d(op: ops.Conv2d, work: Translation) -> None:
     graph, groups = work.graph, op.groups
     out, rows, columns, depth = op.weight.shape
     size = rows * columns * depth
-    windows = work.windows(work.values[op.input], work.size(op.input), (rows, columns), op.stride, op.padding)
+    extra, kernel = op.extra(work.program.tensors), (rows, columns)
+    windows = work.windows(work.values[op.input], work.size(op.input), kernel, op.stride, op.padding, extra)
     if op.plain:
         flat = graph.op("Reshape", windows, graph.constant((0, 0, size), np.int64))
         acc = graph.op("MatMul", flat, graph.weights(op.weight.integers.reshape(out, -1).T, op.weight.key))

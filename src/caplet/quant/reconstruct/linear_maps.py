@@ -218,7 +218,7 @@ def _convolution(
     rows = max(settings.least_rows, round(settings.rows_per_column * weight[0].numel()))
     generator = torch.Generator().manual_seed(settings.seed)
     sample = (layer.stride, layer.padding, _DEPTHWISE_ROWS if depthwise else rows, generator)
-    return ConvLinear(weight.shape, quantized, exact, *sample, depthwise=depthwise)
+    return ConvLinear(weight.shape, layer.extended(quantized), layer.extended(exact), *sample, depthwise=depthwise)
 
 
 def _conv_relu(layer: ConvReLU | ConvNorm, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
