@@ -10,12 +10,12 @@ from contextvars import ContextVar
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
-    PositiveInt,
     ValidationError,
     model_validator,
 )
@@ -24,6 +24,24 @@ from caplet.errors import ConfigError, suggest
 
 _BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+Amount = Annotated[int, Field(ge=1, le=1 << 50)]
+Many = Annotated[int, Field(ge=1, le=10**9)]
+"""How many images, steps, epochs, ...; nothing is computed or stored for each of them in advance."""
+ManyOrNone = Annotated[int, Field(ge=0, le=10**9)]
+Few = Annotated[int, Field(ge=1, le=100)]
+"""How often the whole work is done: rounds, sweeps, turns, routing iterations."""
+Batch = Annotated[int, Field(ge=1, le=1 << 16)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
+Side = Annotated[int, Field(ge=1, le=4096)]
+"""Pixels of an image, a kernel or a stride."""
+Pixels = Annotated[int, Field(ge=0, le=1024)]
+Size = Annotated[int, Field(ge=1, le=1 << 20)]
+"""Channels, capsules or classes of a layer."""
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
+Positive = Annotated[float, Field(ge=1e-12, le=1e6)]
+Percent = Annotated[float, Field(ge=0, le=100), AfterValidator(lambda value: value if value >= 1e-9 else 0.0)]
+"""Percentage points of accuracy. Below a billionth, which no number of images resolves, it is 0."""
+Weight = Annotated[float, Field(ge=0, le=1e6)]
 _inside: ContextVar[bool] = ContextVar("_inside", default=False)
 """Whether settings are being made that these are a table of; then they name the mistake."""
 
@@ -133,7 +151,7 @@ def _parse(text: str, units: dict[str, int], what: str, examples: str) -> int:
     return round(float(match[1]) * units[match[2]])
 
 
-Bytes = Annotated[PositiveInt, BeforeValidator(lambda value: parse_bytes(value) if isinstance(value, str) else value)]
+Bytes = Annotated[Amount, BeforeValidator(lambda value: parse_bytes(value) if isinstance(value, str) else value)]
 """A number of bytes, or a text such as ``5MB``."""
-Count = Annotated[PositiveInt, BeforeValidator(lambda value: parse_count(value) if isinstance(value, str) else value)]
+Count = Annotated[Amount, BeforeValidator(lambda value: parse_count(value) if isinstance(value, str) else value)]
 """A number, or a text such as ``12M``."""

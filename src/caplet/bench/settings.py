@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import BeforeValidator, Field
 
 from caplet.errors import ConfigError
-from caplet.settings import Settings, option
+from caplet.settings import Batch, Few, Many, Settings, Threads, option
 
 PANEL = "Measurement"
 
@@ -16,13 +16,13 @@ class BenchSettings(Settings):
 
     where = "bench"
 
-    threads: PositiveInt = option(1, PANEL)
+    threads: Threads = option(1, PANEL)
     """CPU threads."""
-    inference_batch: PositiveInt = option(100, PANEL, flag="--batch")
+    inference_batch: Batch = option(100, PANEL, flag="--batch")
     """Images per forward pass of inference."""
-    training_batch: PositiveInt = option(32, PANEL)
+    training_batch: Batch = option(32, PANEL)
     """Images per training step: forward, backward, Adam."""
-    turns: PositiveInt = option(7, PANEL)
+    turns: Few = option(7, PANEL)
     """How often the models take turns; medians over the turns are reported, and their range."""
     precision: Literal["float32", "bfloat16"] = option("float32", PANEL)
     """Of training; inference is float32."""
@@ -33,13 +33,13 @@ class SpeedSettings(Settings):
 
     where = "bench speed"
 
-    threads: PositiveInt = option(1, PANEL)
+    threads: Threads = option(1, PANEL)
     """CPU threads of PyTorch and of the compiled C; the interpreter has one."""
-    batch: PositiveInt = option(64, PANEL)
+    batch: Batch = option(64, PANEL)
     """Images per training step and per forward pass."""
-    interpreted: PositiveInt = option(8, PANEL)
+    interpreted: Batch = option(8, PANEL)
     """Images per call of the interpreter, which is slow."""
-    turns: PositiveInt = option(5, PANEL)
+    turns: Few = option(5, PANEL)
     """How often each side has its turn; medians over the turns are reported, and their range."""
     bits: Annotated[int, Field(ge=1, le=16)] = option(8, PANEL)
     """Width of every tensor of the quantized sides."""
@@ -81,11 +81,11 @@ class PapersSettings(Settings):
     """Folder (or archive) where datasets' files are, or DATA=FOLDER for one; may be repeated. Nothing is downloaded."""
     only: list[str] = option([], PANEL)
     """Rows, papers, networks or datasets (with * and ?); may be repeated."""
-    calibration_size: PositiveInt | None = option(None, PANEL)
+    calibration_size: Many | None = option(None, PANEL)
     """Images cut from the training split for calibration and search."""
-    test_images: PositiveInt | None = option(None, PANEL)
+    test_images: Many | None = option(None, PANEL)
     """Look at so many test images at most, at even distances. Default: all."""
-    threads: PositiveInt | None = option(None, PANEL)
+    threads: Threads | None = option(None, PANEL)
     """CPU threads."""
 
     def check(self) -> None:

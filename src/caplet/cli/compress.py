@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import PositiveInt
 
 from caplet.cli.options import with_options
 from caplet.cli.output import bar, console, going_on, kilobytes, note, percent, points, print_json, show_table
 from caplet.cli.shared import RunOptions
 from caplet.errors import TargetNotMet
 from caplet.jobs.compress.settings import CompressSettings
-from caplet.settings import Settings, option
+from caplet.settings import Settings, Threads, option
 
 if TYPE_CHECKING:
     from caplet.api import CompressedModel
@@ -31,7 +30,7 @@ class CompressOptions(Settings):
 
     settings: Path | None = option(None, "Run")
     """A TOML file, such as `caplet init` writes; options go before it."""
-    jobs: PositiveInt | None = option(None, "Run")
+    jobs: Threads | None = option(None, "Run")
     """CPU threads that every stage computes with; stages run one after another. Default: all cores, or
     OMP_NUM_THREADS."""
     dry_run: bool = option(False, "Run")

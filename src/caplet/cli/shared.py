@@ -8,7 +8,7 @@ import typer
 
 from caplet.cli.options import DATA, OUTPUT
 from caplet.cli.output import note
-from caplet.settings import Settings, option, parse_bytes
+from caplet.settings import Many, Settings, Side, option, parse_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,9 +69,9 @@ class FileOptions(Settings):
 
     root: Path | None = option(None, DATA)
     """Folder (or archive) where the dataset's files already are; otherwise downloaded."""
-    size: int | None = option(None, DATA)
+    size: Side | None = option(None, DATA)
     """Resize images to this many rows and columns."""
-    channels: int | None = option(None, DATA)
+    channels: int | None = option(None, DATA, ge=1, le=3)
     """1 for gray, 3 for RGB."""
 
 
@@ -99,7 +99,7 @@ class DataOptions(ImageOptions):
 
     data: str = option("digits", DATA)
     """Dataset name (mnist, fashion-mnist, cifar10, svhn, digits) or the path of an image folder."""
-    calibration_size: int | None = option(None, DATA)
+    calibration_size: Many | None = option(None, DATA)
     """Images cut from the training split for calibration and search."""
 
     def load(self, progress: bool, limit: int | None = None) -> "Splits":

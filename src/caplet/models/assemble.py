@@ -1,6 +1,7 @@
 """Models from named tensors and back: the names under which tensors are stored, and the checks on the way in."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from caplet.errors import ModelError
 from caplet.models.base import CapsNet, ModelConfig, check_finite
 from caplet.models.registry import build
+from caplet.nn.points import Storage
 
 #: A side of a square image, or (rows, columns).
 ImageSize = int | tuple[int, int]
@@ -75,7 +77,14 @@ def skeleton(family: str, config: ModelConfig | dict[str, Any], where: str = "se
     """A model without data: every tensor has its shape only (device ``meta``). Raises ModelError."""
     try:
         with torch.device("meta"), _NoInitialisation():
-            return build(family, config)
+            model = build(family, config)
+        stored = sum(prod(spec.shape) for spec in model.points().values() if spec.storage is Storage.RAM)
+        for count, most, what in ((model.parameter_count(), 1 << 30, "weights"), (stored, 1 << 28, "values per image")):
+            if count > most:
+                raise ModelError(
+                    f"the network has {count:,} {what}, at most {most:,} are computed: choose smaller sizes"
+                )
+        return model
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from None
     except (RuntimeError, OverflowError, TypeError) as error:  # what torch raises for sizes beyond 64 bits

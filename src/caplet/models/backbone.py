@@ -6,7 +6,6 @@ Source: Renzulli and Grangetto 2022, "Towards efficient capsule networks" (backb
 from collections.abc import Mapping
 
 import torch
-from pydantic import PositiveInt
 from torch import nn
 
 from caplet.errors import ModelError, suggest
@@ -16,6 +15,7 @@ from caplet.models.timm_trunk import PREFIX, timm_trunk
 from caplet.models.trunk import ConvNode, TrunkModule, TrunkSettings, resized_blocks
 from caplet.nn.caps import ConvCaps2d, DenseCaps, flatten_capsules
 from caplet.nn.conv import InputLayer
+from caplet.settings import Few, Side, Size
 
 
 class BackboneCapsConfig(ModelConfig):
@@ -28,13 +28,13 @@ class BackboneCapsConfig(ModelConfig):
         class_dim, iterations: dimension of the class capsules, routing iterations.
     """
 
-    image: tuple[PositiveInt, PositiveInt, PositiveInt] = (3, 64, 64)
+    image: tuple[Side, Side, Side] = (3, 64, 64)
     architecture: str | None = None
     trunk: TrunkSettings
-    primary_types: PositiveInt
-    primary_dim: PositiveInt = 8
-    class_dim: PositiveInt = 16
-    iterations: PositiveInt = 3
+    primary_types: Size
+    primary_dim: Size = 8
+    class_dim: Size = 16
+    iterations: Few = 3
 
 
 class BackboneCaps(CapsNet):

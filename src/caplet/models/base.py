@@ -5,17 +5,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from torch import Tensor, nn
 
 from caplet.errors import ModelError
 from caplet.nn.layer import Layer, Padding, handling
 from caplet.nn.points import Handler, Lifetime, PointSpec
+from caplet.settings import Side, Size
 
 State = tuple[Tensor, ...]
+LARGEST_VALUE = 2.0**64
+"""No weight reaches it in magnitude; sums of their products stay far from the largest float32."""
 
 
 class FrozenModel(BaseModel):
@@ -32,8 +35,19 @@ class ModelConfig(FrozenModel):
         classes: number of classes.
     """
 
-    image: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 28, 28)
-    classes: PositiveInt = 10
+    image: tuple[Side, Side, Side] = (1, 28, 28)
+    classes: Size = 10
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_one_line(cls, values: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return build(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where, family = ".".join(map(str, first["loc"])), cls.__name__.removesuffix("CapsConfig").lower()
+            text = f"model {family}: setting {where!r}: {first['msg']} (found {first['input']!r:.100})"
+            raise ModelError(text) from None
 
 
 @dataclass(frozen=True)
@@ -175,16 +189,16 @@ def check_image_size(family: str, image: tuple[int, int, int], convs: Sequence[t
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Raise :class:`ModelError` naming the first tensor with a NaN or infinity.
+    """Raise :class:`ModelError` naming the first tensor with a NaN, an infinity or a value beyond 2**64.
 
     Args:
         tensors: by the name to show: the stored name of a model's tensor, or its name in the file that is read.
         where: what the error starts with.
     """
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
+        if tensor.is_floating_point() and not bool((good := tensor.abs() < LARGEST_VALUE).all()):
+            what = "not finite (NaN or infinity)" if not bool(torch.isfinite(tensor).all()) else "beyond 2**64"
             raise ModelError(
-                f"{where}: {bad} of {tensor.numel()} values of {name} are not finite (NaN or infinity);"
+                f"{where}: {int((~good).sum())} of {tensor.numel()} values of {name} are {what};"
                 " the training that made them diverged"
             )

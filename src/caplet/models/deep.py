@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from caplet.errors import ModelError
@@ -11,14 +10,15 @@ from caplet.models.base import CapsNet, FrozenModel, ModelConfig, Stage, State, 
 from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps, flatten_capsules
 from caplet.nn.conv import ConvReLU, InputLayer
 from caplet.nn.layer import Layer
+from caplet.settings import Few, ManyOrNone, Side, Size
 
 
 class BlockConfig(FrozenModel):
     """One block of conv capsules: its capsule types, their dimension, and the first layer's stride."""
 
-    types: PositiveInt = 32
-    dim: PositiveInt = 8
-    stride: PositiveInt = 2
+    types: Size = 32
+    dim: Size = 8
+    stride: Side = 2
 
 
 class DeepCapsConfig(ModelConfig):
@@ -33,18 +33,18 @@ class DeepCapsConfig(ModelConfig):
             ascending, at least one of each block; None for all of them.
     """
 
-    image: tuple[PositiveInt, PositiveInt, PositiveInt] = (3, 32, 32)
-    channels: PositiveInt = 128
+    image: tuple[Side, Side, Side] = (3, 32, 32)
+    channels: Size = 128
     blocks: tuple[BlockConfig, BlockConfig, BlockConfig, BlockConfig] = (
         BlockConfig(dim=4),
         BlockConfig(),
         BlockConfig(),
         BlockConfig(),
     )
-    class_dim: PositiveInt = 32
-    skip_iterations: PositiveInt = 3
-    iterations: PositiveInt = 3
-    kept: tuple[NonNegativeInt, ...] | None = None
+    class_dim: Size = 32
+    skip_iterations: Few = 3
+    iterations: Few = 3
+    kept: tuple[ManyOrNone, ...] | None = None
 
 
 class CapsBlock(nn.Module):

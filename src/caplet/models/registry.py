@@ -2,8 +2,6 @@
 
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from caplet.errors import ModelError
 from caplet.models.architectures import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD
 from caplet.models.backbone import BackboneCaps, BackboneCapsConfig, primary_types_for, trunk_settings
@@ -34,12 +32,7 @@ def build(family: str, config: ModelConfig | dict[str, Any]) -> CapsNet:
     """
     model = FAMILIES.find(family)
     if isinstance(config, dict):
-        try:
-            config = model.settings.model_validate(config)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ModelError(f"model {family}: setting {where!r}: {first['msg']} (found {first['input']!r})") from None
+        config = model.settings.model_validate(config)
     return model(config)
 
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from caplet.models.base import CapsNet, FrozenModel, ModelConfig, Stage, check_image_size, layer_stage
 from caplet.nn.caps import ConvCaps2d, DenseCaps, flatten_capsules
 from caplet.nn.conv import ConvReLU, InputLayer
+from caplet.settings import Few, ManyOrNone, Pixels, Positive, Side, Size
 
 
 class StemConv(FrozenModel):
@@ -19,11 +19,11 @@ class StemConv(FrozenModel):
         batch_norm: what a batch norm after the ReLU adds to the variance; None for no batch norm there.
     """
 
-    kernel: PositiveInt = 9
-    stride: PositiveInt = 1
-    channels: PositiveInt = 256
-    padding: NonNegativeInt | Literal["same"] = 0
-    batch_norm: PositiveFloat | None = None
+    kernel: Side = 9
+    stride: Side = 1
+    channels: Size = 256
+    padding: Pixels | Literal["same"] = 0
+    batch_norm: Positive | None = None
 
 
 class ShallowCapsConfig(ModelConfig):
@@ -41,16 +41,16 @@ class ShallowCapsConfig(ModelConfig):
     """
 
     stem: tuple[StemConv, ...] = (StemConv(),)
-    primary_types: PositiveInt = 32
-    primary_dim: PositiveInt = 8
-    primary_kernel: PositiveInt = 9
-    primary_stride: PositiveInt = 2
-    primary_padding: NonNegativeInt | Literal["same"] = 0
-    class_dim: PositiveInt = 16
-    iterations: PositiveInt = 3
+    primary_types: Size = 32
+    primary_dim: Size = 8
+    primary_kernel: Side = 9
+    primary_stride: Side = 2
+    primary_padding: Pixels | Literal["same"] = 0
+    class_dim: Size = 16
+    iterations: Few = 3
     primary_bias: bool = True
     class_bias: bool = True
-    kept: tuple[NonNegativeInt, ...] | None = None
+    kept: tuple[ManyOrNone, ...] | None = None
 
 
 class ShallowCaps(CapsNet):

@@ -6,13 +6,14 @@ A trunk's settings say every channel count, so that a pruned trunk is a trunk li
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from caplet.errors import ModelError
 from caplet.models.base import FrozenModel, Stage, State
 from caplet.nn.conv import Activation, ConvNorm, MapShape, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.layer import Layer
+from caplet.settings import Pixels, Positive, Side, Size
 
 INPUT = "in"
 """Name under which a block's nodes read the block's input."""
@@ -31,10 +32,10 @@ class ConvNode(_Node):
     """A convolution with batch norm and activation; a depthwise one has as many channels as it reads."""
 
     kind: Literal["conv"] = "conv"
-    channels: PositiveInt
-    kernel: PositiveInt = 3
-    stride: PositiveInt = 1
-    padding: NonNegativeInt = 0
+    channels: Size
+    kernel: Side = 3
+    stride: Side = 1
+    padding: Pixels = 0
     depthwise: bool = False
     activation: Activation = Activation.RELU
 
@@ -43,9 +44,9 @@ class PoolNode(_Node):
     """Max pooling."""
 
     kind: Literal["max_pool"] = "max_pool"
-    kernel: PositiveInt = 3
-    stride: PositiveInt = 2
-    padding: NonNegativeInt = 1
+    kernel: Side = 3
+    stride: Side = 2
+    padding: Pixels = 1
 
 
 class SumNode(_Node):
@@ -60,7 +61,7 @@ class GateNode(_Node):
     """A squeeze-and-excite gate with ``hidden`` channels inside."""
 
     kind: Literal["gate"] = "gate"
-    hidden: PositiveInt
+    hidden: Size
 
 
 Node = Annotated[ConvNode | PoolNode | SumNode | GateNode, Field(discriminator="kind")]
@@ -184,6 +185,6 @@ class TrunkSettings(FrozenModel):
     """A trunk: its blocks, the batch norms' ``eps``, and the normalisation that its images get (None: none)."""
 
     blocks: Annotated[tuple[TrunkBlock, ...], Field(min_length=1)]
-    eps: PositiveFloat = 1e-5
-    mean: tuple[float, ...] | None = None
-    std: tuple[PositiveFloat, ...] | None = None
+    eps: Positive = 1e-5
+    mean: tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...] | None = None
+    std: tuple[Positive, ...] | None = None

@@ -3,9 +3,7 @@
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveInt
-
-from caplet.settings import Settings, option
+from caplet.settings import Many, Seed, Settings, Size, option
 
 TORCH_PRUNING = "torch-pruning"
 """As an importance of channels of a CNN: torch-pruning's group magnitude, beside the scores of
@@ -45,15 +43,15 @@ class BackbonePruneSettings(Settings):
     primary: Literal["follow", "keep"] = option("follow", "What is removed")
     """Primary capsule types: follow (the same fraction of them goes as of the last channels) or keep (to be pruned by
     their own scores afterwards)."""
-    candidates: PositiveInt = option(16, "What is removed")
+    candidates: int = option(16, "What is removed", ge=1, le=1000)
     """How many ways to prune are compared; the first removes the same fraction of every layer."""
     spread: float = option(0.75, "What is removed", ge=0.0, lt=1.0)
     """How much the layers' fractions differ, 0 to 1: exponents of the fraction are drawn from 1 - spread to 1 +
     spread."""
-    multiple: PositiveInt = option(1, "What is removed")
+    multiple: Size = option(1, "What is removed")
     """Keep multiples of so many channels, where a layer has as many."""
-    images: PositiveInt = 1000
+    images: Many = 1000
     refit: bool = option(True, "What is removed")
     """Update the chosen candidate's weights by least squares, where convolutions lost inputs, before fine-tuning."""
-    seed: NonNegativeInt = option(0, "Run")
+    seed: Seed = option(0, "Run")
     """Of the candidates, the choice of images, and fine-tuning."""

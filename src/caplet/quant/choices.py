@@ -4,10 +4,10 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field
 
 from caplet.errors import ConfigError
-from caplet.settings import Settings, option
+from caplet.settings import Few, Many, Seed, Settings, option
 
 
 class Method(StrEnum):
@@ -119,15 +119,15 @@ class SensitivitySettings(Settings):
         (2, 3, 4, 5, 6, 7, 8), "Measurement", min_length=1
     )
     """Widths in bits, 1 to 16: a list such as 2,4,8 or a range such as 2-8."""
-    draws: PositiveInt = option(3, "Measurement")
+    draws: Few = option(3, "Measurement")
     """How many disjoint sets of calibration images."""
-    images: PositiveInt | None = option(None, "Measurement")
+    images: Many | None = option(None, "Measurement")
     """Images per draw. Default: 128, or fewer in a small split."""
     rounding: Literal["nearest", "truncate", "stochastic"] = option("nearest", "Measurement")
     """How values between two codes are resolved."""
     exponents: Exponents = Exponents.BOUND
     log2_weights: bool = False
-    seed: NonNegativeInt = option(0, "Measurement")
+    seed: Seed = option(0, "Measurement")
     """Of the draws and of stochastic rounding."""
 
     def check(self) -> None:

@@ -8,7 +8,7 @@ will, with integer softmax and squash, and gradients pass straight through
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, PositiveFloat, PositiveInt, field_validator
+from pydantic import BeforeValidator, field_validator
 from torch import Tensor
 
 from caplet.data.imageset import ImageSet, to_float
@@ -25,6 +25,7 @@ from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 from caplet.quant.simulate.fake_quant import FakeQuant
 from caplet.quant.simulate.learned_scales import LearnedScales, Observed, observe, recalibrate
 from caplet.quant.simulate.straight_through import StraightThrough, towards
+from caplet.settings import Many, Positive
 from caplet.train.finetune import FinetuneTask
 from caplet.train.loss import ClassificationScore, evaluate
 from caplet.train.settings import FinetuneSettings
@@ -56,10 +57,10 @@ class QatSettings(FinetuneSettings):
     """
 
     exponents: Annotated[Literal["fixed", "recalibrate", "learned"], BeforeValidator(_renamed)] = "recalibrate"
-    exponents_lr: PositiveFloat = 0.01
-    watch_steps: PositiveInt = 100
-    watch_images: PositiveInt = 128
-    clipped_limit: PositiveFloat = 0.3
+    exponents_lr: Positive = 0.01
+    watch_steps: Many = 100
+    watch_images: Many = 128
+    clipped_limit: Positive = 0.3
     fit: str = ""
 
     @field_validator("fit")

@@ -7,10 +7,10 @@ import tomllib
 from importlib.resources import files
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from caplet.errors import ConfigError, suggest
-from caplet.settings import Settings, option
+from caplet.settings import Batch, Many, Pixels, Positive, Seed, Settings, Threads, Weight, option
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -43,31 +43,31 @@ class LoopSettings(Settings):
             a machine that is busy with other work.
     """
 
-    epochs: PositiveInt
-    batch_size: PositiveInt = 64
+    epochs: Many
+    batch_size: Batch = 64
     optimizer: Literal["adam", "adamw"] = "adam"
-    lr: PositiveFloat = 1e-3
-    lr_multipliers: dict[str, PositiveFloat] = Field(default={})
-    weight_decay: NonNegativeFloat = 0.0
+    lr: Positive = 1e-3
+    lr_multipliers: dict[str, Positive] = Field(default={})
+    weight_decay: Weight = 0.0
     schedule: Literal["one-cycle", "constant"] = "one-cycle"
     warmup: Fraction = 0.2
     final_lr: Fraction = 0.0
-    clip_norm: PositiveFloat | None = None
+    clip_norm: Positive | None = None
     ema: Fraction = 0.99
 
-    shift: NonNegativeInt = 0
+    shift: Pixels = 0
     flip: bool = False
 
     margin_positive: Fraction = 0.9
     margin_negative: Fraction = 0.1
-    margin_down_weight: PositiveFloat = 0.5
+    margin_down_weight: Positive = 0.5
 
     freeze: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
-    patience: PositiveInt | None = None
+    patience: Many | None = None
     keep: Literal["best", "last"] = "best"
-    seed: NonNegativeInt = 0
-    threads: PositiveInt | None = None
+    seed: Seed = 0
+    threads: Threads | None = None
 
 
 class TrainSettings(LoopSettings):
@@ -92,13 +92,13 @@ class TrainSettings(LoopSettings):
     """Another dataset than the recipe's: its name, or the path of an image folder."""
     freeze: bool = option(False, "Training")
     """Do not train the CNN under the capsules, nor its batch norms' statistics."""
-    calibration_size: PositiveInt | None = None
+    calibration_size: Many | None = None
 
     decoder: Literal["none", "dense", "conv"] = "none"
-    reconstruction_weight: NonNegativeFloat = 0.392
+    reconstruction_weight: Weight = 0.392
 
-    initial_norm: PositiveFloat | None = 1.0
-    initial_norms: dict[str, PositiveFloat] = Field(default={})
+    initial_norm: Positive | None = 1.0
+    initial_norms: dict[str, Positive] = Field(default={})
     pretrained: str | None = option(None, "Training")
     """Weights for the CNN under the capsules: a state dict's path, or torchvision or timm (that package's cache)."""
 
@@ -115,16 +115,16 @@ class FinetuneSettings(LoopSettings):
         distill_lengths, distill_poses: of the distances to the teacher.
     """
 
-    epochs: PositiveInt = option(1, "Training")
+    epochs: Many = option(1, "Training")
     """Passes over the training images."""
-    steps: PositiveInt | None = option(None, "Training")
+    steps: Many | None = option(None, "Training")
     """End after so many steps, within an epoch too; alone, as many epochs as they need."""
-    lr: PositiveFloat = 2e-4
+    lr: Positive = 2e-4
     warmup: Fraction = 0.1
 
-    margin_weight: NonNegativeFloat = 1.0
-    distill_lengths: NonNegativeFloat = 0.5
-    distill_poses: NonNegativeFloat = 0.0
+    margin_weight: Weight = 1.0
+    distill_lengths: Weight = 0.5
+    distill_poses: Weight = 0.0
 
 
 def recipe_names() -> tuple[str, ...]:

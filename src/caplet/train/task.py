@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from caplet.data.imageset import ImageSet, to_float
+from caplet.models.assemble import skeleton
 from caplet.models.base import CapsNet
 from caplet.models.importers.pretrained import load_pretrained
 from caplet.models.registry import build, named_model
@@ -175,7 +176,9 @@ def build_model(settings: TrainSettings) -> CapsNet:
         ModelError: unknown model, or an override that is unknown or invalid.
     """
     named = named_model(settings.model)
-    return build(named.family, {**named.config.model_dump(), **settings.overrides})
+    config = {**named.config.model_dump(), **settings.overrides}
+    skeleton(named.family, config, named.family)  # refuses what no machine has room for
+    return build(named.family, config)
 
 
 def build_decoder(settings: TrainSettings, model: CapsNet) -> Decoder | None:

@@ -7,13 +7,13 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from caplet.errors import ConfigError
 from caplet.files import read_toml
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.quant.choices import Method, Part
-from caplet.settings import Bytes, Count, Settings, option
+from caplet.settings import Batch, Bytes, Count, Many, ManyOrNone, Percent, Positive, Settings, Side, option
 
 Choice = Literal["auto", "yes", "no"]
 BATCH = 32
@@ -24,7 +24,7 @@ TARGET, DATA = "Target", "Data"
 class Limits(Settings):
     """What the result must keep to; a limit that is None does not bind."""
 
-    max_drop: float = option(0.3, TARGET, ge=0, lt=100)
+    max_drop: Percent = option(0.3, TARGET)
     """Accepted loss of accuracy against the float model on calibration images, in percentage points."""
     flash: Bytes | None = option(None, TARGET, examples=["256KB"])
     """Limit of the whole firmware (packed weights, tables, code), e.g. 256KB."""
@@ -62,11 +62,11 @@ class Pruning(Settings):
     least to the largest of the fractions tried; no never."""
     score: str = "taylor"
     """How capsules are ranked: docs/pruning.md."""
-    epochs: PositiveInt = 1
+    epochs: Many = 1
     """Epochs of fine-tuning after pruning, distilled from the float model."""
-    least_steps: NonNegativeInt = 1000
+    least_steps: ManyOrNone = 1000
     """But at least so many steps of 32 images."""
-    lr: PositiveFloat = 1e-3
+    lr: Positive = 1e-3
     """Its peak learning rate."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of fine-tuning: bfloat16 is nearly twice as fast where the processor has such instructions; auto
@@ -74,7 +74,7 @@ class Pruning(Settings):
     probes: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.35, 0.25, 0.12, 0.06, 0.03, 0.015)
     """Fractions of the multiply-accumulates at which the trade-off is measured, from the largest on, as long as they
     may be chosen."""
-    probe_steps: NonNegativeInt = 200
+    probe_steps: ManyOrNone = 200
     """Steps of fine-tuning at every such point."""
 
     @property
@@ -101,18 +101,18 @@ class Quantizing(Settings):
     finetune: Choice = "auto"
     """Quantization-aware training with narrower weights: auto where the search alone misses a limit of bytes, yes also
     where it does not."""
-    finetune_lr: PositiveFloat = 2e-4
+    finetune_lr: Positive = 2e-4
     """Its peak learning rate; epochs and least steps are those of pruning."""
 
 
 class Verifying(Settings):
     """What is compared in the end."""
 
-    images: PositiveInt = 100
+    images: Many = 100
     """Images of the calibration split that are compared code by code on every engine."""
-    device_images: PositiveInt = 5
+    device_images: Many = 5
     """Images on an emulated device."""
-    timed: PositiveInt = 256
+    timed: Batch = 256
     """Images per turn, when speed is measured."""
 
 
@@ -133,11 +133,11 @@ class CompressSettings(Settings):
     """Dataset name, or the path of an image folder. Default: the recipe's."""
     root: str | None = option(None, DATA, examples=["data"])
     """Folder (or archive) where the dataset's files already are; otherwise downloaded."""
-    size: PositiveInt | None = option(None, DATA, examples=[28])
+    size: Side | None = option(None, DATA, examples=[28])
     """Resize images to this many rows and columns."""
     channels: Literal[1, 3] | None = option(None, DATA, examples=[1])
     """1 for gray, 3 for RGB."""
-    calibration_size: PositiveInt | None = option(None, DATA, examples=[5000])
+    calibration_size: Many | None = option(None, DATA, examples=[5000])
     """Images cut from the training split for calibration and search."""
     target: Literal["host", "cortex-m4"] = option("host", TARGET)
     """What the firmware is verified on: this machine, or a device in an emulator."""

@@ -3,10 +3,24 @@
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from caplet.prune.choices import Allocation, UnitKind
-from caplet.settings import Bytes, Settings, option
+from caplet.settings import (
+    Batch,
+    Bytes,
+    Few,
+    Many,
+    ManyOrNone,
+    Percent,
+    Pixels,
+    Positive,
+    Seed,
+    Settings,
+    Threads,
+    Weight,
+    option,
+)
 from caplet.train.settings import FinetuneSettings
 
 Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -18,15 +32,15 @@ TARGET, REMOVAL, TUNING, RUN = "Target", "What is removed", "Fine-tuning", "Run"
 class TuningOptions(Settings):
     """Fine-tuning after pruning; see :class:`caplet.train.settings.FinetuneSettings`."""
 
-    lr: PositiveFloat = option(1e-3, TUNING)
+    lr: Positive = option(1e-3, TUNING)
     """Peak learning rate of fine-tuning."""
-    batch_size: PositiveInt = option(32, TUNING)
+    batch_size: Batch = option(32, TUNING)
     """Images per step of fine-tuning."""
-    shift: NonNegativeInt = option(0, TUNING)
+    shift: Pixels = option(0, TUNING)
     """Augmentation: largest random shift in pixels."""
     flip: bool = option(False, TUNING)
     """Augmentation: random mirroring."""
-    threads: PositiveInt | None = option(None, TUNING)
+    threads: Threads | None = option(None, TUNING)
     """CPU threads of fine-tuning."""
 
 
@@ -35,7 +49,7 @@ class BackboneTuning(TuningOptions):
 
     where = "prune-backbone"
 
-    epochs: NonNegativeInt = option(1, TUNING)
+    epochs: ManyOrNone = option(1, TUNING)
     """Fine-tuning, passes over the training split; 0 for none."""
 
     def finetuning(self, seed: int) -> FinetuneSettings | None:
@@ -59,9 +73,9 @@ class PruneSettings(TuningOptions):
     """Fraction of the parameters to keep."""
     bytes: Bytes | None = option(None, TARGET)
     """Size of the float32 parameters, e.g. 500KB."""
-    max_drop: float | None = option(None, TARGET, ge=0)
+    max_drop: Percent | None = option(None, TARGET)
     """Largest loss on the calibration split, in percentage points; bisects."""
-    spaces: dict[str, float] = option({}, TARGET, flag="--space")
+    spaces: dict[str, Weight] = option({}, TARGET, flag="--space")
     """What stays of one space: a fraction up to 1, or a number of units from 2; primary.types=8. Repeatable."""
 
     units: tuple[UnitKind, ...] = option((UnitKind.CHANNELS, UnitKind.TYPES), REMOVAL)
@@ -71,25 +85,25 @@ class PruneSettings(TuningOptions):
     allocation: Allocation = option(Allocation.UNIFORM, REMOVAL)
     """The same fraction everywhere (uniform), the least measured loss per multiply-accumulate (measured), or the lowest
     score per multiply-accumulate (global)."""
-    iterations: PositiveInt | None = option(None, REMOVAL)
+    iterations: Few | None = option(None, REMOVAL)
     """Routing iterations of the pruned model's class capsules."""
     dead: bool = True
     """Remove units that are never active on the calibration split first."""
-    images: PositiveInt = option(1000, REMOVAL)
+    images: Many = option(1000, REMOVAL)
     """Calibration images that scores look at."""
-    refit: NonNegativeInt = option(1000, REMOVAL)
+    refit: ManyOrNone = option(1000, REMOVAL)
     """Training images on which convolutions that lost inputs are refitted after surgery; 0 for none."""
 
-    rounds: PositiveInt = option(1, TUNING)
+    rounds: Few = option(1, TUNING)
     """Prune and fine-tune in so many rounds, to a target that shrinks by equal factors."""
-    epochs: float = option(1.0, TUNING, ge=0)
+    epochs: float = option(1.0, TUNING, ge=0, le=1e6)
     """Fine-tuning in all, in passes over the training split, shared equally by the rounds (with --max-drop: in every
     trial); 0 for none."""
     teach: bool = option(True, TUNING)
     """Fine-tuning follows the unpruned model beside the labels."""
     precision: Literal["float32", "bfloat16"] = option("float32", TUNING)
     """Number format of fine-tuning."""
-    seed: NonNegativeInt = option(0, RUN)
+    seed: Seed = option(0, RUN)
     """Of the score random and of fine-tuning."""
 
     def check(self) -> None:

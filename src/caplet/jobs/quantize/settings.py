@@ -6,7 +6,7 @@ from pydantic import BeforeValidator
 
 from caplet.quant.choices import Granularity, Method, Part
 from caplet.quant.reconstruct.settings import parse_parts
-from caplet.settings import Bytes, Settings, option
+from caplet.settings import Bytes, Percent, Settings, option
 
 Scheme = Literal["nearest", "truncate", "stochastic", "all"]
 TARGET, BUDGETS, NUMBERS, FITTING, RUN = "Target", "Budgets", "Numbers", "Fitting", "Run"
@@ -28,7 +28,7 @@ class QuantizeSettings(Settings):
 
     method: Method = option(Method.QCAPSNETS, TARGET)
     """The search: docs/qcapsnets.md, docs/progressive.md, docs/ilp.md."""
-    tolerance: float = option(0.2, TARGET)
+    tolerance: Percent = option(0.2, TARGET)
     """Accepted loss of accuracy, in percentage points."""
     relative: bool = option(False, TARGET)
     """The tolerance is in percent of the float accuracy, as in the paper of Q-CapsNets."""

@@ -33,10 +33,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from scipy.stats import chi2, hypergeom, poisson
 
-from caplet.settings import Settings
+from caplet.settings import Many, Seed, Settings
 
 NEIGHBOURS = 2
 """Plans measured before, at most, that a question may lean on."""
@@ -65,9 +65,9 @@ class EarlyRule(Settings):
 
     error: float = Field(default=1e-2, gt=0, lt=0.5)
     random_fraction: float = Field(default=0.15, gt=0, lt=1, serialization_alias="random_share")  # as logs have it
-    first: PositiveInt = 100
-    growth: float = Field(default=1.2, gt=1)
-    seed: int = 0
+    first: Many = 100
+    growth: float = Field(default=1.2, ge=1.001, le=1000)
+    seed: Seed = 0
 
     def looks(self, n: int, step: int = 1) -> list[int]:
         """How many of ``n`` images are looked at by each look, in multiples of ``step``; the last look has all.

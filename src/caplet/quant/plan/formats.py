@@ -25,6 +25,7 @@ HALF = 4096
 """Bins on each side of zero."""
 _CHUNK = 1 << 24  # torch.histc counts in float32, exact up to here
 _LOWEST_EXPONENT = -60
+LARGEST = 2.0**100  # far beyond any format; bins still have float32 edges
 
 
 @dataclass(frozen=True)
@@ -175,8 +176,8 @@ class Histogram:
         if values.numel() == 0:
             return
         low, high = (float(v) for v in torch.aminmax(values))
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ModelError(f"cannot count values from {low} to {high}: a tensor holds a NaN or an infinity")
+        if not -LARGEST < low <= high < LARGEST:
+            raise ModelError(f"cannot count values from {low} to {high}: NaN, infinite or beyond 2**100")
         self.low, self.high = min(self.low, low), max(self.high, high)
         zeros = values.numel() - int(torch.count_nonzero(values))
         self.zeros += zeros

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import ConfigDict, Field
 
 from caplet.errors import ConfigError, suggest
 from caplet.quant.choices import Part
-from caplet.settings import Settings
+from caplet.settings import Batch, Few, Many, Seed, Settings, Weight
 
 DEFAULT_IMAGES = 1024
 
@@ -64,18 +64,18 @@ class ReconstructSettings(Settings):
     where = "reconstruction"
 
     parts: tuple[Part, ...] = Field(default=tuple(Part), min_length=1)
-    images: PositiveInt = DEFAULT_IMAGES
-    sweeps: PositiveInt = 2
-    rows_per_column: NonNegativeFloat = 0.5
-    least_rows: PositiveInt = 8192
-    shrink: NonNegativeFloat = 0.5
-    tuning_images: PositiveInt = 128
-    tuning_sweeps: PositiveInt = 2
-    end_to_end_steps: PositiveInt = Field(default=400, alias="joint_steps")
-    end_to_end_batch: PositiveInt = Field(default=32, alias="joint_batch")
-    end_to_end_rate: NonNegativeFloat = Field(default=0.02, alias="joint_rate")
-    end_to_end_smooth: NonNegativeFloat = Field(default=0.036, alias="joint_smooth")
-    seed: NonNegativeInt = 0
+    images: Many = DEFAULT_IMAGES
+    sweeps: Few = 2
+    rows_per_column: Weight = 0.5
+    least_rows: Many = 8192
+    shrink: Weight = 0.5
+    tuning_images: Many = 128
+    tuning_sweeps: Few = 2
+    end_to_end_steps: Many = Field(default=400, alias="joint_steps")
+    end_to_end_batch: Batch = Field(default=32, alias="joint_batch")
+    end_to_end_rate: Weight = Field(default=0.02, alias="joint_rate")
+    end_to_end_smooth: Weight = Field(default=0.036, alias="joint_smooth")
+    seed: Seed = 0
 
     def __init__(self, parts: tuple[Part, ...] = tuple(Part), **others: Any) -> None:
         super().__init__(**{"parts": parts, **others})
