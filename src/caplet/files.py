@@ -5,6 +5,8 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import stat
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
@@ -41,42 +43,83 @@ def access(doing: str, path: str | Path, todo: str = "", kind: type[CapletError]
         raise kind(f"cannot {doing} {path}: {why(error)}{todo and f'; {todo}'}") from error
 
 
-def read_bytes(path: str | Path, what: str = "", todo: str = "", kind: type[CapletError] = ArtefactError) -> bytes:
-    """The content of a file.
+def check_regular(
+    path: str | Path, what: str = "", todo: str = "", kind: type[CapletError] = ArtefactError, most: int = 1 << 50
+) -> None:
+    """Raise ``kind`` unless ``path`` is a regular file (no pipe, device or folder) of at most ``most`` bytes."""
+    with access(f"read {what}".strip(), path, todo, kind):
+        found = os.stat(path)
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError("it is a pipe or a device, no regular file")
+        if found.st_size > most:
+            raise OSError(f"it has {found.st_size:,} bytes, at most {most:,} are read")
+
+
+def read_bytes(
+    path: str | Path,
+    what: str = "",
+    todo: str = "",
+    kind: type[CapletError] = ArtefactError,
+    most: int = 1 << 31,
+) -> bytes:
+    """The content of a regular file.
 
     Args:
         what: what the file is, with its article, for messages.
         todo: what to do when it cannot be read, for messages.
         kind: the class of the error.
+        most: bytes that it may have.
 
     Raises:
-        ArtefactError: or another ``kind``: it cannot be read.
+        ArtefactError: or another ``kind``: it cannot be read, is no regular file, or is larger.
     """
+    check_regular(path, what, todo, kind, most)
     with access(f"read {what}".strip(), path, todo, kind):
         return Path(path).read_bytes()
 
 
 def read_text(path: str | Path, what: str = "", todo: str = "", kind: type[CapletError] = ArtefactError) -> str:
-    """The text of a file in UTF-8; see :func:`read_bytes`."""
+    """The text of a file in UTF-8, of at most 64 MiB, without its byte-order mark; see :func:`read_bytes`."""
     try:
-        return read_bytes(path, what, todo, kind).decode()
+        return read_bytes(path, what, todo, kind, 1 << 26).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise kind(f"{path} is not a text file in UTF-8 ({error}){todo and f'; {todo}'}") from error
 
 
 def read_json(path: str | Path, what: str = "", todo: str = "", kind: type[CapletError] = ArtefactError) -> Any:
-    """What a JSON file holds; see :func:`read_bytes`. Also raises ``kind`` where the content is not JSON."""
+    """What a JSON file holds; see :func:`read_text`. Also raises ``kind`` where the content is not JSON."""
+    text = read_text(path, what, todo, kind)
     try:
-        return json.loads(read_text(path, what, todo, kind))
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise kind(f"{path} is not valid JSON ({error}){todo and f'; {todo}'}") from error
 
 
-def read_toml(path: str | Path, what: str = "", todo: str = "", kind: type[CapletError] = ArtefactError) -> Any:
-    """What a TOML file holds; see :func:`read_bytes`. Also raises ``kind`` where the content is not TOML."""
+def read_arrays(
+    path: str | Path, what: str = "", todo: str = "", kind: type[CapletError] = ArtefactError
+) -> dict[str, Any]:
+    """The numpy arrays in an ``.npz`` file by name. Raises ``kind`` where it cannot be read or is damaged."""
+    import numpy as np
+
+    check_regular(path, what, todo, kind)
     try:
-        return tomllib.loads(read_text(path, what, todo, kind))
-    except tomllib.TOMLDecodeError as error:
+        with access(f"read {what}".strip(), path, todo, kind), np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}  # reading to the end checks each CRC-32
+    except CapletError:
+        raise
+    except Exception as error:  # what zipfile, zlib and numpy raise for damaged files has no common base
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise kind(f"{path} is not a sound .npz file ({reason}){todo and f'; {todo}'}") from error
+
+
+def read_toml(path: str | Path, what: str = "", todo: str = "", kind: type[CapletError] = ArtefactError) -> Any:
+    """What a TOML file holds; see :func:`read_text`. Also raises ``kind`` where the content is not TOML."""
+    text = read_text(path, what, todo, kind)
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
         raise kind(f"{path} is not a TOML file: {error}{todo and f'; {todo}'}") from error
 
 
@@ -101,14 +144,43 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object], what: st
                 write(stream)
                 stream.flush()
                 os.fsync(stream.fileno())
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes the file private; give it the usual permissions
+            os.chmod(temporary, 0o666 & ~_mask())  # mkstemp makes the file private; give it the usual permissions
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, what: str = "", todo: str = "") -> Iterator[Path]:
+    """Fill a folder so that it is there whole or not at all: a folder beside it (in it, where it exists) to write to.
+
+    Raises:
+        ArtefactError: it cannot be written; nothing is left behind.
+    """
+    with access(f"write {what}".strip(), folder, todo):
+        home = folder if folder.is_dir() else folder.parent
+        home.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=home, prefix=f".{folder.name}.", suffix=".part"))
+        try:
+            yield part
+            if home is folder:
+                for child in part.iterdir():
+                    os.replace(child, folder / child.name)
+                part.rmdir()
+            else:
+                os.chmod(part, 0o777 & ~_mask())  # as of any other new folder
+                os.replace(part, folder)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+
+def _mask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_bytes(path: str | Path, data: Buffer, what: str = "", todo: str = "") -> None:
@@ -117,8 +189,8 @@ def write_bytes(path: str | Path, data: Buffer, what: str = "", todo: str = "") 
 
 
 def write_text(path: str | Path, text: str, what: str = "", todo: str = "") -> None:
-    """Write a text file in UTF-8; see :func:`write_atomic`."""
-    write_bytes(path, text.encode(), what, todo)
+    """Write a text file in UTF-8; see :func:`write_atomic`. What of a file's name is no UTF-8 is written as ``\\udcff``."""
+    write_bytes(path, text.encode(errors="backslashreplace"), what, todo)
 
 
 def write_json(path: str | Path, data: Any, what: str = "", todo: str = "", *, sort_keys: bool = False) -> None:
@@ -134,7 +206,7 @@ def digest(*parts: Buffer | str) -> str:
     """
     found = hashlib.sha256()
     for part in parts:
-        found.update(part.encode() if isinstance(part, str) else part)
+        found.update(part.encode(errors="surrogatepass") if isinstance(part, str) else part)
     return found.hexdigest()
 
 
@@ -143,6 +215,7 @@ def file_digest(
 ) -> str:
     """Digest of a file's content in hexadecimal digits. Raises ArtefactError, or ``kind``, when it cannot be read."""
     found = hashlib.new(algorithm, usedforsecurity=False)
+    check_regular(path, todo=todo, kind=kind)
     with access("read", path, todo, kind), open(path, "rb") as stream:
         while piece := stream.read(_PIECE):
             found.update(piece)

@@ -113,10 +113,10 @@ def test_nan_weights_are_named(caplet: Caplet, files: Path, trained: Path) -> No
 
 
 SETTINGS: list[tuple[list[object], str]] = [
-    (["--tolerance", -1], "tolerance is -1.0"),
-    (["--tolerance", "nan"], "tolerance is nan"),
-    (["--tolerance", "inf"], "tolerance is inf"),
-    (["--budget", 0], "budget: Input should be greater than 0"),
+    (["--tolerance", -1], "tolerance: Input should be greater than or equal to 0"),
+    (["--tolerance", "nan"], "tolerance: Input should be"),
+    (["--tolerance", "inf"], "tolerance: Input should be less than or equal to 100"),
+    (["--budget", 0], "budget: Input should be greater than or equal to 1"),
     (["--budget", 100], "below the smallest possible one for this model, 5,076 bytes (40,608 bits)"),
     (["--budget", 100, "--log2-weights"], "below the smallest possible one"),
     (["--budget", "5XB"], "size '5XB'"),
@@ -133,11 +133,11 @@ SETTINGS: list[tuple[list[object], str]] = [
     (["--method", "progressive", "--ram", 1000], "raise the budget"),
     (["--seed", -1], "seed"),
     (["--seed", 2**40], "seed"),
-    (["--calibration-size", 0], "at least 1 image"),
+    (["--calibration-size", 0], "calibration_size: Input should be greater than or equal to 1"),
     (["--calibration-size", 5000], "cannot cut 5000 of the 1438 images"),
     (["--data", "digit"], "did you mean 'digits'?"),
     (["--data", "/nowhere/at/all"], "no image folder /nowhere/at/all"),
-    (["--size", 0], "image size must be"),
+    (["--size", 0], "size: Input should be greater than or equal to 1"),
     (["--size", 12], "takes 1x8x8 images (channels x rows x columns), got 1x12x12"),
     (["--channels", 2], "channels must be 1 (gray) or 3 (RGB)"),
     (["--image-size", 9], "the model is for 8x8 images"),

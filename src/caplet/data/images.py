@@ -146,7 +146,8 @@ def decode_all(
     try:
         done = pool.map(lambda chunk: [decode_one(file, size, channels) for file in chunk], chunks)
         console = Console(stderr=True)
-        shown = track(done, "Decoding images", len(chunks), console=console, transient=True, disable=not progress)
+        hidden = not (progress and console.is_terminal)
+        shown = track(done, "Decoding images", len(chunks), console=console, transient=True, disable=hidden)
         for place, pixels in enumerate(chain.from_iterable(shown)):
             if place == 0:
                 shape = pixels.shape[:2]
