@@ -189,7 +189,7 @@ def write_bytes(path: str | Path, data: Buffer, what: str = "", todo: str = "") 
 
 
 def write_text(path: str | Path, text: str, what: str = "", todo: str = "") -> None:
-    """Write a text file in UTF-8; see :func:`write_atomic`. What of a file's name is no UTF-8 is written as ``\\udcff``."""
+    """Write a text file in UTF-8; see :func:`write_atomic`. Bytes of names that are no UTF-8 become ``udcff``."""
     write_bytes(path, text.encode(errors="backslashreplace"), what, todo)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,8 +34,10 @@ def read_record(path: Path) -> Any:
 
 
 def remove(path: Path) -> None:
-    """Remove a file that an earlier run left, if it is there. Raises ArtefactError when it cannot be removed."""
+    """Remove a file or a folder that an earlier run left, if it is there. Raises ArtefactError when it cannot be."""
     with access("remove", path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
         path.unlink(missing_ok=True)
 
 
@@ -184,6 +187,6 @@ def sweep(folder: Path) -> None:
     Raises:
         ArtefactError: a file cannot be removed.
     """
-    for path in folder.rglob(f".*{_UNFINISHED}"):
+    for path in list(folder.rglob(f".*{_UNFINISHED}")):
         if path.name != RUNNING:
             remove(path)

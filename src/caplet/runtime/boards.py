@@ -2,10 +2,10 @@
 
 import importlib.util
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 
+from caplet import processes
 from caplet.errors import ToolMissing
 from caplet.runtime.compiler import Compiler
 
@@ -48,7 +48,7 @@ class Board:
     def find_compiler(self) -> CrossCompiler:
         """The GNU compiler for the board, else ziglang. Raises ToolMissing without either."""
         if shutil.which(self.gcc):
-            version = subprocess.run([self.gcc, "--version"], capture_output=True, text=True, check=True).stdout
+            version = processes.run([self.gcc, "--version"], seconds=processes.LOOK).stdout
             return Compiler((self.gcc,), version), ("-O2", "-nostdlib", *self.gcc_flags)
         if importlib.util.find_spec("ziglang") is not None:
             return self.zig()
@@ -59,7 +59,7 @@ class Board:
     def zig(self) -> CrossCompiler:
         """The compiler of the Python package ziglang. Raises ToolMissing when it is absent."""
         command = (sys.executable, "-m", "ziglang")
-        done = subprocess.run([*command, "version"], capture_output=True, text=True, check=False)
+        done = processes.run([*command, "version"], seconds=processes.LOOK)
         if done.returncode:
             raise ToolMissing(f"{self.name}: the Python package ziglang cannot be run; {self.install}")
         flags = ("-Os", "-fno-sanitize=all", *self.zig_flags)

@@ -6,15 +6,16 @@ import importlib.util
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import platformdirs
 
+from caplet import processes
 from caplet.errors import ArtefactError, ToolMissing
 from caplet.program.c.sources import runtime_files
 from caplet.runtime.memory import size_checks
@@ -34,8 +35,8 @@ class Compiler:
     command: tuple[str, ...]
     version: str
 
-    def run(self, arguments: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*self.command, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+    def run(self, arguments: list[str], cwd: Path | None = None) -> CompletedProcess[str]:
+        return processes.run([*self.command, *arguments], cwd, environment=_environment())
 
     def build(self, arguments: list[str], what: str, cwd: Path | None = None) -> None:
         """Run the compiler. Raises ArtefactError with its first messages when it fails."""
@@ -71,14 +72,41 @@ def find_compiler() -> Compiler:
 def _examine(command: tuple[str, ...]) -> Compiler | None:
     if shutil.which(command[0]) is None:
         return None
-    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    try:
+        done = processes.run([*command, "--version"], seconds=processes.LOOK, environment=_environment())
+    except ToolMissing:
+        return None
     return Compiler(command, done.stdout.strip()) if done.returncode == 0 else None
 
 
+def _environment() -> dict[str, str]:
+    """For compilers: zig spins for ever where it finds no folder to write its cache to, so it is given one."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    if "ZIG_GLOBAL_CACHE_DIR" in os.environ or _writable(Path(home)):
+        return dict(os.environ)
+    own = str(cache_folder() / "zig")
+    return {**os.environ, "ZIG_GLOBAL_CACHE_DIR": own, "ZIG_LOCAL_CACHE_DIR": own}
+
+
+def _writable(folder: Path) -> bool:
+    """Whether a folder is writable, or can be made."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+@cache
+def _private() -> "tempfile.TemporaryDirectory[str]":
+    """A folder of this process alone; it is removed at the end."""
+    return tempfile.TemporaryDirectory(prefix="caplet-")
+
+
 def cache_folder() -> Path:
-    """Where compiled libraries are kept: ``$CAPLET_CACHE``, else the user's cache folder."""
+    """Where compiled libraries are kept: ``$CAPLET_CACHE``, else the user's cache folder; a private one for this
+    process where that cannot be written."""
     chosen = os.environ.get("CAPLET_CACHE")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("caplet"))
+    folder = Path(chosen) if chosen else Path(platformdirs.user_cache_dir("caplet"))
+    return folder if chosen or _writable(folder) else Path(_private().name)
 
 
 def build_library(compiler: Compiler | None = None, folder: Path | None = None, flags: tuple[str, ...] = ()) -> Path:

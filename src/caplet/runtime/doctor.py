@@ -3,13 +3,13 @@
 import importlib.util
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+from caplet import processes
 from caplet.errors import CapletError, ToolMissing
 from caplet.runtime.boards import CORTEX_M4, RISCV32, Board
 from caplet.runtime.compiler import Compiler, build_library, cache_folder, compilers, load_library
@@ -139,7 +139,7 @@ def _named(compiler: Compiler) -> str:
 
 def _emulator(board: Board) -> str:
     path = board.require_emulator()
-    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    done = processes.run([path, "--version"], seconds=processes.LOOK)
     if done.returncode:
         raise ToolMissing(f"{path} cannot be run: {done.stderr.strip()[:200]}")
     return done.stdout.splitlines()[0]

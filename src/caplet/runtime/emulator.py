@@ -1,7 +1,6 @@
 """Programs on an emulated microcontroller: build the firmware, run it in QEMU, compare every code."""
 
 import struct
-import subprocess
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caplet import processes
 from caplet.errors import ArtefactError
 from caplet.program import interpreter
 from caplet.program.c.emit import RUNTIME_FOLDER, EmitSettings, Export, emit
@@ -120,14 +120,7 @@ def _emulate(board: Board, firmware: Path, folder: Path, images: NDArray[np.uint
     command = [board.require_emulator(), *board.machine, "-nographic", "-icount", f"shift={board.clock_shift}"]
     command += ["-monitor", "none", "-serial", "none", "-semihosting-config", "enable=on,target=native"]
     command += ["-kernel", str(firmware)]
-    try:
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=False, timeout=timeout, stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ArtefactError(
-            f"{board.name}: the emulator took longer than {timeout:.0f} s; give it fewer images"
-        ) from error
+    done = processes.run(command, folder, seconds=timeout, todo="give it fewer images")
     if done.returncode:
         said = (done.stderr + done.stdout).strip()[:1000]
         raise ArtefactError(f"{board.name}: the emulated firmware stopped with exit code {done.returncode}: {said}")

@@ -1,13 +1,23 @@
 """Running a Program on many images, by the compiled C or by the reference interpreter: the same integers either way."""
 
+import logging
 from enum import StrEnum
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet.errors import ConfigError, ToolMissing
+from caplet.errors import ArtefactError, ConfigError, ToolMissing
 from caplet.program import Program
 from caplet.program.interpreter import run
+
+_log = logging.getLogger(__name__)
+
+
+@cache
+def _note(text: str) -> None:
+    """Say something once; without handlers of its own, logging prints it on stderr."""
+    _log.warning(text)
 
 
 class Engine(StrEnum):
@@ -27,7 +37,7 @@ def predictions(
 ) -> tuple[NDArray[np.int64], Engine]:
     """Predicted classes, int64 (N,), of images uint8 (N, C, H, W), and the engine that computed them.
 
-    ``auto`` is the native runtime where a C compiler is found, else the interpreter.
+    ``auto`` is the native runtime where it can be compiled, else the interpreter, which is said once.
 
     Raises:
         ConfigError: unknown engine.
@@ -40,9 +50,10 @@ def predictions(
 
         try:
             native = NativeModel(program)
-        except ToolMissing:
+        except (ToolMissing, ArtefactError) as error:
             if engine is Engine.NATIVE:
                 raise
+            _note(f"the reference interpreter computes the integers, tens of times slower than compiled C: {error}")
         else:
             return native.run(images).predictions, Engine.NATIVE
     return run(program, images).predictions, Engine.INTERPRETER

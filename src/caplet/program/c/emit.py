@@ -1,6 +1,7 @@
 """An exported model: a folder of C99 that computes, to the last integer, what the Program says."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caplet.errors import ArtefactError, ConfigError, DataError, PlanError
-from caplet.files import access
+from caplet.files import access, whole_folder
 from caplet.program import interpreter
 from caplet.program.arena import ALIGNMENT, MemoryMap, plan_memory
 from caplet.program.c.calls import CallWriter
@@ -66,7 +67,7 @@ def emit(
     settings: EmitSettings | None = None,
     images: NDArray[np.uint8] | None = None,
 ) -> Export:
-    """Write a Program as C99 into ``folder``, which must be empty or absent.
+    """Write a Program as C99 into ``folder``, which must be empty (but for hidden files) or absent; whole or not at all.
 
     images: uint8 (N, channels, rows, columns) from which the self-test's vectors are taken; noise if None.
     Raises PlanError when the Program does not verify, does not fit the RAM asked for, or has class capsules that int16
@@ -79,12 +80,13 @@ def emit(
     files = render(program, proof, plan, settings, images)
     files[PROOF] = json.dumps({"accumulators": proof.to_json(), "memory": plan.to_json()}, indent=1) + "\n"
     with access("write the export to", folder):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(name[0] != "." for name in os.listdir(folder))):
             raise ArtefactError(f"export: {folder} exists and is not an empty folder; choose another, or remove it")
-        for name, text in files.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+        with whole_folder(folder) as part:
+            for name, text in files.items():
+                path = part / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
     return Export(folder, _prefix(program, settings), plan, proof, tuple(files))
 
 

@@ -1,0 +1,55 @@
+"""Child processes: each has a time limit, no input, and ends with everything that it started."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from caplet.errors import ToolMissing
+
+LOOK, WORK = 30.0, 300.0
+"""Seconds for asking a program its version, and for a compilation."""
+
+
+def run(
+    command: Sequence[str],
+    cwd: Path | None = None,
+    *,
+    seconds: float = WORK,
+    environment: Mapping[str, str] | None = None,
+    todo: str = "",
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end; its exit code, and what it printed.
+
+    Raises:
+        ToolMissing: it cannot be started, or does not end within ``seconds``; it is ended then, as on an interrupt.
+    """
+    name = " ".join(command[:4])
+    try:
+        child = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise ToolMissing(f"{name} cannot be started: {error.strerror or error}") from error
+    with child:
+        try:
+            out, err = child.communicate(timeout=seconds)
+        except BaseException as error:
+            if hasattr(os, "killpg"):
+                os.killpg(child.pid, signal.SIGKILL)  # its own group: the children of its children go, too
+            child.kill()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise ToolMissing(
+                    f"{name} did not end within {seconds:g} s and was ended{todo and f'; {todo}'}"
+                ) from error
+            raise
+    return subprocess.CompletedProcess(list(command), child.returncode, out, err)
