@@ -67,7 +67,7 @@ def emit(
     settings: EmitSettings | None = None,
     images: NDArray[np.uint8] | None = None,
 ) -> Export:
-    """Write a Program as C99 into ``folder``, which must be empty (but for hidden files) or absent; whole or not at all.
+    """Write a Program as C99 into ``folder``, absent or empty but for hidden files; it is there whole or not at all.
 
     images: uint8 (N, channels, rows, columns) from which the self-test's vectors are taken; noise if None.
     Raises PlanError when the Program does not verify, does not fit the RAM asked for, or has class capsules that int16
