@@ -12,6 +12,7 @@ Example: from a float checkpoint to bit-packed integers. ::
     print(result.models[0].test, result.models[0].path)
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,30 +153,37 @@ __all__ = [
 ]
 
 
-def load(path: str | Path, image_size: int | None = None) -> CapsNet | Program:
+def load(path: str | Path, image_size: int | None = None, assume: Mapping[str, Any] | None = None) -> CapsNet | Program:
     """Load any model file: a ``.caplet`` Program, a native checkpoint, or a foreign checkpoint to import.
 
     Args:
         image_size: side of the images of an imported model, where its file leaves it open.
+        assume: what such a file does not say, such as ``{"activation": "leaky_relu:0.3", "channels": "bgr"}``; its
+            names are activation, iterations, strides, channels and normalize (docs/runs.md). What was
+            assumed and stated is in the model's ``notes``.
 
     Raises:
-        ModelError, ArtefactError: missing, damaged, or of no known kind.
+        ModelError, ArtefactError: missing, damaged, or of no known kind; an assumption that is unknown or not open.
     """
     path = Path(path)
-    return load_program(path) if path.suffix == ".caplet" else load_model(path, image_size)
+    if path.suffix != ".caplet":
+        return load_model(path, image_size, assume)
+    if assume:
+        raise ModelError(f"{path}: holds integers, which say everything themselves; leave --assume out")
+    return load_program(path)
 
 
-def load_float(path: str | Path, image_size: int | None = None) -> CapsNet:
+def load_float(path: str | Path, image_size: int | None = None, assume: Mapping[str, Any] | None = None) -> CapsNet:
     """As :func:`load`, for what needs a float model. Raises ModelError for a ``.caplet`` file."""
-    model = load(path, image_size)
+    model = load(path, image_size, assume)
     if isinstance(model, Program):
         raise ModelError(f"{path} holds integers already; give the float model that it was made from")
     return model
 
 
-def load_or_build(model: str | Path, image_size: int | None = None) -> CapsNet:
+def load_or_build(model: str | Path, image_size: int | None = None, assume: Mapping[str, Any] | None = None) -> CapsNet:
     """A float model from its file, or a ready-made one, untrained, by its name. Raises ModelError."""
-    return _ready_made(model) or load_float(model, image_size)
+    return _ready_made(model) or load_float(model, image_size, assume)
 
 
 def load_plan(program: str | Path) -> QuantPlan | None:
@@ -190,7 +198,9 @@ def read_plan(path: str | Path) -> QuantPlan:
     return QuantPlan.load(path)
 
 
-def inspect(model: str | Path | CapsNet | Program, image_size: int | None = None) -> dict[str, Any]:
+def inspect(
+    model: str | Path | CapsNet | Program, image_size: int | None = None, assume: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Describe a model, a model file, or a ready-made model by name; see :func:`caplet.jobs.inspect.inspect_model`.
 
     Raises:
@@ -199,7 +209,7 @@ def inspect(model: str | Path | CapsNet | Program, image_size: int | None = None
     if isinstance(model, CapsNet | Program):
         return inspect_model(model)
     named = _ready_made(model)
-    return inspect_model(load(model, image_size), Path(model)) if named is None else inspect_model(named)
+    return inspect_model(load(model, image_size, assume), Path(model)) if named is None else inspect_model(named)
 
 
 def _ready_made(name: str | Path) -> CapsNet | None:

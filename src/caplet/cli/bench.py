@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 from caplet.bench.settings import BenchSettings, PapersSettings, SpeedSettings
 from caplet.cli.options import help_of, with_options
 from caplet.cli.output import console, going_on, note, print_json, show_table
-from caplet.cli.shared import ImageSize, Json, Quiet
+from caplet.cli.shared import ImportOptions, Json, Quiet
 from caplet.progress import silent
 
 COMPARE = "models"
@@ -92,7 +92,7 @@ def papers(
 def speed(
     model: Annotated[str, typer.Argument(help="A float model's file, or the name of a ready-made one: shallow, deep.")],
     settings: SpeedSettings,
-    image_size: ImageSize = None,
+    importing: ImportOptions,
     json: Json = False,
 ) -> None:
     """Measure training, search, interpreter, compiled C and PyTorch on one model, in turns within one run.
@@ -106,7 +106,7 @@ def speed(
     from caplet.api import load_or_build
     from caplet.bench.speed.job import bench_speed
 
-    record = {"model": model, **bench_speed(load_or_build(model, image_size), settings)}
+    record = {"model": model, **bench_speed(load_or_build(model, **importing.model_dump()), settings)}
     if json:
         print_json(record)
         return
@@ -128,7 +128,7 @@ def models(
     a: Annotated[Path, typer.Argument(help="A float model, such as the unpruned one.")],
     b: Annotated[Path, typer.Argument(help="Another float model for the same images, such as the pruned one.")],
     settings: BenchSettings,
-    image_size: ImageSize = None,
+    importing: ImportOptions,
     json: Json = False,
 ) -> None:
     """Measure training and inference speed of two models in PyTorch, in turns within one run.
@@ -138,10 +138,9 @@ def models(
 
     Example: caplet bench model.pt runs/model-pruned/model.safetensors --threads 2
     """
-    from caplet.api import load_float
     from caplet.bench.two_models import bench
 
-    first, second = (load_float(path, image_size=image_size) for path in (a, b))
+    first, second = (importing.load_float(path) for path in (a, b))
     record = bench(first, second, settings)
     if json:
         print_json({**record, "models": {"a": str(a), "b": str(b)}})

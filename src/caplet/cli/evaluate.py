@@ -8,7 +8,7 @@ import typer
 
 from caplet.cli.options import with_options
 from caplet.cli.output import console, note, print_json
-from caplet.cli.shared import DataOptions, Engine, ImageOptions, ImageSize, Json, Limit, Quiet, parse_ram
+from caplet.cli.shared import DataOptions, Engine, ImageOptions, ImportOptions, Json, Limit, Quiet, origin, parse_ram
 from caplet.errors import NotExact
 from caplet.progress import silent
 
@@ -16,10 +16,10 @@ from caplet.progress import silent
 @with_options
 def command(
     data: DataOptions,
+    importing: ImportOptions,
     model: Annotated[Path, typer.Argument(help="A .caplet file, a .safetensors checkpoint, or a .pt / .h5 to import.")],
     split: Annotated[Literal["test", "calibration", "train"], typer.Option("--split", help="Which images.")] = "test",
     engine: Engine = "auto",
-    image_size: ImageSize = None,
     limit: Limit = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -28,15 +28,14 @@ def command(
 
     Example: caplet eval runs/fmnist/model_satisfied.caplet --data fashion-mnist --root ~/data
     """
-    from caplet.api import evaluate, load
+    from caplet.api import evaluate
 
-    loaded = load(model, image_size=image_size)
+    loaded = importing.load(model)
     splits = data.load(not quiet, limit)
     result = evaluate(loaded, getattr(splits, split), engine=engine)
     if json:
-        print_json(
-            {"model": str(model), "split": split, "accuracy": result.accuracy.to_json(), "engine": result.engine}
-        )
+        found = {"model": str(model), "split": split, "accuracy": result.accuracy.to_json(), "engine": result.engine}
+        print_json({**found, **origin(loaded)})
         return
     console().print(f"{split} accuracy {result.accuracy} ({result.engine}, {result.seconds:.1f} s)")
 

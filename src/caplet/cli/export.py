@@ -7,13 +7,14 @@ import typer
 
 from caplet.cli.options import with_options
 from caplet.cli.output import note, print_json
-from caplet.cli.shared import ImageOptions, ImageSize, Json, parse_ram
+from caplet.cli.shared import ImageOptions, ImportOptions, Json, parse_ram
 from caplet.errors import NotExact, ToolMissing
 
 
 @with_options
 def command(
     images_of: ImageOptions,
+    importing: ImportOptions,
     run: Annotated[
         Path,
         typer.Argument(help="A .caplet file, or the run folder of `caplet quantize`; for onnx also a float model."),
@@ -30,7 +31,6 @@ def command(
     images: Annotated[
         int, typer.Option("--images", help="Of onnx: images on which the file is compared with the model.", min=1)
     ] = 100,
-    image_size: ImageSize = None,
     json: Json = False,
 ) -> None:
     """Write C99 sources that compute exactly the integers of the .caplet file: no malloc, no float, no libm.
@@ -43,7 +43,7 @@ def command(
     Example: caplet export runs/fmnist --to c --ram small
     """
     if to == "onnx":
-        _onnx(run, out, images, images_of, image_size, json)
+        _onnx(run, out, images, images_of, importing, json)
         return
     from caplet.api import EmitSettings, export_c, find_program
 
@@ -58,12 +58,12 @@ def command(
 
 
 def _onnx(
-    run: Path, out: Path | None, images: int, images_of: ImageOptions, image_size: int | None, json: bool
+    run: Path, out: Path | None, images: int, images_of: ImageOptions, importing: ImportOptions, json: bool
 ) -> None:
-    from caplet.api import Program, check_onnx, export_onnx, find_program, load
+    from caplet.api import Program, check_onnx, export_onnx, find_program
 
     source = find_program(run) if run.is_dir() else run
-    model = load(source, image_size=image_size)
+    model = importing.load(source)
     path = export_onnx(model, out or source.with_suffix(".onnx"))
     shape = model.image_shape if isinstance(model, Program) else model.config.image
     pixels = images_of.pixels(images, shape)

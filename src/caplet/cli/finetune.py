@@ -7,13 +7,14 @@ import typer
 
 from caplet.cli.options import with_options
 from caplet.cli.output import console, note, points, print_json
-from caplet.cli.shared import Changes, DataOptions, Engine, FloatModel, ImageSize, RunOptions
+from caplet.cli.shared import Changes, DataOptions, Engine, FloatModel, ImportOptions, RunOptions
 from caplet.train.settings import FinetuneSettings
 
 
 @with_options
 def command(
     data: DataOptions,
+    importing: ImportOptions,
     run: RunOptions,
     model: FloatModel,
     given: Annotated[dict[str, Any], FinetuneSettings],
@@ -35,7 +36,6 @@ def command(
     ] = None,
     set_: Changes = None,
     engine: Engine = "auto",
-    image_size: ImageSize = None,
 ) -> None:
     """Fine-tune a model; with a plan, so that its integers do well (quantization-aware training, docs/finetune.md).
 
@@ -45,15 +45,15 @@ def command(
 
     Example: caplet finetune model.pt --plan runs/model-qcapsnets/plan_memory.json --data fashion-mnist --root ~/data
     """
-    from caplet.api import finetune_model, finetune_settings, load_float, parse_changes, plan_of_widths, read_plan
+    from caplet.api import finetune_model, finetune_settings, parse_changes, plan_of_widths, read_plan
 
     if plan is not None and widths is not None:
         raise typer.BadParameter("give a plan or widths, not both", param_hint="--widths")
     under_plan = plan is not None or widths is not None
     settings = finetune_settings({**parse_changes(set_ or []), **given}, under_plan=under_plan)
-    loaded = load_float(model, image_size=image_size)
+    loaded = importing.load_float(model)
     chosen = None if plan is None else read_plan(plan)
-    followed = None if teacher is None else load_float(teacher, image_size=image_size)
+    followed = None if teacher is None else importing.load_float(teacher)
     splits = data.load(not run.quiet)
     if widths is not None:
         chosen = plan_of_widths(loaded, splits, widths)

@@ -5,17 +5,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from caplet.cli.options import with_options
 from caplet.cli.output import console, kilobytes, print_json, show_table
-from caplet.cli.shared import ImageSize, Json
+from caplet.cli.shared import ImportOptions, Json, origin
 from caplet.errors import ModelError
 
 if TYPE_CHECKING:
     from caplet.api import Check
 
 
+@with_options
 def check(
+    importing: ImportOptions,
     model: Annotated[Path, typer.Argument(help="A .safetensors checkpoint, a .pt / .h5 to import, or a .caplet file.")],
-    image_size: ImageSize = None,
     images: Annotated[
         int, typer.Option("--images", help="Calibration images that the search would see.", min=1)
     ] = 5000,
@@ -28,11 +30,12 @@ def check(
 
     Example: caplet check model.pt
     """
-    from caplet.api import check_model, load
+    from caplet.api import check_model
 
-    found = check_model(load(model, image_size=image_size), images)
+    loaded = importing.load(model)
+    found = check_model(loaded, images)
     if json:
-        print_json(found.to_json())
+        print_json({**found.to_json(), **origin(loaded)})
     else:
         _show_check(found)
     if found.problems:
@@ -73,11 +76,12 @@ def _show_check(found: "Check") -> None:
         )
 
 
+@with_options
 def command(
+    importing: ImportOptions,
     model: Annotated[
         str, typer.Argument(help="A .caplet file, a checkpoint, a .pt / .h5 to import, or a name of `caplet models`.")
     ],
-    image_size: ImageSize = None,
     points: Annotated[
         bool, typer.Option("--points", help="One row per stored tensor instead of per layer group.")
     ] = False,
@@ -86,7 +90,7 @@ def command(
     """Show a model's layers, the tensors its device stores, their widths, and bytes."""
     from caplet.api import inspect
 
-    found = inspect(model, image_size=image_size)
+    found = inspect(model, importing.image_size, importing.assume)
     if json:
         print_json(found)
         return

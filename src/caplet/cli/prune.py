@@ -7,7 +7,7 @@ import typer
 
 from caplet.cli.options import with_options
 from caplet.cli.output import bar, console, kilobytes, note, print_json, show_table
-from caplet.cli.shared import DataOptions, FloatModel, ImageSize, Limit, RunOptions
+from caplet.cli.shared import DataOptions, FloatModel, ImportOptions, Limit, RunOptions
 from caplet.errors import TargetNotMet
 from caplet.jobs.prune.settings import BackboneTuning, PruneSettings
 from caplet.prune.choices import BackbonePruneSettings
@@ -21,11 +21,11 @@ def command(
     model: FloatModel,
     given: Annotated[dict[str, Any], PruneSettings],
     data: DataOptions,
+    importing: ImportOptions,
     run: RunOptions,
     curves: Annotated[
         bool, typer.Option("--curves", help="Only analyse: accuracy against what is kept, for every score.")
     ] = False,
-    image_size: ImageSize = None,
 ) -> None:
     """Remove channels, capsule types or single capsules, and fine-tune what is left.
 
@@ -35,10 +35,10 @@ def command(
 
     Example: caplet prune model.pt --data fashion-mnist --root ~/data --macs 0.1 --epochs 1
     """
-    from caplet.api import load_float, prune_curves, prune_model
+    from caplet.api import prune_curves, prune_model
 
     settings = PruneSettings.of({**given, "keep": 1.0} if curves else given)
-    loaded = load_float(model, image_size=image_size)
+    loaded = importing.load_float(model)
     splits = data.load(not run.quiet)
     folder = run.folder(model, "curves" if curves else "pruned")
     with bar(not run.quiet) as (step, measured):

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from caplet.cli.options import with_options
 from caplet.cli.output import bar, console, kilobytes, note, percent, points, print_json, show_table
-from caplet.cli.shared import DataOptions, Engine, FloatModel, ImageSize, RunOptions
+from caplet.cli.shared import DataOptions, Engine, FloatModel, ImportOptions, RunOptions, origin
 from caplet.errors import TargetNotMet
 from caplet.jobs.quantize.settings import QuantizeSettings
 
@@ -17,8 +17,8 @@ def command(
     model: FloatModel,
     settings: QuantizeSettings,
     data: DataOptions,
+    importing: ImportOptions,
     run: RunOptions,
-    image_size: ImageSize = None,
     engine: Engine = "auto",
 ) -> None:
     """Give every tensor of a trained model its own fixed-point width, within an accuracy tolerance and a budget.
@@ -29,9 +29,9 @@ def command(
 
     Example: caplet quantize model.pt --data fashion-mnist --root ~/data --tolerance 0.2 --budget 5MB
     """
-    from caplet.api import load_float, quantize
+    from caplet.api import quantize
 
-    loaded = load_float(model, image_size=image_size)
+    loaded = importing.load_float(model)
     with bar(not run.quiet) as (step, measured):
         result = quantize(
             loaded,
@@ -45,7 +45,7 @@ def command(
             progress=measured,
         )
     if run.as_json:
-        print_json({**result.metrics, "folder": str(result.folder)})
+        print_json({**result.metrics, "folder": str(result.folder), **origin(loaded)})
     else:
         _show(result)
     if not result.met:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from caplet.cli.options import with_options
 from caplet.cli.output import bar, note, print_json, show_table
-from caplet.cli.shared import DataOptions, FloatModel, ImageSize, RunOptions
+from caplet.cli.shared import DataOptions, FloatModel, ImportOptions, RunOptions
 from caplet.quant.choices import SensitivitySettings
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def command(
     settings: SensitivitySettings,
     data: DataOptions,
+    importing: ImportOptions,
     run: RunOptions,
     model: FloatModel,
-    image_size: ImageSize = None,
 ) -> None:
     """Round one tensor at a time, everything else in float, at every width, on several draws of calibration images.
 
@@ -29,9 +29,9 @@ def command(
 
     Example: caplet sensitivity model.pt --data fashion-mnist --root ~/data --widths 2-8
     """
-    from caplet.api import load_float, sensitivity
+    from caplet.api import sensitivity
 
-    loaded = load_float(model, image_size=image_size)
+    loaded = importing.load_float(model)
     splits = data.load(not run.quiet)
     folder = run.out or Path("runs") / f"{model.stem}-sensitivity"
     with bar(not run.quiet) as (_, measured):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
@@ -14,17 +14,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from caplet.api import CapsNet, Program
     from caplet.data import Splits
 
+Model = TypeVar("Model", bound="CapsNet | Program")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 FloatModel = Annotated[Path, typer.Argument(help="A trained float model: .safetensors, or a .pt / .h5 to import.")]
-ImageSize = Annotated[
-    int | None,
-    typer.Option(
-        "--image-size", help="Image side of an imported model, where its file leaves it open.", rich_help_panel=DATA
-    ),
-]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change one setting, e.g. --set lr=1e-3. May be repeated.")
 ]
@@ -37,6 +33,41 @@ Engine = Annotated[
         "--engine", help="What runs the integers: compiled C, or the reference interpreter.", rich_help_panel="Run"
     ),
 ]
+
+
+class ImportOptions(Settings):
+    """What the file of an imported model leaves open."""
+
+    image_size: int | None = option(None, DATA)
+    """Image side of an imported model, where its file leaves it open."""
+    assume: dict[str, str] = option({}, DATA)
+    """What an imported model's file does not say, such as activation=leaky_relu:0.3, iterations=3, strides=1,2,
+    channels=bgr or normalize=mean,std. May be repeated."""
+
+    def load(self, path: Path) -> "CapsNet | Program":
+        """Any model file. Raises ModelError, ArtefactError."""
+        from caplet.api import load
+
+        return _said(load(path, self.image_size, self.assume))
+
+    def load_float(self, path: Path) -> "CapsNet":
+        """As :meth:`load`, for a float model."""
+        from caplet.api import load_float
+
+        return _said(load_float(path, self.image_size, self.assume))
+
+
+def _said(model: Model) -> Model:
+    """The model, after a line on stderr about what was assumed of it."""
+    if text := getattr(model, "assumed", ""):
+        note(f"assumed: {text}")
+    return model
+
+
+def origin(model: "CapsNet | Program") -> dict[str, dict[str, str]]:
+    """What was assumed and stated where a model was imported, for ``--json``."""
+    notes = getattr(model, "notes", {})
+    return {key: dict(notes.get(key, {})) for key in ("assumed", "stated")}
 
 
 class RunOptions(Settings):

@@ -7,7 +7,7 @@ import typer
 
 from caplet.cli.options import with_options
 from caplet.cli.output import console, print_json, show_table
-from caplet.cli.shared import DataOptions, ImageSize, Json, Quiet
+from caplet.cli.shared import DataOptions, ImportOptions, Json, Quiet
 from caplet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @with_options
 def command(
     data: DataOptions,
+    importing: ImportOptions,
     run: Annotated[Path, typer.Argument(help="The run folder of `caplet quantize`, or a .caplet file.")],
     model: Annotated[
         Path | None, typer.Option("--model", help="The float model that was quantized, for the levels float and fake.")
@@ -29,7 +30,6 @@ def command(
     split: Annotated[Literal["calibration", "train", "test"], typer.Option("--split", help="Which images.")] = (
         "calibration"
     ),
-    image_size: ImageSize = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -40,12 +40,12 @@ def command(
 
     Example: caplet trace runs/fmnist --model model.pt --data fashion-mnist --root ~/data --sample 17 --images 1
     """
-    from caplet.api import find_program, load_float, load_plan, load_program, parse_levels, record_trace, trace_levels
+    from caplet.api import find_program, load_plan, load_program, parse_levels, record_trace, trace_levels
 
     asked = parse_levels(levels)
     path = find_program(run)
     program, plan = load_program(path), load_plan(path)
-    float_model = None if model is None else load_float(model, image_size=image_size)
+    float_model = None if model is None else importing.load_float(model)
     splits = data.load(not quiet)
     chosen = getattr(splits, split)
     if sample >= len(chosen):

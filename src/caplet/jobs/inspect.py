@@ -1,6 +1,7 @@
 """Look at a model before any work: what it consists of, what is supported, what it takes on a device."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,18 +31,22 @@ TABLE = "table"
 
 
 def inspect_model(model: CapsNet | Program, path: Path | None = None) -> dict[str, Any]:
-    """A description as JSON values: ``title``, ``groups``, ``points``, ``file_bytes``, ``notes``.
+    """A description as JSON values: ``title``, ``groups``, ``points``, ``file_bytes``, ``notes``; of
+    an imported model what was ``assumed`` and ``stated``.
 
     Groups are layer groups; a point is one tensor that the device stores, its ``format`` as in a ``.caplet`` file:
     ``s8.5`` is signed, 8 bits, 5 of them after the point. ``bytes`` of a point is its count in bits
     over 8 (as packed), the shifts of output channels (``shift_bits``) included; widths are 32 bits for a float model.
     Groups count what the papers count: not the input's table.
     """
+    origin: Mapping[str, Any] = {} if isinstance(model, Program) else model.notes
     if isinstance(model, Program):
         kind, title, notes, points = "program", _title(model), _notes(model), [*program_tensors(model)]
     else:
         kind, title = "float", f"{_title(model)}, {model.parameter_count():,} parameters"
         notes = {"float weights": f"{4 * model.parameter_count():,} bytes"}
+        if model.assumed:
+            notes["assumed"] = model.assumed
         points = [
             tensor_row(key, str(spec.role), spec.shape, str(spec.storage), "float32", FLOAT_BITS)
             for key, spec in model.points().items()
@@ -71,6 +76,8 @@ def inspect_model(model: CapsNet | Program, path: Path | None = None) -> dict[st
         "points": points,
         "file_bytes": None if path is None else path.stat().st_size,
         "notes": notes,
+        "assumed": dict(origin.get("assumed", {})),
+        "stated": dict(origin.get("stated", {})),
     }
 
 

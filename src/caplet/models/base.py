@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -89,15 +90,28 @@ class CapsNet(nn.Module, ABC):
         family: the name under which the registry knows the class.
         settings: the class of its settings.
         config: the settings it was built from.
+        notes: JSON values that stand in the model's file, such as what it was trained on; of an imported one also what
+            was ``assumed`` and ``stated``, by name.
     """
 
     family: str
     settings: type[ModelConfig]
     config: ModelConfig
+    notes: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+
+    @property
+    def assumed(self) -> str:
+        """What was assumed of an imported model, in words for the user; empty where nothing was."""
+        values = ", ".join(f"{name}={value}" for name, value in self.notes.get("assumed", {}).items())
+        return (
+            f"{values}, for the file does not say; state what differs with --assume NAME=VALUE or --image-size"
+            if values
+            else ""
+        )
 
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]:

@@ -41,7 +41,7 @@ def save_model(model: CapsNet, path: str | Path, metadata: Mapping[str, Any] | N
         "version": VERSION,
         "family": model.family,
         "config": model.config.model_dump(mode="json"),
-        "metadata": dict(metadata or {}),
+        "metadata": {**{key: model.notes[key] for key in ("stated",) if model.notes.get(key)}, **(metadata or {})},
     }
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(model).items()}
@@ -49,12 +49,15 @@ def save_model(model: CapsNet, path: str | Path, metadata: Mapping[str, Any] | N
     write_bytes(path, content, todo="nothing was changed there")
 
 
-def load_model(path: str | Path, image_size: ImageSize | None = None) -> CapsNet:
+def load_model(
+    path: str | Path, image_size: ImageSize | None = None, assume: Mapping[str, Any] | None = None
+) -> CapsNet:
     """Read a float model: a native checkpoint, or any foreign format that :func:`import_model` knows, by content.
 
     Args:
         image_size: for foreign files that leave it open, see :func:`caplet.models.importers.import_model`; for a
             native one it must be what the file says.
+        assume: for foreign files, what they do not say; as there.
 
     Returns:
         The model, float32, in evaluation mode.
@@ -66,7 +69,9 @@ def load_model(path: str | Path, image_size: ImageSize | None = None) -> CapsNet
     head = read_head(path)
     # A safetensors file: eight bytes of header length (the library's limit is 100 MB), then JSON.
     if len(head) <= 8 or head[8:9] != b"{" or int.from_bytes(head[:8], "little") >= 1 << 27:
-        return import_model(path, image_size)
+        return import_model(path, image_size, assume)
+    if assume:
+        raise ModelError(f"{path}: a caplet model, which says everything itself; leave --assume out")
     model = assemble(*_read(path), str(path))
     asked = (image_size, image_size) if isinstance(image_size, int) else image_size
     if asked is not None and asked != model.config.image[1:]:

@@ -1,9 +1,10 @@
 """ShallowCaps: stem convolutions, primary capsules, class capsules (Sabour et al. 2017, section 4)."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 
 from caplet.models.base import CapsNet, FrozenModel, ModelConfig, Stage, check_image_size, layer_stage
 from caplet.nn.caps import ConvCaps2d, DenseCaps, flatten_capsules
@@ -17,6 +18,7 @@ class StemConv(FrozenModel):
     Attributes:
         padding: zeros on every side, or ``"same"`` as TensorFlow has it (:class:`caplet.nn.layer.Window`).
         batch_norm: what a batch norm after the ReLU adds to the variance; None for no batch norm there.
+        slope: of negative values, where it is no ReLU but a LeakyReLU.
     """
 
     kernel: Side = 9
@@ -24,6 +26,7 @@ class StemConv(FrozenModel):
     channels: Size = 256
     padding: Pixels | Literal["same"] = 0
     batch_norm: Positive | None = None
+    slope: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class ShallowCapsConfig(ModelConfig):
@@ -77,7 +80,9 @@ class ShallowCaps(CapsNet):
         shape = config.image
         for index, conv in enumerate(config.stem, start=1):
             window = (conv.kernel, conv.stride, conv.padding)
-            layer = ConvReLU(f"conv{index}", shape, conv.channels, *window, batch_norm=conv.batch_norm)
+            layer = ConvReLU(
+                f"conv{index}", shape, conv.channels, *window, batch_norm=conv.batch_norm, slope=conv.slope
+            )
             shape = layer.out_shape
             stem.append(layer)
         self.stem = torch.nn.ModuleList(stem)

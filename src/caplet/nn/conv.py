@@ -59,8 +59,12 @@ def scale_and_offset(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return scale, norm.bias - norm.running_mean * scale
 
 
+SLOPE_FRAC = 14
+"""Fraction bits of a LeakyReLU's slope wherever numbers are fixed-point."""
+
+
 class ConvReLU(Window):
-    """Convolution, then ReLU; optionally batch norm *after* the ReLU (DeepCaps' first layer).
+    """Convolution, then ReLU or LeakyReLU; optionally batch norm *after* the ReLU (DeepCaps' first layer).
 
     Args:
         in_shape: (C, H, W) of the input.
@@ -68,6 +72,8 @@ class ConvReLU(Window):
         batch_norm: what the batch norm after the ReLU adds to the variance, None for none; at inference it is a
             per-channel affine with points ``scale`` and ``offset``, applied to the point ``preactivation`` (the ReLU's
             output).
+        slope: of negative values: 0 for ReLU. Any other, below 1, makes it a LeakyReLU, which reads the point
+            ``linear``, the convolution's output; with a handler attached the slope has :data:`SLOPE_FRAC` bits.
 
     Input float (B, C, H, W) -> float (B, channels, H', W').
     """
@@ -82,9 +88,10 @@ class ConvReLU(Window):
         padding: Padding = 0,
         *,
         batch_norm: float | None = None,
+        slope: float = 0.0,
     ) -> None:
         super().__init__(name, in_shape, kernel, stride, padding)
-        self.out_shape = (channels, *self.positions)
+        self.out_shape, self.slope = (channels, *self.positions), slope
         self.weight = nn.Parameter(torch.empty(channels, in_shape[0], kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(channels))
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
@@ -93,18 +100,21 @@ class ConvReLU(Window):
             flash("weight", Role.WEIGHT, OIHW, tuple(self.weight.shape)),
             flash("bias", Role.BIAS, ("out",), (channels,)),
         )
+        if slope:
+            self.declare(ram("linear", Role.PREACTIVATION, CHW, self.out_shape, signed=True))
         if batch_norm is not None:
             self.declare(
-                ram("preactivation", Role.PREACTIVATION, CHW, self.out_shape, signed=False),
+                ram("preactivation", Role.PREACTIVATION, CHW, self.out_shape, signed=slope > 0),
                 flash("scale", Role.SCALE, ("out",), (channels,)),
                 flash("offset", Role.OFFSET, ("out",), (channels,)),
             )
-        signed = batch_norm is not None
+        signed = batch_norm is not None or slope > 0
         self.declare(ram("activation", Role.ACTIVATION, CHW, self.out_shape, signed=signed, output=True))
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.tap("weight", self.weight), self.tap("bias", self.bias)
-        x = F.relu_(F.conv2d(self.extended(x), weight, bias, self.stride, self.padding))
+        x = F.conv2d(self.extended(x), weight, bias, self.stride, self.padding)
+        x = F.leaky_relu(self.tap("linear", x), self.fixed_slope) if self.slope else F.relu_(x)
         if self.batch_norm is not None:
             x = self.tap("preactivation", x)
             if self.handler is None and self.batch_norm.training:
@@ -114,6 +124,11 @@ class ConvReLU(Window):
                 scale, offset = self.tap("scale", scale), self.tap("offset", offset)
                 x = x * scale.view(-1, 1, 1) + offset.view(-1, 1, 1)
         return self.tap("activation", x)
+
+    @property
+    def fixed_slope(self) -> float:
+        """The slope, rounded where a handler is attached."""
+        return self.slope if self.handler is None else round(self.slope * 2**SLOPE_FRAC) / 2**SLOPE_FRAC
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """The batch norm's per-channel scale and offset at inference, float (channels,) each."""

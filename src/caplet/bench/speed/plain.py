@@ -88,13 +88,14 @@ class PlainShallow(nn.Module):
     def __init__(self, model: ShallowCaps) -> None:
         super().__init__()
         self.stem = nn.ModuleList(conv2d(layer) for layer in model.stem if isinstance(layer, ConvReLU))
+        self.slopes = [conv.slope for conv in model.config.stem]
         self.primary = conv2d(model.primary)
         self.capsules = model.primary.out_shape
         self.digit = PlainDense(model.digit)
 
     def forward(self, x: Tensor) -> Tensor:
-        for conv in self.stem:
-            x = F.relu(conv(x))
+        for conv, slope in zip(self.stem, self.slopes, strict=True):
+            x = F.leaky_relu(conv(x), slope) if slope else F.relu(conv(x))
         x = squash(self.primary(x).reshape(len(x), *self.capsules), 2)
         capsules: Tensor = self.digit(x.permute(0, 1, 3, 4, 2).reshape(len(x), -1, self.capsules[1]))
         return capsules

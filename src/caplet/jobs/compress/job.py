@@ -69,13 +69,18 @@ def compress(
     if threads is not None:
         torch.set_num_threads(threads)
     if model is None and settings.model is not None:
-        model = load_model(settings.model)
+        model = load_model(settings.model, assume=settings.assume)
     splits = load_splits(settings, bars) if splits is None else splits
     if model is not None:
         check(model, splits)
+        if model.assumed:
+            note(f"assumed: {model.assumed}")
     elif settings.recipe is None:
         raise ConfigError("compress: no model, and the settings name no recipe; give one of them")
-    resolved = {**settings.model_dump(mode="json"), "weights": None if model is None else weights_digest(model)}
+    resolved = {
+        **settings.model_dump(mode="json", exclude=None if settings.assume else {"assume"}),
+        "weights": None if model is None else weights_digest(model),
+    }
     with begin("compress", out, splits, resolved, resume=resume, force=force) as run:
         context = Context(run, splits, settings, note, progress, bars)
         result = _compressed(context, context.trained() if model is None else model)
@@ -141,7 +146,7 @@ def estimate_compression(
     rows: list[tuple[str, str, float]] = []  # stage, about, seconds
     if settings.recipe is None:
         assert settings.model is not None
-        model = load_model(settings.model)
+        model = load_model(settings.model, assume=settings.assume)
     else:
         recipe = fit_to_data(resolve_recipe(settings.recipe, {}), splits)
         model = build_model(recipe)

@@ -127,6 +127,8 @@ class CompressSettings(Settings):
 
     model: str | None = Field(None, examples=["model.safetensors"])
     """The trained model's file."""
+    assume: dict[str, str] = option({}, DATA)
+    """What an imported model's file does not say, such as channels=bgr: docs/runs.md."""
     recipe: str | None = option(None, DATA, examples=["digits"])
     """Train this recipe (or TOML file) first, where there is no model."""
     data: str | None = option(None, DATA, examples=["digits"])

@@ -4,14 +4,15 @@ Nothing in a file is ever run: pickles are read by PyTorch's restricted reader (
 dataset. Architectures are inferred from names and shapes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from caplet.errors import ModelError
 from caplet.models.assemble import ImageSize
 from caplet.models.base import CapsNet
 from caplet.models.importers import q7_keras, qcapsnets
+from caplet.models.importers.assume import Assumptions
 from caplet.models.importers.files import is_torch_file, read_head
 from caplet.models.importers.keras import is_hdf5_file
 from caplet.registry import Registry
@@ -24,13 +25,13 @@ class ForeignFormat(NamedTuple):
         name: as shown to users.
         about: one line on what such files hold.
         recognises: whether a file's first 16 bytes are of this format.
-        read: path and image size (None: infer it) -> model; raises :class:`ModelError`.
+        read: path, image size (None: infer it), assumptions -> model; raises :class:`ModelError`.
     """
 
     name: str
     about: str
     recognises: Callable[[bytes], bool]
-    read: Callable[[Path, ImageSize | None], CapsNet]
+    read: Callable[[Path, ImageSize | None, Assumptions], CapsNet]
 
 
 FORMATS: Registry[str, ForeignFormat] = Registry("foreign format", ModelError)
@@ -50,7 +51,9 @@ def detect(path: str | Path) -> ForeignFormat:
     raise ModelError(f"{path}: not a checkpoint of a known format (it starts with {head[:8]!r}); known: {known}")
 
 
-def import_model(path: str | Path, image_size: ImageSize | None = None) -> CapsNet:
+def import_model(
+    path: str | Path, image_size: ImageSize | None = None, assume: Mapping[str, Any] | None = None
+) -> CapsNet:
     """Read a checkpoint of another project.
 
     Args:
@@ -58,15 +61,20 @@ def import_model(path: str | Path, image_size: ImageSize | None = None) -> CapsN
         image_size: the side of the square images, or (rows, columns), where the file leaves it open (convolutions
             round, so that several sizes give the same weights); the default takes the first of 28, 32, 64 that fits,
             else the smallest.
+        assume: what the file does not say, by the names of :data:`caplet.models.importers.assume.RULES`.
 
     Returns:
-        The model, float32, in evaluation mode.
+        The model, float32, in evaluation mode; its ``notes`` say what was ``assumed`` and what was ``stated``.
 
     Raises:
         ModelError: unreadable, truncated or unknown file; content that wants to run code; tensors of another network,
-            of wrong shape, or not finite; an image size that does not fit. One line, starting with the path.
+            of wrong shape, or not finite; an image size that does not fit; an assumption that is unknown, out of its
+            rule, or on what the file says itself. One line, starting with the path.
     """
-    return detect(path).read(Path(path), image_size)
+    assumptions = Assumptions(assume or {}, str(path))
+    model = detect(path).read(Path(path), image_size, assumptions)
+    model.notes = assumptions.notes()
+    return model
 
 
 for _format in (

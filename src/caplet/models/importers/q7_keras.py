@@ -3,9 +3,9 @@
 Only float datasets and, where present, the ``model_config`` attribute (JSON text, read as data) are looked at.
 
 A full model file says strides, routing iterations and image size in ``model_config``. A file of weights alone does
-not: then iterations are 3, and strides are 1 in the stem and 2 in the primary capsules if these lead from a usual image
-(28, 32, 64) to the capsule count, else the fewest and latest strides of 2 in the stem that do. Where several patterns
-fit, only the full model file can tell.
+not: then activations are ReLU, iterations 3, and strides 1 in the stem and 2 in the primary capsules if these lead from
+a usual image (28, 32, 64) to the capsule count, else the fewest and latest strides of 2 in the stem that do. Whoever
+knows better says so (:mod:`caplet.models.importers.assume`).
 
 Differences in layout that the import removes: kernels are HWIO; primary capsules are listed position by position and
 within a position type by type; class-capsule weights are (out, in, out_dim, in_dim). Class capsules have no bias.
@@ -23,12 +23,11 @@ from torch import Tensor
 from caplet.errors import ModelError
 from caplet.models.assemble import ImageSize, assemble, shape_text
 from caplet.models.base import CapsNet, check_finite
+from caplet.models.importers.assume import Assumptions
 from caplet.models.importers.keras import Described, Layer, describe, read_keras
 from caplet.models.importers.sizes import Conv, capsule_count, chain_size, pick_image, preferred
 from caplet.models.shallow import ShallowCapsConfig, StemConv
 
-#: Routing iterations where the file does not say.
-ITERATIONS = 3
 #: The longest chain of convolutions whose strides are inferred.
 MOST_INFERRED = 10
 
@@ -41,7 +40,7 @@ class _Conv(NamedTuple):
     bias: Tensor | None
 
 
-def read(path: Path, image_size: ImageSize | None = None) -> CapsNet:
+def read(path: Path, image_size: ImageSize | None, open_: Assumptions) -> CapsNet:
     """Read a Q7-CapsNets file; see :func:`caplet.models.importers.import_model`."""
     where = str(path)
     layers, about = read_keras(path)
@@ -58,16 +57,25 @@ def read(path: Path, image_size: ImageSize | None = None) -> CapsNet:
             f" capsule dimension {dim} of the class capsules' weights; is it another network?"
         )
     kernels = tuple(conv.kernel.shape[2] for conv in (*stem, primary))
-    strides = described.strides if described else _infer_strides(kernels, count, types, channels, image_size, where)
+    if described is not None:
+        strides, iterations, slope = described.strides, described.iterations, 0.0
+    else:
+        inferred = (
+            () if "strides" in open_.stated else _infer_strides(kernels, count, types, channels, image_size, where)
+        )
+        strides = open_.take("strides", ",".join(map(str, inferred)))
+        iterations, slope = open_.take("iterations"), open_.take("activation")
+        if len(strides) != len(kernels):
+            raise ModelError(f"{where}: cannot assume {len(strides)} strides; it has {len(kernels)} convolutions")
     chain = [Conv(*sizes) for sizes in zip(kernels, strides, strict=True)]
     if image_size is None and described is not None:
         image_size = described.image
-    rows, columns = pick_image(count, types, [chain], channels, image_size, where)
+    rows, columns = open_.image(pick_image(count, types, [chain], channels, image_size, where), image_size)
     config = ShallowCapsConfig(
         image=(channels, rows, columns),
         classes=classes,
         stem=tuple(
-            StemConv(kernel=kernel, stride=stride, channels=conv.kernel.shape[0])
+            StemConv(kernel=kernel, stride=stride, channels=conv.kernel.shape[0], slope=slope)
             for (kernel, stride, _), conv in zip(chain, stem, strict=False)
         ),
         primary_types=types,
@@ -75,7 +83,7 @@ def read(path: Path, image_size: ImageSize | None = None) -> CapsNet:
         primary_kernel=kernels[-1],
         primary_stride=strides[-1],
         class_dim=class_dim,
-        iterations=described.iterations if described else ITERATIONS,
+        iterations=iterations,
         primary_bias=primary.bias is not None,
         class_bias=False,
     )
@@ -88,6 +96,7 @@ def read(path: Path, image_size: ImageSize | None = None) -> CapsNet:
     for index, conv in enumerate(stem, start=1):
         own[f"conv{index}.weight"] = conv.kernel
         own[f"conv{index}.bias"] = torch.zeros(len(conv.kernel)) if conv.bias is None else conv.bias
+    open_.fold(own, "conv1" if stem else "primary")
     return assemble("shallow", config, own, where)
 
 

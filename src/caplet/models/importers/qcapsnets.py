@@ -1,8 +1,8 @@
 """Q-CapsNets checkpoints: the PyTorch state dicts of its ShallowCapsNet and DeepCaps (Marchisio et al. 2020).
 
-Both public classes have fixed strides and three routing iterations, which a state dict does not hold; everything else
-is read off the shapes. Where they round, several image sizes give the same shapes: see
-:func:`caplet.models.importers.import_model`.
+Both public classes have fixed strides, ReLU and three routing iterations, which a state dict does not hold (the last
+can be stated otherwise); everything else is read off the shapes. Where they round, several image sizes give the same
+shapes: see :func:`caplet.models.importers.import_model`.
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ from caplet.errors import ModelError
 from caplet.models.assemble import ImageSize, assemble, check_names, listed
 from caplet.models.base import CapsNet, check_finite
 from caplet.models.deep import BlockConfig, DeepCapsConfig
+from caplet.models.importers.assume import Assumptions
 from caplet.models.importers.files import read_state_dict
 from caplet.models.importers.sizes import Conv, match_shapes, pick_image
 from caplet.models.shallow import ShallowCapsConfig, StemConv
@@ -59,7 +60,7 @@ _DEEP = _deep_shapes()
 _COUNTER = "conv1.batchnorm.num_batches_tracked"
 
 
-def read(path: Path, image_size: ImageSize | None = None) -> CapsNet:
+def read(path: Path, image_size: ImageSize | None, open_: Assumptions) -> CapsNet:
     """Read a Q-CapsNets state dict; see :func:`caplet.models.importers.import_model`."""
     state = read_state_dict(path)
     where = str(path)
@@ -74,14 +75,18 @@ def read(path: Path, image_size: ImageSize | None = None) -> CapsNet:
     check_names([key for key in state if is_shallow or key != _COUNTER], shapes, where, f"Q-CapsNets' {name}")
     check_finite(state, where)
     sizes = match_shapes(state, shapes, where)
-    return (_read_shallow if is_shallow else _read_deep)(state, sizes, image_size, where)
+    return (_read_shallow if is_shallow else _read_deep)(state, sizes, image_size, open_)
 
 
-def _read_shallow(state: State, sizes: dict[str, int], image_size: ImageSize | None, where: str) -> CapsNet:
+def _read_shallow(state: State, sizes: dict[str, int], image_size: ImageSize | None, open_: Assumptions) -> CapsNet:
+    where = open_.where
     types, channels, kernel, primary_kernel = (sizes[k] for k in ("types", "channels", "kernel", "primary_kernel"))
     chain = (Conv(kernel), Conv(primary_kernel, _PRIMARY_STRIDE))
     config = ShallowCapsConfig(
-        image=(channels, *pick_image(sizes["capsules"], types, [chain], channels, image_size, where)),
+        image=(
+            channels,
+            *open_.image(pick_image(sizes["capsules"], types, [chain], channels, image_size, where), image_size),
+        ),
         classes=sizes["classes"],
         stem=(StemConv(kernel=kernel, channels=sizes["maps"]),),
         primary_types=types,
@@ -89,6 +94,7 @@ def _read_shallow(state: State, sizes: dict[str, int], image_size: ImageSize | N
         primary_kernel=primary_kernel,
         primary_stride=_PRIMARY_STRIDE,
         class_dim=sizes["class_dim"],
+        iterations=open_.take("iterations"),
     )
     tensors = {
         "conv1.weight": state["conv.conv.weight"],
@@ -100,21 +106,28 @@ def _read_shallow(state: State, sizes: dict[str, int], image_size: ImageSize | N
         "digit.weight": state["digit.weight"],
         "digit.bias": state["digit.bias"],
     }
+    open_.fold(tensors, "conv1")
     return assemble("shallow", config, tensors, where)
 
 
-def _read_deep(state: State, sizes: dict[str, int], image_size: ImageSize | None, where: str) -> CapsNet:
+def _read_deep(state: State, sizes: dict[str, int], image_size: ImageSize | None, open_: Assumptions) -> CapsNet:
+    where, iterations = open_.where, open_.take("iterations")
     types, channels = sizes["types"], sizes["channels"]
     chains = [(Conv(3, _BLOCK_STRIDE, 1),) * depth for depth in _BLOCKS[2:]]
     first, second, third, fourth = (
         BlockConfig(types=types, dim=sizes[f"dim{block}"], stride=_BLOCK_STRIDE) for block in _BLOCKS
     )
     config = DeepCapsConfig(
-        image=(channels, *pick_image(sizes["capsules"], types, chains, channels, image_size, where)),
+        image=(
+            channels,
+            *open_.image(pick_image(sizes["capsules"], types, chains, channels, image_size, where), image_size),
+        ),
         classes=sizes["classes"],
         channels=sizes["maps"],
         blocks=(first, second, third, fourth),
         class_dim=sizes["class_dim"],
+        skip_iterations=iterations,
+        iterations=iterations,
     )
     tensors = {"conv1.weight": state["conv1.conv.weight"], "conv1.bias": state["conv1.conv.bias"]}
     for name in state:
@@ -129,4 +142,5 @@ def _read_deep(state: State, sizes: dict[str, int], image_size: ImageSize | None
     tensors["block4.skip.vote_bias"] = state["block4.l_skip.conv.bias"]
     tensors["block4.skip.bias"] = state["block4.l_skip.bias"].flatten(1)
     tensors["digit.weight"], tensors["digit.bias"] = state["capsLayer.weight"], state["capsLayer.bias"]
+    open_.fold(tensors, "conv1", padded=True)
     return assemble("deep", config, tensors, where)

@@ -224,9 +224,10 @@ def _convolution(
 def _conv_relu(layer: ConvReLU | ConvNorm, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
     """A trunk's batch norm is folded (:func:`caplet.quant.reconstruct.equalization.folded`)."""
     weight, bias = layer.folded() if isinstance(layer, ConvNorm) else (layer.weight, layer.bias)
+    leak = layer.slope if isinstance(layer, ConvReLU) else 0.0
     slope = _PASSED[layer.activation if isinstance(layer, ConvNorm) else Activation.RELU]
     linear = _convolution(layer, quantized, exact, settings)
-    linear.weigh(weight.detach(), bias.detach(), slope)
+    linear.weigh(weight.detach(), bias.detach(), lambda sums: slope(sums).clamp_min(leak) if leak else slope(sums))
     return linear, "bias"
 
 

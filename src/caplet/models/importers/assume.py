@@ -1,0 +1,130 @@
+"""What a file leaves open about its network: what is assumed then, and what the user states instead.
+
+A file of weights says nothing of activations, routing iterations or strides, and no checkpoint says how images were
+prepared. Readers ask :class:`Assumptions` for such values; what they got by default is told to the user.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from caplet.errors import ModelError, suggest
+from caplet.models.assemble import ImageSize
+
+
+def _slope(text: str) -> float:
+    """Of the negative half: 0 for ReLU."""
+    kind, _, slope = text.partition(":")
+    if (kind, slope) != ("relu", "") and not (kind == "leaky_relu" and 0 < float(slope) < 1):
+        raise ValueError
+    return float(slope or 0)
+
+
+def _numbers(low: int, high: int) -> Callable[[str], tuple[int, ...]]:
+    def read(text: str) -> tuple[int, ...]:
+        values = tuple(map(int, text.split(",")))
+        if not low <= min(values) <= max(values) <= high:
+            raise ValueError
+        return values
+
+    return read
+
+
+def _mean_and_std(text: str) -> tuple[Tensor, Tensor]:
+    mean, std = torch.tensor([float(word) for word in text.split(",")], dtype=torch.float64).chunk(2)
+    if len(mean) != len(std) or not bool(mean.isfinite().all() and (std > 0).all() and std.isfinite().all()):
+        raise ValueError
+    return mean, std
+
+
+class Rule(NamedTuple):
+    """A value that files leave open: the rule for it in words, what is assumed, and text -> value or ValueError."""
+
+    words: str
+    default: str
+    read: Callable[[str], Any]
+
+
+RULES = {
+    "activation": Rule("relu, or leaky_relu:SLOPE with a slope above 0 and below 1", "relu", _slope),
+    "iterations": Rule("routing iterations, 1 to 100", "3", lambda text: _numbers(1, 100)(str(int(text)))[0]),
+    "strides": Rule("one stride for each convolution, such as 1,2", "", _numbers(1, 64)),
+    "channels": Rule("rgb or bgr", "rgb", ("rgb", "bgr").index),
+    "normalize": Rule("MEAN,STD of pixels / 255, or first each channel's mean, then its std", "0,1", _mean_and_std),
+}
+"""What a user can state, by name."""
+
+
+class Assumptions:
+    """What is stated about one file, and what was assumed because nothing states it.
+
+    Args:
+        stated: name of :data:`RULES` -> value, as text or, from Python, as a number or a sequence of numbers.
+        where: the file's path, with which errors start.
+
+    Raises:
+        ModelError: a name that is not known.
+    """
+
+    def __init__(self, stated: Mapping[str, Any], where: str) -> None:
+        lists = (list, tuple)
+        self.stated = {k: ",".join(map(str, v)) if isinstance(v, lists) else str(v) for k, v in stated.items()}
+        self.where, self.assumed, self._open = where, dict[str, str](), list[str]()
+        for name in stated:
+            if name not in RULES:
+                raise ModelError(f"{where}: cannot assume {name!r}{suggest(name, RULES)} (known: {', '.join(RULES)})")
+
+    def take(self, name: str, default: str = "") -> Any:
+        """The value of what the file leaves open. Raises ModelError for one against the rule."""
+        self._open.append(name)
+        if name not in self.stated:
+            self.assumed[name] = default or RULES[name].default
+        text = self.stated.get(name) or self.assumed[name]
+        try:
+            return RULES[name].read(text)
+        except ValueError:
+            raise ModelError(f"{self.where}: cannot assume {name}={text}; the rule is {RULES[name].words}") from None
+
+    def image(self, size: tuple[int, int], known: ImageSize | None) -> tuple[int, int]:
+        """The (rows, columns) found, which are an assumption unless they are known."""
+        if known is None:
+            self.assumed["image_size"] = "x".join(map(str, size))
+        return size
+
+    def notes(self) -> dict[str, dict[str, str]]:
+        """What was assumed and stated. Raises ModelError for a statement on what no reader asked for."""
+        if wrong := [name for name in self.stated if name not in self._open]:
+            raise ModelError(
+                f"{self.where}: cannot assume {wrong[0]}: the file, or the kind of network that it is, settles it; open"
+                f" are {', '.join(self._open)}"
+            )
+        return {"assumed": self.assumed, "stated": self.stated}
+
+    def fold(self, tensors: dict[str, Tensor], first: str, *, padded: bool = False) -> None:
+        """Make a network for RGB pixels / 255 out of one for prepared images, by the weights of its ``first`` layer.
+
+        Mean and std are in the network's order of channels. padded: whether the layer sees zeros around the image.
+
+        Raises:
+            ModelError: values for another number of channels; a mean that the layer cannot take exactly.
+        """
+        weight, bias = tensors[f"{first}.weight"].double(), tensors.get(f"{first}.bias")
+        mean, std = self.take("normalize")
+        if len(mean) not in (1, weight.shape[1]) or (mean.any() and (padded or bias is None)):
+            reason = (
+                "has no bias" if bias is None else "pads with zeros" if padded else f"has {weight.shape[1]} channels"
+            )
+            raise ModelError(
+                f"{self.where}: cannot assume normalize={self.stated['normalize']}: layer {first} {reason}; fold the"
+                " normalization into the network before it is saved"
+            )
+        weight = weight / std.view(-1, 1, 1)
+        if bias is not None:
+            tensors[f"{first}.bias"] = (bias.double() - (weight * mean.view(-1, 1, 1)).sum((1, 2, 3))).float()
+        if weight.shape[1] in (1, 3) and self.take("channels"):
+            weight = weight.flip(1)
+        if weight.shape[1] == 1:
+            self.assumed.pop("channels", None)  # gray has no order
+        tensors[f"{first}.weight"] = weight.float()
