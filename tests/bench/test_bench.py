@@ -10,7 +10,7 @@ from caplet.bench.settings import BenchSettings
 from caplet.bench.two_models import bench
 from caplet.data import load_data
 from caplet.errors import ConfigError, ModelError
-from caplet.jobs.prune.curves import KEPT, prune_curves
+from caplet.jobs.prune.curves import REMAINING, prune_curves
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.models.checkpoint import load_model
 from caplet.models.registry import build
@@ -51,7 +51,7 @@ def test_curves_of_every_score(trained: Path, tmp_path: Path) -> None:
     assert b"<svg" in (tmp_path / "run" / "curves.svg").read_bytes()
     for line in record["scores"].values():
         points = line["points"]
-        assert len(points) == len(KEPT)
+        assert len(points) == len(REMAINING)
         assert points[0] == {"kept": 1.0, "macs": 1.0, "accuracy": record["reference"]}
         assert np.all(np.diff([point["macs"] for point in points]) < 0)
         assert min(p["accuracy"] for p in points) <= line["area"] <= max(p["accuracy"] for p in points)

@@ -54,7 +54,7 @@ def test_the_smallest_device_that_holds_it(quantized: Path, monkeypatch: pytest.
 
 def test_an_unsupported_layer_is_named_with_a_way_out(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = api.load_float(trained / "model.safetensors")
-    monkeypatch.delitem(HANDLERS._entries, DenseCaps)
+    monkeypatch.delitem(HANDLERS, DenseCaps)
     found = check_model(model)
     assert [layer.problem is None for layer in found.layers] == [True, True, True, False]
     assert "layer digit: DenseCaps" in found.problems[0]

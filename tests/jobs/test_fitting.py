@@ -108,7 +108,7 @@ def test_widths_are_narrowed_block_by_block_and_the_shipped_plan_is_moved_jointl
     fit = Reconstructor.fit
 
     def watched(self: Reconstructor, plan: QuantPlan) -> Reconstruction:
-        fitted.append(self.parts)
+        fitted.append(self.settings.parts)
         return fit(self, plan)
 
     monkeypatch.setattr(Reconstructor, "fit", watched)

@@ -24,3 +24,9 @@ def length_error(case: Any, model: CapsNet, plan: QuantPlan, images: Tensor) -> 
         wanted = lengths(case.model(to_float(images)))
         with fake_quantized(model, plan):
             return float((lengths(model(to_float(images))) - wanted).square().mean())
+
+
+def differing(first: QuantPlan, second: QuantPlan) -> list[str]:
+    """Points of two plans whose formats differ."""
+    keys = sorted({*first.points, *second.points})
+    return [key for key in keys if first.points.get(key) != second.points.get(key)]

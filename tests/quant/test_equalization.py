@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from quantized import differing
 
 from caplet.data.imageset import to_float
 from caplet.models.base import CapsNet
@@ -86,7 +87,7 @@ def test_reconstruction_starts_from_the_equalised_model(digits: Any) -> None:
         key: fmt.bits for key, fmt in plan.points.items()
     }
     copied, changed = equalized(digits.model, digits.images[:32])
-    assert set(found.plan.diff(plan)) <= set(changed)
+    assert set(differing(found.plan, plan)) <= set(changed)
     for layer, other in zip(found.model.layers(), copied.layers(), strict=True):
         for name in {"weight"} & set(layer.specs):
             fmt = found.plan.points[f"{layer.name}.{name}"]

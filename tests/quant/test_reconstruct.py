@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from quantized import length_error, plan_of
+from quantized import differing, length_error, plan_of
 
 from caplet.errors import ArtefactError, ConfigError, PlanError
 from caplet.fixed import ChannelFormat, Rounding
@@ -89,7 +89,7 @@ def test_exponents_per_channel_help_and_are_chosen_channel_by_channel(case: Any)
             error, plain = ((f.quantize(weight) - weight).square() for f in (fmt, plan.points[key]))
             axes = tuple(axis for axis in range(weight.ndim) if axis != fmt.axis)
             assert (error.sum(axes) <= plain.sum(axes) * (1 + 1e-6)).all()
-    assert chosen.restricted([k for k in plan.points if k not in chosen.diff(plan)]).points
+    assert chosen.restricted([k for k in plan.points if k not in differing(chosen, plan)]).points
     reached = {
         parts: sum(b.after for b in reconstruct(case.model, plan, case.images[:100], quick(parts)).blocks)
         for parts in (ROUNDING, (Part.PER_CHANNEL, Part.ROUNDING))
@@ -102,7 +102,7 @@ def test_without_fitted_codes_exponents_per_channel_go_by_the_outputs(case: Any,
     plan, settings = plan_of(case, 3), quick((Part.PER_CHANNEL,))
     found = reconstruct(case.model, plan, case.images[:100], settings, folder=tmp_path)
     by_weight = with_channel_formats(case.model, plan)
-    assert found.plan.diff(by_weight)
+    assert differing(found.plan, by_weight)
     fixed = reconstruct(case.model, by_weight, case.images[:100], quick(BIAS))  # keeps its exponents
     first, other = found.blocks[0], fixed.blocks[0]
     assert first.after <= other.before

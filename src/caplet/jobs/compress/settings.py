@@ -117,7 +117,7 @@ class Verifying(Settings):
 
 
 class CompressSettings(Settings):
-    """Settings of a compression run.
+    """Settings of a compression run; ``limits``, ``prune``, ``quantize`` and ``verify`` are tables of the file.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
