@@ -31,11 +31,11 @@ def command(
     from caplet.api import evaluate
 
     loaded = importing.load(model)
-    splits = data.load(not quiet, limit)
+    splits = data.load(not quiet, limit, loaded)
     result = evaluate(loaded, getattr(splits, split), engine=engine)
     if json:
-        found = {"model": str(model), "split": split, "accuracy": result.accuracy.to_json(), "engine": result.engine}
-        print_json({**found, **origin(loaded)})
+        found = {"accuracy": result.accuracy.to_json(), "engine": result.engine, "data_note": splits.info["note"]}
+        print_json({"model": str(model), "split": split, **found, **origin(loaded)})
         return
     console().print(f"{split} accuracy {result.accuracy} ({result.engine}, {result.seconds:.1f} s)")
 
@@ -65,7 +65,7 @@ def verify(
 
     targets = parse_targets(on)
     program = load_program(find_program(run))
-    pixels = images_of.pixels(images, program.image_shape, progress=not quiet)
+    pixels = images_of.pixels(images, program, progress=not quiet)
     results = verify_engines(program, pixels, targets, ram=parse_ram(ram), note=silent if quiet else note)
     if run.is_dir():
         record_verified(run, program, images_of.data or "random images", results)

@@ -64,9 +64,8 @@ def _onnx(
 
     source = find_program(run) if run.is_dir() else run
     model = importing.load(source)
+    pixels = images_of.pixels(images, model)
     path = export_onnx(model, out or source.with_suffix(".onnx"))
-    shape = model.image_shape if isinstance(model, Program) else model.config.image
-    pixels = images_of.pixels(images, shape)
     try:
         found = check_onnx(path, model, pixels)
     except ToolMissing as error:

@@ -32,7 +32,7 @@ def command(
     from caplet.api import sensitivity
 
     loaded = importing.load_float(model)
-    splits = data.load(not run.quiet)
+    splits = data.load(not run.quiet, None, loaded)
     folder = run.out or Path("runs") / f"{model.stem}-sensitivity"
     with bar(not run.quiet) as (_, measured):
         result = sensitivity(loaded, splits, folder, settings, resume=run.resume, force=run.force, progress=measured)

@@ -1,6 +1,5 @@
 """Options that many commands have: a run's folder, a dataset, and single ones."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
@@ -111,17 +110,27 @@ class ImageOptions(FileOptions):
 
     data: str = option("", DATA)
     """Dataset whose test images are run. Default: random images."""
+    labels_by_order: bool = option(False, DATA)
+    """Pair the data's classes with the model's in their order, whatever both call them."""
 
-    def pixels(self, images: int, shape: Sequence[int], progress: bool = False) -> "NDArray[np.uint8]":
-        """Evenly spaced test images, or random ones of ``shape`` (C, H, W): uint8 (N, C, H, W)."""
+    def load(self, progress: bool, limit: int | None = None, *models: "CapsNet | Program | None") -> "Splits":
+        """The splits, their classes in the models' order. Raises DataError, ConfigError, ModelError."""
+        from caplet.api import load_data
+        from caplet.jobs.run import check
+
+        splits = load_data(self.data, **self.model_dump(exclude={"data"}), limit=limit, progress=progress)
+        return check(splits, *models, note=note)
+
+    def pixels(self, images: int, model: "CapsNet | Program", progress: bool = False) -> "NDArray[np.uint8]":
+        """Evenly spaced test images, or random ones of the model's shape: uint8 (N, C, H, W)."""
         import numpy as np
 
-        if not self.data:
-            return np.random.default_rng(0).integers(0, 256, (images, *shape), dtype=np.uint8)
-        from caplet.api import load_data
+        from caplet.api import CapsNet
 
-        test = load_data(self.data, **self.model_dump(exclude={"data"}), progress=progress).test
-        found: NDArray[np.uint8] = test.evenly_spaced(images).images.numpy()
+        if not self.data:
+            shape = model.config.image if isinstance(model, CapsNet) else model.image_shape
+            return np.random.default_rng(0).integers(0, 256, (images, *shape), dtype=np.uint8)
+        found: NDArray[np.uint8] = self.load(progress, None, model).test.evenly_spaced(images).images.numpy()
         return found
 
 
@@ -132,12 +141,6 @@ class DataOptions(ImageOptions):
     """Dataset name (mnist, fashion-mnist, cifar10, svhn, digits) or the path of an image folder."""
     calibration_size: Many | None = option(None, DATA)
     """Images cut from the training split for calibration and search."""
-
-    def load(self, progress: bool, limit: int | None = None) -> "Splits":
-        """The splits. Raises DataError and ConfigError, see :func:`caplet.load_data`."""
-        from caplet.api import load_data
-
-        return load_data(self.data, **self.model_dump(exclude={"data"}), limit=limit, progress=progress)
 
 
 def parse_ram(text: str) -> str | int:

@@ -11,7 +11,7 @@ from caplet.cli.shared import DataOptions, ImportOptions, Json, Quiet
 from caplet.errors import ConfigError
 
 if TYPE_CHECKING:
-    from caplet.api import Comparison, Trace
+    from caplet.api import Comparison
 
 
 @with_options
@@ -46,7 +46,7 @@ def command(
     path = find_program(run)
     program, plan = load_program(path), load_plan(path)
     float_model = None if model is None else importing.load_float(model)
-    splits = data.load(not quiet)
+    splits = data.load(not quiet, None, program, float_model)
     chosen = getattr(splits, split)
     if sample >= len(chosen):
         raise ConfigError(f"--sample {sample}: the {split} split has {len(chosen):,} images, 0 to {len(chosen) - 1:,}")
@@ -57,15 +57,11 @@ def command(
     if json:
         print_json(found.to_json())
     else:
-        _show(found)
+        for comparison in found.comparisons:
+            _show(comparison, found.images)
 
 
-def _show(found: "Trace") -> None:
-    for comparison in found.comparisons:
-        _show_pair(comparison, found.images)
-
-
-def _show_pair(comparison: "Comparison", images: int) -> None:
+def _show(comparison: "Comparison", images: int) -> None:
     out, first = console(), comparison.first
     one, two = comparison.levels
     if first is None:

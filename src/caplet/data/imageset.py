@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class ImageSet:
             kept by :meth:`subset`, so that a selection can be saved and rebuilt.
         classes: class names, in label order.
         name: what this is, for messages and reports, such as ``"mnist/train"``.
+        labels_by_order: these classes are a model's by their place, whatever both call them.
 
     Raises:
         DataError: a tensor has another dtype, shape or length, a label is out of range, or an id occurs twice.
@@ -48,6 +49,7 @@ class ImageSet:
     ids: Tensor
     classes: tuple[str, ...]
     name: str
+    labels_by_order: bool = False
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -99,6 +101,29 @@ class ImageSet:
     def class_counts(self) -> tuple[int, ...]:
         """Number of images of each class, in label order."""
         return tuple(torch.bincount(self.labels, minlength=len(self.classes)).tolist())
+
+    def for_classes(self, classes: tuple[str, ...]) -> tuple["ImageSet", str]:
+        """The images as a model of these ``classes`` (none: unknown) labels them, and in words what that changes.
+
+        The same names in another order change the labels; with ``labels_by_order`` names change, and labels stay.
+
+        Raises:
+            DataError: other names, without ``labels_by_order``.
+        """
+        if not classes or classes == self.classes:
+            return self, ""
+        unlike = [pair for pair in zip_longest(self.classes, classes, fillvalue="none") if len({*pair}) == 2]
+        mine, its = (", ".join(names[:4]) + ", ..." * (len(names) > 4) for names in zip(*unlike, strict=True))
+        told = f"the data's classes are {mine}, the model's {its}"
+        if self.labels_by_order and len(classes) == len(self.classes):
+            return replace(self, classes=classes), f"labels taken by their order: {told}"
+        if sorted(classes) != sorted(self.classes) or len({*classes}) < len(classes):
+            raise DataError(
+                f"{self.name}: {told}; choose the data that it was trained on, rename classes, or pair them in their"
+                " order with --labels-by-order (in Python: labels_by_order of load_data)"
+            )
+        place = torch.tensor([classes.index(name) for name in self.classes])
+        return replace(self, labels=place[self.labels], classes=classes), f"labels reordered to the model's: {told}"
 
     def evenly_spaced(self, most: int) -> "ImageSet":
         """At most ``most`` images, one from each of as many equal parts of the set, in their order.

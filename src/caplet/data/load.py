@@ -44,6 +44,7 @@ def load_data(
     download: bool = True,
     progress: bool = False,
     limit: int | None = None,
+    labels_by_order: bool = False,
 ) -> Splits:
     """Load a dataset and divide it into train, calibration and test.
 
@@ -58,6 +59,7 @@ def load_data(
         progress: show a progress bar on stderr while decoding many files.
         limit: keep at most this many images of each split, stratified, chosen after the calibration cut, so that no
             calibration image of the full dataset is ever trained on.
+        labels_by_order: let class k be class k of every model that these images meet, whatever both call it.
 
     Returns:
         The splits; the same arguments and files give the same images in the same order on every machine.
@@ -70,7 +72,7 @@ def load_data(
         raise ConfigError(f"limit must be at least 1 image per split, found {limit}")
     dataset, request, source = _read(name, root, size, channels, download, progress)
     train, calibration = cut_calibration(source.train, dataset, calibration_size, calibration_seed)
-    parts = [train, calibration, source.test]
+    parts = [replace(part, labels_by_order=labels_by_order) for part in (train, calibration, source.test)]
     if limit is not None:
         chosen = [stratified_choice(s.labels, s.ids, min(limit, len(s)), seed=0) for s in parts]
         parts = [images.subset(index) for images, index in zip(parts, chosen, strict=True)]
@@ -99,6 +101,8 @@ def load_saved_splits(
     for split in SPLITS:
         whole = source.test if split == "test" else source.train
         images = whole.with_ids(record[split]["ids"], name=f"{dataset}/{split}")
+        images = replace(images, labels_by_order=record.get("labels_by_order") is True)
+        images, _ = images.for_classes(tuple(record.get("classes") or ()))
         if images.sha256() != record[split]["sha256"]:
             raise DataError(
                 f"{images.name} is not the data that {path} was saved for: SHA-256 {images.sha256()[:12]}..., saved "
@@ -165,6 +169,7 @@ def _assemble(
         "test_split": source.test_split,
         "image_shape": list(train.image_shape),
         "classes": list(train.classes),
+        "labels_by_order": train.labels_by_order,
         "size": None if request.size is None else list(request.size),
         "channels": request.channels,
         **settings,

@@ -8,7 +8,7 @@ images.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,7 @@ def cut(images: ImageSet, size: int, *, seed: int, rest_name: str, cut_name: str
 
 
 FORMAT, VERSION = "caplet-splits", 1
+_SAVED = ("name", "note", "size", "channels", "limit", "calibration_seed", "labels_by_order", "classes")
 SPLITS = ("train", "calibration", "test")
 
 
@@ -156,6 +157,16 @@ class Splits:
                     f"{self.train.image_shape} of {len(self.train.classes)}: all splits must have the same"
                 )
 
+    def for_classes(self, classes: tuple[str, ...] = ()) -> tuple["Splits", str]:
+        """As :meth:`ImageSet.for_classes`, of every split; what that changes stands in ``info["note"]``, too."""
+        made = {split: getattr(self, split).for_classes(classes) for split in SPLITS}
+        images, told = {split: part for split, (part, _) in made.items()}, made["test"][1]
+        if not told:
+            return self, told
+        notes = "; ".join(filter(None, (self.info["note"], told)))
+        hashes = {split: part.sha256() for split, part in images.items()}
+        return replace(self, **images, info={**self.info, "classes": [*classes], "hashes": hashes, "note": notes}), told
+
     def save_ids(self, path: str | Path) -> None:
         """Write which images are in which split, with their hashes, as JSON for :func:`caplet.data.load_saved_splits`.
 
@@ -165,7 +176,7 @@ class Splits:
             ArtefactError: the file cannot be written; an older one stays as it was.
         """
         record: dict[str, Any] = {"format": FORMAT, "version": VERSION}
-        record |= {key: self.info.get(key) for key in ("name", "note", "size", "channels", "limit", "calibration_seed")}
+        record |= {key: self.info.get(key) for key in _SAVED}
         for split in SPLITS:
             images: ImageSet = getattr(self, split)
             record[split] = {"count": len(images), "sha256": images.sha256(), "ids": pack_ids(images.ids)}

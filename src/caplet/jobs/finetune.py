@@ -10,7 +10,7 @@ from caplet.errors import ConfigError
 from caplet.files import write_bytes
 from caplet.jobs.quantize.accept import artefacts
 from caplet.jobs.quantize.job import CALIBRATION_IMAGES
-from caplet.jobs.run import SplitAnswers, begin, check, evaluate, open_test_split, ship
+from caplet.jobs.run import SplitAnswers, begin, check, evaluate, open_test_split, ship, training_notes
 from caplet.jobs.train import CURVES, MODEL, parse_changes
 from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired
@@ -138,8 +138,8 @@ def finetune_model(
     settings = settings or finetune_settings(under_plan=under_plan)
     if isinstance(settings, QatSettings) != under_plan:
         raise ConfigError("finetune: QatSettings go with a plan, FinetuneSettings go without one")
-    check(model, splits)
     teacher = model if teacher is None and under_plan else teacher
+    splits = check(splits, model, teacher, note=note)
     resolved = {
         **settings.model_dump(mode="json"),
         "model": weights_digest(model),
@@ -203,7 +203,8 @@ def finetune_model(
             },
         }
         metrics = ship(run, splits, metrics, answers, {} if program is None else {ROLE: program}, ROLE)
-        save_model(result.model, run / MODEL, {"data": metrics["data"], "finetune": metrics["finetune"]})
+        result.model.notes = {"data": metrics["data"], "epoch": result.epoch, **training_notes(splits, model)}
+        save_model(result.model, run / MODEL, result.model.notes)
         write_bytes(run / CURVES, learning_curves(result.history, f"fine-tuning on {metrics['data']}"))
         test, against = answers.accuracy(ROLE), answers.against(ROLE)
         return FinetuneRun(result.model, run / MODEL, plan, program, path, test, against, metrics)

@@ -18,7 +18,7 @@ from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
 from caplet.program import Program
-from caplet.progress import Note
+from caplet.progress import Note, silent
 from caplet.quant.measure.evaluator import predict
 from caplet.runs.folder import METRICS, SPLITS, open_run, write_record
 from caplet.runs.records import Classes, record_details, record_flips, record_predictions
@@ -34,12 +34,14 @@ class Evaluation:
         predictions: int64 (N,).
         engine: ``torch`` for a float model, else what ran the Program.
         seconds: wall time.
+        note: what became of the labels where the model orders or names its classes otherwise.
     """
 
     accuracy: Accuracy
     predictions: NDArray[np.int64]
     engine: str
     seconds: float
+    note: str = ""
 
 
 def check_data(model: CapsNet | Program, images: ImageSet) -> None:
@@ -65,11 +67,12 @@ def evaluate(model: CapsNet | Program, images: ImageSet, *, engine: Engine | str
 
     Raises:
         ConfigError: unknown engine.
-        ModelError: images of another size, or another number of classes.
+        ModelError: images of another size, or another number of classes. DataError: classes of other names.
         ToolMissing: ``engine="native"`` without a C compiler.
     """
     engine = Engine(engine)
     check_data(model, images)
+    images, changed = images.for_classes(model.labels)
     began = time.perf_counter()
     if isinstance(model, Program):
         predicted, used = predictions(model, images.images.numpy(), engine)
@@ -77,7 +80,7 @@ def evaluate(model: CapsNet | Program, images: ImageSet, *, engine: Engine | str
     else:
         predicted, name = float_predictions(model, images), "torch"
     correct = int((predicted == images.labels.numpy()).sum())
-    return Evaluation(accuracy(correct, len(images)), predicted, name, time.perf_counter() - began)
+    return Evaluation(accuracy(correct, len(images)), predicted, name, time.perf_counter() - began, changed)
 
 
 def float_predictions(model: CapsNet, images: ImageSet, batch_size: int = 100) -> NDArray[np.int64]:
@@ -94,10 +97,27 @@ def correct_images(model: CapsNet, images: ImageSet, batch_size: int = 100) -> N
     return np.asarray(float_predictions(model, images, batch_size) == images.labels.numpy())
 
 
-def check(model: CapsNet, splits: Splits) -> None:
-    """Raise ModelError for a NaN weight, or for images of another size or with other classes than ``model``'s."""
-    check_finite(named_tensors(model), f"model {model.family}")
-    check_data(model, splits.calibration)
+def check(splits: Splits, *models: CapsNet | Program | None, note: Note = silent) -> Splits:
+    """The splits with the names and the order of classes that ``models`` have; ``note`` is told of a change.
+
+    Raises:
+        ModelError: a NaN weight; images of another size, another number of classes; models with different names.
+        DataError: other names; see :meth:`caplet.data.ImageSet.for_classes`.
+    """
+    named: dict[tuple[str, ...], None] = {}
+    for model in models:
+        if isinstance(model, CapsNet):
+            check_finite(named_tensors(model), f"model {model.family}")
+        if model is not None:
+            check_data(model, splits.calibration)
+            named |= {model.labels: None} if model.labels else {}
+    if len(named) > 1 and not splits.test.labels_by_order:
+        one, other, *_ = (", ".join(names[:4]) for names in named)
+        raise ModelError(f"the models' classes differ, or their order: {one}, ... and {other}, ...; choose another one")
+    splits, told = splits.for_classes(*[*named][:1])
+    if told:
+        note(told)
+    return splits
 
 
 @contextmanager
@@ -156,6 +176,11 @@ class SplitAnswers:
     def against(self, name: str) -> Paired:
         """The float model first, the model ``name`` second."""
         return paired(self.correct(), self.correct(name))
+
+
+def training_notes(splits: Splits, *models: CapsNet) -> dict[str, Any]:
+    """What the file of a model trained on ``splits.train`` says of that."""
+    return {"classes": [*splits.train.classes]}
 
 
 def classify(model: CapsNet | Program, images: ImageSet, engine: Engine | str = Engine.AUTO) -> Classes:

@@ -56,9 +56,9 @@ def sensitivity(
         ConfigError: settings out of range, too few calibration images.
         ModelError: NaN weights, images of another size. ArtefactError: the run folder cannot be used.
     """
+    splits = check(splits, model)
     chosen = splits.calibration
     settings = (settings or SensitivitySettings()).within(len(chosen))
-    check(model, splits)
     draw_indices(len(chosen), settings)
     resolved = settings.model_dump(mode="json")
     with begin("sensitivity", out, splits, resolved, model, resume=resume, force=force) as run:
@@ -72,5 +72,6 @@ def sensitivity(
         title = f"{model.family}, one point at a time: {settings.draws} draws of {settings.images} calibration images"
         write_bytes(run / PICTURE, sensitivity_pictures(records, title))
         metrics = {"settings": resolved, "seconds": round(time.perf_counter() - began, 1), "points": records}
+        metrics["data_note"] = splits.info["note"]
         write_record(run / METRICS, metrics)
         return SensitivityResult(tuple(summaries), run, metrics)

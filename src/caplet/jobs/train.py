@@ -11,7 +11,7 @@ import torch
 from caplet.data import Splits, load_data
 from caplet.errors import ConfigError
 from caplet.files import read_toml, write_bytes
-from caplet.jobs.run import begin, open_test_split, ship
+from caplet.jobs.run import begin, open_test_split, ship, training_notes
 from caplet.metrics import Accuracy
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import save_model
@@ -121,15 +121,8 @@ def train_by_recipe(
     if data is not None:
         changed["dataset"] = data
     settings = resolve_recipe(recipe, changed)
-    splits = load_data(
-        settings.dataset,
-        root,
-        calibration_size=settings.calibration_size,
-        size=size,
-        channels=channels,
-        limit=limit,
-        progress=progress,
-    )
+    asked: dict[str, Any] = {"calibration_size": settings.calibration_size, "size": size, "channels": channels}
+    splits = load_data(settings.dataset, root, **asked, limit=limit, progress=progress)
     settings = fit_to_data(settings, splits)
     check_settings(settings)
     taken = {key: splits.info[key] for key in ("size", "channels", "limit", "hashes")}
@@ -153,7 +146,9 @@ def train_by_recipe(
         }
         write_bytes(run / CURVES, learning_curves(result.history, f"{recipe} on {splits.info['name']}", result.epoch))
         metrics = ship(run, splits, metrics, answers)
-        save_model(result.model, run / MODEL, {key: metrics[key] for key in ("recipe", "test", "epoch", "data")})
+        notes = {key: metrics[key] for key in ("recipe", "test", "epoch", "data")}
+        result.model.notes = {**notes, **training_notes(splits)}
+        save_model(result.model, run / MODEL, result.model.notes)
         return TrainRun(result.model, run / MODEL, test, metrics)
 
 

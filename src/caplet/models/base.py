@@ -136,6 +136,13 @@ class CapsNet(nn.Module, ABC):
         """Context manager: attach ``handler`` to every layer of the model."""
         return handling(list(self.layers()), handler)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes in their order; empty where the model's file has none."""
+        found = self.notes.get("classes")
+        known = isinstance(found, list) and [*map(type, found)] == [str] * self.config.classes
+        return tuple(found or ()) if known else ()
+
     def groups(self) -> tuple[str, ...]:
         """Names of the width groups: every stage but the input."""
         return tuple(stage.name for stage in self.stages()[1:])

@@ -30,18 +30,19 @@ def save_model(model: CapsNet, path: str | Path, metadata: Mapping[str, Any] | N
 
     Args:
         path: by convention ``*.safetensors``; a missing folder is created.
-        metadata: JSON values to keep with the model (dataset, accuracy, seed, ...).
+        metadata: JSON values to keep (dataset, accuracy, ...) beside what its ``notes`` have of classes and ``stated``.
 
     Raises:
         ArtefactError: no permission, disk full, a file in the place of its folder.
         TypeError: ``metadata`` is not JSON-able (a mistake in the calling program).
     """
+    kept = {key: model.notes[key] for key in ("stated", "classes") if model.notes.get(key)}
     header = {
         "format": FORMAT,
         "version": VERSION,
         "family": model.family,
         "config": model.config.model_dump(mode="json"),
-        "metadata": {**{key: model.notes[key] for key in ("stated",) if model.notes.get(key)}, **(metadata or {})},
+        "metadata": {**kept, **(metadata or {})},
     }
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(model).items()}
@@ -72,7 +73,9 @@ def load_model(
         return import_model(path, image_size, assume)
     if assume:
         raise ModelError(f"{path}: a caplet model, which says everything itself; leave --assume out")
-    model = assemble(*_read(path), str(path))
+    family, config, notes, tensors = _read(path)
+    model = assemble(family, config, tensors, str(path))
+    model.notes = {key: notes[key] for key in notes if key not in ("assumed", "stated") or isinstance(notes[key], dict)}
     asked = (image_size, image_size) if isinstance(image_size, int) else image_size
     if asked is not None and asked != model.config.image[1:]:
         rows, columns = model.config.image[1:]
@@ -82,17 +85,17 @@ def load_model(
     return model
 
 
-def _read(path: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """Family, settings and tensors."""
+def _read(path: Path) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """Family, settings, notes and tensors."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            family, config = _described(file.metadata(), path)
-            return family, config, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            described = _described(file.metadata(), path)
+            return *described, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise damaged(path, error) from None
 
 
-def _described(metadata: Mapping[str, str] | None, path: Path) -> tuple[str, dict[str, Any]]:
+def _described(metadata: Mapping[str, str] | None, path: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     try:
         header = json.loads((metadata or {}).get(_KEY, "null"))
     except (ValueError, RecursionError):
@@ -109,4 +112,4 @@ def _described(metadata: Mapping[str, str] | None, path: Path) -> tuple[str, dic
     family, config, metadata = header.get("family"), header.get("config"), header.get("metadata")
     if not isinstance(family, str) or not isinstance(config, dict) or not isinstance(metadata, dict):
         raise ModelError(f"{path}: its description lacks family, config or metadata; the file is damaged")
-    return family, config
+    return family, config, metadata

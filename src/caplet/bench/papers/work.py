@@ -11,9 +11,9 @@ from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.quantize.accept import program_footprint
 from caplet.jobs.quantize.job import CALIBRATION_IMAGES, quantize
 from caplet.jobs.quantize.settings import QuantizeSettings
-from caplet.jobs.run import check_data, float_predictions
+from caplet.jobs.run import check, open_test_split
 from caplet.lower import lower
-from caplet.metrics import Accuracy, Paired, accuracy, paired
+from caplet.metrics import Accuracy, Paired
 from caplet.models.base import CapsNet
 from caplet.models.cost import Cost, cost_of
 from caplet.program.file import save_program
@@ -25,7 +25,6 @@ from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.units import uniform_plan
-from caplet.runtime.engine import predictions
 from caplet.train.settings import FinetuneSettings
 
 PASSES = {Method.QCAPSNETS: 5.0, Method.PROGRESSIVE: 10.0, Method.ILP: 14.0}
@@ -150,22 +149,19 @@ class Uniform:
 
     def run(self, model: CapsNet, splits: Splits, folder: Path, resume: bool, note: Note) -> RowResult:
         """See :class:`Work`."""
-        check_data(model, splits.test)
+        splits = check(splits, model, note=note)
         folder.mkdir(parents=True, exist_ok=True)
         calibration = calibrate(model, splits.calibration.evenly_spaced(CALIBRATION_IMAGES).images)
         tuner = Tuner(model, calibration, splits.calibration.evenly_spaced(TUNING_IMAGES).images)
         plan = uniform_plan(model, tuner, self.bits)
         program = lower(model, plan, labels=splits.test.classes, meta={"family": model.family})
         save_program(program, folder / MODEL)
-        note(f"measuring the test split once, {len(splits.test):,} images")
-        labels = splits.test.labels.numpy()
-        before = float_predictions(model, splits.test) == labels
-        after = predictions(program, splits.test.images.numpy())[0] == labels
+        answers = open_test_split(splits, model, {MODEL: program}, note)
         memory = count_memory(model, plan).total
         return RowResult(
-            accuracy(int(before.sum()), len(labels)),
-            accuracy(int(after.sum()), len(labels)),
-            paired(before, after),
+            answers.accuracy(),
+            answers.accuracy(MODEL),
+            answers.against(MODEL),
             memory.weight_reduction,
             memory.activation_reduction,
             (folder / MODEL).stat().st_size,

@@ -15,7 +15,7 @@ from caplet.errors import ConfigError
 from caplet.jobs.compress.choose import Pruned, Size, Width, next_fraction
 from caplet.jobs.compress.settings import CompressSettings
 from caplet.jobs.prune.targets import network_sizes, put_in_order, removals_for
-from caplet.jobs.run import correct_images
+from caplet.jobs.run import correct_images, training_notes
 from caplet.jobs.train import fit_to_data, resolve_recipe, train_by_recipe
 from caplet.lower import lower
 from caplet.metrics import paired
@@ -78,10 +78,7 @@ class Context:
             train_by_recipe(
                 recipe,
                 folder,
-                root=settings.root,
-                data=settings.data,
-                size=settings.size,
-                channels=settings.channels,
+                **settings.model_dump(include={"root", "data", "size", "channels"}),
                 changes=changes,
                 resume=resume,
                 progress=self.bars,
@@ -184,7 +181,7 @@ class Measurement:
         cost = cost_of(smaller)
         drop = paired(self.correct, correct_images(smaller, self.images)).loss
         point = Pruned(cost.macs / whole["macs"], cost.macs, cost.parameters, drop, len(self.images), steps)
-        save_model(smaller, folder / FLOAT)
+        save_model(smaller, folder / FLOAT, training_notes(self.splits, model))
         write_record(folder / POINT, asdict(point))
 
     def narrow(self, model: CapsNet, base: Pruned, folder: Path, resume: bool) -> None:

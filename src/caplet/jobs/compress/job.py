@@ -72,15 +72,13 @@ def compress(
         model = load_model(settings.model, assume=settings.assume)
     splits = load_splits(settings, bars) if splits is None else splits
     if model is not None:
-        check(model, splits)
+        splits = check(splits, model, note=note)
         if model.assumed:
             note(f"assumed: {model.assumed}")
     elif settings.recipe is None:
         raise ConfigError("compress: no model, and the settings name no recipe; give one of them")
-    resolved = {
-        **settings.model_dump(mode="json", exclude=None if settings.assume else {"assume"}),
-        "weights": None if model is None else weights_digest(model),
-    }
+    asked = settings.model_dump(mode="json", exclude={"labels_by_order", *([] if settings.assume else ["assume"])})
+    resolved = {**asked, "weights": None if model is None else weights_digest(model)}
     with begin("compress", out, splits, resolved, resume=resume, force=force) as run:
         context = Context(run, splits, settings, note, progress, bars)
         result = _compressed(context, context.trained() if model is None else model)
@@ -124,9 +122,8 @@ def load_splits(settings: CompressSettings, progress: bool = False) -> Splits:
     recipe = None if settings.recipe is None else resolve_recipe(settings.recipe, {})
     name = settings.data or (recipe.dataset if recipe is not None else "")
     size = settings.calibration_size or (recipe.calibration_size if recipe is not None else None)
-    return load_data(
-        name, settings.root, calibration_size=size, size=settings.size, channels=settings.channels, progress=progress
-    )
+    files = settings.model_dump(include={"root", "size", "channels", "labels_by_order"})
+    return load_data(name, calibration_size=size, progress=progress, **files)
 
 
 def estimate_compression(

@@ -141,6 +141,8 @@ class CompressSettings(Settings):
     """1 for gray, 3 for RGB."""
     calibration_size: Many | None = option(None, DATA, examples=[5000])
     """Images cut from the training split for calibration and search."""
+    labels_by_order: bool = option(False, DATA)
+    """Pair the data's classes with the model's in their order, whatever both call them."""
     target: Literal["host", "cortex-m4"] = option("host", TARGET)
     """What the firmware is verified on: this machine, or a device in an emulator."""
     seed: int = option(0, "Run", ge=0, lt=1 << 32)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from caplet.data import Splits
 from caplet.jobs.prune.job import PruneResult, ship_pruned
-from caplet.jobs.run import begin, check
+from caplet.jobs.run import begin, check, training_notes
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.progress import Note, silent
@@ -45,7 +45,7 @@ def prune_backbone_model(
         ToolMissing: torch-pruning is asked for and not installed.
         ArtefactError: the run folder cannot be used.
     """
-    check(model, splits)
+    splits = check(splits, model, note=note)
     resolved = {
         **settings.model_dump(mode="json"),
         "tuning": None if tuning is None else tuning.model_dump(mode="json"),
@@ -54,7 +54,7 @@ def prune_backbone_model(
     with begin("prune-backbone", out, splits, resolved, model, resume=resume, force=force) as run:
         if not (run / CANDIDATES).exists():
             found = prune_backbone(model, splits.train, splits.calibration, settings, margin_loss, note)
-            save_model(found.model, run / PRUNED)
+            save_model(found.model, run / PRUNED, training_notes(splits, model))
             candidates = [candidate.to_json() for candidate in found.candidates]
             refitted = None if found.refitted is None else found.refitted.to_json()
             write_record(run / CANDIDATES, {"best": found.best.index, "refitted": refitted, "candidates": candidates})

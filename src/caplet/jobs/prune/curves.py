@@ -48,7 +48,7 @@ def prune_curves(
     Raises:
         ConfigError, ModelError, ArtefactError: as :func:`caplet.jobs.prune.job.prune`.
     """
-    check(model, splits)
+    splits = check(splits, model, note=note)
     resolved = {
         "analysis": "curves",
         **settings.model_dump(mode="json", include={"units", "allocation", "images", "seed"}),
@@ -82,6 +82,7 @@ def prune_curves(
             "scores": lines,
             "reference": reference,
             "images": len(splits.calibration),
+            "data_note": splits.info["note"],
             "settings": resolved,
             "activity": measure_activity(model, seen.images).to_json(),
         }

@@ -13,7 +13,7 @@ from caplet.data import Splits
 from caplet.files import write_bytes
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.prune.targets import check_target, network_sizes, put_in_order, removals_for
-from caplet.jobs.run import begin, check, correct_images, evaluate, open_test_split, ship
+from caplet.jobs.run import begin, check, correct_images, evaluate, open_test_split, ship, training_notes
 from caplet.metrics import Accuracy, Paired
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
@@ -92,7 +92,7 @@ def prune(
         ArtefactError: the run folder cannot be used.
         CapletError: gradients or a loss that are not finite.
     """
-    check(model, splits)
+    splits = check(splits, model, note=note)
     check_target(model, splits.calibration, settings)
     resolved = {**settings.model_dump(mode="json"), "weights": weights_digest(model)}
     with begin("prune", out, splits, resolved, model, resume=resume, force=force) as run:
@@ -116,7 +116,8 @@ def ship_pruned(
         "parameters_kept": after.parameters / before.parameters,
         "paired": against.to_json(),
     }
-    save_model(model, run / MODEL, {"pruned": True, "test": new, "data": splits.info["name"]})
+    model.notes = {"pruned": True, "test": new, "data": splits.info["name"], **training_notes(splits, original)}
+    save_model(model, run / MODEL, model.notes)
     metrics = ship(run, splits, metrics, answers, result="pruned")
     return PruneResult(met, model, run / MODEL, *accuracies, against, run, metrics)
 
@@ -250,7 +251,7 @@ class PruneWork:
             curve["epochs"] = [{name: row[name] for name in kept} for row in tuned.history]
             after = evaluate(smaller, self.splits.calibration).accuracy
             trained = (tuning.steps or 0) * min(tuning.batch_size, len(self.splits.train))
-        save_model(smaller, folder / MODEL)
+        save_model(smaller, folder / MODEL, training_notes(self.splits, model))
         write_record(
             folder / ROUND,
             {

@@ -151,7 +151,7 @@ def quantize(
         ArtefactError: the run folder cannot be used.
     """
     settings, engine = settings or QuantizeSettings(), Engine(engine)
-    check(model, splits)
+    splits = check(splits, model, note=note)
     request, method = request_of(settings), METHODS.find(settings.method)
     method.check(model, request)
     check_ram(model, request)
