@@ -141,3 +141,15 @@ def test_a_pruned_backbone_keeps_the_names(tmp_path: Path) -> None:
 def test_a_trained_model_has_its_datas_names(trained: Path, quantized: Path) -> None:
     assert list(api.load_float(trained / "model.safetensors").labels) == NAMES
     assert list(api.load_program(quantized / "model_satisfied.caplet").labels) == NAMES
+
+
+def test_a_model_without_names_takes_a_folders_in_their_order(model: CapsNet, digits: Splits) -> None:
+    folder = replace(digits, info={**digits.info, "name": "folder", "note": ""})
+    notes: list[str] = []
+    found = check(folder, model, note=notes.append)
+    assert notes == ["the model has no class names; its first ones are taken for 0, 1, 2, 3"]
+    assert found.info["note"] == notes[0]
+    assert (found.test is folder.test, found.info["hashes"]) == (True, digits.info["hashes"])
+    assert check(found, model, note=notes.append) is found
+    assert check(digits, model, note=notes.append) is digits
+    assert len(notes) == 1

@@ -161,11 +161,13 @@ class Splits:
         """As :meth:`ImageSet.for_classes`, of every split; what that changes stands in ``info["note"]``, too."""
         made = {split: getattr(self, split).for_classes(classes) for split in SPLITS}
         images, told = {split: part for split, (part, _) in made.items()}, made["test"][1]
-        if not told:
-            return self, told
-        notes = "; ".join(filter(None, (self.info["note"], told)))
+        if not classes and self.info["name"] == "folder":  # others have an order that everybody keeps to
+            told = f"the model has no class names; its first ones are taken for {', '.join(self.test.classes[:4])}"
+        if not told or told in self.info["note"]:
+            return self, ""
+        info = {"note": "; ".join(filter(None, (self.info["note"], told))), "classes": [*images["test"].classes]}
         hashes = {split: part.sha256() for split, part in images.items()}
-        return replace(self, **images, info={**self.info, "classes": [*classes], "hashes": hashes, "note": notes}), told
+        return replace(self, **images, info={**self.info, **info, "hashes": hashes}), told
 
     def save_ids(self, path: str | Path) -> None:
         """Write which images are in which split, with their hashes, as JSON for :func:`caplet.data.load_saved_splits`.

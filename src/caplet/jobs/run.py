@@ -114,7 +114,7 @@ def check(splits: Splits, *models: CapsNet | Program | None, note: Note = silent
     if len(named) > 1 and not splits.test.labels_by_order:
         one, other, *_ = (", ".join(names[:4]) for names in named)
         raise ModelError(f"the models' classes differ, or their order: {one}, ... and {other}, ...; choose another one")
-    splits, told = splits.for_classes(*[*named][:1])
+    splits, told = splits.for_classes(*[*named][:1]) if models else (splits, "")
     if told:
         note(told)
     return splits
