@@ -179,8 +179,9 @@ class SplitAnswers:
 
 
 def training_notes(splits: Splits, *models: CapsNet) -> dict[str, Any]:
-    """What the file of a model trained on ``splits.train`` says of that."""
-    return {"classes": [*splits.train.classes]}
+    """What the file of a model that was made on these data from ``models`` says of that."""
+    stated = {"stated": model.notes["stated"] for model in models if model.notes.get("stated")}
+    return {**stated, "classes": [*splits.train.classes]}
 
 
 def classify(model: CapsNet | Program, images: ImageSet, engine: Engine | str = Engine.AUTO) -> Classes:
