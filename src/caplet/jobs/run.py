@@ -180,7 +180,7 @@ class SplitAnswers:
 
 def training_notes(splits: Splits, *models: CapsNet) -> dict[str, Any]:
     """What the file of a model that was made on these data from ``models`` says of that."""
-    stated = {"stated": model.notes["stated"] for model in models if model.notes.get("stated")}
+    stated = {key: model.notes[key] for model in models for key in ("stated",) if model.notes.get(key)}
     return {**stated, "classes": [*splits.train.classes]}
 
 
