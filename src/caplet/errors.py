@@ -7,10 +7,13 @@ from difflib import get_close_matches
 class CapletError(Exception):
     """Base of every error that is the input's fault, not the program's.
 
-    The message says what is wrong, where, the value found, the rule, and what to do.
+    The message says what is wrong, where, the value found, the rule, and what to do, in one line.
     """
 
     exit_code = 3
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(line.strip() for line in message.splitlines()))
 
 
 class DataError(CapletError):

@@ -58,19 +58,14 @@ def check_regular(
 
 
 def read_bytes(
-    path: str | Path,
-    what: str = "",
-    todo: str = "",
-    kind: type[CapletError] = ArtefactError,
-    most: int = 1 << 31,
+    path: str | Path, what: str = "", todo: str = "", kind: type[CapletError] = ArtefactError, most: int = 1 << 31
 ) -> bytes:
-    """The content of a regular file.
+    """The content of a regular file of at most ``most`` bytes.
 
     Args:
         what: what the file is, with its article, for messages.
         todo: what to do when it cannot be read, for messages.
         kind: the class of the error.
-        most: bytes that it may have.
 
     Raises:
         ArtefactError: or another ``kind``: it cannot be read, is no regular file, or is larger.
@@ -144,7 +139,9 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object], what: st
                 write(stream)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.chmod(temporary, 0o666 & ~_mask())  # mkstemp makes the file private; give it the usual permissions
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes the file private; give it the usual permissions
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -153,34 +150,20 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object], what: st
 
 
 @contextlib.contextmanager
-def whole_folder(folder: Path, what: str = "", todo: str = "") -> Iterator[Path]:
-    """Fill a folder so that it is there whole or not at all: a folder beside it (in it, where it exists) to write to.
-
-    Raises:
-        ArtefactError: it cannot be written; nothing is left behind.
-    """
-    with access(f"write {what}".strip(), folder, todo):
-        home = folder if folder.is_dir() else folder.parent
-        home.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=home, prefix=f".{folder.name}.", suffix=".part"))
-        try:
-            yield part
-            if home is folder:
-                for child in part.iterdir():
-                    os.replace(child, folder / child.name)
-                part.rmdir()
-            else:
-                os.chmod(part, 0o777 & ~_mask())  # as of any other new folder
-                os.replace(part, folder)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
-
-
-def _mask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Gives a folder to fill, which becomes ``folder`` (or its content, where it exists) at the end, or is removed."""
+    home = folder if folder.is_dir() else folder.parent
+    part = home / f".{folder.name}.part"
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        for child in part.iterdir() if home is folder else ():
+            os.replace(child, folder / child.name)
+        if home is not folder:
+            os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_bytes(path: str | Path, data: Buffer, what: str = "", todo: str = "") -> None:

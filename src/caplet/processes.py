@@ -2,9 +2,9 @@
 
 import os
 import signal
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, CompletedProcess, Popen, TimeoutExpired
 
 from caplet.errors import ToolMissing
 
@@ -13,31 +13,16 @@ LOOK, WORK = 30.0, 300.0
 
 
 def run(
-    command: Sequence[str],
-    cwd: Path | None = None,
-    *,
-    seconds: float = WORK,
-    environment: Mapping[str, str] | None = None,
-    todo: str = "",
-) -> subprocess.CompletedProcess[str]:
+    command: Sequence[str], cwd: Path | None = None, seconds: float = WORK, environment: Mapping[str, str] | None = None
+) -> CompletedProcess[str]:
     """Run a program to its end; its exit code, and what it printed.
 
     Raises:
         ToolMissing: it cannot be started, or does not end within ``seconds``; it is ended then, as on an interrupt.
     """
-    name = " ".join(command[:4])
+    name, pipes = " ".join(command[:4]), {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE}
     try:
-        child = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+        child = Popen(command, cwd=cwd, env=environment, text=True, errors="replace", start_new_session=True, **pipes)
     except OSError as error:
         raise ToolMissing(f"{name} cannot be started: {error.strerror or error}") from error
     with child:
@@ -47,9 +32,7 @@ def run(
             if hasattr(os, "killpg"):
                 os.killpg(child.pid, signal.SIGKILL)  # its own group: the children of its children go, too
             child.kill()
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise ToolMissing(
-                    f"{name} did not end within {seconds:g} s and was ended{todo and f'; {todo}'}"
-                ) from error
+            if isinstance(error, TimeoutExpired):
+                raise ToolMissing(f"{name} did not end within {seconds:g} s and was ended") from error
             raise
-    return subprocess.CompletedProcess(list(command), child.returncode, out, err)
+    return CompletedProcess(list(command), child.returncode, out, err)

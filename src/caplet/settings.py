@@ -27,18 +27,17 @@ _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 Amount = Annotated[int, Field(ge=1, le=1 << 50)]
 Many = Annotated[int, Field(ge=1, le=10**9)]
 """How many images, steps, epochs, ...; nothing is computed or stored for each of them in advance."""
-ManyOrNone = Annotated[int, Field(ge=0, le=10**9)]
-Few = Annotated[int, Field(ge=1, le=100)]
-"""How often the whole work is done: rounds, sweeps, turns, routing iterations."""
+Natural = Annotated[int, Field(ge=0, le=10**9)]
+Few = Annotated[int, Field(ge=1, le=1000)]
+"""How often work is done (rounds, sweeps, turns, routing iterations), or at once (threads)."""
 Batch = Annotated[int, Field(ge=1, le=1 << 16)]
-Threads = Annotated[int, Field(ge=1, le=1024)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 """Pixels of an image, a kernel or a stride."""
 Pixels = Annotated[int, Field(ge=0, le=1024)]
 Size = Annotated[int, Field(ge=1, le=1 << 20)]
 """Channels, capsules or classes of a layer."""
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
-Positive = Annotated[float, Field(ge=1e-12, le=1e6)]
+Positive = Annotated[float, Field(ge=1e-12, le=1e30)]
 Percent = Annotated[float, Field(ge=0, le=100), AfterValidator(lambda value: value if value >= 1e-9 else 0.0)]
 """Percentage points of accuracy. Below a billionth, which no number of images resolves, it is 0."""
 Weight = Annotated[float, Field(ge=0, le=1e6)]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from caplet.errors import ConfigError
-from caplet.settings import Batch, Few, Many, Settings, Threads, option
+from caplet.settings import Batch, Few, Many, Settings, option
 
 PANEL = "Measurement"
 
@@ -16,7 +16,7 @@ class BenchSettings(Settings):
 
     where = "bench"
 
-    threads: Threads = option(1, PANEL)
+    threads: Few = option(1, PANEL)
     """CPU threads."""
     inference_batch: Batch = option(100, PANEL, flag="--batch")
     """Images per forward pass of inference."""
@@ -33,7 +33,7 @@ class SpeedSettings(Settings):
 
     where = "bench speed"
 
-    threads: Threads = option(1, PANEL)
+    threads: Few = option(1, PANEL)
     """CPU threads of PyTorch and of the compiled C; the interpreter has one."""
     batch: Batch = option(64, PANEL)
     """Images per training step and per forward pass."""
@@ -85,7 +85,7 @@ class PapersSettings(Settings):
     """Images cut from the training split for calibration and search."""
     test_images: Many | None = option(None, PANEL)
     """Look at so many test images at most, at even distances. Default: all."""
-    threads: Threads | None = option(None, PANEL)
+    threads: Few | None = option(None, PANEL)
     """CPU threads."""
 
     def check(self) -> None:

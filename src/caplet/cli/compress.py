@@ -11,7 +11,7 @@ from caplet.cli.output import bar, console, going_on, kilobytes, note, percent, 
 from caplet.cli.shared import RunOptions
 from caplet.errors import TargetNotMet
 from caplet.jobs.compress.settings import CompressSettings
-from caplet.settings import Settings, Threads, option
+from caplet.settings import Few, Settings, option
 
 if TYPE_CHECKING:
     from caplet.api import CompressedModel
@@ -30,7 +30,7 @@ class CompressOptions(Settings):
 
     settings: Path | None = option(None, "Run")
     """A TOML file, such as `caplet init` writes; options go before it."""
-    jobs: Threads | None = option(None, "Run")
+    jobs: Few | None = option(None, "Run")
     """CPU threads that every stage computes with; stages run one after another. Default: all cores, or
     OMP_NUM_THREADS."""
     dry_run: bool = option(False, "Run")

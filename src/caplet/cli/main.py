@@ -1,7 +1,9 @@
 """The entry point: sub-commands, and how errors become one line and an exit code."""
 
+import os
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
@@ -51,6 +53,8 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             sys.exit(fail(INTERRUPTED, 130))
+        except EOFError as error:  # which typer takes for Ctrl-D, and says "Aborted"
+            raise CapletError(f"a file ended too early: {error}") from error
 
 
 app = typer.Typer(
@@ -113,11 +117,20 @@ app.add_typer(bench.app, name="bench", rich_help_panel="Measure")
 
 def main() -> None:
     """Run the command line; user errors become one line on stderr and an exit code, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files that are no text
     try:
-        app(prog_name="caplet")
+        try:
+            app(prog_name="caplet")
+        finally:
+            sys.stdout.flush()
     except CapletError as error:
         sys.exit(fail(str(error), error.exit_code))
     except KeyboardInterrupt:
         sys.exit(fail(INTERRUPTED, 130))
+    except MemoryError as error:
+        sys.exit(fail(f"too little memory: {error}; use fewer or smaller images, or a smaller network", 3))
     except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  what could not be printed is not tried again at the end
         sys.exit(fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 3))

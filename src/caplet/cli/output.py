@@ -46,7 +46,7 @@ def print_json(data: Any) -> None:
 
 def note(text: str) -> None:
     """A line for the user on stderr."""
-    print(text, file=sys.stderr)
+    print(*text.splitlines(), file=sys.stderr)
 
 
 @contextmanager

@@ -12,8 +12,6 @@ import shutil
 import socket
 import sys
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -85,12 +83,10 @@ def _entry(key: str) -> Path:
 def load_arrays(key: str, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
     """The arrays stored under ``key``, or None if there is no sound entry with exactly these names."""
     try:
-        with np.load(_entry(key), allow_pickle=False) as stored:
-            if sorted(stored.files) != sorted(names):
-                return None
-            return {name: stored[name] for name in names}  # reading to the end checks each array's CRC-32
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        stored = files.read_arrays(_entry(key))
+    except ArtefactError:
         return None
+    return stored if sorted(stored) == sorted(names) else None
 
 
 def store_arrays(key: str, arrays: dict[str, np.ndarray]) -> None:

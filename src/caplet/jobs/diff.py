@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from caplet.errors import ArtefactError
 from caplet.metrics import Paired, paired
+from caplet.runs.folder import reading
 from caplet.runs.records import PREDICTIONS, RunKind, RunRecords, read_run
 
 _LEFT_OUT = frozenset({"data_hashes", "hardware"})
@@ -62,6 +63,11 @@ def diff_runs(first: str | Path, second: str | Path) -> Diff:
         ArtefactError: a folder holds no finished run, or one without a model.
     """
     one, two = runs = _read(Path(first)), _read(Path(second))
+    with reading(f"the record of {one.name} or {two.name}"):
+        return _compared(one, two, runs)
+
+
+def _compared(one: RunRecords, two: RunRecords, runs: tuple[RunRecords, RunRecords]) -> Diff:
     answers: list[Any] = [_answers(run) for run in runs]
     unpaired = _why_unpaired(runs, answers)
     pair = agree = None

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from caplet.errors import ArtefactError
 from caplet.files import write_text
 from caplet.report.page import render
+from caplet.runs.folder import reading
 from caplet.runs.records import find_runs, read_run
 from caplet.version import __version__
 
@@ -27,13 +27,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> P
     """
     records = [read_run(path) for given in runs for path in find_runs(given)]
     target = Path(runs[0]) / PAGE if out is None else Path(out)
-    try:
+    with reading(f"the record of {', '.join(record.name for record in records)}"):
         page = render(records, __version__)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        names = ", ".join(record.name for record in records)
-        raise ArtefactError(
-            f"the records of {names} are not what this version of caplet writes ({type(error).__name__}: {error}); make"
-            " the runs again, or use the version that made them"
-        ) from error
     write_text(target, page, todo="choose another --out")
     return target

@@ -10,7 +10,7 @@ from caplet.models.base import CapsNet, FrozenModel, ModelConfig, Stage, State, 
 from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps, flatten_capsules
 from caplet.nn.conv import ConvReLU, InputLayer
 from caplet.nn.layer import Layer
-from caplet.settings import Few, ManyOrNone, Side, Size
+from caplet.settings import Few, Natural, Side, Size
 
 
 class BlockConfig(FrozenModel):
@@ -44,7 +44,7 @@ class DeepCapsConfig(ModelConfig):
     class_dim: Size = 32
     skip_iterations: Few = 3
     iterations: Few = 3
-    kept: tuple[ManyOrNone, ...] | None = None
+    kept: tuple[Natural, ...] | None = None
 
 
 class CapsBlock(nn.Module):

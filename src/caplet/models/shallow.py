@@ -9,7 +9,7 @@ from pydantic import Field
 from caplet.models.base import CapsNet, FrozenModel, ModelConfig, Stage, check_image_size, layer_stage
 from caplet.nn.caps import ConvCaps2d, DenseCaps, flatten_capsules
 from caplet.nn.conv import ConvReLU, InputLayer
-from caplet.settings import Few, ManyOrNone, Pixels, Positive, Side, Size
+from caplet.settings import Few, Natural, Pixels, Positive, Side, Size
 
 
 class StemConv(FrozenModel):
@@ -53,7 +53,7 @@ class ShallowCapsConfig(ModelConfig):
     iterations: Few = 3
     primary_bias: bool = True
     class_bias: bool = True
-    kept: tuple[ManyOrNone, ...] | None = None
+    kept: tuple[Natural, ...] | None = None
 
 
 class ShallowCaps(CapsNet):

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Literal
 
-from caplet.settings import Many, Seed, Settings, Size, option
+from caplet.settings import Few, Many, Seed, Settings, Size, option
 
 TORCH_PRUNING = "torch-pruning"
 """As an importance of channels of a CNN: torch-pruning's group magnitude, beside the scores of
@@ -43,7 +43,7 @@ class BackbonePruneSettings(Settings):
     primary: Literal["follow", "keep"] = option("follow", "What is removed")
     """Primary capsule types: follow (the same fraction of them goes as of the last channels) or keep (to be pruned by
     their own scores afterwards)."""
-    candidates: int = option(16, "What is removed", ge=1, le=1000)
+    candidates: Few = option(16, "What is removed")
     """How many ways to prune are compared; the first removes the same fraction of every layer."""
     spread: float = option(0.75, "What is removed", ge=0.0, lt=1.0)
     """How much the layers' fractions differ, 0 to 1: exponents of the fraction are drawn from 1 - spread to 1 +

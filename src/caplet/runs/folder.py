@@ -20,6 +20,7 @@ SETTINGS, ENVIRONMENT, SPLITS, METRICS = "settings.json", "environment.json", "s
 _LOCK, _UNFINISHED = ".lock", ".part"
 RUNNING = f".run{_UNFINISHED}"
 """In the folder from a run's start to its end: where it is left, the run stopped, and other files may be older."""
+_TODO = "delete the folder or use --force"
 _PACKAGES = ("caplet", "numpy", "torch", "torchvision", "safetensors", "scipy", "scikit-learn")
 
 
@@ -28,9 +29,24 @@ def write_record(path: Path, data: Any) -> None:
     write_json(path, data, sort_keys=True)
 
 
-def read_record(path: Path) -> Any:
-    """Read a JSON file of a run folder. Raises ArtefactError when it is missing or not JSON."""
-    return read_json(path, todo="delete the folder or use --force")
+def read_record(path: Path, kind: type = dict) -> Any:
+    """Read a JSON file of a run folder, a table or a list. Raises ArtefactError when it is missing or no such thing."""
+    found = read_json(path, todo=_TODO)
+    if not isinstance(found, kind):
+        raise ArtefactError(f"{path} holds a {type(found).__name__} where a {kind.__name__} belongs; {_TODO}")
+    return found
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """What damaged records, or those of another version, make fail inside becomes one ArtefactError about ``what``."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ArtefactError(
+            f"{what} is not what this version of caplet writes ({type(error).__name__}: {error}); {_TODO}, or use the"
+            " version that made it"
+        ) from error
 
 
 def remove(path: Path) -> None:

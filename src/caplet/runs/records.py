@@ -25,7 +25,7 @@ from caplet.program.arena import plan_memory
 from caplet.program.document import format_text
 from caplet.program.file import dumps
 from caplet.program.verify import verify
-from caplet.runs.folder import ENVIRONMENT, METRICS, RUNNING, SETTINGS, SPLITS, read_record, write_record
+from caplet.runs.folder import ENVIRONMENT, METRICS, RUNNING, SETTINGS, SPLITS, read_record, reading, write_record
 
 PREDICTIONS, FLIPS, DETAILS = "predictions.json", "flips.json", "details.json"
 SEARCH, VERIFIED, TRACE, KEPT = "search.json", "verify.json", "trace.json", "kept.json"
@@ -143,7 +143,8 @@ def record_verified(folder: Path, program: Program, data: str, engines: Sequence
     """
     sha256 = program_digest(program)
     earlier = read_record(folder / VERIFIED) if (folder / VERIFIED).exists() else {}
-    known = {row["target"]: row for row in earlier["engines"]} if earlier.get("sha256") == sha256 else {}
+    with reading(f"{folder / VERIFIED}"):
+        known = {row["target"]: row for row in earlier["engines"]} if earlier.get("sha256") == sha256 else {}
     known |= {engine.target: {**asdict(engine), "data": data} for engine in engines}
     write_record(folder / VERIFIED, {"sha256": sha256, "engines": list(known.values())})
 
@@ -306,7 +307,8 @@ def read_run(path: str | Path) -> RunRecords:
             " finish it with --resume, or give a finished one"
         )
     present = {name: read_record(folder / name) for name in FILES if (folder / name).exists()}
-    return RunRecords(folder.resolve().name, present)
+    with reading(f"the run in {folder}"):
+        return RunRecords(folder.resolve().name, present)
 
 
 def find_runs(path: str | Path) -> list[Path]:
@@ -320,5 +322,5 @@ def find_runs(path: str | Path) -> list[Path]:
         return [path]
     with access("read", path):
         inside = [path / name for name in os.listdir(path) if (path / name / SETTINGS).exists()]
-    started = {run: str(read_record(run / ENVIRONMENT)["started"]) for run in inside}
+    started = {run: str(read_record(run / ENVIRONMENT).get("started", "")) for run in inside}
     return sorted(inside, key=lambda run: (started[run], run), reverse=True) or [path]

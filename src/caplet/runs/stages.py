@@ -46,7 +46,8 @@ class Stages:
 
     def __init__(self, run: Path, note: Note = silent) -> None:
         self.run, self.note = run, note
-        self._records: dict[str, Any] = read_record(run / STAGES) if (run / STAGES).exists() else {}
+        found = read_record(run / STAGES) if (run / STAGES).exists() else {}
+        self._records: dict[str, Any] = {name: record for name, record in found.items() if _sound(record)}
 
     def do(
         self, name: str, inputs: Mapping[str, Any], work: Callable[[Path, bool], None], outputs: tuple[str, ...]
@@ -94,6 +95,12 @@ class Stages:
     def _remember(self, name: str, record: dict[str, Any]) -> None:
         self._records[name] = record
         write_record(self.run / STAGES, self._records)
+
+
+def _sound(record: Any) -> bool:
+    """Whether a record is one of :meth:`Stages.do`; a stage whose record is not is done anew."""
+    known = isinstance(record, dict) and isinstance(record.get("seconds"), int | float)
+    return known and isinstance(record.get("outputs", {}), dict)
 
 
 def _hashes(folder: Path, names: tuple[str, ...]) -> dict[str, str] | None:

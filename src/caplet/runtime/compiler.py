@@ -81,18 +81,17 @@ def _examine(command: tuple[str, ...]) -> Compiler | None:
 
 def _environment() -> dict[str, str]:
     """For compilers: zig spins for ever where it finds no folder to write its cache to, so it is given one."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    if "ZIG_GLOBAL_CACHE_DIR" in os.environ or _writable(Path(home)):
-        return dict(os.environ)
-    own = str(cache_folder() / "zig")
-    return {**os.environ, "ZIG_GLOBAL_CACHE_DIR": own, "ZIG_LOCAL_CACHE_DIR": own}
+    own = {} if _writable(platformdirs.user_cache_path()) else {"ZIG_GLOBAL_CACHE_DIR": str(cache_folder() / "zig")}
+    return {**own, **os.environ}
 
 
 def _writable(folder: Path) -> bool:
     """Whether a folder is writable, or can be made."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 @cache

@@ -120,7 +120,7 @@ def _emulate(board: Board, firmware: Path, folder: Path, images: NDArray[np.uint
     command = [board.require_emulator(), *board.machine, "-nographic", "-icount", f"shift={board.clock_shift}"]
     command += ["-monitor", "none", "-serial", "none", "-semihosting-config", "enable=on,target=native"]
     command += ["-kernel", str(firmware)]
-    done = processes.run(command, folder, seconds=timeout, todo="give it fewer images")
+    done = processes.run(command, folder, seconds=timeout)
     if done.returncode:
         said = (done.stderr + done.stdout).strip()[:1000]
         raise ArtefactError(f"{board.name}: the emulated firmware stopped with exit code {done.returncode}: {said}")

@@ -11,13 +11,7 @@ from caplet.errors import ArtefactError, ConfigError, ToolMissing
 from caplet.program import Program
 from caplet.program.interpreter import run
 
-_log = logging.getLogger(__name__)
-
-
-@cache
-def _note(text: str) -> None:
-    """Say something once; without handlers of its own, logging prints it on stderr."""
-    _log.warning(text)
+_note = cache(logging.getLogger(__name__).warning)  # each text once; on stderr, where logging is not set up
 
 
 class Engine(StrEnum):

@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from caplet.errors import ConfigError
-from caplet.files import access, write_text
+from caplet.errors import ArtefactError, ConfigError
+from caplet.files import access, read_text, write_text
 
 #: ``kind`` is ``step`` (values of that step's batch) or ``epoch`` (means over the epoch; calibration with the averaged
 #: weights). ``global_step`` counts finished steps; ``seconds`` is training time so far.
@@ -34,8 +34,11 @@ def read_steps(path: Path) -> list[dict[str, float]]:
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    with access("read the training log", path), path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+    text = read_text(path, "the training log", "delete it to go on without its rows")
+    try:
+        return list(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise ArtefactError(f"{path} is no training log ({error}); delete it to go on without its rows") from error
 
 
 def _lines(*rows: Mapping[str, Any]) -> str:
@@ -73,9 +76,11 @@ class CsvLog:
 
 def _kept(row: dict[str, str], epochs: int, steps: int) -> bool:
     """Whether a row is whole (a kill can cut the last one) and not after the checkpoint."""
-    if None in row.values() or not row["epoch"].isdigit() or not row["global_step"].isdigit():
+    try:
+        epoch, step, _, _ = int(row["epoch"]), int(row["global_step"]), float(row["loss"]), float(row["accuracy"])
+        return None not in (*row, *row.values()) and (epoch <= epochs if row["kind"] == "epoch" else step <= steps)
+    except (KeyError, TypeError, ValueError):
         return False
-    return int(row["epoch"]) <= epochs if row["kind"] == "epoch" else int(row["global_step"]) <= steps
 
 
 class TensorBoardLog:

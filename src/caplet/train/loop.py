@@ -97,7 +97,10 @@ def train(
         if saved is None:
             trainer.start()
         else:
-            trainer.restore(*saved)
+            try:
+                trainer.restore(*saved)
+            except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+                raise ArtefactError(f"{checkpoint} does not fit this run; delete it to start anew") from error
         main, position = trainer.backend.main, trainer.position
 
         def save() -> None:

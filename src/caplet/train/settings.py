@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from caplet.errors import ConfigError, suggest
-from caplet.settings import Batch, Many, Pixels, Positive, Seed, Settings, Threads, Weight, option
+from caplet.settings import Batch, Few, Many, Pixels, Positive, Seed, Settings, Weight, option
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -67,7 +67,7 @@ class LoopSettings(Settings):
     patience: Many | None = None
     keep: Literal["best", "last"] = "best"
     seed: Seed = 0
-    threads: Threads | None = None
+    threads: Few | None = None
 
 
 class TrainSettings(LoopSettings):

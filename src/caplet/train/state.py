@@ -2,16 +2,16 @@
 
 import io
 import json
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from caplet.data.splits import Splits
-from caplet.errors import ArtefactError, ConfigError
-from caplet.files import access, write_bytes
+from caplet.errors import ArtefactError, CapletError, ConfigError
+from caplet.files import access, check_regular, write_bytes
 from caplet.train.settings import LoopSettings
 
 FORMAT, VERSION = "caplet-training", 1
@@ -80,23 +80,30 @@ def load_state(path: Path, made: dict[str, str], settings: LoopSettings) -> tupl
         ArtefactError: the file is unreadable, damaged or not a training checkpoint.
         ConfigError: it was made with other settings or other data; the message names them.
     """
+    check_regular(path, "the training checkpoint")
     try:
         with access("read the training checkpoint", path):
             record = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+    except CapletError:
+        raise
+    except Exception as error:  # a malformed pickle can fail in any way; nothing of it has been executed
         raise ArtefactError(f"{path} is damaged or not a training checkpoint; delete it to start anew") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
         raise ArtefactError(f"{path} is not a training checkpoint of this version of caplet; delete it to start anew")
     fields = type(settings).model_fields.items()
     defaults = {name: json.dumps(field.default) for name, field in fields if not field.is_required()}
-    before = defaults | record["made"]  # a setting that did not exist yet had the effect of its default
+    try:
+        before, position = defaults | record["made"], TypeAdapter(Position).validate_python(record["position"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtefactError(f"{path} is damaged; delete it to start anew") from error
+    # a setting that did not exist yet had the effect of its default
     if before.get("exponents") == '"refit"':
         before["exponents"] = '"recalibrate"'  # its earlier name
     changed = [name for name in {**made, **before} if before.get(name) != made.get(name)]
     if changed:
         raise ConfigError(f"cannot resume {path}: {'; '.join(_change(n, before, made) for n in changed)}")
     tensors = {key: value for key, value in record.items() if key not in ("format", "version", "made", "position")}
-    return Position(**record["position"]), tensors
+    return position, tensors
 
 
 def _change(name: str, before: dict[str, str], now: dict[str, str]) -> str:

@@ -151,7 +151,7 @@ class Measurement:
         network = models[base.macs_kept]
         inputs = {**common, "network": weights_digest(network), "widths": list(settings.quantize.probes)}
         done = stages.do("widths", inputs, partial(self.narrow, network, base), (POINT,))
-        widths = tuple(Width(**point) for point in read_record(done.folder / POINT))
+        widths = tuple(Width(**point) for point in read_record(done.folder / POINT, list))
         calibrations = {macs_kept: self.calibrated(model) for macs_kept, model in models.items()}
 
         def size(pruned: Pruned, width: Width) -> Size:

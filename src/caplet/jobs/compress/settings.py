@@ -13,7 +13,7 @@ from caplet.errors import ConfigError
 from caplet.files import read_toml
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.quant.choices import Method, Part
-from caplet.settings import Batch, Bytes, Count, Many, ManyOrNone, Percent, Positive, Settings, Side, option
+from caplet.settings import Batch, Bytes, Count, Many, Natural, Percent, Positive, Settings, Side, option
 
 Choice = Literal["auto", "yes", "no"]
 BATCH = 32
@@ -64,7 +64,7 @@ class Pruning(Settings):
     """How capsules are ranked: docs/pruning.md."""
     epochs: Many = 1
     """Epochs of fine-tuning after pruning, distilled from the float model."""
-    least_steps: ManyOrNone = 1000
+    least_steps: Natural = 1000
     """But at least so many steps of 32 images."""
     lr: Positive = 1e-3
     """Its peak learning rate."""
@@ -74,7 +74,7 @@ class Pruning(Settings):
     probes: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.35, 0.25, 0.12, 0.06, 0.03, 0.015)
     """Fractions of the multiply-accumulates at which the trade-off is measured, from the largest on, as long as they
     may be chosen."""
-    probe_steps: ManyOrNone = 200
+    probe_steps: Natural = 200
     """Steps of fine-tuning at every such point."""
 
     @property

@@ -6,21 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from caplet.prune.choices import Allocation, UnitKind
-from caplet.settings import (
-    Batch,
-    Bytes,
-    Few,
-    Many,
-    ManyOrNone,
-    Percent,
-    Pixels,
-    Positive,
-    Seed,
-    Settings,
-    Threads,
-    Weight,
-    option,
-)
+from caplet.settings import Batch, Bytes, Few, Many, Natural, Percent, Pixels, Positive, Seed, Settings, Weight, option
 from caplet.train.settings import FinetuneSettings
 
 Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -40,7 +26,7 @@ class TuningOptions(Settings):
     """Augmentation: largest random shift in pixels."""
     flip: bool = option(False, TUNING)
     """Augmentation: random mirroring."""
-    threads: Threads | None = option(None, TUNING)
+    threads: Few | None = option(None, TUNING)
     """CPU threads of fine-tuning."""
 
 
@@ -49,7 +35,7 @@ class BackboneTuning(TuningOptions):
 
     where = "prune-backbone"
 
-    epochs: ManyOrNone = option(1, TUNING)
+    epochs: Natural = option(1, TUNING)
     """Fine-tuning, passes over the training split; 0 for none."""
 
     def finetuning(self, seed: int) -> FinetuneSettings | None:
@@ -91,7 +77,7 @@ class PruneSettings(TuningOptions):
     """Remove units that are never active on the calibration split first."""
     images: Many = option(1000, REMOVAL)
     """Calibration images that scores look at."""
-    refit: ManyOrNone = option(1000, REMOVAL)
+    refit: Natural = option(1000, REMOVAL)
     """Training images on which convolutions that lost inputs are refitted after surgery; 0 for none."""
 
     rounds: Few = option(1, TUNING)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from caplet.errors import ModelError
+from caplet.files import check_regular
 from caplet.models.assemble import first_line, listed
 
 HEAD = 16
@@ -25,6 +26,8 @@ def read_head(path: Path) -> bytes:
     try:
         if path.is_dir():
             raise ModelError(f"{path}: a folder, but a checkpoint is one file; give the path of the file")
+        if path.exists():
+            check_regular(path, kind=ModelError)  # opening a pipe would wait for ever
         with path.open("rb") as stream:
             head = stream.read(HEAD)
     except FileNotFoundError:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caplet.errors import ArtefactError, PlanError
-from caplet.files import access, digest
+from caplet.files import access, digest, read_bytes
 from caplet.models.assemble import tensor_parts
 from caplet.models.base import CapsNet
 from caplet.quant.plan.plan import QuantPlan
@@ -91,7 +91,7 @@ class MeasurementLog:
         for number, row in enumerate(self.rows, start=2):
             try:
                 yield parse(row)
-            except (KeyError, TypeError, ValueError, PlanError) as error:
+            except (LookupError, TypeError, ValueError, AttributeError, OverflowError, PlanError) as error:
                 raise self._damaged(number, f"not {what} ({error})") from None
 
     def _damaged(self, number: int, reason: str) -> ArtefactError:
@@ -100,7 +100,7 @@ class MeasurementLog:
     def _read(self, path: Path) -> list[dict[str, Any]]:
         """All whole lines; what a kill left of another one is cut off."""
         with access(f"read the {self.what}", path):
-            content = path.read_bytes() if path.exists() else b""
+            content = read_bytes(path, f"the {self.what}") if path.exists() else b""
             end = content.rfind(b"\n") + 1
             if end < len(content):
                 os.truncate(path, end)
@@ -108,7 +108,7 @@ class MeasurementLog:
         for number, line in enumerate(content[:end].splitlines(), start=1):
             try:
                 rows.append(json.loads(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise self._damaged(number, f"not JSON ({error})") from None
             if not isinstance(rows[-1], dict):
                 raise self._damaged(number, "not a JSON object")

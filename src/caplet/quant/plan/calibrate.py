@@ -1,7 +1,6 @@
 """Calibration: what values every point takes on real images, and the formats that follow."""
 
 import json
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from caplet.data.imageset import to_float
 from caplet.errors import ArtefactError, ConfigError, ModelError, PlanError
-from caplet.files import access, write_atomic
+from caplet.files import read_arrays, write_atomic
 from caplet.fixed import AnyFormat, Rounding
 from caplet.models.base import CapsNet
 from caplet.nn.points import PointSpec, Storage, Watch
@@ -102,13 +101,13 @@ class Calibration:
 @contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[NDArray[np.int64], dict[str, Any]]]:
     """Counts and facts of a saved calibration; whatever is wrong with the file becomes one ArtefactError."""
+    archive = read_arrays(path, "the calibration", "move it away")
     try:
-        with access("read the calibration", path), np.load(path, allow_pickle=False) as archive:
-            counts, meta = archive["counts"], json.loads(archive["meta"].tobytes())
-            if (meta["kind"], meta["version"], counts.shape) != (KIND, VERSION, (len(meta["points"]), 2 * HALF)):
-                raise ValueError("unexpected kind, version or shape")
-            yield counts, meta
-    except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        counts, meta = archive["counts"], json.loads(archive["meta"].tobytes())
+        if (meta["kind"], meta["version"], counts.shape) != (KIND, VERSION, (len(meta["points"]), 2 * HALF)):
+            raise ValueError("unexpected kind, version or shape")
+        yield counts, meta
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ArtefactError(f"{path} is not a calibration of version {VERSION}: {error}; move it away") from error
 
 

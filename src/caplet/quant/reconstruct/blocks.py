@@ -133,5 +133,5 @@ class BlockStore:
                 if (known.get("identity"), known.get("plan")) != (self._identity, plan.digest()):
                     return None
                 return FittedBlock({name: stream.get_tensor(name) for name in list(stream.keys())}, known["facts"])
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+        except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ArtefactError(f"{path} is damaged ({error}); delete it and resume") from error
