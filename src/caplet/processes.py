@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, CompletedProcess, Popen, TimeoutExpired
 
@@ -20,9 +21,9 @@ def run(
     Raises:
         ToolMissing: it cannot be started, or does not end within ``seconds``; it is ended then, as on an interrupt.
     """
-    name, pipes = " ".join(command[:4]), {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE}
+    name, open_ = " ".join(command[:4]), partial(Popen[str], stdin=DEVNULL, stdout=PIPE, stderr=PIPE)
     try:
-        child = Popen(command, cwd=cwd, env=environment, text=True, errors="replace", start_new_session=True, **pipes)
+        child = open_(command, cwd=cwd, env=environment, text=True, errors="replace", start_new_session=True)
     except OSError as error:
         raise ToolMissing(f"{name} cannot be started: {error.strerror or error}") from error
     with child:
