@@ -19,6 +19,7 @@ from caplet.program.ops import (
     ConvVotes,
     DenseVotes,
     InputQuantize,
+    LeakyRelu,
     Lengths,
     MaxPool2d,
     Routing,
@@ -151,6 +152,12 @@ class Naive:
             acc += int(op.offset.codes[c]) << (common - op.offset.format.frac_bits)
             out.append(self.round(op.output, element, acc, common - tensors[op.output].format.frac_bits))
         self.t[op.output] = out
+
+    def leaky_relu(self, op: LeakyRelu) -> None:
+        tensors = self.program.tensors
+        shift = tensors[op.input].format.frac_bits + op.frac - tensors[op.output].format.frac_bits
+        accs = [code * op.slope if code < 0 else code * 2**op.frac for code in self.t[op.input]]
+        self.t[op.output] = [self.round(op.output, element, acc, shift) for element, acc in enumerate(accs)]
 
     def squash_into(self, source: str, target: str, dim: int, iteration: int = 0) -> None:
         f = self.program.tensors[source].format.frac_bits

@@ -12,6 +12,8 @@ CASES: dict[str, Case] = {
     "input": (lambda: InputLayer("x", (3, 5, 6)), ((3, 5, 6),)),
     "conv": (lambda: ConvReLU("x", (3, 9, 8), 4, 3, 2, 1), ((3, 9, 8),)),
     "conv with batch norm": (lambda: ConvReLU("x", (3, 9, 8), 4, 3, batch_norm=True), ((3, 9, 8),)),
+    "leaky conv": (lambda: ConvReLU("x", (3, 9, 8), 4, 3, slope=0.3), ((3, 9, 8),)),
+    "leaky conv with batch norm": (lambda: ConvReLU("x", (3, 9, 8), 4, 3, batch_norm=1e-3, slope=0.1), ((3, 9, 8),)),
     "conv caps": (lambda: ConvCaps2d("x", (4, 9, 8), 2, 3, 3, 2, 1), ((4, 9, 8),)),
     "conv caps without bias": (lambda: ConvCaps2d("x", (4, 9, 8), 2, 3, 3, bias=False), ((4, 9, 8),)),
     "dense": (lambda: DenseCaps("x", 6, 4, 3, 5, 3), ((6, 4),)),

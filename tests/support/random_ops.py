@@ -18,6 +18,7 @@ from caplet.program.ops import (
     ConvVotes,
     DenseVotes,
     InputQuantize,
+    LeakyRelu,
     Lengths,
     MaxPool2d,
     Routing,
@@ -169,6 +170,13 @@ def _channel_affine(draw: RandomOps) -> tuple[Op, Tensors]:
     return ChannelAffine("op", "x", "y", scale, offset), {"x": x, "y": y}
 
 
+def _leaky_relu(draw: RandomOps) -> tuple[Op, Tensors]:
+    shape, frac = (draw.size(1, 6), draw.size(1, 6), draw.size(1, 9)), draw.size(1, 15)
+    x = draw.spec("x", shape)
+    y = draw.spec("y", shape, x.format.frac_bits - draw.size(-4, 6))
+    return LeakyRelu("op", "x", "y", draw.size(1, (1 << frac) - 1), frac), {"x": x, "y": y}
+
+
 def _squash(draw: RandomOps) -> tuple[Op, Tensors]:
     dim = draw.size(1, 64) if not draw.size(0, 3) else draw.size(1, 16)
     shape = (draw.size(1, 8), dim) if draw.size(0, 1) else (draw.size(1, 3), draw.size(1, 3), draw.size(1, 3) * dim)
@@ -248,4 +256,5 @@ _MAKERS: dict[str, Callable[[RandomOps], tuple[Op, Tensors]]] = {
     Routing.kind: _routing,
     Lengths.kind: _lengths,
     MaxPool2d.kind: _max_pool2d,
+    LeakyRelu.kind: _leaky_relu,
 }

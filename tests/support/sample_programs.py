@@ -20,6 +20,7 @@ from caplet.program.ops import (
     ConvVotes,
     DenseVotes,
     InputQuantize,
+    LeakyRelu,
     Lengths,
     MaxPool2d,
     Routing,
@@ -254,7 +255,9 @@ def sample_backbone(
     build = _Builder(settings or SampleSettings(), np.random.default_rng(seed))
     x = build.conv("stem", build.start(image), channels, (3, 1, 1), True, "activation")
     x = build.max_pool("pool", x, (3, 2, 1))
-    first = build.conv("block1.conv1", x, channels, (3, 1, 1), True, "activation")
+    linear = build.conv("block1.conv1", x, channels, (3, 1, 1), False, "linear")
+    first = build.tensor("block1.conv1.activation", build.tensors[linear].shape, build.tensors[linear].format.frac_bits)
+    build.ops.append(LeakyRelu("block1.conv1.leaky", linear, first, 4915, 14))
     second = build.conv("block1.conv2", first, channels, (3, 1, 1), False, "activation")
     rectified = build.tensor("block1.sum", build.tensors[x].shape, build.tensors[second].format.frac_bits, False)
     build.ops.append(Add("block1", second, x, rectified))

@@ -74,6 +74,18 @@ CONFIGS: dict[str, ModelConfig] = {
         class_dim=3,
         class_bias=False,
     ),
+    "shallow-leaky": ShallowCapsConfig(
+        image=(3, 12, 11),
+        classes=4,
+        stem=(
+            StemConv(kernel=3, channels=6, slope=0.3),
+            StemConv(kernel=3, stride=2, channels=5, batch_norm=1e-3, slope=0.01),
+        ),
+        primary_types=3,
+        primary_dim=4,
+        primary_kernel=3,
+        class_dim=3,
+    ),
     "deep": DeepCapsConfig(
         image=(1, 9, 7),
         classes=3,
@@ -211,7 +223,16 @@ CONFIGS: dict[str, ModelConfig] = {
 }
 INTEGER = tuple(name for name in CONFIGS if name != "backbone-gated")
 """Networks that have an integer form: a squeeze-and-excite gate has none."""
-PRUNED = ("shallow", "shallow-two-stems", "shallow-same", "deep", "deep-kept", "backbone", "backbone-gated")
+PRUNED = (
+    "shallow",
+    "shallow-two-stems",
+    "shallow-same",
+    "shallow-leaky",
+    "deep",
+    "deep-kept",
+    "backbone",
+    "backbone-gated",
+)
 """Networks that show every rule of pruning."""
 
 

@@ -15,7 +15,7 @@ from caplet.errors import ModelError
 from caplet.lower.context import Lowering
 from caplet.models.base import CapsNet
 from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps
-from caplet.nn.conv import Activation, ConvNorm, ConvReLU, InputLayer, MapSum, MaxPool, SqueezeExcite
+from caplet.nn.conv import SLOPE_FRAC, Activation, ConvNorm, ConvReLU, InputLayer, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.layer import Layer, Window
 from caplet.program import Program, TensorSpec, ops
 from caplet.program.ops import PIXEL_FORMAT, pixel_table
@@ -46,8 +46,11 @@ def _conv_relu(low: Lowering, layer: ConvReLU, sources: tuple[str, ...]) -> None
     name = layer.name
     channels, rows, columns = layer.out_shape
     shape = (rows, columns, channels)
+    linear = low.tensor(f"{name}.linear", shape) if layer.slope else ""
     output = low.tensor(f"{name}.activation" if layer.batch_norm is None else f"{name}.preactivation", shape)
-    _conv(low, layer, sources[0], output, layer.weight, layer.bias, relu=True)
+    _conv(low, layer, sources[0], linear or output, layer.weight, layer.bias, relu=not linear)
+    if linear:
+        low.ops.append(ops.LeakyRelu(f"{name}.leaky", linear, output, layer.slope_code, SLOPE_FRAC))
     if layer.batch_norm is not None:
         scale, offset = layer.affine()
         scales, offsets = low.constant(f"{name}.scale", scale), low.constant(f"{name}.offset", offset)

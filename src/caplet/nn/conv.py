@@ -73,7 +73,7 @@ class ConvReLU(Window):
             per-channel affine with points ``scale`` and ``offset``, applied to the point ``preactivation`` (the ReLU's
             output).
         slope: of negative values: 0 for ReLU. Any other, below 1, makes it a LeakyReLU, which reads the point
-            ``linear``, the convolution's output; with a handler attached the slope has :data:`SLOPE_FRAC` bits.
+            ``linear``, the convolution's output; under a plan the slope has :data:`SLOPE_FRAC` bits.
 
     Input float (B, C, H, W) -> float (B, channels, H', W').
     """
@@ -114,7 +114,12 @@ class ConvReLU(Window):
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.tap("weight", self.weight), self.tap("bias", self.bias)
         x = F.conv2d(self.extended(x), weight, bias, self.stride, self.padding)
-        x = F.leaky_relu(self.tap("linear", x), self.fixed_slope) if self.slope else F.relu_(x)
+        if self.slope:
+            rounded = self.handler is not None and self.handler.fixed_point
+            slope = self.slope_code / (1 << SLOPE_FRAC) if rounded else self.slope
+            x = F.leaky_relu(self.tap("linear", x), slope)
+        else:
+            x = F.relu_(x)
         if self.batch_norm is not None:
             x = self.tap("preactivation", x)
             if self.handler is None and self.batch_norm.training:
@@ -126,9 +131,10 @@ class ConvReLU(Window):
         return self.tap("activation", x)
 
     @property
-    def fixed_slope(self) -> float:
-        """The slope, rounded where a handler is attached."""
-        return self.slope if self.handler is None else round(self.slope * 2**SLOPE_FRAC) / 2**SLOPE_FRAC
+    def slope_code(self) -> int:
+        """The slope as a code of :data:`SLOPE_FRAC` fraction bits."""
+        one = 1 << SLOPE_FRAC
+        return max(1, min(round(self.slope * one), one - 1))
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """The batch norm's per-channel scale and offset at inference, float (channels,) each."""

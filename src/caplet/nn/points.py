@@ -120,8 +120,10 @@ def ram(
 class Handler:
     """What watches or changes the tensors at points; this base changes nothing and computes in float.
 
-    Subclasses override what they need.
+    Subclasses override what they need. ``fixed_point``: whether a LeakyReLU's slope is rounded as on a device.
     """
+
+    fixed_point = False
 
     def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
         """Return the tensor to use in place of ``value`` (RAM tensors carry a leading batch axis)."""

@@ -2,7 +2,7 @@
 
 Lifetimes are counted in ops: a tensor lives from the op that writes it to the last op that reads it (the class capsules
 and their lengths to the end). The raw image lies outside the arena, as do all constants. Coupling is never stored
-whole (see :func:`workspace`). Squash, channel affine and add work in place where their input dies with them
+whole (see :func:`workspace`). Squash, channel affine, LeakyReLU and add work in place where their input dies with them
 and an element keeps its size; so do preactivation and activation of a routing.
 
 Votes need not be stored whole. Of the votes of I input capsules the first ``stored[votes]`` are stored; the others are
@@ -17,7 +17,7 @@ from typing import Any
 from caplet.errors import PlanError
 from caplet.fixed.format import FixedFormat
 from caplet.program.op import Op, Tensors
-from caplet.program.ops import Add, ChannelAffine, Convolution, ConvVotes, DenseVotes, Routing, Squash
+from caplet.program.ops import Add, ChannelAffine, Convolution, ConvVotes, DenseVotes, LeakyRelu, Routing, Squash
 from caplet.program.program import Program
 from caplet.program.tensor import Constant
 from caplet.program.verify import Proof, verify
@@ -180,7 +180,7 @@ def _requests(
 def _host(program: Program, index: int, name: str, last: Mapping[str, int]) -> str | None:
     """The tensor in whose buffer op ``index`` can write ``name``, if there is one."""
     op, tensors = program.ops[index], program.tensors
-    hosts = op.inputs if isinstance(op, Squash | ChannelAffine | Add) else ()
+    hosts = op.inputs if isinstance(op, Squash | ChannelAffine | LeakyRelu | Add) else ()
     if isinstance(op, Routing) and name == op.activation:
         hosts = (op.preactivation,)
     fits = (host for host in hosts if last[host] == index and tensors[host].bytes == tensors[name].bytes)

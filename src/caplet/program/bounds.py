@@ -72,8 +72,10 @@ def _input_quantize(op: ops.InputQuantize, tensors: Tensors, ranges: Ranges) -> 
 
 
 @BOUNDS.of(ops.MaxPool2d)
-def _max_pool2d(op: ops.MaxPool2d, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
-    low, high = (np.array([end], dtype=np.int64) for end in ranges[op.input])
+@BOUNDS.of(ops.LeakyRelu)
+def _one_code(op: ops.MaxPool2d | ops.LeakyRelu, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
+    factors = (op.slope, 1 << op.frac) if isinstance(op, ops.LeakyRelu) else (1, 1)
+    low, high = (np.array([end * by], dtype=np.int64) for end, by in zip(ranges[op.input], factors, strict=True))
     return [_through(op, "acc", low, high, None, op.shifts(tensors), tensors[op.output].rounding)]
 
 

@@ -189,6 +189,12 @@ def _channel_affine(op: ops.ChannelAffine, machine: _Machine, x: Codes) -> dict[
     return {op.output: machine.requantize(op.output, acc, op.offset, op.shifts(machine.tensors))}
 
 
+@INTERPRET.of(ops.LeakyRelu)
+def _leaky_relu(op: ops.LeakyRelu, machine: _Machine, x: Codes) -> dict[str, Codes]:
+    acc = x.astype(np.int64) * np.where(x < 0, op.slope, 1 << op.frac)
+    return {op.output: machine.rounded(op.output, acc, op.shifts(machine.tensors).out)}
+
+
 @INTERPRET.of(ops.Squash)
 def _squash(op: ops.Squash, machine: _Machine, x: Codes) -> dict[str, Codes]:
     spec = machine.tensors[op.output]

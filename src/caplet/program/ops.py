@@ -144,6 +144,22 @@ class ChannelAffine(UnaryOp, kind="channel_affine"):
 
 
 @dataclass(frozen=True, eq=False)
+class LeakyRelu(UnaryOp, kind="leaky_relu"):
+    """LeakyReLU of every element: ``acc = input << frac``, or ``input * slope`` where the input is negative.
+
+    input and output of one shape; slope: a positive code with ``frac`` fraction bits, below ``1 << frac``; then the
+    common pattern without a bias; product_frac = frac(input) + frac.
+    """
+
+    slope: int
+    frac: int
+
+    def shifts(self, tensors: Tensors) -> Shifts:
+        product = tensors[self.input].format.frac_bits + self.frac
+        return accumulator_shifts(product, None, tensors[self.output].format.frac_bits)
+
+
+@dataclass(frozen=True, eq=False)
 class Squash(UnaryOp, kind="squash"):
     """``caplet.fixed.squash`` of every capsule of ``dim`` dimensions.
 

@@ -235,6 +235,14 @@ def _channel_affine(op: ops.ChannelAffine, tensors: Tensors) -> None:
     _shape(op, tensors[op.output], shape)
 
 
+@CHECKS.of(ops.LeakyRelu)
+def _leaky_relu(op: ops.LeakyRelu, tensors: Tensors) -> None:
+    fits = 1 <= op.frac <= 15 and 0 < op.slope < 1 << op.frac
+    _require(op, fits, f"slope {op.slope}, frac {op.frac}", "frac 1..15, slope above 0 and below 2**frac")
+    _fixed(op, tensors[op.input])
+    _shape(op, tensors[op.output], tensors[op.input].shape)
+
+
 @CHECKS.of(ops.Squash)
 def _squash(op: ops.Squash, tensors: Tensors) -> None:
     source, out = tensors[op.input], tensors[op.output]

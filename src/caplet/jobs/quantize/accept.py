@@ -23,7 +23,7 @@ from caplet.program import Program
 from caplet.program.arena import plan_memory
 from caplet.program.file import save_program
 from caplet.program.op import Shift
-from caplet.program.ops import Add, ChannelAffine, Convolution, DenseVotes, MaxPool2d, Routing
+from caplet.program.ops import Add, ChannelAffine, Convolution, DenseVotes, LeakyRelu, MaxPool2d, Routing
 from caplet.program.verify import verify
 from caplet.progress import Note
 from caplet.quant.choices import Method
@@ -74,7 +74,7 @@ def _shifts(program: Program) -> Iterator[tuple[str, tuple[int, int]]]:
     """(tensor written, smallest and largest right shift to it), in order of execution."""
     tensors = program.tensors
     for op in program.ops:
-        if isinstance(op, Convolution | MaxPool2d | ChannelAffine | Add):
+        if isinstance(op, Convolution | MaxPool2d | ChannelAffine | LeakyRelu | Add):
             yield op.output, _range(op.shifts(tensors).out)
         elif isinstance(op, DenseVotes):
             yield op.output, _range(*(op.shifts(tensors, source).out for source in op.sources))

@@ -192,6 +192,11 @@ def _channel_affine(op: ops.ChannelAffine, to: Descriptions) -> dict[str, Value]
     }
 
 
+@DESCRIPTORS.of(ops.LeakyRelu)
+def _leaky_relu(op: ops.LeakyRelu, to: Descriptions) -> dict[str, Value]:
+    return {"count": to.spec(op.input).elements, "right": int(op.shifts(to.program.tensors).out)}
+
+
 @DESCRIPTORS.of(ops.Squash)
 def _squash(op: ops.Squash, to: Descriptions) -> dict[str, Value]:
     source = to.spec(op.input)

@@ -195,6 +195,14 @@ def _channel_affine(op: ops.ChannelAffine, work: Translation) -> None:
     work.store(op.output, work.requantize(op.output, acc, shape, op.offset, op.shifts(work.program.tensors)))
 
 
+@TRANSLATIONS.of(ops.LeakyRelu)
+def _leaky_relu(op: ops.LeakyRelu, work: Translation) -> None:
+    graph, x = work.graph, work.values[op.input]
+    acc = graph.op("Max", graph.scaled(x, op.frac), graph.op("Mul", x, graph.constant(float(op.slope))))
+    shape = work.program.tensors[op.output].shape
+    work.values[op.output] = work.requantize(op.output, acc, shape, None, op.shifts(work.program.tensors))
+
+
 @TRANSLATIONS.of(ops.Squash)
 def _squash(op: ops.Squash, work: Translation) -> None:
     count = work.program.tensors[op.input].elements // op.dim

@@ -152,6 +152,8 @@ class FakeQuant(Handler):
     For inference (no gradients flow through rounding). Tensors may be rounded in place: outputs of layers are fresh.
     """
 
+    fixed_point = True
+
     def __init__(
         self,
         plan: QuantPlan,

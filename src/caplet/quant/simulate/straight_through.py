@@ -56,6 +56,8 @@ class StraightThrough(Handler):
             values come from the plan; who trains them keeps both in step.
     """
 
+    fixed_point = True
+
     def __init__(
         self, plan: QuantPlan, specs: Mapping[str, PointSpec], exponents: Mapping[str, nn.Parameter] | None = None
     ) -> None:

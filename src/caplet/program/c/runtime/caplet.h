@@ -182,6 +182,22 @@ void caplet_channel_affine(const caplet_channel_affine_op *op, const void *x, vo
 
 typedef struct {
     caplet_format out;
+    uint32_t count;
+    uint16_t slope; /* below 2^frac */
+    uint8_t frac;
+    uint8_t in_type;
+    int8_t right; /* negative: to the left */
+    uint8_t wide;
+} caplet_leaky_relu_op;
+
+/*
+ * x: in_type (count). y: out.type (count); may be x where the elements have one size.
+ * acc = x << frac, or x * slope where x is negative, then >> right.
+ */
+void caplet_leaky_relu(const caplet_leaky_relu_op *op, const void *x, void *y);
+
+typedef struct {
+    caplet_format out;
     uint32_t count; /* of capsules */
     uint32_t dim;   /* 1..64 */
     int16_t in_frac;

@@ -69,6 +69,9 @@ static void run_step(const caplet_host_step *step, void *arena)
     case CAPLET_STEP_CHANNEL_AFFINE:
         caplet_channel_affine((const caplet_channel_affine_op *)step->op, x, y);
         break;
+    case CAPLET_STEP_LEAKY_RELU:
+        caplet_leaky_relu((const caplet_leaky_relu_op *)step->op, x, y);
+        break;
     case CAPLET_STEP_SQUASH:
         caplet_squash((const caplet_squash_op *)step->op, x, y, 0);
         break;
