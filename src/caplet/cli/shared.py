@@ -1,7 +1,7 @@
 """Options that many commands have: a run's folder, a dataset, and single ones."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -63,10 +63,10 @@ def _said(model: Model) -> Model:
     return model
 
 
-def origin(model: "CapsNet | Program") -> dict[str, dict[str, str]]:
-    """What was assumed and stated where a model was imported, for ``--json``."""
+def origin(model: "CapsNet | Program") -> dict[str, Any]:
+    """What was assumed, stated, left out and converted where a model was imported, for ``--json``."""
     notes = getattr(model, "notes", {})
-    return {key: dict(notes.get(key, {})) for key in ("assumed", "stated")}
+    return {"assumed": notes.get("assumed", {}), "stated": notes.get("stated", {}), "read": notes.get("read", [])}
 
 
 class RunOptions(Settings):

@@ -32,7 +32,7 @@ TABLE = "table"
 
 def inspect_model(model: CapsNet | Program, path: Path | None = None) -> dict[str, Any]:
     """A description as JSON values: ``title``, ``groups``, ``points``, ``file_bytes``, ``notes``; of
-    an imported model what was ``assumed`` and ``stated``.
+    an imported model what was ``assumed`` and ``stated``, and ``read``, a line on each thing left out or converted.
 
     Groups are layer groups; a point is one tensor that the device stores, its ``format`` as in a ``.caplet`` file:
     ``s8.5`` is signed, 8 bits, 5 of them after the point. ``bytes`` of a point is its count in bits
@@ -78,6 +78,7 @@ def inspect_model(model: CapsNet | Program, path: Path | None = None) -> dict[st
         "notes": notes,
         "assumed": dict(origin.get("assumed", {})),
         "stated": dict(origin.get("stated", {})),
+        "read": list(origin.get("read", [])),
     }
 
 

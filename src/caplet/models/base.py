@@ -91,7 +91,7 @@ class CapsNet(nn.Module, ABC):
         settings: the class of its settings.
         config: the settings it was built from.
         notes: JSON values that stand in the model's file, such as what it was trained on; of an imported one also what
-            was ``assumed`` and ``stated``, by name.
+            was ``assumed`` and ``stated``, by name, and a line on each thing that was ``read`` otherwise.
     """
 
     family: str
@@ -105,13 +105,10 @@ class CapsNet(nn.Module, ABC):
 
     @property
     def assumed(self) -> str:
-        """What was assumed of an imported model, in words for the user; empty where nothing was."""
+        """What was assumed, left out and converted of an imported model, in words for the user; empty for nothing."""
         values = ", ".join(f"{name}={value}" for name, value in self.notes.get("assumed", {}).items())
-        return (
-            f"{values}, for the file does not say; state what differs with --assume NAME=VALUE or --image-size"
-            if values
-            else ""
-        )
+        text = f"{values}, for the file does not say; state what differs with --assume NAME=VALUE or --image-size"
+        return "; ".join([*([text] if values else []), *self.notes.get("read", ())])
 
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]:
@@ -180,7 +177,8 @@ class CapsNet(nn.Module, ABC):
             found = "x".join(map(str, images.shape[1:] if images.ndim == 4 else images.shape))
             raise ModelError(
                 f"model {self.family}: it takes {expected} images (channels x rows x columns), got {found};"
-                " choose a matching dataset, or resize with --size / --channels"
+                " choose a matching dataset, resize with --size / --channels, or, where a model's file leaves the size"
+                " open, give it with --image-size"
             )
 
 

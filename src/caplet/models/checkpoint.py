@@ -19,7 +19,7 @@ from caplet.files import write_bytes
 from caplet.models.assemble import ImageSize, assemble, named_tensors
 from caplet.models.base import CapsNet
 from caplet.models.importers import import_model
-from caplet.models.importers.files import damaged, read_head
+from caplet.models.importers.files import damaged, is_safetensors_file, read_head
 
 FORMAT, VERSION = "caplet-model", 1
 _KEY = "caplet"
@@ -67,15 +67,16 @@ def load_model(
         ModelError: missing, truncated or unknown file, tensors that do not fit the settings, NaN weights, ...
     """
     path = Path(path)
-    head = read_head(path)
-    # A safetensors file: eight bytes of header length (the library's limit is 100 MB), then JSON.
-    if len(head) <= 8 or head[8:9] != b"{" or int.from_bytes(head[:8], "little") >= 1 << 27:
+    found = _read(path) if is_safetensors_file(read_head(path)) else None
+    if found is None:
         return import_model(path, image_size, assume)
     if assume:
         raise ModelError(f"{path}: a caplet model, which says everything itself; leave --assume out")
-    family, config, notes, tensors = _read(path)
+    family, config, notes, tensors = found
     model = assemble(family, config, tensors, str(path))
-    model.notes = {key: notes[key] for key in notes if key not in ("assumed", "stated") or isinstance(notes[key], dict)}
+    model.notes = {
+        key: v for key, v in notes.items() if key not in ("assumed", "stated", "read") or isinstance(v, dict)
+    }
     asked = (image_size, image_size) if isinstance(image_size, int) else image_size
     if asked is not None and asked != model.config.image[1:]:
         rows, columns = model.config.image[1:]
@@ -85,19 +86,21 @@ def load_model(
     return model
 
 
-def _read(path: Path) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Tensor]]:
-    """Family, settings, notes and tensors."""
+def _read(path: Path) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Tensor]] | None:
+    """Family, settings, notes and tensors; None where another program wrote the file."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            described = _described(file.metadata(), path)
-            return *described, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+            if _KEY not in metadata:
+                return None
+            return *_described(metadata, path), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise damaged(path, error) from None
 
 
-def _described(metadata: Mapping[str, str] | None, path: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def _described(stored: Mapping[str, str], path: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     try:
-        header = json.loads((metadata or {}).get(_KEY, "null"))
+        header = json.loads(stored[_KEY])
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:

@@ -13,7 +13,7 @@ from caplet.models.assemble import ImageSize
 from caplet.models.base import CapsNet
 from caplet.models.importers import q7_keras, qcapsnets
 from caplet.models.importers.assume import Assumptions
-from caplet.models.importers.files import is_torch_file, read_head
+from caplet.models.importers.files import is_safetensors_file, is_torch_file, read_head
 from caplet.models.importers.keras import is_hdf5_file
 from caplet.registry import Registry
 
@@ -79,7 +79,10 @@ def import_model(
 
 for _format in (
     ForeignFormat(
-        "Q-CapsNets", "PyTorch .pt state dict of its ShallowCapsNet or DeepCaps", is_torch_file, qcapsnets.read
+        "Q-CapsNets",
+        "state dict of its ShallowCapsNet or DeepCaps, a PyTorch .pt or a .safetensors",
+        lambda head: is_torch_file(head) or is_safetensors_file(head),
+        qcapsnets.read,
     ),
     ForeignFormat(
         "Q7-CapsNets",

@@ -64,6 +64,10 @@ class Assumptions:
         stated: name of :data:`RULES` -> value, as text or, from Python, as a number or a sequence of numbers.
         where: the file's path, with which errors start.
 
+    Attributes:
+        assumed: by name, what nothing states.
+        read: a line on each thing that was left out or converted.
+
     Raises:
         ModelError: a name that is not known.
     """
@@ -71,7 +75,7 @@ class Assumptions:
     def __init__(self, stated: Mapping[str, Any], where: str) -> None:
         lists = (list, tuple)
         self.stated = {k: ",".join(map(str, v)) if isinstance(v, lists) else str(v) for k, v in stated.items()}
-        self.where, self.assumed, self._open = where, dict[str, str](), list[str]()
+        self.where, self.assumed, self.read, self._open = where, dict[str, str](), list[str](), list[str]()
         for name in stated:
             if name not in RULES:
                 raise ModelError(f"{where}: cannot assume {name!r}{suggest(name, RULES)} (known: {', '.join(RULES)})")
@@ -93,14 +97,14 @@ class Assumptions:
             self.assumed["image_size"] = "x".join(map(str, size))
         return size
 
-    def notes(self) -> dict[str, dict[str, str]]:
-        """What was assumed and stated. Raises ModelError for a statement on what no reader asked for."""
+    def notes(self) -> dict[str, Any]:
+        """What was assumed, stated and read. Raises ModelError for a statement on what no reader asked for."""
         if wrong := [name for name in self.stated if name not in self._open]:
             raise ModelError(
                 f"{self.where}: cannot assume {wrong[0]}: the file, or the kind of network that it is, settles it; open"
                 f" are {', '.join(self._open)}"
             )
-        return {"assumed": self.assumed, "stated": self.stated}
+        return {"assumed": self.assumed, "stated": self.stated, "read": self.read}
 
     def fold(self, tensors: dict[str, Tensor], first: str, *, padded: bool = False) -> None:
         """Make a network for RGB pixels / 255 out of one for prepared images, by the weights of its ``first`` layer.

@@ -6,8 +6,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from caplet.errors import ModelError
@@ -15,7 +13,7 @@ from caplet.models.architectures import ARCHITECTURES
 from caplet.models.assemble import check_shape, listed
 from caplet.models.backbone import BackboneCaps
 from caplet.models.base import CapsNet, check_finite
-from caplet.models.importers.files import damaged, is_torch_file, read_head, read_state_dict
+from caplet.models.importers.files import read_state_dict
 from caplet.models.timm_trunk import PREFIX, timm_trunk
 from caplet.nn.conv import ConvNorm, SqueezeExcite
 
@@ -108,7 +106,10 @@ def load_pretrained(model: CapsNet, source: str | Path) -> bool:
         if path is None:
             return False
     assert path is not None
-    read_trunk(model, _state(path), str(path))
+    state, notes = read_state_dict(path)
+    for note in notes:
+        _log.warning("%s: %s", path, note)
+    read_trunk(model, state, str(path))
     return True
 
 
@@ -148,15 +149,3 @@ def _cached(model: BackboneCaps, package: str) -> Path | None:
         address,
     )
     return None
-
-
-def _state(path: Path) -> dict[str, Tensor]:
-    head = read_head(path)
-    if is_torch_file(head):
-        return read_state_dict(path)
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise damaged(path, error) from None
-    raise ModelError(f"{path}: not a PyTorch file, nor .safetensors; give a state dict that torch.save wrote")

@@ -7,8 +7,6 @@ shapes: see :func:`caplet.models.importers.import_model`.
 
 from pathlib import Path
 
-from torch import Tensor
-
 from caplet.errors import ModelError
 from caplet.models.assemble import ImageSize, assemble, check_names, listed
 from caplet.models.base import CapsNet, check_finite
@@ -16,9 +14,8 @@ from caplet.models.deep import BlockConfig, DeepCapsConfig
 from caplet.models.importers.assume import Assumptions
 from caplet.models.importers.files import read_state_dict
 from caplet.models.importers.sizes import Conv, match_shapes, pick_image
+from caplet.models.importers.state import State
 from caplet.models.shallow import ShallowCapsConfig, StemConv
-
-State = dict[str, Tensor]
 
 #: What the axes of each tensor hold, for :func:`caplet.models.importers.sizes.match_shapes`.
 _SHALLOW = {
@@ -62,13 +59,13 @@ _COUNTER = "conv1.batchnorm.num_batches_tracked"
 
 def read(path: Path, image_size: ImageSize | None, open_: Assumptions) -> CapsNet:
     """Read a Q-CapsNets state dict; see :func:`caplet.models.importers.import_model`."""
-    state = read_state_dict(path)
+    state, open_.read = read_state_dict(path)
     where = str(path)
     shallow, deep = (sum(name in state for name in names) for names in (_SHALLOW, _DEEP))
     if not shallow and not deep:
         raise ModelError(
-            f"{where}: not a Q-CapsNets network: its tensors are {listed(list(state))}; expected those of"
-            f" ShallowCapsNet ({listed(list(_SHALLOW), 2)}) or DeepCaps ({listed(list(_DEEP), 2)})"
+            f"{where}: not a caplet model and not a Q-CapsNets network: its tensors are {listed(list(state))};"
+            f" expected those of ShallowCapsNet ({listed(list(_SHALLOW), 2)}) or DeepCaps ({listed(list(_DEEP), 2)})"
         )
     is_shallow = shallow / len(_SHALLOW) >= deep / len(_DEEP)
     name, shapes = ("ShallowCapsNet", _SHALLOW) if is_shallow else ("DeepCaps", _DEEP)
