@@ -19,9 +19,9 @@ from caplet.quant.choices import SensitivitySettings
 from caplet.quant.measure.effects import Effect, Perturber, decibels
 from caplet.quant.measure.sensitivity import (
     SensitivityRow,
-    Spread,
     draw_indices,
     measure_sensitivity,
+    over_draws,
     summarise,
 )
 from caplet.quant.measure.tune import Tuner
@@ -117,7 +117,7 @@ def test_effects_of_disjoint_images_add_up(parts: list[tuple[int, float, int]]) 
 def test_decibels() -> None:
     assert decibels(1000, 1) == pytest.approx(30)
     assert decibels(0, 1) == -math.inf
-    assert Spread.of([math.inf, 1.0]).to_json() == {"mean": None, "low": 1.0, "high": None}
+    assert over_draws([math.inf, 1.0]) == {"mean": None, "low": 1.0, "high": None}
 
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 12), st.integers(0, 3))
@@ -154,9 +154,9 @@ def test_an_analysis_resumes_and_summarises(digits: Any, tmp_path: Path) -> None
     summaries = summarise(rows)
     assert len(summaries) == len(rows) / 2
     for summary in summaries:
-        assert summary.n == 60
-        assert summary.sqnr.low <= summary.sqnr.mean <= summary.sqnr.high
-        json.dumps(summary.to_json(), allow_nan=False)
+        assert summary["n"] == 60
+        assert summary["sqnr"]["low"] <= summary["sqnr"]["mean"] <= summary["sqnr"]["high"]
+        json.dumps(summary, allow_nan=False)
     draw = draw_indices(80, settings)[1]
     row = next(row for row in rows if row.draw == 1 and row.key == "conv1.activation" and row.bits == 6)
     assert row.format == calibrate(digits.model, digits.images[draw]).format(row.key, 6)

@@ -31,7 +31,7 @@ def image_set(case: Any) -> ImageSet:
 def test_what_can_be_tried(deep: Any) -> None:
     layers = routed_layers(deep.model)
     assert list(layers) == ["block4.skip", "digit"]
-    assert list(choices(layers["digit"])) == [Simplification("digit", 1, True), Simplification("digit", 2, False)]
+    assert list(choices(layers["digit"])) == [Simplification("digit", 1), Simplification("digit", 2)]
 
 
 def test_mean_couplings_sum_to_one_over_the_outputs(case: Any) -> None:
@@ -45,7 +45,7 @@ def test_mean_couplings_sum_to_one_over_the_outputs(case: Any) -> None:
 def test_the_couplings_of_one_image_are_exact_for_it(case: Any) -> None:
     for index in (0, 5):
         image = case.images[index : index + 1]
-        constant = simplified(case.model, Simplification("digit", 1, True), image)
+        constant = simplified(case.model, Simplification("digit", 1), image)
         with torch.no_grad():
             expected, found = case.model(to_float(image)), constant(to_float(image))
         assert torch.allclose(found, expected, atol=1e-6 + 1e-4 * float(expected.abs().max()))
@@ -55,7 +55,7 @@ def test_a_convolution_folds_the_mean_of_each_type(deep: Any) -> None:
     layer = routed_layers(deep.model)["block4.skip"]
     couplings = mean_couplings(deep.model, deep.images)["block4.skip"]
     outputs = couplings.shape[0]
-    constant = simplified(deep.model, Simplification("block4.skip", 1, True), deep.images)
+    constant = simplified(deep.model, Simplification("block4.skip", 1), deep.images)
     tensors = named_tensors(constant)
     for kind in range(layer.types):
         factor = float(couplings[kind :: layer.types].mean()) * outputs
@@ -66,7 +66,7 @@ def test_a_convolution_folds_the_mean_of_each_type(deep: Any) -> None:
 
 
 def test_fewer_iterations_are_the_model_with_that_setting(digits: Any) -> None:
-    fewer = simplified(digits.model, Simplification("digit", 2, False), digits.images[:1])
+    fewer = simplified(digits.model, Simplification("digit", 2), digits.images[:1])
     other = build("shallow", {**digits.model.config.model_dump(), "iterations": 2}).eval()
     other.load_state_dict(digits.model.state_dict())
     images = to_float(digits.images[:9])
@@ -76,7 +76,7 @@ def test_fewer_iterations_are_the_model_with_that_setting(digits: Any) -> None:
 
 
 def test_a_simplified_model_is_an_ordinary_one_down_to_the_integers(digits: Any) -> None:
-    constant = simplified(digits.model, Simplification("digit", 1, True), digits.images)
+    constant = simplified(digits.model, Simplification("digit", 1), digits.images)
     plan = uniform_plan(constant, calibrate(constant, digits.images), 8)
     program = lower(constant, plan)
     (routing,) = (op for op in program.ops if isinstance(op, Routing))
@@ -91,17 +91,17 @@ def test_only_the_paired_test_accepts(digits: Any) -> None:
     images, told = image_set(digits), list[str]()
     nothing = simplify_routing(digits.model, images, 0.0, note=told.append)
     assert nothing.model is digits.model
-    assert [trial.accepted for trial in nothing.steps] == [False, False]
+    assert [accepted for *_, accepted in nothing.steps] == [False, False]
     assert nothing.loss == 0.0
     assert all("rejected" in line for line in told)
     anything = simplify_routing(digits.model, images, 100.0)
-    assert [trial.accepted for trial in anything.steps] == [True]
+    assert [accepted for *_, accepted in anything.steps] == [True]
     assert routed_layers(anything.model) == {}
-    result = anything.steps[0].result
+    _, result, _ = anything.steps[0]
     assert anything.loss == max(0.0, result.loss)
     edge = simplify_routing(digits.model, images, result.high)
-    assert edge.steps[0].accepted
-    assert not simplify_routing(digits.model, images, result.high - 1e-6).steps[0].accepted
+    assert edge.steps[0][2]
+    assert not simplify_routing(digits.model, images, result.high - 1e-6).steps[0][2]
 
 
 @pytest.mark.parametrize("tolerance", [0.5, 2.0])

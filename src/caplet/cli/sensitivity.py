@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from caplet.cli.options import with_options
 from caplet.cli.output import bar, note, print_json, show_table
@@ -47,23 +47,22 @@ def _show(result: "SensitivityResult") -> None:
     settings = result.metrics["settings"]
     rows = [
         (
-            summary.key,
-            str(summary.bits),
-            _spread(summary.sqnr, ".0f"),
-            _spread(summary.output_sqnr, ".0f"),
-            _spread(summary.loss_change, ".3f"),
-            f"{summary.accuracy_change.mean:.{2 if summary.accuracy_change.mean > -10 else 1}f}",
-            f"{summary.n10}/{summary.n01}",
-            f"{100 * summary.saturation.mean:.1f}",
+            row["point"],
+            str(row["bits"]),
+            _spread(row["sqnr"], ".0f"),
+            _spread(row["output_sqnr"], ".0f"),
+            _spread(row["loss_change"], ".3f"),
+            f"{row['accuracy_change']['mean']:.{2 if row['accuracy_change']['mean'] > -10 else 1}f}",
+            f"{row['n10']}/{row['n01']}",
+            f"{100 * row['saturation']['mean']:.1f}",
         )
-        for summary in result.summaries
+        for row in result.metrics["points"]
     ]
     draws = f"{settings['draws']} draws of {settings['images']} calibration images"
     headings = ("point", "bits", "dB", "dB out", "loss", "pp", "lost/won", "sat%")
     show_table(headings, rows, f"One point at a time; {draws}, ± half their range")
 
 
-def _spread(spread: Any, form: str) -> str:
-    if not math.isfinite(spread.high - spread.low):
-        return f"{spread.mean:{form}}"
-    return f"{spread.mean:{form}}±{(spread.high - spread.low) / 2:{form}}"
+def _spread(values: dict[str, float | None], form: str) -> str:
+    mean, low, high = (math.inf if value is None else value for value in values.values())
+    return f"{mean:{form}}" + (f"±{(high - low) / 2:{form}}" if math.isfinite(high - low) else "")

@@ -11,7 +11,7 @@ from caplet.jobs.run import begin, check
 from caplet.models.base import CapsNet
 from caplet.progress import Progress
 from caplet.quant.choices import SensitivitySettings
-from caplet.quant.measure.sensitivity import Summary, draw_indices, measure_sensitivity, summarise
+from caplet.quant.measure.sensitivity import draw_indices, measure_sensitivity, summarise
 from caplet.report.noise import sensitivity_pictures
 from caplet.runs.folder import METRICS, write_record
 from caplet.train.loss import margin_loss
@@ -24,13 +24,12 @@ class SensitivityResult:
     """The outcome of an error analysis.
 
     Attributes:
-        summaries: one per point and width.
         folder: the run folder; it holds ``sensitivity.jsonl`` (a row per point, width and draw), ``sensitivity.svg``
             and ``metrics.json``.
-        metrics: what ``metrics.json`` holds: settings, seconds, and under ``points`` one record per summary.
+        metrics: what ``metrics.json`` holds: settings, seconds, and under ``points`` a record per point and width
+            (:func:`caplet.quant.measure.sensitivity.summarise`).
     """
 
-    summaries: tuple[Summary, ...]
     folder: Path
     metrics: dict[str, Any]
 
@@ -67,11 +66,10 @@ def sensitivity(
         rows = measure_sensitivity(
             model, chosen.images, chosen.labels, settings, loss=margin_loss, log_path=log, progress=progress
         )
-        summaries = summarise(rows)
-        records = [summary.to_json() for summary in summaries]
+        records = summarise(rows)
         title = f"{model.family}, one point at a time: {settings.draws} draws of {settings.images} calibration images"
         write_bytes(run / PICTURE, sensitivity_pictures(records, title))
         metrics = {"settings": resolved, "seconds": round(time.perf_counter() - began, 1), "points": records}
         metrics["data_note"] = splits.info["note"]
         write_record(run / METRICS, metrics)
-        return SensitivityResult(tuple(summaries), run, metrics)
+        return SensitivityResult(run, metrics)

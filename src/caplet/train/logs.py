@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,30 +49,24 @@ def _lines(*rows: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-class CsvLog:
-    """Appends rows to a CSV file; a resumed run first drops the rows written after its checkpoint.
+def csv_log(path: Path, epochs: int, steps: int) -> Callable[[dict[str, Any]], None]:
+    """What appends a row to a CSV file; a resumed run first drops the rows written after its checkpoint.
 
     Args:
         path: the file.
         epochs, steps: finished epochs and steps of the whole run; rows of later ones are dropped (0, 0 starts anew).
 
     Raises:
-        ArtefactError: the file cannot be read or written.
+        ArtefactError: here and from a row: the file cannot be read or written.
     """
+    rows = [row for row in _read(path) if _kept(row, epochs, steps)] if steps and path.exists() else []
+    write_text(path, _lines({name: name for name in COLUMNS}, *rows), "the training log")
 
-    def __init__(self, path: Path, epochs: int, steps: int) -> None:
-        self.path = path
-        rows = [row for row in _read(path) if _kept(row, epochs, steps)] if steps and path.exists() else []
-        write_text(path, _lines({name: name for name in COLUMNS}, *rows), "the training log")
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Append a row; columns it does not have stay empty.
-
-        Raises:
-            ArtefactError: the file cannot be written.
-        """
-        with access("write the training log", self.path), self.path.open("a", newline="", encoding="utf-8") as stream:
+    def write(row: dict[str, Any]) -> None:
+        with access("write the training log", path), path.open("a", newline="", encoding="utf-8") as stream:
             stream.write(_lines(row))
+
+    return write
 
 
 def _kept(row: dict[str, str], epochs: int, steps: int) -> bool:
@@ -83,8 +78,9 @@ def _kept(row: dict[str, str], epochs: int, steps: int) -> bool:
         return False
 
 
-class TensorBoardLog:
-    """The same rows as TensorBoard scalars, ``step/...`` and ``epoch/...``.
+@contextmanager
+def tensorboard_log(folder: Path, steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """What writes the same rows as TensorBoard scalars, ``step/...`` and ``epoch/...``.
 
     Args:
         folder: where the event files go.
@@ -93,21 +89,18 @@ class TensorBoardLog:
     Raises:
         ConfigError: TensorBoard is not installed.
     """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError("TensorBoard logs need the package tensorboard: pip install 'caplet[tensorboard]'") from error
 
-    def __init__(self, folder: Path, steps: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError(
-                "TensorBoard logs need the package tensorboard: pip install 'caplet[tensorboard]'"
-            ) from error
-        self.writer = SummaryWriter(str(folder), purge_step=steps + 1 if steps else None)
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Add the row's numbers."""
+    def write(row: dict[str, Any]) -> None:
         for name, value in row.items():
             if isinstance(value, float):
-                self.writer.add_scalar(f"{row['kind']}/{name}", value, row["global_step"])
+                writer.add_scalar(f"{row['kind']}/{name}", value, row["global_step"])
+
+    with SummaryWriter(str(folder), purge_step=steps + 1 if steps else None) as writer:
+        yield write
 
 
 class ProgressLine(Progress):

@@ -15,7 +15,7 @@ import torch
 from caplet.data.splits import Splits
 from caplet.errors import ArtefactError
 from caplet.models.base import CapsNet
-from caplet.train.logs import CsvLog, ProgressLine, TensorBoardLog
+from caplet.train.logs import ProgressLine, csv_log, tensorboard_log
 from caplet.train.settings import TrainSettings
 from caplet.train.state import fingerprint, load_state, save_state
 from caplet.train.task import RecipeTask, Task
@@ -107,11 +107,9 @@ def train(
             if main:
                 save_state(checkpoint, position, made, trainer.state())
 
-        logs: list[CsvLog | TensorBoardLog] = [CsvLog(out / LOG, position.epoch, trainer.global_step)] if main else []
+        logs = [csv_log(out / LOG, position.epoch, trainer.global_step)] if main else []
         if tensorboard and main:
-            board = TensorBoardLog(out / "tensorboard", trainer.global_step)
-            logs.append(board)
-            stack.callback(board.writer.close)
+            logs.append(stack.enter_context(tensorboard_log(out / "tensorboard", trainer.global_step)))
         bar = stack.enter_context(ProgressLine(trainer.steps, trainer.global_step, progress and main))
         last_saved = time.monotonic()
         while not trainer.finished:
@@ -119,7 +117,7 @@ def train(
                 bar.step(row, position.best_accuracy)
                 if row["global_step"] % log_steps == 0:
                     for log in logs:
-                        log.write(row)
+                        log(row)
                 stopping = trainer.backend.any(stop.is_set())
                 if stopping or time.monotonic() - last_saved > 60 * checkpoint_minutes:
                     save()
@@ -128,7 +126,7 @@ def train(
                     raise KeyboardInterrupt
             row = trainer.end_epoch()
             for log in logs:
-                log.write(row)
+                log(row)
             bar.epoch(row)
             save()
             last_saved = time.monotonic()

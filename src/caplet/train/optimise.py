@@ -1,10 +1,9 @@
 """The optimiser, its parameter groups, the learning-rate schedule, and the averaged weights."""
 
 import math
-from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from caplet.errors import ConfigError
 from caplet.models.base import CapsNet
@@ -58,33 +57,22 @@ def make_optimizer(settings: LoopSettings, model: CapsNet, decoder: nn.Module | 
     return kind(groups, lr=settings.lr, fused=fused)
 
 
-class Average:
-    """Exponential moving average of a model's parameters and buffers, kept in a second model.
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Take the weights of ``model`` after step ``step`` (from 0) into an exponential moving average of them.
 
-    At update t (from 0) the decay is ``min(decay, (1 + t) / (10 + t))``, so that the average soon forgets the initial
-    weights. Integer buffers are copied.
+    At step t the decay is ``min(decay, (1 + t) / (10 + t))``, so that the average soon forgets the initial weights.
+    Integer buffers are copied.
 
     Args:
         average: a model of the same structure; its tensors are overwritten.
         decay: 0 keeps a copy of the latest weights.
     """
-
-    def __init__(self, average: CapsNet, decay: float) -> None:
-        self.model = average
-        self.decay = decay
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Take in the model's weights after step ``step`` (from 0)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        mine, theirs = _tensors(self.model), _tensors(model)
-        pairs = [(a, b) for a, b in zip(mine, theirs, strict=True) if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1.0 - decay)
-        for a, b in zip(mine, theirs, strict=True):
-            if not a.is_floating_point():
-                a.copy_(b)
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    found: Iterable[Tensor] = (*model.parameters(), *model.buffers())
-    return [tensor.detach() for tensor in found]
+    weight = 1.0 - min(decay, (1 + step) / (10 + step))
+    mine, theirs = ([*each.parameters(), *each.buffers()] for each in (average, model))
+    pairs = [(a.detach(), b.detach()) for a, b in zip(mine, theirs, strict=True)]
+    floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], weight)
+    for a, b in pairs:
+        if not a.is_floating_point():
+            a.copy_(b)

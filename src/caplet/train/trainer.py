@@ -14,7 +14,7 @@ from caplet.data.imageset import to_float
 from caplet.data.splits import Splits
 from caplet.errors import CapletError, ConfigError, DataError, ModelError
 from caplet.models.base import CapsNet
-from caplet.train.optimise import Average, learning_rate
+from caplet.train.optimise import learning_rate, update_average
 from caplet.train.settings import LoopSettings
 from caplet.train.state import Position
 from caplet.train.task import AUGMENT, SHUFFLE, Task, generator
@@ -105,7 +105,7 @@ class Trainer:
         if task.limit is not None:
             self.steps = min(self.steps, task.limit)
         task.to(backend.device)
-        self.average = Average(task.average, self.settings.ema)
+        self.average = task.average
         self.best: dict[str, Tensor] = {}
         self.best_task: dict[str, Any] = {}
         self.wrapped, self.optimizer = backend.prepare(task.network, task.optimizer())
@@ -125,13 +125,13 @@ class Trainer:
     def start(self) -> None:
         """Start a new run: what its task begins with, and the average from these weights."""
         self.task.start(self.splits.train)
-        self.average.model.load_state_dict(self.task.model.state_dict())
+        self.average.load_state_dict(self.task.model.state_dict())
 
     def restore(self, position: Position, tensors: dict[str, Any]) -> None:
         """Go on from a checkpoint's position and state."""
         self.position = position
         self.task.network.load_state_dict(tensors["network"])
-        self.average.model.load_state_dict(tensors["average"])
+        self.average.load_state_dict(tensors["average"])
         self.optimizer.load_state_dict(tensors["optimizer"])
         self.best, self.best_task = tensors["best"], tensors.get("best_task", {})
         self.task.restore(tensors.get("task", {}))  # checkpoints of before there were tasks have none
@@ -140,7 +140,7 @@ class Trainer:
         """What :meth:`restore` takes, beside the position."""
         return {
             "network": self.task.network.state_dict(),
-            "average": self.average.model.state_dict(),
+            "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
             "task": self.task.state(),
@@ -186,7 +186,7 @@ class Trainer:
         if settings.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.task.network.parameters(), settings.clip_norm)
         self.optimizer.step()
-        self.average.update(self.task.model, global_step)
+        update_average(self.average, self.task.model, settings.ema, global_step)
         self.task.stepped(global_step + 1, self.steps)
         count = len(chosen)
         seconds = time.monotonic() - started
@@ -210,7 +210,7 @@ class Trainer:
         position.history.append(row)
         position.waited = 0 if score.accuracy > position.best_accuracy else position.waited + 1
         if settings.keep == "last" or score.accuracy >= position.best_accuracy:  # of equals, the longer trained
-            self.best, position.best_epoch = deepcopy(self.average.model.state_dict()), position.epoch
+            self.best, position.best_epoch = deepcopy(self.average.state_dict()), position.epoch
             self.best_task = self.task.state()
         position.best_accuracy = max(position.best_accuracy, score.accuracy)
         position.stopped = settings.patience is not None and position.waited >= settings.patience
@@ -229,10 +229,10 @@ class Trainer:
 
         The task is put back to where it was at the kept epoch.
         """
-        self.average.model.load_state_dict(self.best)
+        self.average.load_state_dict(self.best)
         self.task.restore(self.best_task)
         accuracy = self.task.final(self.splits.calibration)
-        return self.average.model.cpu().eval(), accuracy
+        return self.average.cpu().eval(), accuracy
 
 
 def _check_fit(model: CapsNet, splits: Splits) -> None:

@@ -1,29 +1,13 @@
 """Early decisions: how many of a fixed set of images a plan classifies correctly, bounded from a part of them.
 
-The images are fixed, so nothing is inferred about other ones; what is unknown is only how the plan does on the images
-that were not looked at yet. Three kinds of bounds are combined, the tightest counts:
+Three kinds of bounds are combined, the tightest counts: certain ones; sampled ones, from the random images among those
+looked at; and ones by margins, which take the chance that a margin moves by more than m to be at most exp(1 - m / b),
+with b the upper confidence limit of the mean absolute move, or more where the largest move asks for it. Images with
+margins of up to twice those looked at are taken to move no more than these, all others no more than the random ones.
+docs/evaluation.md says what follows if that does not hold; a search's final plan is accepted on all images.
 
-1. *Certain.* An image not looked at is correct or not. No error is possible.
-2. *Sampled.* A fraction of the images looked at is a simple random sample of all, drawn without replacement. From it
-   the number of losses and gains among the images that were not looked at is bounded by inverting the hypergeometric
-   distribution. Valid whatever the plan does to the images; wide, so it settles what is plainly bad.
-3. *Margins.* An answer changes only where rounding moves the *margin* (length of the true class's capsule minus the
-   longest other one) across 0. On the images looked at the moves are measured, and the margins of the float model are
-   known for all. The chance that a move is larger than m is taken to be at most exp(1 - m / b), with b the upper
-   confidence limit of the mean absolute move, or more where the largest move asks for it. Plans measured before may
-   stand in for the float model on the images that they were measured on: moves from a similar plan are smaller.
-
-Bound 3 settles most questions after the few hundred images of smallest margin. It rests on an assumption: that the
-moves' tail is no heavier than exponential; that images with margins of up to twice those looked at move no more than
-these, and all others no more than the random ones. A plan that breaks one image in a thousand and leaves all others
-alone breaks it. So the error probability is that of the assumed model, and a search's final plan does not rest on it:
-it is accepted on all images.
-
-The order of looking serves all three: of every batch, the most part are the images with the smallest float margins that
-remain, the rest are random ones.
-
-Sources: bound 2 is the textbook confidence limit of a finite population; the split of the error over questions, looks
-and bounds is a union bound. Bound 3 is caplet's own.
+Sources: the sampled bound is the textbook confidence limit of a finite population; the split of the error over
+questions, looks and bounds is a union bound. The bound by margins is caplet's own.
 """
 
 import math

@@ -138,7 +138,7 @@ class Effect:
 
     def to_json(self) -> dict[str, Any]:
         """The sums as plain data."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return dict(vars(self))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Effect":

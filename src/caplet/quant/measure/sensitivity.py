@@ -64,74 +64,36 @@ class SensitivityRow:
         return cls(data["point"], data["bits"], data["draw"], format_from_json(data["format"]), effect)
 
 
-@dataclass(frozen=True)
-class Spread:
-    """One figure over the draws: mean, smallest, largest."""
+def over_draws(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean, smallest and largest of one or more values, infinite ones included; None stands for infinity (no noise).
 
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """The spread of one or more values, infinite ones included.
-
-        >>> Spread.of([1.0, 2.0, 6.0])
-        Spread(mean=3.0, low=1.0, high=6.0)
-        >>> Spread.of([0.3, 0.3, 0.3])
-        Spread(mean=0.3, low=0.3, high=0.3)
-        """
-        mean = statistics.fmean(values) if all(map(math.isfinite, values)) else statistics.median(values)
-        low, high = min(values), max(values)
-        return cls(min(max(mean, low), high), low, high)  # a mean of equal values may be rounded to a neighbour
-
-    def to_json(self) -> dict[str, float | None]:
-        """Plain data; None stands for infinity (no noise at all)."""
-        return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
-
-
-@dataclass(frozen=True)
-class Summary:
-    """One point at one width over all draws.
-
-    Attributes:
-        n10, n01: images over all draws that only the float model, only the rounded model classifies correctly.
-        n: images over all draws.
-        sqnr, output_sqnr: dB at the point, at the class capsules.
-        loss_change: of the loss per image.
-        accuracy_change: percentage points; negative is worse.
-        saturation: fraction of values.
+    >>> over_draws([1.0, 2.0, 6.0]), over_draws([0.3, 0.3, 0.3])
+    ({'mean': 3.0, 'low': 1.0, 'high': 6.0}, {'mean': 0.3, 'low': 0.3, 'high': 0.3})
     """
-
-    key: str
-    bits: int
-    n: int
-    n10: int
-    n01: int
-    sqnr: Spread
-    output_sqnr: Spread
-    loss_change: Spread
-    accuracy_change: Spread
-    saturation: Spread
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        head = {"point": self.key, "bits": self.bits, "n": self.n, "n10": self.n10, "n01": self.n01}
-        return head | {name: value.to_json() for name, value in vars(self).items() if isinstance(value, Spread)}
+    mean = statistics.fmean(values) if all(map(math.isfinite, values)) else statistics.median(values)
+    low, high = min(values), max(values)
+    found = {"mean": min(max(mean, low), high), "low": low, "high": high}  # a mean of equals may be a neighbour
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
-def summarise(rows: Sequence[SensitivityRow]) -> list[Summary]:
-    """One summary per point and width, in the order in which they first appear."""
+def summarise(rows: Sequence[SensitivityRow]) -> list[dict[str, Any]]:
+    """One record per point and width, JSON values, in the order in which they first appear.
+
+    Returns:
+        ``point``, ``bits``; over all draws ``n`` images, of which ``n10`` only the float model, ``n01`` only the
+        rounded model classifies correctly; and by :func:`over_draws` the figures of :class:`Effect`: ``sqnr`` and
+        ``output_sqnr`` in dB, ``loss_change`` per image, ``accuracy_change`` in percentage points, ``saturation``.
+    """
     groups: dict[tuple[str, int], list[Effect]] = {}
     for row in rows:
         groups.setdefault((row.key, row.bits), []).append(row.effect)
     figures = ("sqnr", "output_sqnr", "loss_change", "accuracy_change", "saturation")
-    summaries = []
+    records = []
     for (key, bits), effects in groups.items():
         total = sum(effects, Effect())
-        spreads = {name: Spread.of([getattr(effect, name) for effect in effects]) for name in figures}
-        summaries.append(Summary(key, bits, total.n, total.n10, total.n01, **spreads))
-    return summaries
+        counts = {"point": key, "bits": bits, "n": total.n, "n10": total.n10, "n01": total.n01}
+        records.append(counts | {name: over_draws([getattr(effect, name) for effect in effects]) for name in figures})
+    return records
 
 
 def draw_indices(n: int, settings: SensitivitySettings) -> list[Tensor]:

@@ -34,29 +34,13 @@ Routed = DenseCaps | RoutedConvCaps
 
 @dataclass(frozen=True)
 class Simplification:
-    """So many ``iterations`` for ``layer``, with its mean couplings folded if ``constant``."""
+    """So many ``iterations`` for ``layer``; a single one with its mean couplings folded into the weights."""
 
     layer: str
     iterations: int
-    constant: bool
 
     def __str__(self) -> str:
-        return f"{self.layer}: " + ("constant couplings" if self.constant else f"{self.iterations} iterations")
-
-
-@dataclass(frozen=True)
-class SimplificationStep:
-    """A simplification that was evaluated on top of those accepted before it.
-
-    Attributes:
-        choice: what was evaluated.
-        result: the model given and the simplified one on the calibration images, paired.
-        accepted: whether it was kept.
-    """
-
-    choice: Simplification
-    result: Paired
-    accepted: bool
+        return f"{self.layer}: " + ("constant couplings" if self.iterations == 1 else f"{self.iterations} iterations")
 
 
 @dataclass(frozen=True)
@@ -65,18 +49,19 @@ class Simplified:
 
     Attributes:
         model: the model given where nothing was accepted.
+        steps: what was evaluated on top of what was accepted before it; the model given and the simplified one on the
+            calibration images, paired; whether it was accepted.
         tolerance: percentage points that could be given away on the calibration images.
     """
 
     model: CapsNet
-    steps: tuple[SimplificationStep, ...]
+    steps: tuple[tuple[Simplification, Paired, bool], ...]
     tolerance: float
 
     @property
     def loss(self) -> float:
         """Percentage points that were given away on the calibration images, at least 0."""
-        accepted = [step.result.loss for step in self.steps if step.accepted]
-        return max(0.0, accepted[-1]) if accepted else 0.0
+        return max([0.0, *(result.loss for _, result, accepted in self.steps if accepted)][-1], 0.0)
 
     def to_json(self) -> dict[str, Any]:
         """Steps, and the settings of the model that came out."""
@@ -85,8 +70,8 @@ class Simplified:
             "tolerance": self.tolerance,
             "loss": self.loss,
             "trials": [
-                {"choice": str(step.choice), "accepted": step.accepted, "paired": step.result.to_json()}
-                for step in self.steps
+                {"choice": str(choice), "accepted": accepted, "paired": result.to_json()}
+                for choice, result, accepted in self.steps
             ],
         }
 
@@ -99,9 +84,7 @@ def routed_layers(model: CapsNet) -> dict[str, Routed]:
 
 def choices(layer: Routed) -> Iterator[Simplification]:
     """What can be done to a layer, the simplest first."""
-    yield Simplification(layer.name, 1, True)
-    for iterations in range(2, layer.iterations):
-        yield Simplification(layer.name, iterations, False)
+    return (Simplification(layer.name, iterations) for iterations in range(1, layer.iterations))
 
 
 def simplify_routing(
@@ -126,13 +109,13 @@ def simplify_routing(
     few = images.evenly_spaced(COUPLING_IMAGES).images
     acceptance = Acceptance(_correct(model, images), tolerance, relative, interval=True)
     current = model
-    steps: list[SimplificationStep] = []
+    steps: list[tuple[Simplification, Paired, bool]] = []
     for name in routed_layers(model):
         for choice in choices(routed_layers(current)[name]):
             candidate = simplified(current, choice, few)
             correct = _correct(candidate, images)
             accepted = acceptance.accepts(correct)
-            steps.append(SimplificationStep(choice, acceptance.paired(correct), accepted))
+            steps.append((choice, acceptance.paired(correct), accepted))
             note(f"routing of {choice}: {acceptance.describe(correct)}: {'kept' if accepted else 'rejected'}")
             if accepted:
                 current = candidate
@@ -149,7 +132,7 @@ def simplified(model: CapsNet, choice: Simplification, images: Tensor) -> CapsNe
     field = _setting(model, choice.layer)
     config = {**model.config.model_dump(), field: choice.iterations}
     tensors = dict(named_tensors(model))
-    if choice.constant:
+    if choice.iterations == 1:
         tensors |= _folded(routed_layers(model)[choice.layer], mean_couplings(model, images)[choice.layer])
     return assemble(model.family, config, tensors, f"simplified {model.family}")
 
