@@ -198,7 +198,7 @@ def test_plans_run_on_the_hardware_that_they_are_for(digits: Any, name: str) -> 
     assert found.problem(hardware) is None
     assert found.accumulator_bits <= 32
     specs = digits.model.points()
-    assert all(fmt.bits <= hardware.widest(specs[key]) for key, fmt in result.best.plan.points.items())
+    assert all(fmt.bits <= hardware.containers(specs[key])[-1] for key, fmt in result.best.plan.points.items())
 
 
 @pytest.mark.parametrize(

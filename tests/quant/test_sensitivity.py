@@ -43,7 +43,8 @@ def test_rounding_nothing_changes_nothing(perturber: Perturber) -> None:
     effect = perturber.effect({})
     assert perturber.spent == before
     assert effect == Effect(100)
-    assert (effect.sqnr, effect.output_sqnr, effect.saturation) == (math.inf, math.inf, 0.0)
+    figures = effect.figures()
+    assert (figures["sqnr"], figures["output_sqnr"], figures["saturation"]) == (math.inf, math.inf, 0.0)
 
 
 def test_every_point_is_measured(case: Any) -> None:
@@ -59,7 +60,9 @@ def test_every_point_is_measured(case: Any) -> None:
 
 def test_wider_is_better(digits: Any, perturber: Perturber) -> None:
     for key in digits.model.points():
-        ratios = [perturber.effect({key: digits.calibration.format(key, width)}).sqnr for width in (4, 8, 12)]
+        ratios = [
+            perturber.effect({key: digits.calibration.format(key, width)}).figures()["sqnr"] for width in (4, 8, 12)
+        ]
         assert ratios == sorted(ratios), key
 
 
@@ -86,7 +89,7 @@ def test_the_figures_are_those_of_the_definition(digits: Any, perturber: Perturb
     assert effect.saturated == int(((value > 7.5 / 8) | (value < -8.5 / 8)).sum())
     assert effect.output_noise == pytest.approx(float(((changed - reference) ** 2).sum()), rel=1e-3)
     loss = mean_error(lengths(changed), labels) - mean_error(lengths(reference), labels)
-    assert effect.loss_change == pytest.approx(float(loss), rel=1e-2, abs=1e-7)
+    assert effect.figures()["loss_change"] == pytest.approx(float(loss), rel=1e-2, abs=1e-7)
     before, after = (lengths(c).argmax(1) == labels for c in (reference, changed))
     assert (effect.n10, effect.n01) == (int((before & ~after).sum()), int((~before & after).sum()))
     tuner = Tuner(digits.model, digits.calibration, digits.images[:100])
@@ -110,7 +113,7 @@ def test_effects_of_disjoint_images_add_up(parts: list[tuple[int, float, int]]) 
     total = sum(effects, Effect())
     assert total.n == sum(n for n, _, _ in parts)
     assert total.n10 == sum(k for _, _, k in parts)
-    assert total.loss_change * total.n == pytest.approx(sum(x for _, x, _ in parts))
+    assert total.figures()["loss_change"] * total.n == pytest.approx(sum(x for _, x, _ in parts))
     assert Effect.from_json(json.loads(json.dumps(total.to_json()))) == total
 
 

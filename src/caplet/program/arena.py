@@ -11,7 +11,7 @@ routing; otherwise it runs within the routing, and its sources stay alive until 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from caplet.errors import PlanError
@@ -119,7 +119,7 @@ def _place(program: Program, proof: Proof, stored: Mapping[str, int], in_place: 
             if offset + request.bytes <= other.offset:
                 break
             offset = max(offset, _aligned(other.offset + other.bytes))
-        placed.append(Buffer(request.name, request.bytes, request.first, request.last, offset))
+        placed.append(replace(request, offset=offset))
     live = [[b for b in placed if b.first <= index <= b.last] for index in range(len(program.ops))]
     busiest = max(range(len(live)), key=lambda index: sum(b.bytes for b in live[index]))
     peak = sorted(((b.name, b.bytes) for b in live[busiest]), key=lambda item: (-item[1], item[0]))
@@ -144,24 +144,16 @@ def _requests(
     def add(name: str, size: int, first: int, end: int) -> None:
         buffers[name] = Buffer(name, size, first, end)
 
-    def join(name: str, host: str) -> None:
-        root = shared.get(host, host)
-        buffer = buffers[root]
-        buffers[root] = Buffer(root, buffer.bytes, buffer.first, max(buffer.last, last[name]))
-        shared[name] = root
-
     for index, op in enumerate(ops):
         scratch = workspace(op, tensors, proof)
         if isinstance(op, DenseVotes | ConvVotes):
             inputs, outputs, dim = tensors[op.output].shape
-            rows = stored[op.output]
-            element = tensors[op.output].element_bytes
-            end = last[op.output]
+            rows, end, row = stored[op.output], last[op.output], outputs * dim * tensors[op.output].element_bytes
             first = index if rows == inputs else end
             if rows:
-                add(op.output, rows * outputs * dim * element, first, end)
+                add(op.output, rows * row, first, end)
             if rows < inputs:
-                add(f"{op.name}/vote_rows", routing_rows(outputs) * outputs * dim * element, end, end)
+                add(f"{op.name}/vote_rows", routing_rows(outputs) * row, end, end)
             for what, size in scratch.items():
                 add(f"{op.name}/{what}", size, first, first)
             continue
@@ -171,7 +163,8 @@ def _requests(
         for name in op.outputs:
             host = _host(program, index, name, last) if in_place and name not in shared else None
             if host is not None and host != program.input:
-                join(name, host)
+                root = shared[name] = shared.get(host, host)
+                buffers[root] = replace(buffers[root], last=max(buffers[root].last, last[name]))
             elif name not in skip:
                 add(name, tensors[name].bytes, index, last[name])
     return list(buffers.values()), shared

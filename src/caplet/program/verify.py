@@ -35,11 +35,8 @@ class Proof:
     accumulators: tuple[AccumulatorBound, ...]
 
     def find(self, op: str, what: str) -> AccumulatorBound:
-        """The bound of one accumulator of the op named ``op``."""
-        for bound in self.accumulators:
-            if (bound.op, bound.what) == (op, what):
-                return bound
-        raise KeyError(f"no accumulator {what!r} in op {op!r}")
+        """The bound of one accumulator of the op named ``op``. Raises KeyError for another one."""
+        return {(bound.op, bound.what): bound for bound in self.accumulators}[op, what]
 
     def to_json(self) -> list[dict[str, Any]]:
         return [asdict(bound) for bound in self.accumulators]

@@ -74,9 +74,9 @@ class Memory:
             return None
         if name not in self._places:
             if name in self._descriptions.arrays:
-                self._places[name] = self.address(self._descriptions.arrays[name].values)
+                self._places[name] = self.address(self._descriptions.arrays[name])
             else:
-                items = self._descriptions.structs[name].items
+                items = self._descriptions.structs[name]
                 block = self.hold((STRUCTURES[items[0].type] * len(items))())
                 for target, item in zip(block, items, strict=True):
                     self._fill(target, item)

@@ -9,7 +9,7 @@ import numpy as np
 from caplet.program.arena import MemoryMap, plan_memory
 from caplet.program.c.describe import Descriptions, fixed
 from caplet.program.c.sources import constants
-from caplet.program.c.structure import Array, Ref, Struct, Value
+from caplet.program.c.structure import Ref, Struct, Value
 from caplet.program.op import Op
 from caplet.program.ops import Conv2d, Convolution, ConvVotes, DenseVotes, Routing
 from caplet.program.program import Program
@@ -142,7 +142,7 @@ class StepBuilder:
         block[...] = values.reshape(-1)
         name = f"host/{len(self.descriptions.arrays)}"
         # Not through Descriptions.array: a copy would lose the alignment.
-        self.descriptions.arrays[name] = Array(name, block)
+        self.descriptions.arrays[name] = block
         return Ref(name)
 
 

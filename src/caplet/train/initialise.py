@@ -7,7 +7,6 @@ need is a good init"), with capsule lengths in place of variances.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,24 +14,12 @@ from torch import Tensor
 from caplet.errors import ConfigError, ModelError
 from caplet.models.base import CapsNet, Stage, State
 from caplet.nn.layer import Layer, handling
-from caplet.nn.points import Handler, PointSpec
+from caplet.nn.points import PointSpec, Watch
 
 #: Evaluations per layer; one without routing needs two, a routed one (whose coupling moves with the votes) several.
 ROUNDS = 20
 #: Relative deviation from the target that is good enough.
 TOLERANCE = 0.01
-
-
-@dataclass
-class _NormObserver(Handler):
-    """Records the mean capsule length at ``preactivation``, of the last routing iteration."""
-
-    norm: float = 0.0
-
-    def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
-        if spec.name == "preactivation":
-            self.norm = float(torch.linalg.vector_norm(value.float(), dim=1 + spec.dims.index("dim")).mean())
-        return value
 
 
 def capsule_layers(stage: Stage) -> list[Layer]:
@@ -99,22 +86,28 @@ def _rescale(layer: Layer, stage: Stage, state: State, target: float) -> float:
     """
     weight = layer.get_parameter("weight")
     start = weight.clone()
-    observer = _NormObserver()
+    norm = 0.0  # mean capsule length at ``preactivation``, of the last routing iteration
+
+    def see(key: str, spec: PointSpec, value: Tensor, iteration: int) -> None:
+        nonlocal norm
+        if spec.name == "preactivation":
+            norm = float(torch.linalg.vector_norm(value.float(), dim=1 + spec.dims.index("dim")).mean())
+
     scale, low, high = 1.0, 0.0, math.inf  # low and high: the nearest scales known to give too little and too much
     for _ in range(ROUNDS):
         weight.copy_(start * scale)
-        with handling([layer], observer):
+        with handling([layer], Watch(see)):
             stage.run(state)
-        if not 0.0 < observer.norm < float("inf"):
+        if not 0.0 < norm < float("inf"):
             raise ModelError(
-                f"layer {layer.name}: the mean length of its capsules before squash is {observer.norm}, so no scale of"
+                f"layer {layer.name}: the mean length of its capsules before squash is {norm}, so no scale of"
                 f" its weights gives {target}; check the images and the layers before it, or turn initial_norm off"
             )
-        if abs(observer.norm / target - 1) <= TOLERANCE:
+        if abs(norm / target - 1) <= TOLERANCE:
             break
-        if observer.norm < target:
+        if norm < target:
             low = max(low, scale)
         else:
             high = min(high, scale)
-        scale = math.sqrt(low * high) if low and math.isfinite(high) else scale * target / observer.norm
-    return observer.norm
+        scale = math.sqrt(low * high) if low and math.isfinite(high) else scale * target / norm
+    return norm

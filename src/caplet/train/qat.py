@@ -140,7 +140,7 @@ class QatTask(FinetuneTask[QatSettings]):
             self._fit(images)
         elif self.settings.exponents != "fixed":
             for _ in range(2):  # the first time with the ranges of float, the second with those of the narrow network
-                self.plan = recalibrate(self.plan, self.specs, self._observe())
+                self.plan = recalibrate(self.plan, self.specs, observe(self.model, self.plan, self._images))
         self.learned.start(self.plan)
 
     def losses(self, call: Call, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -153,7 +153,7 @@ class QatTask(FinetuneTask[QatSettings]):
             moved.check(self.model)
             self.plan = moved
         if global_step % self.settings.watch_steps == 0:
-            observed = self._observe()
+            observed = observe(self.model, self.plan, self._images)
             self._watch(observed, global_step)
             if self.settings.exponents == "recalibrate" and 2 * global_step <= steps:
                 self.plan = recalibrate(self.plan, self.specs, observed)
@@ -187,9 +187,6 @@ class QatTask(FinetuneTask[QatSettings]):
                     fitted.copy_(towards(fitted, parameter_of(exact, name), fmt))
         self.model.load_state_dict(found.model.state_dict())
         self.plan = found.plan
-
-    def _observe(self) -> dict[str, Observed]:
-        return observe(self.model, self.plan, self._images)
 
     def _watch(self, observed: dict[str, Observed], global_step: int) -> None:
         """Say so, once for each point, where a computed tensor is clipped too much or vanishes."""

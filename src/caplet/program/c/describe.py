@@ -16,7 +16,7 @@ from caplet.fixed.softmax import sum_bits
 from caplet.program import ops
 from caplet.program.arena import filters_together, routing_rows, unpacked_bytes
 from caplet.program.c.sources import constants, structures
-from caplet.program.c.structure import Array, Identifiers, Ref, Struct, StructArray, Value
+from caplet.program.c.structure import Identifiers, Ref, Struct, Value
 from caplet.program.op import Op, bias_frac
 from caplet.program.program import Program
 from caplet.program.tensor import Constant, IntArray, TensorSpec, WideFormat
@@ -28,7 +28,7 @@ _SIGNED, _UNSIGNED, _POWERS = (constants()[f"CAPLET_{kind}"] for kind in ("SIGNE
 
 @dataclass
 class Descriptions:
-    """Descriptors of the ops of one Program, and the arrays that they refer to.
+    """Descriptors of the ops of one Program, and the arrays that they refer to: of one axis, of structures of one type.
 
     unpacked: constants are arrays of int8 or int16 instead of bit-packed; for the host, which has memory for them.
     """
@@ -36,8 +36,8 @@ class Descriptions:
     program: Program
     proof: Proof
     unpacked: bool = False
-    arrays: dict[str, Array] = field(default_factory=dict)
-    structs: dict[str, StructArray] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    structs: dict[str, tuple[Struct, ...]] = field(default_factory=dict)
     names: Identifiers = field(default_factory=Identifiers)
 
     def of(self, op: Op) -> Struct:
@@ -60,7 +60,7 @@ class Descriptions:
 
     def array(self, key: str, values: np.ndarray) -> Ref:
         name = self.names.of(f"table {key}")
-        self.arrays[name] = Array(name, np.ascontiguousarray(values).reshape(-1))
+        self.arrays[name] = np.ascontiguousarray(values).reshape(-1)
         return Ref(name)
 
     def constant(self, constant: Constant | None) -> Struct:
@@ -223,7 +223,7 @@ def _dense_votes(op: ops.DenseVotes, to: Descriptions) -> dict[str, Value]:
         fields = {"acc": acc, **_named("rows columns types", shape), "type": element_type(spec)}
         sources.append(Struct("caplet_source", fields))
     name = to.names.of(f"table {op.name}/sources")
-    to.structs[name] = StructArray(name, tuple(sources))
+    to.structs[name] = tuple(sources)
     selected = Ref()
     if op.selected is not None:
         selected = to.array(f"{op.name}/selected", np.array(op.selected, dtype=np.uint16))

@@ -17,7 +17,7 @@ from caplet.program.arena import ALIGNMENT, MemoryMap, plan_memory
 from caplet.program.c.calls import CallWriter
 from caplet.program.c.describe import Descriptions
 from caplet.program.c.sources import runtime_files
-from caplet.program.c.structure import Identifiers, identifier, rows_of_numbers
+from caplet.program.c.structure import C_TYPES, Identifiers, identifier, rows_of_numbers
 from caplet.program.ops import DenseVotes, InputQuantize
 from caplet.program.program import Program
 from caplet.program.verify import Proof, verify
@@ -180,8 +180,11 @@ def _context(program: Program, proof: Proof, plan: MemoryMap, settings: EmitSett
         "upper": prefix.upper(),
         "runtime": RUNTIME_FOLDER,
         "runtime_sources": [name for name in runtime_files() if name.endswith(".c")],
-        "arrays": [(array, _comment(program, array.name, names)) for array in descriptions.arrays.values()],
-        "struct_arrays": list(descriptions.structs.values()),
+        "arrays": [
+            (name, C_TYPES[values.dtype], values.size, rows_of_numbers(values, "    "), _comment(program, name, names))
+            for name, values in descriptions.arrays.items()
+        ],
+        "struct_arrays": descriptions.structs,
         "ops": [
             {
                 "op": op,

@@ -14,7 +14,7 @@ C_TYPES = {
     np.dtype(np.int16): "int16_t",
     np.dtype(np.uint16): "uint16_t",
 }
-"""The C type of the elements of an :class:`Array`."""
+"""The C type of the elements of an array of constants in flash, which has one axis."""
 
 
 @dataclass(frozen=True)
@@ -42,35 +42,11 @@ Value = int | Ref | Struct
 """The value of a field."""
 
 
-@dataclass(frozen=True, eq=False)
-class Array:
-    """Constants in flash: of a type of ``C_TYPES``, one axis."""
-
-    name: str
-    values: NDArray[Any]
-
-    @property
-    def c_type(self) -> str:
-        return C_TYPES[self.values.dtype]
-
-    def to_c(self) -> str:
-        """The elements as rows of numbers; no array of C may be empty, so neither is this one."""
-        return rows_of_numbers(self.values, "    ")
-
-
 def rows_of_numbers(values: NDArray[Any], indent: str) -> str:
     """The elements of a one-axis array, 24 to a line."""
     table = {value: str(value) for value in np.unique(values).tolist()}
     words = [table[value] for value in values.tolist()]
     return f",\n{indent}".join(", ".join(words[start : start + 24]) for start in range(0, len(words), 24))
-
-
-@dataclass(frozen=True)
-class StructArray:
-    """An array of structures of one type."""
-
-    name: str
-    items: tuple[Struct, ...]
 
 
 def _value(value: Value, indent: str) -> str:

@@ -111,30 +111,16 @@ class Effect:
     def __add__(self, other: "Effect") -> "Effect":
         return Effect(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
-    @property
-    def sqnr(self) -> float:
-        """Signal-to-quantization-noise ratio at the points, dB."""
-        return decibels(self.signal, self.noise)
-
-    @property
-    def output_sqnr(self) -> float:
-        """Signal-to-quantization-noise ratio at the class capsules, dB."""
-        return decibels(self.output_signal, self.output_noise)
-
-    @property
-    def saturation(self) -> float:
-        """Fraction of the points' values that saturated."""
-        return self.saturated / self.count if self.count else 0.0
-
-    @property
-    def loss_change(self) -> float:
-        """Change of the loss per image; positive is worse."""
-        return self.loss / self.n
-
-    @property
-    def accuracy_change(self) -> float:
-        """Change of the accuracy, percentage points; negative is worse."""
-        return 100 * (self.n01 - self.n10) / self.n
+    def figures(self) -> dict[str, float]:
+        """Signal-to-quantization-noise ratios in dB at the points and at the class capsules; changes of the loss per
+        image (positive is worse) and of the accuracy in percentage points (negative is worse); fraction saturated."""
+        return {
+            "sqnr": decibels(self.signal, self.noise),
+            "output_sqnr": decibels(self.output_signal, self.output_noise),
+            "loss_change": self.loss / self.n,
+            "accuracy_change": 100 * (self.n01 - self.n10) / self.n,
+            "saturation": self.saturated / self.count if self.count else 0.0,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """The sums as plain data."""

@@ -81,18 +81,17 @@ def summarise(rows: Sequence[SensitivityRow]) -> list[dict[str, Any]]:
 
     Returns:
         ``point``, ``bits``; over all draws ``n`` images, of which ``n10`` only the float model, ``n01`` only the
-        rounded model classifies correctly; and by :func:`over_draws` the figures of :class:`Effect`: ``sqnr`` and
-        ``output_sqnr`` in dB, ``loss_change`` per image, ``accuracy_change`` in percentage points, ``saturation``.
+        rounded model classifies correctly; and :func:`over_draws` of every one of :meth:`Effect.figures`.
     """
     groups: dict[tuple[str, int], list[Effect]] = {}
     for row in rows:
         groups.setdefault((row.key, row.bits), []).append(row.effect)
-    figures = ("sqnr", "output_sqnr", "loss_change", "accuracy_change", "saturation")
     records = []
     for (key, bits), effects in groups.items():
         total = sum(effects, Effect())
         counts = {"point": key, "bits": bits, "n": total.n, "n10": total.n10, "n01": total.n01}
-        records.append(counts | {name: over_draws([getattr(effect, name) for effect in effects]) for name in figures})
+        figures = [effect.figures() for effect in effects]
+        records.append(counts | {name: over_draws([each[name] for each in figures]) for name in figures[0]})
     return records
 
 

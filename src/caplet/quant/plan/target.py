@@ -81,10 +81,6 @@ class Hardware(Settings):
                 return width
         raise PlanError(f"hardware {self.name}: no container of {bits} bits for a {spec.role} ({spec.storage})")
 
-    def widest(self, spec: PointSpec) -> int:
-        """The largest width of a point."""
-        return self.containers(spec)[-1]
-
 
 HARDWARE: Mapping[str, Hardware] = {
     hardware.name: hardware

@@ -69,10 +69,6 @@ class Chain:
             self._states[index] = self._run(state)
         self._number += 1
 
-    def outputs(self) -> Tensor:
-        """The class capsules of all images, after the last stage, float (N, classes, D)."""
-        return torch.cat([state[0] for state in self._states])
-
     def _run(self, state: State) -> State:
         with torch.no_grad():
             return self._staged.run_from(self._number, state, self._handler, stop=self._number + 1)

@@ -14,7 +14,6 @@ from caplet.fixed import softmax as integer_softmax
 from caplet.fixed import squash as integer_squash
 from caplet.fixed.squash import check_squash_formats, squash_factor
 from caplet.models.base import CapsNet
-from caplet.nn.functional import softmax, squash
 from caplet.nn.points import Handler, PointSpec, Role, Storage
 from caplet.quant.plan.formats import in_memory_order
 from caplet.quant.plan.plan import QuantPlan, sibling
@@ -146,7 +145,6 @@ class FakeQuant(Handler):
     Args:
         plan: must cover the points (see :meth:`QuantPlan.check`).
         specs: the model's points by key.
-        integer: False computes softmax and squash in float and rounds the result, for comparison.
         weights: quantized constants to share between several handlers of one model.
 
     For inference (no gradients flow through rounding). Tensors may be rounded in place: outputs of layers are fresh.
@@ -154,17 +152,8 @@ class FakeQuant(Handler):
 
     fixed_point = True
 
-    def __init__(
-        self,
-        plan: QuantPlan,
-        specs: Mapping[str, PointSpec],
-        *,
-        integer: bool = True,
-        weights: WeightCache | None = None,
-    ) -> None:
-        self.plan = plan
-        self.specs = specs
-        self.integer = integer
+    def __init__(self, plan: QuantPlan, specs: Mapping[str, PointSpec], *, weights: WeightCache | None = None) -> None:
+        self.plan, self.specs = plan, specs
         self.weights = WeightCache() if weights is None else weights
         self._exact: Tensor | None = None  # what softmax or squash just returned: already on the grid
         self._noises: dict[tuple[str, int], Tensor] = {}
@@ -193,8 +182,6 @@ class FakeQuant(Handler):
 
     def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
         fmt, out = self._format(sibling(key, "logits")), self._format(key)
-        if not self.integer:
-            return softmax(logits, dim)
         codes = (logits * 2.0**fmt.frac_bits).to(torch.int32)
         coupling = integer_softmax(codes, fmt, out, dim, self.plan.rounding, self._noise(key, iteration))
         self._exact = out.decode(coupling)
@@ -202,8 +189,6 @@ class FakeQuant(Handler):
 
     def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
         fmt, out = self._format(sibling(key, "preactivation")), self._format(key)
-        if not self.integer:
-            return squash(capsules, dim)
         ordered, order = in_memory_order(capsules, last=dim % capsules.ndim)
         noise = self._noise(key, iteration)
         values = None
@@ -234,7 +219,7 @@ class FakeQuant(Handler):
 
 
 @contextmanager
-def fake_quantized(model: CapsNet, plan: QuantPlan, *, integer: bool = True) -> Iterator[CapsNet]:
+def fake_quantized(model: CapsNet, plan: QuantPlan) -> Iterator[CapsNet]:
     """Within a ``with`` block, ``model`` computes with the plan's numbers; call it under ``torch.no_grad()``.
 
     Raises:
@@ -243,5 +228,5 @@ def fake_quantized(model: CapsNet, plan: QuantPlan, *, integer: bool = True) -> 
     Example: ``with torch.no_grad(), fake_quantized(model, plan): capsules = model(images)``
     """
     plan.check(model)
-    with model.handle(FakeQuant(plan, model.points(), integer=integer)):
+    with model.handle(FakeQuant(plan, model.points())):
         yield model
