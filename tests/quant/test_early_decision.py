@@ -154,7 +154,7 @@ def test_a_similar_plan_narrows_the_bounds() -> None:
 
 
 def test_looks_and_errors_add_up() -> None:
-    assert sum(RULE.question_error(k) for k in range(1, 100_000)) == pytest.approx(RULE.error, rel=1e-3)
+    assert sum(RULE.evaluation_error(k) for k in range(1, 100_000)) == pytest.approx(RULE.error, rel=1e-3)
     assert RULE.looks(15) == [15]
     for n, step in ((1000, 7), (120, 50), (5000, 50)):
         looks = RULE.looks(n, step)
@@ -272,7 +272,7 @@ def test_the_log_says_what_was_seen_and_decided(digits: Any, tmp_path: Path) -> 
     assert decision["needed"] == reference - 5
     assert (decision["seen"], decision["n"]) == (parts[-1]["to"], 300)
     assert (decision["low"], decision["high"]) == (probe.low, probe.high)
-    assert decision["error"] in (0, pytest.approx(early.early.question_error(1)))
+    assert decision["error"] in (0, pytest.approx(early.early.evaluation_error(1)))
 
 
 @pytest.mark.slow

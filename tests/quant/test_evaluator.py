@@ -249,5 +249,5 @@ def test_lines_of_the_log_are_checked() -> None:
     assert np.array_equal(back.margins, part.margins)
     assert (back.start, back.stop, back.seconds, back.cost) == (50, 65, 1.5, 0.25)
     for change in ({"correct": 3}, {"to": 99}, {"to": 50}, {"hits": "?"}, {"margins": "AAAA"}):
-        with pytest.raises(ValueError, match=r"hits|[Bb]ase64|alphabet|multiple"):
+        with pytest.raises(ValueError, match=r"correct images|[Bb]ase64|alphabet|multiple"):
             MeasuredImages.from_json({**part.to_json(), **change})

@@ -7,8 +7,8 @@ from caplet.errors import ConfigError, ModelError
 from caplet.models.base import CapsNet
 from caplet.models.deep import BlockConfig, DeepCaps, DeepCapsConfig
 from caplet.models.shallow import ShallowCaps, ShallowCapsConfig, StemConv
-from caplet.nn.points import PointSpec
-from caplet.train.initialise import TOLERANCE, _NormObserver, capsule_layers, initialise
+from caplet.nn.points import Handler, PointSpec
+from caplet.train.initialise import TOLERANCE, capsule_layers, initialise
 
 
 def shallow() -> CapsNet:
@@ -27,17 +27,16 @@ def images(model: CapsNet) -> torch.Tensor:
     return torch.rand(24, *model.config.image, generator=torch.Generator().manual_seed(3))
 
 
-class AllNorms(_NormObserver):
+class AllNorms(Handler):
     """Records the norm of every layer, not of one."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.norms: dict[str, float] = {}
 
     def tap(self, key: str, spec: PointSpec, value: torch.Tensor, iteration: int) -> torch.Tensor:
         if spec.name == "preactivation" and "dim" in spec.dims:
-            super().tap(key, spec, value, iteration)
-            self.norms[key.rsplit(".", 1)[0]] = self.norm
+            norm = torch.linalg.vector_norm(value.float(), dim=1 + spec.dims.index("dim")).mean()
+            self.norms[key.rsplit(".", 1)[0]] = float(norm)
         return value
 
 

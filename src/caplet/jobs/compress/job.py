@@ -152,20 +152,20 @@ def estimate_compression(
     arithmetic = settings.prune.arithmetic
     infer, teach, train = forward_rate(model), forward_rate(model, arithmetic), training_rate(model, arithmetic)
     tested, scored = (len(splits.calibration) + len(splits.test)) / infer, settings.pruning(1.0).images / train
-    probes = () if settings.prune.use == "no" else settings.prune.probes
+    fractions = () if settings.prune.use == "no" else settings.prune.probes
     shown = settings.prune.probe_steps * BATCH
     looked = min(IMAGES, len(splits.calibration)) / infer
-    spent = sum((shown / train + 3 * looked) * fraction for fraction in probes)  # training looks at them, too
+    spent = sum((shown / train + 3 * looked) * fraction for fraction in fractions)  # training looks at them, too
     spent += looked * (1 + _FAKE * len(settings.quantize.probes))
-    if probes:
+    if fractions:
         spent += scored + shown / teach
-    about = f"at most {len(probes)} amounts of pruning, {len(settings.quantize.probes)} widths"
+    about = f"at most {len(fractions)} amounts of pruning, {len(settings.quantize.probes)} widths"
     rows.append(("curves", about, spent))
-    if probes:
+    if fractions:
         epochs = settings.finetuned(len(splits.train))
         seen = epochs * len(splits.train)
-        spent = seen * max(probes) / train + seen / teach + scored + tested
-        rows.append(("prune", f"at most to {max(probes):.0%}, {epochs:.3g} epochs", spent))
+        spent = seen * max(fractions) / train + seen / teach + scored + tested
+        rows.append(("prune", f"at most to {max(fractions):.0%}, {epochs:.3g} epochs", spent))
     spent = _SEARCH_PASSES * len(splits.calibration) / infer + tested
     rows.append(("quantize", f"{settings.quantize.method} on {len(splits.calibration):,} images", spent))
     about = f"{settings.verify.images} images, {settings.target}; the test split"

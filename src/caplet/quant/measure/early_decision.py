@@ -7,7 +7,7 @@ margins of up to twice those looked at are taken to move no more than these, all
 docs/evaluation.md says what follows if that does not hold; a search's final plan is accepted on all images.
 
 Sources: the sampled bound is the textbook confidence limit of a finite population; the split of the error over
-questions, looks and bounds is a union bound. The bound by margins is caplet's own.
+evaluations, looks and bounds is a union bound. The bound by margins is caplet's own.
 """
 
 import math
@@ -23,8 +23,8 @@ from scipy.stats import chi2, hypergeom, poisson
 from caplet.settings import Many, Seed, Settings
 
 NEIGHBOURS = 2
-"""Plans measured before, at most, that a question may lean on."""
-_EARLY = 16  # questions that get half of the error probability
+"""Plans measured before, at most, that an evaluation may lean on."""
+_EARLY = 16  # evaluations that get half of the error probability
 _SAMPLED = 0.01  # of a look's error probability, for each of the four sampled bounds
 _MARGIN = (1 - 4 * _SAMPLED) / 4 / (1 + NEIGHBOURS)  # for each bound by margins: two scales, losses, gains, by base
 _LARGEST = 0.05  # the largest of exponential moves is above b * log(n / this) so often
@@ -34,8 +34,8 @@ class EarlyRule(Settings):
     """How early decisions are made.
 
     Attributes:
-        error: probability that any bound of a whole search is wrong, under the assumption above; split over questions,
-            looks and bounds.
+        error: probability that any bound of a whole search is wrong, under the assumption above; split over
+            evaluations, looks and bounds.
         random_fraction: of the images, those taken at random instead of by their margin.
         first: images before the first look.
         growth: images looked at by each look, relative to the look before.
@@ -64,12 +64,12 @@ class EarlyRule(Settings):
             counts.append(min(n, max(counts[-1] + step, math.ceil(counts[-1] * self.growth / step) * step)))
         return counts
 
-    def question_error(self, question: int) -> float:
-        """The probability that an answer to question 1, 2, ... is wrong; all of them sum up to ``error``.
+    def evaluation_error(self, evaluation: int) -> float:
+        """The probability that the answer of evaluation 1, 2, ... is wrong; all of them sum up to ``error``.
 
-        Half of it goes to the first ``_EARLY`` questions, about as many as a search asks, in parts of similar size.
+        Half of it goes to the first ``_EARLY`` evaluations, about as many as a search makes, in parts of similar size.
         """
-        return self.error * _EARLY / ((question + _EARLY - 1) * (question + _EARLY))
+        return self.error * _EARLY / ((evaluation + _EARLY - 1) * (evaluation + _EARLY))
 
 
 @dataclass(frozen=True)

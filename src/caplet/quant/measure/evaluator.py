@@ -94,14 +94,14 @@ class PlanResult:
 class Evaluator:
     """Measures plans on one model and one set of images.
 
-    A plan is measured once; a second question is answered from memory or from the log. Only stages downstream of what
+    A plan is measured once; a second evaluation is answered from memory or from the log. Only stages downstream of what
     changed are computed: the output of stage k depends on the plan at the points of stages 1..k alone, and such outputs
     are cached as integer codes (:mod:`caplet.quant.measure.staged`), so the answer is the same, image by image, as a
     full evaluation's.
 
-    :meth:`evaluate` looks at all images. :meth:`decide` and :meth:`count` look at as many as the question needs, where
-    an early rule is given; a later question about the same plan goes on where the earlier one stopped. Their answers
-    depend on the images, the rule, and the questions asked before, and not on what a log already knew. Costs are those
+    :meth:`evaluate` looks at all images. :meth:`decide` and :meth:`count` look at as many as the decision needs, where
+    an early rule is given; a later evaluation of the same plan goes on where the earlier one stopped. Their answers
+    depend on the images, the rule, and the evaluations before, and not on what a log already knew. Costs are those
     of what this object computed.
 
     The model must not change while the evaluator is in use.
@@ -113,7 +113,7 @@ class Evaluator:
         cache_bytes: limit of the cached stage outputs; 0 caches none.
         log_path: JSON-lines log of all evaluations; if it exists, what it holds is known from the start.
         progress: called after every batch.
-        early: how early decisions are made; None looks at all images for every question.
+        early: how early decisions are made; None looks at all images every time.
 
     Attributes:
         spent: cost of everything computed by this object, in full passes of all images.
@@ -156,9 +156,9 @@ class Evaluator:
         self._weights = WeightCache()
         self._stages = CachedStages(model, cache_bytes)
         self._log = EvaluationLog(log_path, self._identity())
-        self._seen: dict[str, int] = {}  # images that the questions about each plan have looked at, by digest
+        self._seen: dict[str, int] = {}  # images of each plan that were looked at, by digest
         self._answers: dict[str, PlanResult] = {}  # the last one comes last
-        self._questions = 0
+        self._evaluations = 0
         self._reference: Reference | None = None
 
     def __len__(self) -> int:
@@ -190,7 +190,7 @@ class Evaluator:
         Where they are not, ``high`` does not reach it. Raises as :meth:`evaluate`.
 
         Args:
-            most: images after which a question that is not settled is left open: then ``low`` is below ``needed`` and
+            most: images after which a decision that is not settled is left open: then ``low`` is below ``needed`` and
                 ``high`` is not. None, or no early rule: never.
         """
         return self._ask(plan, {"needed": needed}, lambda low, high: low >= needed or high < needed, most)
@@ -206,7 +206,7 @@ class Evaluator:
     def _ask(
         self, plan: QuantPlan, asked: Mapping[str, Any], settled: Callable[[int, int], bool], most: int | None = None
     ) -> PlanResult:
-        """Look at more and more images until the bounds settle the question."""
+        """Look at more and more images until the bounds settle it."""
         if self.early is None:
             return self.evaluate(plan)
         digest = plan.digest()
@@ -215,9 +215,9 @@ class Evaluator:
             return replace(known, cost=0.0)
         plan.check(self.model)
         reference = self._order()
-        self._questions += 1
+        self._evaluations += 1
         looks = self.early.looks(len(self), self._batch)
-        error = self.early.question_error(self._questions)
+        error = self.early.evaluation_error(self._evaluations)
         others = self._neighbours(digest)
         cost = 0.0
         for look in (looks[0], *(look for look in looks[1:] if most is None or look <= most)):
@@ -226,13 +226,13 @@ class Evaluator:
             if settled(found.low, found.high):
                 break
         error = 0.0 if settled(found.sure_low, found.sure_high) else error
-        head = {"question": self._questions, **asked, "settled": settled(found.low, found.high), "digest": digest}
+        head = {"question": self._evaluations, **asked, "settled": settled(found.low, found.high), "digest": digest}
         bounds = {"low": found.low, "high": found.high, "error": error}
         self._log.decided({**head, "seen": look, "n": len(self), **bounds})
         return self._answer(digest, look, cost, found, error)
 
     def _neighbours(self, digest: str) -> list[Answers]:
-        """Plans that questions were asked about before: the last one, and of the others the one measured farthest."""
+        """Plans that were evaluated before: the last one, and of the others the one measured farthest."""
         asked = [other for other in self._answers if other not in (FLOAT, digest)]
         others = sorted(asked[:-1], key=lambda other: self._seen[other])[1 - NEIGHBOURS :]
         return [self._known(other, self._seen[other]) for other in (*asked[-1:], *reversed(others))]

@@ -128,7 +128,7 @@ class MeasurementCache:
     Args:
         path: of the JSON-lines file; None keeps the numbers in memory only.
         what: what the file is called in errors.
-        identity: what all numbers depend on besides the question, plain JSON values. A file of another identity is
+        identity: what all numbers depend on besides what is asked, plain JSON values. A file of another identity is
             replaced.
 
     Raises:
@@ -141,7 +141,7 @@ class MeasurementCache:
         self._known = dict(answers)
 
     def answer(self, asked: Mapping[str, Any], measure: Callable[[], float]) -> float:
-        """The number for a question, plain JSON values; ``measure`` is called where it is not known.
+        """The number for what is ``asked``, plain JSON values; ``measure`` is called where it is not known.
 
         Raises ArtefactError when the answer cannot be written.
         """
@@ -200,10 +200,10 @@ class MeasuredImages:
         packed = np.frombuffer(base64.b64decode(data["hits"], validate=True), dtype=np.uint8)
         margins = np.frombuffer(base64.b64decode(data["margins"], validate=True), dtype="<f4").astype(np.float32)
         if n < 1 or len(packed) != (n + 7) // 8 or len(margins) != n:
-            raise ValueError(f"{len(packed)} bytes of hits and {len(margins)} margins for {n} images")
+            raise ValueError(f"{len(packed)} bytes of correct images and {len(margins)} margins for {n} images")
         correct = np.unpackbits(packed, count=n).astype(bool)
         if int(correct.sum()) != data["correct"]:
-            raise ValueError(f"the hits add up to {int(correct.sum())}, not to {data['correct']}")
+            raise ValueError(f"the correct images add up to {int(correct.sum())}, not to {data['correct']}")
         return cls(str(data["digest"]), data["from"], correct, margins, float(data["seconds"]), float(data["cost"]))
 
 
