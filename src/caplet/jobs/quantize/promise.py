@@ -1,0 +1,207 @@
+"""The promise of a tolerance: a plan is accepted on images that neither its search nor its network has seen.
+
+A search chooses among many plans, so the chosen one is lucky on the images it was chosen on. Acceptance therefore looks
+at other images, as many as the question needs, and asks for the upper limit of the loss, not for the loss itself.
+The limit is that of :data:`NEW_IMAGES` further images together: it holds their chance, too.
+
+Several plans looked at on the same images are a fixed sequence: from a plan that should do to ever smaller ones, as
+long as each is accepted. The first plan that breaks the promise is accepted by mistake with the error of one decision,
+and after a rejection no smaller plan is looked at, so the error of the whole sequence is that of one decision. Where
+the first plan is rejected, larger ones are looked at, each with half of the error that is left.
+
+Sources: fixed sequences are due to Maurer, Hothorn and Lehmacher (1995); "Learn then Test" (Angelopoulos et al. 2021)
+uses them for models; the limit is Tango's (1998), widened to a prediction. Their use for width plans is caplet's.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from caplet.data.imageset import ImageSet
+from caplet.errors import ConfigError
+from caplet.metrics import loss_limit
+from caplet.progress import Note, silent
+
+NEW_IMAGES = 10_000
+"""A limit of the loss is for so many new images together."""
+FIRST_IMAGES = 1_000
+"""Fewest images of a first look, where there are as many."""
+_FIRST_ERROR = 0.8  # of a decision's error, what its first look may spend where there is a second
+_RESERVE = 1.5  # images of a first look, relative to what should be enough
+_SEQUENCE_ERROR = 0.8  # of all error, what the first sequence may spend; the rest is for larger plans
+
+Correct = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class FreshImages:
+    """Images on which plans are accepted.
+
+    Attributes:
+        images: in an order of which every first part has the classes evenly.
+        about: what they are, for messages, such as ``"training images"``.
+        familiar: the network was trained on them: its answers change less than on new images.
+    """
+
+    images: ImageSet
+    about: str
+    familiar: bool = False
+
+
+@dataclass(frozen=True)
+class Look:
+    """What fresh images say about a plan.
+
+    Attributes:
+        n: images looked at.
+        lost, gained: of these, only the float model, or only the plan, classifies correctly.
+        loss, limit: of accuracy, in percentage points: here, and the upper limit for :data:`NEW_IMAGES` new images.
+        error: probability of accepting a plan whose loss is above the tolerance.
+        accepted: whether the limit is within the tolerance.
+    """
+
+    n: int
+    lost: int
+    gained: int
+    loss: float
+    limit: float
+    error: float
+    accepted: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        verdict = "accepted" if self.accepted else "rejected"
+        return (
+            f"{self.n:,} fresh images: {self.lost:,} lost, {self.gained:,} gained; loss {self.loss:+.2f} points,"
+            f" at most {self.limit:.2f} on new images: {verdict}"
+        )
+
+
+def smallest_tolerance(n: int, error: float) -> float:
+    """The smallest tolerance, in percentage points, that ``n`` images can prove: for a plan that changes no answer.
+
+    >>> round(smallest_tolerance(5_000, 0.05), 3), round(smallest_tolerance(100, 0.05), 2)
+    (0.081, 2.66)
+    """
+    return loss_limit(n, 0, 0, 1 - error, new=NEW_IMAGES)
+
+
+def images_needed(changed: float, loss: float, tolerance: float, error: float) -> float:
+    """How many images should show that a plan keeps a tolerance; infinite where no number would.
+
+    Args:
+        changed: fraction of the answers that are right with one model only.
+        loss, tolerance: in percentage points.
+
+    >>> round(images_needed(0.004, 0.05, 0.2, 0.05)), images_needed(0.004, 0.2, 0.2, 0.05)
+    (9267, inf)
+    """
+    slack = (tolerance - loss) / 100
+    if slack <= 0:
+        return math.inf
+    per_image = (slack / float(norm.ppf(1 - error))) ** 2 / max(changed, 1e-9) - 1 / NEW_IMAGES
+    return 1 / per_image if per_image > 0 else math.inf
+
+
+class Promise:
+    """Looks at plans on fresh images.
+
+    Args:
+        fresh: the images.
+        reference: which images of a set the float model classifies correctly, bool (n,).
+        tolerance: accepted loss in percentage points.
+        error: probability of accepting a plan that loses more.
+        note: called with a line of text.
+
+    Raises:
+        ConfigError: no plan could keep the tolerance on so few images; the smallest possible one is named.
+    """
+
+    def __init__(
+        self,
+        fresh: FreshImages,
+        reference: Callable[[ImageSet], Correct],
+        tolerance: float,
+        error: float = 0.05,
+        note: Note = silent,
+    ) -> None:
+        self.fresh, self.tolerance, self.error, self._note = fresh, tolerance, error, note
+        self._reference, self._float = reference, np.zeros(0, dtype=bool)
+        least = smallest_tolerance(len(fresh.images), error)
+        if tolerance < least:
+            raise ConfigError(
+                f"{len(fresh.images):,} {fresh.about} cannot show a loss of at most {tolerance:g} points"
+                f" ({100 * (1 - error):g} % confidence): {math.ceil(100 * least) / 100:.2f} is the smallest tolerance"
+                " they can; give more images (--calibration-size, --validation), or decide by the images of the search"
+                " (--accept measured)"
+            )
+
+    def look(
+        self, correct: Callable[[ImageSet], Correct], error: float, changed: float = 0.01, loss: float = 0.0
+    ) -> Look:
+        """Decide about a plan, on as many images as it takes.
+
+        Args:
+            correct: which images of a set the plan classifies correctly, bool (n,).
+            error: of the decision.
+            changed, loss: what is expected, as for :func:`images_needed`; only the number of images depends on it.
+        """
+        total = len(self.fresh.images)
+        needed = images_needed(changed, max(loss, 0.0), self.tolerance, _FIRST_ERROR * error)
+        first = max(FIRST_IMAGES, math.ceil(_RESERVE * needed)) if math.isfinite(needed) else total
+        if first >= total:
+            return self._judge(correct(self._first(total)), error)
+        answers = correct(self._first(first))
+        look = self._judge(answers, _FIRST_ERROR * error)
+        if look.accepted or look.loss > self.tolerance:
+            return look
+        rest = correct(self.fresh.images.subset(range(first, total)))
+        return self._judge(np.concatenate([answers, rest]), (1 - _FIRST_ERROR) * error)
+
+    def _first(self, n: int) -> ImageSet:
+        return self.fresh.images if n == len(self.fresh.images) else self.fresh.images.subset(range(n))
+
+    def _judge(self, plan: Correct, error: float) -> Look:
+        n, known = len(plan), len(self._float)
+        if n > known:
+            more = self._reference(self.fresh.images.subset(range(known, n)))
+            self._float = np.concatenate([self._float, more])
+        before = self._float[:n]
+        lost, gained = int((before & ~plan).sum()), int((~before & plan).sum())
+        limit = loss_limit(n, lost, gained, 1 - error, new=NEW_IMAGES)
+        look = Look(n, lost, gained, 100 * (lost - gained) / n, limit, error, limit <= self.tolerance)
+        self._note(str(look))
+        return look
+
+
+def smallest_accepted(rungs: int, start: int, look: Callable[[int, float], bool], error: float) -> int | None:
+    """Which of ``rungs`` plans, the largest first, is the smallest that is accepted; None where none is.
+
+    Args:
+        start: the plan to begin with, chosen without a look at the fresh images.
+        look: decides about plan number ``index`` with an error: ``look(index, error)``.
+        error: of the whole sequence.
+
+    >>> smallest_accepted(5, 2, lambda index, error: index <= 3, 0.05)
+    3
+    >>> smallest_accepted(5, 2, lambda index, error: index <= 0, 0.05)
+    0
+    """
+    if look(start, _SEQUENCE_ERROR * error):
+        while start + 1 < rungs and look(start + 1, _SEQUENCE_ERROR * error):
+            start += 1
+        return start
+    remaining = (1 - _SEQUENCE_ERROR) * error
+    for larger in range(start - 1, -1, -1):
+        remaining /= 2
+        if look(larger, remaining):
+            return larger
+    return None

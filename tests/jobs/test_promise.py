@@ -1,0 +1,113 @@
+"""The promise of a tolerance: what a decision on fresh images and a sequence of them may get wrong, and how often."""
+
+import numpy as np
+import pytest
+import torch
+
+from caplet.data.imageset import ImageSet
+from caplet.errors import ConfigError
+from caplet.jobs.quantize.promise import (
+    NEW_IMAGES,
+    FreshImages,
+    Promise,
+    images_needed,
+    smallest_accepted,
+    smallest_tolerance,
+)
+from caplet.metrics import loss_limit
+
+
+def numbered(n: int) -> FreshImages:
+    """Images whose answers the tests look up by their ids."""
+    labels = torch.zeros(n, dtype=torch.int64)
+    pixels = torch.zeros(n, 1, 1, 1, dtype=torch.uint8)
+    return FreshImages(ImageSet(pixels, labels, torch.arange(n), ("a", "b"), "numbered"), "calibration images")
+
+
+class Population:
+    """Plans that lose and gain answers at known rates; every plan changes the answers of the same images first.
+
+    A plan of rate r changes the images whose place in a fixed random order is below r: plans are nested, as the plans
+    of a search nearly are.
+    """
+
+    def __init__(self, n: int, seed: int) -> None:
+        draws = np.random.default_rng(seed)
+        self.before, self.order = draws.random(n) < 0.9, draws.random(n)
+
+    def reference(self, images: ImageSet) -> np.ndarray:
+        return self.before[images.ids.numpy()]
+
+    def plan(self, lost: float, gained: float):
+        after = np.where(self.before, self.order >= lost / 0.9, self.order < gained / 0.1)
+        return lambda images: after[images.ids.numpy()]
+
+
+def test_a_limit_for_new_images_holds_their_chance() -> None:
+    """One in twenty plans loses more than its limit on as many new images, not one in two."""
+    draws = np.random.default_rng(0)
+    beyond, trials = 0, 2000
+    for _ in range(trials):
+        lost, gained = draws.binomial(5000, 0.004), draws.binomial(5000, 0.003)
+        new = (draws.binomial(NEW_IMAGES, 0.004) - draws.binomial(NEW_IMAGES, 0.003)) / NEW_IMAGES * 100
+        beyond += new > loss_limit(5000, lost, gained, 0.95, new=NEW_IMAGES)
+    assert 0.03 <= beyond / trials <= 0.06
+    assert loss_limit(5000, 18, 14, 0.95, new=NEW_IMAGES) > loss_limit(5000, 18, 14, 0.95)
+
+
+@pytest.mark.parametrize("n", [3000, 12_000])
+def test_a_sequence_of_plans_errs_as_seldom_as_one_decision(n: int) -> None:
+    """Plans just beyond the tolerance, all looked at on the same images: the chance that one of them is accepted."""
+    tolerance, error, trials, wrong = 0.5, 0.05, 200, 0
+    losses = [(0.002, 0.002), (0.004, 0.003), (0.0155, 0.0105), (0.02, 0.015), (0.03, 0.024)]  # the last three break it
+    fresh = numbered(n)
+    for seed in range(trials):
+        found = Population(n, seed)
+        promise = Promise(fresh, found.reference, tolerance, error)
+        plans = [found.plan(lost, gained) for lost, gained in losses]
+        chosen = smallest_accepted(5, 2, lambda i, e: promise.look(plans[i], e, 0.02, 0.3).accepted, error)  # noqa: B023
+        wrong += chosen is not None and chosen >= 2
+    assert wrong / trials <= error + 2 * (error * (1 - error) / trials) ** 0.5
+
+
+def test_the_sequence_ends_at_the_first_rejection_and_goes_up_with_what_error_is_left() -> None:
+    looks: list[tuple[int, float]] = []
+
+    def look(accepted: set[int]):
+        looks.clear()
+
+        def decide(index: int, error: float) -> bool:
+            looks.append((index, error))
+            return index in accepted
+
+        return decide
+
+    assert smallest_accepted(6, 2, look({2, 3, 5}), 0.1) == 3
+    assert [index for index, _ in looks] == [2, 3, 4]  # 5 would be accepted, but stands behind a rejected one
+    assert smallest_accepted(6, 3, look({0, 1}), 0.1) == 1
+    assert [index for index, _ in looks] == [3, 2, 1]
+    assert sum(error for _, error in looks) <= 0.1
+    assert smallest_accepted(3, 1, look(set()), 0.1) is None
+
+
+def test_a_look_takes_more_images_only_while_the_answer_is_open() -> None:
+    fresh, found = numbered(30_000), Population(30_000, 1)
+    promise = Promise(fresh, found.reference, 1.0)
+    assert promise.look(found.plan(0.001, 0.001), 0.05, changed=0.002).n == 1000
+    assert promise.look(found.plan(0.1, 0.0), 0.05, changed=0.01).n == 1000  # hopeless at once
+    assert promise.look(found.plan(0.02, 0.015), 0.05, changed=0.002).n == 30_000
+
+
+def test_a_tolerance_that_the_images_cannot_show_is_refused_with_the_smallest_that_they_can() -> None:
+    with pytest.raises(ConfigError, match=r"100 calibration images cannot show .* 2\.66 is the smallest"):
+        Promise(numbered(100), lambda images: np.ones(len(images), dtype=bool), 0.2)
+    assert smallest_tolerance(60_000, 0.05) < 0.04
+    with pytest.raises(ConfigError, match="smallest tolerance"):
+        Promise(numbered(60_000), lambda images: np.ones(len(images), dtype=bool), 0.0)
+
+
+def test_images_needed_says_what_a_limit_takes() -> None:
+    changed, loss, tolerance = 0.004, 0.05, 0.2
+    n = round(images_needed(changed, loss, tolerance, 0.05))
+    lost, gained = round(n * (changed / 2 + loss / 200)), round(n * (changed / 2 - loss / 200))
+    assert loss_limit(n, lost, gained, 0.95, new=NEW_IMAGES) == pytest.approx(tolerance, rel=0.05)
