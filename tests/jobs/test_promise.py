@@ -107,7 +107,7 @@ def test_a_tolerance_that_the_images_cannot_show_is_refused_with_the_smallest_th
 
 
 def test_images_needed_says_what_a_limit_takes() -> None:
-    changed, loss, tolerance = 0.004, 0.05, 0.2
+    changed, loss, tolerance = 0.02, 0.05, 0.5
     n = round(images_needed(changed, loss, tolerance, 0.05))
     lost, gained = round(n * (changed / 2 + loss / 200)), round(n * (changed / 2 - loss / 200))
     assert loss_limit(n, lost, gained, 0.95, new=NEW_IMAGES) == pytest.approx(tolerance, rel=0.05)
