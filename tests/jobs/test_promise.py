@@ -6,9 +6,9 @@ import torch
 
 from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
+from caplet.jobs.quantize.fresh import FreshImages
 from caplet.jobs.quantize.promise import (
     NEW_IMAGES,
-    FreshImages,
     Promise,
     images_needed,
     smallest_accepted,

@@ -24,6 +24,9 @@ from caplet.runs.folder import METRICS, SPLITS, open_run, write_record
 from caplet.runs.records import Classes, record_details, record_flips, record_predictions
 from caplet.runtime.engine import Engine, predictions
 
+HELD_OUT = "held_out"
+"""In the notes of a model: the SHA-256 of the calibration split that it was never trained on."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -178,9 +181,16 @@ class SplitAnswers:
         return paired(self.correct(), self.correct(name))
 
 
+def held_out(model: CapsNet, splits: Splits) -> bool:
+    """Whether the model's file says that it was never trained on the calibration split."""
+    return model.notes.get(HELD_OUT) == splits.calibration.sha256()
+
+
 def training_notes(splits: Splits, *models: CapsNet) -> dict[str, Any]:
     """What the file of a model that was made on these data from ``models`` says of that."""
     stated = {key: model.notes[key] for model in models for key in ("stated",) if model.notes.get(key)}
+    if all(held_out(model, splits) for model in models):  # what began with a model that has seen it has seen it, too
+        stated[HELD_OUT] = splits.calibration.sha256()
     return {**stated, "classes": [*splits.train.classes]}
 
 

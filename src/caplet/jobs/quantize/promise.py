@@ -7,7 +7,7 @@ The limit is that of :data:`NEW_IMAGES` further images together: it holds their 
 Several plans looked at on the same images are a fixed sequence: from a plan that should do to ever smaller ones, as
 long as each is accepted. The first plan that breaks the promise is accepted by mistake with the error of one decision,
 and after a rejection no smaller plan is looked at, so the error of the whole sequence is that of one decision. Where
-the first plan is rejected, larger ones are looked at, each with half of the error that is left.
+the first plan is rejected, larger ones are looked at, in growing strides and each with half of the error that is left.
 
 Sources: fixed sequences are due to Maurer, Hothorn and Lehmacher (1995); "Learn then Test" (Angelopoulos et al. 2021)
 uses them for models; the limit is Tango's (1998), widened to a prediction. Their use for width plans is caplet's.
@@ -24,6 +24,7 @@ from scipy.stats import norm
 
 from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
+from caplet.jobs.quantize.fresh import FreshImages
 from caplet.metrics import loss_limit
 from caplet.progress import Note, silent
 
@@ -36,21 +37,6 @@ _RESERVE = 1.5  # images of a first look, relative to what should be enough
 _SEQUENCE_ERROR = 0.8  # of all error, what the first sequence may spend; the rest is for larger plans
 
 Correct = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, eq=False)
-class FreshImages:
-    """Images on which plans are accepted.
-
-    Attributes:
-        images: in an order of which every first part has the classes evenly.
-        about: what they are, for messages, such as ``"training images"``.
-        familiar: the network was trained on them: its answers change less than on new images.
-    """
-
-    images: ImageSet
-    about: str
-    familiar: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,9 +185,9 @@ def smallest_accepted(rungs: int, start: int, look: Callable[[int, float], bool]
         while start + 1 < rungs and look(start + 1, _SEQUENCE_ERROR * error):
             start += 1
         return start
-    remaining = (1 - _SEQUENCE_ERROR) * error
-    for larger in range(start - 1, -1, -1):
-        remaining /= 2
-        if look(larger, remaining):
-            return larger
+    remaining, step = (1 - _SEQUENCE_ERROR) * error, 1
+    while start > 0:
+        remaining, start, step = remaining / 2, max(0, start - step), 2 * step
+        if look(start, remaining):
+            return start
     return None

@@ -1,0 +1,88 @@
+"""The images that a plan is accepted on: new to the search and, where that can be had, to the network."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from caplet.data import Splits
+from caplet.data.images import augment
+from caplet.data.imageset import ImageSet, to_float
+from caplet.data.splits import in_turns
+from caplet.data.validation import load_validation
+from caplet.errors import ConfigError
+from caplet.jobs.run import float_predictions, held_out
+from caplet.models.base import CapsNet
+
+SEARCH_FRACTION = 0.4
+"""Of calibration images that were held out from training, those that the search sees; the others decide."""
+
+
+@dataclass(frozen=True, eq=False)
+class FreshImages:
+    """Images on which plans are accepted.
+
+    Attributes:
+        images: in an order of which every first part has the classes evenly.
+        about: what they are, for messages, such as ``"training images"``.
+        familiar: the network was trained on them: its answers change less than on new images.
+    """
+
+    images: ImageSet
+    about: str
+    familiar: bool = False
+
+
+def divide(model: CapsNet, splits: Splits, validation: str | None) -> tuple[Splits, FreshImages]:
+    """The splits with the calibration images that the search may see, and the images that decide.
+
+    A calibration split that was held out from training (a network trained by caplet says so) is divided. Otherwise the
+    search sees the calibration split, and all training images decide; with a calibration size that was asked for, no
+    images beyond it are taken, so the calibration split is divided again.
+
+    Args:
+        validation: a folder of new images; ``calibration`` or ``train`` for a split that the user knows to be new to
+            the network; None where nothing is known beyond the model's file.
+
+    Raises:
+        ConfigError: the test split is asked for. DataError: see :func:`caplet.data.validation.load_validation`.
+    """
+    if validation == "test":
+        raise ConfigError(
+            "validation: the test split is for the final report; give calibration, train or a folder"
+        )
+    if validation == "train":
+        return splits, FreshImages(_even(splits.train), "training images new to the network")
+    if validation not in (None, "calibration"):
+        images, labelled = load_validation(Path(validation), splits)
+        if not labelled:  # a changed answer counts as a loss
+            images = replace(images, labels=torch.from_numpy(float_predictions(model, images)))
+        about = "validation images" if labelled else "unlabelled validation images"
+        return splits, FreshImages(images, about)
+    new = validation == "calibration" or held_out(model, splits)
+    if new or splits.info.get("calibration_size") is not None:
+        first = max(len(splits.train.classes), round(SEARCH_FRACTION * len(splits.calibration)))
+        search, rest = (splits.calibration.subset(part) for part in _cut(len(splits.calibration), first))
+        about = "held-out calibration images" if new else "calibration images"
+        return replace(splits, calibration=search), FreshImages(rest if new else varied(rest), about, not new)
+    return splits, FreshImages(varied(_even(splits.train)), "training images", familiar=True)
+
+
+def _cut(n: int, first: int) -> tuple[range, range]:
+    if first >= n:
+        raise ConfigError(
+            f"{n} calibration images are too few to search on some and decide on others; give more"
+            " (--calibration-size), or decide by the images of the search (--accept measured)"
+        )
+    return range(first), range(first, n)
+
+
+def _even(images: ImageSet) -> ImageSet:
+    return images.subset(in_turns(images.labels, images.ids, seed=0))
+
+
+def varied(images: ImageSet) -> ImageSet:
+    """Images moved by up to a pixel each way: a network knows them less well than those that it was trained on."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [augment(to_float(part), generator, shift=1) for part in torch.split(images.images, 1000)]
+    return replace(images, images=torch.cat([(255 * part).round().to(torch.uint8) for part in parts]))
