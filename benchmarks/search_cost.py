@@ -96,7 +96,7 @@ def main() -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"threads": torch.get_num_threads(), "system": platform.system(), "torch": torch.__version__},
         "full_passes": {
-            name: round(cost, 3) for name, cost in full_passes(evaluator, calibration.images, tuner, found).items()
+            name: round(cost, 3) for name, cost in full_passes(evaluator, calibration.images, tuner, [found]).items()
         },
         "seconds": {"search": round(searched - began, 1), "integer_accept": round(accepted - searched, 1)},
         "probes": evaluator.measured,

@@ -1,7 +1,7 @@
 """The end of a quantization: plans are accepted by their integers, shipped, and measured on the test split."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,11 @@ from caplet.program.ops import Add, ChannelAffine, Convolution, DenseVotes, Leak
 from caplet.program.verify import verify
 from caplet.progress import Note
 from caplet.quant.choices import Method
-from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.plan.formats import bits_of
 from caplet.quant.plan.memory import FLOAT_BITS, count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import Footprint, Hardware
-from caplet.quant.plan.units import Widths, width_table
+from caplet.quant.plan.units import width_table
 from caplet.quant.search.qcapsnets import DEFAULT_COMPRESSION
 from caplet.quant.search.search import Candidate, Request, SearchResult
 from caplet.runs.folder import remove
@@ -210,79 +209,51 @@ class Shipper:
         return Shipped(role, program, path, calibration, test, against, record)
 
 
-def finish(
-    shipper: Shipper,
-    settings: QuantizeSettings,
-    request: Request,
-    found: SearchResult,
-    evaluator: Evaluator,
-    costs: dict[str, float],
-    seconds: float,
-    note: Note,
-    narrowed: Callable[[QuantPlan], Sequence[QuantPlan]] | None,
-) -> QuantizeResult:
-    """Accept by the integers on the calibration split, then open the test split and write everything.
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What ships of a search.
 
-    Fake-quant and integers may differ in single images; where the integers miss the target by one of them, the next
-    larger plan that the search had accepted is the answer. With reconstruction, a plan within the budgets that missed
-    the target is looked at too: fitted, it may keep it. Where the fit of an accepted plan misses the target, the same
-    plan is looked at with weights rounded to nearest.
+    Attributes:
+        met: whether the first plan keeps the tolerance within the budgets.
+        plans: role, plan, and which calibration images its integers classify correctly, bool (n,); the one to use
+            first.
+        found: the search that the first plan comes from.
+        reason: one sentence on the outcome.
+        promise: what fresh images said, JSON values; None where the calibration images decided.
     """
-    splits = shipper.splits
-    acceptance = Acceptance(
-        found.reference.correct_images, request.tolerance, request.relative, confidence=settings.confidence
-    )
-    chosen: list[tuple[str, Candidate, NDArray[np.bool_]]] = []
-    met = False
-    if found.satisfied is not None:
-        tried: tuple[Candidate, ...] = (found.satisfied, *found.fallbacks)
-    else:
-        tried = tuple(other for role, other in found.others if role == "memory" and shipper.fitter.active)
-    for candidate in tried:
-        kept = _kept(shipper, candidate, acceptance, note)
-        if kept is None and shipper.fitter.active and found.satisfied is not None:
-            # With nearest rounding the search had accepted it.
-            shipper.fitter.leave(candidate.plan)
-            note("the same plan with weights rounded to nearest:")
-            kept = _kept(shipper, candidate, acceptance, note)
-            if kept is None:
-                shipper.fitter.take_up(candidate.plan)
-        if kept is not None:
-            met = True
-            if narrowed is not None:
-                candidate, kept = _smaller(shipper, candidate, kept, acceptance, narrowed, note)
-            chosen.append(("satisfied", candidate, kept))
-            break
-    if not met:
-        chosen += [
-            (role, other, shipper.hits(shipper.program(other), splits.calibration)) for role, other in found.others
-        ]
-    if not chosen:  # the integers of every accepted plan miss the target: the first one is as near as it gets
-        chosen.append(("accuracy", found.best, shipper.hits(shipper.program(found.best), splits.calibration)))
-    if met and (warning := acceptance.warning(chosen[0][2])):
-        note(warning)
-    programs = {role: shipper.program(candidate) for role, candidate, _ in chosen}
+
+    met: bool
+    plans: tuple[tuple[str, Candidate, NDArray[np.bool_]], ...]
+    found: SearchResult
+    reason: str
+    promise: dict[str, Any] | None = None
+
+
+def finish(
+    shipper: Shipper, settings: QuantizeSettings, request: Request, choice: Choice, search: dict[str, Any], note: Note
+) -> QuantizeResult:
+    """Open the test split, once, and write everything.
+
+    Args:
+        search: what the search took, for the record.
+    """
+    splits, found = shipper.splits, choice.found
+    acceptance = Acceptance(found.reference.correct_images, request.tolerance, request.relative)
+    programs = {role: shipper.program(candidate) for role, candidate, _ in choice.plans}
     answers = open_test_split(splits, shipper.reference, programs, note, shipper.engine)
     float_test = answers.accuracy()
     models = tuple(
         shipper.ship(role, candidate, programs[role], correct, acceptance, answers)
-        for role, candidate, correct in chosen
+        for role, candidate, correct in choice.plans
     )
     weights = count_memory(shipper.model).total.weights
     budget: float | None = settings.budget
     if budget is None and settings.method is Method.QCAPSNETS:
         budget = FLOAT_BITS * weights / DEFAULT_COMPRESSION / 8
-    reason = found.reason
-    if met != found.met:
-        reason = (
-            "the plan of the budget keeps the target once it is reconstructed"
-            if met
-            else "the integers of every plan that the search accepted miss the target" + acceptance.condition
-        )
     metrics = {
         "method": str(settings.method),
-        "met": met,
-        "reason": reason,
+        "met": choice.met,
+        "reason": choice.reason,
         "tolerance": settings.tolerance,
         "relative": settings.relative,
         "budget_bytes": budget,
@@ -292,53 +263,13 @@ def finish(
             "calibration": accuracy(found.reference.correct, found.reference.n).to_json(),
             "weight_bytes": 4 * weights,
         },
-        "confidence": settings.confidence,
+        "accept": settings.accept,
+        "promise": choice.promise and {**choice.promise, "kept": models[0].against_float.loss <= acceptance.points},
         "models": [model.record for model in models],
-        "search": {
-            "seconds": round(seconds, 1),
-            "probes": evaluator.measured,
-            "full_passes": costs["total"],
-            "calibration_images": len(splits.calibration),
-        },
+        "search": search,
     }
     for role in sorted(set(ROLES) - {model.role for model in models}):  # of an earlier run, overwritten by this one
         for name in artefacts(role):
             remove(shipper.run / name)
     metrics = ship(shipper.run, splits, metrics, answers, programs)
-    return QuantizeResult(met, models, float_test, found, shipper.run, metrics)
-
-
-def _kept(shipper: Shipper, candidate: Candidate, acceptance: Acceptance, note: Note) -> NDArray[np.bool_] | None:
-    """Which calibration images the candidate's integers have right; None where it does not run or misses the target."""
-    problem = shipper.misfit(candidate)
-    if problem is not None:
-        note(f"the reconstructed plan does not run on {shipper.hardware.name}: {problem}")
-        return None
-    hits = shipper.hits(shipper.program(candidate), shipper.splits.calibration)
-    met = acceptance.accepts(hits)
-    note(f"integers on the calibration split: {acceptance.describe(hits)}: {'accepted' if met else 'rejected'}")
-    return hits if met else None
-
-
-def _smaller(
-    shipper: Shipper,
-    candidate: Candidate,
-    kept: NDArray[np.bool_],
-    acceptance: Acceptance,
-    narrowed: Callable[[QuantPlan], Sequence[QuantPlan]],
-    note: Note,
-) -> tuple[Candidate, NDArray[np.bool_]]:
-    """The smallest narrowed candidate whose integers keep the target on all calibration images, else the candidate."""
-    for plan in narrowed(candidate.plan):
-        widths = Widths(tuple(plan.points), tuple(fmt.bits for fmt in plan.points.values()))
-        smaller = replace(candidate, widths=widths, plan=plan, memory=count_memory(shipper.model, plan).total)
-        problem = shipper.misfit(smaller)
-        if problem is not None:
-            note(f"a narrowed plan does not run on {shipper.hardware.name}: {problem}")
-            continue
-        hits = shipper.hits(shipper.program(smaller), shipper.splits.calibration)
-        met = acceptance.accepts(hits)
-        note(f"integers of a narrowed plan: {acceptance.describe(hits)}: {'accepted' if met else 'rejected'}")
-        if met:
-            return smaller, hits
-    return candidate, kept
+    return QuantizeResult(choice.met, models, float_test, found, shipper.run, metrics)

@@ -1,13 +1,31 @@
-"""Which plan of a search ships: the smallest that keeps its promise on fresh images."""
+"""Which plan of a search ships: the one that its own images accept, or the smallest that keeps its promise on new ones.
 
+Fake-quant and integers may differ in single images, so the integers decide. Where they miss the target by one of them,
+the next larger plan that the search had accepted is the answer. With reconstruction, a plan within the budgets that
+missed the target is looked at too: fitted, it may keep it.
+"""
+
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
+from caplet.acceptance import Acceptance
+from caplet.data import Splits
+from caplet.jobs.quantize.accept import Choice, Shipper
 from caplet.jobs.quantize.promise import Look, Promise, smallest_accepted
 from caplet.metrics import loss_limit
 from caplet.progress import Note
+from caplet.quant.plan.memory import count_memory
+from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.plan.units import Widths
 from caplet.quant.search.search import Candidate, Request, SearchResult
 
+Correct = NDArray[np.bool_]
+Narrowed = Callable[[QuantPlan], Sequence[QuantPlan]] | None
+"""Plans like one with smaller widths, the smallest first."""
 TIGHTER = (0.5, 0.25, 0.0)
 """Fractions of the tolerance that further searches may lose on their own images, where fresh ones will ask for more."""
 RUNGS = 6
@@ -20,15 +38,22 @@ class Rung:
 
     Attributes:
         candidate: the plan, with its result on the search's images.
+        found: the search.
         changed: fraction of the answers that are right with one model only, there.
         loss: there, in percentage points.
         limit: what fresh images may be expected to say, in percentage points.
     """
 
     candidate: Candidate
+    found: SearchResult
     changed: float
     loss: float
     limit: float
+
+    @property
+    def plan(self) -> QuantPlan:
+        """The candidate's."""
+        return self.candidate.plan
 
     @property
     def size(self) -> float:
@@ -43,9 +68,8 @@ def rung(candidate: Candidate, found: SearchResult, promise: Promise) -> Rung:
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     n, fresh = len(before), len(promise.fresh.images)
     expected = round(lost * fresh / n), round(min(gained, lost) * fresh / n)  # a search credits itself with luck
-    return Rung(
-        candidate, (lost + gained) / n, 100 * (lost - gained) / n, loss_limit(fresh, *expected, 1 - promise.error)
-    )
+    limit = loss_limit(fresh, *expected, 1 - promise.error)
+    return Rung(candidate, found, (lost + gained) / n, 100 * (lost - gained) / n, limit)
 
 
 def search_to_the_promise(
@@ -77,27 +101,146 @@ def ladder(results: Sequence[SearchResult], promise: Promise) -> tuple[list[Rung
     likely = [index for index, one in enumerate(ordered) if one.limit <= promise.tolerance]
     start = likely[-1] if likely else 0
     smaller = ordered[start + 1 :]
-    step = -(-len(smaller) // RUNGS) or 1
-    return [*ordered[: start + 1], *smaller[step - 1 :: step]], start
+    return [*ordered[: start + 1], *_thinned(smaller)], start
 
 
-def keep_the_promise(
-    rungs: Sequence[Rung], start: int, promise: Promise, look: Callable[[Rung, float], Look | None]
-) -> tuple[Rung, Look] | None:
-    """The smallest plan of a ladder that fresh images accept, with what they said; None where they accept none.
+def _thinned(smaller: Sequence[Rung]) -> list[Rung]:
+    """At most :data:`RUNGS` of them, evenly spaced, the last one among them."""
+    step = max(1, math.ceil(len(smaller) / RUNGS))
+    return list(smaller[::-1][::step][::-1])
 
-    Args:
-        look: a decision about a plan with an error; None where the plan does not run on the hardware.
+
+def as_promised(
+    shipper: Shipper,
+    request: Request,
+    results: Sequence[SearchResult],
+    promise: Promise,
+    narrowed: Narrowed,
+    note: Note,
+) -> Choice:
+    """The smallest plan that fresh images accept.
+
+    Where none is within the budgets, and a search found one that ignores them, the reason says what that takes.
     """
+    rungs, start = ladder(results, promise)
+    if not rungs:
+        rungs = [rung(candidate, results[0], promise) for candidate in _proposed(results[0], shipper)]
+    elif narrowed is not None:
+        known = rungs[start]
+        smaller = [replace(known, candidate=_with(shipper, known.candidate, plan)) for plan in narrowed(known.plan)]
+        rungs = [*rungs[: start + 1], *_thinned(smaller[::-1])]
     looks: dict[int, Look] = {}
 
+    def accepts(one: Rung, error: float) -> Look | None:
+        if problem := shipper.misfit(one.candidate):
+            note(f"the plan does not run on {shipper.hardware.name}: {problem}")
+            return None
+        program = shipper.program(one.candidate)
+        return promise.look(lambda images: shipper.hits(program, images), error, one.changed, one.loss)
+
     def accepted(index: int, error: float) -> bool:
-        found = look(rungs[index], error)
+        found = accepts(rungs[index], error)
         if found is not None:
             looks[index] = found
         return found is not None and found.accepted
 
-    if not rungs:
+    index = smallest_accepted(len(rungs), start, accepted, promise.error) if rungs else None
+    record = {**promise.to_json(), "looks": [look.to_json() for look in looks.values()]}
+    if index is not None:
+        chosen, images = rungs[index], shipper.splits.calibration
+        correct = shipper.hits(shipper.program(chosen.candidate), images)
+        record["expected"] = looks[index].to_json()
+        reason = f"the smallest of {len(looks)} plans looked at on fresh images that keeps the tolerance"
+        return Choice(True, (("satisfied", chosen.candidate, correct),), chosen.found, reason, record)
+    first, reason = results[0], "no plan keeps the tolerance on fresh images"
+    beyond = [other for role, other in first.others if role == "accuracy"]
+    for one in (rung(other, first, promise) for other in beyond):
+        found = accepts(one, promise.error)
+        if found is not None and found.accepted:
+            needed = math.ceil(one.candidate.memory.weight_bits / 8)
+            reason = (
+                f"no plan within the budget keeps the tolerance; one of {needed:,} bytes of weights does (--budget)"
+            )
+    return Choice(
+        False, _missing(shipper, first, shipper.splits), first, first.reason if beyond == [] else reason, record
+    )
+
+
+def as_measured(shipper: Shipper, request: Request, found: SearchResult, narrowed: Narrowed, note: Note) -> Choice:
+    """Decide by the calibration images that the search saw.
+
+    Where the fit of an accepted plan misses the target, the same plan is looked at with weights rounded to nearest.
+    """
+    splits = shipper.splits
+    acceptance = Acceptance(found.reference.correct_images, request.tolerance, request.relative)
+    for candidate in _proposed(found, shipper):
+        kept = _kept(shipper, candidate, acceptance, note)
+        if kept is None and shipper.fitter.active and found.satisfied is not None:
+            # With nearest rounding the search had accepted it.
+            shipper.fitter.leave(candidate.plan)
+            note("the same plan with weights rounded to nearest:")
+            kept = _kept(shipper, candidate, acceptance, note)
+            if kept is None:
+                shipper.fitter.take_up(candidate.plan)
+        if kept is not None:
+            if narrowed is not None:
+                candidate, kept = _smaller(shipper, candidate, kept, acceptance, narrowed, note)
+            if warning := acceptance.warning(kept):
+                note(warning)
+            fitted = "the plan of the budget keeps the target once it is reconstructed"
+            return Choice(True, (("satisfied", candidate, kept),), found, found.reason if found.met else fitted)
+    missed = "the integers of every plan that the search accepted miss the target"
+    return Choice(False, _missing(shipper, found, splits), found, missed if found.met else found.reason)
+
+
+def _proposed(found: SearchResult, shipper: Shipper) -> tuple[Candidate, ...]:
+    if found.satisfied is not None:
+        return (found.satisfied, *found.fallbacks)
+    return tuple(other for role, other in found.others if role == "memory" and shipper.fitter.active)
+
+
+def _missing(shipper: Shipper, found: SearchResult, splits: Splits) -> tuple[tuple[str, Candidate, Correct], ...]:
+    """What ships where nothing keeps the target: what is as near as it gets."""
+    roles = found.others or (("accuracy", found.best),)
+    return tuple((role, other, shipper.hits(shipper.program(other), splits.calibration)) for role, other in roles)
+
+
+def _kept(shipper: Shipper, candidate: Candidate, acceptance: Acceptance, note: Note) -> NDArray[np.bool_] | None:
+    """Which calibration images the candidate's integers have right; None where it does not run or misses the target."""
+    problem = shipper.misfit(candidate)
+    if problem is not None:
+        note(f"the reconstructed plan does not run on {shipper.hardware.name}: {problem}")
         return None
-    index = smallest_accepted(len(rungs), start, accepted, promise.error)
-    return None if index is None else (rungs[index], looks[index])
+    hits = shipper.hits(shipper.program(candidate), shipper.splits.calibration)
+    met = acceptance.accepts(hits)
+    note(f"integers on the calibration split: {acceptance.describe(hits)}: {'accepted' if met else 'rejected'}")
+    return hits if met else None
+
+
+def _with(shipper: Shipper, candidate: Candidate, plan: QuantPlan) -> Candidate:
+    """The candidate with another plan, whose result on the search's images is not known."""
+    widths = Widths(tuple(plan.points), tuple(fmt.bits for fmt in plan.points.values()))
+    return replace(candidate, widths=widths, plan=plan, memory=count_memory(shipper.model, plan).total)
+
+
+def _smaller(
+    shipper: Shipper,
+    candidate: Candidate,
+    kept: NDArray[np.bool_],
+    acceptance: Acceptance,
+    narrowed: Callable[[QuantPlan], Sequence[QuantPlan]],
+    note: Note,
+) -> tuple[Candidate, NDArray[np.bool_]]:
+    """The smallest narrowed candidate whose integers keep the target on all calibration images, else the candidate."""
+    for plan in narrowed(candidate.plan):
+        smaller = _with(shipper, candidate, plan)
+        problem = shipper.misfit(smaller)
+        if problem is not None:
+            note(f"a narrowed plan does not run on {shipper.hardware.name}: {problem}")
+            continue
+        hits = shipper.hits(shipper.program(smaller), shipper.splits.calibration)
+        met = acceptance.accepts(hits)
+        note(f"integers of a narrowed plan: {acceptance.describe(hits)}: {'accepted' if met else 'rejected'}")
+        if met:
+            return smaller, hits
+    return candidate, kept

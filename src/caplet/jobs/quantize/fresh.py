@@ -48,9 +48,7 @@ def divide(model: CapsNet, splits: Splits, validation: str | None) -> tuple[Spli
         ConfigError: the test split is asked for. DataError: see :func:`caplet.data.validation.load_validation`.
     """
     if validation == "test":
-        raise ConfigError(
-            "validation: the test split is for the final report; give calibration, train or a folder"
-        )
+        raise ConfigError("validation: the test split is for the final report; give calibration, train or a folder")
     if validation == "train":
         return splits, FreshImages(_even(splits.train), "training images new to the network")
     if validation not in (None, "calibration"):

@@ -130,6 +130,12 @@ class Promise:
                 " (--accept measured)"
             )
 
+    def to_json(self) -> dict[str, Any]:
+        """What is asked, and of which images: JSON values."""
+        images = {"about": self.fresh.about, "available": len(self.fresh.images), "familiar": self.fresh.familiar}
+        asked = {"tolerance": self.tolerance, "confidence": 1 - self.error, "new_images": NEW_IMAGES}
+        return {**asked, "images": images}
+
     def look(
         self, correct: Callable[[ImageSet], Correct], error: float, changed: float = 0.01, loss: float = 0.0
     ) -> Look:

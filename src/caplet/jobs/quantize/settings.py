@@ -32,9 +32,14 @@ class QuantizeSettings(Settings):
     """Accepted loss of accuracy, in percentage points."""
     relative: bool = option(False, TARGET)
     """The tolerance is in percent of the float accuracy, as in the paper of Q-CapsNets."""
-    confidence: float | None = option(None, TARGET, ge=0.5, lt=1)
-    """Accept a plan only where the loss on images like the calibration images is at most the tolerance with this
-    one-sided confidence (0.5 to 1, e.g. 0.95). Default: decide by the loss on these very images."""
+    accept: Literal["confidence", "measured"] = option("confidence", TARGET)
+    """confidence: images that the search has not seen must show that new ones lose at most the tolerance. measured:
+    decide by the loss on the very images that the search chose by, as papers do."""
+    confidence: float = option(0.95, TARGET, ge=0.5, lt=1)
+    """How sure that must be, one-sided (0.5 to 1)."""
+    validation: str | None = option(None, TARGET)
+    """Images that the network was never trained on, to accept by: a folder (<class>/*, or unlabelled images), or
+    calibration or train where you know that the network has not seen that split."""
     hardware: str = option("portable", TARGET)
     """What plans must run on: portable, mcu32, bytes, int8, or a .json file."""
 
