@@ -28,7 +28,8 @@ def test_classes_come_from_the_folders_and_take_turns(tmp_path: Path, splits: Sp
         write(tmp_path / "3", f"a{index}", index)
         write(tmp_path / "7", f"b{index}", 100 + index)
     images, labelled = load_validation(tmp_path, splits)
-    assert labelled and images.image_shape == splits.train.image_shape
+    assert labelled
+    assert images.image_shape == splits.train.image_shape
     assert images.labels.tolist() == [3, 7] * 6
 
 
@@ -36,7 +37,8 @@ def test_images_without_folders_have_no_labels(tmp_path: Path, splits: Splits) -
     for index in range(3):
         write(tmp_path, str(index), index)
     images, labelled = load_validation(tmp_path, splits)
-    assert not labelled and len(images) == 3
+    assert not labelled
+    assert len(images) == 3
 
 
 def test_images_that_are_not_new_are_refused_with_their_number(tmp_path: Path, splits: Splits) -> None:
@@ -70,7 +72,7 @@ def test_other_images_are_refused(
 
 
 def test_a_missing_or_empty_folder_is_named(tmp_path: Path, splits: Splits) -> None:
-    with pytest.raises(DataError, match="no folder .*nowhere"):
+    with pytest.raises(DataError, match=r"no folder .*nowhere"):
         load_validation(tmp_path / "nowhere", splits)
     with pytest.raises(DataError, match="no images found"):
         load_validation(tmp_path, splits)
