@@ -76,7 +76,8 @@ def load_data(
     if limit is not None:
         chosen = [stratified_choice(s.labels, s.ids, min(limit, len(s)), seed=0) for s in parts]
         parts = [images.subset(index) for images, index in zip(parts, chosen, strict=True)]
-    return _assemble(dataset, request, source, parts, limit=limit, calibration_seed=calibration_seed)
+    asked = {"limit": limit, "calibration_seed": calibration_seed, "calibration_size": calibration_size}
+    return _assemble(dataset, request, source, parts, **asked)
 
 
 def load_saved_splits(

@@ -112,7 +112,6 @@ def _thinned(smaller: Sequence[Rung]) -> list[Rung]:
 
 def as_promised(
     shipper: Shipper,
-    request: Request,
     results: Sequence[SearchResult],
     promise: Promise,
     narrowed: Narrowed,

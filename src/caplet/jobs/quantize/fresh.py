@@ -80,7 +80,8 @@ def _even(images: ImageSet) -> ImageSet:
 
 
 def varied(images: ImageSet) -> ImageSet:
-    """Images moved by up to a pixel each way: a network knows them less well than those that it was trained on."""
-    generator = torch.Generator().manual_seed(0)
-    parts = [augment(to_float(part), generator, shift=1) for part in torch.split(images.images, 1000)]
-    return replace(images, images=torch.cat([(255 * part).round().to(torch.uint8) for part in parts]))
+    """Every second image moved by up to a pixel each way: a network knows those less well than what it has seen."""
+    pixels, generator = images.images.clone(), torch.Generator().manual_seed(0)
+    for part in torch.split(pixels, 1000):
+        part[1::2] = (255 * augment(to_float(part[1::2]), generator, shift=1)).round().to(torch.uint8)
+    return replace(images, images=pixels)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,12 @@ from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.jobs.quantize.accept import QuantizeResult, Shipper, check_ram, finish, footprint
+from caplet.jobs.quantize.choose import as_measured, as_promised, search_to_the_promise
 from caplet.jobs.quantize.fitting import Fitter, check_request
+from caplet.jobs.quantize.fresh import divide
+from caplet.jobs.quantize.promise import Promise
 from caplet.jobs.quantize.settings import QuantizeSettings
-from caplet.jobs.run import begin, check
+from caplet.jobs.run import begin, check, correct_images
 from caplet.models.base import CapsNet
 from caplet.progress import Note, Progress, silent
 from caplet.quant.choices import Exponents
@@ -59,7 +63,7 @@ def calibrated(run: Path, model: CapsNet, images: ImageSet, resume: bool, note: 
 
 
 def full_passes(
-    evaluator: Evaluator, calibration_images: int, source: FormatSource, found: SearchResult
+    evaluator: Evaluator, calibration_images: int, source: FormatSource, results: Sequence[SearchResult]
 ) -> dict[str, float]:
     """What this part of a search cost by purpose, each in passes of all the evaluator's images through the whole model.
 
@@ -70,7 +74,7 @@ def full_passes(
         "calibration": calibration_images / len(evaluator),
         "tuning": source.spent / len(evaluator) if isinstance(source, Tuner) else 0.0,
         "float": evaluator.float_spent,
-        "sensitivities": found.cost,
+        "sensitivities": math.fsum(found.cost for found in results),
         "probes": evaluator.spent - evaluator.float_spent,
     }
     return {**costs, "total": sum(costs.values())}
@@ -136,8 +140,8 @@ def quantize(
 ) -> QuantizeResult:
     """Find a plan for ``model``, ship it as a ``.caplet`` file, and measure the shipped integers.
 
-    The search, the calibration and the final accept see ``splits.calibration`` only. ``splits.test`` is opened once,
-    at the end.
+    The search and the calibration see ``splits.calibration`` only, or a part of it where the rest decides (see
+    :mod:`caplet.jobs.quantize.fresh`). ``splits.test`` is opened once, at the end.
 
     Args:
         out: the run folder. See :func:`caplet.runs.folder.open_run` for ``resume`` and ``force``.
@@ -159,19 +163,26 @@ def quantize(
     if settings.narrow and not settings.reconstruct:
         raise ConfigError("quantize: narrow needs reconstruction; name its parts (--reconstruct bias,rounding)")
     resolved = {**settings.model_dump(mode="json"), "hardware": request.hardware.model_dump(mode="json")}
+    searched, fresh, error = splits, None, 1 - settings.confidence
+    if settings.accept == "confidence":
+        searched, fresh = divide(model, splits, settings.validation)
+        note(f"the search sees {len(searched.calibration):,} images, {len(fresh.images):,} {fresh.about} decide")
+        Promise(fresh, partial(correct_images, model), request.tolerance, error)  # refuses too few images
+    elif settings.validation is not None:
+        raise ConfigError("quantize: validation images decide by a confidence; leave out --accept measured")
     with begin("quantize", out, splits, resolved, model, resume=resume, force=force) as run:
         began = time.perf_counter()
         reference = model
         if settings.simplify_routing:
-            asked, images = request, splits.calibration
+            asked, images = request, searched.calibration
             simpler = simplify_routing(model, images, asked.tolerance, relative=asked.relative, note=note)
             model, left = simpler.model, simpler.tolerance - simpler.loss
             request = replace(request, tolerance=left, relative=False)
             write_record(run / SIMPLIFIED, simpler.to_json())
         evaluator = Evaluator(  # first: it refuses the log of another model or other images
             model,
-            splits.calibration.images,
-            splits.calibration.labels,
+            searched.calibration.images,
+            searched.calibration.labels,
             cache_bytes=0 if settings.exact else DEFAULT_CACHE_BYTES,
             log_path=run / PROBES,
             progress=progress,
@@ -180,17 +191,33 @@ def quantize(
         identity = model_identity(model)
         tuned = MeasurementCache(run / TUNING, "tuning log", identity)
         noises = MeasurementCache(run / SENSITIVITIES, "log of sensitivities", identity)
-        calibration, calibrations = calibrated(run, model, splits.calibration, resume, note)
+        calibration, calibrations = calibrated(run, model, searched.calibration, resume, note)
         source: FormatSource = calibration
         if settings.tune and not settings.paper_formats:
-            source = Tuner(model, calibration, splits.calibration.evenly_spaced(TUNING_IMAGES).images, tuned)
-        warn_about(splits, request, evaluator, note)
+            source = Tuner(model, calibration, searched.calibration.evenly_spaced(TUNING_IMAGES).images, tuned)
+        warn_about(searched, request, evaluator, note)
         bench = Workbench(evaluator, source, partial(footprint, model), lambda step: note(describe_step(step)), noises)
-        found = method.run(bench, request)
+        promise = None
+        if fresh is not None:  # of the whole loss, that of simpler routing in it
+            points = request_of(settings).acceptance(evaluator.float_result()).points
+            promise = Promise(fresh, partial(correct_images, reference), points, error, note)
+        search = partial(method.run, bench)
+        results = [search(request)] if promise is None else search_to_the_promise(search, request, promise, note)
         seconds = time.perf_counter() - began
-        costs = full_passes(evaluator, calibrations, source, found)
-        write_record(run / SEARCH, {**found.record, "full_passes": costs})
-        fitter = Fitter(model, splits.calibration, settings.reconstruct, run, note, settings.seed)
-        shipper = Shipper(run, model, reference, splits, engine, fitter, request.hardware)
+        costs = full_passes(evaluator, calibrations, source, results)
+        tighter = {"tighter": [found.record for found in results[1:]]} if results[1:] else {}
+        write_record(run / SEARCH, {**results[0].record, **tighter, "full_passes": costs})
+        fitter = Fitter(model, searched.calibration, settings.reconstruct, run, note, settings.seed)
+        shipper = Shipper(run, model, reference, searched, engine, fitter, request.hardware)
         narrowed = (lambda plan: fitter.reduced(plan, source, request)) if settings.narrow else None
-        return finish(shipper, settings, request, found, evaluator, costs, seconds, note, narrowed)
+        if promise is None:
+            choice = as_measured(shipper, request, results[0], narrowed, note)
+        else:
+            choice = as_promised(shipper, results, promise, narrowed, note)
+        spent = {
+            "seconds": round(seconds, 1),
+            "probes": evaluator.measured,
+            "full_passes": costs["total"],
+            "calibration_images": len(searched.calibration),
+        }
+        return finish(shipper, settings, request, choice, spent, note)
