@@ -94,21 +94,20 @@ def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
     return Paired(n, n10, n01, 100 * loss, 100 * (loss - spread), 100 * (loss + spread), p_value)
 
 
-def loss_limit(n: int, n10: int, n01: int, confidence: float = 0.95, new: int | None = None) -> float:
+def loss_limit(n: int, n10: int, n01: int, confidence: float = 0.95) -> float:
     """One-sided upper confidence limit of the loss, in percentage points, on images like these ones.
 
     The score limit of a paired difference (Tango 1998), which also means something where no answer changed.
 
     Args:
         n, n10, n01: see :class:`Paired`.
-        new: the limit of what is measured on so many new images together; None for that of the loss behind all of them.
 
     >>> round(loss_limit(5000, 18, 14), 2), round(loss_limit(5000, 0, 0), 2)
     (0.28, 0.05)
     """
     if n < 1 or min(n10, n01) < 0 or n10 + n01 > n or not 0.5 <= confidence < 1:
         raise DataError(f"no limit of the loss from {n10} + {n01} changed answers of {n} images at {confidence}")
-    z = float(norm.ppf(confidence)) * (1.0 if new is None else math.sqrt(1 + n / new))
+    z = float(norm.ppf(confidence))
 
     def score(loss: float) -> float:
         linear = (2 * n - n10 + n01) * loss - n10 - n01

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from caplet.acceptance import Acceptance
 from caplet.data import Splits
 from caplet.jobs.quantize.accept import Choice, Shipper
-from caplet.jobs.quantize.promise import Look, Promise, smallest_accepted
-from caplet.metrics import loss_limit
+from caplet.jobs.quantize.promise import Look, Promise, new_loss_limit, smallest_accepted
 from caplet.progress import Note
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
@@ -28,6 +27,8 @@ Narrowed = Callable[[QuantPlan], Sequence[QuantPlan]] | None
 """Plans like one with smaller widths, the smallest first."""
 TIGHTER = (0.5, 0.25, 0.0)
 """Fractions of the tolerance that further searches may lose on their own images, where fresh ones will ask for more."""
+LIKELY = 0.8
+"""The first plan looked at should use at most this much of the tolerance: from there on, smaller ones cost no error."""
 RUNGS = 6
 """Plans on the ladder that are smaller than the first one looked at."""
 
@@ -68,7 +69,7 @@ def rung(candidate: Candidate, found: SearchResult, promise: Promise) -> Rung:
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     n, fresh = len(before), len(promise.fresh.images)
     expected = round(lost * fresh / n), round(min(gained, lost) * fresh / n)  # a search credits itself with luck
-    limit = loss_limit(fresh, *expected, 1 - promise.error)
+    limit = new_loss_limit(fresh, *expected, promise.error)
     return Rung(candidate, found, (lost + gained) / n, 100 * (lost - gained) / n, limit)
 
 
@@ -79,7 +80,7 @@ def search_to_the_promise(
     results = [search(request)]
     for fraction in TIGHTER:
         last = results[-1]
-        if last.satisfied is None or rung(last.satisfied, last, promise).limit <= promise.tolerance:
+        if last.satisfied is None or rung(last.satisfied, last, promise).limit <= LIKELY * promise.tolerance:
             break
         points = fraction * promise.tolerance
         note(
@@ -98,7 +99,7 @@ def ladder(results: Sequence[SearchResult], promise: Promise) -> tuple[list[Rung
             if candidate is not None:
                 rungs.setdefault(candidate.plan.digest(), rung(candidate, found, promise))
     ordered = sorted(rungs.values(), key=lambda one: one.size, reverse=True)
-    likely = [index for index, one in enumerate(ordered) if one.limit <= promise.tolerance]
+    likely = [index for index, one in enumerate(ordered) if one.limit <= LIKELY * promise.tolerance]
     start = likely[-1] if likely else 0
     smaller = ordered[start + 1 :]
     return [*ordered[: start + 1], *_thinned(smaller)], start

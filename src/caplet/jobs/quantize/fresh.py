@@ -62,8 +62,11 @@ def divide(model: CapsNet, splits: Splits, validation: str | None) -> tuple[Spli
         first = max(len(splits.train.classes), round(SEARCH_FRACTION * len(splits.calibration)))
         search, rest = (splits.calibration.subset(part) for part in _cut(len(splits.calibration), first))
         about = "held-out calibration images" if new else "calibration images"
-        return replace(splits, calibration=search), FreshImages(rest if new else varied(rest), about, not new)
-    return splits, FreshImages(varied(_even(splits.train)), "training images", familiar=True)
+        if new:
+            return replace(splits, calibration=search), FreshImages(rest, about)
+        return replace(splits, calibration=varied(search)), FreshImages(varied(rest), about, familiar=True)
+    searched = replace(splits, calibration=varied(splits.calibration))
+    return searched, FreshImages(varied(_even(splits.train)), "training images", familiar=True)
 
 
 def _cut(n: int, first: int) -> tuple[range, range]:
