@@ -91,11 +91,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def quantized(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of its quantization: model_satisfied.caplet, plan_satisfied.json, metrics.json, ..."""
-    from caplet.api import QuantizeSettings, load_data, load_float, quantize
+    from caplet.api import load_data, load_float, quantize
+    from quantize_requests import as_measured
 
     folder = tmp_path_factory.mktemp("quantized") / "run"
     model, splits = load_float(trained / "model.safetensors"), load_data("digits", calibration_size=120)
-    result = quantize(model, splits, folder, QuantizeSettings(tolerance=5.0))
+    result = quantize(model, splits, folder, as_measured(tolerance=5.0))
     assert result.met
     return folder
 

@@ -23,12 +23,10 @@ class Acceptance:
         reference: images that the float model classifies correctly, bool (n,).
         tolerance: accepted loss of accuracy in percentage points; with ``relative`` in percent of the float accuracy.
         images: what the images are, for sentences.
-        confidence: where given, the loss on other images like these must be within the tolerance, too, with this
-            one-sided confidence (0.5..1).
         interval: the upper end of the paired 95 % interval decides, instead of the loss itself.
 
     Raises:
-        ConfigError: a tolerance that is negative or not finite, a confidence out of range, or both further rules.
+        ConfigError: a tolerance that is negative or not finite.
 
     >>> acceptance = Acceptance(np.arange(1000) < 900, 0.3)
     >>> acceptance.needed(), acceptance.reason(np.arange(1000) < 896)
@@ -39,16 +37,11 @@ class Acceptance:
     tolerance: float
     relative: bool = False
     images: str = "calibration images"
-    confidence: float | None = None
     interval: bool = False
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.tolerance) or self.tolerance < 0:
             raise ConfigError(f"tolerance is {self.tolerance}; the rule is a number of percentage points, 0 or more")
-        if self.confidence is not None and not 0.5 <= self.confidence < 1:
-            raise ConfigError(f"confidence is {self.confidence}; the rule is from 0.5 to below 1")
-        if self.confidence is not None and self.interval:
-            raise ConfigError("acceptance: give a confidence or the interval, not both")
 
     @property
     def n(self) -> int:
@@ -89,39 +82,28 @@ class Acceptance:
             return None
         if found < self.needed():
             return f"{found:,} of {self.n:,} {self.images} are correct, {self.needed():,} are needed"
-        if self.confidence is not None and (limit := self.limit(correct, self.confidence)) > self.points:
-            return f"the loss is at most {limit:.2f} points{self.condition}, {self.points:.2f} are allowed"
         return None
 
     def paired(self, correct: NDArray[np.bool_]) -> Paired:
         """The float model and the candidate on the same images."""
         return paired(self.reference, correct)
 
-    def limit(self, correct: NDArray[np.bool_], confidence: float = CONFIDENCE) -> float:
-        """One-sided upper limit of the loss on other images like these, percentage points."""
+    def limit(self, correct: NDArray[np.bool_]) -> float:
+        """One-sided upper limit of the loss on other images like these (:data:`CONFIDENCE`), percentage points."""
         pair = self.paired(correct)
-        return loss_limit(pair.n, pair.n10, pair.n01, confidence)
-
-    @property
-    def condition(self) -> str:
-        """What is asked for beyond the number of images, for messages."""
-        return "" if self.confidence is None else f" at a confidence of {self.confidence:g}"
+        return loss_limit(pair.n, pair.n10, pair.n01, CONFIDENCE)
 
     def describe(self, correct: NDArray[np.bool_]) -> str:
         """The figures of the decision, for messages."""
         if self.interval:
             pair = self.paired(correct)
             return f"loss {pair.loss:+.2f} points, at most {pair.high:+.2f}, {self.points:.2f} allowed"
-        text = f"{int(correct.sum()):,} correct, {self.needed():,} needed"
-        if self.confidence is None:
-            return text
-        limit = self.limit(correct, self.confidence)
-        return f"{text}; loss at most {limit:.2f} points{self.condition}, {self.points:.2f} allowed"
+        return f"{int(correct.sum()):,} correct, {self.needed():,} needed"
 
     def warning(self, correct: NDArray[np.bool_]) -> str | None:
         """What to say where the images are too few to be sure that other ones lose no more than the tolerance."""
         limit = self.limit(correct)
-        if self.interval or self.confidence is not None or limit <= self.points or self.allowed <= 0:
+        if self.interval or limit <= self.points or self.allowed <= 0:
             return None
         pair = self.paired(correct)
         enough = images_to_resolve(pair.n, pair.n10, pair.n01, self.points, CONFIDENCE)
@@ -129,7 +111,7 @@ class Acceptance:
         return (
             f"warning: on these {pair.n:,} images the loss is {pair.loss:.2f} points; on others like them it may be"
             f" {limit:.2f} ({100 * CONFIDENCE:g} % confidence), more than the tolerance of {self.points:g}"
-            f"{advice if enough > pair.n else ''}; --confidence {CONFIDENCE:g} would not accept this plan"
+            f"{advice if enough > pair.n else ''}; --accept confidence decides by images that the search has not seen"
         )
 
     def to_json(self, correct: NDArray[np.bool_]) -> dict[str, Any]:

@@ -33,8 +33,23 @@ def record(folder: Path, name: str) -> Any:
     return settled(json.loads((folder / name).read_text()))
 
 
+MEASURED = ("--tolerance", 5, "--accept", "measured")
+
+
 def quantize(model: Path, out: Path, *more: object) -> tuple[object, ...]:
-    return ("quantize", model / "model.safetensors", "--calibration-size", 120, "--tolerance", 5, "--out", out, *more)
+    return (
+        "quantize",
+        model / "model.safetensors",
+        "--calibration-size",
+        120,
+        "--tolerance",
+        5,
+        "--accept",
+        "measured",
+        "--out",
+        out,
+        *more,
+    )
 
 
 def check_equal_quantization(first: Path, second: Path) -> None:
@@ -199,17 +214,34 @@ def test_too_few_calibration_images_are_told_with_how_many_would_do(
     assert any("no calibration image is of class" in line for line in done.err.splitlines())
 
 
-def test_a_confidence_is_kept_on_the_calibration_split(caplet: Caplet, trained: Path, tmp_path: Path) -> None:
-    plain = caplet(*quantize(trained, tmp_path / "plain", "--json"))
-    sure = caplet(*quantize(trained, tmp_path / "sure", "--confidence", 0.95, "--json"))
-    assert plain.code == 0
-    assert sure.code in (0, 5)
-    first, second = plain.json()["models"][0], sure.json()["models"][0]
-    assert first["on_calibration"]["accepted"]
-    assert (first["on_calibration"]["loss_limit_95"] > 5) == ("--confidence 0.95 would not accept" in plain.err)
-    if sure.code == 0:
-        assert second["on_calibration"]["loss_limit_95"] <= 5
-        assert second["weight_reduction"] <= first["weight_reduction"]
+def test_images_that_the_search_has_not_seen_decide(caplet: Caplet, trained: Path, tmp_path: Path) -> None:
+    """The network was trained with another calibration split than the 700 images here, so they are familiar to it."""
+    fresh = ("--accept", "confidence", "--calibration-size", 700)
+    done = caplet(*quantize(trained, tmp_path / "run", *fresh, "--json"))
+    assert done.code == 0
+    found, model = done.json()["promise"], done.json()["models"][0]
+    assert found["images"] == {"about": "calibration images", "available": 420, "familiar": True}
+    assert found["expected"]["accepted"]
+    assert found["expected"]["loss"] <= found["expected"]["limit"] <= found["tolerance"] == 5
+    assert found["kept"] == (model["paired"]["loss"] <= 5)
+    assert "280 images" in done.err
+    done = caplet(*quantize(trained, tmp_path / "run", *fresh, "--tolerance", 0.1, "--force"))
+    assert done.code == 3
+    assert "420 calibration images cannot show a loss of at most 0.1 points" in done.err
+    assert "is the smallest tolerance they can" in done.err
+    for words in (("--validation", "test"), ("--validation", tmp_path / "nowhere"), ("--tolerance", 0)):
+        assert caplet(*quantize(trained, tmp_path / "other", *fresh, *words)).code == 3
+        assert not (tmp_path / "other").exists()
+
+
+def test_the_split_that_a_network_never_saw_is_known_from_its_file(
+    caplet: Caplet, trained: Path, tmp_path: Path
+) -> None:
+    size = record(trained, "splits.json")["calibration"]["count"]
+    same = caplet(
+        "quantize", trained / "model.safetensors", "--calibration-size", size, "--tolerance", 20, "--out", tmp_path
+    )
+    assert f"{size - round(0.4 * size)} held-out calibration images decide" in same.err, same.err
 
 
 def test_without_early_decisions_every_image_is_seen(

@@ -24,6 +24,7 @@ from caplet.quant.choices import Part
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
 from caplet.quant.reconstruct.settings import ReconstructSettings
+from quantize_requests import as_measured
 
 FIT = (Part.BIAS, Part.ROUNDING)
 STEPS = 30
@@ -43,7 +44,7 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def narrowed(trained: Path, splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> QuantizeResult:
     model = api.load_float(trained / "model.safetensors")
-    settings = QuantizeSettings(tolerance=5.0, reconstruct=FIT, narrow=True)
+    settings = as_measured(tolerance=5.0, reconstruct=FIT, narrow=True)
     return quantize(model, splits, tmp_path_factory.mktemp("narrowed") / "run", settings)
 
 
@@ -77,7 +78,7 @@ def test_a_fit_that_misses_the_target_gives_way_to_nearest_rounding(
     model = api.load_float(trained / "model.safetensors")
     monkeypatch.setattr(Reconstructor, "fit", harm)
     notes: list[str] = []
-    settings = QuantizeSettings(tolerance=5.0, reconstruct=FIT)
+    settings = as_measured(tolerance=5.0, reconstruct=FIT)
     found = quantize(model, splits, tmp_path / "run", settings, note=notes.append)
     assert found.met
     shipped = found.models[0]
@@ -114,7 +115,7 @@ def test_widths_are_narrowed_block_by_block_and_the_shipped_plan_is_moved_jointl
     monkeypatch.setattr(Reconstructor, "fit", watched)
     model = api.load_float(trained / "model.safetensors")
     notes: list[str] = []
-    settings = QuantizeSettings(tolerance=5.0, reconstruct=(*FIT, Part.END_TO_END), narrow=True)
+    settings = as_measured(tolerance=5.0, reconstruct=(*FIT, Part.END_TO_END), narrow=True)
     found = quantize(model, splits, tmp_path / "run", settings, note=notes.append)
     shipped = found.models[0]
     assert shipped.record["reconstruction"]["blocks"][-1]["layer"] == "end-to-end"
@@ -139,7 +140,7 @@ def test_with_the_joint_part_alone_widths_are_narrowed_as_they_round(
 
     monkeypatch.setattr(Reconstructor, "fit", watched)
     model = api.load_float(trained / "model.safetensors")
-    settings = QuantizeSettings(tolerance=5.0, reconstruct=(Part.END_TO_END,), narrow=True)
+    settings = as_measured(tolerance=5.0, reconstruct=(Part.END_TO_END,), narrow=True)
     record = quantize(model, splits, tmp_path / "run", settings).models[0].record["reconstruction"]
     assert len(record["narrowing"]) > len(fitted) >= 1
 
@@ -149,9 +150,9 @@ def test_a_plan_of_the_budget_that_missed_may_be_met_when_fitted(trained: Path, 
     model = api.load_float(trained / "model.safetensors")
     budget = model.parameter_count() * 3 // 8
     common: dict[str, Any] = {"tolerance": 2.0, "budget": budget}
-    plain = quantize(model, splits, tmp_path / "plain", QuantizeSettings(**common))
+    plain = quantize(model, splits, tmp_path / "plain", as_measured(**common))
     assert not plain.met
-    fitted = quantize(model, splits, tmp_path / "fitted", QuantizeSettings(**common, reconstruct=FIT))
+    fitted = quantize(model, splits, tmp_path / "fitted", as_measured(**common, reconstruct=FIT))
     assert fitted.met
     assert "once it is reconstructed" in fitted.metrics["reason"]
     memory = fitted.models[0].record["memory"][-1]
@@ -172,7 +173,9 @@ def test_a_fit_that_the_hardware_cannot_run_is_not_accepted(
 
     monkeypatch.setattr(Fitter, "fit", elsewhere)
     notes: list[str] = []
-    settings = QuantizeSettings(method="progressive", tolerance=5.0, hardware="int8", reconstruct=(Part.ROUNDING,))
+    settings = QuantizeSettings(
+        method="progressive", accept="measured", tolerance=5.0, hardware="int8", reconstruct=(Part.ROUNDING,)
+    )
     result = quantize(model, splits, tmp_path / "run", settings, note=notes.append)
     assert not result.met
     assert any("does not run on int8: digit.votes needs a shift by -" in note for note in notes)

@@ -19,6 +19,7 @@ from caplet.jobs.train import parse_changes, resolve_recipe, train_by_recipe
 from caplet.program import load_program
 from caplet.quant.plan.memory import count_memory
 from caplet.runtime.engine import Engine, predictions
+from quantize_requests import as_measured
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,9 @@ def test_quantize_settings_speak_in_one_line(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("rounding", ["stochastic", "truncate"])
 def test_every_rounding_ships(trained: Path, digits: Splits, tmp_path: Path, rounding: Any) -> None:
     model = api.load_float(trained / "model.safetensors")
-    settings = QuantizeSettings(tolerance=20.0, rounding=rounding, seed=3, log2_weights=rounding == "truncate")
+    settings = QuantizeSettings(
+        accept="measured", tolerance=20.0, rounding=rounding, seed=3, log2_weights=rounding == "truncate"
+    )
     result = quantize(model, digits, tmp_path, settings)
     assert result.models
     for shipped in result.models:
@@ -80,7 +83,9 @@ def test_every_rounding_ships(trained: Path, digits: Splits, tmp_path: Path, rou
 @pytest.mark.parametrize("method", ["progressive", pytest.param("ilp", marks=pytest.mark.slow)])
 def test_every_method_ships(trained: Path, digits: Splits, tmp_path: Path, method: Any) -> None:
     model = api.load_float(trained / "model.safetensors")
-    settings = QuantizeSettings(method=method, tolerance=15.0, granularity="tensor", hardware="mcu32", tune=False)
+    settings = QuantizeSettings(
+        method=method, accept="measured", tolerance=15.0, granularity="tensor", hardware="mcu32", tune=False
+    )
     notes: list[str] = []
     result = quantize(model, digits, tmp_path, settings, note=notes.append)
     assert result.met
@@ -99,7 +104,7 @@ def test_every_method_ships(trained: Path, digits: Splits, tmp_path: Path, metho
 def test_a_tolerance_that_the_images_cannot_resolve_is_warned_of(trained: Path, digits: Splits, tmp_path: Path) -> None:
     model = api.load_float(trained / "model.safetensors")
     notes: list[str] = []
-    quantize(model, digits, tmp_path, QuantizeSettings(tolerance=0.1), note=notes.append)
+    quantize(model, digits, tmp_path, as_measured(tolerance=0.1), note=notes.append)
     assert any("1,000 images would allow one" in note for note in notes)
 
 

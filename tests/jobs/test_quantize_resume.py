@@ -25,6 +25,7 @@ from caplet.quant.measure.log import MeasurementLog
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.search.progressive import UnitSensitivity
 from caplet.runs.records import SEARCH
+from quantize_requests import as_measured
 
 Whole = Callable[[str], tuple[Path, Counter[str]]]
 
@@ -81,11 +82,11 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "progressive": {"method": "progressive", "granularity": "network", "rounding": "all", "seed": 5},
     "ilp": {"method": "ilp"},
 }
-SMALL = QuantizeSettings(tolerance=5.0, method=Method.PROGRESSIVE, granularity=Granularity.NETWORK)
+SMALL = as_measured(tolerance=5.0, method=Method.PROGRESSIVE, granularity=Granularity.NETWORK)
 
 
 def chosen(name: str) -> QuantizeSettings:
-    return QuantizeSettings(tolerance=5.0, **SEARCHES[name])
+    return as_measured(tolerance=5.0, **SEARCHES[name])
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from caplet.jobs.quantize.job import SIMPLIFIED, quantize
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.run import evaluate
 from caplet.program.ops import Routing
+from quantize_requests import as_measured
 
 
 def routing_of(program: api.Program) -> Routing:
@@ -18,7 +19,7 @@ def routing_of(program: api.Program) -> Routing:
 
 def test_a_simpler_routing_ships(trained: Path, digits: Splits, tmp_path: Path) -> None:
     model = api.load_float(trained / "model.safetensors")
-    result = quantize(model, digits, tmp_path / "a", QuantizeSettings(tolerance=30.0, simplify_routing=True))
+    result = quantize(model, digits, tmp_path / "a", as_measured(tolerance=30.0, simplify_routing=True))
     record = json.loads((tmp_path / "a" / SIMPLIFIED).read_text())
     assert record["trials"][-1]["accepted"]
     assert record["config"]["iterations"] < 3
@@ -34,7 +35,7 @@ def test_off_by_default_and_without_a_trace_where_nothing_is_accepted(
 ) -> None:
     assert not QuantizeSettings().simplify_routing
     model = api.load_float(trained / "model.safetensors")
-    result = quantize(model, digits, tmp_path / "a", QuantizeSettings(tolerance=0.0, simplify_routing=True))
+    result = quantize(model, digits, tmp_path / "a", as_measured(tolerance=0.0, simplify_routing=True))
     record = json.loads((tmp_path / "a" / SIMPLIFIED).read_text())
     if not any(trial["accepted"] for trial in record["trials"]):  # a better model may always be taken
         assert all(routing_of(shipped.program).iterations == 3 for shipped in result.models)

@@ -27,6 +27,7 @@ from caplet.prune.choices import BackbonePruneSettings
 from caplet.prune.scores import measure_scores
 from caplet.prune.structure import cut, structure_of
 from caplet.train.loss import margin_loss
+from quantize_requests import as_measured
 from tiny_networks import PRUNED, model_and_images
 
 BACKBONES = [name for name in PRUNED if name.startswith("backbone")]
@@ -184,7 +185,7 @@ def test_the_best_candidate_wins_and_is_whole(digits: Splits) -> None:
 @pytest.mark.slow
 def test_the_whole_path_on_a_tiny_network(digits: Splits, tmp_path: Path) -> None:
     """Train, prune to a quarter of the multiply-accumulates, fine-tune, quantize, lower, verify."""
-    from caplet.api import QuantizeSettings, load_program, quantize, verify_engines
+    from caplet.api import load_program, quantize, verify_engines
     from caplet.models.checkpoint import load_model, save_model
     from caplet.runtime import compilers
     from caplet.train.finetune import FinetuneTask
@@ -227,7 +228,7 @@ def test_the_whole_path_on_a_tiny_network(digits: Splits, tmp_path: Path) -> Non
     assert tuned.calibration_accuracy > 0.2  # of ten classes
     save_model(tuned.model, tmp_path / "model.safetensors")
     model = load_model(tmp_path / "model.safetensors")
-    result = quantize(model, splits, tmp_path / "quantized", QuantizeSettings(tolerance=5.0))
+    result = quantize(model, splits, tmp_path / "quantized", as_measured(tolerance=5.0))
     program = load_program(result.models[0].path)
     kinds = {op.kind for op in program.ops}
     assert {"conv2d", "max_pool2d", "add", "squash", "dense_votes", "routing"} <= kinds

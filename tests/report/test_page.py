@@ -207,7 +207,9 @@ def test_sensitivities_and_fronts_are_drawn(trained: Path, tmp_path: Path) -> No
     model, data = api.load_float(trained / "model.safetensors"), api.load_data("digits", calibration_size=120)
     settings = api.SensitivitySettings(widths=(3, 6), draws=2, images=10)
     found = api.sensitivity(model, data, tmp_path / "s", settings)
-    request = api.QuantizeSettings(method=api.Method.ILP, tolerance=5.0, granularity=api.Granularity.BLOCK)
+    request = api.QuantizeSettings(
+        method=api.Method.ILP, accept="measured", tolerance=5.0, granularity=api.Granularity.BLOCK
+    )
     api.quantize(model, data, tmp_path / "q", request)
     page = read_page(write_report([tmp_path / "s", tmp_path / "q"]))
     head, *rows = page.downloads["sensitivity.csv"]

@@ -194,6 +194,7 @@ class Attempts:
         settings = QuantizeSettings(
             method=chosen.method,
             hardware="portable" if chosen.method is Method.QCAPSNETS else "bytes",  # limits are bytes, not bits
+            accept="measured",
             tolerance=round(max(0.0, remaining), 6),
             budget=budget,
             reconstruct=chosen.reconstruct,
