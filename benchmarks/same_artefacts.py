@@ -89,6 +89,7 @@ def main() -> None:
         if options.only and name not in options.only:
             continue
         filled = [word.format(shared=shared, out=out) for word in words]
+        filled += ["--accept", "measured"] if words[0] == "quantize" else []
         print(f"{name}: {call(name, [*filled, '--out', str(out / name), '--force', '--quiet'], out):.1f} s", flush=True)
     for name, (run, *options_of_export) in EXPORTS.items():
         if options.only and name not in options.only:
