@@ -14,7 +14,7 @@ from caplet.models.base import CapsNet
 from caplet.models.importers import q7_keras, qcapsnets
 from caplet.models.importers.assume import Assumptions
 from caplet.models.importers.files import is_safetensors_file, is_torch_file, read_head
-from caplet.models.importers.keras import is_hdf5_file
+from caplet.models.importers.keras import is_keras_file
 from caplet.registry import Registry
 
 
@@ -24,13 +24,13 @@ class ForeignFormat(NamedTuple):
     Attributes:
         name: as shown to users.
         about: one line on what such files hold.
-        recognises: whether a file's first 16 bytes are of this format.
+        recognises: whether a file, of which the first 16 bytes are given, is of this format.
         read: path, image size (None: infer it), assumptions -> model; raises :class:`ModelError`.
     """
 
     name: str
     about: str
-    recognises: Callable[[bytes], bool]
+    recognises: Callable[[bytes, Path], bool]
     read: Callable[[Path, ImageSize | None, Assumptions], CapsNet]
 
 
@@ -45,7 +45,7 @@ def detect(path: str | Path) -> ForeignFormat:
     """
     head = read_head(Path(path))
     for foreign in FORMATS.values():
-        if foreign.recognises(head):
+        if foreign.recognises(head, Path(path)):
             return foreign
     known = "; ".join(f"{foreign.name}: {foreign.about}" for foreign in FORMATS.values())
     raise ModelError(f"{path}: not a checkpoint of a known format (it starts with {head[:8]!r}); known: {known}")
@@ -79,16 +79,16 @@ def import_model(
 
 for _format in (
     ForeignFormat(
-        "Q-CapsNets",
-        "state dict of its ShallowCapsNet or DeepCaps, a PyTorch .pt or a .safetensors",
-        lambda head: is_torch_file(head) or is_safetensors_file(head),
-        qcapsnets.read,
+        "Q7-CapsNets",
+        "Keras .h5 or .keras model or weights: convolutions, primary capsules, class capsules",
+        is_keras_file,
+        q7_keras.read,
     ),
     ForeignFormat(
-        "Q7-CapsNets",
-        "Keras .h5 model or weights: convolutions, primary capsules, class capsules",
-        is_hdf5_file,
-        q7_keras.read,
+        "Q-CapsNets",
+        "state dict of its ShallowCapsNet or DeepCaps, a PyTorch .pt or a .safetensors",
+        lambda head, path: is_torch_file(head) or is_safetensors_file(head),
+        qcapsnets.read,
     ),
 ):
     FORMATS.add(_format.name, _format)

@@ -1,6 +1,14 @@
-"""Keras HDF5 files read as data: float datasets by layer, bounded in size, and what the model_config says."""
+"""Keras files read as data: float datasets, bounded in size, and the description of the model.
 
+Read are the HDF5 files of ``model.save`` and ``model.save_weights``, and Keras 3's archives (``.keras``) and weights
+(``.weights.h5``). A file of weights is completed by the model's description (``model.to_json()``) in a file beside it.
+"""
+
+import io
 import json
+import re
+import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,66 +20,127 @@ from torch import Tensor
 
 from caplet.errors import ModelError
 from caplet.models.assemble import first_line, listed, shape_text
+from caplet.models.importers.files import ZIP
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 #: Keras stores weights uncompressed; this leaves room for a file that was repacked with compression.
 MOST_EXPANSION = 16
-
+#: The longest description that is read.
+_MOST_TEXT = 1 << 24
+_CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 
 Layer = dict[str, Tensor]
-"""The tensors of one Keras layer, float32: its ``kernel``, its ``bias``, any others by their path in the layer."""
+"""The tensors of one Keras layer, float32: those of :data:`PARTS` by these names, any others by path in the layer."""
+NORM = ("gamma", "beta", "moving_mean", "moving_variance")
+PARTS = ("kernel", "bias", *NORM)
+LayerPath = tuple[str, ...]
+"""The name of a layer, after those of the models that it is nested in."""
 
 
 class KerasFile(NamedTuple):
-    """The layers that have weights by name, in the model's order, and the model's description if the file has one."""
+    """What a file holds.
 
-    layers: dict[str, Layer]
+    Attributes:
+        tensors: by path, such as ``"conv2d/conv2d/kernel"``.
+        order: the names of the layers, those without weights too where the file lists them.
+        config: the model's description, None where there is none.
+        source: the name of the file that the description is from.
+    """
+
+    tensors: dict[str, Tensor]
+    order: tuple[str, ...]
     config: Mapping[str, Any] | None
+    source: str
+
+    def layer(self, path: LayerPath) -> Layer:
+        """The tensors of one layer, empty where it has none."""
+        for prefix in ("/".join(path) + "/", f"{path[0]}/{path[-1]}/"):  # HDF5 leaves inner models out
+            found: Layer = {}
+            for name in (name for name in self.tensors if name.startswith(prefix)):
+                rest = name.removeprefix(prefix)
+                leaf = rest.rpartition("/")[2]
+                found[leaf if leaf in PARTS and leaf not in found else rest] = self.tensors[name]
+            if found:
+                break
+        return found
 
 
-def is_hdf5_file(head: bytes) -> bool:
-    """Whether a file starts as an HDF5 file does."""
-    return head.startswith(SIGNATURE)
+def is_keras_file(head: bytes, path: Path) -> bool:
+    """Whether a file starts as an HDF5 file does, or is an archive of Keras 3."""
+    if not head.startswith(ZIP):
+        return head.startswith(SIGNATURE)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {_CONFIG, _WEIGHTS} <= set(archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
 
 
 def read_keras(path: Path) -> KerasFile:
-    """Read a Keras model (``model.save``) or weights (``model.save_weights``) in HDF5.
+    """Read a Keras model or its weights.
 
     Raises:
         ModelError: truncated or damaged; no weights; a dataset that is not of plain floats, that lives in another file,
-            or that declares more data than the file can hold.
+            or that declares more data than the file can hold; weights of Keras 3 without a description.
     """
+    kind = "HDF5 file"
     try:
-        with h5py.File(path, "r") as file:
-            own = isinstance(file.get("model_weights", getlink=True), h5py.HardLink)
-            root = file["model_weights"] if own and isinstance(file["model_weights"], h5py.Group) else file
-            return KerasFile(_layers(root, path), _config(file, path))
+        if h5py.is_hdf5(path):
+            with h5py.File(path, "r") as file:
+                return _read(file, path, None)
+        kind = "Keras archive"
+        with zipfile.ZipFile(path) as archive:
+            for name, most in ((_CONFIG, _MOST_TEXT), (_WEIGHTS, MOST_EXPANSION * path.stat().st_size)):
+                if archive.getinfo(name).file_size > most:
+                    raise ModelError(
+                        f"{path}: its {name} unpacks to more than {most:,} bytes; it is damaged or crafted"
+                    )
+            config = _parse(archive.read(_CONFIG), f"{path}: its {_CONFIG}")
+            with h5py.File(io.BytesIO(archive.read(_WEIGHTS)), "r") as file:
+                return _read(file, path, config)
     except ModelError:
         raise
     except Exception as error:  # the HDF5 library reports damage by many exception types
-        raise ModelError(f"{path}: damaged or truncated HDF5 file ({first_line(error)}); download it again") from None
+        raise ModelError(f"{path}: damaged or truncated {kind} ({first_line(error)}); download it again") from None
 
 
-def _layers(root: h5py.Group, path: Path) -> dict[str, Layer]:
+def _read(file: h5py.File, path: Path, config: Mapping[str, Any] | None) -> KerasFile:
+    own = isinstance(file.get("model_weights", getlink=True), h5py.HardLink)
+    root = file["model_weights"] if own and isinstance(file["model_weights"], h5py.Group) else file
+    tensors, source = _tensors(root, path), path
+    if config is None and "model_config" in file.attrs:
+        config = _parse(_text(file.attrs["model_config"]), f"{path}: its model_config")
+    if config is None:
+        config, source = _beside(path)
+    if any(re.match(r"layers/.*\bvars/\d+$", name) for name in tensors):
+        if config is None:
+            name = _stem(path) + ".json"
+            raise ModelError(
+                f"{path}: weights of Keras 3, which do not say what model they are of; put its description,"
+                f" model.to_json(), beside them as {name}, or give the .keras file"
+            )
+        tensors = _by_name(tensors, described_layers(config, str(path)), str(path))
+    names = [_text(name) for name in np.ravel(root.attrs.get("layer_names", []))]
+    order = dict.fromkeys((*names, *sorted(name.partition("/")[0] for name in tensors)))
+    return KerasFile(tensors, tuple(order), config, source.name)
+
+
+def _tensors(root: h5py.Group, path: Path) -> dict[str, Tensor]:
     found: dict[str, h5py.Dataset] = {}
 
     def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and not name.startswith("optimizer_weights/"):
+        if isinstance(item, h5py.Dataset) and not name.startswith(("optimizer_weights/", "optimizer/")):
             found[name] = item
 
     root.visititems(visit)  # hard links only
     room = MOST_EXPANSION * path.stat().st_size
-    layers: dict[str, Layer] = {}
+    tensors: dict[str, Tensor] = {}
     for name, dataset in found.items():
         room -= _check(name, dataset, room, path)
-        layer, _, rest = name.partition("/")
-        tensors, leaf = layers.setdefault(layer, {}), rest.rpartition("/")[2].removesuffix(":0")
-        part = leaf if leaf in ("kernel", "bias") and leaf not in tensors else rest or name
-        tensors[part] = torch.from_numpy(np.asarray(dataset[()], dtype=np.float32))
-    if not layers:
+        tensors[name.removesuffix(":0")] = torch.from_numpy(np.asarray(dataset[()], dtype=np.float32))
+    if not tensors:
         raise ModelError(f"{path}: an HDF5 file without weights; save a Keras model or its weights into it")
-    order = [_text(name) for name in np.ravel(root.attrs.get("layer_names", []))]
-    return {name: layers[name] for name in dict.fromkeys((*order, *sorted(layers))) if name in layers}
+    return tensors
 
 
 def _check(name: str, dataset: h5py.Dataset, room: int, path: Path) -> int:
@@ -95,126 +164,104 @@ def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _config(file: h5py.File, path: Path) -> Mapping[str, Any] | None:
-    if "model_config" not in file.attrs:
-        return None
+def _parse(text: str | bytes, what: str) -> Mapping[str, Any]:
     try:
-        config = json.loads(_text(file.attrs["model_config"]))
+        config = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: its model_config is not JSON ({first_line(error)}); the file is damaged") from None
+        raise ModelError(f"{what} is not JSON ({first_line(error)}); the file is damaged") from None
     if not isinstance(config, dict):
-        raise ModelError(f"{path}: its model_config is a {type(config).__name__}, not a description of a model")
+        raise ModelError(f"{what} is a {type(config).__name__}, not a description of a model")
     return config
 
 
-_HARMLESS = frozenset({"InputLayer", "Dropout", "SpatialDropout2D", "GaussianNoise", "ActivityRegularization"})
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".h5").removesuffix(".weights")
 
 
-class Described(NamedTuple):
-    """A network as its file describes it.
-
-    Attributes:
-        names: the layers with weights in order: convolutions, primary capsules, class capsules.
-        strides: of the convolutions, the primary capsules' last.
-        iterations: routing iterations.
-        image: (rows, columns), or None where the file leaves it open.
-    """
-
-    names: tuple[str, ...]
-    strides: tuple[int, ...]
-    iterations: int
-    image: tuple[int, int] | None
+def _beside(path: Path) -> tuple[Mapping[str, Any] | None, Path]:
+    """The description of a model in a file beside its weights, and that file."""
+    for name in (f"{_stem(path)}.json", f"{_stem(path)}.{_CONFIG}", _CONFIG):
+        beside = path.with_name(name)
+        if beside.is_file() and beside.stat().st_size <= _MOST_TEXT:
+            config = _parse(beside.read_bytes(), str(beside))
+            if isinstance(config.get("config"), dict | list) and "class_name" in config:
+                return config, beside
+    return None, path
 
 
-def describe(config: Mapping[str, Any], where: str) -> Described:
-    """Read the layer list of a Keras model up to its class capsules; what follows (lengths, decoder) is left out.
+class DescribedLayer(NamedTuple):
+    """A layer as the description lists it: the class, the name, the settings, and the layers that it reads."""
 
-    Raises:
-        ModelError: a layer or setting that a :class:`caplet.models.shallow.ShallowCaps` does not have.
-    """
-    names: list[str] = []
-    strides: list[int] = []
-    image: tuple[int, int] | None = None
-    pending: str | None = None  # a convolution whose ReLU has not been seen
-    for kind, name, settings in _described_layers(config, where):
-        at = f"{where}: layer {listed([name])}"
-        image = image or _image(settings)
-        is_capsule = kind != "Conv2D" and any(word in kind.lower() for word in ("primary", "caps"))
-        if pending is not None and (is_capsule or kind == "Conv2D"):
-            raise ModelError(
-                f"{where}: layer {listed([pending])} has no ReLU after it; only Conv2D + ReLU can be imported"
-            )
-        if kind in ("Activation", "ReLU"):
-            pending = None if _is_relu(kind, settings, at) else pending
-        elif kind == "Conv2D" or (is_capsule and "primary" in kind.lower()):
-            names.append(name)
-            strides.append(_convolution(settings, at))
-            pending = None if is_capsule or _is_relu(kind, settings, at) else name
-        elif is_capsule:
-            names.append(name)
-            iterations = settings.get("routings", settings.get("num_routing", settings.get("iterations", 3)))
-            if not _is_int(iterations) or not 1 <= iterations <= 100:
-                raise ModelError(f"{at}: routings is {str(iterations)[:40]!r}, expected a whole number from 1 to 100")
-            return Described(tuple(names), tuple(strides), iterations, image)
-        elif kind not in _HARMLESS:
-            raise ModelError(
-                f"{at} is a {listed([kind])}; a Q7-CapsNets network has Conv2D + ReLU layers, primary capsules and"
-                " class capsules only"
-            )
-    raise ModelError(f"{where}: its model_config has no class-capsule layer; is it another network?")
+    kind: str
+    name: str
+    settings: Mapping[str, Any]
+    sources: tuple[str, ...]
+
+    @property
+    def inner(self) -> Mapping[str, Any] | None:
+        """The description of a model that is a layer of another."""
+        return {"config": self.settings} if isinstance(self.settings.get("layers"), list) else None
 
 
-def _described_layers(config: Mapping[str, Any], where: str) -> list[tuple[str, str, Mapping[str, Any]]]:
+def described_layers(config: Mapping[str, Any], where: str) -> list[DescribedLayer]:
+    """The layers of a model in the order of its description. Raises ModelError where there are none."""
     inner = config.get("config")
     layers = inner.get("layers") if isinstance(inner, dict) else inner  # old Sequential models: a bare list
-    result: list[tuple[str, str, Mapping[str, Any]]] = []
+    result: list[DescribedLayer] = []
     for layer in layers if isinstance(layers, list) else []:
         settings = layer.get("config") if isinstance(layer, dict) else None
         if not isinstance(settings, dict):
             break
-        result.append((str(layer.get("class_name")), str(settings.get("name", layer.get("name"))), settings))
+        kind = str(layer.get("class_name")).rpartition(">")[2]  # registered classes are "package>Class"
+        name = str(settings.get("name", layer.get("name")))
+        result.append(
+            DescribedLayer(kind, name, settings, tuple(dict.fromkeys(layer_names(layer.get("inbound_nodes")))))
+        )
     if not result:
         raise ModelError(f"{where}: its model_config lists no layers; the file is damaged or of another network")
     return result
 
 
-def _image(settings: Mapping[str, Any]) -> tuple[int, int] | None:
-    shape = settings.get("batch_input_shape", settings.get("batch_shape"))
-    if isinstance(shape, list) and len(shape) == 4 and all(_is_int(side) for side in shape[1:3]):
-        return shape[1], shape[2]
-    return None
+def layer_names(nodes: Any, depth: int = 12) -> list[str]:
+    """The layers that the nodes of a description name: ``["name", 0, 0, ...]``, or in Keras 3 a ``keras_history``."""
+    if isinstance(nodes, dict):
+        history = nodes.get("keras_history")
+        nodes = [history] if isinstance(history, list) else list(nodes.values())
+    if not isinstance(nodes, list) or not depth:
+        return []
+    own = nodes[:1] if len(nodes) >= 3 and isinstance(nodes[0], str) and isinstance(nodes[1], int) else []
+    return own + [name for node in nodes for name in layer_names(node, depth - 1)]
 
 
-def _convolution(settings: Mapping[str, Any], at: str) -> int:
-    """The stride of a convolution, after checking that it is one that we have."""
-    rules = {"padding": "valid", "data_format": "channels_last", "groups": 1}
-    for key, rule in rules.items():
-        found = settings.get(key, rule)
-        if found != rule:
-            raise ModelError(f"{at}: {key} is {str(found)[:40]!r}; only {rule!r} can be imported")
-    if _pair(settings.get("dilation_rate", 1), "dilation_rate", at) != 1:
-        raise ModelError(f"{at}: dilated convolutions cannot be imported")
-    return _pair(settings.get("strides", 1), "strides", at)
+def _by_name(tensors: Mapping[str, Tensor], layers: list[DescribedLayer], where: str) -> dict[str, Tensor]:
+    """Keras 3 counts the layers of a class (``layers/conv2d_1/vars/0``); here their own names and their tensors'."""
+    result: dict[str, Tensor] = {}
+    used: Counter[str] = Counter()
+    for layer in layers:
+        group = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", layer.kind))
+        group = re.sub("([a-z])([A-Z])", r"\1_\2", group).lower()
+        prefix = f"layers/{group}_{used[group]}/" if used[group] else f"layers/{group}/"
+        used[group] += 1
+        own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        if layer.inner is not None:
+            own = _by_name(own, described_layers(layer.inner, where), where)
+        else:
+            own = _by_part(own, layer.settings)
+        result |= {f"{layer.name}/{name}": tensor for name, tensor in own.items()}
+    return result
 
 
-def _is_relu(kind: str, settings: Mapping[str, Any], at: str) -> bool:
-    """Whether a layer ends in the plain ReLU; raises for any other activation."""
-    if kind == "ReLU":
-        if any(settings.get(key) not in (None, 0, 0.0) for key in ("max_value", "negative_slope", "threshold")):
-            raise ModelError(f"{at}: a ReLU with a limit, slope or threshold; only the plain one can be imported")
-        return True
-    activation = settings.get("activation", "linear")
-    if activation not in ("relu", "linear"):
-        raise ModelError(f"{at}: its activation is {str(activation)[:40]!r}; only 'relu' can be imported")
-    return bool(activation == "relu")
-
-
-def _pair(value: Any, key: str, at: str) -> int:
-    sides = value if isinstance(value, list) and len(value) == 2 else [value, value]
-    if not all(_is_int(side) and 1 <= side <= 1000 for side in sides) or sides[0] != sides[1]:
-        raise ModelError(f"{at}: {key} is {str(value)[:40]}; expected one positive number for rows and columns")
-    return int(sides[0])
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _by_part(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Names for the numbered tensors of a layer and of the layers inside it, by their axes."""
+    folders: dict[str, list[Tensor]] = {}
+    for name in sorted(tensors, key=lambda name: (len(name), name)):
+        folders.setdefault(name.rpartition("vars/")[0], []).append(tensors[name])
+    norm = [part for part, use in zip(NORM, ("scale", "center", "", ""), strict=True) if settings.get(use, True)]
+    result: dict[str, Tensor] = {}
+    for folder, values in folders.items():
+        axes = [value.ndim for value in values]
+        parts = ["kernel", "bias"][: len(axes)] if axes in ([4], [4, 1]) else norm if axes == [1] * len(norm) else []
+        result |= {
+            f"{folder}{part}": value for part, value in zip(parts or map(str, range(len(axes))), values, strict=True)
+        }
+    return result

@@ -11,6 +11,7 @@ Differences in layout that the import removes: kernels are HWIO; primary capsule
 within a position type by type; class-capsule weights are (out, in, out_dim, in_dim). Class capsules have no bias.
 """
 
+import re
 from collections.abc import Iterator
 from itertools import combinations, product
 from math import isqrt
@@ -21,10 +22,11 @@ import torch
 from torch import Tensor
 
 from caplet.errors import ModelError
-from caplet.models.assemble import ImageSize, assemble, shape_text
+from caplet.models.assemble import ImageSize, assemble, listed, shape_text
 from caplet.models.base import CapsNet, check_finite
 from caplet.models.importers.assume import Assumptions
-from caplet.models.importers.keras import Described, Layer, describe, read_keras
+from caplet.models.importers.keras import PARTS, KerasFile, Layer, read_keras
+from caplet.models.importers.keras_layers import ConvAbout, Described, NormAbout, describe
 from caplet.models.importers.sizes import Conv, capsule_count, chain_size, pick_image, preferred
 from caplet.models.shallow import ShallowCapsConfig, StemConv
 
@@ -33,57 +35,65 @@ MOST_INFERRED = 10
 
 
 class _Conv(NamedTuple):
-    """A convolution's tensors: kernel OIHW, bias or None."""
+    """A convolution's tensors: kernel OIHW, bias or None, and the batch norm after its ReLU where that stays one."""
 
     name: str
     kernel: Tensor
     bias: Tensor | None
+    norm: Layer | None
 
 
 def read(path: Path, image_size: ImageSize | None, open_: Assumptions) -> CapsNet:
     """Read a Q7-CapsNets file; see :func:`caplet.models.importers.import_model`."""
     where = str(path)
-    layers, about = read_keras(path)
-    for layer, tensors in layers.items():
-        check_finite({f"{layer}/{name}": tensor for name, tensor in tensors.items()}, where)
-    described = None if about is None else describe(about, where)
-    (*stem, primary), capsules = _parts(layers, described, where)
+    file = read_keras(path)
+    check_finite(file.tensors, where)
+    about = _undescribed(file, where) if file.config is None else describe(file.config, where)
+    capsules = _capsule_weights(about.capsules[-1], file.layer(about.capsules), where)
+    convs = _convolutions(file, about.convs, where)
+    *stem, primary = convs
     classes, count, class_dim, dim = capsules.shape
-    channels = (*stem, primary)[0].kernel.shape[1]
+    channels = convs[0].kernel.shape[1]
     types, rest = divmod(primary.kernel.shape[0], dim)
-    if rest:
+    if rest or about.convs[-1].dim not in (None, dim):
         raise ModelError(
             f"{where}: the primary capsules' convolution has {primary.kernel.shape[0]} channels, not a multiple of the"
             f" capsule dimension {dim} of the class capsules' weights; is it another network?"
         )
-    kernels = tuple(conv.kernel.shape[2] for conv in (*stem, primary))
-    if described is not None:
-        strides, iterations, slope = described.strides, described.iterations, 0.0
-    else:
+    kernels = tuple(conv.kernel.shape[2] for conv in convs)
+    strides, slopes = tuple(conv.stride for conv in about.convs), [conv.slope or 0.0 for conv in about.convs]
+    if file.config is None:
         inferred = (
             () if "strides" in open_.stated else _infer_strides(kernels, count, types, channels, image_size, where)
         )
         strides = open_.take("strides", ",".join(map(str, inferred)))
-        iterations, slope = open_.take("iterations"), open_.take("activation")
+        slopes = [open_.take("activation")] * len(convs)
         if len(strides) != len(kernels):
             raise ModelError(f"{where}: cannot assume {len(strides)} strides; it has {len(kernels)} convolutions")
-    chain = [Conv(*sizes) for sizes in zip(kernels, strides, strict=True)]
-    if image_size is None and described is not None:
-        image_size = described.image
+    chain = [Conv(*sizes) for sizes in zip(kernels, strides, (conv.padding for conv in about.convs), strict=True)]
+    image_size = image_size or about.image
     rows, columns = open_.image(pick_image(count, types, [chain], channels, image_size, where), image_size)
     config = ShallowCapsConfig(
         image=(channels, rows, columns),
         classes=classes,
         stem=tuple(
-            StemConv(kernel=kernel, stride=stride, channels=conv.kernel.shape[0], slope=slope)
-            for (kernel, stride, _), conv in zip(chain, stem, strict=False)
+            StemConv(
+                kernel=kernel,
+                stride=stride,
+                channels=len(conv.kernel),
+                padding=padding,
+                batch_norm=None if conv.norm is None else described.after[0].eps,
+                slope=slope,
+            )
+            for (kernel, stride, padding), conv, described, slope in zip(chain, stem, about.convs, slopes, strict=False)
         ),
         primary_types=types,
         primary_dim=dim,
         primary_kernel=kernels[-1],
         primary_stride=strides[-1],
+        primary_padding=chain[-1].padding,
         class_dim=class_dim,
-        iterations=iterations,
+        iterations=about.iterations or open_.take("iterations"),
         primary_bias=primary.bias is not None,
         class_bias=False,
     )
@@ -96,44 +106,102 @@ def read(path: Path, image_size: ImageSize | None, open_: Assumptions) -> CapsNe
     for index, conv in enumerate(stem, start=1):
         own[f"conv{index}.weight"] = conv.kernel
         own[f"conv{index}.bias"] = torch.zeros(len(conv.kernel)) if conv.bias is None else conv.bias
-    open_.fold(own, "conv1" if stem else "primary")
+        own |= {f"conv{index}.batch_norm.{name}": tensor for name, tensor in (conv.norm or {}).items()}
+    open_.fold(own, "conv1" if stem else "primary", padded=chain[0].padding != 0)
     return assemble("shallow", config, own, where)
 
 
-def _parts(layers: dict[str, Layer], described: Described | None, where: str) -> tuple[list[_Conv], Tensor]:
-    """The convolutions, the primary capsules' last, and the class capsules' weights (out, in, out_dim, in_dim)."""
-    if described is not None:
-        layers = {name: layers[name] for name in described.names if name in layers}
+def _undescribed(file: KerasFile, where: str) -> Described:
+    """What a file of weights alone tells: convolutions up to the first layer that has weights but no kernel."""
+    convs: list[ConvAbout] = []
+    order = [(name, file.layer((name,))) for name in file.order]
+    for index, (name, layer) in enumerate(order):
+        if "moving_mean" in layer and "kernel" not in layer:
+            near = [
+                bool(re.match("activation|(leaky_)?re_?lu", n)) for n, _ in (order[index - 1], *order[index + 1 :][:1])
+            ]
+            if not convs or sum(near) != 1:
+                raise ModelError(
+                    f"{where}: it does not say whether the batch norm {name} is before or after a ReLU; give the file"
+                    " of the whole model, or put the model's description (model.to_json()) beside it as a .json file"
+                )
+            (convs[-1].after if near[0] else convs[-1].before).append(NormAbout((name,)))
+        elif "kernel" in layer:
+            convs.append(ConvAbout((name,)))
+        elif layer:
+            if not convs:
+                raise ModelError(f"{where}: no convolution before the class capsules; is it another network?")
+            return Described(convs, (name,))
+    raise ModelError(
+        f"{where}: no class-capsule weights (a 4-axis tensor out x in x out_dim x in_dim that is no kernel) among"
+        f" its {sum(bool(layer) for _, layer in order)} layers with weights; is it another network?"
+    )
+
+
+def _convolutions(file: KerasFile, described: list[ConvAbout], where: str) -> list[_Conv]:
+    """The convolutions, the primary capsules' last, with all batch norms folded into them that fold exactly.
+
+    Those are the ones before a ReLU or a squash, and after a ReLU where the next convolution has no padding.
+    """
     convs: list[_Conv] = []
-    for name, layer in layers.items():
-        if "kernel" not in layer:
-            capsules = _capsule_weights(name, layer, where)
-            break
-        convs.append(_convolution(name, layer, convs[-1] if convs else None, where))
-    else:
-        raise ModelError(
-            f"{where}: no class-capsule weights (a 4-axis tensor out x in x out_dim x in_dim that is no kernel) among"
-            f" its {len(layers)} layers with weights; is it another network?"
-        )
-    if not convs:
-        raise ModelError(f"{where}: no convolution before the class capsules; is it another network?")
-    if described is not None and len(convs) != len(described.strides):
-        raise ModelError(
-            f"{where}: its model_config describes {len(described.strides)} convolutions before the class capsules, but"
-            f" {len(convs)} have weights; the file is incomplete or of another network"
-        )
-    return convs, capsules
+    for index, about in enumerate(described):
+        layer, name = file.layer(about.path), about.path[-1]
+        kernel, bias = _convolution(name, layer, convs[-1] if convs else None, where)
+        zero = kernel.new_zeros(len(kernel))
+        if index and not about.padding:
+            for norm in reversed(described[index - 1].after):
+                scale, offset = _affine(file, norm, kernel.shape[1], where)
+                bias = (zero if bias is None else bias) + (kernel * offset.view(-1, 1, 1)).sum((1, 2, 3))
+                kernel = kernel * scale.view(-1, 1, 1)
+        inside = [NormAbout(about.path)] if "moving_mean" in layer else []
+        for norm in (*inside, *about.before):
+            scale, offset = _affine(file, norm, len(kernel), where)
+            bias = (zero if bias is None else bias) * scale + offset
+            kernel = kernel * scale.view(-1, 1, 1, 1)
+        stays = about.after if index + 1 < len(described) and described[index + 1].padding else []
+        if len(stays) > 1:
+            raise ModelError(
+                f"{where}: two batch norms after the ReLU of layer {name}, and padding after them; use one"
+            )
+        own = _norm_tensors(file, stays[0], len(kernel), where) if stays else None
+        convs.append(_Conv(name, kernel.float(), None if bias is None else bias.float(), own))
+    return convs
 
 
-def _convolution(name: str, layer: Layer, previous: _Conv | None, where: str) -> _Conv:
-    kernel, bias = layer["kernel"], layer.get("bias")
-    others = [part for part in layer if part not in ("kernel", "bias")]
-    if others or kernel.ndim != 4:
+def _norm_tensors(file: KerasFile, norm: NormAbout, channels: int, where: str) -> Layer:
+    """The tensors of a batch norm by PyTorch's names; Keras leaves a scale of 1 and a center of 0 out if told so."""
+    layer, ones = file.layer(norm.path), torch.ones(channels)
+    tensors = {
+        "weight": layer.get("gamma", ones),
+        "bias": layer.get("beta", 0 * ones),
+        "running_mean": layer.get("moving_mean", ones[:0]),
+        "running_var": layer.get("moving_variance", ones[:0]),
+    }
+    if any(tuple(tensor.shape) != (channels,) for tensor in tensors.values()) or tensors["running_var"].min() < 0:
         raise ModelError(
-            f"{where}: layer {name} is no plain convolution (its {', '.join(others) or 'kernel'}, kernel"
-            f" {shape_text(kernel.shape)}); Q7-CapsNets networks have convolutions, then primary and class capsules"
+            f"{where}: batch norm {norm.path[-1]} does not hold a mean and a variance of at least 0 for each of the"
+            f" {channels} channels; is it another network?"
         )
-    kernel = kernel.permute(3, 2, 0, 1)  # HWIO -> OIHW
+    return tensors
+
+
+def _affine(file: KerasFile, norm: NormAbout, channels: int, where: str) -> tuple[Tensor, Tensor]:
+    """Scale and offset of a batch norm, float64 (channels,) each."""
+    gamma, beta, mean, variance = (t.double() for t in _norm_tensors(file, norm, channels, where).values())
+    scale = gamma / torch.sqrt(variance + norm.eps)
+    return scale, beta - mean * scale
+
+
+def _convolution(name: str, layer: Layer, previous: _Conv | None, where: str) -> tuple[Tensor, Tensor | None]:
+    """Kernel OIHW and bias, float64."""
+    kernel, bias = layer.get("kernel"), layer.get("bias")
+    others = [part for part in layer if part not in PARTS]
+    if others or kernel is None or kernel.ndim != 4:
+        raise ModelError(
+            f"{where}: layer {name} is no plain convolution (it has {listed([*others, *layer]) or 'no weights'});"
+            " Q7-CapsNets networks have convolutions, then primary and class capsules"
+        )
+    kernel = kernel.permute(3, 2, 0, 1).double()  # HWIO -> OIHW
     out, channels, rows, columns = kernel.shape
     if rows != columns:
         raise ModelError(f"{where}: layer {name} has a {rows}x{columns} kernel; only square ones")
@@ -144,7 +212,7 @@ def _convolution(name: str, layer: Layer, previous: _Conv | None, where: str) ->
         )
     if bias is not None and tuple(bias.shape) != (out,):
         raise ModelError(f"{where}: layer {name} has a bias of shape {shape_text(bias.shape)}, expected ({out},)")
-    return _Conv(name, kernel, bias)
+    return kernel, None if bias is None else bias.double()
 
 
 def _capsule_weights(name: str, layer: Layer, where: str) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from caplet.errors import ModelError
 from caplet.models.assemble import ImageSize, check_shape, shape_text
+from caplet.nn.layer import Padding
 
 #: The largest image side considered.
 LARGEST = 1024
@@ -18,13 +19,14 @@ class Conv(NamedTuple):
 
     kernel: int
     stride: int = 1
-    padding: int = 0
+    padding: Padding = 0
 
 
 def chain_size(size: int, convs: Iterable[Conv]) -> int:
     """Output size of a chain of convolutions; 0 where one does not fit."""
     for kernel, stride, padding in convs:
-        size = max((size + 2 * padding - kernel) // stride + 1, 0) if size else 0
+        missing = 1 if padding == "same" else kernel - 2 * padding
+        size = max((size - missing) // stride + 1, 0) if size else 0
     return size
 
 
