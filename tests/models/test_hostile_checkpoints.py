@@ -192,7 +192,7 @@ def config_of(**changes: Any) -> Change:
 
 
 KERAS_CHANGES: dict[str, tuple[Change, str]] = {
-    "padding": (config_of(Conv2D={"padding": "same"}), "padding is 'same'; only 'valid'"),
+    "padding": (config_of(Conv2D={"padding": "full"}), "padding is 'full'; only 'valid' or 'same'"),
     "activation": (config_of(Activation={"activation": "tanh"}), "activation is 'tanh'; only 'relu'"),
     "dilation": (config_of(Conv2D={"dilation_rate": [2, 2]}), "dilated convolutions"),
     "strides": (config_of(PrimaryCapsule={"strides": [1, 2]}), r"strides is \[1, 2\]; expected one positive number"),
@@ -224,16 +224,16 @@ KERAS_CHANGES: dict[str, tuple[Change, str]] = {
         lambda n: n.weights.update({"capsule/capsule/weights:0": np.zeros((5, 256, 6, 5), np.float32)}),
         "not a multiple of the capsule dimension 5",
     ),
-    "no weights of capsules": (lambda n: n.weights.pop("capsule/capsule/weights:0"), "no class-capsule weights"),
+    "no weights of capsules": (lambda n: n.weights.pop("capsule/capsule/weights:0"), "layer capsule holds no weights"),
     "missing conv": (
         lambda n: [n.weights.pop(f"conv2d/conv2d/{part}:0") for part in ("kernel", "bias")],
-        "describes 2 convolutions before the class capsules, but 1 have weights",
+        r"layer conv2d is no plain convolution \(it has no weights",
     ),
-    "nan": (lambda n: n.weights["capsule/capsule/weights:0"].fill(np.nan), "of capsule/capsule/weights:0 are not"),
+    "nan": (lambda n: n.weights["capsule/capsule/weights:0"].fill(np.nan), "of capsule/capsule/weights are not"),
     "text": (lambda n: n.weights.update({"conv2d/note": np.array([b"text"])}), "of type .*, not numbers"),
     "more tensors": (
         lambda n: n.weights.update({"conv2d/gamma:0": np.zeros(3, np.float32)}),
-        r"layer conv2d is no plain convolution \(its gamma:0",
+        r"layer conv2d is no plain convolution \(it has gamma",
     ),
 }
 

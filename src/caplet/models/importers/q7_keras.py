@@ -146,14 +146,15 @@ def _convolutions(file: KerasFile, described: list[ConvAbout], where: str) -> li
     convs: list[_Conv] = []
     for index, about in enumerate(described):
         layer, name = file.layer(about.path), about.path[-1]
-        kernel, bias = _convolution(name, layer, convs[-1] if convs else None, where)
+        parts = PARTS if index + 1 == len(described) else PARTS[:2]  # primary capsules may have a batch norm inside
+        kernel, bias = _convolution(name, layer, parts, convs[-1] if convs else None, where)
         zero = kernel.new_zeros(len(kernel))
         if index and not about.padding:
             for norm in reversed(described[index - 1].after):
                 scale, offset = _affine(file, norm, kernel.shape[1], where)
                 bias = (zero if bias is None else bias) + (kernel * offset.view(-1, 1, 1)).sum((1, 2, 3))
                 kernel = kernel * scale.view(-1, 1, 1)
-        inside = [NormAbout(about.path)] if "moving_mean" in layer else []
+        inside = [NormAbout(about.path)] if set(PARTS[2:]) & set(layer) else []
         for norm in (*inside, *about.before):
             scale, offset = _affine(file, norm, len(kernel), where)
             bias = (zero if bias is None else bias) * scale + offset
@@ -192,13 +193,15 @@ def _affine(file: KerasFile, norm: NormAbout, channels: int, where: str) -> tupl
     return scale, beta - mean * scale
 
 
-def _convolution(name: str, layer: Layer, previous: _Conv | None, where: str) -> tuple[Tensor, Tensor | None]:
+def _convolution(
+    name: str, layer: Layer, parts: tuple[str, ...], previous: _Conv | None, where: str
+) -> tuple[Tensor, Tensor | None]:
     """Kernel OIHW and bias, float64."""
     kernel, bias = layer.get("kernel"), layer.get("bias")
-    others = [part for part in layer if part not in PARTS]
+    others = [part for part in layer if part not in parts]
     if others or kernel is None or kernel.ndim != 4:
         raise ModelError(
-            f"{where}: layer {name} is no plain convolution (it has {listed([*others, *layer]) or 'no weights'});"
+            f"{where}: layer {name} is no plain convolution (it has {listed(others or list(layer)) or 'no weights'});"
             " Q7-CapsNets networks have convolutions, then primary and class capsules"
         )
     kernel = kernel.permute(3, 2, 0, 1).double()  # HWIO -> OIHW
@@ -218,7 +221,7 @@ def _convolution(name: str, layer: Layer, previous: _Conv | None, where: str) ->
 def _capsule_weights(name: str, layer: Layer, where: str) -> Tensor:
     if len(layer) != 1 or "bias" in layer:
         raise ModelError(
-            f"{where}: layer {name} holds {', '.join(sorted(layer))}; class capsules hold one tensor of weights"
+            f"{where}: layer {name} holds {', '.join(sorted(layer)) or 'no weights'}; class capsules hold one tensor of weights"
         )
     ((part, weights),) = layer.items()
     if weights.ndim != 4 or 0 in weights.shape:
