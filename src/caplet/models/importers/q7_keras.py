@@ -221,7 +221,8 @@ def _convolution(
 def _capsule_weights(name: str, layer: Layer, where: str) -> Tensor:
     if len(layer) != 1 or "bias" in layer:
         raise ModelError(
-            f"{where}: layer {name} holds {', '.join(sorted(layer)) or 'no weights'}; class capsules hold one tensor of weights"
+            f"{where}: layer {name} holds {', '.join(sorted(layer)) or 'no weights'}; class capsules hold one tensor of"
+            " weights"
         )
     ((part, weights),) = layer.items()
     if weights.ndim != 4 or 0 in weights.shape:
