@@ -117,9 +117,8 @@ class Assumptions:
         weight, bias = tensors[f"{first}.weight"].double(), tensors.get(f"{first}.bias")
         mean, std = self.take("normalize")
         if len(mean) not in (1, weight.shape[1]) or (mean.any() and (padded or bias is None)):
-            reason = (
-                "has no bias" if bias is None else "pads with zeros" if padded else f"has {weight.shape[1]} channels"
-            )
+            reason = "pads with zeros" if padded else "has no bias"
+            reason = reason if len(mean) in (1, weight.shape[1]) else f"has {weight.shape[1]} channels"
             raise ModelError(
                 f"{self.where}: cannot assume normalize={self.stated['normalize']}: layer {first} {reason}; fold the"
                 " normalization into the network before it is saved"
