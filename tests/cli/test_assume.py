@@ -30,7 +30,8 @@ def test_commands_say_what_they_assume(caplet: Caplet, tmp_path: Path) -> None:
         assert (done.json()["assumed"], done.json()["stated"]) == (assumed, {})
         told = caplet(*words)
         text = told.out + told.err
-        assert text.count("assumed: strides=1,2, iterations=3, activation=relu, normalize=0,1, channels=rgb") == 1
+        assert text.count("assumed: ") == 1
+        assert all(text.count(f"{name}={value}") == 1 for name, value in assumed.items())
         options = [word for name, value in STATED.items() for word in ("--assume", f"{name}={value}")]
         done = caplet(*words, *options, "--json")
         assert (done.json()["assumed"], done.json()["stated"]) == ({"strides": "1,2"}, STATED)

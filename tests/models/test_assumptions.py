@@ -57,7 +57,7 @@ def test_a_stated_network_computes_what_it_should(leaky: Path, tmp_path: Path) -
     with h5py.File(leaky) as file:
         weights = {name: file[name][()].astype(np.float64) for name in q7_capsnet((3, 28, 28)).weights}
     model = import_model(leaky, 28, STATED)
-    assert model.notes == {"assumed": {"strides": "1,2"}, "stated": STATED}
+    assert (model.notes["assumed"], model.notes["stated"]) == ({"strides": "1,2"}, STATED)
     save_model(model, tmp_path / "saved.safetensors")
     saved = load_model(tmp_path / "saved.safetensors")
     assert saved.config == model.config
@@ -97,7 +97,7 @@ def test_what_was_assumed_is_noted(leaky: Path, tmp_path: Path) -> None:
         ({"strides": "1"}, "1 strides; it has 2 convolutions"),
         ({"channels": "gray"}, "channels=gray; the rule is rgb or bgr"),
         ({"normalize": "0.5,0"}, "normalize=0.5,0; the rule is MEAN,STD"),
-        ({"normalize": "0.5,0.5,1,1"}, "layer conv1 has 3 channels"),
+        ({"normalize": "0.5,0.5,1,1"}, "its images have 3 channels"),
     ],
 )
 def test_wrong_statements_are_refused_in_one_line(leaky: Path, stated: dict[str, str], message: str) -> None:
@@ -117,12 +117,19 @@ def test_what_a_file_says_cannot_be_assumed(tmp_path: Path) -> None:
         load_model(tmp_path / "x.safetensors", None, {"iterations": 5})
 
 
-def test_a_mean_does_not_fold_through_padding(tmp_path: Path) -> None:
+def test_a_mean_that_padding_keeps_from_folding_is_the_input_layers(tmp_path: Path) -> None:
     net = deep_caps()
     torch.save(net.state, tmp_path / "deep.pt")
-    with pytest.raises(ModelError, match="layer conv1 pads with zeros; fold the normalization into the network"):
-        import_model(tmp_path / "deep.pt", None, {"normalize": "0.5,0.5"})
-    model = import_model(tmp_path / "deep.pt", None, {"normalize": "0,0.5", "channels": "bgr"})
+    order, mean, std = "bgr", torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.25, 0.2])
+    model = import_model(tmp_path / "deep.pt", None, {"normalize": (0.1, 0.2, 0.3, 0.5, 0.25, 0.2), "channels": order})
+    assert model.config.model_dump()["std"] == pytest.approx((0.2, 0.25, 0.5))
     images = torch.rand(2, *model.config.image)
+    prepared = (images.flip(1) - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+    save_model(model, tmp_path / "saved.safetensors")
+    for network in (model, load_model(tmp_path / "saved.safetensors")):
+        with torch.no_grad():
+            torch.testing.assert_close(network(images), net.forward(prepared), atol=2e-6, rtol=2e-5)
+    folded = import_model(tmp_path / "deep.pt", None, {"normalize": "0,0.5", "channels": order})
+    assert folded.config.model_dump()["mean"] is None
     with torch.no_grad():
-        torch.testing.assert_close(model(images), net.forward(images.flip(1) / 0.5), atol=2e-6, rtol=2e-5)
+        torch.testing.assert_close(folded(images), net.forward(images.flip(1) / 0.5), atol=2e-6, rtol=2e-5)

@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from operator import itemgetter
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from torch import Tensor, nn
 
 from caplet.errors import ModelError
@@ -18,6 +18,7 @@ from caplet.nn.points import Handler, Lifetime, PointSpec
 from caplet.settings import Side, Size
 
 State = tuple[Tensor, ...]
+Means = tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...] | None
 LARGEST_VALUE = 2.0**64
 """No weight reaches it in magnitude; sums of their products stay far from the largest float32."""
 

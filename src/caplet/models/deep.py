@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from caplet.errors import ModelError
-from caplet.models.base import CapsNet, FrozenModel, ModelConfig, Stage, State, layer_stage
+from caplet.models.base import CapsNet, FrozenModel, Means, ModelConfig, Stage, State, layer_stage
 from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps, flatten_capsules
 from caplet.nn.conv import ConvReLU, InputLayer
 from caplet.nn.layer import Layer
-from caplet.settings import Few, Natural, Side, Size
+from caplet.settings import Few, Natural, Positive, Side, Size
 
 
 class BlockConfig(FrozenModel):
@@ -29,6 +29,7 @@ class DeepCapsConfig(ModelConfig):
         blocks: the blocks in order; the last one's skip branch is routed.
         class_dim: dimension of the class capsules.
         skip_iterations, iterations: routing iterations of the routed skip and of the class capsules.
+        mean, std: of every channel, which the input layer takes away and divides by; None for pixels as they are.
         kept: places of the capsules of blocks 3 and 4, one block after the other, that vote for the class capsules,
             ascending, at least one of each block; None for all of them.
     """
@@ -44,6 +45,8 @@ class DeepCapsConfig(ModelConfig):
     class_dim: Size = 32
     skip_iterations: Few = 3
     iterations: Few = 3
+    mean: Means = None
+    std: tuple[Positive, ...] | None = None
     kept: tuple[Natural, ...] | None = None
 
 
@@ -100,7 +103,7 @@ class DeepCaps(CapsNet):
     def __init__(self, config: DeepCapsConfig | None = None) -> None:
         config = config or DeepCapsConfig()
         super().__init__(config)
-        self.input = InputLayer("input", config.image)
+        self.input = InputLayer("input", config.image, config.mean, config.std)
         self.conv1 = ConvReLU("conv1", config.image, config.channels, 3, 1, 1, batch_norm=1e-3)
         blocks: list[CapsBlock] = []
         shape = self.conv1.out_shape

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from caplet.models.base import CapsNet, FrozenModel, ModelConfig, Stage, check_image_size, layer_stage
+from caplet.models.base import CapsNet, FrozenModel, Means, ModelConfig, Stage, check_image_size, layer_stage
 from caplet.nn.caps import ConvCaps2d, DenseCaps, flatten_capsules
 from caplet.nn.conv import ConvReLU, InputLayer
 from caplet.settings import Few, Natural, Pixels, Positive, Side, Size
@@ -39,6 +39,7 @@ class ShallowCapsConfig(ModelConfig):
         class_dim: dimension of the class capsules.
         iterations: routing iterations.
         primary_bias, class_bias: whether those layers have a bias.
+        mean, std: of every channel, which the input layer takes away and divides by; None for pixels as they are.
         kept: places of the primary capsules that vote, ``(type * rows + row) * columns + column``, ascending; None for
             all of them.
     """
@@ -53,6 +54,8 @@ class ShallowCapsConfig(ModelConfig):
     iterations: Few = 3
     primary_bias: bool = True
     class_bias: bool = True
+    mean: Means = None
+    std: tuple[Positive, ...] | None = None
     kept: tuple[Natural, ...] | None = None
 
 
@@ -75,7 +78,7 @@ class ShallowCaps(CapsNet):
         convs = [(f"conv{i}", conv.kernel, conv.stride, conv.padding) for i, conv in enumerate(config.stem, start=1)]
         convs.append(("primary", config.primary_kernel, config.primary_stride, config.primary_padding))
         check_image_size(self.family, config.image, convs)
-        self.input = InputLayer("input", config.image)
+        self.input = InputLayer("input", config.image, config.mean, config.std)
         stem: list[ConvReLU] = []
         shape = config.image
         for index, conv in enumerate(config.stem, start=1):

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from caplet.errors import ModelError
-from caplet.models.base import FrozenModel, Stage, State
+from caplet.models.base import FrozenModel, Means, Stage, State
 from caplet.nn.conv import Activation, ConvNorm, MapShape, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.layer import Layer
 from caplet.settings import Pixels, Positive, Side, Size
@@ -186,5 +186,5 @@ class TrunkSettings(FrozenModel):
 
     blocks: Annotated[tuple[TrunkBlock, ...], Field(min_length=1)]
     eps: Positive = 1e-5
-    mean: tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...] | None = None
+    mean: Means = None
     std: tuple[Positive, ...] | None = None

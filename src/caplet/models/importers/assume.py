@@ -34,7 +34,7 @@ def _numbers(low: int, high: int) -> Callable[[str], tuple[int, ...]]:
 
 def _mean_and_std(text: str) -> tuple[Tensor, Tensor]:
     mean, std = torch.tensor([float(word) for word in text.split(",")], dtype=torch.float64).chunk(2)
-    if len(mean) != len(std) or not bool(mean.isfinite().all() and (std > 0).all() and std.isfinite().all()):
+    if len(mean) != len(std) or not (mean.abs().max() <= 1e6 and 1e-12 <= std.min() <= std.max() <= 1e6):
         raise ValueError
     return mean, std
 
@@ -106,28 +106,32 @@ class Assumptions:
             )
         return {"assumed": self.assumed, "stated": self.stated, "read": self.read}
 
-    def fold(self, tensors: dict[str, Tensor], first: str, *, padded: bool = False) -> None:
+    def fold(self, tensors: dict[str, Tensor], first: str, *, padded: bool = False) -> dict[str, tuple[float, ...]]:
         """Make a network for RGB pixels / 255 out of one for prepared images, by the weights of its ``first`` layer.
 
-        Mean and std are in the network's order of channels. padded: whether the layer sees zeros around the image.
+        Args:
+            padded: whether the layer sees zeros around the image: means, or any without a bias, do not fold exactly.
+
+        Returns:
+            Settings of the network: mean and std of its input layer, where they were not folded.
 
         Raises:
-            ModelError: values for another number of channels; a mean that the layer cannot take exactly.
+            ModelError: values for another number of channels.
         """
         weight, bias = tensors[f"{first}.weight"].double(), tensors.get(f"{first}.bias")
-        mean, std = self.take("normalize")
-        if len(mean) not in (1, weight.shape[1]) or (mean.any() and (padded or bias is None)):
-            reason = "pads with zeros" if padded else "has no bias"
-            reason = reason if len(mean) in (1, weight.shape[1]) else f"has {weight.shape[1]} channels"
-            raise ModelError(
-                f"{self.where}: cannot assume normalize={self.stated['normalize']}: layer {first} {reason}; fold the"
-                " normalization into the network before it is saved"
-            )
-        weight = weight / std.view(-1, 1, 1)
-        if bias is not None:
-            tensors[f"{first}.bias"] = (bias.double() - (weight * mean.view(-1, 1, 1)).sum((1, 2, 3))).float()
-        if weight.shape[1] in (1, 3) and self.take("channels"):
-            weight = weight.flip(1)
-        if weight.shape[1] == 1:
+        channels, (mean, std) = weight.shape[1], self.take("normalize")
+        if len(mean) not in (1, channels):
+            stated = self.stated["normalize"]
+            raise ModelError(f"{self.where}: cannot assume normalize={stated}: its images have {channels} channels")
+        mean, std = mean.expand(channels), std.expand(channels)
+        if channels in (1, 3) and self.take("channels"):
+            weight, mean, std = weight.flip(1), mean.flip(0), std.flip(0)
+        if channels == 1:
             self.assumed.pop("channels", None)  # gray has no order
+        left = bool(mean.any()) and (padded or bias is None)
+        if not left:
+            weight = weight / std.view(-1, 1, 1)
+            if bias is not None:
+                tensors[f"{first}.bias"] = (bias.double() - (weight * mean.view(-1, 1, 1)).sum((1, 2, 3))).float()
         tensors[f"{first}.weight"] = weight.float()
+        return {"mean": tuple(mean.tolist()), "std": tuple(std.tolist())} if left else {}

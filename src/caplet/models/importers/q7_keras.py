@@ -107,8 +107,8 @@ def read(path: Path, image_size: ImageSize | None, open_: Assumptions) -> CapsNe
         own[f"conv{index}.weight"] = conv.kernel
         own[f"conv{index}.bias"] = torch.zeros(len(conv.kernel)) if conv.bias is None else conv.bias
         own |= {f"conv{index}.batch_norm.{name}": tensor for name, tensor in (conv.norm or {}).items()}
-    open_.fold(own, "conv1" if stem else "primary", padded=chain[0].padding != 0)
-    return assemble("shallow", config, own, where)
+    unfolded = open_.fold(own, "conv1" if stem else "primary", padded=chain[0].padding != 0)
+    return assemble("shallow", config.model_copy(update=unfolded), own, where)
 
 
 def _undescribed(file: KerasFile, where: str) -> Described:

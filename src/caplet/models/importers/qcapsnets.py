@@ -139,5 +139,5 @@ def _read_deep(state: State, sizes: dict[str, int], image_size: ImageSize | None
     tensors["block4.skip.vote_bias"] = state["block4.l_skip.conv.bias"]
     tensors["block4.skip.bias"] = state["block4.l_skip.bias"].flatten(1)
     tensors["digit.weight"], tensors["digit.bias"] = state["capsLayer.weight"], state["capsLayer.bias"]
-    open_.fold(tensors, "conv1", padded=True)
-    return assemble("deep", config, tensors, where)
+    unfolded = open_.fold(tensors, "conv1", padded=True)
+    return assemble("deep", config.model_copy(update=unfolded), tensors, where)
