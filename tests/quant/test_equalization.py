@@ -9,11 +9,13 @@ from quantized import differing
 from caplet.data.imageset import to_float
 from caplet.models.base import CapsNet
 from caplet.models.registry import build
+from caplet.nn.points import Watch
 from caplet.quant.choices import Part
 from caplet.quant.plan.units import uniform_plan
 from caplet.quant.reconstruct.equalization import _channel_power, equalized, pairs
 from caplet.quant.reconstruct.reconstruct import reconstruct
 from caplet.quant.reconstruct.settings import ReconstructSettings
+from tiny_networks import tiny
 
 
 def uneven(model: CapsNet, seed: int = 0) -> CapsNet:
@@ -62,6 +64,23 @@ def test_the_function_is_preserved(make: Any, expected: int) -> None:
     for name in moved:
         assert any(part in name for part in ("stem", "conv1", "primary.weight", "l1.weight")), name
     assert not any(key.startswith("digit") or "primary.bias" in key for key in changed)
+
+
+def test_a_leaky_relu_scales_with_what_it_reads() -> None:
+    """Every point whose values move is named, the convolution's output too."""
+    made = tiny("shallow-leaky")
+    copied, changed = equalized(made.model, made.images)
+    seen: dict[str, list[torch.Tensor]] = {}
+    with torch.no_grad():
+        for net in (made.model, copied):
+            watch = Watch(lambda key, spec, value, iteration: seen.setdefault(key, []).append(value.clone()))
+            with net.handle(watch):
+                net(to_float(made.images))
+    moved = {key for key, values in seen.items() if key.startswith("conv") and not torch.allclose(*values, atol=1e-5)}
+    assert moved == {key for key in changed if key.startswith("conv")}
+    assert "conv1.linear" in moved
+    before, after = seen["digit.activation"][2::3]
+    torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-4)
 
 
 def test_channels_and_their_weights_come_to_equal_sizes() -> None:

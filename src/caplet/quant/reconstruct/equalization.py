@@ -63,7 +63,7 @@ def equalized(model: CapsNet, images: Tensor) -> tuple[CapsNet, tuple[str, ...]]
             if first.batch_norm is None:
                 first.weight.div_(factor.view(-1, 1, 1, 1))
                 first.bias.div_(factor)
-                touched = ("weight", "bias", "activation")
+                touched = ("weight", "bias", *(("linear",) if first.slope else ()), "activation")
             else:
                 first.batch_norm.weight.div_(factor)
                 first.batch_norm.bias.div_(factor)
