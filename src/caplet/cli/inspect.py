@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @with_options
 def check(
     importing: ImportOptions,
-    model: Annotated[Path, typer.Argument(help="A .safetensors checkpoint, a .pt / .h5 to import, or a .caplet file.")],
+    model: Annotated[Path, typer.Argument(help="A .safetensors, a .pt / .h5 / .keras to import, or a .caplet file.")],
     images: Annotated[
         int, typer.Option("--images", help="Calibration images that the search would see.", min=1)
     ] = 5000,

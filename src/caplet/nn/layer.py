@@ -106,7 +106,7 @@ class Window(Layer):
                 raise ModelError(
                     f"layer {name}: 'same' padding of a {kernel}x{kernel} kernel with stride {stride} begins at other"
                     f" places in the rows than in the columns of its {in_shape[-2]}x{in_shape[-1]} input, which is not"
-                    " supported; use images whose rows and columns are both even, or both odd"
+                    " supported; use square images"
                 )
         self.kernel, self.stride, self.padding = kernel, stride, padding
         sizes = (size + more + 2 * padding for size, more in zip(in_shape[-2:], self.extra, strict=True))

@@ -50,14 +50,14 @@ class Described(NamedTuple):
         capsules: the class capsules' layer.
         iterations: routing iterations; None where it is not said.
         image: (rows, columns), or None where the file leaves it open.
-        rest: the layers that are left out: lengths, masks, a decoder.
+        read: a line on each thing that was left out or taken by its name.
     """
 
     convs: list[ConvAbout]
     capsules: LayerPath
     iterations: int | None = None
     image: tuple[int, int] | None = None
-    rest: tuple[str, ...] = ()
+    read: tuple[str, ...] = ()
 
 
 def describe(config: Mapping[str, Any], where: str) -> Described:
@@ -68,6 +68,7 @@ def describe(config: Mapping[str, Any], where: str) -> Described:
     """
     convs: list[ConvAbout] = []
     image: tuple[int, int] | None = None
+    read: list[str] = []
     steps = _chain(config, where)
     for kind, path, settings in steps:
         at = f"{where}: layer {listed([path[-1]])}"
@@ -88,11 +89,14 @@ def describe(config: Mapping[str, Any], where: str) -> Described:
                 raise ModelError(
                     f"{at}: no primary capsules (Conv2D, Reshape, squash, or a layer of that name) before it"
                 )
-            return Described(convs, path, _iterations(settings, at), image, _rest(config, steps, where))
+            rest = _rest(config, steps, where)
+            read += [f"left out: {listed(rest)}"] if rest else []
+            return Described(convs, path, _iterations(settings, at), image, tuple(read))
         elif last is not None and last.slope is None and not last.squashed and _is_squash(kind, settings, path[-1]):
             if last.dim is None:
                 raise ModelError(f"{at}: a squash of whole channels; a Reshape into capsules comes before it")
             last.squashed = True
+            read.append(f"layer {listed([path[-1]])} is taken for squash by its name")
         elif kind in ("Activation", "ReLU", "LeakyReLU"):
             slope = _slope(kind, settings, at)
             if slope is not None:
@@ -155,7 +159,7 @@ def _chain(config: Mapping[str, Any], where: str, within: LayerPath = ()) -> lis
     return steps
 
 
-def _rest(config: Mapping[str, Any], steps: list[Step], where: str) -> tuple[str, ...]:
+def _rest(config: Mapping[str, Any], steps: list[Step], where: str) -> list[str]:
     """The layers that are no steps. Raises ModelError where one of them has capsules, too."""
     used = {path[0] for _, path, _ in steps}
     rest = [layer for layer in described_layers(config, where) if layer.name not in used and layer.kind != "InputLayer"]
@@ -165,7 +169,7 @@ def _rest(config: Mapping[str, Any], steps: list[Step], where: str) -> tuple[str
             f"{where}: layer {again[0]} routes capsules after {steps[-1][1][-1]}; only networks with one layer of class"
             " capsules can be imported"
         )
-    return tuple(layer.name for layer in rest)
+    return [layer.name for layer in rest if "length" not in layer.kind.lower()]  # lengths are what caplet compares
 
 
 def _iterations(settings: Mapping[str, Any], at: str) -> int | None:

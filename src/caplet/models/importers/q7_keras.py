@@ -50,7 +50,10 @@ def read(path: Path, image_size: ImageSize | None, open_: Assumptions) -> CapsNe
     check_finite(file.tensors, where)
     about = _undescribed(file, where) if file.config is None else describe(file.config, where)
     capsules = _capsule_weights(about.capsules[-1], file.layer(about.capsules), where)
-    convs = _convolutions(file, about.convs, where)
+    convs = _convolutions(file, about.convs, open_)
+    open_.read += about.read
+    if file.source not in ("", path.name):
+        open_.read.append(f"the model's description is from {file.source}")
     *stem, primary = convs
     classes, count, class_dim, dim = capsules.shape
     channels = convs[0].kernel.shape[1]
@@ -62,12 +65,13 @@ def read(path: Path, image_size: ImageSize | None, open_: Assumptions) -> CapsNe
         )
     kernels = tuple(conv.kernel.shape[2] for conv in convs)
     strides, slopes = tuple(conv.stride for conv in about.convs), [conv.slope or 0.0 for conv in about.convs]
+    iterations = about.iterations
     if file.config is None:
         inferred = (
             () if "strides" in open_.stated else _infer_strides(kernels, count, types, channels, image_size, where)
         )
         strides = open_.take("strides", ",".join(map(str, inferred)))
-        slopes = [open_.take("activation")] * len(convs)
+        iterations, slopes = open_.take("iterations"), [open_.take("activation")] * len(convs)
         if len(strides) != len(kernels):
             raise ModelError(f"{where}: cannot assume {len(strides)} strides; it has {len(kernels)} convolutions")
     chain = [Conv(*sizes) for sizes in zip(kernels, strides, (conv.padding for conv in about.convs), strict=True)]
@@ -93,7 +97,7 @@ def read(path: Path, image_size: ImageSize | None, open_: Assumptions) -> CapsNe
         primary_stride=strides[-1],
         primary_padding=chain[-1].padding,
         class_dim=class_dim,
-        iterations=about.iterations or open_.take("iterations"),
+        iterations=iterations or open_.take("iterations"),
         primary_bias=primary.bias is not None,
         class_bias=False,
     )
@@ -138,23 +142,26 @@ def _undescribed(file: KerasFile, where: str) -> Described:
     )
 
 
-def _convolutions(file: KerasFile, described: list[ConvAbout], where: str) -> list[_Conv]:
+def _convolutions(file: KerasFile, described: list[ConvAbout], open_: Assumptions) -> list[_Conv]:
     """The convolutions, the primary capsules' last, with all batch norms folded into them that fold exactly.
 
     Those are the ones before a ReLU or a squash, and after a ReLU where the next convolution has no padding.
     """
     convs: list[_Conv] = []
+    where, folded = open_.where, list[str]()
     for index, about in enumerate(described):
         layer, name = file.layer(about.path), about.path[-1]
         parts = PARTS if index + 1 == len(described) else PARTS[:2]  # primary capsules may have a batch norm inside
         kernel, bias = _convolution(name, layer, parts, convs[-1] if convs else None, where)
         zero = kernel.new_zeros(len(kernel))
-        if index and not about.padding:
-            for norm in reversed(described[index - 1].after):
-                scale, offset = _affine(file, norm, kernel.shape[1], where)
-                bias = (zero if bias is None else bias) + (kernel * offset.view(-1, 1, 1)).sum((1, 2, 3))
-                kernel = kernel * scale.view(-1, 1, 1)
+        ahead = described[index - 1].after if index and not about.padding else []
+        for norm in reversed(ahead):
+            scale, offset = _affine(file, norm, kernel.shape[1], where)
+            bias = (zero if bias is None else bias) + (kernel * offset.view(-1, 1, 1)).sum((1, 2, 3))
+            kernel = kernel * scale.view(-1, 1, 1)
         inside = [NormAbout(about.path)] if set(PARTS[2:]) & set(layer) else []
+        folded += [norm.path[-1] for norm in (*ahead, *inside, *about.before)]
+        open_.read += [f"batch norm inside {norm.path[-1]}: epsilon {norm.eps} is assumed" for norm in inside]
         for norm in (*inside, *about.before):
             scale, offset = _affine(file, norm, len(kernel), where)
             bias = (zero if bias is None else bias) * scale + offset
@@ -166,6 +173,7 @@ def _convolutions(file: KerasFile, described: list[ConvAbout], where: str) -> li
             )
         own = _norm_tensors(file, stays[0], len(kernel), where) if stays else None
         convs.append(_Conv(name, kernel.float(), None if bias is None else bias.float(), own))
+    open_.read += [f"batch norms folded into convolutions: {', '.join(folded)}"] if folded else []
     return convs
 
 
