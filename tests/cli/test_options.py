@@ -7,7 +7,7 @@ import pytest
 
 from caplet.bench.settings import BenchSettings, PapersSettings, SpeedSettings
 from caplet.cli.compress import CompressOptions
-from caplet.cli.shared import DataOptions, FileOptions, ImageOptions, RunOptions
+from caplet.cli.shared import DataOptions, FileOptions, ImageOptions, ImportOptions, RunOptions
 from caplet.jobs.compress.settings import CompressSettings, Limits, Pruning, Quantizing
 from caplet.jobs.prune.settings import BackboneTuning, PruneSettings, TuningOptions
 from caplet.jobs.quantize.settings import QuantizeSettings
@@ -50,6 +50,8 @@ BAD: list[tuple[type[Settings], str, str, int]] = [
     (RunOptions, QUANTIZE, "--force=1", 2),
     (FileOptions, "train --recipe digits", "--size wide", 2),
     (ImageOptions, "verify absent.caplet", "--size wide", 2),
+    (ImportOptions, "inspect absent.pt", "--image-size wide", 2),
+    (ImportOptions, "check absent.pt", "--image-size 0", 3),
     (DataOptions, "eval absent.pt", "--calibration-size all", 2),
 ]
 

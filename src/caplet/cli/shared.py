@@ -37,7 +37,7 @@ Engine = Annotated[
 class ImportOptions(Settings):
     """What the file of an imported model leaves open."""
 
-    image_size: int | None = option(None, DATA)
+    image_size: Side | None = option(None, DATA)
     """Image side of an imported model, where its file leaves it open."""
     assume: dict[str, str] = option({}, DATA)
     """What an imported model's file does not say, such as activation=leaky_relu:0.3, iterations=3, strides=1,2,
