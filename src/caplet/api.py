@@ -159,7 +159,7 @@ def load(path: str | Path, image_size: int | None = None, assume: Mapping[str, A
     Args:
         image_size: side of the images of an imported model, where its file leaves it open.
         assume: what such a file does not say, such as ``{"activation": "leaky_relu:0.3", "channels": "bgr"}``; its
-            names are activation, iterations, strides, channels and normalize (docs/runs.md). What was
+            names are activation, iterations, padding, strides, channels and normalize (docs/runs.md). What was
             assumed and stated is in the model's ``notes``.
 
     Raises:

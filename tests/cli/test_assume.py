@@ -23,7 +23,8 @@ def weights(path: Path) -> Path:
 
 def test_commands_say_what_they_assume(caplet: Caplet, tmp_path: Path) -> None:
     path = weights(tmp_path / "x.h5")
-    assumed = {"strides": "1,2", "iterations": "3", "activation": "relu", "normalize": "0,1", "channels": "rgb"}
+    assumed = {"padding": "valid", "strides": "1,2", "iterations": "3", "activation": "relu", "normalize": "0,1"}
+    assumed |= {"channels": "rgb"}
     for command in (("inspect",), ("check",), ("eval", "--data", "digits", "--channels", "3")):
         words = [command[0], path, *command[1:], "--image-size", 8]
         done = caplet(*words, "--json")
@@ -34,6 +35,6 @@ def test_commands_say_what_they_assume(caplet: Caplet, tmp_path: Path) -> None:
         assert all(text.count(f"{name}={value}") == 1 for name, value in assumed.items())
         options = [word for name, value in STATED.items() for word in ("--assume", f"{name}={value}")]
         done = caplet(*words, *options, "--json")
-        assert (done.json()["assumed"], done.json()["stated"]) == ({"strides": "1,2"}, STATED)
+        assert (done.json()["assumed"], done.json()["stated"]) == ({"padding": "valid", "strides": "1,2"}, STATED)
     assert "did you mean 'channels'" in caplet("inspect", path, "--assume", "channel=bgr").error()
     assert "the rule is NAME=VALUE" in caplet("check", path, "--assume", "bgr").error()

@@ -57,7 +57,7 @@ def test_a_stated_network_computes_what_it_should(leaky: Path, tmp_path: Path) -
     with h5py.File(leaky) as file:
         weights = {name: file[name][()].astype(np.float64) for name in q7_capsnet((3, 28, 28)).weights}
     model = import_model(leaky, 28, STATED)
-    assert (model.notes["assumed"], model.notes["stated"]) == ({"strides": "1,2"}, STATED)
+    assert (model.notes["assumed"], model.notes["stated"]) == ({"padding": "valid", "strides": "1,2"}, STATED)
     save_model(model, tmp_path / "saved.safetensors")
     saved = load_model(tmp_path / "saved.safetensors")
     assert saved.config == model.config
@@ -74,7 +74,7 @@ def test_values_may_be_numbers(leaky: Path) -> None:
 
 def test_what_was_assumed_is_noted(leaky: Path, tmp_path: Path) -> None:
     colour = {"channels": "rgb", "normalize": "0,1"}
-    alone = {"strides": "1,2", "iterations": "3", "activation": "relu"}
+    alone = {"padding": "valid", "strides": "1,2", "iterations": "3", "activation": "relu"}
     assert import_model(leaky).notes["assumed"] == {**alone, **colour, "image_size": "28x28"}
     whole = write_keras(tmp_path / "whole.h5", q7_capsnet())
     assert import_model(whole).notes["assumed"] == {"normalize": "0,1"}

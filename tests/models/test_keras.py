@@ -280,6 +280,17 @@ def test_weights_alone_with_a_batch_norm(tmp_path: Path) -> None:
         import_model(path, 14)
 
 
+def test_weights_alone_with_same_padding(tmp_path: Path) -> None:
+    net = Net((12, 12, 3)).conv(3, 2, 4, "same", "relu").primary(3, 2, 2, 4, "same").capsules()
+    path = tmp_path / "w.h5"
+    with h5py.File(path, "w") as file:
+        for name, parts in net.weights.items():
+            for part, value in parts.items():
+                file[f"{name}/{name}/{part}:0"] = value.astype(np.float32)
+        file.attrs["layer_names"] = [name.encode() for name in net.weights]
+    net.equals(import_model(path, 12, {"padding": "same", "strides": "2,2"}))
+
+
 def branched(net: Net) -> dict[str, Any]:
     config = net.config()
     config["config"]["layers"][-2]["inbound_nodes"][0].append(["my_conv2d", 0, 0, {}])

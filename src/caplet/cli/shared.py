@@ -40,8 +40,8 @@ class ImportOptions(Settings):
     image_size: Side | None = option(None, DATA)
     """Image side of an imported model, where its file leaves it open."""
     assume: dict[str, str] = option({}, DATA)
-    """What an imported model's file does not say, such as activation=leaky_relu:0.3, iterations=3, strides=1,2,
-    channels=bgr or normalize=mean,std. May be repeated."""
+    """What an imported model's file does not say, such as activation=leaky_relu:0.3, iterations=3, padding=same,
+    strides=1,2, channels=bgr or normalize=mean,std. May be repeated."""
 
     def load(self, path: Path) -> "CapsNet | Program":
         """Any model file. Raises ModelError, ArtefactError."""

@@ -50,6 +50,7 @@ class Rule(NamedTuple):
 RULES = {
     "activation": Rule("relu, or leaky_relu:SLOPE with a slope above 0 and below 1", "relu", _slope),
     "iterations": Rule("routing iterations, 1 to 100", "3", lambda text: _numbers(1, 100)(str(int(text)))[0]),
+    "padding": Rule("valid or same, as Keras calls it", "valid", ("valid", "same").index),
     "strides": Rule("one stride for each convolution, such as 1,2", "", _numbers(1, 64)),
     "channels": Rule("rgb or bgr", "rgb", ("rgb", "bgr").index),
     "normalize": Rule("MEAN,STD of pixels / 255, or first each channel's mean, then its std", "0,1", _mean_and_std),

@@ -29,6 +29,7 @@ from caplet.models.importers.keras import PARTS, KerasFile, Layer, read_keras
 from caplet.models.importers.keras_layers import ConvAbout, Described, NormAbout, describe
 from caplet.models.importers.sizes import Conv, capsule_count, chain_size, pick_image, preferred
 from caplet.models.shallow import ShallowCapsConfig, StemConv
+from caplet.nn.layer import Padding
 
 #: The longest chain of convolutions whose strides are inferred.
 MOST_INFERRED = 10
@@ -49,6 +50,9 @@ def read(path: Path, image_size: ImageSize | None, open_: Assumptions) -> CapsNe
     file = read_keras(path)
     check_finite(file.tensors, where)
     about = _undescribed(file, where) if file.config is None else describe(file.config, where)
+    if file.config is None and open_.take("padding"):
+        for each in about.convs:
+            each.padding = "same"
     capsules = _capsule_weights(about.capsules[-1], file.layer(about.capsules), where)
     convs = _convolutions(file, about.convs, open_)
     open_.read += about.read
@@ -67,9 +71,8 @@ def read(path: Path, image_size: ImageSize | None, open_: Assumptions) -> CapsNe
     strides, slopes = tuple(conv.stride for conv in about.convs), [conv.slope or 0.0 for conv in about.convs]
     iterations = about.iterations
     if file.config is None:
-        inferred = (
-            () if "strides" in open_.stated else _infer_strides(kernels, count, types, channels, image_size, where)
-        )
+        known, padding = "strides" in open_.stated, about.convs[0].padding
+        inferred = () if known else _infer_strides(kernels, padding, count, types, channels, image_size, where)
         strides = open_.take("strides", ",".join(map(str, inferred)))
         iterations, slopes = open_.take("iterations"), [open_.take("activation")] * len(convs)
         if len(strides) != len(kernels):
@@ -250,7 +253,13 @@ def _strides(convs: int) -> Iterator[tuple[int, ...]]:
 
 
 def _infer_strides(
-    kernels: tuple[int, ...], count: int, types: int, channels: int, image_size: ImageSize | None, where: str
+    kernels: tuple[int, ...],
+    padding: Padding,
+    count: int,
+    types: int,
+    channels: int,
+    image_size: ImageSize | None,
+    where: str,
 ) -> tuple[int, ...]:
     if len(kernels) > MOST_INFERRED:
         raise ModelError(
@@ -263,7 +272,7 @@ def _infer_strides(
         sizes = [(image_size, image_size) if isinstance(image_size, int) else image_size]
     usual, *others = _strides(len(kernels))
     for choice, size in (*product([usual], sizes), *((p, s) for s in sizes for p in others)):
-        chain = [Conv(kernel, stride) for kernel, stride in zip(kernels, choice, strict=True)]
+        chain = [Conv(kernel, stride, padding) for kernel, stride in zip(kernels, choice, strict=True)]
         if capsule_count(types, [chain], *size) == count:
             return choice
     if image_size is None and (count % types or isqrt(count // types) ** 2 * types != count):
