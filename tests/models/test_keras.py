@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from caplet.api import evaluate, load_data
 from caplet.errors import ModelError
 from caplet.models.base import CapsNet
 from caplet.models.importers import detect, import_model
@@ -339,9 +340,10 @@ def test_damaged_archives(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize(("name", "correct"), [("q7_mnist_bn.h5", 9_799)])
-def test_public_counts(name: str, correct: int, shared: Path) -> None:
-    from caplet.api import evaluate, load_data
-
-    splits = load_data("mnist", root=shared / "data")
-    assert evaluate(import_model(shared / "models" / name), splits.test).accuracy.correct == correct
+@pytest.mark.slow
+def test_public_counts(shared: Path) -> None:
+    mnist, cifar = load_data("mnist", root=shared / "data"), load_data(str(shared / "data" / "cifar10-jpeg.tar.xz"))
+    cases = (("q7_mnist_bn", mnist, 9_799), ("q7_cifar_same", cifar, 7_664), ("q7_cifar_same_bn", cifar, 7_204))
+    for name, splits, correct in cases:
+        model = import_model(shared / "models" / f"{name}.h5")
+        assert evaluate(model, splits.test).accuracy.correct == correct, name
