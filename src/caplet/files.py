@@ -18,6 +18,9 @@ from typing_extensions import Buffer
 from caplet.errors import ArtefactError, CapletError
 
 _PIECE = 1 << 20
+_PAGE = "a web page, not the file itself: download the file that the page is about"
+_POINTER = "a Git LFS pointer, not the file itself: run `git lfs pull` in its repository"
+_STAND_INS = {b"version https://git-lfs": _POINTER, b"<!doctype html": _PAGE, b"<html": _PAGE}
 
 
 def why(error: OSError) -> str:
@@ -46,7 +49,10 @@ def access(doing: str, path: str | Path, todo: str = "", kind: type[CapletError]
 def check_regular(
     path: str | Path, what: str = "", todo: str = "", kind: type[CapletError] = ArtefactError, most: int = 1 << 50
 ) -> None:
-    """Raise ``kind`` unless ``path`` is a regular file (no pipe, device or folder) of at most ``most`` bytes."""
+    """Raise ``kind`` unless ``path`` is a regular file (no pipe, device or folder) of at most ``most`` bytes.
+
+    A web page or a Git LFS pointer that was saved in place of the file is refused, too.
+    """
     with access(f"read {what}".strip(), path, todo, kind):
         found = os.stat(path)
         if stat.S_ISDIR(found.st_mode):
@@ -55,6 +61,11 @@ def check_regular(
             raise OSError("it is a pipe or a device, no regular file")
         if found.st_size > most:
             raise OSError(f"it has {found.st_size:,} bytes, at most {most:,} are read")
+        with open(path, "rb") as stream:
+            start = stream.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for mark, what_it_is in _STAND_INS.items():
+        if start.startswith(mark):
+            raise kind(f"{path} is {what_it_is}")
 
 
 def read_bytes(
@@ -68,7 +79,8 @@ def read_bytes(
         kind: the class of the error.
 
     Raises:
-        ArtefactError: or another ``kind``: it cannot be read, is no regular file, or is larger.
+        ArtefactError: or another ``kind``: it cannot be read, is no regular file, is larger, or something else
+            was saved in its place.
     """
     check_regular(path, what, todo, kind, most)
     with access(f"read {what}".strip(), path, todo, kind):

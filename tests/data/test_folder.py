@@ -7,7 +7,7 @@ from data_files import pixels, write_folder, write_image
 from PIL import Image
 
 from caplet.data import load_data
-from caplet.data.folder import scan_folder
+from caplet.data.folder import find_layout, scan_folder
 from caplet.data.images import ImageFile, decode_all, resize, to_gray
 from caplet.errors import ConfigError, DataError
 
@@ -46,7 +46,7 @@ def test_train_and_test_folders(tmp_path):
     kept = torch.cat([splits.train.images, splits.calibration.images])
     order = torch.argsort(torch.cat([splits.train.ids, splits.calibration.ids]))
     assert np.array_equal(kept[order].numpy(), train.transpose(0, 3, 1, 2))
-    assert splits.info["note"] == "not read: val"
+    assert splits.info["note"] == "the calibration split is val"
     assert splits.info["test_split"].startswith("published")
 
 
@@ -57,7 +57,7 @@ def test_train_folder_alone_gets_a_test_split(tmp_path):
 
 def test_a_class_may_be_called_train(tmp_path):
     write_folder(tmp_path, ("bus", "train"), 10)
-    assert scan_folder(tmp_path).classes == ("bus", "train")
+    assert find_layout(scan_folder(tmp_path)).classes == ("bus", "train")
 
 
 def test_gray_files_stay_gray_and_mixed_become_rgb(tmp_path):
@@ -121,7 +121,7 @@ def test_many_chunks_keep_their_order():
     for i, image in enumerate(every):
         text = b"P5 3 3 255\n" + image.tobytes()
         files.append(ImageFile(f"{i}.pgm", text))
-    assert np.array_equal(decode_all(files)[:, 0], every)
+    assert np.array_equal(decode_all(files)[0][:, 0], every)
 
 
 def test_missing_empty_and_one_class(tmp_path):

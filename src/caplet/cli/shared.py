@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound="CapsNet | Program")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of tables.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars, no notes.")]
 FloatModel = Annotated[Path, typer.Argument(help="A trained float model: .safetensors, or a .pt / .h5 to import.")]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change one setting, e.g. --set lr=1e-3. May be repeated.")
@@ -79,7 +79,7 @@ class RunOptions(Settings):
     force: bool = option(False, OUTPUT)
     """Use the folder whatever it holds; files of the same name are overwritten."""
     quiet: bool = option(False, OUTPUT)
-    """No progress bars."""
+    """No progress bars, no notes."""
     as_json: bool = option(False, OUTPUT, flag="--json")
     """Print one JSON object on stdout instead of tables."""
 
@@ -103,6 +103,8 @@ class FileOptions(Settings):
     """Resize images to this many rows and columns."""
     channels: int | None = option(None, DATA, ge=1, le=3)
     """1 for gray, 3 for RGB."""
+    background: str | None = option(None, DATA)
+    """Colour under transparent pixels, such as white or #808080. Default: white or black, whatever shows more."""
 
 
 class ImageOptions(FileOptions):

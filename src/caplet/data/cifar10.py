@@ -2,13 +2,14 @@
 
 import io
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from caplet.data.files import check_labels, check_md5, data_root, find_or_fetch, is_file, is_folder, read_bytes
-from caplet.data.folder import DecodedTree, decode_tree, is_archive, load_archive, scan_folder, to_source
+from caplet.data.folder import DecodedTree, is_archive, read_tree, to_source
 from caplet.data.imageset import ImageSet
 from caplet.data.source import DataRequest, Source
 from caplet.errors import DataError
@@ -98,7 +99,7 @@ def _from_tree(decoded: DecodedTree, source: str, root: Path) -> Source:
     if decoded.classes != CLASSES:
         found = ", ".join(decoded.classes[:12])
         raise DataError(f"{root}: CIFAR-10 has the classes {', '.join(CLASSES)}; found {found}: use dataset 'folder'")
-    if not decoded.test_count:
+    if not decoded.counts[2]:
         raise DataError(f"{root}: CIFAR-10's test images (test/<class>/*) are missing: fetch them too")
     jpeg = set(decoded.formats) & {".jpg", ".jpeg"}
     return to_source(decoded, NAME, source=source, root=root, note="CIFAR-10 (JPEG)" if jpeg else "CIFAR-10")
@@ -115,14 +116,14 @@ def load_cifar10(request: DataRequest) -> Source:
         DataError: nothing is found and nothing can be fetched, or the files are damaged.
     """
     root = data_root(request)
-    native = DataRequest(request.root, None, 3, request.download, request.progress)
+    native = replace(request, size=None, channels=3)
     for path in (root, root / ARCHIVE):
         if is_archive(path) and (path == root or _batches_folder(root) is None):
-            return _from_tree(load_archive(path, native), "image archive", path)
+            return _from_tree(read_tree(path, native), "image archive", path)
     if is_file(root):
-        raise DataError(f"{root} is a file, but not a tar archive: give a folder with {LAYOUT}")
+        raise DataError(f"{root} is a file, but not an archive: give a folder with {LAYOUT}")
     if is_folder(root / "train" / CLASSES[0]) and _batches_folder(root) is None:
-        return _from_tree(decode_tree(scan_folder(root), native), "image folder", root)
+        return _from_tree(read_tree(root, native), "image folder", root)
     return _load_batches(find_or_fetch(NAME, LAYOUT, request, _batches_folder, _download))
 
 

@@ -21,4 +21,4 @@ def load_digits(request: DataRequest) -> Source:
     values = bunch.images.astype(np.int64)
     pixels = ((values * 255 + 8) // 16).astype(np.uint8)[:, None]
     every = ImageSet.of_arrays(pixels, bunch.target, tuple("0123456789"), f"{NAME}/all")
-    return cut_test(every, NAME, "scikit-learn", note="scikit-learn digits, 8x8; test split made by caplet")
+    return cut_test(every, NAME, "scikit-learn", note="scikit-learn digits, 8x8")

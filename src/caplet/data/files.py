@@ -28,6 +28,7 @@ Found = TypeVar("Found")
 _log = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = 30.0
 _PACKED = (".gz", ".zip", ".xz")
+_LEFT_BY_SYSTEMS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "thumbs.db", "desktop.ini", "lost+found"}
 _TODO = "check the path and its permissions"
 
 
@@ -46,8 +47,13 @@ def _ask(path: Path, test: Callable[[Path], bool]) -> bool:
         return test(path)
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or what a system leaves among a user's files."""
+    return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
+
+
 def list_folder(path: Path) -> tuple[list[str], list[str]]:
-    """(folders, files) in ``path``, by name, sorted, without hidden ones.
+    """(folders, files) in ``path``, by name, sorted, without those that :func:`is_hidden`.
 
     Raises:
         DataError: the folder cannot be read.
@@ -55,7 +61,7 @@ def list_folder(path: Path) -> tuple[list[str], list[str]]:
     inside: tuple[list[str], list[str]] = [], []
     with access("read folder", path, _TODO, DataError), os.scandir(path) as entries:
         for entry in entries:
-            if not entry.name.startswith("."):
+            if not is_hidden(entry.name):
                 inside[0 if entry.is_dir() else 1].append(entry.name)
     return sorted(inside[0]), sorted(inside[1])
 
@@ -117,18 +123,9 @@ def find_or_fetch(
         DataError: downloading is not allowed or failed; the message says where the files should be and what to do.
     """
     root = data_root(request)
-    found = find(root)
-    if found is None:
-        _fetch(title, f"put {layout} there, or give the folder that has them as root (--root)", request, get)
-        found = find(root)
-        if found is None:
-            raise DataError(f"{title}: the download did not bring {layout}: fetch the files by hand")
-    return found
-
-
-def _fetch(title: str, todo: str, request: DataRequest, get: Callable[[str], object]) -> None:
-    """Download a dataset into :func:`data_root`: first beside it, then moved into place."""
-    root = data_root(request)
+    if (found := find(root)) is not None:
+        return found
+    todo = f"put {layout} there, or give the folder that has them as root (--root)"
     if not request.download:
         raise DataError(f"{title} not found under {root} (downloading is off): {todo}")
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
@@ -153,6 +150,9 @@ def _fetch(title: str, todo: str, request: DataRequest, get: Callable[[str], obj
         for folder in made:  # leave no empty folders behind a failed download
             with contextlib.suppress(OSError):
                 folder.rmdir()
+    if (found := find(root)) is None:
+        raise DataError(f"{title}: the download did not bring {layout}: fetch the files by hand")
+    return found
 
 
 def check_md5(path: Path, published: str | None) -> None:

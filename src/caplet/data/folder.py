@@ -1,107 +1,179 @@
-"""Own images: one folder per class, or a tar archive of one, which is read in memory and not unpacked to disk."""
+"""Own images: one folder per class, on disk or in an archive, which is read in memory and not unpacked to disk."""
 
-import lzma
+import re
 import tarfile
-import zlib
-from dataclasses import dataclass
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 import PIL
 
-from caplet.data.files import file_hash, is_file, is_folder, list_folder, load_arrays, store_arrays
-from caplet.data.images import EXTENSIONS, ImageFile, decode_all
+from caplet.data.files import file_hash, is_file, is_folder, is_hidden, list_folder, load_arrays, store_arrays
+from caplet.data.idx import find_idx, load_idx_folder
+from caplet.data.images import ImageFile, decode_all, endings
 from caplet.data.imageset import ImageSet
-from caplet.data.source import DataRequest, Source, cut_test
+from caplet.data.source import DataRequest, Source, cut_test, joined
 from caplet.errors import DataError
-from caplet.files import access, digest, why
+from caplet.files import access, check_regular, digest, why
 
 LAYOUT = "<class>/*.png (.jpg, .bmp, ...), or train/<class>/* and test/<class>/*, with at least two classes"
+ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz", ".txz", ".zip")
+"""Endings of the archives that are read."""
 ByClass = dict[str, list[ImageFile]]
+_PART = re.compile(
+    r"(?:seg|images?|data)?[ _-]*(?:(train)|(val)|(test))(?:ing|id|idation)?[ _-]*(?:set|split|data|images?)?", re.I
+)
+_NESTED = "images lie one folder deeper than their class's folder"
+_OUTSIDE = "images outside class folders, or below their images, left out"
 
 
 @dataclass(frozen=True)
 class ImageTree:
-    """Image files by split and class, before decoding; ``test`` is None if there is no such split."""
+    """Image files by split and class, before decoding; a split that there is not is None; ``note`` for the user."""
 
     where: Path
     train: ByClass
     test: ByClass | None
-    ignored: tuple[str, ...] = ()
+    calibration: ByClass | None = None
+    note: str = ""
 
     def __post_init__(self) -> None:
-        if not self.train:
-            raise DataError(f"{self.where}: no class folders with images found: expected {LAYOUT}")
         if len(self.train) < 2:
-            raise DataError(f"{self.where}: only one class ({next(iter(self.train))!r}) found: expected {LAYOUT}")
+            found = f"only one class ({next(iter(self.train))!r})" if self.train else "no class folders with images"
+            raise DataError(f"{self.where}: {found} found: expected {LAYOUT}")
         for name, files in self.train.items():
             if not files:
-                raise DataError(
-                    f"{self.where}: class {name!r} has no training images ({', '.join(EXTENSIONS)}): add or remove it"
-                )
-        unknown = sorted(set(self.test or ()) - set(self.train))
-        if unknown:
-            raise DataError(
-                f"{self.where}: test has class {unknown[0]!r}, train does not: both need the same class names"
-            )
+                todo = "add some (.png, .jpg, ...), or remove it"
+                raise DataError(f"{self.where}: class {name!r} has no training images: {todo}")
+        for split, by_class in (("test", self.test or {}), ("validation", self.calibration or {})):
+            if unknown := sorted(set(by_class) - set(self.train)):
+                todo = "both need the same class names"
+                raise DataError(f"{self.where}: {split} has class {unknown[0]!r}, train does not: {todo}")
         if self.test is not None and not any(self.test.values()):
-            raise DataError(
-                f"{self.where}: the test folder has no images: add some, or remove the folder to have a split made"
-            )
+            todo = "add some, or remove it to have a split made"
+            raise DataError(f"{self.where}: the test folder has no images: {todo}")
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in label order: sorted."""
         return tuple(sorted(self.train))
 
-    @property
-    def formats(self) -> tuple[str, ...]:
-        """The file extensions that occur, lower case, sorted."""
-        files = (f for by_class in (self.train, self.test or {}) for group in by_class.values() for f in group)
-        return tuple(sorted({Path(file.name).suffix.lower() for file in files}))
+
+@dataclass(eq=False)
+class FoundFolder:
+    """A folder: its sub-folders by name, its images by name, and how many other files it has by their ending."""
+
+    where: Path
+    folders: dict[str, "FoundFolder"] = field(default_factory=dict)
+    images: list[ImageFile] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+
+    def below(self) -> list["FoundFolder"]:
+        """This folder and all folders in it."""
+        return [self, *chain.from_iterable(folder.below() for folder in self.folders.values())]
+
+
+def scan_folder(path: Path, depth: int = 5) -> FoundFolder:
+    """What is in a folder, down to ``depth`` levels below it. Raises DataError when a folder cannot be read."""
+    folders, files = list_folder(path)
+    images = [ImageFile(str(path / name), path / name) for name in files if Path(name).suffix.lower() in endings()]
+    others = Counter(ending for name in files if (ending := Path(name).suffix.lower()) not in endings())
+    return FoundFolder(path, {name: scan_folder(path / name, depth - 1) for name in folders if depth}, images, others)
+
+
+def part_of(name: str) -> str:
+    """The split for which a folder of this name stands: train, calibration or test; ``""`` if it is no such name.
+
+    >>> part_of("Training"), part_of("valid"), part_of("test_set"), part_of("trains")
+    ('train', 'calibration', 'test', '')
+    """
+    match = _PART.fullmatch(name)
+    return ("train", "calibration", "test")[(match.lastindex or 1) - 1] if match else ""
+
+
+def find_layout(top: FoundFolder) -> ImageTree:
+    """Which images of a folder belong to which split and class.
+
+    ``train/<class>/*`` with ``test/<class>/*``, ``val/<class>/*`` or both, else ``<class>/*``. Capitals do not matter,
+    and training, testing, valid and validation are known, too. Without test, val is the test split; with both, val is
+    the calibration split. One folder around all this is allowed.
+
+    Raises:
+        DataError: there are not at least two classes with images each, or it is not clear what is what.
+    """
+    folder, said, notes = _inside(top), Counter[str](), list[str]()
+    where = folder.where
+    if not folder.folders and folder.images:
+        raise DataError(
+            f"{where}: {len(folder.images):,} images, but no class folders: expected {LAYOUT}; if this is the folder of"
+            f" one class, give its parent {where.resolve().parent}"
+        )
+    parts = {part: inner for name, inner in folder.folders.items() if (part := part_of(name))}
+    if "train" in parts and parts["train"].folders:
+        said[_OUTSIDE] += len(folder.images)
+        flat = {part: parts.pop(part) for part, inner in [*parts.items()] if inner.images and not inner.folders}
+        if "test" in flat and "calibration" not in parts:
+            todo = "put them into class folders, or move the folder away to have a test split made from train"
+            raise DataError(
+                f"{flat['test'].where}: its images are in no class folders, so nothing says what they are: {todo}"
+            )
+        unread = [name for name, inner in folder.folders.items() if inner not in parts.values()]
+        notes += [f"not read: {', '.join(unread)}"] if unread else []
+        if "calibration" in parts:
+            split = "calibration" if "test" in parts else "test"
+            parts[split] = parts.pop("calibration")
+            notes.append(f"the {split} split is the folder {parts[split].where.name}")
+    elif held := [inner.where.name for inner in parts.values() if inner.folders]:
+        raise DataError(f"{where}: {held[0]} has class folders, but there is no train: expected {LAYOUT}")
+    else:
+        parts = {"train": folder}
+        notes += [f"the classes are the folders in {where.relative_to(top.where)}"] if folder is not top else []
+    splits = {part: _by_class(_inside(inner), said) for part, inner in parts.items()}
+    notes += [f"{said.pop(kind):,} {kind}" for kind in (_NESTED, _OUTSIDE) if said[kind]]
+    if left := said.total():
+        kinds = ", ".join(f"{ending or 'no ending'} {count:,}" for ending, count in said.most_common(5) if count)
+        notes.append(f"{left:,} files left out ({kinds}{', ...' if len(said) > 5 else ''})")
+    return ImageTree(where, splits["train"], splits.get("test"), splits.get("calibration"), joined(*notes))
+
+
+def _inside(folder: FoundFolder) -> FoundFolder:
+    """The folder itself, or the only one in it, where that has the class folders."""
+    inner = next(iter(folder.folders.values()), folder)
+    many = len(inner.folders) > 1 or any(below.folders for below in inner.folders.values())
+    return _inside(inner) if many and len(folder.folders) == 1 and not folder.images else folder
+
+
+def _by_class(folder: FoundFolder, said: Counter[str]) -> ByClass:
+    """The images of class folders; where one has none, those of the folders in it. Counts in ``said`` what is odd."""
+    found: ByClass = {}
+    said[_OUTSIDE] += len(folder.images)
+    for name, inner in folder.folders.items():
+        every = [image for below in inner.below() for image in below.images]
+        found[name] = inner.images or every
+        said[_OUTSIDE if inner.images else _NESTED] += len(every) - len(inner.images)
+        said += sum((below.others for below in inner.below()), Counter[str]())
+    return found
 
 
 class DecodedTree(NamedTuple):
-    """A decoded :class:`ImageTree`: uint8 NCHW, int64 labels; first the training, then ``test_count`` test images."""
+    """A decoded :class:`ImageTree`: uint8 NCHW, int64 labels; images of train, calibration, test."""
 
     images: np.ndarray
     labels: np.ndarray
-    test_count: int
+    counts: tuple[int, int, int]
     classes: tuple[str, ...]
     formats: tuple[str, ...]
-
-
-def scan_folder(root: Path) -> ImageTree:
-    """Find the images under a folder.
-
-    ``root/train/<class>/*`` (and ``root/test/<class>/*``) if ``root/train`` has sub-folders, else ``root/<class>/*``.
-    Hidden files, other file types, and folders beside ``train`` and ``test`` are left out.
-
-    Raises:
-        DataError: the folder is missing, cannot be read, or has not at least two classes with images each.
-    """
-    if not is_folder(root):
-        raise DataError(f"no folder {root}: expected one with {LAYOUT}")
-    folders, _ = list_folder(root)
-    if "train" not in folders or not list_folder(root / "train")[0]:
-        return ImageTree(root, _scan_classes(root), None)
-    test = _scan_classes(root / "test") if "test" in folders else None
-    return ImageTree(root, _scan_classes(root / "train"), test, tuple(f for f in folders if f not in ("train", "test")))
-
-
-def _scan_classes(folder: Path) -> ByClass:
-    return {name: image_files(folder / name) for name in list_folder(folder)[0]}
-
-
-def image_files(folder: Path) -> list[ImageFile]:
-    """The images in a folder by name, sorted; other files are left out."""
-    names = (file for file in list_folder(folder)[1] if file.lower().endswith(EXTENSIONS))
-    return [ImageFile(str(folder / name), folder / name) for name in names]
+    note: str
 
 
 def decode_tree(tree: ImageTree, request: DataRequest) -> DecodedTree:
-    """Decode every image of a tree, in order: train, then test; by class; by file name.
+    """Decode every image of a tree, in order: by split; by class; by file name.
 
     Raises:
         DataError: as :func:`caplet.data.images.decode_all`.
@@ -109,104 +181,126 @@ def decode_tree(tree: ImageTree, request: DataRequest) -> DecodedTree:
     files: list[ImageFile] = []
     labels: list[int] = []
     counts: list[int] = []
-    for by_class in (tree.train, tree.test or {}):
+    for by_class in (tree.train, tree.calibration or {}, tree.test or {}):
         start = len(files)
         for label, name in enumerate(tree.classes):
             found = by_class.get(name, [])
             files += found
             labels += [label] * len(found)
         counts.append(len(files) - start)
-    images = decode_all(files, size=request.size, channels=request.channels, progress=request.progress)
-    return DecodedTree(images, np.array(labels, dtype=np.int64), counts[1], tree.classes, tree.formats)
+    images, said = decode_all(
+        files, size=request.size, channels=request.channels, background=request.background, progress=request.progress
+    )
+    sizes = counts[0], counts[1], counts[2]
+    formats = tuple(sorted({Path(file.name).suffix.lower() for file in files}))
+    classes, numbers = tree.classes, np.array(labels, dtype=np.int64)
+    return DecodedTree(images, numbers, sizes, classes, formats, joined(tree.note, said))
 
 
 def to_source(decoded: DecodedTree, name: str, *, source: str, root: Path, note: str = "") -> Source:
-    """Train and test sets of decoded images; without test images, 20 % of all are cut off as the test split."""
+    """The sets of decoded images; without test images, 20 % of all are cut off as the test split.
 
-    def part(chosen: slice, split: str) -> ImageSet:
-        return ImageSet.of_arrays(decoded.images[chosen], decoded.labels[chosen], decoded.classes, f"{name}/{split}")
+    ``note`` says more about them than the tree's own note.
+    """
+    note = joined(note, decoded.note)
+    every = ImageSet.of_arrays(decoded.images, decoded.labels, decoded.classes, f"{name}/all")
+    if not decoded.counts[2]:
+        return cut_test(every, name, source, root, note)
+    held = sum(decoded.counts[:2])
+    places = {"train": (0, decoded.counts[0]), "calibration": (decoded.counts[0], held), "test": (held, len(every))}
+    train, calibration, test = (every.subset(range(*ends), name=f"{name}/{split}") for split, ends in places.items())
+    test = replace(test, ids=test.ids - held)
+    return Source(train, test, source, root, note=note, calibration=calibration if len(calibration) else None)
 
-    boundary = len(decoded.images) - decoded.test_count
-    if decoded.test_count:
-        train, test = part(slice(boundary), "train"), part(slice(boundary, None), "test")
-        return Source(train, test, source, root, note=note)
-    return cut_test(part(slice(None), "all"), name, source, root, note)
 
-
-_SUFFIXES = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz")
 _MAX_IMAGE_BYTES = 64 << 20
 _MAX_TOTAL_BYTES = 4 << 30
-_STORED = {"images": ("u1", 4), "labels": ("i8", 1), "test_count": ("i8", 0), "classes": ("U", 1), "formats": ("U", 1)}
+_STORED = {"images": ("u1", 4), "labels": ("i8", 1), "counts": ("i8", 1)}
+_STORED |= {"classes": ("U", 1), "formats": ("U", 1), "note": ("U", 0)}
 """Type and number of axes of every array in a cache entry."""
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 def is_archive(path: Path) -> bool:
-    """Whether ``path`` is a file named like a tar archive."""
-    return path.name.endswith(_SUFFIXES) and is_file(path)
+    """Whether ``path`` is a file named like an archive that is read."""
+    return path.name.lower().endswith(ARCHIVES) and is_file(path)
 
 
-def scan_archive(path: Path) -> ImageTree:
-    """Read the images of an archive: regular files named ``train/<class>/<file>`` and ``test/<class>/<file>``.
+def scan_archive(path: Path) -> FoundFolder:
+    """What is in a tar or zip archive; images are read into memory.
 
-    One folder above ``train`` and ``test`` is allowed. Every other member (links, devices, absolute names, names with
-    ``..``, other file types) is left alone.
+    Links, devices, absolute names and names with ``..`` are left alone.
 
     Raises:
-        DataError: the archive is unreadable or damaged, an image has more than 64 MiB, or classes are missing.
+        DataError: the archive is unreadable or damaged, or an image has more than 64 MiB.
     """
-    splits: dict[str, ByClass] = {"train": {}, "test": {}}
-    total = 0
+    top, total = FoundFolder(path), 0
+    check_regular(path, "the archive", kind=DataError)
     try:
-        with tarfile.open(path, "r:*") as archive:
-            for member in archive:
-                parts = PurePosixPath(member.name).parts
-                if (
-                    not member.isreg()
-                    or not 3 <= len(parts) <= 4
-                    or {"/", ".."} & set(parts)
-                    or parts[-3] not in splits
-                    or parts[-1].startswith(".")
-                    or not parts[-1].lower().endswith(EXTENSIONS)
-                ):
+        with zipfile.ZipFile(path) if path.name.lower().endswith(".zip") else tarfile.open(path, "r:*") as archive:
+            for name, size, read in _members(archive):
+                parts = PurePosixPath(name).parts
+                if not 0 < len(parts) <= 7 or {"/", ".."} & set(parts) or any(map(is_hidden, parts)):
                     continue
-                total += member.size
-                if member.size > _MAX_IMAGE_BYTES or total > _MAX_TOTAL_BYTES:
+                folder = top
+                for part in parts[:-1]:
+                    folder = folder.folders.setdefault(part, FoundFolder(folder.where / part))
+                ending = Path(name).suffix.lower()
+                if ending not in endings():
+                    folder.others[ending] += 1
+                    continue
+                total += size
+                if size > _MAX_IMAGE_BYTES or total > _MAX_TOTAL_BYTES:
                     raise DataError(
-                        f"{path}: {member.name} has {member.size} bytes, {total} so far; at most {_MAX_IMAGE_BYTES} "
+                        f"{path}: {name} has {size} bytes, {total} so far; at most {_MAX_IMAGE_BYTES} "
                         f"per image and {_MAX_TOTAL_BYTES} in all are read from an archive: unpack it, give the folder"
                     )
-                stream = archive.extractfile(member)
-                data = stream.read() if stream is not None else b""
-                if len(data) != member.size:
-                    raise EOFError(f"{member.name} is cut off")
-                splits[parts[-3]].setdefault(parts[-2], []).append(ImageFile(f"{path.name}:{member.name}", data))
-    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise DataError(f"{path}: damaged or incomplete archive ({error}): fetch it again") from error
+                data = read()
+                if len(data) != size:
+                    raise EOFError(f"{name} is cut off")
+                folder.images.append(ImageFile(f"{path.name}:{name}", data))
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(f"cannot read archive {path}: {why(error)}") from error
-    for by_class in splits.values():
-        for images in by_class.values():
-            images.sort(key=lambda image: PurePosixPath(image.name).name)
-    return ImageTree(path, splits["train"], splits["test"] or None)
+    except Exception as error:  # a damaged archive can raise nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: damaged or incomplete archive ({reason}): fetch it again") from error
+    for folder in top.below():
+        folder.folders = dict(sorted(folder.folders.items()))
+        folder.images.sort(key=lambda image: PurePosixPath(image.name).name)
+    return top
 
 
-def load_archive(path: Path, request: DataRequest) -> DecodedTree:
-    """Decode an archive, or take the arrays that the cache has.
+def _members(archive: "zipfile.ZipFile | tarfile.TarFile") -> Iterator[tuple[str, int, Callable[[], bytes]]]:
+    """Name, bytes and reader of every regular file."""
+    if isinstance(archive, zipfile.ZipFile):
+        for entry in archive.infolist():
+            if not entry.is_dir():
+                yield entry.filename.replace("\\", "/"), entry.file_size, partial(archive.read, entry)
+    else:
+        for member in archive:
+            if member.isreg() and (stream := archive.extractfile(member)) is not None:
+                yield member.name, member.size, stream.read
 
-    Their key is made of the archive's size and SHA-256, the image size and channels asked for, and the
-    decoder's version, so that a changed archive is never mistaken for an old one.
+
+def read_tree(path: Path, request: DataRequest) -> DecodedTree:
+    """Decode a folder or an archive; of an archive, take the arrays that the cache has.
+
+    Their key is made of the archive's size and SHA-256, of what was asked for, and of the decoder's version.
 
     Raises:
-        DataError: as :func:`scan_archive` and :func:`caplet.data.folder.decode_tree`.
+        DataError: as :func:`scan_archive`, :func:`scan_folder`, :func:`find_layout` and :func:`decode_tree`.
     """
+    if not is_archive(path):
+        return decode_tree(find_layout(scan_folder(path)), request)
     with access("read archive", path, kind=DataError):
         size = path.stat().st_size
-    parts = (_CACHE_VERSION, PIL.__version__, size, file_hash(path), request.size, request.channels)
-    key = digest(repr(parts))[:32]
+    asked = (request.size, request.channels, request.background)
+    key = digest(repr((_CACHE_VERSION, PIL.__version__, size, file_hash(path), *asked)))[:32]
     decoded = _from_arrays(load_arrays(key, tuple(_STORED)))
     if decoded is None:
-        decoded = decode_tree(scan_archive(path), request)
+        decoded = decode_tree(find_layout(scan_archive(path)), request)
         store_arrays(key, {name: np.asarray(value) for name, value in decoded._asdict().items()})
     return decoded
 
@@ -218,22 +312,31 @@ def _from_arrays(stored: dict[str, np.ndarray] | None) -> DecodedTree | None:
         for name, (kind, axes) in _STORED.items()
     ):
         return None
-    images, labels, test_count, classes, formats = (stored[name] for name in _STORED)
-    if len(labels) != len(images) or not 0 <= int(test_count) < len(images):
+    images, labels, counts, classes, formats, note = (stored[name] for name in _STORED)
+    if len(labels) != len(images) or len(counts) != 3 or counts.min() < 0 or counts.sum() != len(images):
         return None
-    return DecodedTree(images, labels, int(test_count), tuple(classes.tolist()), tuple(formats.tolist()))
+    train, calibration, test = counts.tolist()
+    texts = tuple(classes.tolist()), tuple(formats.tolist()), str(note)
+    return DecodedTree(images, labels, (train, calibration, test), *texts)
 
 
 def load_folder(request: DataRequest) -> Source:
-    """Read the image folder (or ``.tar``, ``.tar.xz``, ... archive of one) ``request.root``.
+    """Read the image folder, archive of one, or folder of IDX files, ``request.root``.
 
     Raises:
-        DataError: no root was given, or as :func:`scan_folder` and :func:`decode_tree`.
+        DataError: no root was given, or as :func:`find_layout` and :func:`decode_tree`.
     """
-    if request.root is None:
+    root = request.root
+    if root is None:
         raise DataError(f"dataset 'folder' needs the path of your images: give root= (--root) with {LAYOUT}")
-    if is_archive(request.root):
-        return to_source(load_archive(request.root, request), "folder", source="image archive", root=request.root)
-    tree = scan_folder(request.root)
-    note = f"not read: {', '.join(tree.ignored)}" if tree.ignored else ""
-    return to_source(decode_tree(tree, request), "folder", source="image folder", root=request.root, note=note)
+    if not is_folder(root) and not is_archive(root):
+        raise DataError(f"no folder {root}: expected one with {LAYOUT}")
+    if find_idx(root):
+        return load_idx_folder(root)
+    decoded, place = read_tree(root, request), root.resolve()
+    others = [name for name in list_folder(place.parent)[0] if part_of(name) in ("calibration", "test")]
+    beside = bool(others) and part_of(place.name) == "train"
+    note = f"{others[0]} beside the folder is not read: give the folder of both to use it" if beside else ""
+    return to_source(
+        decoded, "folder", source="image archive" if is_file(root) else "image folder", root=root, note=note
+    )

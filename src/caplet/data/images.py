@@ -2,17 +2,18 @@
 
 import io
 import os
-import struct
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from caplet.data.files import read_bytes
@@ -20,58 +21,49 @@ from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError, DataError
 
 
-def to_gray(images: Tensor) -> Tensor:
-    """RGB to grayscale by ITU-R 601 as Pillow computes it: ``(19595 R + 38470 G + 7471 B + 32768) >> 16``.
+def convert(images: ImageSet, *, size: tuple[int, int] | None, channels: int | None) -> ImageSet:
+    """The same images with other channels, and stretched to another size; the set itself if nothing changes.
 
-    Args:
-        images: uint8 (N, 3, H, W).
-
-    Returns:
-        uint8 (N, 1, H, W).
+    Gray is ITU-R 601 as Pillow computes it, ``(19595 R + 38470 G + 7471 B + 32768) >> 16``; sizes change by Pillow's
+    bilinear filter, antialiased when shrinking.
     """
-    red, green, blue = (images[:, c : c + 1].to(torch.int32) for c in range(3))
-    return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).to(torch.uint8)
-
-
-def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Stretch images to (height, width) by Pillow's bilinear filter, antialiased when shrinking.
-
-    Args:
-        images: uint8 (N, C, H, W), C = 1 or 3.
-        size: (height, width) in pixels.
-
-    Returns:
-        uint8 (N, C, height, width).
-    """
-    height, width = size
-    result = np.empty((len(images), images.shape[1], height, width), dtype=np.uint8)
-    pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+    have, *shape = images.image_shape
+    height, width = size or shape
+    if (channels or have, height, width) == images.image_shape:
+        return images
+    mode = "L" if (channels or have) == 1 else "RGB"
+    result = np.empty((len(images), channels or have, height, width), dtype=np.uint8)
+    pixels = images.images.permute(0, 2, 3, 1).contiguous().numpy()
 
     def one(index: int) -> None:
-        image = Image.fromarray(pixels[index] if pixels.shape[3] == 3 else pixels[index, :, :, 0])
-        smaller = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
-        result[index] = smaller.transpose(2, 0, 1) if smaller.ndim == 3 else smaller
+        image = Image.fromarray(pixels[index].squeeze(2) if have == 1 else pixels[index]).convert(mode)
+        result[index] = _planes(image.resize((width, height), Image.Resampling.BILINEAR))
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(one, range(len(images)), chunksize=256))
-    return torch.from_numpy(result)
+    return replace(images, images=torch.from_numpy(result))
 
 
-def convert(images: ImageSet, *, size: tuple[int, int] | None, channels: int | None) -> ImageSet:
-    """The same images with other channels (first) and another size (second); the set itself if nothing changes."""
-    have, height, width = images.image_shape
-    pixels = images.images
-    if channels is not None and channels != have:
-        pixels = to_gray(pixels) if channels == 1 else pixels.expand(-1, 3, -1, -1)
-    if size is not None and size != (height, width):
-        pixels = resize(pixels, size)
-    return images if pixels is images.images else replace(images, images=pixels)
+def _planes(image: Image.Image | np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, C) as (C, H, W)."""
+    return np.atleast_3d(image).transpose(2, 0, 1)
 
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+_NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+"""Formats that Pillow only names, or for which it starts another program."""
 _GRAY_MODES = ("1", "L", "LA", "La")
-_WIDE_MODES = ("I", "F")
 _CHUNK = 256
+_FRAMES, _WIDE = "have several frames: the first was taken", "are gray of 16 bits: scaled to 8, divided by 257"
+_CLEAR = "have transparent pixels"
+_FACTS = (_FRAMES, _WIDE, _CLEAR)
+
+
+@cache
+def endings() -> dict[str, str]:
+    """The endings of image files that are read, such as ``.png``, and the format that Pillow calls each of them."""
+    Image.init()
+    known = set(Image.OPEN) - _NOT_PICTURES
+    return {ending: kind for ending, kind in Image.registered_extensions().items() if kind in known}
 
 
 @dataclass(frozen=True)
@@ -82,37 +74,55 @@ class ImageFile:
     data: Path | bytes
 
 
-def decode_one(file: ImageFile, size: tuple[int, int] | None, channels: int | None) -> np.ndarray:
-    """One image as uint8 (H, W) if gray or (H, W, 3) if RGB.
+def decode_one(
+    file: ImageFile, size: tuple[int, int] | None, channels: int | None, grounds: Sequence[str] = ("white",)
+) -> tuple[list[np.ndarray], list[str]]:
+    """One image as uint8 (H, W) if gray or (H, W, 3) if RGB, and which of :data:`_FACTS` hold for it.
 
-    The camera's orientation tag is obeyed; transparency is dropped; the first frame of an animation counts.
+    The camera's orientation tag is obeyed; 16 bits of gray become 8; the first frame of an animation counts.
 
     Args:
         size: (height, width) to stretch to (Pillow's bilinear filter, antialiased); None keeps the image's own.
         channels: 1 for gray, 3 for RGB; None for what the file holds.
+        grounds: colours; an image with transparent pixels is given over each of them, any other once.
 
     Raises:
-        DataError: the file is not an image, is damaged, or has more than 8 bits per channel.
+        DataError: the file is not an image, is damaged, or has more than 16 bits per channel.
     """
     data = file.data if isinstance(file.data, bytes) else read_bytes(file.data)
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(data), formats=[*{*endings().values()}]) as opened:
             image: Image.Image = ImageOps.exif_transpose(opened)
             image.load()
-    except UnidentifiedImageError as error:
-        raise DataError(
-            f"unreadable image {file.name} ({len(data)} bytes): no known image format; replace or remove it"
-        ) from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            facts = [_FRAMES] if getattr(opened, "n_frames", 1) > 1 else []
+    except Exception as error:  # a damaged image can raise nearly anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = "no known image format" if isinstance(error, UnidentifiedImageError) else reason
         raise DataError(f"unreadable image {file.name} ({len(data)} bytes): {reason}; replace or remove it") from error
-    if image.mode.split(";")[0] in _WIDE_MODES:
-        raise DataError(f"image {file.name} has mode {image.mode}, more than 8 bits per channel: convert it to 8 bits")
-    gray = channels == 1 or (channels is None and image.mode in _GRAY_MODES)
-    image = image.convert("L" if gray else "RGB")
-    if size is not None and image.size != (size[1], size[0]):
-        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+    if image.mode.split(";")[0] in ("I", "F"):
+        values = np.asarray(image).astype(np.int64)
+        if image.mode == "F" or values.min() < 0 or values.max() >= 1 << 16:
+            raise DataError(
+                f"image {file.name} has mode {image.mode}, more than 16 bits per channel: convert it to 8 bits"
+            )
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        facts.append(_WIDE)
+    mode = "L" if channels == 1 or (channels is None and image.mode in _GRAY_MODES) else "RGB"
+    drawn = [image]
+    if image.has_transparency_data and (image := image.convert("RGBA")).getextrema()[3][0] < 255:
+        facts.append(_CLEAR)
+        colours = (Image.new("RGBA", image.size, ImageColor.getrgb(ground)[:3]) for ground in grounds)
+        drawn = [Image.alpha_composite(colour, image) for colour in colours]
+    drawn = [image.convert(mode) for image in drawn]
+    if size is not None:
+        drawn = [image.resize((size[1], size[0]), Image.Resampling.BILINEAR) for image in drawn]
+    return [np.asarray(image) for image in drawn], facts
+
+
+def _contrast(image: np.ndarray) -> int:
+    """An image's variance, times the square of its number of values."""
+    values = image.astype(np.int64)
+    return int(image.size * (values * values).sum() - values.sum() ** 2)
 
 
 def decode_all(
@@ -120,17 +130,19 @@ def decode_all(
     *,
     size: tuple[int, int] | None = None,
     channels: int | None = None,
+    background: str | None = None,
     progress: bool = False,
-) -> np.ndarray:
+) -> tuple[np.ndarray, str]:
     """Decode images of one size, in order, on all cores.
 
     Args:
         size: (height, width) to stretch every image to; None asks that all have the same size.
         channels: 1 for gray, 3 for RGB; None for RGB if any image has colour, else gray.
+        background: what transparent pixels are laid over; None for white or black, over which the images vary more.
         progress: draw a bar on stderr.
 
     Returns:
-        uint8 (N, C, H, W), contiguous.
+        uint8 (N, C, H, W), contiguous; and what a user must know about how they were read, in one line or ``""``.
 
     Raises:
         DataError: there are no files, an image is unreadable, or sizes differ (first such file in order).
@@ -142,13 +154,19 @@ def decode_all(
         raise DataError("no images to decode")
     chunks = [files[i : i + _CHUNK] for i in range(0, len(files), _CHUNK)]
     shape: tuple[int, ...] = ()
+    facts, gain, over_black = Counter[str](), 0, dict[int, np.ndarray]()
+    grounds = ("white", "black") if background is None else (background,)
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
-        done = pool.map(lambda chunk: [decode_one(file, size, channels) for file in chunk], chunks)
+        done = pool.map(lambda chunk: [decode_one(file, size, channels, grounds) for file in chunk], chunks)
         console = Console(stderr=True)
         hidden = not (progress and console.is_terminal)
         shown = track(done, "Decoding images", len(chunks), console=console, transient=True, disable=hidden)
-        for place, pixels in enumerate(chain.from_iterable(shown)):
+        for place, ((pixels, *more), found) in enumerate(chain.from_iterable(shown)):
+            facts.update(found)
+            for other in more:
+                over_black[place] = other
+                gain += _contrast(other) - _contrast(pixels)
             if place == 0:
                 shape = pixels.shape[:2]
                 result = np.empty((len(files), 1, *shape), dtype=np.uint8)
@@ -160,10 +178,17 @@ def decode_all(
                 )
             if pixels.ndim == 3 and result.shape[1] == 1:  # the first colour image: all become RGB
                 result = np.repeat(result, 3, axis=1)
-            result[place] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
+            result[place] = _planes(pixels)
     finally:
         pool.shutdown(cancel_futures=True)
-    return result
+    for place, pixels in over_black.items() if gain > 0 else ():
+        result[place] = _planes(pixels)
+    chosen, other = ("black", "white") if gain > 0 else ("white", "black")
+    notes = [f"{count:,} of {len(files):,} images {fact}" for fact, count in facts.items()]
+    if facts[_CLEAR]:
+        why = f"{chosen}, which keeps more contrast than {other} (--background states another)"
+        notes.append(f"transparent pixels were laid over {background or why}")
+    return result, "; ".join(notes)
 
 
 def augment(images: Tensor, generator: torch.Generator, *, shift: int = 2, flip: bool = False) -> Tensor:

@@ -1,23 +1,31 @@
 """Loading a dataset by name or path into its three splits."""
 
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import ImageColor
+
 from caplet.data import cifar10, digits, folder, idx, svhn, tiny_imagenet
-from caplet.data.files import is_folder
-from caplet.data.folder import LAYOUT, is_archive
+from caplet.data.files import is_file, is_folder
+from caplet.data.folder import ARCHIVES, LAYOUT, is_archive
 from caplet.data.images import convert
 from caplet.data.imageset import ImageSet
-from caplet.data.source import DataRequest, Loader, Source
-from caplet.data.splits import SPLITS, Splits, cut_calibration, read_saved_ids, stratified_choice
+from caplet.data.source import DataRequest, Loader, Source, joined
+from caplet.data.splits import SPLITS, Splits, cut_calibration, in_turns, read_saved_ids, stratified_choice
 from caplet.errors import ConfigError, DataError
 from caplet.registry import Registry
 
 MAX_SIZE = 4096
+_BY_PATH = ("emnist", "kmnist", "qmnist", "cifar100")
+"""Beginnings of names that are like the name of another dataset."""
+_LOOKED_AT, _NEAR, _MANY = 256, 16, 0.9
+"""Images are called equal where, of so many, more than this share is within so many levels of their median."""
 DATASETS: Registry[str, Loader] = Registry("dataset", DataError)
 """What reads the datasets known by name."""
 _LOADERS: dict[str, Loader] = {
@@ -45,21 +53,27 @@ def load_data(
     progress: bool = False,
     limit: int | None = None,
     labels_by_order: bool = False,
+    background: str | None = None,
 ) -> Splits:
     """Load a dataset and divide it into train, calibration and test.
 
     Args:
-        name: a name in :data:`DATASETS`, or the path of an image folder or a tar archive of one (dataset ``folder``).
+        name: a name in :data:`DATASETS`, or the path of an image folder, of an archive of one, or of a folder of IDX
+            files (dataset ``folder``).
         root: where the files are (its published files under it); None for the folder that downloads go to.
-        calibration_size: images to cut from train; None for 10 % of train, at most 5,000, at least one per class.
+        calibration_size: images to cut from train; None for 10 % of train, at most 5,000, at least one per class. Where
+            the files have a calibration split of their own, at most so many of it; None for all.
         calibration_seed: chooses which ones.
         size: stretch the images to this (side, or (height, width)) in pixels; None keeps theirs.
         channels: 1 for gray, 3 for RGB; None keeps the dataset's own.
         download: fetch missing files from the network.
-        progress: show a progress bar on stderr while decoding many files.
+        progress: show a progress bar on stderr while decoding many files, and what must be known about the data
+            (``Splits.info["note"]``).
         limit: keep at most this many images of each split, stratified, chosen after the calibration cut, so that no
             calibration image of the full dataset is ever trained on.
         labels_by_order: let class k be class k of every model that these images meet, whatever both call it.
+        background: the colour that transparent pixels are laid over, such as ``"white"`` or ``"#808080"``; None for
+            white or black, over which the images vary more.
 
     Returns:
         The splits; the same arguments and files give the same images in the same order on every machine.
@@ -70,8 +84,13 @@ def load_data(
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be at least 1 image per split, found {limit}")
-    dataset, request, source = _read(name, root, size, channels, download, progress)
-    train, calibration = cut_calibration(source.train, dataset, calibration_size, calibration_seed)
+    dataset, request, source = _read(name, root, size, channels, download, progress, background)
+    train, calibration = source.train, source.calibration
+    if calibration is None:
+        train, calibration = cut_calibration(train, dataset, calibration_size, calibration_seed)
+    else:  # the first ones in turns are an even choice over the classes
+        turns = in_turns(calibration.labels, calibration.ids, seed=calibration_seed)
+        calibration = calibration.subset(turns[: calibration_size or len(turns)])
     parts = [replace(part, labels_by_order=labels_by_order) for part in (train, calibration, source.test)]
     if limit is not None:
         chosen = [stratified_choice(s.labels, s.ids, min(limit, len(s)), seed=0) for s in parts]
@@ -97,10 +116,10 @@ def load_saved_splits(
     record = read_saved_ids(path)
     size, channels = record.get("size"), record.get("channels")
     size = tuple(size) if isinstance(size, list) else size
-    dataset, request, source = _read(record["name"], root, size, channels, download, progress)
+    dataset, request, source = _read(record["name"], root, size, channels, download, progress, record.get("background"))
     parts = []
     for split in SPLITS:
-        whole = source.test if split == "test" else source.train
+        whole = {"test": source.test, "calibration": source.calibration}.get(split) or source.train
         images = whole.with_ids(record[split]["ids"], name=f"{dataset}/{split}")
         images = replace(images, labels_by_order=record.get("labels_by_order") is True)
         images, _ = images.for_classes(tuple(record.get("classes") or ()))
@@ -119,6 +138,11 @@ def _resolve(name: str | Path, root: str | Path | None) -> tuple[str, Path | Non
     """The dataset's name, and the place of its files."""
     place = None if root is None else Path(root).expanduser()
     if isinstance(name, str) and name in DATASETS:
+        if place is None and is_folder(Path(name)):
+            raise DataError(
+                f"{name!r} is a dataset and a folder here: give {os.path.join('.', name)!r} for the folder; for the"
+                " dataset give --root with the place of its files, or start in another folder"
+            )
         return name, place
     if not str(name).strip():
         raise DataError(f"no dataset given (found {str(name)!r}): give {', '.join(DATASETS)} or an image folder")
@@ -127,8 +151,13 @@ def _resolve(name: str | Path, root: str | Path | None) -> tuple[str, Path | Non
         if place is not None:
             raise DataError(f"two places for the images: {path} and root {place}: give one")
         return "folder", path
+    if is_file(path):
+        kinds = ", ".join(ARCHIVES)
+        raise DataError(f"{path} is no image folder, and no archive that is read ({kinds}): unpack it, give the folder")
     if isinstance(name, Path) or os.sep in name:
         raise DataError(f"no image folder {path}: expected one with {LAYOUT}")
+    if name.lower().replace("-", "").startswith(_BY_PATH):
+        raise DataError(f"{name!r} is not known by name: give the folder of its IDX files, or of its class folders")
     try:
         DATASETS.find(name)
     except DataError as error:
@@ -143,6 +172,7 @@ def _read(
     channels: int | None,
     download: bool,
     progress: bool,
+    background: str | None,
 ) -> tuple[str, DataRequest, Source]:
     """The dataset's name, what its loader was asked for, and its images with the size and channels asked for."""
     dataset, place = _resolve(name, root)
@@ -151,10 +181,26 @@ def _read(
         raise ConfigError(f"image size must be a side or (height, width), each 1..{MAX_SIZE} pixels, found {size}")
     if channels not in (None, 1, 3):
         raise ConfigError(f"channels must be 1 (gray) or 3 (RGB), found {channels}")
-    request = DataRequest(place, pair, channels, download, progress)
+    try:
+        ImageColor.getrgb(background or "white")
+    except ValueError:
+        raise ConfigError(f"background must be a colour such as white or #808080, found {background!r}") from None
+    request = DataRequest(place, pair, channels, download, progress, background)
     source = DATASETS[dataset](request)
     train, test = (convert(images, size=pair, channels=channels) for images in (source.train, source.test))
-    return dataset, request, replace(source, train=train, test=test)
+    held = source.calibration and convert(source.calibration, size=pair, channels=channels)
+    return dataset, request, replace(source, train=train, test=test, calibration=held)
+
+
+def _doubts(split: str, images: ImageSet) -> Iterator[str]:
+    """What makes results on a split doubtful: classes without images, and images that are nearly equal."""
+    missing = [name for name, count in zip(images.classes, images.class_counts(), strict=True) if not count]
+    if missing:
+        yield f"no {split} image is of class {', '.join(missing)}"
+    some = images.evenly_spaced(_LOOKED_AT).images.to(torch.int16)
+    near = (some - some.median(dim=0).values).abs().flatten(1).amax(dim=1) <= _NEAR
+    if len(some) > 1 and near.float().mean() > _MANY:
+        yield f"all or nearly all {split} images are equal, or nearly so: look at the files"
 
 
 def _assemble(
@@ -162,17 +208,22 @@ def _assemble(
 ) -> Splits:
     named = dict(zip(SPLITS, parts, strict=True))
     train = named["train"]
+    warnings = [f"warning: {text}" for split, images in named.items() for text in _doubts(split, images)]
+    if request.progress:
+        for line in ([f"{dataset}: {source.note}"] if source.note else []) + warnings:
+            print(line, file=sys.stderr)
     info: dict[str, Any] = {
         "name": dataset,
         "source": source.source,
         "root": None if source.root is None else str(source.root),
-        "note": source.note,
+        "note": joined(source.note, *warnings),
         "test_split": source.test_split,
         "image_shape": list(train.image_shape),
         "classes": list(train.classes),
         "labels_by_order": train.labels_by_order,
         "size": None if request.size is None else list(request.size),
         "channels": request.channels,
+        "background": request.background,
         **settings,
         "sizes": {split: len(images) for split, images in named.items()},
         "hashes": {split: images.sha256() for split, images in named.items()},

@@ -21,6 +21,7 @@ class DataRequest:
         channels: 1 (grayscale) or 3 (RGB); None for the images' own.
         download: fetch missing files from the network.
         progress: show a progress bar on stderr while decoding.
+        background: the colour that transparent pixels are laid over; None for white or black, whatever shows more.
     """
 
     root: Path | None = None
@@ -28,6 +29,7 @@ class DataRequest:
     channels: int | None = None
     download: bool = True
     progress: bool = False
+    background: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Source:
         root: the file or folder it was read from; None for embedded data.
         test_split: where the test images come from, and so what the ids count.
         note: what a reader of a result must know, such as ``"CIFAR-10 (JPEG)"``; may be empty.
+        calibration: images that the files set apart for it; None to have them cut from ``train``.
     """
 
     train: ImageSet
@@ -49,6 +52,12 @@ class Source:
     root: Path | None = None
     test_split: str = "published; ids count each split from 0"
     note: str = ""
+    calibration: ImageSet | None = None
+
+
+def joined(*notes: str) -> str:
+    """Notes in one line."""
+    return "; ".join(filter(None, notes))
 
 
 def cut_test(images: ImageSet, name: str, source: str, root: Path | None = None, note: str = "") -> Source:
@@ -59,7 +68,9 @@ def cut_test(images: ImageSet, name: str, source: str, root: Path | None = None,
     Raises:
         DataError: there are too few images to leave one of each class.
     """
-    size = max(1, (len(images) * TEST_PERCENT + 50) // 100)
+    divisible = sum(count >= 3 for count in images.class_counts())
+    size = max(1, divisible, (len(images) * TEST_PERCENT + 50) // 100)
+    note = joined(note, f"{TEST_PERCENT} % of the images were cut off as the test split")
     train, test = cut(images, size, seed=TEST_SEED, rest_name=f"{name}/train", cut_name=f"{name}/test")
     about = (
         f"cut by caplet: {TEST_PERCENT} % of all images, stratified by class, seed {TEST_SEED}; ids count all images"

@@ -30,13 +30,17 @@ def _rank(ids: np.ndarray, seed: int) -> np.ndarray:
     return z
 
 
-def class_quotas(counts: tuple[int, ...], size: int) -> tuple[int, ...]:
+def class_quotas(counts: tuple[int, ...], size: int, keep: int = 0) -> tuple[int, ...]:
     """How many of ``size`` images each class gives: proportional, by largest remainder, ties to the first class.
+
+    But a class of more than ``keep`` images gives at least one, as far as ``size`` allows, and leaves ``keep``.
 
     >>> class_quotas((50, 30, 20), 10)
     (5, 3, 2)
     >>> class_quotas((5, 5, 5), 4)
     (2, 1, 1)
+    >>> class_quotas((90, 3, 1), 9, keep=1)
+    (8, 1, 0)
     """
     total = sum(counts)
     parts = [divmod(count * size, total) for count in counts]
@@ -44,10 +48,18 @@ def class_quotas(counts: tuple[int, ...], size: int) -> tuple[int, ...]:
     by_remainder = sorted(range(len(counts)), key=lambda c: (-parts[c][1], c))
     for c in by_remainder[: size - sum(quotas)]:
         quotas[c] += 1
+    for c in sorted(range(len(counts)), key=lambda c: -counts[c]):
+        most = max(range(len(counts)), key=lambda d: quotas[d])
+        if counts[c] > keep and not quotas[c] and quotas[most] > 1:
+            quotas[c], quotas[most] = 1, quotas[most] - 1
+        most = max(range(len(counts)), key=lambda d: counts[d] - quotas[d])
+        excess = quotas[c] - max(counts[c] - keep, 0)
+        if 0 < excess <= counts[most] - quotas[most] - keep:
+            quotas[c], quotas[most] = quotas[c] - excess, quotas[most] + excess
     return tuple(quotas)
 
 
-def stratified_choice(labels: Tensor, ids: Tensor, size: int, *, seed: int) -> Tensor:
+def stratified_choice(labels: Tensor, ids: Tensor, size: int, *, seed: int, keep: int = 0) -> Tensor:
     """Positions of ``size`` images chosen evenly over the classes.
 
     Args:
@@ -55,6 +67,7 @@ def stratified_choice(labels: Tensor, ids: Tensor, size: int, *, seed: int) -> T
         ids: int64 (N,), unique and not negative.
         size: how many to choose, 0..N.
         seed: chooses which ones, 0 or more.
+        keep: how many images of each class not to choose; see :func:`class_quotas`.
 
     Returns:
         int64 (size,), ascending positions.
@@ -65,7 +78,7 @@ def stratified_choice(labels: Tensor, ids: Tensor, size: int, *, seed: int) -> T
     if seed < 0:
         raise ConfigError(f"a split's seed must be 0 or more, found {seed}")
     label, rank = labels.numpy(), _rank(ids.numpy(), seed)
-    quotas = class_quotas(tuple(np.bincount(label).tolist()), size)
+    quotas = class_quotas(tuple(np.bincount(label).tolist()), size, keep)
     order = np.lexsort((rank, label))
     starts = np.searchsorted(label[order], np.arange(len(quotas)))
     chosen = [order[start : start + quota] for start, quota in zip(starts, quotas, strict=True)]
@@ -107,7 +120,7 @@ def cut(images: ImageSet, size: int, *, seed: int, rest_name: str, cut_name: str
         raise ConfigError(f"{cut_name}: at least 1 image must be cut off, found {size}")
     if size >= len(images):
         raise DataError(f"{cut_name}: cannot cut {size} of the {len(images)} images of {images.name}: ask for fewer")
-    chosen = stratified_choice(images.labels, images.ids, size, seed=seed)
+    chosen = stratified_choice(images.labels, images.ids, size, seed=seed, keep=1)
     remaining = np.ones(len(images), dtype=bool)
     remaining[chosen.numpy()] = False
     rest = images.subset(from_numpy(np.flatnonzero(remaining)), name=rest_name)
@@ -121,7 +134,7 @@ def cut(images: ImageSet, size: int, *, seed: int, rest_name: str, cut_name: str
 
 
 FORMAT, VERSION = "caplet-splits", 1
-_SAVED = ("name", "note", "size", "channels", "limit", "calibration_seed", "labels_by_order", "classes")
+_SAVED = ("name", "note", "size", "channels", "background", "limit", "calibration_seed", "labels_by_order", "classes")
 SPLITS = ("train", "calibration", "test")
 
 
@@ -198,7 +211,7 @@ def cut_calibration(images: ImageSet, name: str, size: int | None, seed: int) ->
         DataError: a class would be left without a training image.
     """
     if size is None:
-        size = min(5000, max(len(images) // 10, len(images.classes)))
+        size = min(5000, max(len(images) // 10, sum(count > 1 for count in images.class_counts())))
     rest, part = cut(images, size, seed=seed, rest_name=f"{name}/train", cut_name=f"{name}/calibration")
     return rest, part.subset(in_turns(part.labels, part.ids, seed=seed))
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from caplet.data.files import data_root, is_file, is_folder, list_folder, read_bytes
-from caplet.data.folder import ByClass, ImageTree, decode_tree, image_files, to_source
+from caplet.data.folder import ByClass, ImageTree, decode_tree, scan_folder, to_source
 from caplet.data.source import DataRequest, Source
 from caplet.errors import DataError
 
@@ -26,7 +26,7 @@ def load_tiny_imagenet(request: DataRequest) -> Source:
     if not is_folder(folder / "train") or not is_file(folder / "val" / "val_annotations.txt"):
         raise DataError(f"no Tiny-ImageNet-200 in {root}: expected {LAYOUT}; fetch and unpack it, and give --root")
     places = {name: folder / "train" / name / "images" for name in list_folder(folder / "train")[0]}
-    train = {name: image_files(place) if is_folder(place) else [] for name, place in places.items()}
+    train = {name: scan_folder(place, 0).images if is_folder(place) else [] for name, place in places.items()}
     tree = ImageTree(folder, train, _annotated(folder / "val", tuple(sorted(train))))
     return to_source(decode_tree(tree, request), NAME, source="image folder", root=folder, note=NOTE)
 
@@ -35,7 +35,7 @@ def _annotated(folder: Path, classes: tuple[str, ...]) -> ByClass:
     """The validation images by the class that ``val_annotations.txt`` gives them."""
     path = folder / "val_annotations.txt"
     found: ByClass = {name: [] for name in classes}
-    here = {Path(image.name).name: image for image in image_files(folder / "images")}
+    here = {Path(image.name).name: image for image in scan_folder(folder / "images", 0).images}
     for number, line in enumerate(read_bytes(path).decode("utf-8", "replace").splitlines(), start=1):
         words = line.split("\t")
         if len(words) < 2 or words[1] not in found:

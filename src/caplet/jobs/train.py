@@ -94,6 +94,7 @@ def train_by_recipe(
     data: str | None = None,
     size: int | None = None,
     channels: int | None = None,
+    background: str | None = None,
     changes: list[str] | dict[str, Any] | None = None,
     limit: int | None = None,
     resume: bool = False,
@@ -109,7 +110,7 @@ def train_by_recipe(
 
     Args:
         recipe: a name of ``recipes()``, or the path of a TOML file of :class:`TrainSettings`.
-        data: another dataset than the recipe's; ``root``, ``size``, ``channels``, ``limit`` as :func:`load_data`.
+        data: another dataset than the recipe's; ``root`` ... ``limit`` as :func:`load_data`.
         changes: settings to change, as a dict or as ``NAME=VALUE`` texts.
         resume, force: see :func:`caplet.runs.folder.open_run`.
 
@@ -121,8 +122,8 @@ def train_by_recipe(
     if data is not None:
         changed["dataset"] = data
     settings = resolve_recipe(recipe, changed)
-    asked: dict[str, Any] = {"calibration_size": settings.calibration_size, "size": size, "channels": channels}
-    splits = load_data(settings.dataset, root, **asked, limit=limit, progress=progress)
+    asked: dict[str, Any] = {"calibration_size": settings.calibration_size, "background": background}
+    splits = load_data(settings.dataset, root, **asked, size=size, channels=channels, limit=limit, progress=progress)
     settings = fit_to_data(settings, splits)
     check_settings(settings)
     taken = {key: splits.info[key] for key in ("size", "channels", "limit", "hashes")}

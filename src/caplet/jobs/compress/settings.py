@@ -139,6 +139,8 @@ class CompressSettings(Settings):
     """Resize images to this many rows and columns."""
     channels: Literal[1, 3] | None = option(None, DATA, examples=[1])
     """1 for gray, 3 for RGB."""
+    background: str | None = option(None, DATA, examples=["white"])
+    """Colour under transparent pixels. Default: white or black, whatever shows more."""
     calibration_size: Many | None = option(None, DATA, examples=[5000])
     """Images cut from the training split for calibration and search."""
     labels_by_order: bool = option(False, DATA)
