@@ -6,9 +6,10 @@ import torch
 from data_files import pixels, write_folder, write_image
 from PIL import Image
 
-from caplet.data import load_data
+from caplet.data import load_data, load_saved_splits
 from caplet.data.folder import find_layout, scan_folder
-from caplet.data.images import ImageFile, decode_all, resize, to_gray
+from caplet.data.images import ImageFile, convert, decode_all
+from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError, DataError
 
 
@@ -17,6 +18,13 @@ def everything(splits) -> torch.Tensor:
     parts = (splits.train, splits.calibration, splits.test)
     ids = torch.cat([part.ids for part in parts])
     return torch.cat([part.images for part in parts])[torch.argsort(ids)]
+
+
+def converted(images: np.ndarray, size: tuple[int, int] | None = None, channels: int | None = None) -> torch.Tensor:
+    """uint8 (N, C, H, W) as :func:`convert` makes it of (N, H, W, C)."""
+    labels = np.zeros(len(images), dtype=np.int64)
+    every = ImageSet.of_arrays(images.transpose(0, 3, 1, 2).copy(), labels, ("a",), "all")
+    return convert(every, size=size, channels=channels).images
 
 
 def test_classes_and_files_in_sorted_order(tmp_path):
@@ -38,15 +46,18 @@ def test_classes_and_files_in_sorted_order(tmp_path):
 def test_train_and_test_folders(tmp_path):
     train = write_folder(tmp_path / "train", ("a", "b"), 10)
     test = write_folder(tmp_path / "test", ("a", "b"), 3)
-    write_folder(tmp_path / "val", ("a", "b"), 1)
+    val = write_folder(tmp_path / "Val", ("a", "b"), 3)
+    write_folder(tmp_path / "more", ("a", "b"), 1)
     splits = load_data(tmp_path, calibration_size=4)
     assert np.array_equal(splits.test.images.numpy(), test.transpose(0, 3, 1, 2))
     assert splits.test.ids.tolist() == list(range(6))
     assert splits.calibration.class_counts() == (2, 2)
-    kept = torch.cat([splits.train.images, splits.calibration.images])
-    order = torch.argsort(torch.cat([splits.train.ids, splits.calibration.ids]))
-    assert np.array_equal(kept[order].numpy(), train.transpose(0, 3, 1, 2))
-    assert splits.info["note"] == "the calibration split is val"
+    held = val.transpose(0, 3, 1, 2)[splits.calibration.ids.numpy() - 20]
+    assert np.array_equal(splits.train.images.numpy(), train.transpose(0, 3, 1, 2))
+    assert np.array_equal(splits.calibration.images.numpy(), held)
+    assert splits.info["note"] == "not read: more; the calibration split is the folder Val"
+    splits.save_ids(tmp_path / "ids.json")
+    assert load_saved_splits(tmp_path / "ids.json", tmp_path).info == splits.info
     assert splits.info["test_split"].startswith("published")
 
 
@@ -76,14 +87,13 @@ def test_channels_asked_for(tmp_path, channels):
     every = write_folder(tmp_path, ("a", "b"), 10)
     made = everything(load_data(tmp_path, channels=channels))
     assert made.shape[1] == channels
-    rgb = torch.from_numpy(every.transpose(0, 3, 1, 2).copy())
-    assert torch.equal(made, rgb if channels == 3 else to_gray(rgb))
+    assert torch.equal(made, converted(every, channels=channels))
 
 
 def test_size_asked_for_equals_resizing_afterwards(tmp_path):
     every = write_folder(tmp_path, ("a", "b"), 10)
     made = everything(load_data(tmp_path, size=(4, 9)))
-    assert torch.equal(made, resize(torch.from_numpy(every.transpose(0, 3, 1, 2).copy()), (4, 9)))
+    assert torch.equal(made, converted(every, (4, 9)))
     write_image(tmp_path / "a" / "zzz.png", pixels(1, (30, 20, 3))[0])
     assert load_data(tmp_path, size=7).train.image_shape == (3, 7, 7)
 
@@ -91,7 +101,9 @@ def test_size_asked_for_equals_resizing_afterwards(tmp_path):
 def test_gray_formula_is_pillows():
     rgb = pixels(50, (8, 8, 3))
     expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in rgb])
-    assert np.array_equal(to_gray(torch.from_numpy(rgb.transpose(0, 3, 1, 2).copy()))[:, 0].numpy(), expected)
+    formula = (rgb.astype(np.int64) @ [19595, 38470, 7471] + 32768) >> 16
+    assert np.array_equal(converted(rgb, channels=1)[:, 0].numpy(), expected)
+    assert np.array_equal(formula, expected)
 
 
 def test_camera_orientation_is_obeyed(tmp_path):
@@ -168,10 +180,20 @@ def test_unreadable_image_is_named(tmp_path, kind):
         load_data(tmp_path)
 
 
-def test_sixteen_bit_image_is_refused(tmp_path):
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_sixteen_bits_of_gray_become_eight(tmp_path, ending):
+    write_folder(tmp_path, ("a", "b"), 5, (6, 5))
+    wide = np.random.default_rng(0).integers(0, 1 << 16, (6, 5), dtype=np.uint16)
+    write_image(tmp_path / "a" / f"zzz.{ending}", wide)
+    made = load_data(tmp_path)
+    assert np.array_equal(everything(made)[5, 0].numpy(), np.floor(wide / 257 + 0.5))
+    assert "1 of 11 images are gray of 16 bits: scaled to 8, divided by 257" in made.info["note"]
+
+
+def test_floating_point_image_is_refused(tmp_path):
     write_folder(tmp_path, ("a", "b"), 5)
-    write_image(tmp_path / "a" / "zzz.png", np.full((6, 5), 40_000, dtype=np.uint16))
-    with pytest.raises(DataError, match=r"a/zzz\.png has mode I;16, more than 8 bits per channel"):
+    write_image(tmp_path / "a" / "zzz.tif", np.full((6, 5), 0.5, dtype=np.float32))
+    with pytest.raises(DataError, match=r"a/zzz\.tif has mode F, more than 16 bits per channel"):
         load_data(tmp_path)
 
 
@@ -204,7 +226,7 @@ def test_no_permission(tmp_path, monkeypatch):
 
 
 def test_too_few_images_for_three_splits(tmp_path):
-    write_folder(tmp_path, ("a", "b"), 2)
+    write_folder(tmp_path, ("a", "b"), 1)
     with pytest.raises(DataError, match=r"leaves none of class .*: add images or ask for fewer"):
         load_data(tmp_path)
 

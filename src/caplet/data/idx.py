@@ -108,9 +108,9 @@ def _load(name: str, paths: dict[str, Pair], classes: tuple[str, ...], note: str
     first = int(classes[0]) if name == "folder" else 0
     sets = {split: _read_split(*pair, classes, f"{name}/{split}", first) for split, pair in paths.items()}
     root = next(iter(paths.values()))[0].parent
-    if len(sets) == 1:
-        return cut_test(*sets.values(), name, "IDX files", root, note)
-    return Source(sets["train"], sets["test"], "IDX files", root, note=note)
+    if len(sets) == 2:
+        return Source(sets["train"], sets["test"], "IDX files", root, note=note)
+    return cut_test(next(iter(sets.values())), name, "IDX files", root, note)
 
 
 def read_idx(path: Path) -> np.ndarray:

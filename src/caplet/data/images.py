@@ -37,14 +37,14 @@ def convert(images: ImageSet, *, size: tuple[int, int] | None, channels: int | N
 
     def one(index: int) -> None:
         image = Image.fromarray(pixels[index].squeeze(2) if have == 1 else pixels[index]).convert(mode)
-        result[index] = _planes(image.resize((width, height), Image.Resampling.BILINEAR))
+        result[index] = _planes(np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)))
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(one, range(len(images)), chunksize=256))
     return replace(images, images=torch.from_numpy(result))
 
 
-def _planes(image: Image.Image | np.ndarray) -> np.ndarray:
+def _planes(image: np.ndarray) -> np.ndarray:
     """(H, W) or (H, W, C) as (C, H, W)."""
     return np.atleast_3d(image).transpose(2, 0, 1)
 
@@ -109,7 +109,7 @@ def decode_one(
         facts.append(_WIDE)
     mode = "L" if channels == 1 or (channels is None and image.mode in _GRAY_MODES) else "RGB"
     drawn = [image]
-    if image.has_transparency_data and (image := image.convert("RGBA")).getextrema()[3][0] < 255:
+    if image.has_transparency_data and np.asarray((image := image.convert("RGBA")).getchannel("A")).min() < 255:
         facts.append(_CLEAR)
         colours = (Image.new("RGBA", image.size, ImageColor.getrgb(ground)[:3]) for ground in grounds)
         drawn = [Image.alpha_composite(colour, image) for colour in colours]
@@ -183,10 +183,10 @@ def decode_all(
         pool.shutdown(cancel_futures=True)
     for place, pixels in over_black.items() if gain > 0 else ():
         result[place] = _planes(pixels)
-    chosen, other = ("black", "white") if gain > 0 else ("white", "black")
+    most, less = ("black", "white") if gain > 0 else ("white", "black")
     notes = [f"{count:,} of {len(files):,} images {fact}" for fact, count in facts.items()]
     if facts[_CLEAR]:
-        why = f"{chosen}, which keeps more contrast than {other} (--background states another)"
+        why = f"{most}, which keeps more contrast than {less} (--background states another)"
         notes.append(f"transparent pixels were laid over {background or why}")
     return result, "; ".join(notes)
 
