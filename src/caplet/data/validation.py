@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from caplet.data.files import is_folder, list_folder
-from caplet.data.folder import ByClass, image_files
+from caplet.data.files import is_folder
+from caplet.data.folder import scan_folder
 from caplet.data.images import ImageFile, decode_all
 from caplet.data.imageset import ImageSet
 from caplet.data.splits import Splits, in_turns
@@ -30,7 +30,7 @@ def load_validation(folder: Path, splits: Splits, progress: bool = False) -> tup
         raise DataError(f"validation images: no folder {folder}; expected <class>/* with the data's classes, or images")
     files, labels, labelled = _files(folder, splits.train.classes)
     size, channels, name = splits.info.get("size"), splits.train.image_shape[0], f"{folder.name}/validation"
-    pixels = decode_all(files, size=None if size is None else tuple(size), channels=channels, progress=progress)
+    pixels, _ = decode_all(files, size=None if size is None else tuple(size), channels=channels, progress=progress)
     images = ImageSet.of_arrays(pixels, np.array(labels, dtype=np.int64), splits.train.classes, name)
     if images.image_shape != splits.train.image_shape:
         expected, found = ("x".join(map(str, shape)) for shape in (splits.train.image_shape, images.image_shape))
@@ -52,12 +52,12 @@ def overlap(images: ImageSet, other: ImageSet) -> int:
 
 def _files(folder: Path, classes: tuple[str, ...]) -> tuple[list[ImageFile], list[int], bool]:
     """Files with their labels, and whether the folder has any labels."""
-    by_class: ByClass = {name: image_files(folder / name) for name in list_folder(folder)[0]}
+    found = scan_folder(folder, 1)
+    by_class = {name: inner.images for name, inner in found.folders.items()}
     if not by_class:
-        found = image_files(folder)
-        if not found:
+        if not found.images:
             raise DataError(f"{folder}: no images found: expected <class>/* with the data's classes, or images")
-        return found, [0] * len(found), False
+        return found.images, [0] * len(found.images), False
     if unknown := sorted(set(by_class) - set(classes)):
         raise DataError(
             f"{folder}: {unknown[0]!r} is no class of the data ({', '.join(classes[:10])}"
