@@ -68,7 +68,7 @@ def rung(candidate: Candidate, found: SearchResult, promise: Promise) -> Rung:
     before, after = found.reference.correct_images, candidate.evaluation.correct_images
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     n, fresh = len(before), len(promise.fresh.images)
-    expected = round(lost * fresh / n), round(min(gained, lost) * fresh / n)  # a search credits itself with luck
+    expected = round(lost * fresh / n), round(min(gained, lost) / 2 * fresh / n)  # a search's gains are luck, in part
     limit = new_loss_limit(fresh, *expected, promise.error)
     return Rung(candidate, found, (lost + gained) / n, 100 * (lost - gained) / n, limit)
 
