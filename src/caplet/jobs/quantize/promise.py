@@ -29,7 +29,7 @@ from caplet.progress import Note, silent
 
 NEW_IMAGES = 10_000
 """A limit of the loss is for so many new images together."""
-FIRST_IMAGES = 1_000
+FIRST_IMAGES = 2_000
 """Fewest images of a first look, where there are as many."""
 _FIRST_ERROR = 0.2  # of a decision's error, what its first look may spend where there is a second
 _RESERVE = 1.5  # images of a first look, relative to what should be enough
