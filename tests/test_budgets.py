@@ -11,7 +11,7 @@ import caplet
 
 SOURCE = Path(caplet.__file__).parent
 PYTHON_AND_C = (".py", ".c", ".h")
-LINES = 36_300
+LINES = 35_400
 """Of Python and C in the package without ``bench/``. The aim is 34,000: whoever gets nearer lowers this number."""
 FILES = 230
 """Python files in the package without ``bench/``."""
