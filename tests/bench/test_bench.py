@@ -37,7 +37,7 @@ def test_what_bench_refuses(trained: Path) -> None:
     other = build("shallow", {**model.config.model_dump(), "image": (1, 9, 9)})
     with pytest.raises(ModelError, match="images of 1x8x8 and 1x9x9"):
         bench(model, other)
-    with pytest.raises(ConfigError, match="turns: Input should be greater than 0"):
+    with pytest.raises(ConfigError, match="turns: Input should be greater than or equal to 1"):
         BenchSettings(turns=0)
 
 

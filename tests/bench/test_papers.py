@@ -145,7 +145,7 @@ def test_the_registry() -> None:
 def test_what_is_refused(tiny_28: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'q7-mnist'"):
         PapersSettings(models={"q7mnist": tiny_28})
-    with pytest.raises(ConfigError, match="test_images: Input should be greater than 0"):
+    with pytest.raises(ConfigError, match="test_images: Input should be greater than or equal to 1"):
         PapersSettings(test_images=0)
 
 

@@ -107,7 +107,7 @@ def test_sides_that_cannot_be_measured_say_why(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(ConfigError, match="turns: Input should be greater than 0"):
+    with pytest.raises(ConfigError, match="turns: Input should be greater than or equal to 1"):
         SpeedSettings(turns=0)
     with pytest.raises(ConfigError, match="bits: Input should be less than or equal to 16"):
         SpeedSettings(bits=17)

@@ -147,12 +147,17 @@ SETTINGS: list[tuple[list[object], str]] = [
 ]
 
 
+MEASURED = ("--accept", "measured")
+
+
 @pytest.mark.parametrize(("arguments", "message"), SETTINGS)
 def test_settings_of_quantize(caplet: Caplet, files: Path, arguments: list[object], message: str) -> None:
     """Also with --force nothing of the folder is touched, since everything is checked before."""
     before = snapshot(files / "run")
     force = [] if message.startswith(("not empty", "holds no run")) or "--force" in arguments else ["--force"]
-    line = caplet("quantize", files / "model.safetensors", "--out", files / "run", *arguments, *force).error()
+    line = caplet(
+        "quantize", files / "model.safetensors", *MEASURED, "--out", files / "run", *arguments, *force
+    ).error()
     assert message in line
     after = snapshot(files / "run")
     after.pop(str(files / "run" / ".lock"), None)
@@ -256,7 +261,7 @@ def test_places_that_are_no_folder(caplet: Caplet, files: Path) -> None:
     text = files / "text.pt"
     for place in (text, text / "deeper"):
         assert "cannot write to the folder" in caplet("train", "--recipe", "digits", "--out", place).error()
-        line = caplet("quantize", files / "model.safetensors", "--out", place).error()
+        line = caplet("quantize", files / "model.safetensors", *MEASURED, "--out", place).error()
         assert "cannot write to the folder" in line
     line = caplet("eval", files / "model.safetensors", "--data", "mnist", "--root", text).error()
     assert str(text) in line
@@ -265,7 +270,8 @@ def test_places_that_are_no_folder(caplet: Caplet, files: Path) -> None:
 
 def test_a_run_is_resumed_with_its_own_settings(caplet: Caplet, trained: Path, quantized: Path) -> None:
     before = snapshot(quantized)
-    line = caplet("quantize", trained / "model.safetensors", "--tolerance", 9, "--out", quantized, "--resume").error()
+    words = ("--tolerance", 9, *MEASURED, "--out", quantized, "--resume")
+    line = caplet("quantize", trained / "model.safetensors", *words).error()
     assert "'data_hashes.calibration'" in line or "'tolerance' was 5.0 and is now 9.0" in line
     before_training = snapshot(trained)
     line = caplet("train", "--recipe", "digits", "--out", trained, "--resume").error()

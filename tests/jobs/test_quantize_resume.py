@@ -21,9 +21,7 @@ from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.models.base import CapsNet
 from caplet.quant.choices import Granularity, Method
 from caplet.quant.measure.evaluator import Evaluator
-from caplet.quant.measure.log import MeasurementLog
-from caplet.quant.measure.tune import Tuner
-from caplet.quant.search.progressive import UnitSensitivity
+from caplet.quant.measure.log import MeasurementCache, MeasurementLog
 from caplet.runs.records import SEARCH
 from quantize_requests import as_measured
 
@@ -57,8 +55,16 @@ def counter() -> Iterator[Counter[str]]:
             patch.setattr(owner, name, counted)
 
         count(searching, "calibrate", "calibration")
-        count(Tuner, "_measure", "tuning")
-        count(UnitSensitivity, "_noise", "sensitivities")
+        answer = MeasurementCache.answer
+
+        def answered(self: MeasurementCache, asked: Any, measure: Any) -> float:
+            def measured() -> float:
+                found[Path(str(self._log.path)).stem] += 1
+                return float(measure())
+
+            return answer(self, asked, measured)
+
+        patch.setattr(MeasurementCache, "answer", answered)
         measure = Evaluator._measure
 
         def measured(self: Evaluator, plan: Any, order: Any, start: int, stop: int) -> Any:

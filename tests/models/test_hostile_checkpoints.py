@@ -292,7 +292,7 @@ def test_wrong_native_files(tmp_path: Path) -> None:
     refused(native(path, config={"nonsense": 1}), "nonsense")
     refused(native(path, config=TINY | {"image": (1, 4, 4)}), "the smallest image this network works for is 5x5")
     refused(native(path, config=TINY | {"classes": 10**9}), "setting 'classes': Input should be less than or equal to")
-    refused(native(path, config=TINY | {"classes": 10**18, "class_dim": 10**18}), "too large for any machine")
+    refused(native(path, config=TINY | {"classes": 10**18, "class_dim": 10**18}), "less than or equal to")
     refused(native(path, config=TINY | {"class_bias": False}), "unexpected digit.bias")
     refused(native(path), "the model is for 8x8 images, 28x28 was asked for", 28)
     safetensors.torch.save_file({"a": torch.zeros(2)}, path)

@@ -67,7 +67,7 @@ def test_zeros_only_and_bad_values() -> None:
     assert best_log_format(histogram, 4) == LogFormat(4, 0)
     with pytest.raises(ModelError, match="NaN"):
         histogram.add(torch.tensor([1.0, float("nan")]))
-    with pytest.raises(ModelError, match="infinity"):
+    with pytest.raises(ModelError, match="infinite"):
         histogram.add(torch.tensor([float("inf")]))
 
 
@@ -163,7 +163,7 @@ def test_calibration_errors(digits: Any, deep: Any, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="other points"):
         Calibration.load(tmp_path / "c.npz", deep.model)
     (tmp_path / "bad.npz").write_bytes((tmp_path / "c.npz").read_bytes()[:500])
-    with pytest.raises(ArtefactError, match="not a calibration"):
+    with pytest.raises(ArtefactError, match=r"not a sound \.npz file"):
         Calibration.load(tmp_path / "bad.npz", digits.model)
     with pytest.raises(ArtefactError, match="no such file"):
         Calibration.load(tmp_path / "none.npz", digits.model)

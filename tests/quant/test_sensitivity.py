@@ -189,7 +189,7 @@ def test_bad_settings(digits: Any) -> None:
     for widths in ((), (4, 4), (0,), (17,)):
         with pytest.raises(ConfigError, match="widths"):
             SensitivitySettings(widths=widths)
-    with pytest.raises(ConfigError, match="draws: Input should be greater than 0"):
+    with pytest.raises(ConfigError, match="draws: Input should be greater than or equal to 1"):
         SensitivitySettings(draws=0)
     with pytest.raises(ConfigError, match="0 images"):
         Perturber(digits.model, digits.images[:0], digits.labels[:0])

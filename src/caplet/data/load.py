@@ -130,7 +130,7 @@ def load_saved_splits(
                 "decoder read them)"
             )
         parts.append(images)
-    settings = {key: record.get(key) for key in ("limit", "calibration_seed")}
+    settings = {key: record.get(key) for key in ("limit", "calibration_seed", "calibration_size")}
     return _assemble(dataset, request, source, parts, **settings)
 
 
