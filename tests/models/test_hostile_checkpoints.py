@@ -48,6 +48,12 @@ def test_missing_empty_folder_and_strangers(tmp_path: Path) -> None:
     refused(tmp_path / "empty.pt", r"the file is empty \(0 bytes\)")
     (tmp_path / "text.pt").write_text("not a checkpoint")
     refused(tmp_path / "text.pt", "not a checkpoint of a known format")
+    (tmp_path / "text.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ModelError, match=r"text\.pt is a Git LFS pointer, not the file itself: run `git lfs pull`"):
+        load_model(tmp_path / "text.pt")
+    (tmp_path / "text.pt").write_text("\n<!DOCTYPE html>\n<html></html>")
+    with pytest.raises(ModelError, match=r"text\.pt is a web page, not the file itself"):
+        load_model(tmp_path / "text.pt")
     (tmp_path / "a.npz").write_bytes(b"")
     np.savez(tmp_path / "a.npz", x=np.zeros(3))
     refused(tmp_path / "a.npz", "a zip archive but not a PyTorch checkpoint")
