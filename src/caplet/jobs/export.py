@@ -226,7 +226,10 @@ def _float_bytes(model: CapsNet) -> bytes:
             verbose=False,
         )
     assert exported is not None  # torch returns a program where it is given no file
-    return bytes(exported.model_proto.SerializeToString())
+    proto = exported.model_proto
+    for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        del part.metadata_props[:]  # where in this machine's Python files torch met it
+    return bytes(proto.SerializeToString())
 
 
 def check_onnx(path: str | Path, model: CapsNet | Program, images: NDArray[np.uint8]) -> OnnxCheck:
