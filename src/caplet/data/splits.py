@@ -33,7 +33,7 @@ def _rank(ids: np.ndarray, seed: int) -> np.ndarray:
 def class_quotas(counts: tuple[int, ...], size: int, keep: int = 0) -> tuple[int, ...]:
     """How many of ``size`` images each class gives: proportional, by largest remainder, ties to the first class.
 
-    With ``keep``, a class of more images gives at least one, as far as ``size`` allows, and leaves ``keep``.
+    With ``keep``, a class of more images gives at least one and leaves ``keep``, as far as ``size`` allows.
 
     >>> class_quotas((50, 30, 20), 10)
     (5, 3, 2)
@@ -48,9 +48,9 @@ def class_quotas(counts: tuple[int, ...], size: int, keep: int = 0) -> tuple[int
     by_remainder = sorted(range(len(counts)), key=lambda c: (-parts[c][1], c))
     for c in by_remainder[: size - sum(quotas)]:
         quotas[c] += 1
-    for c in sorted(range(len(counts)), key=lambda c: -counts[c]):
+    for c in sorted(range(len(counts)), key=lambda c: -counts[c]) if keep else ():
         most = max(range(len(counts)), key=lambda d: quotas[d])
-        if keep and counts[c] > keep and not quotas[c] and quotas[most] > 1:
+        if counts[c] > keep and not quotas[c] and quotas[most] > 1:
             quotas[c], quotas[most] = 1, quotas[most] - 1
         most = max(range(len(counts)), key=lambda d: counts[d] - quotas[d])
         excess = quotas[c] - max(counts[c] - keep, 0)
@@ -134,18 +134,8 @@ def cut(images: ImageSet, size: int, *, seed: int, rest_name: str, cut_name: str
 
 
 FORMAT, VERSION = "caplet-splits", 1
-_SAVED = (
-    "name",
-    "note",
-    "size",
-    "channels",
-    "background",
-    "limit",
-    "calibration_seed",
-    "calibration_size",
-    "labels_by_order",
-    "classes",
-)
+_SAVED = ("name", "note", "size", "channels", "background", "limit", "calibration_seed", "calibration_size")
+_SAVED += ("labels_by_order", "classes")
 SPLITS = ("train", "calibration", "test")
 
 

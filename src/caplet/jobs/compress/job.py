@@ -122,7 +122,7 @@ def load_splits(settings: CompressSettings, progress: bool = False) -> Splits:
     recipe = None if settings.recipe is None else resolve_recipe(settings.recipe, {})
     name = settings.data or (recipe.dataset if recipe is not None else "")
     size = settings.calibration_size or (recipe.calibration_size if recipe is not None else None)
-    files = settings.model_dump(include={"root", "size", "channels", "labels_by_order"})
+    files = settings.model_dump(include={"root", "size", "channels", "background", "labels_by_order"})
     return load_data(name, calibration_size=size, progress=progress, **files)
 
 
