@@ -134,8 +134,8 @@ def cut(images: ImageSet, size: int, *, seed: int, rest_name: str, cut_name: str
 
 
 FORMAT, VERSION = "caplet-splits", 1
-_SAVED = ("name", "note", "size", "channels", "background", "limit", "calibration_seed", "calibration_size")
-_SAVED += ("labels_by_order", "classes")
+_ASKED = ("size", "channels", "background", "limit", "calibration_seed", "calibration_size", "labels_by_order")
+_SAVED = ("name", "note", *_ASKED, "classes")
 SPLITS = ("train", "calibration", "test")
 
 

@@ -153,17 +153,14 @@ def as_promised(
         reason = f"the smallest of {len(looks)} plans looked at on fresh images that keeps the tolerance"
         return Choice(True, (("satisfied", chosen.candidate, correct),), chosen.found, reason, record)
     first, reason = results[0], "no plan keeps the tolerance on fresh images"
-    beyond = [other for role, other in first.others if role == "accuracy"]
-    for one in (rung(other, first, promise) for other in beyond):
+    beyond = [rung(other, first, promise) for role, other in first.others if role == "accuracy"]
+    for one in beyond:
         found = accepts(one, promise.error)
         if found is not None and found.accepted:
             needed = math.ceil(one.candidate.memory.weight_bits / 8)
-            reason = (
-                f"no plan within the budget keeps the tolerance; one of {needed:,} bytes of weights does (--budget)"
-            )
-    return Choice(
-        False, _missing(shipper, first, shipper.splits), first, first.reason if beyond == [] else reason, record
-    )
+            reason = f"no plan within the budget keeps the tolerance; {needed:,} bytes of weights probably do"
+    reason = reason if first.met or beyond else first.reason
+    return Choice(False, _missing(shipper, first, shipper.splits), first, reason, record)
 
 
 def as_measured(shipper: Shipper, request: Request, found: SearchResult, narrowed: Narrowed, note: Note) -> Choice:
