@@ -23,7 +23,7 @@ from safetensors.numpy import save
 
 from caplet.errors import ArtefactError, PlanError
 from caplet.files import digest, read_bytes, write_bytes
-from caplet.fixed.packing import pack_bits, packed_size, unpack_bits
+from caplet.fixed.packing import pack_bits, unpack_bits
 from caplet.program.document import read_program, write_program
 from caplet.program.program import Program
 from caplet.program.tensor import IntArray
@@ -117,12 +117,8 @@ def _loads(data: memoryview) -> Program:
     def codes_of(key: str, shape: tuple[int, ...], bits: int, signed: bool) -> IntArray:
         if key not in stored or key in used:
             raise ArtefactError(f"constant {key!r:.120}: {'used twice' if key in used else 'no data of that name'}")
-        count, found = prod(shape), stored[key].size
-        if found != packed_size(count, bits):
-            rule = f"{count} codes of {bits} bits take {packed_size(count, bits)}"
-            raise ArtefactError(f"constant {key}: {found} bytes; {rule}")
         used[key] = stored[key]
-        codes = unpack_bits(stored[key], count, bits, signed).reshape(shape)
+        codes = unpack_bits(stored[key], prod(shape), bits, signed).reshape(shape)
         codes.setflags(write=False)
         return codes
 
@@ -139,17 +135,15 @@ def _stored(header: dict[str, Any], body: memoryview) -> dict[str, Packed]:
     """The packed constants by key: they must be U8 vectors that tile the body without gap or overlap."""
     spans: list[tuple[int, int, str]] = []
     for key, entry in header.items():
-        where = f"data of {key!r:.120}"
-        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"} or entry["dtype"] != "U8":
-            raise ArtefactError(f"{where}: found {entry!r:.100}; the rule is dtype U8, shape, data_offsets")
-        shape, offsets = entry["shape"], entry["data_offsets"]
-        if not all(isinstance(v, list) and all(type(i) is int for i in v) for v in (shape, offsets)):
-            raise ArtefactError(
-                f"{where}: shape {shape!r:.100}, offsets {offsets!r:.100}; the rule is lists of integers"
-            )
-        if len(shape) != 1 or len(offsets) != 2 or not 0 <= offsets[0] <= offsets[1] == offsets[0] + shape[0]:
-            raise ArtefactError(f"{where}: shape {shape!r:.100} and offsets {offsets!r:.100} do not agree")
-        spans.append((offsets[0], offsets[1], key))
+        match entry:
+            case {"dtype": "U8", "shape": [size], "data_offsets": [start, stop]} if len(entry) == 3:
+                fits = {type(size), type(start), type(stop)} == {int} and 0 <= start <= stop == start + size
+            case _:
+                fits = False
+        if not fits:
+            rule = "dtype U8, a shape of one axis, data_offsets that agree with it"
+            raise ArtefactError(f"data of {key!r:.120}: found {entry!r:.100}; the rule is {rule}")
+        spans.append((*entry["data_offsets"], key))
     end = 0
     stored: dict[str, Packed] = {}
     for start, stop, key in sorted(spans):
