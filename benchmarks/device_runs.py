@@ -30,8 +30,7 @@ from caplet.quant.measure.tune import DEFAULT_IMAGES, Tuner
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.units import uniform_plan
 from caplet.runtime import NativeModel
-from caplet.runtime.boards import CORTEX_M4
-from caplet.runtime.emulator import build_firmware, elf_flash_bytes, run_on_device
+from caplet.runtime.emulator import CORTEX_M4, build_firmware, elf_flash_bytes, run_on_device
 
 
 def make_program(name: str, bits: int, shared: Path, tuned: bool) -> Program:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from caplet.errors import ToolMissing
-from caplet.runtime.boards import CORTEX_M4
+from caplet.runtime.emulator import CORTEX_M4
 from conftest import Caplet
 
 PAGE = Path(__file__).parents[2] / "docs" / "tutorial.md"

@@ -9,7 +9,7 @@ from caplet.program.c.sources import constants, runtime_files, structures
 from caplet.program.op import OPS
 from caplet.runtime import compiler
 from caplet.runtime.compiler import build_library, compilers
-from caplet.runtime.memory import size_checks
+from caplet.runtime.steps import size_checks
 from random_ops import RandomOps
 
 

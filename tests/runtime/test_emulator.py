@@ -14,8 +14,7 @@ from caplet.program import interpreter
 from caplet.program.arena import plan_memory
 from caplet.program.c.emit import EmitSettings
 from caplet.runtime import emulator
-from caplet.runtime.boards import BOARDS, CORTEX_M4, Board
-from caplet.runtime.emulator import elf_flash_bytes, run_on_device
+from caplet.runtime.emulator import BOARDS, CORTEX_M4, Board, elf_flash_bytes, run_on_device
 from caplet.runtime.traces import read_traces
 from sample_programs import SampleSettings, sample_deep, sample_shallow
 

@@ -147,8 +147,7 @@ def _native(program: Program, images: NDArray[np.uint8]) -> Outcome:
 
 
 def _device(name: str, program: Program, images: NDArray[np.uint8], ram: str | int) -> Outcome:
-    from caplet.runtime.boards import BOARDS
-    from caplet.runtime.emulator import run_on_device
+    from caplet.runtime.emulator import BOARDS, run_on_device
 
     run = run_on_device(BOARDS[name], program, images, EmitSettings(ram=ram))
     device = {

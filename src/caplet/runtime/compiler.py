@@ -18,7 +18,7 @@ import platformdirs
 from caplet import processes
 from caplet.errors import ArtefactError, ToolMissing
 from caplet.program.c.sources import runtime_files
-from caplet.runtime.memory import size_checks
+from caplet.runtime.steps import size_checks
 
 _FLAGS = (
     *("-std=c99", "-O3", "-funroll-loops", "-fPIC", "-shared"),

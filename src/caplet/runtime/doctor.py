@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from caplet import processes
 from caplet.errors import CapletError, ToolMissing
-from caplet.runtime.boards import CORTEX_M4, RISCV32, Board
 from caplet.runtime.compiler import Compiler, build_library, cache_folder, compilers, load_library
+from caplet.runtime.emulator import CORTEX_M4, RISCV32, Board
 
 OLDEST_PYTHON = (3, 11)
 

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from caplet.program.interpreter import RunResult
 from caplet.program.program import Program
 from caplet.runtime.compiler import build_library, load_library
-from caplet.runtime.memory import aligned
-from caplet.runtime.steps import make_steps
+from caplet.runtime.steps import aligned, make_steps
 
 _CHUNK = 64
 

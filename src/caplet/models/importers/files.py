@@ -1,12 +1,18 @@
-"""Checkpoint files read as data: what a file starts with, and state dicts; pickles by PyTorch's restricted reader."""
+"""Checkpoint files read as data: what a file starts with, and a network's tensors in what a training script saved.
 
-import pickle
+Tensors may be in wrappers, under prefixes, in parts, beside other things. Pickles are read by PyTorch's restricted
+reader, which knows the instructions of protocol 2 only; later ones are translated, and nothing is run.
+"""
+
+import io
+import pickletools
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -15,11 +21,10 @@ from torch import Tensor
 
 from caplet.errors import ModelError
 from caplet.files import check_regular
-from caplet.models.assemble import first_line, listed
-from caplet.models.importers.pickles import protocol_2
-from caplet.models.importers.state import State, find_state_dict, plain_state
+from caplet.models.assemble import first_line, listed, shape_text
 
 HEAD = 16
+State = dict[str, Tensor]
 
 
 def read_head(path: Path) -> bytes:
@@ -81,15 +86,13 @@ def is_safetensors_file(head: bytes) -> bool:
 def read_state_dict(path: Path) -> tuple[State, list[str]]:
     """A network's tensors in a PyTorch or safetensors file, and a line on each thing that was applied or left out.
 
-    See :mod:`caplet.models.importers.state` for the forms that are understood.
-
     Raises:
         ModelError: truncated, of another kind, a pickle that wants to run code, or content that is not a mapping
             of names to plain CPU tensors backed by the file's own bytes.
     """
     head, notes = read_head(path), list[str]()
     if is_torch_file(head):
-        content = _load_torch(path)
+        content = _load_torch(path, head.startswith(ZIP))
     elif is_safetensors_file(head):
         try:
             content = load_file(path)
@@ -104,24 +107,23 @@ def read_state_dict(path: Path) -> tuple[State, list[str]]:
     return plain_state(_tensors(found, path, notes), str(path), notes), notes
 
 
-def _load_torch(path: Path) -> Any:
+def _load_torch(path: Path, archive: bool) -> Any:
     names: set[str] = set()
-    with path.open("rb") as stream:
-        entry = _check_archive(path) if stream.read(len(ZIP)) == ZIP else None
     try:
+        entry = _check_archive(path) if archive else None
         with path.open("rb") as stream:  # a stream, as torch.load also goes by the ending of a name
-            source = protocol_2(stream, entry, names)
+            source = _protocol_2(stream, entry, names)
             known: list[Any] = [(UnreadObject, name) for name in names if _LEFT_OUT.fullmatch(name)]
             with torch.serialization.safe_globals(known), warnings.catch_warnings(action="ignore"):
                 return torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if wanted := _GLOBAL.search(str(error)):
+    except ModelError:
+        raise
+    except Exception as error:  # a malformed pickle can fail in any way; nothing of it has been executed
+        if isinstance(error, UnpicklingError) and (wanted := _GLOBAL.search(str(error))):
             raise ModelError(
                 f"{path}: its pickle wants to use {wanted[1]}, which can run code, so it was not loaded and nothing was"
                 " run; save the model's state_dict() alone and load that"
             ) from None
-        raise ModelError(f"{path}: damaged or not a PyTorch checkpoint ({first_line(error)})") from None
-    except Exception as error:  # a malformed pickle can fail in any way; nothing of it has been executed
         raise ModelError(
             f"{path}: damaged, truncated or not a PyTorch checkpoint ({first_line(error)}); download or save it again"
         ) from None
@@ -129,13 +131,8 @@ def _load_torch(path: Path) -> Any:
 
 def _check_archive(path: Path) -> str:
     """The place of the pickle in a PyTorch file that is an archive."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise ModelError(
-            f"{path}: truncated or damaged PyTorch file ({first_line(error)}); download or save it again"
-        ) from None
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
     names = [entry.filename for entry in entries]
     found = [name for name in names if name.rsplit("/", 1)[-1] == "data.pkl"]
     if not found:
@@ -151,6 +148,83 @@ def _check_archive(path: Path) -> str:
             " uncompressed files, so this one was not written by it"
         )
     return found[0]
+
+
+#: A file of tensors has some ten instructions for each. Beyond this many, or so many bytes, it is none.
+_MOST_INSTRUCTIONS, _MOST_BYTES = 1_000_000, 1 << 26
+#: With what a PyTorch file that is no archive begins: magic number, version, system, content, names of storages.
+_PICKLES = 5
+#: Sets become lists, and bytes None: no tensor is made of them.
+_FIXED = {"PROTO": b"\x80\x02", "FRAME": b"", "EMPTY_SET": b"]", "ADDITEMS": b"e", "FROZENSET": b"t"} | dict.fromkeys(
+    ("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"), b"N"
+)
+
+
+def _translated(stream: BinaryIO, names: set[str]) -> tuple[int, bytes]:
+    """The protocol of the next pickle of a stream, and its translation."""
+    out: list[bytes] = []
+    memo: dict[int, str | None] = {}
+    texts: list[tuple[str, int]] = []  # those on top of the stack, and where in ``out`` each stands
+    protocol = size = 0
+    arg: Any
+    for op, arg, start in pickletools.genops(stream):
+        raw, text, end = _FIXED.get(op.name), None, stream.tell()
+        if op.name == "PROTO":
+            protocol = arg
+        elif op.name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
+            place = len(memo) if op.name == "MEMOIZE" else arg
+            memo[place] = texts[-1][0] if texts else None
+            raw = b"" if texts else b"r" + place.to_bytes(4, "little")
+        elif op.name in ("BINGET", "LONG_BINGET"):
+            text = memo.get(arg)
+        elif "UNICODE" in op.name:
+            text = arg
+        elif op.name == "GLOBAL":
+            names.add(arg.replace(" ", "."))
+        elif op.name == "STACK_GLOBAL":
+            (module, place), (name, _) = texts[-2:]
+            names.add(f"{module}.{name}")
+            del out[place:]
+            raw = f"c{module}\n{name}\n".encode()
+        if text is not None:
+            texts.append((text, len(out)))
+            data = text.encode("utf-8", "surrogatepass")
+            raw = b"X" + len(data).to_bytes(4, "little") + data
+        elif raw != b"":
+            texts.clear()
+        if raw is None:
+            raw = stream.read(end - stream.seek(start or 0))
+        out.append(raw)
+        size += len(raw)
+        if len(out) > _MOST_INSTRUCTIONS or size > _MOST_BYTES:
+            raise UnpicklingError("too long for a list of tensors")
+    return protocol, b"".join(out)
+
+
+def _protocol_2(stream: BinaryIO, entry: str | None, names: set[str]) -> BinaryIO:
+    """A PyTorch file with its pickles in protocol 2: ``stream`` itself, from its beginning on, where they are.
+
+    Args:
+        entry: the pickle's place in the archive; None for a file that is none.
+        names: receives the functions and classes that the pickles ask for, as ``module.name``.
+
+    Raises:
+        ValueError, UnpicklingError, and what zipfile raises: damaged, or longer than a list of tensors is.
+    """
+    if entry is None:
+        pickles = [_translated(stream, names) for _ in range(_PICKLES)]
+        if max(protocol for protocol, _ in pickles) > 2:
+            return io.BytesIO(b"".join([*(text for _, text in pickles), stream.read()]))
+    else:
+        with zipfile.ZipFile(stream) as archive:
+            protocol, text = _translated(io.BytesIO(archive.read(entry)), names)
+            if protocol > 2:
+                with zipfile.ZipFile(result := io.BytesIO(), "w") as copy:
+                    for name in archive.namelist():
+                        copy.writestr(name, text if name == entry else archive.read(name))
+                stream = result
+    stream.seek(0)
+    return stream
 
 
 def _tensors(content: Any, path: Path, notes: list[str]) -> State:
@@ -178,3 +252,78 @@ def _tensors(content: Any, path: Path, notes: list[str]) -> State:
                 " the file is damaged or crafted"
             )
     return dict(content)
+
+
+_WRAPPERS = """state_dict model_state_dict model_state model net_state_dict net network capsnet module
+    state weights params parameters ema_state_dict model_ema ema shadow"""
+WRAPPERS = tuple(_WRAPPERS.split())
+"""Names under which training scripts store the state dict, the likeliest first; any other name comes after these."""
+#: What PyTorch adds to the names of a module that is wrapped or computes a tensor from parts.
+_ADDED = re.compile(
+    r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|parametrizations(?=\.\w+\.original))\."
+)
+#: Modules at the top that training needs and a prediction does not.
+_BESIDE = re.compile(r"\w*decod|recon|(ema|teacher|loss|criterion|n_averaged)(_|$)", re.IGNORECASE)
+
+
+def find_state_dict(content: Any, seen: set[int], depth: int = 4) -> tuple[Any, tuple[str, ...]]:
+    """The first mapping with tensors of dotted names in nested ones, and the keys that lead to it; else ``content``."""
+    if isinstance(content, Mapping) and depth and id(content) not in seen:
+        seen.add(id(content))
+        for key in dict.fromkeys((*(name for name in WRAPPERS if name in content), *content)):
+            found, keys = find_state_dict(content[key], seen, depth - 1)
+            if isinstance(found, Mapping) and any(isinstance(found[k], Tensor) and "." in str(k) for k in found):
+                return found, (str(key), *keys)
+    return content, ()
+
+
+def _weight_norm(direction: Tensor, length: Tensor) -> Tensor:
+    """Each slice of ``direction`` gets its ``length``; slices are along the axes where that has more than one."""
+    squared = direction.double() ** 2
+    for axis in range(squared.ndim):
+        if not length.ndim or length.shape[axis] == 1:
+            squared = squared.sum(axis, keepdim=True)
+    return direction * (length / squared.sqrt())
+
+
+#: Parts of a tensor NAME: NAME + the first, NAME + the second, and what makes one of them.
+_PARTS = (
+    ("_orig", "_mask", "pruning masks", torch.mul),
+    ("_v", "_g", "weight norm", _weight_norm),
+    (".original1", ".original0", "weight norm", _weight_norm),
+)
+
+
+def plain_state(state: State, where: str, notes: list[str]) -> State:
+    """The tensors of the plain network: no prefix that all names share, one tensor for parts, nothing for training.
+
+    Args:
+        notes: receives a line on each thing applied or left out.
+
+    Raises:
+        ModelError: two tensors of one name, or parts whose shapes do not fit.
+    """
+    plain = {_ADDED.sub("", name): tensor for name, tensor in state.items()}
+    if len(plain) < len(state):
+        raise ModelError(f"{where}: it holds tensors of several networks; save the state_dict() of one")
+    for one, two, what, join in _PARTS:
+        names = {name: name.removesuffix(one) for name in plain if name.endswith(one)}
+        names = {name: short for name, short in names.items() if short + two in plain}
+        for name, short in names.items():
+            a, b = plain[name], plain.pop(short + two)
+            if b.ndim and (a.ndim != b.ndim or any(m not in (1, n) for m, n in zip(b.shape, a.shape, strict=True))):
+                raise ModelError(f"{where}: {short}{two} has shape {shape_text(b.shape)}, {name} {shape_text(a.shape)}")
+            plain[name] = join(a, b)
+        if names:
+            notes.append(f"{what} applied to {listed([*names.values()])}")
+        plain = {names.get(name, name): tensor for name, tensor in plain.items()}
+    while True:
+        tops = dict.fromkeys(name.partition(".")[0] for name in plain)
+        beside = [top for top in tops if _BESIDE.match(top)]
+        if len(tops) == 1 and "features" not in tops and all("." in name for name in plain):
+            plain = {name.partition(".")[2]: tensor for name, tensor in plain.items()}
+        elif beside:
+            notes.append(f"left out: {', '.join(beside)}")
+            plain = {name: tensor for name, tensor in plain.items() if name.partition(".")[0] not in beside}
+        else:
+            return plain

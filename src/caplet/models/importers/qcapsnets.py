@@ -12,9 +12,8 @@ from caplet.models.assemble import ImageSize, assemble, check_names, listed
 from caplet.models.base import CapsNet, check_finite
 from caplet.models.deep import BlockConfig, DeepCapsConfig
 from caplet.models.importers.assume import Assumptions
-from caplet.models.importers.files import read_state_dict
+from caplet.models.importers.files import State, read_state_dict
 from caplet.models.importers.sizes import Conv, match_shapes, pick_image
-from caplet.models.importers.state import State
 from caplet.models.shallow import ShallowCapsConfig, StemConv
 
 #: What the axes of each tensor hold, for :func:`caplet.models.importers.sizes.match_shapes`.
