@@ -40,10 +40,45 @@ def _require_int(owner: str, name: str, value: object, low: int, high: int) -> N
         raise PlanError(f"{owner}: {name} is {value!r}; the rule is an integer from {low} to {high}")
 
 
-class _Json:
-    """Formats as plain data: their kind and their fields."""
+class _Format:
+    """What all formats have: plain data (their kind and their fields), and real numbers to codes and back."""
 
     kind: ClassVar[str]
+
+    @property
+    def step(self) -> float:
+        """The value of one code step; of powers of two, the smallest magnitude other than zero."""
+        raise NotImplementedError
+
+    def encode(self, x: Array, rounding: Rounding = Rounding.NEAREST, noise: Array = None) -> Array:
+        """Real numbers -> codes: int32, x's shape and kind; values outside the range saturate, infinities too.
+
+        Exact: the result is the rounded true value of each float, with no double rounding. noise: for stochastic
+        rounding, integers in [0, 2**32) that broadcast against x. Raises ModelError when x holds NaN; PlanError for a
+        rounding that the format does not have, or for other channels than it has.
+        """
+        codes, xp, _ = self._rounded(x, rounding, noise)
+        return xp.astype(codes, xp.int32)
+
+    def quantize(self, x: Array, rounding: Rounding = Rounding.NEAREST, noise: Array = None) -> Array:
+        """The representable value that ``encode`` chooses, in x's own float dtype: ``decode(encode(x))``."""
+        codes, xp, dtype = self._rounded(x, rounding, noise)
+        values = xp.astype(self.integers(codes), dtype, copy=False)
+        values *= self.step  # in place: large tensors are limited by memory traffic
+        return values
+
+    def decode(self, codes: Array) -> Array:
+        """Codes -> values: float32 for torch tensors, float64 for numpy arrays. Exact for every code."""
+        xp = array_namespace(codes)
+        return xp.astype(self.integers(codes), xp.float64 if is_numpy_namespace(xp) else xp.float32) * self.step
+
+    def integers(self, codes: Array) -> Array:
+        """The integers that the device multiplies with; ``value = integers(codes) * 2**-frac_bits``."""
+        return codes
+
+    def _rounded(self, x: Array, rounding: Rounding, noise: Array) -> tuple[Array, Any, Any]:
+        """The codes of x, a new array of integers or floats; namespace and float dtype of x."""
+        raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
         values = {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]  # a dataclass
@@ -52,7 +87,7 @@ class _Json:
 
 
 @dataclass(frozen=True)
-class _TwosComplement(_Json):
+class _TwosComplement(_Format):
     """Codes in two's complement, ``code * 2**-frac_bits`` (for a format with shifts, of a channel with shift 0)."""
 
     bits: int
@@ -76,7 +111,6 @@ class _TwosComplement(_Json):
 
     @property
     def step(self) -> float:
-        """The value of one code step."""
         return 2.0**-self.frac_bits
 
     @property
@@ -102,40 +136,16 @@ class FixedFormat(_TwosComplement):
 
     kind: ClassVar[str] = "fixed"
 
-    def encode(self, x: Array, rounding: Rounding = Rounding.NEAREST, noise: Array = None) -> Array:
-        """Real numbers -> codes: int32, x's shape and kind; values outside the range saturate, infinities too.
-
-        Exact: the result is the rounded true value of each float, with no double rounding. noise: for stochastic
-        rounding, integers in [0, 2**32) that broadcast against x. Raises ModelError when x holds NaN.
-        """
-        codes, xp = self._rounded(x, rounding, noise)
-        return xp.astype(codes, xp.int32)
-
-    def quantize(self, x: Array, rounding: Rounding = Rounding.NEAREST, noise: Array = None) -> Array:
-        """The representable value that ``encode`` chooses, in x's own float dtype: ``decode(encode(x))``."""
-        codes, _ = self._rounded(x, rounding, noise)
-        codes *= self.step
-        return codes
-
-    def decode(self, codes: Array) -> Array:
-        """Codes -> values: float32 for torch tensors, float64 for numpy arrays. Exact for every code."""
-        xp = array_namespace(codes)
-        return xp.astype(codes, xp.float64 if is_numpy_namespace(xp) else xp.float32) * self.step
-
-    def integers(self, codes: Array) -> Array:
-        """The integers that the device multiplies with; ``value = integers(codes) * 2**-frac_bits``."""
-        return codes
-
     def saturate(self, integers: Array) -> Array:
         """Clip integers of any width to the range of codes; dtype kept."""
         return array_namespace(integers).clip(integers, self.min_code, self.max_code)
 
-    def _rounded(self, x: Array, rounding: Rounding, noise: Array) -> tuple[Array, Any]:
+    def _rounded(self, x: Array, rounding: Rounding, noise: Array) -> tuple[Array, Any, Any]:
         x, xp = _as_real(x)
         if rounding is Rounding.NEAREST:
             # floor(y + 1/2) written as floor((floor(2y) + 1) / 2): y + 1/2 itself rounds up just below one half.
             codes = xp.floor(x * 2.0 ** (self.frac_bits + 1))
-            codes += 1.0  # in place: large tensors are limited by memory traffic
+            codes += 1.0
             codes *= 0.5
             codes = xp.floor(codes)
         elif rounding is Rounding.TRUNCATE:
@@ -148,12 +158,14 @@ class FixedFormat(_TwosComplement):
             above = xp.floor(y) + 1.0
             up = y >= above - xp.astype(noise, xp.float64) * 2.0**-32
             codes = xp.astype(xp.where(up, above, above - 1.0), x.dtype)
-        return xp.clip(codes, float(self.min_code), float(self.max_code)), xp
+        return xp.clip(codes, float(self.min_code), float(self.max_code)), xp, x.dtype
 
 
 @dataclass(frozen=True)
-class LogFormat(_Json):
+class LogFormat(_Format):
     """Signed powers of two ("log2" weights): code 0 is zero, codes +-m are ``+-2**(max_exponent - (m - 1))``.
+
+    A number gets the code that is nearest in value, of two the one away from zero; there is no other rounding.
 
     bits: 2..5, the sign included, so m = 1 .. 2**(bits-1) - 1 and code 1 is the largest magnitude. Five bits already
     span 15 octaves; more would not fit the 16-bit integers that the device multiplies with.
@@ -188,7 +200,6 @@ class LogFormat(_Json):
 
     @property
     def step(self) -> float:
-        """The smallest magnitude other than zero."""
         return 2.0**-self.frac_bits
 
     @property
@@ -198,25 +209,6 @@ class LogFormat(_Json):
     @property
     def min_value(self) -> float:
         return -self.max_value
-
-    def encode(self, x: Array, rounding: Rounding = Rounding.NEAREST, noise: Array = None) -> Array:
-        """Real numbers -> codes, nearest in value, ties away from zero: int32, x's shape and kind; saturating.
-
-        Raises PlanError for a rounding other than nearest, ModelError when x holds NaN.
-        """
-        codes, xp = self._nearest(x, rounding)[:2]
-        return xp.astype(codes, xp.int32)
-
-    def quantize(self, x: Array, rounding: Rounding = Rounding.NEAREST, noise: Array = None) -> Array:
-        """The representable value that ``encode`` chooses, in x's own float dtype: ``decode(encode(x))``."""
-        codes, xp, x = self._nearest(x, rounding)
-        return xp.astype(self.decode(codes), x.dtype)
-
-    def decode(self, codes: Array) -> Array:
-        """Codes -> values: float32 for torch tensors, float64 for numpy arrays. Exact for every code."""
-        xp = array_namespace(codes)
-        real = xp.float64 if is_numpy_namespace(xp) else xp.float32
-        return xp.astype(self.integers(codes), real) * self.step
 
     def integers(self, codes: Array) -> Array:
         """``+-2**(max_code - m)`` for code +-m and 0 for code 0: integers of at most 16 bits, codes' dtype.
@@ -228,7 +220,7 @@ class LogFormat(_Json):
         power = xp.ones_like(codes) << (self.max_code - xp.clip(magnitude, 1, None))
         return xp.sign(codes) * power
 
-    def _nearest(self, x: Array, rounding: Rounding) -> tuple[Array, Any, Array]:
+    def _rounded(self, x: Array, rounding: Rounding, noise: Array) -> tuple[Array, Any, Any]:
         if rounding is not Rounding.NEAREST:
             raise PlanError(f"LogFormat: rounding {rounding!s} is not defined for powers of two; use nearest")
         x, xp = _as_real(x)
@@ -244,7 +236,7 @@ class LogFormat(_Json):
             magnitude = magnitude.contiguous()  # torch's search copies, and warns, otherwise
         passed = xp.searchsorted(edges, magnitude, side="right")
         magnitude = xp.where(passed == 0, xp.zeros_like(passed), count + 1 - passed)
-        return xp.where(x < 0, -magnitude, magnitude), xp, x
+        return xp.where(x < 0, -magnitude, magnitude), xp, x.dtype
 
 
 @dataclass(frozen=True)
@@ -287,17 +279,14 @@ class ChannelFormat(_TwosComplement):
         """Bits that the shifts take in memory."""
         return SHIFT_BITS * len(self.shifts)
 
-    def encode(self, x: Array, rounding: Rounding = Rounding.NEAREST, noise: Array = None) -> Array:
-        """Real numbers -> codes, as :meth:`FixedFormat.encode`. Raises PlanError where x has other channels."""
-        return self.base.encode(self._scaled(x, 1), rounding, noise)
-
     def quantize(self, x: Array, rounding: Rounding = Rounding.NEAREST, noise: Array = None) -> Array:
-        """The representable value that ``encode`` chooses, in x's own float dtype: ``decode(encode(x))``."""
-        return self._scaled(self.base.quantize(self._scaled(x, 1), rounding, noise), -1)
+        return self._scaled(super().quantize(x, rounding, noise), -1)
 
     def decode(self, codes: Array) -> Array:
-        """Codes -> values: float32 for torch tensors, float64 for numpy arrays. Exact for every code."""
-        return self._scaled(self.base.decode(codes), -1)
+        return self._scaled(super().decode(codes), -1)
+
+    def _rounded(self, x: Array, rounding: Rounding, noise: Array) -> tuple[Array, Any, Any]:
+        return self.base._rounded(self._scaled(x, 1), rounding, noise)
 
     def _scaled(self, x: Array, sign: int) -> Array:
         """``x * 2**(sign * shift)`` of each channel: exact."""
