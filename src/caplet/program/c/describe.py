@@ -66,7 +66,13 @@ class Descriptions:
     def constant(self, constant: Constant | None) -> Struct:
         if constant is None:
             return Struct("caplet_constant", {"data": Ref(), "bits": 0, "kind": _SIGNED})
-        values, bits, kind = _unpacked(constant) if self.unpacked else _packed(constant)
+        fmt, bits, codes = constant.format, constant.format.bits, constant.codes
+        kind = _POWERS if isinstance(fmt, LogFormat) else _SIGNED if fmt.signed else _UNSIGNED
+        if self.unpacked and (bits, kind) != (16, _UNSIGNED):
+            bits, kind = 8 * unpacked_bytes(constant), _SIGNED
+            values = constant.integers.astype(f"int{bits}")
+        else:
+            values = codes.astype(np.int16) if (bits, kind) == (16, _SIGNED) else pack_bits(codes, bits, fmt.signed)
         return Struct("caplet_constant", {"data": self.array(constant.key, values), "bits": bits, "kind": kind})
 
     def format(self, name: str, relu: bool = False, high: int | None = None) -> Struct:
@@ -120,26 +126,6 @@ def element_type(spec: TensorSpec) -> int:
     """CAPLET_INT8 .. CAPLET_UINT16 of a tensor of codes."""
     fixed(spec)
     return constants()[f"CAPLET_{spec.c_type.removesuffix('_t').upper()}"]
-
-
-def _kind(constant: Constant) -> int:
-    if isinstance(constant.format, LogFormat):
-        return _POWERS
-    return _SIGNED if constant.format.signed else _UNSIGNED
-
-
-def _packed(constant: Constant) -> tuple[np.ndarray, int, int]:
-    bits, kind = constant.format.bits, _kind(constant)
-    if bits == 16 and kind == _SIGNED:
-        return constant.codes.astype(np.int16), bits, kind
-    return pack_bits(constant.codes, bits, constant.format.signed), bits, kind
-
-
-def _unpacked(constant: Constant) -> tuple[np.ndarray, int, int]:
-    if constant.format.bits == 16 and not constant.format.signed:
-        return _packed(constant)
-    bits = 8 * unpacked_bytes(constant)
-    return constant.integers.astype(f"int{bits}"), bits, _SIGNED
 
 
 DESCRIPTORS: Registry[type[Op], Callable[..., dict[str, Value]]] = Registry("C descriptor of op")

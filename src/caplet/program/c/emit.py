@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from caplet.program.arena import ALIGNMENT, MemoryMap, plan_memory
 from caplet.program.c.calls import CallWriter
 from caplet.program.c.describe import Descriptions
 from caplet.program.c.sources import runtime_files
-from caplet.program.c.structure import C_TYPES, Identifiers, identifier, rows_of_numbers
+from caplet.program.c.structure import Identifiers, identifier, rows_of_numbers
 from caplet.program.ops import DenseVotes, InputQuantize
 from caplet.program.program import Program
 from caplet.program.verify import Proof, verify
@@ -105,8 +106,7 @@ def render(
             "most 15 unsigned bits"
         )
     prefix = _prefix(program, settings)
-    context = _context(program, proof, plan, settings, prefix)
-    context |= _vectors(program, settings, images)
+    context = _context(program, proof, plan, settings, prefix) | _vectors(program, settings, images)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("caplet.program.c", "templates"),
         undefined=jinja2.StrictUndefined,
@@ -116,33 +116,14 @@ def render(
         autoescape=False,
     )
     files = {f"{RUNTIME_FOLDER}/{name}": text for name, text in runtime_files().items()}
-    for template, name in TEMPLATES.items():
-        files[name.format(prefix=prefix)] = environment.get_template(template).render(context)
+    for template in environment.list_templates("j2"):
+        name = re.sub("^model", prefix, template.removesuffix(".j2"))  # the model's own files have its prefix
+        files[name] = environment.get_template(template).render(context)
     return files
 
 
 PROOF = "proof.json"
 """File of the export: the largest value of every accumulator and the memory plan, as plain data."""
-TEMPLATES = {
-    "model.h.j2": "{prefix}.h",
-    "model.c.j2": "{prefix}.c",
-    "selftest.c.j2": "{prefix}_selftest.c",
-    "selftest.h.j2": "{prefix}_selftest.h",
-    "main_host.c.j2": "main_host.c",
-    "main_device.c.j2": "device/main_device.c",
-    "startup.c.j2": "device/startup.c",
-    "board.h.j2": "device/board.h",
-    "semihosting.h.j2": "device/semihosting.h",
-    "semihosting.c.j2": "device/semihosting.c",
-    "cortex_m_board.c.j2": "cortex_m/board.c",
-    "cortex_m.ld.j2": "cortex_m/board.ld",
-    "riscv32_board.c.j2": "riscv32/board.c",
-    "riscv32.ld.j2": "riscv32/board.ld",
-    "CMakeLists.txt.j2": "CMakeLists.txt",
-    "Makefile.j2": "Makefile",
-    "README.md.j2": "README.md",
-}
-"""Template -> file of the export."""
 
 
 def _prefix(program: Program, settings: EmitSettings) -> str:
@@ -168,7 +149,6 @@ def _context(program: Program, proof: Proof, plan: MemoryMap, settings: EmitSett
     structs = {op.name: descriptions.of(op) for op in program.ops}
     calls = CallWriter(program, plan, symbols)
     rows, columns, channels = program.tensors[program.input].shape
-    output, lengths = program.tensors[program.output], program.tensors[program.lengths]
 
     def bytes_in_arena(name: str) -> int:
         spec = program.tensors[name]
@@ -181,7 +161,7 @@ def _context(program: Program, proof: Proof, plan: MemoryMap, settings: EmitSett
         "runtime": RUNTIME_FOLDER,
         "runtime_sources": [name for name in runtime_files() if name.endswith(".c")],
         "arrays": [
-            (name, C_TYPES[values.dtype], values.size, rows_of_numbers(values, "    "), _comment(program, name, names))
+            (name, f"{values.dtype}_t", values.size, rows_of_numbers(values, "    "), _comment(program, name, names))
             for name, values in descriptions.arrays.items()
         ],
         "struct_arrays": descriptions.structs,
@@ -195,7 +175,6 @@ def _context(program: Program, proof: Proof, plan: MemoryMap, settings: EmitSett
             for op in program.ops
         ],
         "calls": calls.calls(),
-        "tensors": program.tensors,
         "place": calls.place,
         "bytes_in_arena": bytes_in_arena,
         "plan": plan,
@@ -203,20 +182,10 @@ def _context(program: Program, proof: Proof, plan: MemoryMap, settings: EmitSett
         "rows": rows,
         "columns": columns,
         "channels": channels,
-        "classes": program.classes,
-        "dim": output.shape[1],
-        "output": output,
-        "output_direct": output.c_type == "int16_t",
-        "lengths_type": lengths.c_type,
-        "lengths_frac": lengths.format.frac_bits,
-        "lengths_symbol": next(symbols[op.name] for op in program.ops if op.outputs == (program.lengths,)),
-        "lengths_wide": int(lengths.format.bits == 64),
-        "flash_bytes": program.flash_bytes,
+        "output": program.tensors[program.output],
+        "lengths": program.tensors[program.lengths],
         "preprocessing": _sentence(settings.preprocessing or program.meta.get("preprocessing", "")),
-        "pixel_table": next(
-            (op for op in program.ops if isinstance(op, InputQuantize) and op.input == program.input), None
-        ),
-        "ram": settings.ram,
+        "pixel_table": next((op for op in program.ops if isinstance(op, InputQuantize)), None),
     }
 
 
@@ -224,8 +193,7 @@ def _comment(program: Program, name: str, names: Identifiers) -> str:
     """A comment on an array: the constant that it holds."""
     for constant in program.constants():
         if names.of(f"table {constant.key}") == name:
-            shape = " x ".join(map(str, constant.shape))
-            return f"{constant.key}: {shape}, {constant.format}"
+            return f"{constant.key}: {' x '.join(map(str, constant.shape))}, {constant.format}"
     if any(names.of(f"table {op.name}/selected") == name for op in program.ops if isinstance(op, DenseVotes)):
         return "places of the input capsules that vote"
     return "exponents of the output channels"
@@ -248,10 +216,7 @@ def _vectors(program: Program, settings: EmitSettings, images: NDArray[np.uint8]
     images = images[: settings.vectors]
     outcome = interpreter.run(program, images)
     return {
-        "vector_images": [
-            rows_of_numbers(image, " " * 8) for image in images.transpose(0, 2, 3, 1).reshape(len(images), -1)
-        ],
-        "vector_capsules": [rows_of_numbers(codes, " " * 8) for codes in outcome.capsules.reshape(len(images), -1)],
+        "vector_images": [rows_of_numbers(image.reshape(-1), " " * 8) for image in images.transpose(0, 2, 3, 1)],
+        "vector_capsules": [rows_of_numbers(codes.reshape(-1), " " * 8) for codes in outcome.capsules],
         "vector_classes": outcome.predictions.tolist(),
-        "vector_count": len(images),
     }

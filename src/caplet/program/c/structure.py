@@ -8,14 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-C_TYPES = {
-    np.dtype(np.uint8): "uint8_t",
-    np.dtype(np.int8): "int8_t",
-    np.dtype(np.int16): "int16_t",
-    np.dtype(np.uint16): "uint16_t",
-}
-"""The C type of the elements of an array of constants in flash, which has one axis."""
-
 
 @dataclass(frozen=True)
 class Ref:
