@@ -146,8 +146,8 @@ def test_nested_handlers_are_restored() -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        ((1, 8, 8), "layer conv1: its 9x9 kernel does not fit its 8x8 input .* is 17x17"),
-        ((1, 16, 28), "layer primary: its 9x9 kernel does not fit its 8x20 input .* is 17x17"),
+        ((1, 8, 8), "layer conv1: its 9x9 kernel does not fit its 8x8 input; .* image .* is 17x17"),
+        ((1, 16, 28), "layer primary: its 9x9 kernel does not fit its 8x20 input; .* image .* is 17x17"),
     ],
 )
 def test_too_small_images_name_layer_and_smallest_size(image: tuple[int, int, int], message: str) -> None:
@@ -166,7 +166,7 @@ def test_the_smallest_size_is_exact() -> None:
 
 def test_deep_blocks_must_agree_on_the_dimension() -> None:
     blocks = [{"dim": 4}, {}, {"dim": 4}, {"dim": 8}]
-    with pytest.raises(ModelError, match="blocks 3 and 4 both feed the class capsules"):
+    with pytest.raises(ModelError, match="blocks 3 and 4 have 4 and 8 dimensions"):
         build("deep", {"blocks": blocks, "channels": 4})
 
 

@@ -29,9 +29,7 @@ def _as_real(x: Array) -> tuple[Array, Any]:
         x = xp.astype(x, xp.float64 if is_numpy_namespace(xp) else xp.float32)
     # max() propagates NaN, and reads the data once without a temporary.
     if 0 not in x.shape and bool(xp.isnan(xp.max(x))):
-        raise ModelError(
-            f"cannot encode NaN: a tensor of shape {tuple(x.shape)} holds at least one; find where it arose"
-        )
+        raise ModelError(f"cannot encode NaN: a tensor of shape {tuple(x.shape)} has some; find where they arose")
     return x, xp
 
 

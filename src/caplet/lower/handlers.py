@@ -153,9 +153,7 @@ def _residual_add(low: Lowering, layer: ResidualAdd, sources: tuple[str, ...]) -
 def _conv_norm(low: Lowering, layer: ConvNorm, sources: tuple[str, ...]) -> None:
     name = layer.name
     if layer.activation is Activation.HARDSWISH:
-        raise ModelError(
-            f"layer {name}: hardswish cannot become integers; use a trunk with relu or relu6, such as MobileNetV2"
-        )
+        raise ModelError(f"layer {name}: hardswish cannot become integers; use relu or relu6, as MobileNetV2 does")
     channels, rows, columns = layer.out_shape
     output = low.tensor(f"{name}.activation", (rows, columns, channels))
     weight, bias = layer.folded()
@@ -182,10 +180,8 @@ def _map_sum(low: Lowering, layer: MapSum, sources: tuple[str, ...]) -> None:
 
 @HANDLERS.of(SqueezeExcite)
 def _squeeze_excite(low: Lowering, layer: SqueezeExcite, sources: tuple[str, ...]) -> None:
-    raise ModelError(
-        f"layer {layer.name}: a squeeze-and-excite gate cannot become integers; use a trunk without, such as"
-        " MobileNetV2 or ResNet-18"
-    )
+    todo = "use a trunk without, such as MobileNetV2 or ResNet-18"
+    raise ModelError(f"layer {layer.name}: a squeeze-and-excite gate cannot become integers; {todo}")
 
 
 def _conv(
@@ -250,9 +246,8 @@ def lower(
         for layer in stage.layers:
             if type(layer) not in HANDLERS:
                 known = ", ".join(sorted(kind.__name__ for kind in HANDLERS))
-                raise ModelError(
-                    f"layer {layer.name}: type {type(layer).__name__} cannot become integers; supported types: {known}"
-                )
+                kind = type(layer).__name__
+                raise ModelError(f"layer {layer.name}: type {kind} cannot become integers; supported types: {known}")
             HANDLERS[type(layer)](low, layer, stage.wiring[layer.name])
     output = stages[-1].outputs[0]
     lengths = f"{output.rpartition('.')[0]}.lengths"

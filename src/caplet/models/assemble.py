@@ -81,16 +81,12 @@ def skeleton(family: str, config: ModelConfig | dict[str, Any], where: str = "se
         stored = sum(prod(spec.shape) for spec in model.points().values() if spec.storage is Storage.RAM)
         for count, most, what in ((model.parameter_count(), 1 << 30, "weights"), (stored, 1 << 28, "values per image")):
             if count > most:
-                raise ModelError(
-                    f"the network has {count:,} {what}, at most {most:,} are computed: choose smaller sizes"
-                )
+                raise ModelError(f"the network has {count:,} {what}, at most {most:,} are: choose smaller sizes")
         return model
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from None
     except (RuntimeError, OverflowError, TypeError) as error:  # what torch raises for sizes beyond 64 bits
-        raise ModelError(
-            f"{where}: its settings describe a network too large for any machine ({first_line(error)})"
-        ) from None
+        raise ModelError(f"{where}: settings of a network too large for any machine ({first_line(error)})") from None
 
 
 class _NoInitialisation(TorchFunctionMode):
@@ -116,10 +112,8 @@ def check_names(found: Iterable[str], expected: Iterable[str], where: str, what:
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], where: str) -> None:
     """Raise :class:`ModelError` unless ``tensor`` has ``shape``."""
     if tuple(tensor.shape) != shape:
-        raise ModelError(
-            f"{where}: tensor {name} has shape {shape_text(tensor.shape)}, the network needs {shape_text(shape)};"
-            " is it another network or image size?"
-        )
+        rule = f"the network needs {shape_text(shape)}; is it another network or image size?"
+        raise ModelError(f"{where}: tensor {name} has shape {shape_text(tensor.shape)}, {rule}")
 
 
 def shape_text(shape: Iterable[int]) -> str:

@@ -65,8 +65,7 @@ class BackboneCaps(CapsNet):
         self.frozen = False
         if shape[1] != shape[2]:
             raise ModelError(
-                f"layer primary: the trunk's last map is {shape[1]}x{shape[2]} for {config.image[1]}x{config.image[2]}"
-                " images; its kernel is the whole map and square: use square images (--size)"
+                f"layer primary: its kernel is square, the trunk's last map is {shape[1]}x{shape[2]}: use square images"
             )
         types, dim = config.primary_types, config.primary_dim
         self.primary = ConvCaps2d("primary", shape, types, dim, shape[1])

@@ -167,9 +167,7 @@ class CapsNet(nn.Module, ABC):
         Raises:
             ModelError: there is none.
         """
-        raise ModelError(
-            f"model {self.family}: it has no backbone to freeze; leave freeze out, or choose a model on a CNN"
-        )
+        raise ModelError(f"model {self.family}: no backbone to freeze; leave freeze out, or choose a model on a CNN")
 
     def check_images(self, images: Tensor) -> None:
         """Raise :class:`ModelError` unless ``images`` is (B, C, H, W) of the model's size."""
@@ -177,9 +175,8 @@ class CapsNet(nn.Module, ABC):
             expected = "x".join(map(str, self.config.image))
             found = "x".join(map(str, images.shape[1:] if images.ndim == 4 else images.shape))
             raise ModelError(
-                f"model {self.family}: it takes {expected} images (channels x rows x columns), got {found};"
-                " choose a matching dataset, resize with --size / --channels, or, where a model's file leaves the size"
-                " open, give it with --image-size"
+                f"model {self.family}: it takes {expected} images (channels x rows x columns), got {found}; resize them"
+                " (--size, --channels), or give the size (--image-size) where the model's file leaves it open"
             )
 
 
@@ -201,9 +198,8 @@ def check_image_size(family: str, image: tuple[int, int, int], convs: Sequence[t
             for (_, _, s, _), k in zip(reversed(convs), reversed(needs), strict=True):
                 smallest = max((smallest - 1) * s + k, 1)
             raise ModelError(
-                f"model {family}: layer {name}: its {kernel}x{kernel} kernel does not fit its {rows}x{columns} input"
-                f" (images of {image[1]}x{image[2]}); the smallest image this network works for is"
-                f" {smallest}x{smallest}: resize with --size, or choose smaller kernels or strides"
+                f"model {family}: layer {name}: its {kernel}x{kernel} kernel does not fit its {rows}x{columns} input;"
+                f" the smallest image this network works for is {smallest}x{smallest}: resize with --size"
             )
         rows, columns = (rows - need) // stride + 1, (columns - need) // stride + 1
 
@@ -218,7 +214,5 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool((good := tensor.abs() < LARGEST_VALUE).all()):
             what = "not finite (NaN or infinity)" if not bool(torch.isfinite(tensor).all()) else "beyond 2**64"
-            raise ModelError(
-                f"{where}: {int((~good).sum())} of {tensor.numel()} values of {name} are {what};"
-                " the training that made them diverged"
-            )
+            count = f"{int((~good).sum())} of {tensor.numel()}"
+            raise ModelError(f"{where}: {count} values of {name} are {what}; the training that made them diverged")

@@ -80,9 +80,7 @@ def load_model(
     asked = (image_size, image_size) if isinstance(image_size, int) else image_size
     if asked is not None and asked != model.config.image[1:]:
         rows, columns = model.config.image[1:]
-        raise ModelError(
-            f"{path}: the model is for {rows}x{columns} images, {asked[0]}x{asked[1]} was asked for; leave the size out"
-        )
+        raise ModelError(f"{path}: the model is for {rows}x{columns} images, {asked[0]}x{asked[1]} was asked for")
     return model
 
 
@@ -105,13 +103,11 @@ def _described(stored: Mapping[str, str], path: Path) -> tuple[str, dict[str, An
         header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ModelError(
-            f"{path}: a safetensors file, but not a caplet model (no {FORMAT} description in its metadata);"
-            " save it with caplet, or give a checkpoint of a known format"
+            f"{path}: a safetensors file, but not a caplet model (no {FORMAT} description in it); save it with caplet"
         )
     if header.get("version") != VERSION:
-        raise ModelError(
-            f"{path}: model file version {header.get('version')!r}, this caplet reads version {VERSION}; update caplet"
-        )
+        found = header.get("version")
+        raise ModelError(f"{path}: model file version {found!r}, this caplet reads version {VERSION}; update caplet")
     family, config, metadata = header.get("family"), header.get("config"), header.get("metadata")
     if not isinstance(family, str) or not isinstance(config, dict) or not isinstance(metadata, dict):
         raise ModelError(f"{path}: its description lacks family, config or metadata; the file is damaged")

@@ -118,8 +118,7 @@ class DeepCaps(CapsNet):
         third, fourth = config.blocks[-2], config.blocks[-1]
         if third.dim != fourth.dim:
             raise ModelError(
-                f"model deep: blocks 3 and 4 both feed the class capsules, but their capsules have {third.dim} and"
-                f" {fourth.dim} dimensions; give them the same"
+                f"model deep: capsules of blocks 3 and 4 have {third.dim} and {fourth.dim} dimensions; make them equal"
             )
         capsules = sum(t * r * c for t, _, r, c in (blocks[i].out_shape for i in (-2, -1)))
         self.digit = DenseCaps(

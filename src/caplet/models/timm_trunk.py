@@ -116,10 +116,8 @@ def _traced(name: str, network: nn.Module) -> GraphModule:
     try:
         return GraphModule(network, _Leaves().trace(network))
     except Exception as error:  # whatever a network's code does with a symbolic tensor
-        raise ModelError(
-            f"backbone {PREFIX}{name}: its forward pass cannot be traced ({str(error).splitlines()[0][:120]}); choose a"
-            " plain CNN"
-        ) from None
+        why = str(error).splitlines()[0][:120]
+        raise ModelError(f"backbone {PREFIX}{name}: its forward pass cannot be traced ({why})") from None
 
 
 @dataclass
@@ -153,10 +151,7 @@ class _Walker:
                 self._refuse(node.name, f"the operation {getattr(node.target, '__name__', node.target)}")
 
     def _refuse(self, path: str, what: str) -> NoReturn:
-        raise ModelError(
-            f"backbone {PREFIX}{self.name}: its part {path} is {what}; the rule for trunks is {_KNOWN}; choose another"
-            " network"
-        )
+        raise ModelError(f"backbone {PREFIX}{self.name}: its part {path} is {what}; the rule for trunks is {_KNOWN}")
 
     def _source(self, node: GraphNode, read: Any) -> str:
         """The path of the trunk's node that ``node`` reads."""

@@ -100,10 +100,7 @@ class TrunkModule(nn.Module):
                 raise ModelError(f"layer {name}: its block has another layer of that name; names are unique")
             for source in sources_of(node):
                 if source not in shapes:
-                    raise ModelError(
-                        f"layer {name}: it reads {source!r}, which is no earlier layer of its block"
-                        f" (known: {', '.join(shapes)})"
-                    )
+                    raise ModelError(f"layer {name}: it reads {source!r}, none of its block's {', '.join(shapes)}")
             layer = _make(name, node, shapes, signs[node.source], eps)
             layers.append(layer)
             shapes[node.name], signs[node.name] = layer.out_shape, layer.specs["activation"].signed

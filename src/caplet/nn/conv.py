@@ -36,10 +36,8 @@ class InputLayer(Layer):
         self.std = std or (1.0,) * channels
         self.plain = mean is None and std is None
         if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
-            raise ModelError(
-                f"layer {name}: mean {self.mean} and std {self.std} for {channels} channels; the rule is one of each"
-                " per channel, std above 0"
-            )
+            found = f"mean {self.mean} and std {self.std} for {channels} channels"
+            raise ModelError(f"layer {name}: {found}; the rule is one of each per channel, std above 0")
         ends = [(end - m) / s for m, s in zip(self.mean, self.std, strict=True) for end in (0.0, 1.0)]
         bound = (min(ends), max(ends))
         self.declare(ram("image", Role.IMAGE, CHW, shape, signed=bound[0] < 0, bound=bound, output=True))
@@ -201,9 +199,7 @@ class ConvNorm(Window):
         super().__init__(name, in_shape, kernel, stride, padding)
         in_channels = in_shape[0]
         if depthwise and channels != in_channels:
-            raise ModelError(
-                f"layer {name}: a depthwise convolution from {in_channels} to {channels} channels; the rule is as many"
-            )
+            raise ModelError(f"layer {name}: depthwise from {in_channels} to {channels} channels; the rule is as many")
         self.depthwise, self.activation = depthwise, activation
         self.groups = in_channels if depthwise else 1
         self.out_shape = (channels, *self.positions)

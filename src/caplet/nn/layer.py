@@ -103,21 +103,18 @@ class Window(Layer):
             padding = zeros[0] // 2
             self.extra = (zeros[0] % 2, zeros[1] % 2)
             if zeros[1] // 2 != padding:
+                size = f"{in_shape[-2]}x{in_shape[-1]}"
                 raise ModelError(
-                    f"layer {name}: 'same' padding of a {kernel}x{kernel} kernel with stride {stride} begins at other"
-                    f" places in the rows than in the columns of its {in_shape[-2]}x{in_shape[-1]} input, which is not"
-                    " supported; use square images"
+                    f"layer {name}: 'same' padding with stride {stride} begins at other places in the rows than in the"
+                    f" columns of its {size} input; use square images"
                 )
         self.kernel, self.stride, self.padding = kernel, stride, padding
         sizes = (size + more + 2 * padding for size, more in zip(in_shape[-2:], self.extra, strict=True))
         rows, columns = ((size - kernel) // stride + 1 for size in sizes)
         self.positions = (rows, columns)
-        size = min(in_shape[-2:])
         if min(self.positions) < 1:
-            raise ModelError(
-                f"layer {name}: its {kernel}x{kernel} kernel does not fit its {size}x{size} input"
-                f" (padding {padding}); use a larger image or a smaller kernel"
-            )
+            found = f"{min(in_shape[-2:])}x{min(in_shape[-2:])} input (padding {padding})"
+            raise ModelError(f"layer {name}: its {kernel}x{kernel} kernel does not fit its {found}; use a larger image")
 
     def extended(self, x: Tensor) -> Tensor:
         """The input (..., H, W) with the ``extra`` zeros after it: what is left to add is ``padding`` on every side."""

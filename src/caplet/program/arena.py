@@ -92,8 +92,8 @@ def plan_memory(
     if small.bytes > ram:
         largest = ", ".join(f"{name} {size}" for name, size in small.peak[:3])
         raise PlanError(
-            f"memory plan: {ram} bytes of RAM asked for, but without stored votes {program.name} needs {small.bytes}, "
-            f"during {small.peak_op} ({largest} bytes); use fewer bits there, prune, or give more RAM"
+            f"memory plan: {ram} bytes of RAM, but without stored votes {program.name} needs {small.bytes}, during "
+            f"{small.peak_op} ({largest} bytes); use fewer bits there, prune, or give more RAM"
         )
     best = small
     for name in sorted(votes, key=lambda key: program.tensors[key].bytes):

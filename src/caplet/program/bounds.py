@@ -200,7 +200,7 @@ def _finish(
     products = max(-int(low.min()), int(high.max()))
     if longest > 62:
         raise PlanError(
-            f"{op.kind} {op.name}: {what} is shifted by {longest} bits; the rule is at most 62: bring formats closer"
+            f"{op.kind} {op.name}: {what} is shifted by {longest} bits, at most 62 are: bring formats closer"
         )
     return _typed(op, what, least, most, products, 8 if longest > 31 else 4)
 
@@ -210,7 +210,7 @@ def _typed(op: Op, what: str, low: int, high: int, products: int, least_bytes: i
         if bits // 8 >= least_bytes and -(1 << (bits - 1)) <= low and high < 1 << (bits - 1):
             return AccumulatorBound(op.name, what, low, high, products, f"int{bits}_t")
     raise PlanError(
-        f"{op.kind} {op.name}: {what} can reach {low}..{high}, beyond 64 bits; use fewer bits, or closer frac_bits"
+        f"{op.kind} {op.name}: {what} can reach {low}..{high}, beyond 64 bits; use fewer bits, closer formats"
     )
 
 

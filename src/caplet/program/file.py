@@ -93,9 +93,7 @@ def _loads(data: memoryview) -> Program:
         raise ArtefactError(f"{len(data)} bytes; a .caplet file starts with an 8-byte length")
     size = int.from_bytes(data[:8], "little")
     if size > min(len(data) - 8, MAX_HEADER):
-        raise ArtefactError(
-            f"offset 0: a header of {size} bytes, but {len(data) - 8} follow; the file is cut or no .caplet"
-        )
+        raise ArtefactError(f"a header of {size} bytes, but {len(data) - 8} follow; the file is cut or no .caplet")
     header = _parse(bytes(data[8 : 8 + size]), "offset 8: the header")
     body = data[8 + size :]
     if not isinstance(header, dict) or not isinstance(header.get("__metadata__"), dict):
@@ -107,7 +105,7 @@ def _loads(data: memoryview) -> Program:
     if not isinstance(head, dict) or head.get("format") != FORMAT_VERSION:
         found = head.get("format") if isinstance(head, dict) else None
         raise ArtefactError(
-            f"format version {found!r:.50}; this caplet reads {FORMAT_VERSION}: use the one that wrote it"
+            f"format version {found!r:.50}, not {FORMAT_VERSION}; read it with the caplet that wrote it"
         )
     if set(head) != {"format", "program", "sha256"}:
         raise ArtefactError(f"the metadata has the fields {sorted(head)!r:.200}; the rule is format, program, sha256")
@@ -148,9 +146,7 @@ def _stored(header: dict[str, Any], body: memoryview) -> dict[str, Packed]:
     stored: dict[str, Packed] = {}
     for start, stop, key in sorted(spans):
         if stop > len(body):
-            raise ArtefactError(
-                f"data of {key!r:.120}: bytes {start}..{stop} of {len(body)}; the file is cut: copy it again"
-            )
+            raise ArtefactError(f"data of {key!r:.120}: bytes {start}..{stop} of {len(body)}; the file is cut")
         if start != end:
             raise ArtefactError(f"data of {key!r:.120}: bytes {start}..{stop}; the rule is to follow on byte {end}")
         stored[key] = np.frombuffer(body[start:stop], dtype=np.uint8)

@@ -79,10 +79,7 @@ class Constant:
         if codes is self.codes and codes.flags.writeable:
             codes = codes.copy()
         if codes.size and (codes.min() < self.format.min_code or codes.max() > self.format.max_code):
-            raise PlanError(
-                f"constant {self.key}: codes span {codes.min()}..{codes.max()}, outside the range "
-                f"{self.format.min_code}..{self.format.max_code} of {self.format}"
-            )
+            raise PlanError(f"constant {self.key}: codes span {codes.min()}..{codes.max()}, outside of {self.format}")
         codes.setflags(write=False)
         object.__setattr__(self, "codes", codes)
 

@@ -100,9 +100,7 @@ def _check_head(program: Program) -> None:
             raise PlanError(f"tensor {key}: format {spec.format}; the rule is that only weights are powers of two")
     pixels = program.tensors[program.input]
     if pixels.format != ops.PIXEL_FORMAT or len(pixels.shape) != 3:
-        raise PlanError(
-            f"input {pixels.name}: {pixels.format} of shape {pixels.shape}; the rule is raw pixels (H, W, C)"
-        )
+        raise PlanError(f"input {pixels.name}: {pixels.format}, shape {pixels.shape}; the rule is raw pixels (H, W, C)")
 
 
 def _check_name(what: str, name: str) -> None:

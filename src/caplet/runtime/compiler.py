@@ -42,10 +42,8 @@ class Compiler:
         """Run the compiler. Raises ArtefactError with its first messages when it fails."""
         done = self.run(arguments, cwd)
         if done.returncode:
-            raise ArtefactError(
-                f"{what}: {' '.join(self.command)} failed with exit code {done.returncode}: "
-                f"{done.stderr.strip()[:2000]}"
-            )
+            said = f"exit code {done.returncode}: {done.stderr.strip()[:2000]}"
+            raise ArtefactError(f"{what}: {' '.join(self.command)} failed with {said}")
 
 
 def compilers() -> list[Compiler]:
@@ -62,8 +60,8 @@ def find_compiler() -> Compiler:
     found = compilers()
     if not found:
         raise ToolMissing(
-            "no C compiler: looked for $CC, cc, gcc, clang and the Python package ziglang; install one, for example "
-            "with 'apt install gcc' or 'pip install ziglang', or use the interpreter engine"
+            "no C compiler: looked for $CC, cc, gcc, clang and the Python package ziglang; install one ('apt install "
+            "gcc', 'pip install ziglang'), or use the interpreter engine"
         )
     return found[0]
 
@@ -139,9 +137,8 @@ def build_library(compiler: Compiler | None = None, folder: Path | None = None, 
                 compiler.build(arguments, "compiled runtime", Path(build))
             os.replace(Path(build) / f"host{_SUFFIX}", library)
     except OSError as error:
-        raise ArtefactError(
-            f"compiled runtime: cannot write {folder}: {error}; set CAPLET_CACHE to a folder that can be written"
-        ) from error
+        todo = "set CAPLET_CACHE to a folder that can be written"
+        raise ArtefactError(f"compiled runtime: cannot write {folder}: {error}; {todo}") from error
     return library
 
 

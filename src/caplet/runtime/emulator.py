@@ -69,9 +69,7 @@ class Board:
             return Compiler((self.gcc,), version), ("-O2", "-nostdlib", *self.gcc_flags)
         if importlib.util.find_spec("ziglang") is not None:
             return self.zig()
-        raise ToolMissing(
-            f"{self.name}: no compiler: looked for {self.gcc} and the Python package ziglang; {self.install}"
-        )
+        raise ToolMissing(f"{self.name}: neither {self.gcc} nor the Python package ziglang was found; {self.install}")
 
     def zig(self) -> CrossCompiler:
         """The compiler of the Python package ziglang. Raises ToolMissing when it is absent."""

@@ -101,10 +101,8 @@ class Assumptions:
     def notes(self) -> dict[str, Any]:
         """What was assumed, stated and read. Raises ModelError for a statement on what no reader asked for."""
         if wrong := [name for name in self.stated if name not in self._open]:
-            raise ModelError(
-                f"{self.where}: cannot assume {wrong[0]}: the file, or the kind of network that it is, settles it; open"
-                f" are {', '.join(self._open)}"
-            )
+            known = f"the file, or its kind of network, settles it; open are {', '.join(self._open)}"
+            raise ModelError(f"{self.where}: cannot assume {wrong[0]}: {known}")
         return {"assumed": self.assumed, "stated": self.stated, "read": self.read}
 
     def fold(self, tensors: dict[str, Tensor], first: str, *, padded: bool = False) -> dict[str, tuple[float, ...]]:

@@ -121,12 +121,9 @@ def _load_torch(path: Path, archive: bool) -> Any:
     except Exception as error:  # a malformed pickle can fail in any way; nothing of it has been executed
         if isinstance(error, UnpicklingError) and (wanted := _GLOBAL.search(str(error))):
             raise ModelError(
-                f"{path}: its pickle wants to use {wanted[1]}, which can run code, so it was not loaded and nothing was"
-                " run; save the model's state_dict() alone and load that"
+                f"{path}: its pickle wants to use {wanted[1]}, which can run code; nothing was run; give its state_dict"
             ) from None
-        raise ModelError(
-            f"{path}: damaged, truncated or not a PyTorch checkpoint ({first_line(error)}); download or save it again"
-        ) from None
+        raise ModelError(f"{path}: damaged, truncated or not a PyTorch checkpoint ({first_line(error)})") from None
 
 
 def _check_archive(path: Path) -> str:
@@ -136,16 +133,14 @@ def _check_archive(path: Path) -> str:
     names = [entry.filename for entry in entries]
     found = [name for name in names if name.rsplit("/", 1)[-1] == "data.pkl"]
     if not found:
-        raise ModelError(
-            f"{path}: a zip archive but not a PyTorch checkpoint (it holds {listed(names) or 'nothing'}, no data.pkl)"
-        )
+        held = listed(names) or "nothing"
+        raise ModelError(f"{path}: a zip archive but not a PyTorch checkpoint (it holds {held}, no data.pkl)")
     if any(name.rsplit("/", 1)[-1] == "constants.pkl" for name in names):
         raise ModelError(f"{path}: a TorchScript program, not weights; save the model's state_dict() and load that")
     size, unpacked = path.stat().st_size, sum(entry.file_size for entry in entries)
     if unpacked > size:
         raise ModelError(
-            f"{path}: its entries unpack to {unpacked:,} bytes, more than the file's {size:,}; PyTorch writes"
-            " uncompressed files, so this one was not written by it"
+            f"{path}: its entries unpack to {unpacked:,} bytes, more than the file's {size:,}; PyTorch never compresses"
         )
     return found[0]
 
@@ -242,15 +237,11 @@ def _tensors(content: Any, path: Path, notes: list[str]) -> State:
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ModelError(f"{where} is a {type(value).__name__}, not a tensor; save the model's state_dict() alone")
         if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
-            raise ModelError(
-                f"{where} is a {value.layout} {value.dtype} tensor; a checkpoint holds plain float tensors"
-            )
+            raise ModelError(f"{where} is a {value.layout} {value.dtype} tensor; a checkpoint has plain float tensors")
         stored = value.untyped_storage().nbytes()
         if value.numel() * value.element_size() > stored:
-            raise ModelError(
-                f"{where} declares {value.numel():,} values but the file stores {stored // value.element_size():,};"
-                " the file is damaged or crafted"
-            )
+            count = stored // value.element_size()
+            raise ModelError(f"{where} declares {value.numel():,} values but the file stores {count:,}; it is damaged")
     return dict(content)
 
 

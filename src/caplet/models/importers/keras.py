@@ -92,9 +92,7 @@ def read_keras(path: Path) -> KerasFile:
         with zipfile.ZipFile(path) as archive:
             for name, most in ((_CONFIG, _MOST_TEXT), (_WEIGHTS, MOST_EXPANSION * path.stat().st_size)):
                 if archive.getinfo(name).file_size > most:
-                    raise ModelError(
-                        f"{path}: its {name} unpacks to more than {most:,} bytes; it is damaged or crafted"
-                    )
+                    raise ModelError(f"{path}: its {name} unpacks to more than {most:,} bytes; it is damaged")
             config = _parse(archive.read(_CONFIG), f"{path}: its {_CONFIG}")
             with h5py.File(io.BytesIO(archive.read(_WEIGHTS)), "r") as file:
                 return _read(file, path, config)
@@ -114,11 +112,8 @@ def _read(file: h5py.File, path: Path, config: Mapping[str, Any] | None) -> Kera
         config, source = _beside(path)
     if any(re.match(r"layers/.*\bvars/\d+$", name) for name in tensors):
         if config is None:
-            name = _stem(path) + ".json"
-            raise ModelError(
-                f"{path}: weights of Keras 3, which do not say what model they are of; put its description,"
-                f" model.to_json(), beside them as {name}, or give the .keras file"
-            )
+            todo = f"put its description, model.to_json(), beside them as {_stem(path)}.json, or give the .keras file"
+            raise ModelError(f"{path}: weights of Keras 3, which do not say what model they are of; {todo}")
         tensors = _by_name(tensors, described_layers(config, str(path)), str(path))
     names = [_text(name) for name in np.ravel(root.attrs.get("layer_names", []))]
     order = dict.fromkeys((*names, *sorted(name.partition("/")[0] for name in tensors)))
@@ -153,10 +148,8 @@ def _check(name: str, dataset: h5py.Dataset, room: int, path: Path) -> int:
         raise ModelError(f"{where} keeps its data in another file, which is not read; save the model into one file")
     size: int = int(np.prod(dataset.shape, dtype=object)) * dataset.dtype.itemsize
     if size > room:
-        raise ModelError(
-            f"{where} declares shape {shape_text(dataset.shape)}, {size:,} bytes, but the file has only"
-            f" {path.stat().st_size:,}; it is damaged or crafted"
-        )
+        found = f"shape {shape_text(dataset.shape)}, {size:,} bytes"
+        raise ModelError(f"{where} declares {found}, but the file has only {path.stat().st_size:,}; it is damaged")
     return size
 
 

@@ -77,18 +77,15 @@ def describe(config: Mapping[str, Any], where: str) -> Described:
         plain = last is not None and last.dim is None and not last.squashed
         if kind == "Conv2D" or "primary" in kind.lower():
             if last is not None and (last.slope is None or not plain):
-                raise ModelError(
-                    f"{where}: layer {listed([last.path[-1]])} has no ReLU after it; only Conv2D + ReLU can be imported"
-                )
+                before = listed([last.path[-1]])
+                raise ModelError(f"{where}: layer {before} has no ReLU after it; only Conv2D + ReLU can be imported")
             last = ConvAbout(path, *_convolution(settings, at))
             last.squashed = kind != "Conv2D"
             last.slope = None if last.squashed else _slope(kind, settings, at)
             convs.append(last)
         elif _is_capsules(kind):
             if last is None or not last.squashed:
-                raise ModelError(
-                    f"{at}: no primary capsules (Conv2D, Reshape, squash, or a layer of that name) before it"
-                )
+                raise ModelError(f"{at}: no primary capsules (Conv2D, Reshape, squash, or one layer) before it")
             rest = _rest(config, steps, where)
             read += [f"left out: {listed(rest)}"] if rest else []
             return Described(convs, path, _iterations(settings, at), image, tuple(read))
@@ -109,8 +106,8 @@ def describe(config: Mapping[str, Any], where: str) -> Described:
             last.dim = _capsule_dim(settings, at)
         elif kind not in _HARMLESS:
             raise ModelError(
-                f"{at} is a {listed([kind])} in a place where it cannot be imported; a Q7-CapsNets network has Conv2D,"
-                " batch norm and ReLU, then primary capsules and class capsules only"
+                f"{at} is a {listed([kind])} where there can be none; Q7-CapsNets has Conv2D, batch norm and ReLU, then"
+                " primary capsules and class capsules only"
             )
     raise ModelError(f"{where}: its model_config has no class-capsule layer; is it another network?")
 
@@ -146,10 +143,8 @@ def _chain(config: Mapping[str, Any], where: str, within: LayerPath = ()) -> lis
         while order[0].sources:
             sources = [by_name[name] for name in order[0].sources if name in by_name]
             if len(sources) != 1 or sources[0] in order:
-                raise ModelError(
-                    f"{where}: layer {listed([order[0].name])} reads {listed(list(order[0].sources))}; only a network"
-                    " in which each layer reads the one before it can be imported"
-                )
+                name, read = listed([order[0].name]), listed(list(order[0].sources))
+                raise ModelError(f"{where}: layer {name} reads {read}; only a network without branches can be imported")
             order = [sources[0], *order]
     steps: list[Step] = []
     for layer in order:
@@ -165,10 +160,8 @@ def _rest(config: Mapping[str, Any], steps: list[Step], where: str) -> list[str]
     rest = [layer for layer in described_layers(config, where) if layer.name not in used and layer.kind != "InputLayer"]
     again = [layer.name for layer in rest if any(key in layer.settings for key in _ITERATIONS)]
     if again:
-        raise ModelError(
-            f"{where}: layer {again[0]} routes capsules after {steps[-1][1][-1]}; only networks with one layer of class"
-            " capsules can be imported"
-        )
+        rule = "only networks with one layer of class capsules can be imported"
+        raise ModelError(f"{where}: layer {again[0]} routes capsules after {steps[-1][1][-1]}; {rule}")
     return [layer.name for layer in rest if "length" not in layer.kind.lower()]  # lengths are what caplet compares
 
 
@@ -203,9 +196,7 @@ def _convolution(settings: Mapping[str, Any], at: str) -> tuple[int, Literal["sa
 def _norm(path: LayerPath, settings: Mapping[str, Any], at: str) -> NormAbout:
     axis, eps = settings.get("axis", -1), settings.get("epsilon", EPSILON)
     if axis not in (-1, 3, [-1], [3]) or not isinstance(eps, int | float) or not 0 < eps < 1:
-        raise ModelError(
-            f"{at}: a batch norm over axis {str(axis)[:40]} with epsilon {str(eps)[:40]}; the channels are 3"
-        )
+        raise ModelError(f"{at}: a batch norm over axis {axis!s:.40} with epsilon {eps!s:.40}; the channels are 3")
     return NormAbout(path, float(eps))
 
 

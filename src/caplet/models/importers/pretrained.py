@@ -56,10 +56,7 @@ def read_trunk(model: BackboneCaps, state: Mapping[str, Tensor], where: str) -> 
         found = modules.get(module, {})
         if set(found) != set(target):
             there = f"{module} has {', '.join(found) or 'no tensors'}" if module else "nothing is left in the file"
-            raise ModelError(
-                f"{where}: layer {layer} needs {', '.join(target)}, but {there}; is it the state dict of the same"
-                " network?"
-            )
+            raise ModelError(f"{where}: layer {layer} needs {', '.join(target)}, but {there}; is it another network?")
         for part, place in target.items():
             check_shape(f"{module}.{part}", found[part], tuple(place.shape), where)
             with torch.no_grad():
@@ -96,10 +93,8 @@ def load_pretrained(model: CapsNet, source: str | Path) -> bool:
         ToolMissing: a trunk of timm's without timm.
     """
     if not isinstance(model, BackboneCaps):
-        raise ModelError(
-            f"model {model.family}: it has no backbone, so there is nothing to load {source} into; leave pretrained"
-            " out, or choose a model on a CNN (caplet models)"
-        )
+        todo = "leave pretrained out, or choose a model on a CNN (caplet models)"
+        raise ModelError(f"model {model.family}: no backbone to load {source} into; {todo}")
     path: Path | None = Path(source)
     if str(source) in (TORCHVISION, TIMM):
         path = _cached(model, str(source))
@@ -119,10 +114,7 @@ def _cached(model: BackboneCaps, package: str) -> Path | None:
     found = None
     if package == TIMM:
         if not name.startswith(PREFIX):
-            raise ModelError(
-                f"backbone {name}: not a network of timm's; give the path of a state dict, or choose a model"
-                f" {PREFIX}NAME"
-            )
+            raise ModelError(f"backbone {name}: not a network of timm's; give a state dict, or choose {PREFIX}NAME")
         repository = timm_trunk(name.removeprefix(PREFIX)).repository
         if repository is None:
             raise ModelError(f"backbone {name}: timm has no pretrained weights for it; give the path of a state dict")

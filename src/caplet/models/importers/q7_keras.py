@@ -64,7 +64,7 @@ def read(path: Path, image_size: ImageSize | None, open_: Assumptions) -> CapsNe
     types, rest = divmod(primary.kernel.shape[0], dim)
     if rest or about.convs[-1].dim not in (None, dim):
         raise ModelError(
-            f"{where}: the primary capsules' convolution has {primary.kernel.shape[0]} channels, not a multiple of the"
+            f"{where}: the primary capsules' convolution has {len(primary.kernel)} channels, not a multiple of the"
             f" capsule dimension {dim} of the class capsules' weights; is it another network?"
         )
     kernels = tuple(conv.kernel.shape[2] for conv in convs)
@@ -128,9 +128,9 @@ def _undescribed(file: KerasFile, where: str) -> Described:
                 bool(re.match("activation|(leaky_)?re_?lu", n)) for n, _ in (order[index - 1], *order[index + 1 :][:1])
             ]
             if not convs or sum(near) != 1:
+                todo = "give the whole model's file, or its description (model.to_json()) in a .json beside it"
                 raise ModelError(
-                    f"{where}: it does not say whether the batch norm {name} is before or after a ReLU; give the file"
-                    " of the whole model, or put the model's description (model.to_json()) beside it as a .json file"
+                    f"{where}: it does not say whether the batch norm {name} is before or after a ReLU; {todo}"
                 )
             (convs[-1].after if near[0] else convs[-1].before).append(NormAbout((name,)))
         elif "kernel" in layer:
@@ -171,9 +171,7 @@ def _convolutions(file: KerasFile, described: list[ConvAbout], open_: Assumption
             kernel = kernel * scale.view(-1, 1, 1, 1)
         stays = about.after if index + 1 < len(described) and described[index + 1].padding else []
         if len(stays) > 1:
-            raise ModelError(
-                f"{where}: two batch norms after the ReLU of layer {name}, and padding after them; use one"
-            )
+            raise ModelError(f"{where}: two batch norms, then padding, after the ReLU of layer {name}; use one")
         own = _norm_tensors(file, stays[0], len(kernel), where) if stays else None
         convs.append(_Conv(name, kernel.float(), None if bias is None else bias.float(), own))
     open_.read += [f"batch norms folded into convolutions: {', '.join(folded)}"] if folded else []
@@ -190,10 +188,8 @@ def _norm_tensors(file: KerasFile, norm: NormAbout, channels: int, where: str) -
         "running_var": layer.get("moving_variance", ones[:0]),
     }
     if any(tuple(tensor.shape) != (channels,) for tensor in tensors.values()) or tensors["running_var"].min() < 0:
-        raise ModelError(
-            f"{where}: batch norm {norm.path[-1]} does not hold a mean and a variance of at least 0 for each of the"
-            f" {channels} channels; is it another network?"
-        )
+        rule = f"a mean and a variance of at least 0 for each of {channels} channels; is it another network?"
+        raise ModelError(f"{where}: batch norm {norm.path[-1]} does not hold {rule}")
     return tensors
 
 
@@ -211,19 +207,15 @@ def _convolution(
     kernel, bias = layer.get("kernel"), layer.get("bias")
     others = [part for part in layer if part not in parts]
     if others or kernel is None or kernel.ndim != 4:
-        raise ModelError(
-            f"{where}: layer {name} is no plain convolution (it has {listed(others or list(layer)) or 'no weights'});"
-            " Q7-CapsNets networks have convolutions, then primary and class capsules"
-        )
+        found = listed(others or list(layer)) or "no weights"
+        raise ModelError(f"{where}: layer {name} is no plain convolution (it has {found}); is it another network?")
     kernel = kernel.permute(3, 2, 0, 1).double()  # HWIO -> OIHW
     out, channels, rows, columns = kernel.shape
     if rows != columns:
         raise ModelError(f"{where}: layer {name} has a {rows}x{columns} kernel; only square ones")
     if previous is not None and channels != len(previous.kernel):
-        raise ModelError(
-            f"{where}: layer {name} takes {channels} channels, but {previous.name} before it gives"
-            f" {len(previous.kernel)}; is it another network?"
-        )
+        given = f"{previous.name} before it gives {len(previous.kernel)}; is it another network?"
+        raise ModelError(f"{where}: layer {name} takes {channels} channels, but {given}")
     if bias is not None and tuple(bias.shape) != (out,):
         raise ModelError(f"{where}: layer {name} has a bias of shape {shape_text(bias.shape)}, expected ({out},)")
     return kernel, None if bias is None else bias.double()
@@ -231,15 +223,12 @@ def _convolution(
 
 def _capsule_weights(name: str, layer: Layer, where: str) -> Tensor:
     if len(layer) != 1 or "bias" in layer:
-        raise ModelError(
-            f"{where}: layer {name} holds {', '.join(sorted(layer)) or 'no weights'}; class capsules hold one tensor of"
-            " weights"
-        )
+        held = ", ".join(sorted(layer)) or "no weights"
+        raise ModelError(f"{where}: layer {name} holds {held}; class capsules hold one tensor of weights")
     ((part, weights),) = layer.items()
     if weights.ndim != 4 or 0 in weights.shape:
         raise ModelError(
             f"{where}: tensor {name}/{part} has shape {shape_text(weights.shape)}; class-capsule weights have 4 axes"
-            " (out, in, out_dim, in_dim), none empty"
         )
     return weights
 
@@ -263,8 +252,7 @@ def _infer_strides(
 ) -> tuple[int, ...]:
     if len(kernels) > MOST_INFERRED:
         raise ModelError(
-            f"{where}: strides of {len(kernels)} convolutions cannot be inferred (at most {MOST_INFERRED}); give a file"
-            " with the model's description (model.save, not save_weights)"
+            f"{where}: strides of more than {MOST_INFERRED} convolutions are not inferred; give what model.save wrote"
         )
     if image_size is None:
         sizes = [(side, side) for side in preferred(channels)]
@@ -276,7 +264,6 @@ def _infer_strides(
         if capsule_count(types, [chain], *size) == count:
             return choice
     if image_size is None and (count % types or isqrt(count // types) ** 2 * types != count):
-        raise ModelError(
-            f"{where}: {count} capsules of {types} types do not form a square map; give the images' size (image_size)"
-        )
+        todo = "give the images' size (image_size)"
+        raise ModelError(f"{where}: {count} capsules of {types} types do not form a square map; {todo}")
     return usual

@@ -49,18 +49,15 @@ def match_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, str], where
         shape, axes = tuple(tensors[name].shape), [axis.split("*") for axis in text.split()]
         if len(shape) != len(axes) or 0 in shape:
             raise ModelError(
-                f"{where}: tensor {name} has shape {shape_text(shape)}, expected {len(axes)} axes, none empty;"
-                " is it another network?"
+                f"{where}: tensor {name} has shape {shape_text(shape)}, expected {len(axes)} axes, none empty"
             )
         expected = []
         for size, factors in zip(shape, axes, strict=True):
             unknown = [factor for factor in factors if not factor.isdigit() and factor not in sizes]
             known = prod(int(factor) if factor.isdigit() else sizes.get(factor, 1) for factor in factors)
             if unknown and size % known:
-                raise ModelError(
-                    f"{where}: tensor {name} has shape {shape_text(shape)}; the rule is {text}, but {size} is not a"
-                    f" multiple of {known}; is it another network?"
-                )
+                rule = f"the rule is {text}, but {size} is not a multiple of {known}"
+                raise ModelError(f"{where}: tensor {name} has shape {shape_text(shape)}; {rule}")
             sizes |= dict.fromkeys(unknown, size // known)
             expected.append(size if unknown else known)
         check_shape(name, tensors[name], tuple(expected), where)
@@ -106,15 +103,15 @@ def pick_image(
             fitting = [side for side in range(1, LARGEST + 1) if fits(side, side)]
             ends = dict.fromkeys(f"{side}x{side}" for side in (*fitting[:1], *fitting[-1:]))
             hint = f"; {' to '.join(ends)} fits" if fitting else ""
+            found = capsule_count(types, chains, rows, columns)
             raise ModelError(
-                f"{where}: images of {rows}x{columns} give {capsule_count(types, chains, rows, columns)} capsules, but"
-                f" the class capsules' weights are for {capsules}{hint}"
+                f"{where}: images of {rows}x{columns} give {found} capsules, but the weights are for {capsules}{hint}"
             )
         return rows, columns
     for side in (*preferred(channels), *range(1, LARGEST + 1)):
         if fits(side, side):
             return side, side
     raise ModelError(
-        f"{where}: no square image up to {LARGEST}x{LARGEST} gives the {capsules} capsules that the class capsules'"
-        " weights are for; if the images are not square, give their size (image_size)"
+        f"{where}: no square image up to {LARGEST}x{LARGEST} gives the {capsules} capsules that the weights are for; if"
+        " the images are not square, give their size (image_size)"
     )
