@@ -65,7 +65,8 @@ from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.reconstruct import Reconstruction, reconstruct
 from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 from caplet.quant.search.qcapsnets import search_qcapsnets as search
-from caplet.runs.records import Verified, record_verified
+from caplet.runs.records import Verified
+from caplet.runs.shipped import record_verified
 from caplet.runtime.engine import Engine
 from caplet.train.settings import recipe_names as recipes
 

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from caplet.jobs.compress.choose import Pruned, Size, Width, choose
+from caplet.jobs.compress.choose import Size, choose
 from caplet.jobs.compress.settings import Limits
+from caplet.runs.records import Pruned, Width
 
 WHOLE = Pruned(1.0, 1000, 800, 0.0, 100, 0)
 HALF = Pruned(0.5, 500, 400, 0.1, 100, 10)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from caplet.jobs.compress.choose import RECOVERED, Pruned, next_fraction, outlook
+from caplet.jobs.compress.choose import RECOVERED, next_fraction, outlook
 from caplet.jobs.compress.settings import Limits
+from caplet.runs.records import Pruned
 
 PROBES = (0.5, 0.25, 0.1)
 

@@ -16,7 +16,7 @@ from caplet.data.splits import unpack_ids
 from caplet.jobs.run import evaluate, float_predictions
 from caplet.models.checkpoint import load_model
 from caplet.program import load_program, plan_memory, verify
-from caplet.runs.records import MOST_FLIPS, png, record_flips
+from caplet.runs.shipped import MOST_FLIPS, png, record_flips
 
 
 def read(folder: Path, name: str) -> Any:

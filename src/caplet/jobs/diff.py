@@ -1,17 +1,18 @@
 """Compare two finished runs: accuracies image by image where the images agree, and everything that a run records."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from operator import eq
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from caplet.errors import ArtefactError
 from caplet.metrics import Paired, paired
+from caplet.runs.finished import RunKind, RunRecords, read_run
 from caplet.runs.folder import reading
-from caplet.runs.records import PREDICTIONS, RunKind, RunRecords, read_run
+from caplet.runs.records import PREDICTIONS, Predictions, PruneMetrics, QatMetrics, QuantizeMetrics, TrainMetrics
 
 _LEFT_OUT = frozenset({"data_hashes", "hardware"})
 
@@ -63,20 +64,21 @@ def diff_runs(first: str | Path, second: str | Path) -> Diff:
         ArtefactError: a folder holds no finished run, or one without a model.
     """
     one, two = runs = _read(Path(first)), _read(Path(second))
+    pair = agree = unpaired = None
     with reading(f"the record of {one.name} or {two.name}"):
-        return _compared(one, two, runs)
-
-
-def _compared(one: RunRecords, two: RunRecords, runs: tuple[RunRecords, RunRecords]) -> Diff:
-    answers: list[Any] = [_answers(run) for run in runs]
-    unpaired = _why_unpaired(runs, answers)
-    pair = agree = None
-    if unpaired is None:
-        labels = np.array(one.files[PREDICTIONS]["labels"])
-        pair, agree = paired(*(np.equal(found, labels) for found in answers)), int(np.equal(*answers).sum())
+        found = _same_images(*runs)
+        if isinstance(found, str):
+            unpaired = found
+        else:
+            labels = np.array(found[0].labels)
+            answers = [
+                record.models[run.role] if _ships(run) else record.float
+                for run, record in zip(runs, found, strict=True)
+            ]
+            pair, agree = paired(*(np.array(answer) == labels for answer in answers)), sum(map(eq, *answers))
     known = [{name: value for name, value in run.settings.items() if name not in _LEFT_OUT} for run in runs]
-    details = [run.details for run in runs if _ships(run) and run.details is not None]
-    widths = [{row["point"]: row["bits"] for row in found["tensors"]} for found in details]
+    details = [run.details for run in runs if run.details is not None]
+    widths = [{row.point: row.bits for row in shipped.tensors} for shipped in details]
     return Diff(
         (one.name, two.name),
         pair,
@@ -88,72 +90,61 @@ def _compared(one: RunRecords, two: RunRecords, runs: tuple[RunRecords, RunRecor
     )
 
 
-def _read(path: Path) -> RunRecords:
+def _read(path: Path) -> RunRecords[Any]:
     """A run's records; of a compression those of the stage whose Program it chose."""
     run = read_run(path)
     if run.kind is RunKind.SENSITIVITY:
         raise ArtefactError(f"run {run.name}: an error analysis has no model to compare; give a run that made one")
-    if run.kind is RunKind.COMPRESS:
-        return RunRecords(run.name, read_run(path / run.metrics["folders"][-1]).files)
-    return run
+    return replace(read_run(path / run.metrics.folders[-1]), name=run.name) if run.kind is RunKind.COMPRESS else run
 
 
-def _ships(run: RunRecords) -> bool:
+def _ships(run: RunRecords[Any]) -> bool:
     """Whether the run's model is a Program."""
-    return run.kind in (RunKind.QUANTIZE, RunKind.QAT)
+    return isinstance(run.metrics, QuantizeMetrics | QatMetrics)
 
 
-def _answers(run: RunRecords) -> NDArray[np.int64] | None:
-    """What the run's model answers, (N,), None where it was not recorded."""
-    record = run.find(PREDICTIONS)
-    if record is None:
-        return None
-    return np.array(record["models"][run.role] if _ships(run) else record["float"])
-
-
-def _why_unpaired(runs: tuple[RunRecords, RunRecords], answers: Sequence[Any]) -> str | None:
-    for run, found in zip(runs, answers, strict=True):
-        if found is None:
+def _same_images(*runs: RunRecords[Any]) -> tuple[Predictions, ...] | str:
+    """What both answered on the same test images, or why that is not known."""
+    for run in runs:
+        if run.predictions is None:
             return f"run {run.name} has no {PREDICTIONS}: it was made by an older caplet"
-    one, two = (run.files[PREDICTIONS] for run in runs)
-    if one["sha256"] != two["sha256"]:
-        return (
-            f"the test images differ: {len(one['labels']):,} of {one['data']} (SHA-256 {one['sha256'][:12]}...) and"
-            f" {len(two['labels']):,} of {two['data']} (SHA-256 {two['sha256'][:12]}...)"
-        )
-    return None
+    one, two = found = tuple(run.predictions for run in runs if run.predictions is not None)
+    if one.sha256 == two.sha256:
+        return found
+    sides = (f"{len(each.labels):,} of {each.data} (SHA-256 {each.sha256[:12]}...)" for each in found)
+    return f"the test images differ: {' and '.join(sides)}"
 
 
-def _figures(run: RunRecords) -> Iterator[tuple[str, float | int | str | None]]:
+def _figures(run: RunRecords[Any]) -> Iterator[tuple[str, float | int | str | None]]:
     metrics = run.metrics
-    if not _ships(run):
-        test = metrics["pruned"]["test"] if run.kind is RunKind.PRUNE else metrics["test"]
+    if not isinstance(metrics, QuantizeMetrics | QatMetrics):
+        test = metrics.pruned.test if isinstance(metrics, PruneMetrics) else metrics.test
         yield "kind", f"float model ({run.kind})"
-        yield "test accuracy (%)", test["percent"]
-        yield "test images", test["n"]
-        if run.kind is RunKind.TRAIN:
-            yield "weight bytes", 4 * metrics["parameters"]
-            yield "seconds", metrics["seconds"]
-        if run.kind is RunKind.PRUNE:
-            yield "weight bytes", 4 * metrics["pruned"]["cost"]["parameters"]
-            yield "multiply-accumulates", metrics["pruned"]["cost"]["macs"]
+        yield "test accuracy (%)", test.percent
+        yield "test images", test.n
+        if isinstance(metrics, TrainMetrics):
+            yield "weight bytes", 4 * metrics.parameters
+            yield "seconds", metrics.seconds
+        if isinstance(metrics, PruneMetrics):
+            yield "weight bytes", 4 * metrics.pruned.cost["parameters"]
+            yield "multiply-accumulates", metrics.pruned.cost["macs"]
         return
-    model = metrics["models"][0]
-    yield "kind", f"integers ({metrics.get('method', run.kind)}, {model['role']})"
-    if "met" in metrics:
-        yield "limits met", "yes" if metrics["met"] else "no"
-    yield "test accuracy (%)", model["test"]["percent"]
-    yield "test images", model["test"]["n"]
-    yield "loss against its float model (pp)", model["paired"]["loss"]
-    yield "weight bytes", model["memory"][-1]["weight_bits"] / 8
-    yield "activation bytes", model["memory"][-1]["activation_bits"] / 8
-    yield "file bytes", model["file_bytes"]
+    model = metrics.models[0]
+    yield "kind", f"integers ({metrics.method if isinstance(metrics, QuantizeMetrics) else run.kind}, {model.role})"
+    if isinstance(metrics, QuantizeMetrics):
+        yield "limits met", "yes" if metrics.met else "no"
+    yield "test accuracy (%)", model.test.percent
+    yield "test images", model.test.n
+    yield "loss against its float model (pp)", model.paired.loss
+    yield "weight bytes", model.memory[-1]["weight_bits"] / 8
+    yield "activation bytes", model.memory[-1]["activation_bits"] / 8
+    yield "file bytes", model.file_bytes
     if run.details is not None:
-        yield "RAM bytes, all votes stored", run.details["memory"]["fast"]["bytes"]
-        yield "RAM bytes, votes recomputed", run.details["memory"]["small"]["bytes"]
-    if "search" in metrics:
-        yield "probes", metrics["search"]["probes"]
-        yield "seconds", metrics["search"]["seconds"]
+        yield "RAM bytes, all votes stored", run.details.memory["fast"]["bytes"]
+        yield "RAM bytes, votes recomputed", run.details.memory["small"]["bytes"]
+    if isinstance(metrics, QuantizeMetrics):
+        yield "probes", metrics.search["probes"]
+        yield "seconds", metrics.search["seconds"]
 
 
 def _side_by_side(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Value]:

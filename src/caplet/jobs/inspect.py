@@ -23,7 +23,7 @@ from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import uniform_plan
 from caplet.quant.simulate.fake_quant import fake_quantized
-from caplet.runs.records import program_tensors, tensor_row
+from caplet.runs.shipped import program_tensors, tensor_record
 
 FLOAT_BITS = 32
 TABLE = "table"
@@ -48,32 +48,32 @@ def inspect_model(model: CapsNet | Program, path: Path | None = None) -> dict[st
         if model.assumed:
             notes["assumed"] = model.assumed
         points = [
-            tensor_row(key, str(spec.role), spec.shape, str(spec.storage), "float32", FLOAT_BITS)
+            tensor_record(key, spec.shape, str(spec.storage), "float32", FLOAT_BITS, str(spec.role))
             for key, spec in model.points().items()
         ]
     groups: dict[str, dict[str, Any]] = {}
     for row in points:
-        if row["role"] == TABLE:
+        if row.role == TABLE:
             continue
-        name = row["point"].split(".")[0]
+        name = row.point.split(".")[0]
         counts = {"weights": 0, "activations": 0, "weight_bits": 0, "activation_bits": 0}
         group = groups.setdefault(name, {"group": name, **counts, "weight_widths": set(), "activation_widths": set()})
-        which = "weight" if row["storage"] == "flash" else "activation"
-        group[f"{which}s"] += row["elements"]
-        group[f"{which}_bits"] += row["elements"] * row["bits"] + row["shift_bits"]
-        group[f"{which}_widths"].add(row["bits"])
+        which = "weight" if row.storage == "flash" else "activation"
+        group[f"{which}s"] += row.elements
+        group[f"{which}_bits"] += row.elements * row.bits + row.shift_bits
+        group[f"{which}_widths"].add(row.bits)
     total: dict[str, Any] = {"group": "total"}
     for key in ("weights", "activations", "weight_bits", "activation_bits"):
         total[key] = sum(group[key] for group in groups.values())
     rows = [*groups.values(), {**total, "weight_widths": set(), "activation_widths": set()}]
-    for row in rows:
+    for each in rows:
         for key in ("weight_widths", "activation_widths"):
-            row[key] = "-".join(map(str, sorted({min(row[key]), max(row[key])}))) if row[key] else ""
+            each[key] = "-".join(map(str, sorted({min(each[key]), max(each[key])}))) if each[key] else ""
     return {
         "title": title,
         "kind": kind,
         "groups": rows,
-        "points": points,
+        "points": [*map(asdict, points)],
         "file_bytes": None if path is None else path.stat().st_size,
         "notes": notes,
         "assumed": dict(origin.get("assumed", {})),

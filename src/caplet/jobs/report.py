@@ -5,8 +5,8 @@ from pathlib import Path
 
 from caplet.files import write_text
 from caplet.report.page import render
+from caplet.runs.finished import find_runs, read_run
 from caplet.runs.folder import reading
-from caplet.runs.records import find_runs, read_run
 from caplet.version import __version__
 
 PAGE = "report.html"

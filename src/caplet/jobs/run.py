@@ -20,8 +20,8 @@ from caplet.models.base import CapsNet, check_finite
 from caplet.program import Program
 from caplet.progress import Note, silent
 from caplet.quant.measure.evaluator import predict
-from caplet.runs.folder import METRICS, SPLITS, open_run, write_record
-from caplet.runs.records import Classes, record_details, record_flips, record_predictions
+from caplet.runs.folder import METRICS, SPLITS, open_run, plain, write_record
+from caplet.runs.shipped import Classes, record_details, record_flips, record_predictions
 from caplet.runtime.engine import Engine, predictions
 
 HELD_OUT = "held_out"
@@ -238,6 +238,6 @@ def ship(
         record_details(run, programs)
     else:
         record_predictions(run, splits.test, answers.reference if result is None else answers.models[result], {})
-    whole = {**metrics, "data": splits.info["name"], "data_note": splits.info["note"]}
+    whole: dict[str, Any] = plain({**metrics, "data": splits.info["name"], "data_note": splits.info["note"]})
     write_record(run / METRICS, whole)
     return whole

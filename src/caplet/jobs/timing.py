@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.precision import mixed
 from caplet.program import Program
+from caplet.runs.records import SpeedMetrics
 from caplet.runtime import NativeModel
 from caplet.train.loss import margin_loss
 
@@ -107,7 +107,7 @@ BATCH = 64
 
 def measure_speed(
     model: CapsNet, pruned: CapsNet | None, program: Program, images: Tensor, threads: int
-) -> dict[str, Any]:
+) -> SpeedMetrics:
     """Images per second of all sides on ``threads`` threads, in turns, so that other work slows all of them.
 
     Args:
@@ -115,9 +115,7 @@ def measure_speed(
         images: uint8 (N, C, H, W), all of them once or more often in every turn.
 
     Returns:
-        JSON values: ``images``, ``threads``, ``turns``, ``torch_batch``, and ``sides``: by name (``float``, ``pruned``,
-        ``integers``) images per second (``median``, ``low``, ``high``) and ``times`` faster than ``float``, by medians.
-        Without a C compiler there are no ``integers``.
+        Of the sides ``float``, ``pruned`` and ``integers``; without a C compiler there are no ``integers``.
     """
     floats, pixels = to_float(images), images.numpy()
 
@@ -149,4 +147,4 @@ def measure_speed(
         name: {**middle_and_ends(values), "times": statistics.median(values) / reference}
         for name, values in rates.items()
     }
-    return {"images": len(images), "threads": threads, "turns": TURNS, "torch_batch": BATCH, "sides": found}
+    return SpeedMetrics(len(images), threads, TURNS, BATCH, found)

@@ -21,7 +21,8 @@ from caplet.program import Program, interpreter
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.simulate.fake_quant import FakeQuant
 from caplet.runs.folder import write_record
-from caplet.runs.records import TRACE, program_digest
+from caplet.runs.records import TRACE, Row
+from caplet.runs.shipped import program_digest
 
 Values = NDArray[np.float64]
 Level = Mapping[str, Values]
@@ -85,7 +86,7 @@ class Trace:
 
     images: int
     comparisons: tuple[Comparison, ...]
-    noise: tuple[dict[str, Any], ...]
+    noise: tuple[Row, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -134,7 +135,7 @@ def trace_levels(
         for level in levels
     }
     comparisons = tuple(_compare(formats, (a, b), found[a], found[b]) for a, b in pairwise(levels))
-    noise: tuple[dict[str, Any], ...] = ()
+    noise: tuple[Row, ...] = ()
     if LevelName.FLOAT in found:
         against = _compare(formats, (LevelName.FLOAT, LevelName.PROGRAM), found[LevelName.FLOAT], exact)
         noise = tuple(
@@ -151,7 +152,7 @@ def trace_levels(
 
 def record_trace(folder: Path, program: Program, trace: Trace) -> None:
     """Write ``trace.json`` into a run folder. Raises ArtefactError when it cannot be written."""
-    write_record(folder / TRACE, {"sha256": program_digest(program), **trace.to_json()})
+    write_record(folder / TRACE, {"sha256": program_digest(program), **vars(trace)})
 
 
 def _formats(program: Program, codes: Iterable[str]) -> dict[str, FixedFormat]:

@@ -2,36 +2,37 @@
 
 from caplet.report.cards import bytes_text
 from caplet.report.charts import Dot, Level, Series, chart
-from caplet.report.content import Figure, Section, Table
-from caplet.runs.records import RunRecords
+from caplet.report.content import Cell, Figure, Section, Table
+from caplet.runs.finished import RunRecords
+from caplet.runs.records import CompressMetrics, Row
 
 _DEPTH = 8.0
 """Pairs that lose more than this many times the accepted loss (and a point) are only in the table."""
 _SIDES = {"float": "float, PyTorch", "pruned": "pruned float, PyTorch", "integers": "integers, compiled C"}
 
 
-def tradeoff(run: RunRecords) -> Section | str:
+def tradeoff(run: RunRecords[CompressMetrics]) -> Section | str:
     """Accuracy against multiply-accumulates and against width, with the pair that was chosen."""
-    found = run.metrics["choice"]
-    curve, widths, chosen, width = (found[name] for name in ("curve", "widths", "pruned", "width"))
-    accepted = [Level(run.metrics["limits"]["max_drop"]["asked"], "accepted")]
+    found = run.metrics.choice
+    curve, widths, chosen, width = found.curve, found.widths, found.pruned, found.width
+    accepted = [Level(run.metrics.accepted, "accepted")]
     pruning = chart(
         *("Loss of accuracy by what pruning leaves", ("multiply-accumulates remaining (%)", "loss (points)")),
-        [Series("pruned", tuple(sorted((100 * point["macs_kept"], point["drop"]) for point in curve)), "s0")],
-        [Dot(100 * chosen["macs_kept"], chosen["drop"], "s1", "chosen")],
+        [Series("pruned", tuple(sorted((100 * point.macs_kept, point.drop) for point in curve)), "s0")],
+        [Dot(100 * chosen.macs_kept, chosen.drop, "s1", "chosen")],
         accepted,
         legend=(("s1", "chosen"),),
     )
     narrowing = chart(
         *("Loss of accuracy by width", ("bits everywhere", "loss (points)")),
-        [Series("quantized", tuple(sorted((point["bits"], point["drop"]) for point in widths)), "s0")],
-        [Dot(width["bits"], width["drop"], "s1", "chosen")],
+        [Series("quantized", tuple(sorted((point.bits, point.drop) for point in widths)), "s0")],
+        [Dot(width.bits, width.drop, "s1", "chosen")],
         accepted,
         legend=(("s1", "chosen for the estimate"),),
         whole_x=True,
     )
-    rows = [("pruning", point["macs_kept"], None, point["drop"], point["images"]) for point in curve]
-    rows += [("width", None, point["bits"], point["drop"], point["images"]) for point in widths]
+    rows: list[tuple[Cell, ...]] = [("pruning", point.macs_kept, None, point.drop, point.images) for point in curve]
+    rows += [("width", None, point.bits, point.drop, point.images) for point in widths]
     figure = Figure(
         "A few points of either curve",
         "Each point is one network, measured on calibration images; the losses of a pair are added. Losses by width are"
@@ -41,28 +42,27 @@ def tradeoff(run: RunRecords) -> Section | str:
     )
     grid = [
         (
-            f"pruned to {100 * point['macs_kept']:.3g} % of the multiply-accumulates",
-            f"{point['drop']:+.2f}",
-            "chosen" if point["macs_kept"] == chosen["macs_kept"] else "",
-            *(f"{point[name]:,}" for name in ("parameters", "steps", "images")),
+            f"pruned to {100 * point.macs_kept:.3g} % of the multiply-accumulates",
+            f"{point.drop:+.2f}",
+            "chosen" if point.macs_kept == chosen.macs_kept else "",
+            *(f"{count:,}" for count in (point.parameters, point.steps, point.images)),
         )
         for point in curve
-        if point["steps"] or point["macs_kept"] < 1
+        if point.steps or point.macs_kept < 1
     ]
     for point in widths:
-        kept, picked = point.get("macs_kept", 1.0), "chosen for the estimate" if point["bits"] == width["bits"] else ""
-        name = f"{point['bits']} bits everywhere" + ("" if kept == 1 else f", pruned to {100 * kept:.3g} %")
-        grid.append((name, f"{point['drop']:+.2f}", picked, "", "", f"{point['images']:,}"))
+        kept, picked = point.macs_kept, "chosen for the estimate" if point.bits == width.bits else ""
+        name = f"{point.bits} bits everywhere" + ("" if kept == 1 else f", pruned to {100 * kept:.3g} %")
+        grid.append((name, f"{point.drop:+.2f}", picked, "", "", f"{point.images:,}"))
     heads = ("measured", "loss (points)", "", "parameters", "fine-tuning steps", "images")
-    decision = f"Chosen to begin with: {found['reasons'][-1]}."
+    decision = f"Chosen to begin with: {found.reasons[-1]}."
     return Section("Pruning or narrower integers", decision, (figure,), grid=Table("measured", heads, tuple(grid)))
 
 
-def pairs(run: RunRecords) -> Section | str:
+def pairs(run: RunRecords[CompressMetrics]) -> Section | str:
     """Flash against loss, with the network that is the result."""
-    estimated, made = run.metrics["choice"]["pairs"], run.metrics["attempts"]
-    limits, result = run.metrics["limits"], run.metrics["folders"][-1]
-    accepted, flash = limits["max_drop"]["asked"], limits["flash"]["asked"]
+    estimated, made = run.metrics.choice.pairs, run.metrics.attempts
+    accepted, flash, result = run.metrics.accepted, run.metrics.limits["flash"]["asked"], run.metrics.folders[-1]
     most = max(_DEPTH * accepted, 1.0)
     shown = [pair for pair in estimated if pair["drop"] <= most]
     dots = []
@@ -91,7 +91,7 @@ def pairs(run: RunRecords) -> Section | str:
         legend=(("s0 hollow", "estimated"), ("s0", "made"), ("s1", "the result")),
         log_x=True,
     )
-    rows = [{**pair, "kind": "estimated", "loss_points": pair["drop"]} for pair in estimated]
+    rows: list[Row] = [{**pair, "kind": "estimated", "loss_points": pair["drop"]} for pair in estimated]
     for each in made:
         rows.append({**each["values"], **each, "kind": "made", "loss_points": each["values"]["max_drop"]})
     caption = (
@@ -106,28 +106,28 @@ def pairs(run: RunRecords) -> Section | str:
     return Section("Networks that were made", text, (figure,), grid=Table("networks", heads, tuple(lines)))
 
 
-def speed(run: RunRecords) -> Section | str:
+def speed(run: RunRecords[CompressMetrics]) -> Section | str:
     """Images per second of the float model, the pruned one and the integers, on the machine of the run."""
-    found = run.metrics["speed"]
+    found = run.metrics.speed
     rows = tuple(
         (name, f"{rate['median']:,.0f}", f"{rate['low']:,.0f} to {rate['high']:,.0f}", f"{rate['times']:.1f}x")
         for side, name in _SIDES.items()
-        if (rate := found["sides"].get(side)) is not None
+        if (rate := found.sides.get(side)) is not None
     )
-    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
+    threads = "1 thread" if found.threads == 1 else f"{found.threads} threads"
     text = (
-        f"Measured in turns on {threads} of the machine that made the run, {found['images']:,} images in each of"
-        f" {found['turns']} turns, in batches of {found['torch_batch']} in PyTorch: medians, and the slowest and the"
+        f"Measured in turns on {threads} of the machine that made the run, {found.images:,} images in each of"
+        f" {found.turns} turns, in batches of {found.torch_batch} in PyTorch: medians, and the slowest and the"
         " fastest turn."
     )
     return Section("Speed", text, grid=Table("speed", ("network", "images/s", "range", "times float"), rows))
 
 
-def stages(run: RunRecords) -> Section | str:
+def stages(run: RunRecords[CompressMetrics]) -> Section | str:
     """What was done, and how long it took."""
     rows = tuple(
-        (name, f"{stage['seconds']:,.0f} s{', unchanged in the last call' if stage['skipped'] else ''}")
-        for name, stage in run.metrics["stages"].items()
+        (name, f"{stage.seconds:,.0f} s{', unchanged in the last call' if stage.skipped else ''}")
+        for name, stage in run.metrics.stages.items()
     )
-    used = ", ".join(run.metrics["folders"])
+    used = ", ".join(run.metrics.folders)
     return Section("Stages", f"Each is a folder of the run; the result comes from {used}.", rows=rows)

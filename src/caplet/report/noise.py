@@ -1,18 +1,20 @@
 """Noise that rounding adds: each point alone (the error analysis), and all together (a trace of the integers)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from caplet.report.charts import RangeBar, Tile, bars, heat_map
 from caplet.report.content import Figure, Section, Table
 from caplet.report.svg import picture_file
-from caplet.runs.records import TRACE, RunRecords
+from caplet.runs.finished import RunRecords
+from caplet.runs.records import TRACE, Row, SensitivityMetrics
 
 _ROBUST, _FRAGILE = 60.0, 0.0
 """dB at the class capsules that have the weakest and the strongest colour."""
 _FIGURES = ("sqnr", "output_sqnr", "loss_change", "accuracy_change", "saturation")
 
 
-def sensitivity_pictures(rows: list[dict[str, Any]], title: str) -> bytes:
+def sensitivity_pictures(rows: Sequence[Row], title: str) -> bytes:
     """The error analysis as an SVG file.
 
     Args:
@@ -22,16 +24,16 @@ def sensitivity_pictures(rows: list[dict[str, Any]], title: str) -> bytes:
     return picture_file(title, [picture for figure in _figures(rows) for picture in figure.pictures], columns=2)
 
 
-def sensitivity(run: RunRecords) -> Section | str:
+def sensitivity(run: RunRecords[SensitivityMetrics]) -> Section | str:
     """Signal-to-noise ratio at the class capsules by point and width, and the change of the loss at one width."""
-    rows = run.metrics["points"]
+    rows = run.metrics.points
     if not rows:
         return "Sensitivity: no point was measured."
     points, widths = ({row[name] for row in rows} for name in ("point", "bits"))
     return Section("Sensitivity", f"{len(points)} points at {len(widths)} widths, each alone.", _figures(rows))
 
 
-def _figures(rows: list[dict[str, Any]]) -> tuple[Figure, Figure]:
+def _figures(rows: Sequence[Row]) -> tuple[Figure, Figure]:
     points = list(dict.fromkeys(row["point"] for row in rows))
     widths = sorted({row["bits"] for row in rows})
     tiles = {}
@@ -62,21 +64,21 @@ def _figures(rows: list[dict[str, Any]]) -> tuple[Figure, Figure]:
     )
 
 
-def _table(name: str, rows: list[dict[str, Any]], figures: tuple[str, ...]) -> Table:
+def _table(name: str, rows: Sequence[Row], figures: tuple[str, ...]) -> Table:
     """Mean, lowest and highest draw of some figures by point and width."""
     columns = [(figure, part) for figure in figures for part in ("mean", "low", "high")]
     lines = tuple((row["point"], row["bits"], row["n"], *(row[f][part] for f, part in columns)) for row in rows)
     return Table(name, ("point", "bits", "n", *(f"{figure}_{part}" for figure, part in columns)), lines)
 
 
-def noise(run: RunRecords) -> Section | str:
+def noise(run: RunRecords[Any]) -> Section | str:
     """Signal-to-noise ratio and saturation of the integers against the float model."""
-    record = run.find(TRACE)
+    record = run.trace
     if record is None:
         return f"Noise by point: the run has no {TRACE}; `caplet trace` makes it."
-    if run.details is None or record["sha256"] != run.details["sha256"]:
+    if run.details is None or record.sha256 != run.details.sha256:
         return f"Noise by point: {TRACE} is about another model than the present one; run `caplet trace` again."
-    rows = record["noise"]
+    rows = record.noise
     if not rows:
         return f"Noise by point: {TRACE} has none; `caplet trace` with the level float makes it."
     table = Table.of("noise", ("tensor", "sqnr", "saturated", "elements"), rows)
@@ -89,5 +91,5 @@ def noise(run: RunRecords) -> Section | str:
         (*pictures, bars("Saturation", "% of codes", saturated)),
         table,
     )
-    text = f"All integers of {record['images']:,} images against the float model's values."
+    text = f"All integers of {record.images:,} images against the float model's values."
     return Section("Noise by point and iteration", text, (figure,))

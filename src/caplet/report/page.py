@@ -15,9 +15,9 @@ from caplet.report.pruning import activity, remaining, rounds
 from caplet.report.search import front, search
 from caplet.report.tensors import memory, widths
 from caplet.report.training import by_epoch, by_step
-from caplet.runs.records import RunKind, RunRecords
+from caplet.runs.finished import RunKind, RunRecords
 
-Part = Callable[[RunRecords], Section | str]
+Part = Callable[[RunRecords[Any]], Section | str]
 """From a run's records to a section, or to one sentence on why there is none."""
 
 PARTS: dict[RunKind, tuple[Part, ...]] = {
@@ -35,7 +35,7 @@ PARTS: dict[RunKind, tuple[Part, ...]] = {
 """What a page shows of each kind of run, in order."""
 
 
-def render(runs: Sequence[RunRecords], version: str) -> str:
+def render(runs: Sequence[RunRecords[Any]], version: str) -> str:
     """The page as text: UTF-8 HTML with its style sheet, pictures and data inside; no script, no address outside.
 
     Args:
@@ -54,7 +54,7 @@ def render(runs: Sequence[RunRecords], version: str) -> str:
     return environment.get_template("page.html.j2").render(chapters=chapters, title=title, version=version)
 
 
-def _chapter(run: RunRecords) -> dict[str, Any]:
+def _chapter(run: RunRecords[Any]) -> dict[str, Any]:
     """What the page shows of one run; ``missing`` says what it cannot show, and why."""
     found = [part(run) for part in PARTS[run.kind]]
     missing = [verified_reason(run) if run.kind is RunKind.QUANTIZE else None, *found]

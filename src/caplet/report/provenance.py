@@ -4,32 +4,30 @@ import json
 from typing import Any
 
 from caplet.report.content import Section
-from caplet.runs.folder import ENVIRONMENT, SPLITS
-from caplet.runs.records import RunKind, RunRecords
+from caplet.runs.finished import RunRecords
+from caplet.runs.folder import ENVIRONMENT
 
 _LONGEST = 300
 
 
-def provenance(run: RunRecords) -> Section | str:
+def provenance(run: RunRecords[Any]) -> Section | str:
     """How to get these numbers again."""
-    environment, splits = run.find(ENVIRONMENT), run.find(SPLITS)
+    environment, splits = run.environment, run.splits
     if environment is None:
         return f"Provenance: the run has no {ENVIRONMENT}."
     rows = [
-        ("Command", environment["command"]),
-        ("Started", environment["started"]),
-        ("Machine", f"{environment['system']} {environment['machine']}, {environment['cores']} cores"),
-        ("Python", environment["python"]),
-        ("Packages", ", ".join(f"{name} {text or 'absent'}" for name, text in environment["packages"].items())),
+        ("Command", environment.command),
+        ("Started", environment.started),
+        ("Machine", f"{environment.system} {environment.machine}, {environment.cores} cores"),
+        ("Python", environment.python),
+        ("Packages", ", ".join(f"{name} {text or 'absent'}" for name, text in environment.packages.items())),
     ]
     if splits is not None:
-        rows.append(("Data", splits["name"] + (f" ({splits['note']})" if splits.get("note") else "")))
-        for split in ("train", "calibration", "test"):
-            found = splits[split]
-            rows.append((f"{split.capitalize()} split", f"{found['count']:,} images, SHA-256 {found['sha256']}"))
-    details = run.details if "models" in run.metrics or run.kind is RunKind.COMPRESS else None
-    if details is not None:
-        rows.append(("Model file", f"SHA-256 {details['sha256']}"))
+        rows.append(("Data", splits.name + (f" ({splits.note})" if splits.note else "")))
+        for name, found in (("Train", splits.train), ("Calibration", splits.calibration), ("Test", splits.test)):
+            rows.append((f"{name} split", f"{found['count']:,} images, SHA-256 {found['sha256']}"))
+    if run.details is not None:
+        rows.append(("Model file", f"SHA-256 {run.details.sha256}"))
     if "seed" in run.settings:
         rows.append(("Seed", _text(run.settings["seed"])))
     settings = tuple((name, _text(value)) for name, value in sorted(run.settings.items()) if name != "data_hashes")

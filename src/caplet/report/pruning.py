@@ -5,7 +5,8 @@ from typing import Any
 from caplet.report.charts import STYLES, Dot, Level, Series, Tile, chart, heat_map
 from caplet.report.content import Figure, Section, Table
 from caplet.report.svg import Canvas, picture_file
-from caplet.runs.records import KEPT, RunRecords
+from caplet.runs.finished import RunRecords
+from caplet.runs.records import KEPT, Kept, PruneMetrics
 
 _WIDEST = 48
 """Cells in a row of a map; more units share a cell."""
@@ -36,22 +37,22 @@ def pruning_curves(record: dict[str, Any], title: str) -> bytes:
     return picture_file(title, pictures, columns=2)
 
 
-def remaining_units(kept: dict[str, Any], title: str) -> bytes:
+def remaining_units(kept: Kept, title: str) -> bytes:
     """The maps of ``kept.json``, the units that remain after pruning, as an SVG file."""
     return picture_file(title, _maps(kept))
 
 
-def rounds(run: RunRecords) -> Section | str:
+def rounds(run: RunRecords[PruneMetrics]) -> Section | str:
     """Accuracy on the calibration split by round: after surgery, refitted, and fine-tuned."""
-    found = run.metrics["rounds"]
-    numbers = [row["round"] for row in found]
+    found = run.metrics.rounds
+    numbers = [row.round for row in found]
     accuracies = {
-        "after surgery": [row.get("calibration_cut", row["calibration_before"]) for row in found],  # none in older runs
-        "refitted": [row["calibration_before"] for row in found],
-        "fine-tuned": [row["calibration"] for row in found],
+        "after surgery": [row.calibration_cut or row.calibration_before for row in found],
+        "refitted": [row.calibration_before for row in found],
+        "fine-tuned": [row.calibration for row in found],
     }
     lines = [
-        Series(name, tuple((number, each["percent"]) for number, each in zip(numbers, values, strict=True)), style)
+        Series(name, tuple((number, each.percent) for number, each in zip(numbers, values, strict=True)), style)
         for (name, values), style in zip(accuracies.items(), ("s2", "s1", "s0"), strict=True)
     ]
     dots = [
@@ -62,11 +63,11 @@ def rounds(run: RunRecords) -> Section | str:
     picture = chart("Calibration accuracy by round", ("round", "correct (%)"), lines, dots, whole_x=True)
     rows = tuple(
         (
-            row["round"],
+            row.round,
             *(line.points[index][1] for line in lines),
-            sum(layer["macs"]["total"] for layer in row["cost"]["layers"]),
-            sum(layer["parameters"] for layer in row["cost"]["layers"]),
-            row["seconds"],
+            row.cost["macs"],
+            row.cost["parameters"],
+            row.seconds,
         )
         for index, row in enumerate(found)
     )
@@ -76,14 +77,14 @@ def rounds(run: RunRecords) -> Section | str:
     return Section("Pruning rounds", f"{len(found)} round{'s' if len(found) > 1 else ''}.", (figure,))
 
 
-def remaining(run: RunRecords) -> Section | str:
+def remaining(run: RunRecords[PruneMetrics]) -> Section | str:
     """Types by positions of every layer whose capsules vote for the classes, and the units of the other layers."""
-    kept = run.find(KEPT)
+    kept = run.kept
     if kept is None:
         return f"What remains: the run has no {KEPT}."
-    sizes = ", ".join(f"{len(row['kept'])} of {row['of']} {name}" for name, row in kept["spaces"].items())
+    sizes = ", ".join(f"{len(row.kept)} of {row.of} {name}" for name, row in kept.spaces.items())
     rows = tuple(
-        (layer, kind, sum(row), len(row)) for layer, types in kept["votes"].items() for kind, row in enumerate(types)
+        (layer, kind, sum(row), len(row)) for layer, types in kept.votes.items() for kind, row in enumerate(types)
     )
     figure = Figure(
         "Units, and voting capsules by type and position",
@@ -94,15 +95,15 @@ def remaining(run: RunRecords) -> Section | str:
     return Section("What remains", f"{sizes}.", (figure,))
 
 
-def _maps(kept: dict[str, Any]) -> list[Canvas]:
+def _maps(kept: Kept) -> list[Canvas]:
     """A row of cells for each group of channels, types or dimensions; types by positions of the capsules that vote."""
     strips = {
-        name: [int(unit in set(row["kept"])) for unit in range(row["of"])]
-        for name, row in kept["spaces"].items()
-        if row["kind"] != "capsules"
+        name: [int(unit in set(row.kept)) for unit in range(row.of)]
+        for name, row in kept.spaces.items()
+        if row.kind != "capsules"
     }
     maps = [_map([row], ("", f"{name}: {sum(row)} of {len(row)} remain")) for name, row in strips.items()]
-    return maps + [_map(types, ("type", f"{layer}: position")) for layer, types in kept["votes"].items()]
+    return maps + [_map(types, ("type", f"{layer}: position")) for layer, types in kept.votes.items()]
 
 
 def _map(table: list[list[int]], corner: tuple[str, str]) -> Canvas:
@@ -120,20 +121,20 @@ def _map(table: list[list[int]], corner: tuple[str, str]) -> Canvas:
     return heat_map(f"What remains, {corner[1]}", names, columns, tiles, cell=(9.0, 9.0), corner=corner)
 
 
-def activity(run: RunRecords) -> Section | str:
+def activity(run: RunRecords[PruneMetrics]) -> Section | str:
     """Entropy of the couplings before and after, and units that never do anything."""
-    before, after = (run.metrics["activity"][key] for key in ("original", "pruned"))
-    removed = run.metrics.get("dead_removed", {})
+    before, after = (run.metrics.activity[key] for key in ("original", "pruned"))
+    removed = run.metrics.dead_removed
     rows = []
-    for name, dead in before["dead"].items():
+    for name, dead in before.dead.items():
         gone = f", {removed[name]:,} removed for free" if name in removed else ""
         rows.append(
-            (f"never active, {name}", f"{dead:,} before{gone}; {after['dead'].get(name, 0):,} in the pruned network")
+            (f"never active, {name}", f"{dead:,} before{gone}; {after.dead.get(name, 0):,} in the pruned network")
         )
     pictures, lines = [], []
-    for layer, old in before["entropy"].items():
+    for layer, old in before.entropy.items():
         series = []
-        for name, found, style in (("before", old, "s1"), ("pruned", after["entropy"].get(layer), "s0")):
+        for name, found, style in (("before", old, "s1"), ("pruned", after.entropy.get(layer), "s0")):
             if found is not None:
                 points = tuple((10.0 * index, value) for index, value in enumerate(found["deciles"]))
                 series.append(Series(f"{name}, mean {found['mean']:.3f}", points, style))

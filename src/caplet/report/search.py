@@ -1,12 +1,14 @@
 """What a search did: every evaluation in order, and the Pareto front of a search that returns one."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from caplet.report.cards import bytes_text
 from caplet.report.charts import Dot, Level, chart
 from caplet.report.content import Figure, Section, Table
 from caplet.report.svg import Canvas, short
-from caplet.runs.records import SEARCH, RunRecords
+from caplet.runs.finished import RunRecords
+from caplet.runs.records import SEARCH, QuantizeMetrics, Row
 
 _LOWEST = 6.0
 """Evaluations that lose more than this many times the tolerance are drawn at the lower edge."""
@@ -15,23 +17,23 @@ _DEEPEST = 8.0
 """Plans that lose more than this many times the tolerance (and a point) are only in the table."""
 
 
-def search(run: RunRecords) -> Section | str:
+def search(run: RunRecords[QuantizeMetrics]) -> Section | str:
     """Every evaluation in order, against the accuracy that was needed."""
-    record = run.find(SEARCH)
+    record = run.search
     if record is None:
         return f"Search: the run has no {SEARCH}."
-    steps, reference = record["steps"], record["reference"]
-    if not steps:
+    steps, reference, needed = record.steps, record.reference, record.needed
+    if not steps or needed is None:
         return "Search: no step was recorded."
     n = reference["n"]
-    room = max(reference["correct"] - record["needed"], 1)
+    room = max(reference["correct"] - needed, 1)
     floor = reference["correct"] - _LOWEST * room
     dots = []
     for number, step in enumerate(steps, start=1):
         style, outcome = ("good", "accepted") if step["accepted"] else ("bad hollow", "rejected")
         tip = f"{number}. step {step['step']}, {step['about']}: {step['correct']:,} of {n:,} correct, {outcome}"
         dots.append(Dot(number, 100 * step["correct"] / n, style, tip, below=step["correct"] < floor))
-    levels = [Level(100 * reference["correct"] / n, "float"), Level(100 * record["needed"] / n, "needed")]
+    levels = [Level(100 * reference["correct"] / n, "float"), Level(100 * needed / n, "needed")]
     below = sum(dot.below for dot in dots)
     caption = f"Each mark is one plan, measured on {n:,} calibration images."
     if below:
@@ -46,27 +48,25 @@ def search(run: RunRecords) -> Section | str:
     )
     columns = ("evaluation", "step", "about", "correct", "needed", "accepted", "cost")
     table = Table.of("search", columns, ({**step, "evaluation": number} for number, step in enumerate(steps, start=1)))
-    effort, accepted = run.metrics["search"], sum(step["accepted"] for step in steps)
+    effort, accepted = run.metrics.search, sum(step["accepted"] for step in steps)
     rows = (
-        ("Method", run.metrics["method"]),
-        ("Stopped because", run.metrics["reason"]),
+        ("Method", run.metrics.method),
+        ("Stopped because", run.metrics.reason),
         ("Evaluations", f"{effort['probes']:,}, {accepted:,} of {len(steps):,} steps accepted"),
         ("Effort", f"{effort['full_passes']:.1f} full passes over the calibration images, {effort['seconds']:,.0f} s"),
-        ("Rounding", run.metrics["rounding"]),
+        ("Rounding", run.metrics.rounding),
     )
     text = "The search sees calibration images only, as fake-quantized numbers; the final acceptance runs the integers."
     return Section("Search", text, (Figure("Evaluations in order", caption, (picture,), table),), rows=rows)
 
 
-def front(run: RunRecords) -> Section | str:
+def front(run: RunRecords[QuantizeMetrics]) -> Section | str:
     """Bytes against loss for every plan of which no other one is better in every respect."""
-    record = run.find(SEARCH)
-    points = [] if record is None else record.get("front", [])
-    if not points:
-        return f"Pareto front: the method {run.metrics['method']} returns none (ilp does)."
-    assert record is not None
-    chosen = (record["result"] or {}).get("widths")
-    tolerance = 100 * (record["reference"]["correct"] - record["needed"]) / record["reference"]["n"]
+    record = run.search
+    if record is None or record.needed is None or not record.front:
+        return f"Pareto front: the method {run.metrics.method} returns none (ilp does)."
+    points, chosen = record.front, (record.result or {}).get("widths")
+    tolerance = 100 * (record.reference["correct"] - record.needed) / record.reference["n"]
     most = max(_DEEPEST * tolerance, 1.0)
     drawn = [point for point in points if point["loss"] <= most] or points
     pictures = tuple(_scatter(drawn, chosen, tolerance, key, words) for key, words in _AXES)
@@ -82,7 +82,7 @@ def front(run: RunRecords) -> Section | str:
     return Section("Pareto front", f"{len(points)} plans; losses on calibration images.", (figure,))
 
 
-def _scatter(points: list[dict[str, Any]], chosen: Any, tolerance: float, key: str, words: str) -> Canvas:
+def _scatter(points: Sequence[Row], chosen: Any, tolerance: float, key: str, words: str) -> Canvas:
     dots = [
         Dot(
             point[key],
@@ -102,5 +102,5 @@ def _scatter(points: list[dict[str, Any]], chosen: Any, tolerance: float, key: s
     )
 
 
-def _picked(point: dict[str, Any], chosen: Any) -> bool:
+def _picked(point: Row, chosen: Any) -> bool:
     return chosen is not None and point["widths"] == dict(zip(chosen["names"], chosen["bits"], strict=True))

@@ -1,11 +1,13 @@
 """What a device stores: the width of every tensor, and which bytes of the arena every buffer occupies, op by op."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from caplet.report.charts import Tile, heat_map
 from caplet.report.content import Figure, Section, Table
 from caplet.report.svg import Axis, Canvas, short, text_width
-from caplet.runs.records import DETAILS, RunRecords
+from caplet.runs.finished import RunRecords
+from caplet.runs.records import DETAILS, Row
 
 _ORDER = (
     *("image", "weight", "bias", "scale", "offset", "vote_bias"),
@@ -17,23 +19,23 @@ _LEFT, _TOP, _HEIGHT = 66.0, 14.0, 250.0
 _PLANS = {"fast": "all votes stored", "small": "votes recomputed"}
 
 
-def widths(run: RunRecords) -> Section | str:
+def widths(run: RunRecords[Any]) -> Section | str:
     """Bits of every stored tensor of the first shipped model."""
     if run.details is None:
         return f"Widths: the run has no {DETAILS}; quantize again to have it."
-    tensors = [row for row in run.details["tensors"] if row["role"] != "table"]
-    layers = list(dict.fromkeys(row["point"].rpartition(".")[0] for row in tensors))
-    present = {row["role"] for row in tensors}
+    tensors = [row for row in run.details.tensors if row.role != "table"]
+    layers = list(dict.fromkeys(row.point.rpartition(".")[0] for row in tensors))
+    present = {row.role for row in tensors}
     roles = [role for role in _ORDER if role in present] + sorted(present - set(_ORDER))
-    most = max(_FULL, *(row["bits"] for row in tensors))
+    most = max(_FULL, *(row.bits for row in tensors))
     tiles = {}
     for row in tensors:
-        shape = "x".join(map(str, row["shape"]))
-        tip = f"{row['point']}: {row['format']}, {shape} in {row['storage']}, {row['bytes']:,} bytes packed"
-        at = layers.index(row["point"].rpartition(".")[0]), roles.index(row["role"])
-        tiles[at] = Tile(str(row["bits"]), row["bits"] / most, tip)
+        shape = "x".join(map(str, row.shape))
+        tip = f"{row.point}: {row.format}, {shape} in {row.storage}, {row.bytes:,} bytes packed"
+        at = layers.index(row.point.rpartition(".")[0]), roles.index(row.role)
+        tiles[at] = Tile(str(row.bits), row.bits / most, tip)
     columns = ("point", "role", "storage", "format", "bits", "elements", "bytes")
-    table = Table.of("widths", columns, tensors)
+    table = Table.of("widths", columns, map(vars, tensors))
     figure = Figure(
         "Bits of every tensor",
         "Rows are layers, columns are what a tensor is for. Weights, biases, scales and offsets are packed in flash;"
@@ -41,23 +43,22 @@ def widths(run: RunRecords) -> Section | str:
         (heat_map("Bits by layer and role", layers, roles, tiles),),
         table,
     )
-    elements = sum(row["elements"] for row in tensors)
-    mean = sum(row["bits"] * row["elements"] for row in tensors) / elements
+    elements = sum(row.elements for row in tensors)
+    mean = sum(row.bits * row.elements for row in tensors) / elements
     text = f"{len(tensors)} tensors with {elements:,} elements, {mean:.1f} bits each on average."
     return Section("Widths", text, (figure,))
 
 
-def memory(run: RunRecords) -> Section | str:
+def memory(run: RunRecords[Any]) -> Section | str:
     """The memory plans of the first shipped model."""
     if run.details is None:
         return f"Memory over time: the run has no {DETAILS}; quantize again to have it."
-    ops: list[str] = run.details["ops"]
-    figures = tuple(_figure(ram, plan, ops) for ram, plan in run.details["memory"].items())
+    figures = tuple(_figure(ram, plan, run.details.ops) for ram, plan in run.details.memory.items())
     text = "What the device needs in RAM beside its stack: one arena, in which tensors share memory when they can."
     return Section("Memory over time", text, figures)
 
 
-def _figure(ram: str, plan: dict[str, Any], ops: list[str]) -> Figure:
+def _figure(ram: str, plan: Row, ops: Sequence[str]) -> Figure:
     largest = ", ".join(f"{part['name']} {part['bytes']:,}" for part in plan["peak"][:3])
     used = sum(part["bytes"] for part in plan["peak"])
     rows = tuple(
@@ -73,7 +74,7 @@ def _figure(ram: str, plan: dict[str, Any], ops: list[str]) -> Figure:
     )
 
 
-def _map(plan: dict[str, Any], ops: list[str]) -> Canvas:
+def _map(plan: Row, ops: Sequence[str]) -> Canvas:
     column = max(26.0, 640.0 / len(ops))
     foot = 0.72 * max(map(text_width, ops)) + 14
     right = _LEFT + column * len(ops)

@@ -1,14 +1,15 @@
 """Learning curves, by epoch of a training run and by step of fine-tuning."""
 
-from typing import Any
+from collections.abc import Sequence
 
 from caplet.report.charts import Dot, Level, Series, chart
 from caplet.report.content import Figure, Section, Table
 from caplet.report.svg import Canvas, picture_file
-from caplet.runs.records import RunRecords
+from caplet.runs.finished import RunRecords
+from caplet.runs.records import FinetuneMetrics, PruneMetrics, QatMetrics, Row, TrainMetrics
 
 
-def learning_curves(history: list[dict[str, Any]], title: str, kept: int | None = None) -> bytes:
+def learning_curves(history: Sequence[Row], title: str, kept: int | None = None) -> bytes:
     """Loss and accuracy by epoch as an SVG file.
 
     Args:
@@ -19,10 +20,10 @@ def learning_curves(history: list[dict[str, Any]], title: str, kept: int | None 
     return picture_file(title, _charts(history, kept), columns=2)
 
 
-def by_epoch(run: RunRecords) -> Section | str:
+def by_epoch(run: RunRecords[TrainMetrics | FinetuneMetrics | QatMetrics]) -> Section | str:
     """Loss and accuracy of a training or fine-tuning run by epoch."""
-    metrics = run.metrics.get("finetune", run.metrics)
-    history, epoch = metrics["history"], metrics["epoch"]
+    metrics = run.metrics if isinstance(run.metrics, TrainMetrics) else run.metrics.finetune
+    history, epoch = metrics.history, metrics.epoch
     if not history:
         return "Learning curves: no epoch was recorded."
     names = tuple(key for key in history[0] if isinstance(history[0][key], int | float))
@@ -35,7 +36,7 @@ def by_epoch(run: RunRecords) -> Section | str:
     return Section("Learning curves", f"{len(history)} epochs; the weights of epoch {epoch} were kept.", (figure,))
 
 
-def _charts(history: list[dict[str, Any]], kept: int | None) -> tuple[Canvas, Canvas]:
+def _charts(history: Sequence[Row], kept: int | None) -> tuple[Canvas, Canvas]:
     levels = [] if kept is None else [Level(kept, "kept", across=False)]
 
     def drawn(title: str, unit: str, name: str, scale: float) -> Canvas:
@@ -51,27 +52,26 @@ def _charts(history: list[dict[str, Any]], kept: int | None) -> tuple[Canvas, Ca
     )
 
 
-def by_step(run: RunRecords) -> Section | str:
+def by_step(run: RunRecords[PruneMetrics]) -> Section | str:
     """Loss and accuracy of the fine-tuning after pruning, by step, round by round."""
-    rounds = run.metrics["rounds"]
+    rounds = run.metrics.rounds
     points = [
-        (row["round"], step["step"], step["loss"], 100 * step["accuracy"])
+        (row.round, step["step"], step["loss"], 100 * step["accuracy"])
         for row in rounds
-        for step in row.get("finetuning", {}).get("steps", ())
+        for step in row.finetuning.get("steps", ())
     ]
     if not points:
         return "Learning curves: no step of fine-tuning was recorded."
     epochs = [
-        (row["round"], epoch["global_step"], 100 * epoch["calibration_accuracy"])
+        (row.round, epoch["global_step"], 100 * epoch["calibration_accuracy"])
         for row in rounds
-        for epoch in row["finetuning"]["epochs"]
+        for epoch in row.finetuning.get("epochs", ())
     ]
 
     def lines(at: int) -> list[Series]:
         many = len(rounds) > 1
         found = {
-            n: tuple((point[1], point[at]) for point in points if point[0] == n)
-            for n in (row["round"] for row in rounds)
+            n: tuple((point[1], point[at]) for point in points if point[0] == n) for n in (row.round for row in rounds)
         }
         return [Series(f"training {n}" if many else "training", line, "s0") for n, line in found.items() if line]
 

@@ -8,10 +8,13 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from caplet.errors import ArtefactError, ConfigError
 from caplet.files import access, read_json, why, write_bytes, write_json
@@ -21,32 +24,54 @@ _LOCK, _UNFINISHED = ".lock", ".part"
 RUNNING = f".run{_UNFINISHED}"
 """In the folder from a run's start to its end: where it is left, the run stopped, and other files may be older."""
 _TODO = "delete the folder or use --force"
+T = TypeVar("T")
 _PACKAGES = ("caplet", "numpy", "torch", "torchvision", "safetensors", "scipy", "scikit-learn")
 
 
 def write_record(path: Path, data: Any) -> None:
-    """Write JSON values, indented and in the order of their names. Raises ArtefactError when it cannot be written."""
-    write_json(path, data, sort_keys=True)
+    """Write dataclasses and JSON values, indented and in the order of names. Raises ArtefactError where it cannot."""
+    write_json(path, plain(data), sort_keys=True)
 
 
-def read_record(path: Path, kind: type = dict) -> Any:
-    """Read a JSON file of a run folder, a table or a list. Raises ArtefactError when it is missing or no such thing."""
-    found = read_json(path, todo=_TODO)
-    if not isinstance(found, kind):
-        raise ArtefactError(f"{path} holds a {type(found).__name__} where a {kind.__name__} belongs; {_TODO}")
-    return found
+def plain(data: Any) -> Any:
+    """JSON values, as a file would give them back, of dataclasses, tuples and JSON values in each other."""
+    return json.loads(json.dumps(data, default=asdict))
+
+
+def read_record(path: Path, kind: type[T]) -> T:
+    """Read a JSON file of a run folder; see :func:`typed`. Raises ArtefactError when it is missing or damaged, too."""
+    return typed(kind, read_json(path, todo=_TODO), str(path))
+
+
+def typed(kind: type[T], data: Any, what: str) -> T:
+    """JSON values as ``kind``: a dataclass, of which they may have more names than its fields, a list, a table.
+
+    Args:
+        what: what they are, for the message.
+
+    Raises:
+        ArtefactError: one of another form, as in damaged records or those of another version.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _other(what, f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")) from error
 
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """What damaged records, or those of another version, make fail inside becomes one ArtefactError about ``what``."""
+    """Values in records that contradict each other become one ArtefactError about ``what``."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise ArtefactError(
-            f"{what} is not what this version of caplet writes ({type(error).__name__}: {error}); {_TODO}, or use the"
-            " version that made it"
-        ) from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise _other(what, f"{type(error).__name__}: {error}") from error
+
+
+def _other(what: str, why: str) -> ArtefactError:
+    return ArtefactError(
+        f"{what} is not what this version of caplet writes ({why}); {_TODO}, or use the version that made it"
+    )
 
 
 def remove(path: Path) -> None:
@@ -80,7 +105,7 @@ def open_run(
     run = Path(path)
     if resume and force:
         raise ConfigError("--resume goes on with a run and --force overwrites it; give one of them")
-    settings = json.loads(json.dumps(settings))
+    settings = plain(settings)
     with _locked(run):
         occupied = sorted(name for name in os.listdir(run) if name != _LOCK and not _unfinished(name))
         if resume and SETTINGS in occupied:
@@ -103,23 +128,36 @@ def open_run(
         remove(run / RUNNING)
 
 
-def environment() -> dict[str, Any]:
-    """Versions and machine of this process, JSON values; nothing that names the user or a path."""
+@dataclass(frozen=True)
+class Environment:
+    """Versions and machine of a process; nothing that names the user or a path but the command."""
+
+    command: str
+    started: str
+    python: str
+    system: str
+    machine: str
+    cores: int | None
+    packages: dict[str, str | None]
+
+
+def environment() -> Environment:
+    """Of this process."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    return {
-        "command": shlex.join(["caplet", *sys.argv[1:]]),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "packages": versions,
-    }
+    return Environment(
+        shlex.join(["caplet", *sys.argv[1:]]),
+        datetime.now(UTC).isoformat(timespec="seconds"),
+        platform.python_version(),
+        platform.system(),
+        platform.machine(),
+        os.cpu_count(),
+        versions,
+    )
 
 
 @contextmanager
@@ -152,7 +190,7 @@ def _acquire(lock: int, path: Path) -> None:
 
 
 def _check_same(run: Path, settings: dict[str, Any]) -> None:
-    before, now = _flat(read_record(run / SETTINGS)), _flat(settings)
+    before, now = _flat(read_record(run / SETTINGS, dict)), _flat(settings)
     for key in sorted({*before, *now}):
         if key == "job" and key not in before:  # begun by a version that did not write it
             continue

@@ -1,113 +1,115 @@
-"""What a run writes for reports and comparisons, and how a finished run is read: one place for both."""
+"""What is on disk in a run folder, as dataclasses: a field is a key of the file, which may have more of them.
 
-import base64
-import io
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from enum import StrEnum
-from math import prod
-from pathlib import Path
+Accuracies are in percent and losses in percentage points, both of images; ``macs`` are multiply-accumulates of one
+image, ``seconds`` wall time. A number of type ``Real`` stays the integer or the fraction that the file has.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from caplet.data.imageset import ImageSet
-from caplet.data.splits import pack_ids
-from caplet.errors import ArtefactError
-from caplet.files import access, digest, write_text
-from caplet.fixed.format import SHIFT_BITS
-from caplet.program import Program
-from caplet.program.arena import plan_memory
-from caplet.program.document import format_text
-from caplet.program.file import dumps
-from caplet.program.verify import verify
-from caplet.runs.folder import ENVIRONMENT, METRICS, RUNNING, SETTINGS, SPLITS, read_record, reading, write_record
+from caplet.metrics import Accuracy, Paired
+from caplet.runs.stages import Done
 
 PREDICTIONS, FLIPS, DETAILS = "predictions.json", "flips.json", "details.json"
 SEARCH, VERIFIED, TRACE, KEPT = "search.json", "verify.json", "trace.json", "kept.json"
-FILES = (METRICS, SETTINGS, ENVIRONMENT, SPLITS, SEARCH, PREDICTIONS, FLIPS, DETAILS, VERIFIED, TRACE, KEPT)
-"""Every file that a report reads."""
-MOST_FLIPS = 60
-"""Flipped images whose pixels are kept."""
-FLIPS_OF_A_KIND = {"lost": 30, "won": 20, "other": 10}
-"""Of them by kind, where there are enough."""
-LARGEST_SIDE = 96
-"""Pixels; larger images are kept smaller."""
 
-Classes = NDArray[np.int64]
+Real = int | float
+Numbers = Mapping[str, Real]
+"""Numbers by name."""
+Row = Mapping[str, Any]
+"""A row of a table, by column."""
 
 
-def record_predictions(run: Path, images: ImageSet, float_: Classes, models: Mapping[str, Classes]) -> None:
-    """Write ``predictions.json``: the answers of the float model and of every shipped Program on the test split.
+@dataclass(frozen=True)
+class SplitRecord:
+    """``splits.json``: of each split ``count`` and ``sha256``."""
 
-    Args:
-        images: the test split.
-        float_: classes that the float model predicts, (N,).
-        models: role -> classes that the Program predicts, (N,).
+    name: str
+    train: Row
+    calibration: Row
+    test: Row
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """``search.json``: every evaluation, and the ``widths`` of the result.
+
+    Attributes:
+        reference: of the float model, ``correct`` and ``n`` images.
+        needed: correct images that a plan needs.
+        front: plans of which no other one is better in every respect.
     """
-    record = {
-        "split": "test",
-        "data": images.name,
-        "sha256": images.sha256(),
-        "classes": list(images.classes),
-        "ids": pack_ids(images.ids),
-        "labels": images.labels.tolist(),
-        "float": float_.tolist(),
-        "models": {role: predicted.tolist() for role, predicted in models.items()},
-    }
-    write_text(run / PREDICTIONS, json.dumps(record, separators=(",", ":")) + "\n")
+
+    reference: Mapping[str, int]
+    needed: int | None
+    steps: tuple[Row, ...]
+    result: Row | None = None
+    front: tuple[Row, ...] = ()
 
 
-def record_flips(run: Path, images: ImageSet, role: str, float_: Classes, integers: Classes) -> None:
-    """Write ``flips.json``: how many answers differ between the float model and one Program, and some of the images.
+@dataclass(frozen=True)
+class Predictions:
+    """``predictions.json``: classes of the test images: true ones, the float model's, every shipped Program's by role.
 
-    Images that only the float model had right come first, then those that only the Program had right, then the rest.
-    At most :data:`MOST_FLIPS` are kept, as PNG files in base64: of every kind the first ones, up to
-    :data:`FLIPS_OF_A_KIND`, and what that leaves free goes to the kinds in their order.
+    ``sha256`` is that of the images and labels; ``ids`` are packed by :func:`caplet.data.splits.pack_ids`.
     """
-    labels = images.labels.numpy()
-    kinds = {
-        "lost": (float_ == labels) & (integers != labels),
-        "won": (float_ != labels) & (integers == labels),
-        "other": (float_ != labels) & (integers != labels) & (float_ != integers),
-    }
-    places = {kind: np.flatnonzero(mask).tolist() for kind, mask in kinds.items()}
-    taken = {kind: min(len(places[kind]), FLIPS_OF_A_KIND[kind]) for kind in kinds}
-    for kind in kinds:
-        taken[kind] += min(len(places[kind]) - taken[kind], MOST_FLIPS - sum(taken.values()))
-    chosen = [(kind, at) for kind in kinds for at in places[kind][: taken[kind]]]
-    shown = [
-        {
-            "id": int(images.ids[at]),
-            "kind": kind,
-            "label": int(labels[at]),
-            "float": int(float_[at]),
-            "integers": int(integers[at]),
-            "png": base64.b64encode(png(images.images[at].numpy())).decode(),
-        }
-        for kind, at in chosen
-    ]
-    counts = {kind: int(mask.sum()) for kind, mask in kinds.items()}
-    write_record(run / FLIPS, {"role": role, "n": len(images), "counts": counts, "shown": shown})
+
+    split: str
+    data: str
+    sha256: str
+    classes: list[str]
+    ids: str
+    labels: list[int]
+    models: dict[str, list[int]]
+    float: list[int]
 
 
-def record_details(run: Path, programs: Mapping[str, Program]) -> None:
-    """Write ``details.json``: by role, stored tensors, accumulators, memory plans with all and no votes stored."""
-    models: dict[str, Any] = {}
-    for role, program in programs.items():
-        proof = verify(program)
-        models[role] = {
-            "sha256": program_digest(program),
-            "tensors": list(program_tensors(program)),
-            "ops": [op.name for op in program.ops],
-            "accumulators": proof.to_json(),
-            "memory": {ram: plan_memory(program, ram, proof=proof).to_json() for ram in ("fast", "small")},
-        }
-    write_record(run / DETAILS, {"models": models})
+@dataclass(frozen=True)
+class Flips:
+    """``flips.json``: how many of ``n`` predictions of one Program differ from the float model's, and some of them.
+
+    Kinds are ``lost`` (only the float model is right), ``won`` (only the Program) and ``other``. Of those shown:
+    ``id``, ``kind``, classes (``label``, ``float``, ``integers``) and ``png``, a file in base64.
+    """
+
+    role: str
+    n: int
+    counts: dict[str, int]
+    shown: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """A tensor that the device stores: ``bytes`` is its count in bits over 8, as packed."""
+
+    point: str
+    role: str
+    shape: tuple[int, ...]
+    storage: str
+    format: str
+    bits: int
+    elements: int
+    shift_bits: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ModelDetails:
+    """One Program: digest of its file, tensors, names of ops, memory plans with all votes stored and with none."""
+
+    sha256: str
+    tensors: tuple[TensorRecord, ...]
+    ops: tuple[str, ...]
+    memory: Mapping[str, Row]
+
+
+@dataclass(frozen=True)
+class Details:
+    """``details.json``: by role."""
+
+    models: Mapping[str, ModelDetails]
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class Verified:
         first: the first difference in words, or None.
         seconds: wall time.
         device: flash, RAM and instructions of an emulated device, or None.
+        data: what the images were, where it is recorded.
     """
 
     target: str
@@ -130,197 +133,261 @@ class Verified:
     first: str | None
     seconds: float
     device: dict[str, Any] | None = None
-
-
-def record_verified(folder: Path, program: Program, data: str, engines: Sequence[Verified]) -> None:
-    """Write ``verify.json``: what each engine computed from ``program``. Engines of an earlier call are kept.
-
-    Args:
-        data: what the images were.
-
-    Raises:
-        ArtefactError: the file cannot be read or written.
-    """
-    sha256 = program_digest(program)
-    earlier = read_record(folder / VERIFIED) if (folder / VERIFIED).exists() else {}
-    with reading(f"{folder / VERIFIED}"):
-        known = {row["target"]: row for row in earlier["engines"]} if earlier.get("sha256") == sha256 else {}
-    known |= {engine.target: {**asdict(engine), "data": data} for engine in engines}
-    write_record(folder / VERIFIED, {"sha256": sha256, "engines": list(known.values())})
-
-
-def program_digest(program: Program) -> str:
-    """SHA-256 of the Program's ``.caplet`` file, which is equal for equal Programs."""
-    return digest(dumps(program))
-
-
-def png(pixels: NDArray[np.uint8]) -> bytes:
-    """A PNG file of one image, uint8 (C, H, W): grey or RGB, other channels averaged; at most 96 pixels a side."""
-    if len(pixels) == 3:
-        picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    else:
-        picture = Image.fromarray(pixels.mean(axis=0).round().astype(np.uint8))
-    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-    stream = io.BytesIO()
-    picture.save(stream, format="PNG", optimize=True)
-    return stream.getvalue()
-
-
-def program_tensors(program: Program) -> Iterator[dict[str, Any]]:
-    """Every tensor that the device stores but the lengths, in order of execution; see :func:`tensor_row`."""
-    for op in program.ops:
-        for constant in op.constants:
-            role = constant.key.rpartition(".")[2]
-            row = tensor_row(
-                constant.key, role, constant.shape, "flash", format_text(constant.format), constant.format.bits
-            )
-            shifts = getattr(op, "channel_shifts", None)
-            if role == "weight" and shifts is not None:
-                row["format"] += f", shifted by {shifts.min()} to {shifts.max()} per output channel"
-                row["shift_bits"] = SHIFT_BITS * shifts.size
-                row["bytes"] += -(-row["shift_bits"] // 8)
-            yield row
-        for name in (name for name in op.outputs if name != program.lengths):
-            spec = program.tensors[name]
-            yield tensor_row(
-                name, name.rpartition(".")[2], spec.shape, "ram", format_text(spec.format), spec.format.bits
-            )
-
-
-def tensor_row(key: str, role: str, shape: tuple[int, ...], storage: str, fmt: str, bits: int) -> dict[str, Any]:
-    """One stored tensor, JSON values; ``bytes`` is its count in bits over 8, as packed."""
-    elements = prod(shape)
-    return {
-        "point": key,
-        "role": role,
-        "shape": list(shape),
-        "storage": storage,
-        "format": fmt,
-        "bits": bits,
-        "elements": elements,
-        "shift_bits": 0,
-        "bytes": -(-elements * bits // 8),
-    }
-
-
-COMPRESSED = "compressed"
-"""The role of the one model that a compression ships."""
-
-
-class RunKind(StrEnum):
-    """What a run did."""
-
-    TRAIN = "train"
-    QUANTIZE = "quantize"
-    SENSITIVITY = "sensitivity"
-    PRUNE = "prune"
-    FINETUNE = "finetune"
-    QAT = "qat"
-    COMPRESS = "compress"
+    data: str = ""
 
 
 @dataclass(frozen=True)
-class RunRecords:
-    """One finished run.
+class VerifyRecord:
+    """``verify.json``: engines that ran the Program with this digest."""
+
+    sha256: str
+    engines: list[Verified]
+
+
+@dataclass(frozen=True)
+class TraceRecord:
+    """``trace.json``: of the Program with this digest; see :class:`caplet.jobs.trace.Trace`."""
+
+    sha256: str
+    images: int
+    noise: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class KeptUnits:
+    kind: str
+    of: int
+    kept: list[int]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """``kept.json``: units left, by dependency group; by layer, type and position 1 where a vote is left."""
+
+    spaces: dict[str, KeptUnits]
+    votes: dict[str, list[list[int]]]
+
+
+@dataclass(frozen=True)
+class TrainMetrics:
+    """A training run; ``epoch`` is the one whose weights were kept, ``history`` has a row for each."""
+
+    recipe: str
+    data: str
+    test: Accuracy
+    epoch: int
+    epochs: int
+    seconds: float
+    images_per_second: float
+    parameters: int
+    history: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class ReferenceMetrics:
+    """The float model: bytes of its weights, or of all its parameters."""
+
+    test: Accuracy
+    calibration: Accuracy
+    weight_bytes: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class ShippedMetrics:
+    """One Program of a run; the last of ``memory`` is the total."""
+
+    role: str
+    file: str
+    file_bytes: int
+    memory: tuple[Row, ...]
+    weight_reduction: float
+    activation_reduction: float
+    calibration: Accuracy
+    test: Accuracy
+    paired: Paired
+
+
+@dataclass(frozen=True)
+class QuantizeMetrics:
+    """A quantization; the first of ``models`` is the one to use."""
+
+    method: str
+    met: bool
+    reason: str
+    tolerance: Real
+    relative: bool
+    budget_bytes: Real | None
+    rounding: str
+    models: tuple[ShippedMetrics, ...]
+    search: Numbers
+    float: ReferenceMetrics
+
+
+@dataclass(frozen=True)
+class SensitivityMetrics:
+    """An error analysis: a row per point and width; see :func:`caplet.quant.measure.sensitivity.summarise`."""
+
+    points: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class RoundMetrics:
+    """One round of pruning: accuracy on calibration images after surgery (not in older runs), refitted, fine-tuned."""
+
+    round: int
+    cost: Row
+    calibration_before: Accuracy
+    calibration: Accuracy
+    seconds: float
+    calibration_cut: Accuracy | None = None
+    finetuning: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ActivityMetrics:
+    """Entropy of the couplings by layer; how many units are never active by dependency group."""
+
+    entropy: Mapping[str, Row]
+    dead: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class NetworkMetrics:
+    """A network before or after training or pruning."""
+
+    test: Accuracy
+    cost: Row = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PruneMetrics:
+    """A pruning: ``activity`` before (``original``) and after (``pruned``); never active and gone: ``dead_removed``."""
+
+    met: bool
+    original: NetworkMetrics
+    pruned: NetworkMetrics
+    macs_kept: float
+    parameters_kept: float
+    paired: Paired
+    rounds: tuple[RoundMetrics, ...]
+    activity: Mapping[str, ActivityMetrics]
+    dead_removed: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TuningMetrics:
+    steps: int
+    history: tuple[Row, ...]
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class FinetuneMetrics:
+    """A fine-tuning in float."""
+
+    finetune: TuningMetrics
+    test: Accuracy
+    paired: Paired
+    float: NetworkMetrics
+
+
+@dataclass(frozen=True)
+class QatMetrics:
+    """A fine-tuning under a plan, with what looked wrong."""
+
+    finetune: TuningMetrics
+    models: tuple[ShippedMetrics, ...]
+    float: NetworkMetrics
+    alarms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A point of the pruning curve: the float model with capsules removed.
 
     Attributes:
-        name: of its folder.
-        files: name -> parsed JSON, of those of :data:`FILES` that the folder has; ``metrics.json`` is one of them.
-
-    Raises:
-        ArtefactError: the metrics are those of no run that a report knows.
+        macs_kept: fraction of the multiply-accumulates that remain, 0..1; 1 is the model as it was.
+        macs, parameters: of the pruned model.
+        drop: loss of accuracy in percentage points on ``images`` calibration images, after ``steps`` of fine-tuning.
     """
 
-    name: str
-    files: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        self.kind  # noqa: B018  an unknown kind is refused now
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """``metrics.json``."""
-        return dict(self.files[METRICS])
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """``settings.json``, empty where it is missing."""
-        return dict(self.files.get(SETTINGS, {}))
-
-    @property
-    def kind(self) -> RunKind:
-        """What the run did."""
-        job = self.settings.get("job") or _guess(self.metrics)
-        if job not in list(RunKind):
-            raise ArtefactError(
-                f"run {self.name} is no run of training, pruning, quantization, compression or error analysis;"
-                " a report shows those"
-            )
-        return RunKind(job)
-
-    def find(self, name: str) -> Any | None:
-        """A file's content, or None where the run has no such file."""
-        return self.files.get(name)
-
-    @property
-    def role(self) -> str:
-        """The first shipped model's, under which other records tell about it."""
-        role: str = COMPRESSED if self.kind is RunKind.COMPRESS else self.metrics["models"][0]["role"]
-        return role
-
-    @property
-    def details(self) -> dict[str, Any] | None:
-        """The details of the first shipped model, None where none were recorded."""
-        found = self.find(DETAILS)
-        return None if found is None else found["models"].get(self.role)
+    macs_kept: float
+    macs: int
+    parameters: int
+    drop: float
+    images: int
+    steps: int
 
 
-def _guess(metrics: Mapping[str, Any]) -> str | None:
-    """The job of a run whose settings do not name it, as those of older versions, by what its metrics hold."""
-    if "finetune" in metrics:
-        return RunKind.QAT if "models" in metrics else RunKind.FINETUNE
-    marks = {
-        "models": RunKind.QUANTIZE,
-        "history": RunKind.TRAIN,
-        "points": RunKind.SENSITIVITY,
-        "rounds": RunKind.PRUNE,
-        "choice": RunKind.COMPRESS,
-    }
-    return next((kind for mark, kind in marks.items() if mark in metrics), None)
+@dataclass(frozen=True)
+class Width:
+    """A point of the width curve: a network with every tensor at ``bits``.
 
-
-def read_run(path: str | Path) -> RunRecords:
-    """The records of a finished run.
-
-    Raises:
-        ArtefactError: no folder, no run, an unfinished run, or a record that cannot be read.
+    Attributes:
+        drop: loss of accuracy against the same network in float, in percentage points on ``images`` images.
+        macs_kept: how far the network was pruned, as in :class:`Pruned`.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ArtefactError(f"{folder}: no such folder; give the --out of a caplet run")
-    if not (folder / METRICS).exists() or (folder / RUNNING).exists():
-        if not (folder / SETTINGS).exists():
-            raise ArtefactError(f"{folder} holds no run (no {SETTINGS}); give the --out of a caplet run")
-        raise ArtefactError(
-            f"the run in {folder} is not finished"
-            f" ({f'no {METRICS}' if not (folder / METRICS).exists() else 'it stopped, or goes on now'});"
-            " finish it with --resume, or give a finished one"
-        )
-    present = {name: read_record(folder / name) for name in FILES if (folder / name).exists()}
-    with reading(f"the run in {folder}"):
-        return RunRecords(folder.resolve().name, present)
+
+    bits: int
+    drop: float
+    images: int
+    macs_kept: float = 1.0
 
 
-def find_runs(path: str | Path) -> list[Path]:
-    """The run folders that ``path`` means: itself, or the runs directly in it, the latest first.
+@dataclass(frozen=True)
+class ChoiceMetrics:
+    """What a compression chose between; a pair adds the losses of both."""
 
-    Raises:
-        ArtefactError: the folder cannot be read.
-    """
-    path = Path(path)
-    if not path.is_dir() or (path / SETTINGS).exists():
-        return [path]
-    with access("read", path):
-        inside = [path / name for name in os.listdir(path) if (path / name / SETTINGS).exists()]
-    started = {run: str(read_record(run / ENVIRONMENT).get("started", "")) for run in inside}
-    return sorted(inside, key=lambda run: (started[run], run), reverse=True) or [path]
+    curve: tuple[Pruned, ...]
+    widths: tuple[Width, ...]
+    pairs: tuple[Numbers, ...]
+    pruned: Pruned
+    width: Width
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SpeedMetrics:
+    """Images per second by network, as ``median``, ``low``, ``high`` and ``times`` the float model's."""
+
+    images: int
+    threads: int
+    turns: int
+    torch_batch: int
+    sides: Mapping[str, Numbers]
+
+
+@dataclass(frozen=True)
+class CompressedMetrics:
+    """The Program of a compression, ``times_smaller`` than the float parameters."""
+
+    file: str
+    file_bytes: int
+    times_smaller: float
+    macs_kept: float
+    test: Accuracy
+    paired: Paired
+
+
+@dataclass(frozen=True)
+class CompressMetrics:
+    """A compression, its limits by name (``asked``, ``found``); its result comes from the stages in ``folders``."""
+
+    met: bool
+    missed: tuple[str, ...]
+    limits: Mapping[str, Mapping[str, Real | None]]
+    compressed: CompressedMetrics
+    choice: ChoiceMetrics
+    attempts: tuple[Row, ...]
+    outlook: tuple[str, ...]
+    verified: tuple[Verified, ...]
+    speed: SpeedMetrics
+    stages: Mapping[str, Done]
+    folders: tuple[str, ...]
+    float: ReferenceMetrics
+
+    @property
+    def accepted(self) -> Real:
+        """The loss that is accepted, in percentage points."""
+        return self.limits["max_drop"]["asked"] or 0

@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,27 @@ STAGES = "stages.json"
 
 
 @dataclass(frozen=True)
+class StageRecord:  # a stage in the file: digest of its inputs, wall time; outputs where it is finished
+    inputs: str
+    seconds: float
+    outputs: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Done:
     """A finished stage.
 
     Attributes:
         folder: where its files are.
-        outputs: SHA-256 (hex) by file name; what later stages take among their inputs.
         seconds: wall time of its work, all parts of an interrupted one together.
         skipped: whether it was found finished.
+        outputs: SHA-256 (hex) by file name; what later stages take among their inputs.
     """
 
     folder: Path
-    outputs: dict[str, str]
     seconds: float
     skipped: bool
+    outputs: dict[str, str] = field(default_factory=dict)
 
 
 class Stages:
@@ -46,8 +53,8 @@ class Stages:
 
     def __init__(self, run: Path, note: Note = silent) -> None:
         self.run, self.note = run, note
-        found = read_record(run / STAGES) if (run / STAGES).exists() else {}
-        self._records: dict[str, Any] = {name: record for name, record in found.items() if _sound(record)}
+        known = (run / STAGES).exists()
+        self._records = read_record(run / STAGES, dict[str, StageRecord]) if known else {}
 
     def do(
         self, name: str, inputs: Mapping[str, Any], work: Callable[[Path, bool], None], outputs: tuple[str, ...]
@@ -65,42 +72,36 @@ class Stages:
             ArtefactError: a file cannot be read, written or removed; the stage's own errors pass through.
         """
         folder, asked = self.run / name, digest(json.dumps(dict(inputs), sort_keys=True))
-        before = self._records.get(name, {})
-        equal = before.get("inputs") == asked
-        if equal and before.get("outputs") and _hashes(folder, outputs) == before["outputs"]:
+        before = self._records.get(name, StageRecord("", 0.0))
+        equal = before.inputs == asked
+        if equal and before.outputs and _hashes(folder, outputs) == before.outputs:
             self.note(f"{name}: unchanged, skipped")
-            return Done(folder, before["outputs"], before["seconds"], True)
-        resume = equal and not before.get("outputs") and folder.is_dir()
+            return Done(folder, before.seconds, True, before.outputs)
+        resume = equal and not before.outputs and folder.is_dir()
         if resume:
             sweep(folder)
         elif folder.exists():
             with access("remove", folder):
                 shutil.rmtree(folder)
-        spent = before.get("seconds", 0.0) if resume else 0.0
+        spent = before.seconds if resume else 0.0
         self.note(f"{name}: going on" if resume else name)
         began = time.perf_counter()
         try:
-            self._remember(name, {"inputs": asked, "seconds": spent})
+            self._remember(name, StageRecord(asked, spent))
             work(folder, resume)
         except BaseException:
-            self._remember(name, {"inputs": asked, "seconds": spent + time.perf_counter() - began})
+            self._remember(name, StageRecord(asked, spent + time.perf_counter() - began))
             raise
         found = _hashes(folder, outputs)
         if found is None:
             raise ArtefactError(f"{folder}: the stage ended without {', '.join(outputs)}; start it again")
         seconds = round(spent + time.perf_counter() - began, 1)
-        self._remember(name, {"inputs": asked, "seconds": seconds, "outputs": found})
-        return Done(folder, found, seconds, False)
+        self._remember(name, StageRecord(asked, seconds, found))
+        return Done(folder, seconds, False, found)
 
-    def _remember(self, name: str, record: dict[str, Any]) -> None:
+    def _remember(self, name: str, record: StageRecord) -> None:
         self._records[name] = record
         write_record(self.run / STAGES, self._records)
-
-
-def _sound(record: Any) -> bool:
-    """Whether a record is one of :meth:`Stages.do`; a stage whose record is not is done anew."""
-    known = isinstance(record, dict) and isinstance(record.get("seconds"), int | float)
-    return known and isinstance(record.get("outputs", {}), dict)
 
 
 def _hashes(folder: Path, names: tuple[str, ...]) -> dict[str, str] | None:

@@ -1,7 +1,7 @@
 """Redo the rows of papers' tables that have their model and data here; each is a folder, done once for equal inputs."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -135,11 +135,11 @@ class _Made:
     run: Path
     limits: Mapping[str, Any]
     rows: dict[str, tuple[dict[str, Any] | None, str | None]] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=environment)
+    environment: dict[str, Any] = field(default_factory=lambda: asdict(environment()))
 
     def __post_init__(self) -> None:
         if (self.run / RECORD).exists():  # of an earlier call for this folder
-            for row in read_record(self.run / RECORD)["rows"]:
+            for row in read_record(self.run / RECORD, dict)["rows"]:
                 self.rows[row["name"]] = row["measured"], row["missing"]
 
     def has(self, row: PaperRow) -> bool:
@@ -165,7 +165,7 @@ def _make(row: PaperRow, sources: Sources, stages: Stages, note: Note) -> dict[s
         write_record(folder / ROW, {**found.to_json(), "data_note": splits.info["note"]})
 
     done = stages.do(row.name, inputs, work, (ROW,))
-    found: dict[str, Any] = read_record(done.folder / ROW)
+    found: dict[str, Any] = read_record(done.folder / ROW, dict)
     return {**found, "seconds": done.seconds, "calibration_images": len(splits.calibration)}
 
 

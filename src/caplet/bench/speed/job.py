@@ -3,6 +3,7 @@
 import copy
 import os
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def bench_speed(model: CapsNet, settings: SpeedSettings | None = None) -> dict[s
         "left_out": left_out,
         "cost": cost_of(model).to_json(),
         "load": round(load, 2),
-        "environment": environment(),
+        "environment": asdict(environment()),
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet.jobs.compress.choose import RECOVERED, PairChoice, Pruned
+from caplet.jobs.compress.choose import RECOVERED, PairChoice
 from caplet.jobs.compress.curves import FLOAT, Context
 from caplet.jobs.compress.settings import BATCH
 from caplet.jobs.export import find_program
@@ -34,6 +34,7 @@ from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import uniform_plan
 from caplet.runs.folder import METRICS
+from caplet.runs.records import Pruned
 from caplet.runs.stages import Done
 from caplet.runtime.engine import predictions
 from caplet.train.finetune import weights_digest

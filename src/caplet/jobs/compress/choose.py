@@ -6,39 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from caplet.jobs.compress.settings import Limits
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """A point of the pruning curve: the float model with capsules removed.
-
-    Attributes:
-        macs_kept: fraction of the multiply-accumulates that remain, 0..1; 1 is the model as it was.
-        macs, parameters: of the pruned model.
-        drop: loss of accuracy in percentage points on ``images`` calibration images, after ``steps`` of fine-tuning.
-    """
-
-    macs_kept: float
-    macs: int
-    parameters: int
-    drop: float
-    images: int
-    steps: int
-
-
-@dataclass(frozen=True)
-class Width:
-    """A point of the width curve: a network with every tensor at ``bits``.
-
-    Attributes:
-        drop: loss of accuracy against the same network in float, in percentage points on ``images`` images.
-        macs_kept: how far the network was pruned, as in :class:`Pruned`.
-    """
-
-    bits: int
-    drop: float
-    images: int
-    macs_kept: float = 1.0
+from caplet.runs.records import Pruned, Width
 
 
 @dataclass(frozen=True)

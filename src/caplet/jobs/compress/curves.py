@@ -1,7 +1,7 @@
 """The two curves that the choice is made on: accuracy against pruning, and against width, a few points of each."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from caplet.data import Splits
 from caplet.errors import ConfigError
-from caplet.jobs.compress.choose import Pruned, Size, Width, next_fraction
+from caplet.jobs.compress.choose import Size, next_fraction
 from caplet.jobs.compress.settings import CompressSettings
 from caplet.jobs.prune.targets import network_sizes, put_in_order, removals_for
 from caplet.jobs.run import correct_images, training_notes
@@ -31,6 +31,7 @@ from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import Calibration, calibrate
 from caplet.quant.plan.units import uniform_plan
 from caplet.runs.folder import METRICS, read_record, write_record
+from caplet.runs.records import Pruned, Width
 from caplet.runs.stages import Done, Stages
 from caplet.train.finetune import FinetuneTask, TeacherAnswers, weights_digest
 from caplet.train.loop import train
@@ -143,7 +144,7 @@ class Measurement:
             except ConfigError as error:
                 self.note(f"{name}: left out: {error}")
                 break
-            point = Pruned(**read_record(done.folder / POINT))
+            point = read_record(done.folder / POINT, Pruned)
             self.note(f"{point.macs_kept:.1%} of the multiply-accumulates: {point.drop:+.2f} points")
             curve.append(point)
             models[point.macs_kept] = load_model(done.folder / FLOAT)
@@ -151,7 +152,7 @@ class Measurement:
         network = models[base.macs_kept]
         inputs = {**common, "network": weights_digest(network), "widths": list(settings.quantize.probes)}
         done = stages.do("widths", inputs, partial(self.narrow, network, base), (POINT,))
-        widths = tuple(Width(**point) for point in read_record(done.folder / POINT, list))
+        widths = tuple(read_record(done.folder / POINT, list[Width]))
         calibrations = {macs_kept: self.calibrated(model) for macs_kept, model in models.items()}
 
         def size(pruned: Pruned, width: Width) -> Size:
@@ -182,7 +183,7 @@ class Measurement:
         drop = paired(self.correct, correct_images(smaller, self.images)).loss
         point = Pruned(cost.macs / whole["macs"], cost.macs, cost.parameters, drop, len(self.images), steps)
         save_model(smaller, folder / FLOAT, training_notes(self.splits, model))
-        write_record(folder / POINT, asdict(point))
+        write_record(folder / POINT, point)
 
     def narrow(self, model: CapsNet, base: Pruned, folder: Path, resume: bool) -> None:
         """The width curve, of the smallest network that keeps to the accepted loss: its like will be quantized."""
@@ -199,4 +200,4 @@ class Measurement:
             drop = paired(correct, evaluator.evaluate(plan).correct_images).loss
             points.append(Width(bits, drop, len(images), base.macs_kept))
             self.note(f"{bits} bits everywhere: {points[-1].drop:+.2f} points")
-        write_record(folder / POINT, [asdict(point) for point in points])
+        write_record(folder / POINT, points)

@@ -27,8 +27,10 @@ from caplet.program import Program
 from caplet.program.c.emit import EmitSettings, Export
 from caplet.program.interpreter import RunResult, run
 from caplet.quant.choices import SensitivitySettings
+from caplet.runs.finished import COMPRESSED
 from caplet.runs.folder import METRICS, read_record, write_record
-from caplet.runs.records import COMPRESSED, TRACE, VERIFIED, record_verified
+from caplet.runs.records import TRACE, VERIFIED, SpeedMetrics, VerifyRecord
+from caplet.runs.shipped import record_verified
 from caplet.runtime.engine import Engine
 from caplet.train.finetune import weights_digest
 
@@ -125,14 +127,14 @@ class Finish:
                 for name, value in attempt.values.items()
             },
             "float": {
-                "test": answers.accuracy().to_json(),
-                "calibration": accuracy(int(self.correct.sum()), len(self.correct)).to_json(),
+                "test": answers.accuracy(),
+                "calibration": accuracy(int(self.correct.sum()), len(self.correct)),
                 "bytes": float_bytes,
                 "macs": float_macs,
             },
             "compressed": {
-                "test": answers.accuracy(COMPRESSED).to_json(),
-                "paired": answers.against(COMPRESSED).to_json(),
+                "test": answers.accuracy(COMPRESSED),
+                "paired": answers.against(COMPRESSED),
                 "file": MODEL,
                 "file_bytes": file_bytes,
                 "times_smaller": float_bytes / file_bytes,
@@ -140,8 +142,8 @@ class Finish:
             },
             "choice": {
                 **choice.to_json(),
-                "curve": [asdict(point) for point in curves.curve],
-                "widths": [asdict(point) for point in curves.widths],
+                "curve": curves.curve,
+                "widths": curves.widths,
                 "pairs": [
                     asdict(pair.size) | {"macs_kept": pair.pruned.macs_kept, "bits": pair.width.bits, "drop": pair.drop}
                     for pair in choice.pairs
@@ -152,8 +154,8 @@ class Finish:
                 for found in tried
             ],
             "outlook": list(outlook([found.values for found in tried], self.settings.limits)),
-            "verified": read_record(checked.folder / VERIFIED)["engines"],
-            "speed": read_record(timed.folder / SPEED),
+            "verified": read_record(checked.folder / VERIFIED, VerifyRecord).engines,
+            "speed": read_record(timed.folder / SPEED, SpeedMetrics),
             "stages": {
                 name: {"folder": done.folder.name, "seconds": done.seconds, "skipped": done.skipped}
                 for name, done in self.context.done.items()

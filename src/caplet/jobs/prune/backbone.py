@@ -62,4 +62,4 @@ def prune_backbone_model(
         if tuning is not None:
             task = FinetuneTask(tuning, result, model)
             result = train(task, splits, run / TUNING, resume=resume, progress=bars).model
-        return ship_pruned(run, splits, model, result, read_record(run / CANDIDATES), note)
+        return ship_pruned(run, splits, model, result, read_record(run / CANDIDATES, dict), note)

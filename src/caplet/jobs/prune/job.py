@@ -25,7 +25,7 @@ from caplet.prune.refit import refitted
 from caplet.prune.structure import Selection, cut, kept_sizes, structure_of, with_iterations
 from caplet.report.pruning import remaining_units
 from caplet.runs.folder import read_record, remove, write_record
-from caplet.runs.records import KEPT
+from caplet.runs.records import KEPT, Kept, KeptUnits
 from caplet.runs.stages import Done, Stages
 from caplet.train.finetune import FinetuneTask, TeacherAnswers, weights_digest
 from caplet.train.logs import read_steps
@@ -272,7 +272,7 @@ class PruneWork:
 
     def record(self, done: Done, index: int) -> dict[str, Any]:
         """A finished round's record; says so."""
-        found: dict[str, Any] = read_record(done.folder / ROUND)
+        found: dict[str, Any] = read_record(done.folder / ROUND, dict)
         cost, whole = found["cost"], self.whole
         self.note(
             f"{done.folder.name}: {100 * cost['macs'] / whole['macs']:.1f} % of the MACs,"
@@ -293,7 +293,7 @@ class PruneWork:
             "settings": settings.model_dump(mode="json"),
             "target": settings.target,
             "pruned": {"round": final["folder"]},
-            "sizes": {name: [len(row["kept"]), row["of"]] for name, row in kept["spaces"].items()},
+            "sizes": {name: [len(row.kept), row.of] for name, row in kept.spaces.items()},
             "dead_removed": self.dead,
             "activity": {
                 "original": measure_activity(self.model, images).to_json(),
@@ -311,18 +311,15 @@ def _follow(places: dict[str, list[int]], selection: Selection) -> dict[str, lis
     return {name: [places[name][unit] for unit in np.flatnonzero(keep).tolist()] for name, keep in selection.items()}
 
 
-def _kept(original: CapsNet, units: dict[str, list[int]]) -> dict[str, Any]:
+def _kept(original: CapsNet, units: dict[str, list[int]]) -> Kept:
     """Which units of the unpruned model remain: by group, and of voting capsules by source, type and position."""
     structure = structure_of(original)
-    spaces = {
-        name: {"kind": str(group.kind), "of": group.size, "kept": units[name]}
-        for name, group in structure.groups.items()
-    }
-    votes: dict[str, Any] = {}
+    spaces = {name: KeptUnits(str(group.kind), group.size, units[name]) for name, group in structure.groups.items()}
+    votes: dict[str, list[list[int]]] = {}
     for voters in structure.voters:
         remain = np.isin(np.arange(structure.groups[voters.group].size), units[voters.group])
         for (space, positions), (own, types, at) in zip(voters.sources, structure.by_source(voters), strict=True):
             table = np.zeros((structure.groups[space].size, positions), dtype=int)
             table[types, at] = remain[own]
             votes[space.partition(".")[0]] = table.tolist()
-    return {"spaces": spaces, "votes": votes}
+    return Kept(spaces, votes)
