@@ -32,7 +32,7 @@ def test_a_new_folder_gets_settings_and_environment(tmp_path: Path) -> None:
     assert json.loads((folder / "settings.json").read_text()) == SETTINGS
     seen = json.loads((folder / "environment.json").read_text())
     assert seen["packages"]["torch"]
-    assert str(Path.home()) not in json.dumps(environment()["packages"])
+    assert str(Path.home()) not in json.dumps(environment().packages)
 
 
 def test_an_existing_folder_needs_force(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """One rule of acceptance: what a plan or a smaller network must reach, on which images, and why it was rejected."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -117,4 +117,4 @@ class Acceptance:
     def to_json(self, correct: NDArray[np.bool_]) -> dict[str, Any]:
         """The paired comparison and the decision, for a run's record."""
         limits = {f"loss_limit_{100 * CONFIDENCE:g}": self.limit(correct)}
-        return {**self.paired(correct).to_json(), **limits, "accepted": self.accepts(correct)}
+        return {**asdict(self.paired(correct)), **limits, "accepted": self.accepts(correct)}

@@ -1,8 +1,7 @@
 """Accuracy with its uncertainty, and the paired comparison of two models on the same images."""
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +27,6 @@ class Accuracy:
     percent: float
     low: float
     high: float
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as a JSON-able dict."""
-        return asdict(self)
 
     def __str__(self) -> str:
         return f"{self.percent:.2f} % [{self.low:.2f}, {self.high:.2f}] of {self.n:,}"
@@ -69,10 +64,6 @@ class Paired:
     low: float
     high: float
     p_value: float
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as a JSON-able dict."""
-        return asdict(self)
 
 
 def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:

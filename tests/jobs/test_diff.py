@@ -12,6 +12,7 @@ from caplet.errors import ArtefactError
 from caplet.jobs.diff import diff_runs
 from caplet.jobs.prune.job import PruneSettings, prune
 from caplet.metrics import paired
+from caplet.runs.records import Pruned, Width
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,19 @@ def test_a_compression_is_what_its_last_stage_shipped(quantized: Path, trained: 
         shutil.copy(quantized / name, tmp_path / "small" / name)
     settings = json.loads((quantized / "settings.json").read_text())
     (tmp_path / "small" / "settings.json").write_text(json.dumps({**settings, "job": "compress"}))
-    (tmp_path / "small" / "metrics.json").write_text(json.dumps({"choice": {}, "folders": ["quantize-1"]}))
+    metrics = json.loads((quantized / "metrics.json").read_text())
+    points = {"pruned": vars(Pruned(1.0, 1, 1, 0.0, 1, 0)), "width": vars(Width(8, 0.0, 1))}
+    record = {
+        "met": True,
+        "compressed": {**metrics["models"][0], "times_smaller": 4.0, "macs_kept": 1.0},
+        "choice": {**points, "curve": [], "widths": [], "pairs": [], "reasons": []},
+        "speed": {"images": 1, "threads": 1, "turns": 1, "torch_batch": 1, "sides": {}},
+        **{key: [] for key in ("missed", "attempts", "outlook", "verified")},
+        **{key: {} for key in ("limits", "stages")},
+        "folders": ["quantize-1"],
+        "float": metrics["float"],
+    }
+    (tmp_path / "small" / "metrics.json").write_text(json.dumps(record))
     found = diff_runs(tmp_path / "small", quantized)
     assert found.names[0] == "small"
     assert found.pair is not None

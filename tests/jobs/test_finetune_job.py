@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -69,12 +70,12 @@ def test_a_plan_is_trained_and_its_integers_ship(model: CapsNet, splits: Splits,
     assert evaluate(program, splits.test, engine="interpreter").accuracy == run.test
     metrics = json.loads((folder / "metrics.json").read_text())
     record = metrics["models"][0]
-    assert record["test"] == run.test.to_json()
+    assert record["test"] == asdict(run.test)
     assert record["weight_reduction"] == count_memory(model, plan).total.weight_reduction
     assert metrics["finetune"]["steps"] == 40
     saved, shipped = api.load_float(folder / "model.safetensors"), QuantPlan.load(folder / "plan_finetuned.json")
     again = evaluate(api.lower_model(saved, shipped), splits.calibration).accuracy
-    assert again.to_json() == record["calibration"]
+    assert asdict(again) == record["calibration"]
     resumed = finetune_model(model, splits, folder, plan, settings, resume=True)
     assert resumed.test == run.test
     other = plan_of_widths(model, splits, WIDTHS.replace("primary=3", "primary=4"))
@@ -88,7 +89,7 @@ def test_in_float_a_model_is_shipped(model: CapsNet, splits: Splits, tmp_path: P
     assert run.program is None
     assert not list(tmp_path.glob("*.caplet"))
     assert evaluate(api.load_float(run.model_path), splits.test).accuracy == run.test
-    assert run.metrics["test"] == run.test.to_json()
+    assert run.metrics["test"] == asdict(run.test)
 
 
 def test_settings_and_plans_that_do_not_go_together(model: CapsNet, splits: Splits, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from caplet.report.charts import Series, chart
 from caplet.report.noise import sensitivity_pictures
 from caplet.report.pruning import pruning_curves, remaining_units
 from caplet.report.training import learning_curves
+from caplet.runs.records import Kept, KeptUnits
 
 ROW = {"loss": 0.5, "calibration_loss": 0.6, "calibration_accuracy": 0.7}
 SVG = "{http://www.w3.org/2000/svg}"
@@ -60,11 +61,8 @@ def test_pruning_curves_have_a_line_for_every_score() -> None:
 
 
 def test_remaining_units_are_dark() -> None:
-    spaces = {
-        "conv": {"kind": "channels", "of": 4, "kept": [0, 2]},
-        "votes": {"kind": "capsules", "of": 4, "kept": [1]},
-    }
-    root = read(remaining_units({"spaces": spaces, "votes": {"primary": [[0, 1], [0, 0]]}}, "what remains"))
+    spaces = {"conv": KeptUnits("channels", 4, [0, 2]), "votes": KeptUnits("capsules", 4, [1])}
+    root = read(remaining_units(Kept(spaces, {"primary": [[0, 1], [0, 0]]}), "what remains"))
     fills = [element.get("style", "") for element in root.iter(f"{SVG}rect") if element.get("class") == "tile"]
     dark, light = fills[0], fills[1]
     assert fills == [dark, light, dark, light, light, dark, light, light]

@@ -34,7 +34,7 @@ def command(
     splits = data.load(not quiet, limit, loaded)
     result = evaluate(loaded, getattr(splits, split), engine=engine)
     if json:
-        found = {"accuracy": result.accuracy.to_json(), "engine": result.engine, "data_note": splits.info["note"]}
+        found = {"accuracy": result.accuracy, "engine": result.engine, "data_note": splits.info["note"]}
         print_json({"model": str(model), "split": split, **found, **origin(loaded)})
         return
     console().print(f"{split} accuracy {result.accuracy} ({result.engine}, {result.seconds:.1f} s)")

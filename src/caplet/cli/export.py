@@ -72,7 +72,7 @@ def _onnx(
         found = None
         note(f"not checked: {error}")
     if json:
-        print_json({"file": str(path), "bytes": path.stat().st_size, "check": found and found.to_json()})
+        print_json({"file": str(path), "bytes": path.stat().st_size, "check": found})
     else:
         note(f"{path}: {path.stat().st_size:,} bytes")
     if found is not None:

@@ -1,5 +1,6 @@
 """``caplet finetune``: go on training a model, in float or under a plan of integer formats."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,7 +77,7 @@ def command(
     first = done.metrics["float"]["test"]["percent"]
     kind = "float" if done.program is None else "integers"
     console().print(f"test accuracy {done.test} ({kind}); before {first:.2f} % (float)")
-    console().print(f"loss {points(done.against_start.to_json())} pp, paired")
+    console().print(f"loss {points(asdict(done.against_start))} pp, paired")
     for record in done.metrics.get("models", ()):
         weights, activations = record["weight_reduction"], record["activation_reduction"]
         console().print(f"weights {weights:.1f}x, activations {activations:.1f}x smaller")

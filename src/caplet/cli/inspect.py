@@ -35,7 +35,7 @@ def check(
     loaded = importing.load(model)
     found = check_model(loaded, images)
     if json:
-        print_json({**found.to_json(), **origin(loaded)})
+        print_json({**vars(found), **origin(loaded)})
     else:
         _show_check(found)
     if found.problems:

@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ def show_table(
 
 
 def print_json(data: Any) -> None:
-    """The one machine-readable object of a command."""
-    print(json.dumps(data, indent=1, sort_keys=True))
+    """The one machine-readable object of a command, of dataclasses and JSON values."""
+    print(json.dumps(data, indent=1, sort_keys=True, default=asdict))
 
 
 def note(text: str) -> None:

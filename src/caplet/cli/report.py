@@ -49,7 +49,7 @@ def diff(
 
     found = diff_runs(first, second)
     if json:
-        print_json(found.to_json())
+        print_json(found)
     else:
         _show(found)
 

@@ -55,7 +55,7 @@ def command(
     if run.is_dir() and found.noise:
         record_trace(run, program, found)
     if json:
-        print_json(found.to_json())
+        print_json(found)
     else:
         for comparison in found.comparisons:
             _show(comparison, found.images)

@@ -1,7 +1,7 @@
 """Compare two finished runs: accuracies image by image where the images agree, and everything that a run records."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from operator import eq
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,6 @@ class Diff:
     figures: tuple[Value, ...]
     settings: tuple[Value, ...]
     widths: tuple[Value, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
 
 
 def diff_runs(first: str | Path, second: str | Path) -> Diff:

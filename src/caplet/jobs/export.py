@@ -1,7 +1,7 @@
 """Export a Program as C, a model as ONNX, and verify that every engine computes the same integers."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -183,10 +183,6 @@ class OnnxCheck:
     values: int
     differing: int
     largest: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
 
 
 def export_onnx(model: CapsNet | Program, out: str | Path) -> Path:

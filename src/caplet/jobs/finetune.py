@@ -185,14 +185,14 @@ def finetune_model(
                 "weight_reduction": memory.total.weight_reduction,
                 "activation_reduction": memory.total.activation_reduction,
                 "plan_digest": plan.digest(),
-                "calibration_before": before.to_json(),
-                "calibration": after.to_json(),
+                "calibration_before": before,
+                "calibration": after,
                 **_measured(answers),
             }
             outcome = {"models": [record], "alarms": alarms}
         metrics = {
             **outcome,
-            "float": {"test": answers.accuracy().to_json(), "weight_bytes": 4 * count_memory(model).total.weights},
+            "float": {"test": answers.accuracy(), "weight_bytes": 4 * count_memory(model).total.weights},
             "finetune": {
                 "epoch": result.epoch,
                 "steps": result.history[-1]["global_step"],
@@ -211,4 +211,4 @@ def finetune_model(
 
 
 def _measured(answers: SplitAnswers) -> dict[str, Any]:
-    return {"test": answers.accuracy(ROLE).to_json(), "paired": answers.against(ROLE).to_json()}
+    return {"test": answers.accuracy(ROLE), "paired": answers.against(ROLE)}

@@ -186,10 +186,6 @@ class Check:
     images: int
     minutes: tuple[float, float] | None
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
-
 
 def check_model(model: CapsNet | Program, images: int = 5000) -> Check:
     """Check a model without any data; exponents are chosen on noise, which hardly moves sizes.

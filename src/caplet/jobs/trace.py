@@ -1,7 +1,7 @@
 """Follow images through float, fake-quant, the Program and the compiled C, and find where two levels part."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
@@ -87,10 +87,6 @@ class Trace:
     images: int
     comparisons: tuple[Comparison, ...]
     noise: tuple[Row, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
 
 
 def parse_levels(text: str) -> tuple[LevelName, ...]:

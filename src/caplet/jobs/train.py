@@ -136,7 +136,7 @@ def train_by_recipe(
         test = answers.accuracy()
         metrics = {
             "recipe": recipe,
-            "test": test.to_json(),
+            "test": test,
             "calibration_accuracy": result.calibration_accuracy,
             "epoch": result.epoch,
             "epochs": len(result.history),

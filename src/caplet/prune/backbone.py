@@ -9,7 +9,7 @@ Source: Li et al. 2020, "EagleEye: Fast sub-net evaluation for efficient neural 
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ class BackboneCandidate:
         return {
             "index": self.index,
             "macs": self.macs,
-            "accuracy": self.accuracy.to_json(),
+            "accuracy": asdict(self.accuracy),
             "margin": self.margin,
             "kept": kept_sizes(self.selection),
         }

@@ -172,7 +172,7 @@ def _quantize_limits(run: RunRecords[QuantizeMetrics]) -> Iterator[Limit]:
         f"Loss on {reference.n:,} calibration images",
         f"at most {metrics.tolerance:g} {'% of the float accuracy' if metrics.relative else 'pp'}",
         Number(f"{found:+.2f} pp ({correct:,} of {reference.n:,} correct)", found),
-        None if search is None or search.needed is None else correct >= search.needed,
+        None if search is None else correct >= search.needed,
     )
     total, ram = model.memory[-1], None if run.details is None else run.details.memory["fast"]["bytes"]
     for name, asked, taken in (

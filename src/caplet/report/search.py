@@ -23,7 +23,7 @@ def search(run: RunRecords[QuantizeMetrics]) -> Section | str:
     if record is None:
         return f"Search: the run has no {SEARCH}."
     steps, reference, needed = record.steps, record.reference, record.needed
-    if not steps or needed is None:
+    if not steps:
         return "Search: no step was recorded."
     n = reference["n"]
     room = max(reference["correct"] - needed, 1)
@@ -63,7 +63,7 @@ def search(run: RunRecords[QuantizeMetrics]) -> Section | str:
 def front(run: RunRecords[QuantizeMetrics]) -> Section | str:
     """Bytes against loss for every plan of which no other one is better in every respect."""
     record = run.search
-    if record is None or record.needed is None or not record.front:
+    if record is None or not record.front:
         return f"Pareto front: the method {run.metrics.method} returns none (ilp does)."
     points, chosen = record.front, (record.result or {}).get("widths")
     tolerance = 100 * (record.reference["correct"] - record.needed) / record.reference["n"]

@@ -43,7 +43,7 @@ class SearchRecord:
     """
 
     reference: Mapping[str, int]
-    needed: int | None
+    needed: int
     steps: tuple[Row, ...]
     result: Row | None = None
     front: tuple[Row, ...] = ()

@@ -56,8 +56,8 @@ def prune_backbone_model(
             found = prune_backbone(model, splits.train, splits.calibration, settings, margin_loss, note)
             save_model(found.model, run / PRUNED, training_notes(splits, model))
             candidates = [candidate.to_json() for candidate in found.candidates]
-            refitted = None if found.refitted is None else found.refitted.to_json()
-            write_record(run / CANDIDATES, {"best": found.best.index, "refitted": refitted, "candidates": candidates})
+            record = {"best": found.best.index, "refitted": found.refitted, "candidates": candidates}
+            write_record(run / CANDIDATES, record)
         result = load_model(run / PRUNED)
         if tuning is not None:
             task = FinetuneTask(tuning, result, model)

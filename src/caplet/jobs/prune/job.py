@@ -1,7 +1,7 @@
 """Prune a trained model: rounds of scoring, surgery and fine-tuning, then one look at the test split."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,16 +107,16 @@ def ship_pruned(
     answers = open_test_split(splits, original, {"pruned": model}, note)
     before, after = cost_of(original), cost_of(model)
     accuracies, against = (answers.accuracy(), answers.accuracy("pruned")), answers.against("pruned")
-    old, new = (found.to_json() for found in accuracies)
     metrics = {
         **record,
-        "original": {"cost": before.to_json(), "test": old},
-        "pruned": {**record.get("pruned", {}), "cost": after.to_json(), "test": new},
+        "original": {"cost": before.to_json(), "test": accuracies[0]},
+        "pruned": {**record.get("pruned", {}), "cost": after.to_json(), "test": accuracies[1]},
         "macs_kept": after.macs / before.macs,
         "parameters_kept": after.parameters / before.parameters,
-        "paired": against.to_json(),
+        "paired": against,
     }
-    model.notes = {"pruned": True, "test": new, "data": splits.info["name"], **training_notes(splits, original)}
+    known = {"pruned": True, "test": asdict(accuracies[1]), "data": splits.info["name"]}
+    model.notes = {**known, **training_notes(splits, original)}
     save_model(model, run / MODEL, model.notes)
     metrics = ship(run, splits, metrics, answers, result="pruned")
     return PruneResult(met, model, run / MODEL, *accuracies, against, run, metrics)
@@ -192,7 +192,7 @@ class PruneWork:
             done = self.stages.do(f"trial{trial}", inputs, work, (MODEL, ROUND))
             correct = correct_images(load_model(done.folder / MODEL), self.splits.calibration)
             pair, accepted = acceptance.paired(correct), acceptance.accepts(correct)
-            record = self.record(done, trial) | {"accepted": accepted, "pair": pair.to_json()}
+            record = self.record(done, trial) | {"accepted": accepted, "pair": asdict(pair)}
             self.note(
                 f"trial {trial}: loss {pair.loss:.2f} pp on {pair.n:,} images, {acceptance.tolerance:g} allowed:"
                 f" {'accepted' if accepted else 'rejected'}"
@@ -259,9 +259,9 @@ class PruneWork:
                 "sizes": kept_sizes(selection),
                 "cost": cost_of(smaller).to_json(),
                 "refitted": list(refitted_layers),
-                "calibration_cut": bare.to_json(),
-                "calibration_before": before.to_json(),
-                "calibration": after.to_json(),
+                "calibration_cut": bare,
+                "calibration_before": before,
+                "calibration": after,
                 "images_trained": trained,
                 "finetuning": curve,
                 "seconds": round(time.perf_counter() - began, 1),

@@ -34,7 +34,7 @@ from caplet.quant.plan.target import Footprint, Hardware
 from caplet.quant.plan.units import width_table
 from caplet.quant.search.qcapsnets import DEFAULT_COMPRESSION
 from caplet.quant.search.search import Candidate, Request, SearchResult
-from caplet.runs.folder import remove
+from caplet.runs.folder import plain, remove
 from caplet.runtime.engine import Engine
 
 
@@ -190,22 +190,24 @@ class Shipper:
         memory = count_memory(self.model, fit.plan)
         calibration = accuracy(int(on_calibration.sum()), len(on_calibration))
         test, against = answers.accuracy(role), answers.against(role)
-        record = {
-            "role": role,
-            "file": path.name,
-            "file_bytes": path.stat().st_size,
-            "flash_bytes": program.flash_bytes,
-            "widths": width_table(self.model, candidate.plan),
-            "memory": memory.to_json(),
-            "weight_reduction": memory.total.weight_reduction,
-            "activation_reduction": memory.total.activation_reduction,
-            "plan_digest": fit.plan.digest(),
-            "reconstruction": self.fitter.record(candidate.plan),
-            "calibration": calibration.to_json(),
-            "test": test.to_json(),
-            "paired": against.to_json(),
-            "on_calibration": acceptance.to_json(on_calibration),
-        }
+        record: dict[str, Any] = plain(
+            {
+                "role": role,
+                "file": path.name,
+                "file_bytes": path.stat().st_size,
+                "flash_bytes": program.flash_bytes,
+                "widths": width_table(self.model, candidate.plan),
+                "memory": memory.to_json(),
+                "weight_reduction": memory.total.weight_reduction,
+                "activation_reduction": memory.total.activation_reduction,
+                "plan_digest": fit.plan.digest(),
+                "reconstruction": self.fitter.record(candidate.plan),
+                "calibration": calibration,
+                "test": test,
+                "paired": against,
+                "on_calibration": acceptance.to_json(on_calibration),
+            }
+        )
         return Shipped(role, program, path, calibration, test, against, record)
 
 
@@ -259,8 +261,8 @@ def finish(
         "budget_bytes": budget,
         "rounding": str(found.rounding),
         "float": {
-            "test": float_test.to_json(),
-            "calibration": accuracy(found.reference.correct, found.reference.n).to_json(),
+            "test": float_test,
+            "calibration": accuracy(found.reference.correct, found.reference.n),
             "weight_bytes": 4 * weights,
         },
         "accept": settings.accept,

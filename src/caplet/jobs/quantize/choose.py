@@ -7,7 +7,7 @@ missed the target is looked at too: fitted, it may keep it.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,11 +145,11 @@ def as_promised(
         return found is not None and found.accepted
 
     index = smallest_accepted(len(rungs), start, accepted, promise.error) if rungs else None
-    record = {**promise.to_json(), "looks": [look.to_json() for look in looks.values()]}
+    record = {**promise.to_json(), "looks": [asdict(look) for look in looks.values()]}
     if index is not None:
         chosen, images = rungs[index], shipper.splits.calibration
         correct = shipper.hits(shipper.program(chosen.candidate), images)
-        record["expected"] = looks[index].to_json()
+        record["expected"] = asdict(looks[index])
         reason = f"the smallest of {len(looks)} plans looked at on fresh images that keeps the tolerance"
         return Choice(True, (("satisfied", chosen.candidate, correct),), chosen.found, reason, record)
     first, reason = results[0], "no plan keeps the tolerance on fresh images"

@@ -15,7 +15,7 @@ uses them for models; their use for width plans is caplet's.
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,10 +57,6 @@ class Look:
     limit: float
     error: float
     accepted: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
 
     def __str__(self) -> str:
         verdict = "accepted" if self.accepted else "rejected"

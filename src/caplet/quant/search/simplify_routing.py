@@ -8,7 +8,7 @@ Related: Marchisio et al. 2020 give the routing's tensors widths of their own; h
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ class Simplified:
             "tolerance": self.tolerance,
             "loss": self.loss,
             "trials": [
-                {"choice": str(choice), "accepted": accepted, "paired": result.to_json()}
+                {"choice": str(choice), "accepted": accepted, "paired": asdict(result)}
                 for choice, result, accepted in self.steps
             ],
         }
