@@ -15,7 +15,7 @@ from caplet.errors import ArtefactError
 from caplet.jobs.report import write_report
 from caplet.report.cards import card
 from caplet.report.content import Table
-from caplet.runs.finished import RunKind, RunRecords, read_run
+from caplet.runs.finished import RunRecords, read_run
 from caplet.runs.folder import RUNNING, typed
 from caplet.runs.records import FinetuneMetrics
 from conftest import MEASURE, Page, look_up, read_page
@@ -257,7 +257,7 @@ def test_numbers_of_a_finetuned_float_model_name_their_record() -> None:
     test = {"correct": 9, "n": 10, "percent": 90.0, "low": 59.6, "high": 98.2}
     pair = {"n": 10, "n10": 1, "n01": 0, "loss": 10.0, "low": -9.0, "high": 29.0, "p_value": 1.0}
     metrics = {"test": test, "paired": pair, "float": {"test": test}, "finetune": {"steps": 4, "history": []}}
-    found = card(RunRecords("tuned", RunKind.FINETUNE, typed(FinetuneMetrics, metrics, "metrics"), {}))
+    found = card(RunRecords("tuned", "finetune", typed(FinetuneMetrics, metrics, "metrics"), {}))
     assert found is not None
     sources = [number.source for _, number, _ in found.facts]
     assert sources == ["metrics.json:float.test.percent", "metrics.json:test.percent", "metrics.json:paired.loss"]

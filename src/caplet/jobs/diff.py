@@ -10,9 +10,17 @@ import numpy as np
 
 from caplet.errors import ArtefactError
 from caplet.metrics import Paired, paired
-from caplet.runs.finished import RunKind, RunRecords, read_run
+from caplet.runs.finished import RunRecords, read_run
 from caplet.runs.folder import reading
-from caplet.runs.records import PREDICTIONS, Predictions, PruneMetrics, QatMetrics, QuantizeMetrics, TrainMetrics
+from caplet.runs.records import (
+    PREDICTIONS,
+    Predictions,
+    PruneMetrics,
+    QatMetrics,
+    QuantizeMetrics,
+    SensitivityMetrics,
+    TrainMetrics,
+)
 
 _LEFT_OUT = frozenset({"data_hashes", "hardware"})
 
@@ -81,7 +89,7 @@ def diff_runs(first: str | Path, second: str | Path) -> Diff:
         unpaired,
         agree,
         tuple(_side_by_side(*(dict(_figures(run)) for run in runs))),
-        tuple(_differing(*known)) if one.kind is two.kind else (),
+        tuple(_differing(*known)) if one.job == two.job else (),
         tuple(_differing(*widths)) if len(widths) == 2 else (),
     )
 
@@ -89,9 +97,9 @@ def diff_runs(first: str | Path, second: str | Path) -> Diff:
 def _read(path: Path) -> RunRecords[Any]:
     """A run's records; of a compression those of the stage whose Program it chose."""
     run = read_run(path)
-    if run.kind is RunKind.SENSITIVITY:
+    if isinstance(run.metrics, SensitivityMetrics):
         raise ArtefactError(f"run {run.name}: an error analysis has no model to compare; give a run that made one")
-    return replace(read_run(path / run.metrics.folders[-1]), name=run.name) if run.kind is RunKind.COMPRESS else run
+    return replace(read_run(path / run.metrics.folders[-1]), name=run.name) if run.job == "compress" else run
 
 
 def _ships(run: RunRecords[Any]) -> bool:
@@ -115,7 +123,7 @@ def _figures(run: RunRecords[Any]) -> Iterator[tuple[str, float | int | str | No
     metrics = run.metrics
     if not isinstance(metrics, QuantizeMetrics | QatMetrics):
         test = metrics.pruned.test if isinstance(metrics, PruneMetrics) else metrics.test
-        yield "kind", f"float model ({run.kind})"
+        yield "kind", f"float model ({run.job})"
         yield "test accuracy (%)", test.percent
         yield "test images", test.n
         if isinstance(metrics, TrainMetrics):
@@ -126,7 +134,7 @@ def _figures(run: RunRecords[Any]) -> Iterator[tuple[str, float | int | str | No
             yield "multiply-accumulates", metrics.pruned.cost["macs"]
         return
     model = metrics.models[0]
-    yield "kind", f"integers ({metrics.method if isinstance(metrics, QuantizeMetrics) else run.kind}, {model.role})"
+    yield "kind", f"integers ({metrics.method if isinstance(metrics, QuantizeMetrics) else run.job}, {model.role})"
     if isinstance(metrics, QuantizeMetrics):
         yield "limits met", "yes" if metrics.met else "no"
     yield "test accuracy (%)", model.test.percent

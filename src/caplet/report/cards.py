@@ -6,7 +6,7 @@ from typing import Any
 
 from caplet.metrics import Accuracy, Paired
 from caplet.report.content import Number
-from caplet.runs.finished import RunKind, RunRecords
+from caplet.runs.finished import RunRecords
 from caplet.runs.folder import METRICS
 from caplet.runs.records import (
     DETAILS,
@@ -53,7 +53,7 @@ class Card:
 
 def card(run: RunRecords[Any]) -> Card | None:
     """The card of a run, None for a kind of run that has none."""
-    return _CARDS[run.kind](run) if run.kind in _CARDS else None
+    return _CARDS[run.job](run) if run.job in _CARDS else None
 
 
 def bytes_text(count: float) -> str:
@@ -139,7 +139,7 @@ def _quantized(run: RunRecords[QuantizeMetrics]) -> Card:
         tuple(facts),
         tuple(_quantize_limits(run)),
         tuple(_models(metrics)),
-        () if run.verified is None or verified_reason(run) else tuple(map(_engine, run.verified.engines)),
+        () if run.verify is None or verified_reason(run) else tuple(map(_engine, run.verify.engines)),
         tuple(_quantize_notes(metrics)),
     )
 
@@ -215,9 +215,9 @@ def _engine(engine: Verified) -> tuple[str, bool]:
 
 def verified_reason(run: RunRecords[Any]) -> str | None:
     """Why the card says nothing about other engines, or None if it does."""
-    if run.verified is None:
+    if run.verify is None:
         return "bit-exactness: `caplet verify` was not run on this folder."
-    if run.details is None or run.verified.sha256 != run.details.sha256:
+    if run.details is None or run.verify.sha256 != run.details.sha256:
         return "bit-exactness: `caplet verify` was run on another model than the present one; run it again."
     return None
 
@@ -324,11 +324,11 @@ def _finetuned(run: RunRecords[FinetuneMetrics | QatMetrics]) -> Card:
     return Card(None, "Fine-tuned", headline, tuple(facts), notes=notes)
 
 
-_CARDS: dict[RunKind, Callable[[RunRecords[Any]], Card]] = {
-    RunKind.TRAIN: _trained,
-    RunKind.QUANTIZE: _quantized,
-    RunKind.PRUNE: _pruned,
-    RunKind.FINETUNE: _finetuned,
-    RunKind.QAT: _finetuned,
-    RunKind.COMPRESS: _compressed,
+_CARDS: dict[str, Callable[[RunRecords[Any]], Card]] = {
+    "train": _trained,
+    "quantize": _quantized,
+    "prune": _pruned,
+    "finetune": _finetuned,
+    "qat": _finetuned,
+    "compress": _compressed,
 }

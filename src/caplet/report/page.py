@@ -15,24 +15,24 @@ from caplet.report.pruning import activity, remaining, rounds
 from caplet.report.search import front, search
 from caplet.report.tensors import memory, widths
 from caplet.report.training import by_epoch, by_step
-from caplet.runs.finished import RunKind, RunRecords
+from caplet.runs.finished import RunRecords
 
 Part = Callable[[RunRecords[Any]], Section | str]
 """From a run's records to a section, or to one sentence on why there is none."""
 
-PARTS: dict[RunKind, tuple[Part, ...]] = {
-    RunKind.TRAIN: (by_epoch, provenance),
-    RunKind.QUANTIZE: (widths, front, search, memory, confusion, changed, noise, provenance),
-    RunKind.SENSITIVITY: (sensitivity, provenance),
-    RunKind.FINETUNE: (by_epoch, provenance),
-    RunKind.QAT: (by_epoch, widths, memory, confusion, changed, noise, provenance),
-    RunKind.PRUNE: (rounds, by_step, remaining, activity, provenance),
-    RunKind.COMPRESS: (
+PARTS: dict[str, tuple[Part, ...]] = {
+    "train": (by_epoch, provenance),
+    "quantize": (widths, front, search, memory, confusion, changed, noise, provenance),
+    "sensitivity": (sensitivity, provenance),
+    "finetune": (by_epoch, provenance),
+    "qat": (by_epoch, widths, memory, confusion, changed, noise, provenance),
+    "prune": (rounds, by_step, remaining, activity, provenance),
+    "compress": (
         *(tradeoff, pairs, speed, widths, memory),
         *(confusion, changed, noise, stages, provenance),
     ),
 }
-"""What a page shows of each kind of run, in order."""
+"""What a page shows of a run, by its job, in order."""
 
 
 def render(runs: Sequence[RunRecords[Any]], version: str) -> str:
@@ -56,11 +56,11 @@ def render(runs: Sequence[RunRecords[Any]], version: str) -> str:
 
 def _chapter(run: RunRecords[Any]) -> dict[str, Any]:
     """What the page shows of one run; ``missing`` says what it cannot show, and why."""
-    found = [part(run) for part in PARTS[run.kind]]
-    missing = [verified_reason(run) if run.kind is RunKind.QUANTIZE else None, *found]
+    found = [part(run) for part in PARTS[run.job]]
+    missing = [verified_reason(run) if run.job == "quantize" else None, *found]
     return {
         "name": run.name,
-        "kind": str(run.kind),
+        "kind": run.job,
         "card": card(run),
         "sections": [part for part in found if isinstance(part, Section)],
         "missing": [part for part in missing if isinstance(part, str)],

@@ -2,96 +2,56 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 from caplet.errors import ArtefactError
 from caplet.files import access
 from caplet.runs import records
-from caplet.runs.folder import ENVIRONMENT, METRICS, RUNNING, SETTINGS, SPLITS, Environment, read_record, typed
-from caplet.runs.records import DETAILS, FLIPS, KEPT, PREDICTIONS, SEARCH, TRACE, VERIFIED
+from caplet.runs.folder import ENVIRONMENT, METRICS, RUNNING, SETTINGS, Environment, read_record, reading, typed
 
 COMPRESSED = "compressed"
 """The role of the one model that a compression ships."""
-
-
-class RunKind(StrEnum):
-    """What a run did."""
-
-    TRAIN = "train"
-    QUANTIZE = "quantize"
-    SENSITIVITY = "sensitivity"
-    PRUNE = "prune"
-    FINETUNE = "finetune"
-    QAT = "qat"
-    COMPRESS = "compress"
-
-
-METRICS_OF: dict[str, type[Any]] = {
-    RunKind.TRAIN: records.TrainMetrics,
-    RunKind.QUANTIZE: records.QuantizeMetrics,
-    RunKind.SENSITIVITY: records.SensitivityMetrics,
-    RunKind.PRUNE: records.PruneMetrics,
-    RunKind.FINETUNE: records.FinetuneMetrics,
-    RunKind.QAT: records.QatMetrics,
-    RunKind.COMPRESS: records.CompressMetrics,
-}
 M = TypeVar("M")
 
 
 @dataclass(frozen=True)
 class RunRecords(Generic[M]):
-    """One finished run: the name of its folder, what it did, and its files; None for those that it does not have.
+    """One finished run: a field for each of its files, None for those that it does not have.
 
     Attributes:
-        settings: ``settings.json``, empty where it is missing.
+        name: of its folder.
+        job: what it did.
         role: of the first shipped model, under which other records tell about it; empty without one.
         details: of that model.
     """
 
     name: str
-    kind: RunKind
+    job: str
+    role: str
     metrics: M
-    settings: Mapping[str, Any]
-    role: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
     environment: Environment | None = None
     splits: records.SplitRecord | None = None
     search: records.SearchRecord | None = None
     predictions: records.Predictions | None = None
     flips: records.Flips | None = None
     details: records.ModelDetails | None = None
-    verified: records.VerifyRecord | None = None
+    verify: records.VerifyRecord | None = None
     trace: records.TraceRecord | None = None
     kept: records.Kept | None = None
 
 
-_FILES: dict[str, tuple[str, type[Any]]] = {
-    "environment": (ENVIRONMENT, Environment),
-    "splits": (SPLITS, records.SplitRecord),
-    "search": (SEARCH, records.SearchRecord),
-    "predictions": (PREDICTIONS, records.Predictions),
-    "flips": (FLIPS, records.Flips),
-    "details": (DETAILS, records.Details),
-    "verified": (VERIFIED, records.VerifyRecord),
-    "trace": (TRACE, records.TraceRecord),
-    "kept": (KEPT, records.Kept),
+JOBS: dict[str, type[RunRecords[Any]]] = {
+    "train": RunRecords[records.TrainMetrics],
+    "quantize": RunRecords[records.QuantizeMetrics],
+    "sensitivity": RunRecords[records.SensitivityMetrics],
+    "prune": RunRecords[records.PruneMetrics],
+    "finetune": RunRecords[records.FinetuneMetrics],
+    "qat": RunRecords[records.QatMetrics],
+    "compress": RunRecords[records.CompressMetrics],
 }
-
-
-def _guess(metrics: Mapping[str, Any]) -> str | None:
-    """The job of a run whose settings do not name it, as those of older versions, by what its metrics hold."""
-    if "finetune" in metrics:
-        return RunKind.QAT if "models" in metrics else RunKind.FINETUNE
-    marks = {
-        "models": RunKind.QUANTIZE,
-        "history": RunKind.TRAIN,
-        "points": RunKind.SENSITIVITY,
-        "rounds": RunKind.PRUNE,
-        "choice": RunKind.COMPRESS,
-    }
-    return next((kind for mark, kind in marks.items() if mark in metrics), None)
 
 
 def read_run(path: str | Path) -> RunRecords[Any]:
@@ -111,23 +71,25 @@ def read_run(path: str | Path) -> RunRecords[Any]:
             f" ({f'no {METRICS}' if not (folder / METRICS).exists() else 'it stopped, or goes on now'});"
             " finish it with --resume, or give a finished one"
         )
-    name, metrics = folder.resolve().name, read_record(folder / METRICS, dict)
-    settings: dict[str, Any] = read_record(folder / SETTINGS, dict) if (folder / SETTINGS).exists() else {}
-    job = settings.get("job") or _guess(metrics)
-    if job not in METRICS_OF:
+    paths = {each.name: folder / f"{each.name}.json" for each in fields(RunRecords)[3:]}
+    files: dict[str, Any] = {name: read_record(path, dict) for name, path in paths.items() if path.exists()}
+    name, metrics = folder.resolve().name, files["metrics"]
+    fitting = (job for job, kind in JOBS.items() if _required(*get_args(kind)) <= {*metrics})
+    job = files.get("settings", {}).get("job") or next(fitting, None)  # older runs do not name their job
+    if job not in JOBS:
         raise ArtefactError(
             f"run {name} is no run of training, pruning, quantization, compression or error analysis;"
             " a report shows those"
         )
-    found = typed(METRICS_OF[job], metrics, f"{folder / METRICS}")
-    models = getattr(found, "models", ())
-    role = COMPRESSED if job == RunKind.COMPRESS else models[0].role if models else ""
-    files: dict[str, Any] = {
-        field: read_record(folder / file, kind) for field, (file, kind) in _FILES.items() if (folder / file).exists()
-    }
-    if "details" in files:
-        files["details"] = files["details"].models.get(role)
-    return RunRecords(name, RunKind(job), found, settings, role, **files)
+    with reading(f"the run in {folder}"):
+        role = COMPRESSED if job == "compress" else metrics["models"][0]["role"] if "models" in metrics else ""
+        if "details" in files:
+            files["details"] = files["details"]["models"].get(role)
+    return typed(JOBS[job], {**files, "name": name, "job": job, "role": role}, f"the run in {folder}")
+
+
+def _required(metrics: type[Any]) -> set[str]:
+    return {each.name for each in fields(metrics) if each.default is MISSING and each.default_factory is MISSING}
 
 
 def find_runs(path: str | Path) -> list[Path]:

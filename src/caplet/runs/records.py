@@ -97,19 +97,15 @@ class TensorRecord:
 
 @dataclass(frozen=True)
 class ModelDetails:
-    """One Program: digest of its file, tensors, names of ops, memory plans with all votes stored and with none."""
+    """One Program in ``details.json``, by role: digest, tensors, names of ops, memory plans.
+
+    ``memory``: with all votes stored (``fast``) and with none (``small``).
+    """
 
     sha256: str
     tensors: tuple[TensorRecord, ...]
     ops: tuple[str, ...]
     memory: Mapping[str, Row]
-
-
-@dataclass(frozen=True)
-class Details:
-    """``details.json``: by role."""
-
-    models: Mapping[str, ModelDetails]
 
 
 @dataclass(frozen=True)
