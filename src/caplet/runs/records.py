@@ -119,7 +119,6 @@ class Verified:
         first: the first difference in words, or None.
         seconds: wall time.
         device: flash, RAM and instructions of an emulated device, or None.
-        data: what the images were, where it is recorded.
     """
 
     target: str
@@ -129,6 +128,12 @@ class Verified:
     first: str | None
     seconds: float
     device: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class EngineRecord(Verified):
+    """The same on images of ``data``."""
+
     data: str = ""
 
 
@@ -137,7 +142,7 @@ class VerifyRecord:
     """``verify.json``: engines that ran the Program with this digest."""
 
     sha256: str
-    engines: list[Verified]
+    engines: list[EngineRecord]
 
 
 @dataclass(frozen=True)
@@ -377,7 +382,7 @@ class CompressMetrics:
     choice: ChoiceMetrics
     attempts: tuple[Row, ...]
     outlook: tuple[str, ...]
-    verified: tuple[Verified, ...]
+    verified: tuple[EngineRecord, ...]
     speed: SpeedMetrics
     stages: Mapping[str, Done]
     folders: tuple[str, ...]

@@ -28,6 +28,7 @@ from caplet.runs.records import (
     FLIPS,
     PREDICTIONS,
     VERIFIED,
+    EngineRecord,
     Flips,
     Predictions,
     TensorRecord,
@@ -126,7 +127,7 @@ def record_verified(folder: Path, program: Program, data: str, engines: Sequence
     sha256, path = program_digest(program), folder / VERIFIED
     earlier = read_record(path, VerifyRecord) if path.exists() else None
     known = {row.target: row for row in earlier.engines} if earlier is not None and earlier.sha256 == sha256 else {}
-    known |= {engine.target: replace(engine, data=data) for engine in engines}
+    known |= {engine.target: EngineRecord(**vars(engine), data=data) for engine in engines}
     write_record(path, VerifyRecord(sha256, list(known.values())))
 
 
