@@ -14,6 +14,7 @@ import os
 import shlex
 import sys
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -100,7 +101,7 @@ def main() -> None:
                 "parameters_kept": cost.parameters / whole.parameters,
                 "primary_types": found.model.config.model_dump()["primary_types"],
                 "best": found.best.to_json(),
-                "refitted": None if found.refitted is None else found.refitted.to_json(),
+                "refitted": None if found.refitted is None else asdict(found.refitted),
                 "uniform": found.candidates[0].to_json(),
                 "calibration_correct": [candidate.accuracy.correct for candidate in found.candidates],
             }
@@ -139,11 +140,11 @@ def main() -> None:
         "cores": os.cpu_count(),
         "torch_pruning": version("torch-pruning"),
         "seconds": seconds,
-        "trained": {"test": trained.test.to_json(), "cost": _totals(whole.to_json()), "epochs": options.epochs},
+        "trained": {"test": asdict(trained.test), "cost": _totals(whole.to_json()), "epochs": options.epochs},
         "candidates": table,
         "pruned": {
-            "test": pruned.test.to_json(),
-            "against_trained": pruned.against.to_json(),
+            "test": asdict(pruned.test),
+            "against_trained": asdict(pruned.against),
             "cost": _totals(cost_of(pruned.model).to_json()),
             "macs_kept": pruned.metrics["macs_kept"],
             "parameters_kept": pruned.metrics["parameters_kept"],
@@ -153,7 +154,7 @@ def main() -> None:
         "quantized": {
             "tolerance": options.tolerance,
             "met": quantized.met,
-            "test": result.test.to_json(),
+            "test": asdict(result.test),
             "file_bytes": result.path.stat().st_size,
             "flash_bytes": program.flash_bytes,
             "ops": sorted({op.kind for op in program.ops}),

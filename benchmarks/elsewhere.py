@@ -11,6 +11,7 @@ import argparse
 import json
 import shlex
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def main() -> None:
                     "images": place,
                     "float_percent": 100 * float((exact == labels).mean()),
                     "changed_percent": 100 * float((found != exact).mean()),
-                    "paired": paired(exact == labels, found == labels).to_json(),
+                    "paired": asdict(paired(exact == labels, found == labels)),
                 }
             )
             print(rows[-1], flush=True)

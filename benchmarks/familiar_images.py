@@ -11,7 +11,7 @@ import json
 import platform
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def main() -> None:
         program = lower(model, uniform_plan(model, calibration, bits))
         for name, images in sets.items():
             after = classify(program, images) == images.labels.numpy()
-            rows.append({"bits": bits, "images": name, **paired(before[name], np.asarray(after)).to_json()})
+            rows.append({"bits": bits, "images": name, **asdict(paired(before[name], np.asarray(after)))})
     record = {
         "what": __doc__.splitlines()[0],
         "command": shlex.join(["python", "benchmarks/familiar_images.py", *sys.argv[1:]]),

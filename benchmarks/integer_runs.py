@@ -15,7 +15,7 @@ import platform
 import shlex
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -98,9 +98,9 @@ def measure(case: Case, shared: Path, bits: int) -> dict[str, Any]:
         "codes_compared": compiled.capsules.size,
         "differing_codes": differing,
         "fake_quant_predictions_equal": int((fake == compiled.predictions).sum()),
-        "float": accuracy(int((floats == labels).sum()), len(labels)).to_json(),
-        "integers": accuracy(int(hits.sum()), len(labels)).to_json(),
-        "paired": paired(floats == labels, hits).to_json(),
+        "float": asdict(accuracy(int((floats == labels).sum()), len(labels))),
+        "integers": asdict(accuracy(int(hits.sum()), len(labels))),
+        "paired": asdict(paired(floats == labels, hits)),
         "native_seconds_all_images": round(native_seconds, 2),
         "interpreter_seconds_100_images": round(interpreter_seconds, 2),
         "flash_bytes": program.flash_bytes,

@@ -14,6 +14,7 @@ import shlex
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -49,7 +50,7 @@ def measure(case: str, shared: Path, checkpoint: Path | None, bits: int, count: 
         for name, one in (("program", lower(model, plan)), *((("float", model),) if floats else ())):
             path = export_onnx(one, Path(folder) / f"{name}.onnx")
             began = time.perf_counter()
-            found[name] = check_onnx(path, one, images).to_json() | {
+            found[name] = asdict(check_onnx(path, one, images)) | {
                 "file_bytes": path.stat().st_size,
                 "seconds": round(time.perf_counter() - began, 1),
             }

@@ -16,6 +16,7 @@ import resource
 import shlex
 import sys
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,9 @@ def on_test(model: CapsNet, plan: QuantPlan, images: Tensor, labels: Tensor, bat
     began = time.perf_counter()
     before, after = evaluator.float_result(), evaluator.evaluate(plan)
     return {
-        "float": accuracy(before.correct, before.n).to_json(),
-        "quantized": accuracy(after.correct, after.n).to_json(),
-        "paired": paired(before.correct_images, after.correct_images).to_json(),
+        "float": asdict(accuracy(before.correct, before.n)),
+        "quantized": asdict(accuracy(after.correct, after.n)),
+        "paired": asdict(paired(before.correct_images, after.correct_images)),
         "seconds": round(time.perf_counter() - began, 1),
     }
 
@@ -128,7 +129,7 @@ def main() -> None:
         "full_passes": round(evaluator.spent, 3),
         "probes": evaluator.measured,
         "memory": count_memory(model, best.plan).to_json(),
-        "on_calibration": paired(result.reference.correct_images, best.evaluation.correct_images).to_json(),
+        "on_calibration": asdict(paired(result.reference.correct_images, best.evaluation.correct_images)),
         "on_test": on_test(model, best.plan, splits.test.images, splits.test.labels, args.batch_size),
         "plan": best.plan.to_json(),
         "result": result.record,

@@ -150,7 +150,7 @@ def main() -> None:
                 "parts": name,
                 "length_error": float((lengths(capsules) - lengths(exact)).square().mean()),
                 "changed_predictions": int((predict(capsules) != predict(exact)).sum()),
-                "paired": paired(float_hits, hits).to_json(),
+                "paired": asdict(paired(float_hits, hits)),
                 "weight_reduction": memory.weight_reduction,
                 "activation_reduction": memory.activation_reduction,
                 "seconds": round(seconds, 1),  # a kept fit's are those of reading it
@@ -243,9 +243,9 @@ def ship(found: Reconstruction, model: CapsNet, splits: Any, args: argparse.Name
         result = paired(float_hits, predicted == answers)
         lost = 100 * (int(float_hits.sum()) - int((predicted == answers).sum())) / len(answers)
         facts[split] = {
-            "float": accuracy(int(float_hits.sum()), len(answers)).to_json(),
-            "integers": accuracy(int((predicted == answers).sum()), len(answers)).to_json(),
-            "paired": result.to_json(),
+            "float": asdict(accuracy(int(float_hits.sum()), len(answers))),
+            "integers": asdict(accuracy(int((predicted == answers).sum()), len(answers))),
+            "paired": asdict(result),
             "lost_points": lost,
         }
         print(split, json.dumps(facts[split]), flush=True)

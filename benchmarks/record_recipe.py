@@ -14,6 +14,7 @@ import json
 import os
 import shlex
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def main() -> None:
         "recipe": options.recipe,
         "settings": settings.model_dump(mode="json"),
         "data": {key: splits.info[key] for key in ("name", "note", "sizes", "hashes")},
-        "test": test.to_json(),
+        "test": asdict(test),
         "calibration_accuracy": max(row["calibration_accuracy"] for row in rows),
         "minutes": round(rows[-1]["seconds"] / 60, 1),
         "images_per_second": [round(row["images_per_second"], 1) for row in rows],

@@ -19,6 +19,7 @@ import resource
 import shlex
 import sys
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def main() -> None:
             "engine": str(engine),
             "correct": int(hits.sum()),
             "accepted": int(hits.sum()) >= found.needed,
-            "paired_with_float": paired(found.reference.correct_images, hits).to_json(),
+            "paired_with_float": asdict(paired(found.reference.correct_images, hits)),
         },
         "weight_reduction": best.memory.weight_reduction,
         "activation_reduction": best.memory.activation_reduction,

@@ -11,6 +11,7 @@ import json
 import shlex
 import sys
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def main() -> None:
             rows.append(
                 {
                     "choice": str(choice),
-                    "paired": result.to_json(),
+                    "paired": asdict(result),
                     "macs": sum(stage_macs(candidate)),
                     "seconds": round(time.perf_counter() - began, 1),
                 }
