@@ -269,7 +269,6 @@ class ChannelFormat(_TwosComplement):
 
     @property
     def base(self) -> FixedFormat:
-        """The format of a channel with shift 0."""
         return FixedFormat(self.bits, self.frac_bits, self.signed)
 
     @property

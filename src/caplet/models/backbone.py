@@ -80,7 +80,6 @@ class BackboneCaps(CapsNet):
         return (*stages, layer_stage(self.digit, stages[-1].outputs, lambda state: flatten_capsules(state[0])))
 
     def blocks(self) -> tuple[TrunkModule, ...]:
-        """The trunk's blocks in order of execution."""
         return self._trunk
 
     def resized(self, sizes: Mapping[str, int], places: Mapping[str, tuple[int, ...] | None]) -> BackboneCapsConfig:

@@ -30,7 +30,6 @@ class Macs:
 
     @property
     def total(self) -> int:
-        """All of them."""
         return self.conv + self.votes + sum(self.routing)
 
 
@@ -53,7 +52,6 @@ class LayerCost:
     peak_bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
         return {**asdict(self), "macs": {**asdict(self.macs), "total": self.macs.total}}
 
 
@@ -73,11 +71,9 @@ class Cost:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the parameters in float32."""
         return FLOAT_BYTES * self.parameters
 
     def to_json(self) -> dict[str, Any]:
-        """Totals, and one record per layer."""
         macs = [layer.macs for layer in self.layers]
         return {
             "macs": self.macs,

@@ -76,7 +76,6 @@ class CapsBlock(nn.Module):
         self.add = ResidualAdd(name, self.out_shape)
 
     def layers(self) -> tuple[Layer, ...]:
-        """The layers in order of execution."""
         return (self.l1, self.skip, self.l2, self.l3, self.add)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -32,7 +32,6 @@ class StagedModel:
         }
 
     def __len__(self) -> int:
-        """Number of stages."""
         return len(self.stages)
 
     @cached_property

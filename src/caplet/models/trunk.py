@@ -41,8 +41,6 @@ class ConvNode(_Node):
 
 
 class PoolNode(_Node):
-    """Max pooling."""
-
     kind: Literal["max_pool"] = "max_pool"
     kernel: Side = 3
     stride: Side = 2
@@ -117,7 +115,6 @@ class TrunkModule(nn.Module):
         return last
 
     def nodes_and_layers(self) -> "Iterator[tuple[Node, TrunkLayer]]":
-        """Every node with its layer, in order of execution."""
         yield from zip(self.block.nodes, self._layers, strict=True)
 
     def stage(self, source: str) -> Stage:

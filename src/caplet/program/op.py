@@ -66,10 +66,6 @@ def weight_frac(weight: Constant, channel_shifts: IntArray | None) -> Shift:
     return weight.format.frac_bits + channel_shifts.astype(np.int64)
 
 
-def _equal(a: object, b: object) -> bool:
-    return not isinstance(b, np.ndarray) and a == b
-
-
 def bias_frac(bias: Constant | None) -> int | None:
     return None if bias is None else bias.format.frac_bits
 
@@ -86,7 +82,6 @@ class Op:
     output: str  # of ops that write one tensor
 
     def __init_subclass__(cls, kind: str = "") -> None:
-        """Classes with a kind are ops."""
         if kind:
             cls.kind = kind
             OPS.add(kind, cls)
@@ -111,9 +106,10 @@ class Op:
         """Whether ``other`` is the same op: every field equal, arrays element by element."""
         if type(other) is not type(self):
             return NotImplemented
-        names = [item.name for item in fields(self)]  # type: ignore[arg-type]
-        pairs = [(getattr(self, name), getattr(other, name)) for name in names]
-        return all(np.array_equal(a, b) if isinstance(a, np.ndarray) else _equal(a, b) for a, b in pairs)
+        pairs = ((getattr(self, item.name), getattr(other, item.name)) for item in fields(self))  # type: ignore[arg-type]
+        return all(
+            type(a) is type(b) and (np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b) for a, b in pairs
+        )
 
     def __hash__(self) -> int:
         return hash((self.kind, self.name))

@@ -61,7 +61,6 @@ class Convolution(UnaryOp):
         return 0, 0
 
     def positions(self, tensors: Tensors) -> tuple[int, int]:
-        """Rows and columns of windows."""
         sizes = zip(tensors[self.input].shape[:2], self.extra(tensors), self.weight.shape[1:3], strict=True)
         rows, columns = ((size + more + 2 * self.padding - k) // self.stride + 1 for size, more, k in sizes)
         return rows, columns

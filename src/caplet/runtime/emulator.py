@@ -136,7 +136,6 @@ class DeviceRun:
 
     @property
     def ram_bytes(self) -> int:
-        """Arena and stack."""
         return self.arena_bytes + self.stack_bytes
 
 

@@ -62,7 +62,6 @@ class Memory:
         self._places: dict[str, int] = {}
 
     def structure(self, struct: Struct) -> Any:
-        """A ctypes structure with the fields of ``struct``."""
         result = self.hold(STRUCTURES[struct.type]())
         self._fill(result, struct)
         return result

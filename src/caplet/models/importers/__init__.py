@@ -25,13 +25,13 @@ class ForeignFormat(NamedTuple):
         name: as shown to users.
         about: one line on what such files hold.
         recognises: whether a file, of which the first 16 bytes are given, is of this format.
-        read: path, image size (None: infer it), assumptions -> model; raises :class:`ModelError`.
+        read: path, assumptions -> model; raises :class:`ModelError`.
     """
 
     name: str
     about: str
     recognises: Callable[[bytes, Path], bool]
-    read: Callable[[Path, ImageSize | None, Assumptions], CapsNet]
+    read: Callable[[Path, Assumptions], CapsNet]
 
 
 FORMATS: Registry[str, ForeignFormat] = Registry("foreign format", ModelError)
@@ -71,8 +71,8 @@ def import_model(
             of wrong shape, or not finite; an image size that does not fit; an assumption that is unknown, out of its
             rule, or on what the file says itself. One line, starting with the path.
     """
-    assumptions = Assumptions(assume or {}, str(path))
-    model = detect(path).read(Path(path), image_size, assumptions)
+    assumptions = Assumptions(assume or {}, str(path), image_size)
+    model = detect(path).read(Path(path), assumptions)
     model.notes = assumptions.notes()
     return model
 

@@ -64,6 +64,7 @@ class Assumptions:
     Args:
         stated: name of :data:`RULES` -> value, as text or, from Python, as a number or a sequence of numbers.
         where: the file's path, with which errors start.
+        size: (rows, columns) of the images; None to infer them.
 
     Attributes:
         assumed: by name, what nothing states.
@@ -73,8 +74,8 @@ class Assumptions:
         ModelError: a name that is not known.
     """
 
-    def __init__(self, stated: Mapping[str, Any], where: str) -> None:
-        lists = (list, tuple)
+    def __init__(self, stated: Mapping[str, Any], where: str, size: ImageSize | None) -> None:
+        lists, self.size = (list, tuple), (size, size) if isinstance(size, int) else size
         self.stated = {k: ",".join(map(str, v)) if isinstance(v, lists) else str(v) for k, v in stated.items()}
         self.where, self.assumed, self.read, self._open = where, dict[str, str](), list[str](), list[str]()
         for name in stated:
@@ -91,12 +92,6 @@ class Assumptions:
             return RULES[name].read(text)
         except ValueError:
             raise ModelError(f"{self.where}: cannot assume {name}={text}; the rule is {RULES[name].words}") from None
-
-    def image(self, size: tuple[int, int], known: ImageSize | None) -> tuple[int, int]:
-        """The (rows, columns) found, which are an assumption unless they are known."""
-        if known is None:
-            self.assumed["image_size"] = "x".join(map(str, size))
-        return size
 
     def notes(self) -> dict[str, Any]:
         """What was assumed, stated and read. Raises ModelError for a statement on what no reader asked for."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from caplet.errors import ModelError
-from caplet.models.assemble import ImageSize, assemble, listed, shape_text
+from caplet.models.assemble import assemble, listed, shape_text
 from caplet.models.base import CapsNet, check_finite
 from caplet.models.importers.assume import Assumptions
 from caplet.models.importers.keras import PARTS, KerasFile, Layer, read_keras
@@ -44,15 +44,11 @@ class _Conv(NamedTuple):
     norm: Layer | None
 
 
-def read(path: Path, image_size: ImageSize | None, open_: Assumptions) -> CapsNet:
+def read(path: Path, open_: Assumptions) -> CapsNet:
     """Read a Q7-CapsNets file; see :func:`caplet.models.importers.import_model`."""
-    where = str(path)
-    file = read_keras(path)
+    where, file = open_.where, read_keras(path)
     check_finite(file.tensors, where)
-    about = _undescribed(file, where) if file.config is None else describe(file.config, where)
-    if file.config is None and open_.take("padding"):
-        for each in about.convs:
-            each.padding = "same"
+    about = _undescribed(file, open_) if file.config is None else describe(file.config, where)
     capsules = _capsule_weights(about.capsules[-1], file.layer(about.capsules), where)
     convs = _convolutions(file, about.convs, open_)
     open_.read += about.read
@@ -68,39 +64,38 @@ def read(path: Path, image_size: ImageSize | None, open_: Assumptions) -> CapsNe
             f" capsule dimension {dim} of the class capsules' weights; is it another network?"
         )
     kernels = tuple(conv.kernel.shape[2] for conv in convs)
-    strides, slopes = tuple(conv.stride for conv in about.convs), [conv.slope or 0.0 for conv in about.convs]
-    iterations = about.iterations
     if file.config is None:
         known, padding = "strides" in open_.stated, about.convs[0].padding
-        inferred = () if known else _infer_strides(kernels, padding, count, types, channels, image_size, where)
+        inferred = () if known else _infer_strides(kernels, padding, count, types, channels, open_)
         strides = open_.take("strides", ",".join(map(str, inferred)))
-        iterations, slopes = open_.take("iterations"), [open_.take("activation")] * len(convs)
         if len(strides) != len(kernels):
             raise ModelError(f"{where}: cannot assume {len(strides)} strides; it has {len(kernels)} convolutions")
-    chain = [Conv(*sizes) for sizes in zip(kernels, strides, (conv.padding for conv in about.convs), strict=True)]
-    image_size = image_size or about.image
-    rows, columns = open_.image(pick_image(count, types, [chain], channels, image_size, where), image_size)
+        for each, stride in zip(about.convs, strides, strict=True):
+            each.stride = stride
+    chain = [Conv(kernel, conv.stride, conv.padding) for kernel, conv in zip(kernels, about.convs, strict=True)]
+    open_.size = open_.size or about.image
+    rows, columns = pick_image(count, types, [chain], channels, open_)
     config = ShallowCapsConfig(
         image=(channels, rows, columns),
         classes=classes,
         stem=tuple(
             StemConv(
                 kernel=kernel,
-                stride=stride,
+                stride=each.stride,
                 channels=len(conv.kernel),
-                padding=padding,
-                batch_norm=None if conv.norm is None else described.after[0].eps,
-                slope=slope,
+                padding=each.padding,
+                batch_norm=None if conv.norm is None else each.after[0].eps,
+                slope=each.slope or 0.0,
             )
-            for (kernel, stride, padding), conv, described, slope in zip(chain, stem, about.convs, slopes, strict=False)
+            for kernel, conv, each in zip(kernels, stem, about.convs, strict=False)
         ),
         primary_types=types,
         primary_dim=dim,
         primary_kernel=kernels[-1],
-        primary_stride=strides[-1],
-        primary_padding=chain[-1].padding,
+        primary_stride=about.convs[-1].stride,
+        primary_padding=about.convs[-1].padding,
         class_dim=class_dim,
-        iterations=iterations or open_.take("iterations"),
+        iterations=about.iterations or open_.take("iterations"),
         primary_bias=primary.bias is not None,
         class_bias=False,
     )
@@ -118,15 +113,15 @@ def read(path: Path, image_size: ImageSize | None, open_: Assumptions) -> CapsNe
     return assemble("shallow", config.model_copy(update=unfolded), own, where)
 
 
-def _undescribed(file: KerasFile, where: str) -> Described:
+def _undescribed(file: KerasFile, open_: Assumptions) -> Described:
     """What a file of weights alone tells: convolutions up to the first layer that has weights but no kernel."""
-    convs: list[ConvAbout] = []
+    where, convs = open_.where, list[ConvAbout]()
+    same, slope = open_.take("padding"), open_.take("activation")
     order = [(name, file.layer((name,))) for name in file.order]
     for index, (name, layer) in enumerate(order):
         if "moving_mean" in layer and "kernel" not in layer:
-            near = [
-                bool(re.match("activation|(leaky_)?re_?lu", n)) for n, _ in (order[index - 1], *order[index + 1 :][:1])
-            ]
+            beside = (order[index - 1], *order[index + 1 : index + 2])
+            near = [re.match("activation|(leaky_)?re_?lu", other) is not None for other, _ in beside]
             if not convs or sum(near) != 1:
                 todo = "give the whole model's file, or its description (model.to_json()) in a .json beside it"
                 raise ModelError(
@@ -134,7 +129,7 @@ def _undescribed(file: KerasFile, where: str) -> Described:
                 )
             (convs[-1].after if near[0] else convs[-1].before).append(NormAbout((name,)))
         elif "kernel" in layer:
-            convs.append(ConvAbout((name,)))
+            convs.append(ConvAbout((name,), padding="same" if same else 0, slope=slope))
         elif layer:
             if not convs:
                 raise ModelError(f"{where}: no convolution before the class capsules; is it another network?")
@@ -242,28 +237,18 @@ def _strides(convs: int) -> Iterator[tuple[int, ...]]:
 
 
 def _infer_strides(
-    kernels: tuple[int, ...],
-    padding: Padding,
-    count: int,
-    types: int,
-    channels: int,
-    image_size: ImageSize | None,
-    where: str,
+    kernels: tuple[int, ...], padding: Padding, count: int, types: int, channels: int, open_: Assumptions
 ) -> tuple[int, ...]:
     if len(kernels) > MOST_INFERRED:
-        raise ModelError(
-            f"{where}: strides of more than {MOST_INFERRED} convolutions are not inferred; give what model.save wrote"
-        )
-    if image_size is None:
-        sizes = [(side, side) for side in preferred(channels)]
-    else:
-        sizes = [(image_size, image_size) if isinstance(image_size, int) else image_size]
+        many = f"more than {MOST_INFERRED} convolutions"
+        raise ModelError(f"{open_.where}: strides of {many} are not inferred; give the file of model.save")
+    sizes = [open_.size] if open_.size is not None else [(side, side) for side in preferred(channels)]
     usual, *others = _strides(len(kernels))
     for choice, size in (*product([usual], sizes), *((p, s) for s in sizes for p in others)):
         chain = [Conv(kernel, stride, padding) for kernel, stride in zip(kernels, choice, strict=True)]
         if capsule_count(types, [chain], *size) == count:
             return choice
-    if image_size is None and (count % types or isqrt(count // types) ** 2 * types != count):
+    if open_.size is None and (count % types or isqrt(count // types) ** 2 * types != count):
         todo = "give the images' size (image_size)"
-        raise ModelError(f"{where}: {count} capsules of {types} types do not form a square map; {todo}")
+        raise ModelError(f"{open_.where}: {count} capsules of {types} types do not form a square map; {todo}")
     return usual

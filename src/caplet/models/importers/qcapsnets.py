@@ -8,7 +8,7 @@ shapes: see :func:`caplet.models.importers.import_model`.
 from pathlib import Path
 
 from caplet.errors import ModelError
-from caplet.models.assemble import ImageSize, assemble, check_names, listed
+from caplet.models.assemble import assemble, check_names, listed
 from caplet.models.base import CapsNet, check_finite
 from caplet.models.deep import BlockConfig, DeepCapsConfig
 from caplet.models.importers.assume import Assumptions
@@ -56,7 +56,7 @@ _DEEP = _deep_shapes()
 _COUNTER = "conv1.batchnorm.num_batches_tracked"
 
 
-def read(path: Path, image_size: ImageSize | None, open_: Assumptions) -> CapsNet:
+def read(path: Path, open_: Assumptions) -> CapsNet:
     """Read a Q-CapsNets state dict; see :func:`caplet.models.importers.import_model`."""
     state, open_.read = read_state_dict(path)
     where = str(path)
@@ -71,18 +71,15 @@ def read(path: Path, image_size: ImageSize | None, open_: Assumptions) -> CapsNe
     check_names([key for key in state if is_shallow or key != _COUNTER], shapes, where, f"Q-CapsNets' {name}")
     check_finite(state, where)
     sizes = match_shapes(state, shapes, where)
-    return (_read_shallow if is_shallow else _read_deep)(state, sizes, image_size, open_)
+    return (_read_shallow if is_shallow else _read_deep)(state, sizes, open_)
 
 
-def _read_shallow(state: State, sizes: dict[str, int], image_size: ImageSize | None, open_: Assumptions) -> CapsNet:
+def _read_shallow(state: State, sizes: dict[str, int], open_: Assumptions) -> CapsNet:
     where = open_.where
     types, channels, kernel, primary_kernel = (sizes[k] for k in ("types", "channels", "kernel", "primary_kernel"))
     chain = (Conv(kernel), Conv(primary_kernel, _PRIMARY_STRIDE))
     config = ShallowCapsConfig(
-        image=(
-            channels,
-            *open_.image(pick_image(sizes["capsules"], types, [chain], channels, image_size, where), image_size),
-        ),
+        image=(channels, *pick_image(sizes["capsules"], types, [chain], channels, open_)),
         classes=sizes["classes"],
         stem=(StemConv(kernel=kernel, channels=sizes["maps"]),),
         primary_types=types,
@@ -106,7 +103,7 @@ def _read_shallow(state: State, sizes: dict[str, int], image_size: ImageSize | N
     return assemble("shallow", config, tensors, where)
 
 
-def _read_deep(state: State, sizes: dict[str, int], image_size: ImageSize | None, open_: Assumptions) -> CapsNet:
+def _read_deep(state: State, sizes: dict[str, int], open_: Assumptions) -> CapsNet:
     where, iterations = open_.where, open_.take("iterations")
     types, channels = sizes["types"], sizes["channels"]
     chains = [(Conv(3, _BLOCK_STRIDE, 1),) * depth for depth in _BLOCKS[2:]]
@@ -114,10 +111,7 @@ def _read_deep(state: State, sizes: dict[str, int], image_size: ImageSize | None
         BlockConfig(types=types, dim=sizes[f"dim{block}"], stride=_BLOCK_STRIDE) for block in _BLOCKS
     )
     config = DeepCapsConfig(
-        image=(
-            channels,
-            *open_.image(pick_image(sizes["capsules"], types, chains, channels, image_size, where), image_size),
-        ),
+        image=(channels, *pick_image(sizes["capsules"], types, chains, channels, open_)),
         classes=sizes["classes"],
         channels=sizes["maps"],
         blocks=(first, second, third, fourth),

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from caplet.errors import ModelError
-from caplet.models.assemble import ImageSize, check_shape, shape_text
+from caplet.models.assemble import check_shape, shape_text
+from caplet.models.importers.assume import Assumptions
 from caplet.nn.layer import Padding
 
 #: The largest image side considered.
@@ -78,15 +79,13 @@ def capsule_count(types: int, chains: Chains, rows: int, columns: int) -> int:
     return types * sum(chain_size(rows, chain) * chain_size(columns, chain) for chain in chains)
 
 
-def pick_image(
-    capsules: int, types: int, chains: Chains, channels: int, image_size: ImageSize | None, where: str
-) -> tuple[int, int]:
+def pick_image(capsules: int, types: int, chains: Chains, channels: int, open_: Assumptions) -> tuple[int, int]:
     """The image's (rows, columns) for which the network has ``capsules`` capsules.
 
     Args:
         capsules: rows of the class capsules' weights.
         types, chains: how many capsules there are at a position of a map, and what leads to the maps.
-        image_size: what the caller asked for; None picks the first usual size that fits, else the smallest.
+        open_: its ``size`` must fit; without one the first usual size that fits is assumed, else the smallest.
 
     Raises:
         ModelError: the size asked for does not fit, or none does.
@@ -95,8 +94,9 @@ def pick_image(
     def fits(rows: int, columns: int) -> bool:
         return capsule_count(types, chains, rows, columns) == capsules
 
-    if image_size is not None:
-        rows, columns = (image_size, image_size) if isinstance(image_size, int) else image_size
+    where = open_.where
+    if open_.size is not None:
+        rows, columns = open_.size
         if rows < 1 or columns < 1:
             raise ModelError(f"{where}: image size {rows}x{columns} is not a size; give at least 1x1")
         if not fits(rows, columns):
@@ -110,6 +110,7 @@ def pick_image(
         return rows, columns
     for side in (*preferred(channels), *range(1, LARGEST + 1)):
         if fits(side, side):
+            open_.assumed["image_size"] = f"{side}x{side}"
             return side, side
     raise ModelError(
         f"{where}: no square image up to {LARGEST}x{LARGEST} gives the {capsules} capsules that the weights are for; if"

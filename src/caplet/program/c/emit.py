@@ -98,7 +98,6 @@ def render(
     settings: EmitSettings,
     images: NDArray[np.uint8] | None = None,
 ) -> dict[str, str]:
-    """The files of an export: path -> text. See :func:`emit`."""
     output = program.tensors[program.output]
     if output.format.max_code > 32767:  # type: ignore[union-attr]
         raise PlanError(

@@ -45,7 +45,6 @@ class Graph:
         self._count = 0
 
     def name(self, hint: str) -> Value:
-        """A new name."""
         self._count += 1
         return f"{hint}.{self._count}"
 
@@ -58,7 +57,6 @@ class Graph:
         return output
 
     def constant(self, values: Any, dtype: Any = np.float64, hint: str = "constant") -> Value:
-        """A constant tensor."""
         from onnx import numpy_helper
 
         name = self.name(hint)
@@ -73,17 +71,14 @@ class Graph:
         return self.double(self.constant(integers, dtype, hint))
 
     def cast(self, value: Value, dtype: Any, to: Value = "") -> Value:
-        """Another element type."""
         from onnx import helper
 
         return self.op("Cast", value, attributes={"to": helper.np_dtype_to_tensor_dtype(np.dtype(dtype))}, to=to)
 
     def double(self, value: Value) -> Value:
-        """As float64."""
         return self.cast(value, np.float64)
 
     def integer(self, value: Value) -> Value:
-        """As int64."""
         return self.cast(value, np.int64)
 
     def reshape(self, value: Value, shape: Sequence[int]) -> Value:
@@ -91,7 +86,6 @@ class Graph:
         return self.op("Reshape", value, self.constant(shape, np.int64))
 
     def transpose(self, value: Value, axes: Sequence[int]) -> Value:
-        """Another order of axes."""
         return self.op("Transpose", value, attributes={"perm": list(axes)})
 
     def gather(self, value: Value, indices: Any, axis: int) -> Value:
@@ -125,7 +119,6 @@ class Graph:
         return self.op("Floor", self.scaled(value, -right))
 
     def saturate(self, value: Value, fmt: FixedFormat) -> Value:
-        """Clip to a format's codes."""
         return self.clip(value, fmt.min_code, fmt.max_code)
 
     def clip(self, value: Value, low: float | None, high: float | None, dtype: Any = np.float64) -> Value:

@@ -138,7 +138,6 @@ class Translation:
         return self.graph.op("Pad", x, pads, self.graph.constant(outside))
 
     def size(self, name: str) -> tuple[int, int]:
-        """Rows and columns of a map."""
         rows, columns, _ = self.program.tensors[name].shape
         return rows, columns
 

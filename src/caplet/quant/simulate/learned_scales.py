@@ -46,7 +46,6 @@ class Observed:
     zeros: int = 0
 
     def add(self, value: Tensor, fmt: PlanFormat, rounding: Rounding) -> None:
-        """Count one tensor."""
         low, high = clipping_edges(fmt, rounding)
         self.histogram.add(value)
         self.elements += value.numel()
@@ -60,7 +59,6 @@ class Observed:
 
     @property
     def silent(self) -> bool:
-        """Whether every element is rounded to 0."""
         return self.zeros == self.elements
 
 
