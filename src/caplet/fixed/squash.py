@@ -61,11 +61,7 @@ def squash_factor(q: Array, frac_bits: int, out_frac_bits: int) -> tuple[Array, 
 
 
 def squash(
-    codes: Array,
-    fmt: FixedFormat,
-    out: FixedFormat,
-    rounding: Rounding = Rounding.NEAREST,
-    noise: Array = None,
+    codes: Array, fmt: FixedFormat, out: FixedFormat, rounding: Rounding = Rounding.NEAREST, noise: Array = None
 ) -> Array:
     """Squash the last axis of capsule codes, by the algorithm of this module.
 

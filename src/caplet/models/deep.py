@@ -120,15 +120,8 @@ class DeepCaps(CapsNet):
                 f"model deep: capsules of blocks 3 and 4 have {third.dim} and {fourth.dim} dimensions; make them equal"
             )
         capsules = sum(t * r * c for t, _, r, c in (blocks[i].out_shape for i in (-2, -1)))
-        self.digit = DenseCaps(
-            "digit",
-            capsules,
-            fourth.dim,
-            config.classes,
-            config.class_dim,
-            config.iterations,
-            input_indices=config.kept,
-        )
+        outputs = (config.classes, config.class_dim, config.iterations)
+        self.digit = DenseCaps("digit", capsules, fourth.dim, *outputs, input_indices=config.kept)
         self.to(memory_format=torch.channels_last)
 
     def resized(self, sizes: Mapping[str, int], places: Mapping[str, tuple[int, ...] | None]) -> DeepCapsConfig:

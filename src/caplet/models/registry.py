@@ -60,13 +60,7 @@ for _model in (ShallowCaps, DeepCaps, BackboneCaps):
     FAMILIES.add(_model.family, _model)
 
 _DIGITS = ShallowCapsConfig(
-    image=(1, 8, 8),
-    stem=(StemConv(kernel=3, channels=32),),
-    primary_types=8,
-    primary_dim=8,
-    primary_kernel=3,
-    primary_stride=2,
-    class_dim=8,
+    image=(1, 8, 8), stem=(StemConv(kernel=3, channels=32),), primary_types=8, primary_kernel=3, class_dim=8
 )
 _Q7 = ShallowCapsConfig(
     stem=(StemConv(kernel=7, channels=16),),

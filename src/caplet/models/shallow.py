@@ -90,27 +90,11 @@ class ShallowCaps(CapsNet):
             stem.append(layer)
         self.stem = torch.nn.ModuleList(stem)
         self._stem = tuple(stem)
-        self.primary = ConvCaps2d(
-            "primary",
-            shape,
-            config.primary_types,
-            config.primary_dim,
-            config.primary_kernel,
-            config.primary_stride,
-            config.primary_padding,
-            bias=config.primary_bias,
-        )
+        sizes = (config.primary_types, config.primary_dim, *convs[-1][1:])
+        self.primary = ConvCaps2d("primary", shape, *sizes, bias=config.primary_bias)
         types, dim, rows, columns = self.primary.out_shape
-        self.digit = DenseCaps(
-            "digit",
-            types * rows * columns,
-            dim,
-            config.classes,
-            config.class_dim,
-            config.iterations,
-            bias=config.class_bias,
-            input_indices=config.kept,
-        )
+        inputs, outputs = (types * rows * columns, dim), (config.classes, config.class_dim, config.iterations)
+        self.digit = DenseCaps("digit", *inputs, *outputs, bias=config.class_bias, input_indices=config.kept)
         self.to(memory_format=torch.channels_last)
 
     def resized(self, sizes: Mapping[str, int], places: Mapping[str, tuple[int, ...] | None]) -> ShallowCapsConfig:

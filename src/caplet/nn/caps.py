@@ -54,10 +54,9 @@ class ConvCaps2d(Window):
         self.weight = nn.Parameter(torch.empty(types * dim, in_shape[0], kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(types * dim)) if bias else None
         nn.init.xavier_uniform_(self.weight)
-        self.declare(flash("weight", Role.WEIGHT, OIHW, tuple(self.weight.shape)))
-        if bias:
-            self.declare(flash("bias", Role.BIAS, ("out",), (types * dim,)))
         self.declare(
+            flash("weight", Role.WEIGHT, OIHW, self.weight.shape),
+            *([flash("bias", Role.BIAS, ("out",), (types * dim,))] if bias else []),
             ram("preactivation", Role.PREACTIVATION, TDHW, self.out_shape, signed=True),
             ram("activation", Role.ACTIVATION, TDHW, self.out_shape, signed=True, bound=UNIT, output=True),
         )
@@ -131,10 +130,11 @@ class DenseCaps(Layer):
         self.weight = nn.Parameter(torch.empty(in_capsules, in_dim, out_capsules * dim))
         self.bias = nn.Parameter(torch.zeros(out_capsules, dim)) if bias else None
         nn.init.normal_(self.weight, std=0.1)
-        self.declare(flash("weight", Role.WEIGHT, ("in", "in_dim", "out_dim"), tuple(self.weight.shape)))
-        if bias:
-            self.declare(flash("bias", Role.BIAS, ("out", "dim"), (out_capsules, dim)))
-        self.declare(*routing_points(out_capsules, in_capsules, dim, iterations))
+        self.declare(
+            flash("weight", Role.WEIGHT, ("in", "in_dim", "out_dim"), self.weight.shape),
+            *([flash("bias", Role.BIAS, ("out", "dim"), (out_capsules, dim))] if bias else []),
+            *routing_points(out_capsules, in_capsules, dim, iterations),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.input_indices is not None:

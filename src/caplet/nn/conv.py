@@ -94,20 +94,20 @@ class ConvReLU(Window):
         self.bias = nn.Parameter(torch.zeros(channels))
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
         self.batch_norm = None if batch_norm is None else nn.BatchNorm2d(channels, eps=batch_norm)
-        self.declare(
-            flash("weight", Role.WEIGHT, OIHW, tuple(self.weight.shape)),
-            flash("bias", Role.BIAS, ("out",), (channels,)),
+        linear = ram("linear", Role.PREACTIVATION, CHW, self.out_shape, signed=True)
+        norm = (
+            ram("preactivation", Role.PREACTIVATION, CHW, self.out_shape, signed=slope > 0),
+            flash("scale", Role.SCALE, ("out",), (channels,)),
+            flash("offset", Role.OFFSET, ("out",), (channels,)),
         )
-        if slope:
-            self.declare(ram("linear", Role.PREACTIVATION, CHW, self.out_shape, signed=True))
-        if batch_norm is not None:
-            self.declare(
-                ram("preactivation", Role.PREACTIVATION, CHW, self.out_shape, signed=slope > 0),
-                flash("scale", Role.SCALE, ("out",), (channels,)),
-                flash("offset", Role.OFFSET, ("out",), (channels,)),
-            )
         signed = batch_norm is not None or slope > 0
-        self.declare(ram("activation", Role.ACTIVATION, CHW, self.out_shape, signed=signed, output=True))
+        self.declare(
+            flash("weight", Role.WEIGHT, OIHW, self.weight.shape),
+            flash("bias", Role.BIAS, ("out",), (channels,)),
+            *([linear] if slope else []),
+            *(norm if batch_norm is not None else ()),
+            ram("activation", Role.ACTIVATION, CHW, self.out_shape, signed=signed, output=True),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.tap("weight", self.weight), self.tap("bias", self.bias)

@@ -135,10 +135,8 @@ def _routing(op: ops.Routing, tensors: Tensors, ranges: Ranges) -> list[Accumula
         low, high = (np.array([dim * end], dtype=np.int64) for end in (min(ends), max(ends)))
         shift = op.agreement_shift(tensors)
         bound = _finish(op, "agreement", low, high, ([0], [0]), Shifts(0, 0, shift), tensors[op.logits].rounding)
-        # The rounded agreement is added to a logit before saturating.
-        result.append(
-            _typed(op, "agreement", bound.low - (1 << 16), bound.high + (1 << 16), bound.products, bound.bytes)
-        )
+        least, most = bound.low - (1 << 16), bound.high + (1 << 16)  # a logit is added before saturating
+        result.append(_typed(op, "agreement", least, most, bound.products, bound.bytes))
     return result
 
 
@@ -173,13 +171,7 @@ def _through(
 
 
 def _finish(
-    op: Op,
-    what: str,
-    low: Wide,
-    high: Wide,
-    addend: tuple[list[int], list[int]],
-    shifts: Shifts,
-    rounding: Rounding,
+    op: Op, what: str, low: Wide, high: Wide, addend: tuple[list[int], list[int]], shifts: Shifts, rounding: Rounding
 ) -> AccumulatorBound:
     """Follow [low, high] through left shift, addend, rounding term and a possible left shift, in Python integers."""
     count = max(low.size, len(addend[0]))
@@ -191,9 +183,7 @@ def _finish(
         down, up = lows[o] << _left(op, acc[o]), highs[o] << _left(op, acc[o])
         down, up = min(down, down + adds[0][o], adds[0][o]), max(up, up + adds[1][o], adds[1][o])
         if out[o] > 0:
-            up += {Rounding.NEAREST: 1 << (out[o] - 1), Rounding.TRUNCATE: 0, Rounding.STOCHASTIC: 1 << out[o]}[
-                rounding
-            ]
+            up += {Rounding.NEAREST: 1 << out[o] - 1, Rounding.TRUNCATE: 0, Rounding.STOCHASTIC: 1 << out[o]}[rounding]
         else:
             down, up = down << _left(op, -out[o]), up << _left(op, -out[o])
         least, most, longest = min(least, down), max(most, up), max(longest, acc[o], abs(out[o]))

@@ -312,10 +312,7 @@ PIXEL_FORMAT = FixedFormat(8, 0, False)
 
 
 def pixel_table(
-    key: str,
-    fmt: FixedFormat,
-    mean: tuple[float, ...] = (0.0,),
-    scale: tuple[float, ...] = (1.0,),
+    key: str, fmt: FixedFormat, mean: tuple[float, ...] = (0.0,), scale: tuple[float, ...] = (1.0,)
 ) -> Constant:
     """The table of InputQuantize: ``table[c, p] = encode((p / 255 - mean[c]) * scale[c])``, nearest, in float64.
 

@@ -139,9 +139,8 @@ def _fixed(op: Op, spec: TensorSpec) -> FixedFormat:
 
 
 def _shape(op: Op, spec: TensorSpec, *expected: tuple[int, ...]) -> None:
-    _require(
-        op, spec.shape in expected, f"{spec.name} has shape {spec.shape}", f"shape {' or '.join(map(str, expected))}"
-    )
+    rule = f"shape {' or '.join(map(str, expected))}"
+    _require(op, spec.shape in expected, f"{spec.name} has shape {spec.shape}", rule)
     _fixed(op, spec)
 
 
@@ -187,9 +186,7 @@ def _input_quantize(op: ops.InputQuantize, tensors: Tensors) -> None:
     _shape(op, out, source.shape)
     _constant(op, op.table, (source.shape[-1], 256))
     _require(op, op.table.format == out.format, f"the table has {op.table.format}", f"the output's {out.format}")
-    _require(
-        op, out.rounding is not Rounding.STOCHASTIC, "rounds stochastically", "a table rounds each pixel value once"
-    )
+    _require(op, out.rounding is not Rounding.STOCHASTIC, "rounds stochastically", "a table rounds each pixel once")
 
 
 def _filters(op: ops.Convolution, tensors: Tensors, groups: int) -> tuple[int, ...]:

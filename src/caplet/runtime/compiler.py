@@ -10,6 +10,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -21,8 +22,13 @@ from caplet.program.c.sources import runtime_files
 from caplet.runtime.steps import size_checks
 
 _FLAGS = (
-    *("-std=c99", "-O3", "-funroll-loops", "-fPIC", "-shared"),
-    *("-fno-strict-aliasing", "-fno-semantic-interposition"),
+    "-std=c99",
+    "-O3",
+    "-funroll-loops",
+    "-fPIC",
+    "-shared",
+    "-fno-strict-aliasing",
+    "-fno-semantic-interposition",
 )
 _NATIVE = ("-march=native",)
 _SUFFIX = ".dll" if sys.platform == "win32" else ".dylib" if sys.platform == "darwin" else ".so"
@@ -119,12 +125,8 @@ def build_library(compiler: Compiler | None = None, folder: Path | None = None, 
     # One translation unit lets the compiler inline across files.
     includes = "".join(f'#include "{name}"\n' for name in files if name.endswith(".c"))
     files["all.c"] = includes + size_checks()
-    digest = hashlib.sha256()
-    for text in (*compiler.command, compiler.version, *_FLAGS, *flags, _machine()):
-        digest.update(text.encode() + b"\0")
-    for name, source in files.items():
-        digest.update(name.encode() + b"\0" + source.encode() + b"\0")
-    library = folder / f"host-{digest.hexdigest()[:24]}{_SUFFIX}"
+    parts = (*compiler.command, compiler.version, *_FLAGS, *flags, _machine(), *chain(*files.items()))
+    library = folder / f"host-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:24]}{_SUFFIX}"
     if library.exists():
         return library
     try:
@@ -160,9 +162,6 @@ def load_library(path: Path) -> ctypes.CDLL:
     except OSError as error:
         raise ArtefactError(f"compiled runtime {path}: cannot be loaded: {error}; delete the file and retry") from error
     u32, u64, pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
-    library.caplet_host_run.argtypes = [
-        *(pointer, u32, pointer, pointer),
-        *(u64, u64, u64, u64, u64, pointer, u64, u64, pointer),
-    ]
+    library.caplet_host_run.argtypes = [pointer, u32, pointer, pointer, *[u64] * 5, pointer, u64, u64, pointer]
     library.caplet_host_run.restype = None
     return library

@@ -4,7 +4,6 @@ import ctypes
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,15 +20,14 @@ _CHUNK = 64
 class NativeModel:
     """A Program, ready to run on batches of images.
 
-    threads: at most this many at once; all processors if None. library: a shared library of the host runtime that
-    :func:`caplet.runtime.compiler.build_library` made; found in the cache or compiled if None.
+    threads: at most this many at once; all processors if None.
     Raises PlanError when the Program does not verify, ToolMissing when a C compiler is needed and absent.
     """
 
-    def __init__(self, program: Program, threads: int | None = None, library: Path | None = None) -> None:
+    def __init__(self, program: Program, threads: int | None = None) -> None:
         self.program = program
         self._threads = threads or processors()
-        self._library = load_library(library or build_library())
+        self._library = load_library(build_library())
         self._steps = make_steps(program)
 
     def run(self, images: NDArray[np.uint8]) -> RunResult:

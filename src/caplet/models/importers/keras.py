@@ -131,26 +131,25 @@ def _tensors(root: h5py.Group, path: Path) -> dict[str, Tensor]:
     room = MOST_EXPANSION * path.stat().st_size
     tensors: dict[str, Tensor] = {}
     for name, dataset in found.items():
-        room -= _check(name, dataset, room, path)
+        where = f"{path}: dataset {listed([name])}"
+        if dataset.dtype.kind not in "fiu" or dataset.shape is None:
+            raise ModelError(f"{where} is of type {dataset.dtype}, not numbers; weights are plain floats")
+        shape = shape_text(dataset.shape)
+        if 0 in dataset.shape:
+            raise ModelError(f"{where} is empty (shape {shape}); the file is damaged")
+        if dataset.is_virtual or dataset.external:
+            raise ModelError(f"{where} keeps its data in another file, which is not read; save the model into one file")
+        size = int(np.prod(dataset.shape, dtype=object)) * dataset.dtype.itemsize
+        if size > room:
+            most = f"{path.stat().st_size:,}"
+            raise ModelError(
+                f"{where} declares shape {shape}, {size:,} bytes, but the file has only {most}; it is damaged"
+            )
+        room -= size
         tensors[name.removesuffix(":0")] = torch.from_numpy(np.asarray(dataset[()], dtype=np.float32))
     if not tensors:
         raise ModelError(f"{path}: an HDF5 file without weights; save a Keras model or its weights into it")
     return tensors
-
-
-def _check(name: str, dataset: h5py.Dataset, room: int, path: Path) -> int:
-    where = f"{path}: dataset {listed([name])}"
-    if dataset.dtype.kind not in "fiu" or dataset.shape is None:
-        raise ModelError(f"{where} is of type {dataset.dtype}, not numbers; weights are plain floats")
-    if 0 in dataset.shape:
-        raise ModelError(f"{where} is empty (shape {shape_text(dataset.shape)}); the file is damaged")
-    if dataset.is_virtual or dataset.external:
-        raise ModelError(f"{where} keeps its data in another file, which is not read; save the model into one file")
-    size: int = int(np.prod(dataset.shape, dtype=object)) * dataset.dtype.itemsize
-    if size > room:
-        found = f"shape {shape_text(dataset.shape)}, {size:,} bytes"
-        raise ModelError(f"{where} declares {found}, but the file has only {path.stat().st_size:,}; it is damaged")
-    return size
 
 
 def _text(value: Any) -> str:

@@ -95,12 +95,9 @@ def load_pretrained(model: CapsNet, source: str | Path) -> bool:
     if not isinstance(model, BackboneCaps):
         todo = "leave pretrained out, or choose a model on a CNN (caplet models)"
         raise ModelError(f"model {model.family}: no backbone to load {source} into; {todo}")
-    path: Path | None = Path(source)
-    if str(source) in (TORCHVISION, TIMM):
-        path = _cached(model, str(source))
-        if path is None:
-            return False
-    assert path is not None
+    path = _cached(model, str(source)) if str(source) in (TORCHVISION, TIMM) else Path(source)
+    if path is None:
+        return False
     state, notes = read_state_dict(path)
     for note in notes:
         _log.warning("%s: %s", path, note)
@@ -134,10 +131,6 @@ def _cached(model: BackboneCaps, package: str) -> Path | None:
     path = Path(found) if isinstance(found, str) else Path(torch.hub.get_dir()) / "checkpoints" / file
     if path.is_file():
         return path
-    _log.warning(
-        "no pretrained weights for %s: %s is not there, so training starts from random ones; download %s to it",
-        name,
-        path,
-        address,
-    )
+    text = "no pretrained weights for %s: %s is not there, so training starts from random ones; download %s to it"
+    _log.warning(text, name, path, address)
     return None

@@ -63,10 +63,7 @@ class Export:
 
 
 def emit(
-    program: Program,
-    folder: Path,
-    settings: EmitSettings | None = None,
-    images: NDArray[np.uint8] | None = None,
+    program: Program, folder: Path, settings: EmitSettings | None = None, images: NDArray[np.uint8] | None = None
 ) -> Export:
     """Write a Program as C99 into ``folder``, absent or empty but for hidden files; it is there whole or not at all.
 
@@ -92,11 +89,7 @@ def emit(
 
 
 def render(
-    program: Program,
-    proof: Proof,
-    plan: MemoryMap,
-    settings: EmitSettings,
-    images: NDArray[np.uint8] | None = None,
+    program: Program, proof: Proof, plan: MemoryMap, settings: EmitSettings, images: NDArray[np.uint8] | None = None
 ) -> dict[str, str]:
     output = program.tensors[program.output]
     if output.format.max_code > 32767:  # type: ignore[union-attr]
