@@ -18,7 +18,7 @@ routing) draws element ``t * elements + e`` of ``stochastic_noise(program seed, 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -99,14 +99,13 @@ class Op:
     @property
     def constants(self) -> tuple[Constant, ...]:
         """The constants in flash, in the order of the op's fields."""
-        values = (getattr(self, item.name) for item in fields(self))  # type: ignore[arg-type]  # a dataclass
-        return tuple(value for value in values if isinstance(value, Constant))
+        return tuple(value for value in vars(self).values() if isinstance(value, Constant))
 
     def __eq__(self, other: object) -> bool:
         """Whether ``other`` is the same op: every field equal, arrays element by element."""
         if type(other) is not type(self):
             return NotImplemented
-        pairs = ((getattr(self, item.name), getattr(other, item.name)) for item in fields(self))  # type: ignore[arg-type]
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return all(
             type(a) is type(b) and (np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b) for a, b in pairs
         )
