@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from caplet.cli.memory import keep_freed_memory
+from caplet.cli.main import keep_freed_memory
 from caplet.data import load_data
 from caplet.jobs.quantize.job import CALIBRATION_IMAGES
 from caplet.jobs.run import float_predictions

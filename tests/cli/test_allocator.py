@@ -29,7 +29,7 @@ def test_commands_that_compute_set_it_once(monkeypatch: pytest.MonkeyPatch, argu
 
 def test_the_library_does_not_know_of_it() -> None:
     users = {path for path in SOURCE.rglob("*.py") if {"keep_freed_memory", "mallopt"} & set(words(path))}
-    assert users == {SOURCE / "cli" / "main.py", SOURCE / "cli" / "memory.py"}
+    assert users == {SOURCE / "cli" / "main.py"}
 
 
 def words(path: Path) -> list[str]:

@@ -1,6 +1,8 @@
 """The entry point: sub-commands, and how errors become one line and an exit code."""
 
+import ctypes
 import os
+import platform
 import sys
 from collections.abc import Callable
 from io import TextIOWrapper
@@ -24,7 +26,6 @@ from caplet.cli import (
     trace,
     train,
 )
-from caplet.cli.memory import keep_freed_memory
 from caplet.cli.options import help_of, one_line_paragraphs
 from caplet.cli.output import fail
 from caplet.errors import CapletError
@@ -43,6 +44,24 @@ command with --resume goes on).
 READERS = ("diff", "doctor", "init", "models", "report")
 """Commands that read and write files, and compute no network."""
 INTERRUPTED = "interrupted; a command that has --resume goes on with it where it stopped"
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc's allocator to reuse freed blocks of any size instead of returning them to the system.
+
+    A capsule layer's votes are tens of megabytes; by default each such block is a fresh mapping whose pages are
+    faulted in one by one. Changes no result, but the whole process: only a program, never a library, may call it.
+
+    Returns:
+        Whether the allocator took the settings (False where the C library is not glibc).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 class _Commands(TyperGroup):

@@ -8,7 +8,7 @@ from typing import Any
 from caplet.data import Splits
 from caplet.errors import ConfigError
 from caplet.files import write_bytes
-from caplet.jobs.quantize.accept import artefacts
+from caplet.jobs.quantize.accept import write_model
 from caplet.jobs.quantize.job import CALIBRATION_IMAGES
 from caplet.jobs.run import SplitAnswers, begin, check, evaluate, open_test_split, ship, training_notes
 from caplet.jobs.train import CURVES, MODEL, parse_changes
@@ -17,7 +17,6 @@ from caplet.metrics import Accuracy, Paired
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import save_model
 from caplet.program import Program
-from caplet.program.file import save_program
 from caplet.progress import Note, silent
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.memory import count_memory
@@ -163,9 +162,7 @@ def finetune_model(
             result = train(task, splits, run, resume=resume, progress=progress)
             plan, alarms = task.plan, task.alarms
             program = lower(result.model, plan, labels=splits.test.classes, meta={"family": result.model.family})
-            path, plan_path = (run / name for name in artefacts(ROLE))
-            save_program(program, path)
-            plan.save(plan_path)
+            path, written = write_model(run, ROLE, program, result.model, plan)
             after = evaluate(program, splits.calibration, engine=engine).accuracy
             if after.correct < before.correct:
                 alarms.append(
@@ -174,17 +171,9 @@ def finetune_model(
                 )
                 note(f"warning: {alarms[-1]}")
             answers = open_test_split(splits, model, {ROLE: program}, note, engine)
-            memory = count_memory(result.model, plan)
             record = {
-                "role": ROLE,
-                "file": path.name,
-                "file_bytes": path.stat().st_size,
-                "flash_bytes": program.flash_bytes,
+                **written,
                 "widths": bits_in_use(result.model, plan),
-                "memory": memory.to_json(),
-                "weight_reduction": memory.total.weight_reduction,
-                "activation_reduction": memory.total.activation_reduction,
-                "plan_digest": plan.digest(),
                 "calibration_before": before,
                 "calibration": after,
                 **_measured(answers),

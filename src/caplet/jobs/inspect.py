@@ -1,7 +1,7 @@
 """Look at a model before any work: what it consists of, what is supported, what it takes on a device."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import uniform_plan
 from caplet.quant.simulate.fake_quant import fake_quantized
+from caplet.runs.records import TensorRecord
 from caplet.runs.shipped import program_tensors, tensor_record
 
 FLOAT_BITS = 32
@@ -51,28 +52,13 @@ def inspect_model(model: CapsNet | Program, path: Path | None = None) -> dict[st
             tensor_record(key, spec.shape, str(spec.storage), "float32", FLOAT_BITS, str(spec.role))
             for key, spec in model.points().items()
         ]
-    groups: dict[str, dict[str, Any]] = {}
-    for row in points:
-        if row.role == TABLE:
-            continue
-        name = row.point.split(".")[0]
-        counts = {"weights": 0, "activations": 0, "weight_bits": 0, "activation_bits": 0}
-        group = groups.setdefault(name, {"group": name, **counts, "weight_widths": set(), "activation_widths": set()})
-        which = "weight" if row.storage == "flash" else "activation"
-        group[f"{which}s"] += row.elements
-        group[f"{which}_bits"] += row.elements * row.bits + row.shift_bits
-        group[f"{which}_widths"].add(row.bits)
-    total: dict[str, Any] = {"group": "total"}
-    for key in ("weights", "activations", "weight_bits", "activation_bits"):
-        total[key] = sum(group[key] for group in groups.values())
-    rows = [*groups.values(), {**total, "weight_widths": set(), "activation_widths": set()}]
-    for each in rows:
-        for key in ("weight_widths", "activation_widths"):
-            each[key] = "-".join(map(str, sorted({min(each[key]), max(each[key])}))) if each[key] else ""
+    counted = [row for row in points if row.role != TABLE]
+    names = dict.fromkeys(row.point.split(".")[0] for row in counted)
+    groups = [_group(name, [row for row in counted if row.point.split(".")[0] == name]) for name in names]
     return {
         "title": title,
         "kind": kind,
-        "groups": rows,
+        "groups": [*groups, {**_group("total", counted), "weight_widths": "", "activation_widths": ""}],
         "points": [*map(asdict, points)],
         "file_bytes": None if path is None else path.stat().st_size,
         "notes": notes,
@@ -80,6 +66,20 @@ def inspect_model(model: CapsNet | Program, path: Path | None = None) -> dict[st
         "stated": dict(origin.get("stated", {})),
         "read": list(origin.get("read", [])),
     }
+
+
+def _group(name: str, rows: Sequence[TensorRecord]) -> dict[str, Any]:
+    """What some tensors take together: elements, bits, and the range of their widths."""
+    found: dict[str, Any] = {"group": name}
+    for kind, part in (
+        ("weight", [row for row in rows if row.storage == "flash"]),
+        ("activation", [row for row in rows if row.storage != "flash"]),
+    ):
+        widths = sorted(row.bits for row in part)
+        found[f"{kind}s"] = sum(row.elements for row in part)
+        found[f"{kind}_bits"] = sum(row.elements * row.bits + row.shift_bits for row in part)
+        found[f"{kind}_widths"] = "-".join(map(str, dict.fromkeys(widths[:1] + widths[-1:])))
+    return found
 
 
 def _title(model: CapsNet | Program) -> str:

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -170,23 +170,19 @@ def _locked(path: Path) -> Iterator[None]:
         reason = "it is a file" if path.is_file() else why(error)
         raise ArtefactError(f"cannot write to the folder {path}: {reason}; choose another --out") from error
     try:
-        _acquire(lock, path)
-        yield
-    finally:
-        os.close(lock)
+        with suppress(ImportError):  # not a POSIX system: no advisory locks to take
+            import fcntl
 
-
-def _acquire(lock: int, path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: no advisory locks to take
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
+        os.close(lock)
         raise ArtefactError(
             f"the folder {path} is in use by another caplet process; wait for it or choose another --out"
         ) from None
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def _check_same(run: Path, settings: dict[str, Any]) -> None:

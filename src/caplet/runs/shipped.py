@@ -22,19 +22,9 @@ from caplet.program.arena import plan_memory
 from caplet.program.document import format_text
 from caplet.program.file import dumps
 from caplet.program.verify import verify
+from caplet.runs import records
 from caplet.runs.folder import read_record, write_record
-from caplet.runs.records import (
-    DETAILS,
-    FLIPS,
-    PREDICTIONS,
-    VERIFIED,
-    EngineRecord,
-    Flips,
-    Predictions,
-    TensorRecord,
-    Verified,
-    VerifyRecord,
-)
+from caplet.runs.records import DETAILS, FLIPS, PREDICTIONS, VERIFIED, TensorRecord, Verified
 
 MOST_FLIPS = 60
 """Flipped images whose pixels are kept."""
@@ -54,7 +44,7 @@ def record_predictions(run: Path, images: ImageSet, float_: Classes, models: Map
         float_: classes that the float model predicts, (N,).
         models: role -> classes that the Program predicts, (N,).
     """
-    record = Predictions(
+    record = records.Predictions(
         split="test",
         data=images.name,
         sha256=images.sha256(),
@@ -97,7 +87,7 @@ def record_flips(run: Path, images: ImageSet, role: str, float_: Classes, intege
         for kind, at in chosen
     )
     counts = {kind: int(mask.sum()) for kind, mask in kinds.items()}
-    write_record(run / FLIPS, Flips(role, len(images), counts, shown))
+    write_record(run / FLIPS, records.Flips(role, len(images), counts, shown))
 
 
 def record_details(run: Path, programs: Mapping[str, Program]) -> None:
@@ -125,10 +115,10 @@ def record_verified(folder: Path, program: Program, data: str, engines: Sequence
         ArtefactError: the file cannot be read or written.
     """
     sha256, path = program_digest(program), folder / VERIFIED
-    earlier = read_record(path, VerifyRecord) if path.exists() else None
+    earlier = read_record(path, records.VerifyRecord) if path.exists() else None
     known = {row.target: row for row in earlier.engines} if earlier is not None and earlier.sha256 == sha256 else {}
-    known |= {engine.target: EngineRecord(**vars(engine), data=data) for engine in engines}
-    write_record(path, VerifyRecord(sha256, list(known.values())))
+    known |= {engine.target: records.EngineRecord(**vars(engine), data=data) for engine in engines}
+    write_record(path, records.VerifyRecord(sha256, list(known.values())))
 
 
 def program_digest(program: Program) -> str:

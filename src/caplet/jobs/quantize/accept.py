@@ -1,7 +1,7 @@
 """The end of a quantization: plans are accepted by their integers, shipped, and measured on the test split."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from caplet.quant.plan.target import Footprint, Hardware
 from caplet.quant.plan.units import width_table
 from caplet.quant.search.qcapsnets import DEFAULT_COMPRESSION
 from caplet.quant.search.search import Candidate, Request, SearchResult
-from caplet.runs.folder import plain, remove
+from caplet.runs.folder import remove
 from caplet.runtime.engine import Engine
 
 
@@ -144,6 +144,24 @@ def artefacts(role: str) -> tuple[str, str]:
     return f"model_{role}.caplet", f"plan_{role}.json"
 
 
+def write_model(run: Path, role: str, program: Program, model: CapsNet, plan: QuantPlan) -> tuple[Path, dict[str, Any]]:
+    """Write a Program's ``.caplet`` file and its plan; returns the file, and what a record says of both."""
+    path, plan_path = (run / name for name in artefacts(role))
+    save_program(program, path)
+    plan.save(plan_path)
+    memory = count_memory(model, plan)
+    return path, {
+        "role": role,
+        "file": path.name,
+        "file_bytes": path.stat().st_size,
+        "flash_bytes": program.flash_bytes,
+        "memory": memory.to_json(),
+        "weight_reduction": memory.total.weight_reduction,
+        "activation_reduction": memory.total.activation_reduction,
+        "plan_digest": plan.digest(),
+    }
+
+
 @dataclass(frozen=True)
 class Shipper:
     """Lowers candidates and measures their integers against ``reference``, the float model given."""
@@ -182,32 +200,19 @@ class Shipper:
         answers: SplitAnswers,
     ) -> Shipped:
         """Write the ``.caplet`` file and the plan, and say what is known about them."""
-        model_file, plan_file = artefacts(role)
-        path = self.run / model_file
-        save_program(program, path)
         fit = self.fitter.fit(candidate.plan)
-        fit.plan.save(self.run / plan_file)
-        memory = count_memory(self.model, fit.plan)
+        path, written = write_model(self.run, role, program, self.model, fit.plan)
         calibration = accuracy(int(on_calibration.sum()), len(on_calibration))
         test, against = answers.accuracy(role), answers.against(role)
-        record: dict[str, Any] = plain(
-            {
-                "role": role,
-                "file": path.name,
-                "file_bytes": path.stat().st_size,
-                "flash_bytes": program.flash_bytes,
-                "widths": width_table(self.model, candidate.plan),
-                "memory": memory.to_json(),
-                "weight_reduction": memory.total.weight_reduction,
-                "activation_reduction": memory.total.activation_reduction,
-                "plan_digest": fit.plan.digest(),
-                "reconstruction": self.fitter.record(candidate.plan),
-                "calibration": calibration,
-                "test": test,
-                "paired": against,
-                "on_calibration": acceptance.to_json(on_calibration),
-            }
-        )
+        record = {
+            **written,
+            "widths": width_table(self.model, candidate.plan),
+            "reconstruction": self.fitter.record(candidate.plan),
+            "calibration": asdict(calibration),
+            "test": asdict(test),
+            "paired": asdict(against),
+            "on_calibration": acceptance.to_json(on_calibration),
+        }
         return Shipped(role, program, path, calibration, test, against, record)
 
 
