@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from caplet.errors import ArtefactError, ConfigError
-from caplet.runs.folder import RUNNING, environment, open_run, write_record
+from caplet.metrics import Accuracy, accuracy
+from caplet.runs.finished import read_run
+from caplet.runs.folder import RUNNING, environment, open_run, plain, read_record, typed, write_record
+from caplet.runs.records import RoundMetrics, SearchRecord, Width
 
 SETTINGS = {"a": 1, "b": [1, 2], "c": {"d": None}}
 
@@ -168,3 +171,43 @@ def test_a_run_that_stopped_is_marked(tmp_path: Path) -> None:
     assert RUNNING in _names(tmp_path)
     _run(tmp_path, resume=True)
     assert RUNNING not in _names(tmp_path)
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Dataclasses in tables and lists, too; whole numbers stay whole, and other keys of the file are passed over."""
+    written = {"of": [accuracy(9, 10)], "width": Width(4, 0.5, 100)}
+    write_record(tmp_path / "record.json", written)
+    assert read_record(tmp_path / "record.json", dict) == plain(written)
+    assert typed(Accuracy, {**plain(accuracy(9, 10)), "new": 1}, "it") == accuracy(9, 10)
+    found = typed(SearchRecord, {"reference": {"correct": 9, "n": 10}, "needed": 8, "steps": [{"cost": 2}]}, "it")
+    assert repr(found.steps[0]["cost"]) == "2"
+
+
+def test_what_older_runs_did_not_record_has_a_default() -> None:
+    measured = plain(accuracy(9, 10))
+    found = typed(
+        RoundMetrics,
+        {"round": 1, "cost": {}, "calibration_before": measured, "calibration": measured, "seconds": 1},
+        "a round",
+    )
+    assert found.calibration_cut is None
+    assert found.finetuning == {}
+    assert typed(Width, {"bits": 4, "drop": 0.5, "images": 100}, "a point").macs_kept == 1.0
+
+
+@pytest.mark.parametrize(
+    ("job", "metrics", "place"),
+    [
+        ("sensitivity", {"points": 3}, "metrics.points: "),
+        ("train", {"history": []}, "metrics.recipe: "),
+        ("quantize", {"models": [{}]}, "KeyError: 'role'"),
+        ("prune", {"rounds": [{"round": "one"}]}, "metrics.met: "),
+    ],
+)
+def test_a_damaged_run_is_one_line_that_says_where(tmp_path: Path, job: str, metrics: Any, place: str) -> None:
+    for name, record in (("settings", {"job": job}), ("metrics", metrics)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    with pytest.raises(ArtefactError, match="is not what this version of caplet writes") as caught:
+        read_run(tmp_path)
+    assert place in str(caught.value)
+    assert "\n" not in str(caught.value)
