@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class CapletError(Exception):
@@ -69,3 +72,16 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """
     near = nearest(name, known)
     return "" if near is None else f"; did you mean {str(near)!r}?"
+
+
+def choose(name: str, known: Iterable[T], what: str, error: type[CapletError] = ConfigError) -> T:
+    """The one of ``known`` with this text. Raises ``error``, with the nearest one, where there is none.
+
+    >>> choose("nativ", ("native", "interpreter"), "engine")
+    Traceback (most recent call last):
+    caplet.errors.ConfigError: unknown engine 'nativ'; did you mean 'native'? (known: native, interpreter)
+    """
+    texts = {str(each): each for each in known}
+    if name not in texts:
+        raise error(f"unknown {what} {name!r}{suggest(name, texts)} (known: {', '.join(texts)})")
+    return texts[name]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from caplet.errors import CapletError, ConfigError, suggest
+from caplet.errors import CapletError, ConfigError, choose
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -43,10 +43,7 @@ class Registry(dict[K, V]):
 
     def find(self, key: K) -> V:
         """The entry of a key that a user gave. Raises ``error``, with the nearest key, where there is none."""
-        if key not in self:
-            known = [_text(other) for other in self]
-            hint = suggest(_text(key), known)
-            raise self.error(f"unknown {self.what} {_text(key)!r}{hint} (known: {', '.join(known)})")
+        choose(_text(key), map(_text, self), self.what, self.error)
         return self[key]
 
 

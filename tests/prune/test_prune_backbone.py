@@ -132,7 +132,7 @@ def test_the_smallest_share_is_named() -> None:
     calibration = image_set(images, 3)
     with pytest.raises(ConfigError, match=r"still needs 0\.\d+ of them"):
         prune_backbone(model, calibration, calibration, BackbonePruneSettings(macs=1e-4, score="weight"), margin_loss)
-    with pytest.raises(ConfigError, match="unknown score 'wait'; the scores are torch-pruning, taylor"):
+    with pytest.raises(ConfigError, match=r"unknown score 'wait'; did you mean 'weight'\? \(known: torch-"):
         prune_backbone(model, calibration, calibration, BackbonePruneSettings(macs=0.5, score="wait"), margin_loss)
     plain: CapsNet = model_and_images("shallow")[0]
     with pytest.raises(ModelError, match="no CNN under its capsules"):

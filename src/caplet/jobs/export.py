@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from caplet.data.imageset import to_float
-from caplet.errors import ArtefactError, ConfigError, ToolMissing
+from caplet.errors import ArtefactError, ConfigError, ToolMissing, choose
 from caplet.files import write_bytes
 from caplet.models.base import CapsNet
 from caplet.program import Program
@@ -70,13 +70,7 @@ def parse_targets(text: str) -> tuple[Target, ...]:
     >>> parse_targets("native, interpreter")
     ('native', 'interpreter')
     """
-    found: list[Target] = []
-    for name in text.split(","):
-        known = [target for target in TARGETS if target == name.strip()]
-        if not known:
-            raise ConfigError(f"unknown engine {name.strip()!r}; the engines are {', '.join(TARGETS)}")
-        found += known
-    return tuple(found)
+    return tuple(choose(name.strip(), TARGETS, "engine") for name in text.split(","))
 
 
 def verify_engines(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caplet.data.imageset import to_float
-from caplet.errors import ConfigError
+from caplet.errors import ConfigError, choose
 from caplet.fixed import FixedFormat
 from caplet.models.base import CapsNet
 from caplet.nn.points import Handler, PointSpec, Storage
@@ -95,13 +95,10 @@ def parse_levels(text: str) -> tuple[LevelName, ...]:
     >>> [str(level) for level in parse_levels("fake, program")]
     ['fake', 'program']
     """
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in list(LevelName):
-            raise ConfigError(f"unknown level {name!r}; the levels are {', '.join(LevelName)}")
-    if len(set(names)) < max(2, len(names)):
+    found = [choose(name.strip(), LevelName, "level") for name in text.split(",")]
+    if len(set(found)) < max(2, len(found)):
         raise ConfigError(f"levels {text!r}: the rule is at least two, each once, of {', '.join(LevelName)}")
-    return tuple(map(LevelName, names))
+    return tuple(found)
 
 
 def trace_levels(

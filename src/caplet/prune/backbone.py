@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from caplet.data.imageset import ImageSet, to_float
-from caplet.errors import ConfigError, ModelError
+from caplet.errors import ConfigError, ModelError, choose
 from caplet.metrics import Accuracy, accuracy
 from caplet.models.backbone import BackboneCaps
 from caplet.models.base import CapsNet
@@ -115,9 +115,7 @@ def prune_backbone(
     model.check_images(calibration.images)
     structure = structure_of(model)
     score, asked = settings.score, (calibration.images, calibration.labels, [settings.score])
-    if score not in (TORCH_PRUNING, *SCORES):
-        raise ConfigError(f"unknown score {score!r}; the scores are {TORCH_PRUNING}, {', '.join(SCORES)}")
-    if score == TORCH_PRUNING:
+    if choose(score, (TORCH_PRUNING, *SCORES), "score") == TORCH_PRUNING:
         scores = group_importance(model, structure)
     else:
         scores = measure_scores(model, *asked, loss, seed=settings.seed)[score]

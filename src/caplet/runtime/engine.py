@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet.errors import ArtefactError, ConfigError, ToolMissing
+from caplet.errors import ArtefactError, ToolMissing, choose
 from caplet.program import Program
 from caplet.program.interpreter import run
 
@@ -23,7 +23,7 @@ class Engine(StrEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> "Engine":
-        raise ConfigError(f"unknown engine {value!r}; the engines are {', '.join(cls)}")
+        return choose(str(value), cls, "engine")
 
 
 def predictions(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from caplet.errors import ConfigError, suggest
+from caplet.errors import choose
 from caplet.settings import Batch, Few, Many, Pixels, Positive, Seed, Settings, Weight, option
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -143,8 +143,6 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> TrainSett
     Raises:
         ConfigError: unknown recipe (the message suggests the nearest), unknown or invalid setting.
     """
-    known = recipe_names()
-    if name not in known:
-        raise ConfigError(f"unknown recipe {name!r}{suggest(name, known)} (known: {', '.join(known)})")
-    text = (files("caplet.train") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    file = files("caplet.train") / "recipes" / f"{choose(name, recipe_names(), 'recipe')}.toml"
+    text = file.read_text(encoding="utf-8")
     return TrainSettings.of({**tomllib.loads(text), **(overrides or {})}, f"recipe {name}")

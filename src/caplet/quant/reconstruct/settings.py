@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from caplet.errors import ConfigError, suggest
+from caplet.errors import ConfigError, choose
 from caplet.quant.choices import Part
 from caplet.settings import Batch, Few, Many, Seed, Settings, Weight
 
@@ -20,14 +20,7 @@ def parse_parts(text: str) -> tuple[Part, ...]:
     Raises:
         ConfigError: an unknown part, or one named twice.
     """
-    found = []
-    for name in (name.strip() for name in text.split(",")):
-        try:
-            found.append(Part(name))
-        except ValueError:
-            hint = suggest(name, Part)
-            message = f"reconstruction: unknown part {name!r}{hint} (known: {', '.join(Part)})"
-            raise ConfigError(message) from None
+    found = [choose(name.strip(), Part, "part of reconstruction") for name in text.split(",")]
     if len(set(found)) < len(found):
         raise ConfigError(f"reconstruction: parts {text!r}; name each once")
     return tuple(part for part in Part if part in found)
