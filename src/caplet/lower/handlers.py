@@ -18,7 +18,7 @@ from caplet.fixed import ChannelFormat, FixedFormat, Rounding, stochastic_noise
 from caplet.models.base import CapsNet
 from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps
 from caplet.nn.conv import SLOPE_FRAC, Activation, ConvNorm, ConvReLU, InputLayer, MapSum, MaxPool, SqueezeExcite
-from caplet.nn.layer import Layer, Window
+from caplet.nn.layer import Layer
 from caplet.nn.points import PointSpec
 from caplet.program import Constant, Program, TensorSpec, ops
 from caplet.program.op import Op
@@ -96,7 +96,7 @@ def _conv_relu(low: Lowering, layer: ConvReLU, sources: tuple[str, ...]) -> None
     shape = (rows, columns, channels)
     linear = low.tensor(f"{name}.linear", shape) if layer.slope else ""
     output = low.tensor(f"{name}.activation" if layer.batch_norm is None else f"{name}.preactivation", shape)
-    _conv(low, layer, sources[0], linear or output, layer.weight, layer.bias, relu=not linear)
+    _conv(low, layer, sources[0], linear or output, relu=not linear)
     if linear:
         low.ops.append(ops.LeakyRelu(f"{name}.leaky", linear, output, layer.slope_code, SLOPE_FRAC))
     if layer.batch_norm is not None:
@@ -112,7 +112,7 @@ def _conv_caps(low: Lowering, layer: ConvCaps2d, sources: tuple[str, ...]) -> No
     types, dim, rows, columns = layer.out_shape
     shape = (rows, columns, types * dim)
     preactivation = low.tensor(f"{name}.preactivation", shape)
-    _conv(low, layer, sources[0], preactivation, layer.weight, layer.bias, relu=False)
+    _conv(low, layer, sources[0], preactivation, relu=False)
     activation = low.tensor(f"{name}.activation", shape)
     low.ops.append(ops.Squash(f"{name}.squash", preactivation, activation, dim))
 
@@ -156,11 +156,10 @@ def _conv_norm(low: Lowering, layer: ConvNorm, sources: tuple[str, ...]) -> None
         raise ModelError(f"layer {name}: hardswish cannot become integers; use relu or relu6, as MobileNetV2 does")
     channels, rows, columns = layer.out_shape
     output = low.tensor(f"{name}.activation", (rows, columns, channels))
-    weight, bias = layer.folded()
-    relu, high = layer.activation is not Activation.NONE, None
+    high = None
     if layer.activation is Activation.RELU6:
         high = int(low.format(output).encode(np.array([6.0], dtype=np.float32))[0])
-    _conv(low, layer, sources[0], output, weight, bias, relu=relu, groups=layer.groups, high=high)
+    _conv(low, layer, sources[0], output, relu=layer.activation is not Activation.NONE, high=high)
 
 
 @HANDLERS.of(MaxPool)
@@ -186,18 +185,16 @@ def _squeeze_excite(low: Lowering, layer: SqueezeExcite, sources: tuple[str, ...
 
 def _conv(
     low: Lowering,
-    layer: Window,
+    layer: ConvReLU | ConvCaps2d | ConvNorm,
     source: str,
     output: str,
-    weight: Tensor,
-    bias: Tensor | None,
-    *,
     relu: bool,
-    groups: int = 1,
     high: int | None = None,
 ) -> None:
     """The convolution of a layer; ``high`` is the largest code of its output, None for that of the format."""
     name, window = layer.name, (layer.stride, layer.padding)
+    weight, bias = layer.folded() if isinstance(layer, ConvNorm) else (layer.weight, layer.bias)
+    groups = layer.groups if isinstance(layer, ConvNorm) else 1
     kernel = low.constant(f"{name}.weight", weight, OHWI)
     added = None if bias is None else low.constant(f"{name}.bias", bias)
     shifts = low.channel_shifts(f"{name}.weight")

@@ -125,6 +125,13 @@ class _Machine:
         shaped: Codes = codes.astype(np.int32).reshape(len(acc), *spec.shape)
         return shaped
 
+    def squash(self, capsules: Codes, source: str, out: str, iteration: int = 0) -> Codes:
+        """Squash of capsules (B, ..., D) of codes of tensor ``source`` to codes of tensor ``out``."""
+        spec = self.tensors[out]
+        noise = self.noise(spec, capsules.shape[1:], iteration)
+        codes: Codes = squash(capsules, self.fixed(source), self.fixed(out), spec.rounding, noise)
+        return codes
+
     def operands(self, op: Op, what: str) -> type:
         """The dtype in which the products of an accumulator are exact: float64 below 2**53, else int64."""
         return np.float64 if self._exact_floats and self._products[op.name, what] < 1 << 53 else np.int64
@@ -197,11 +204,7 @@ def _leaky_relu(op: ops.LeakyRelu, machine: _Machine, x: Codes) -> dict[str, Cod
 
 @INTERPRET.of(ops.Squash)
 def _squash(op: ops.Squash, machine: _Machine, x: Codes) -> dict[str, Codes]:
-    spec = machine.tensors[op.output]
-    capsules = x.reshape(len(x), -1, op.dim)
-    noise = machine.noise(spec, capsules.shape[1:])
-    codes = squash(capsules, machine.fixed(op.input), machine.fixed(op.output), spec.rounding, noise)
-    return {op.output: codes.reshape(x.shape)}
+    return {op.output: machine.squash(x.reshape(len(x), -1, op.dim), op.input, op.output).reshape(x.shape)}
 
 
 @INTERPRET.of(ops.Add)
@@ -244,7 +247,7 @@ def _conv_votes(op: ops.ConvVotes, machine: _Machine, x: Codes) -> dict[str, Cod
 def _routing(op: ops.Routing, machine: _Machine, votes: Codes) -> dict[str, Codes]:
     tensors = machine.tensors
     batch, inputs, outputs, dim = votes.shape
-    coupling_spec, activation_spec = tensors[op.coupling], tensors[op.activation]
+    coupling_spec = tensors[op.coupling]
     logits_format = FixedFormat(1, 0, True) if op.logits is None else machine.fixed(op.logits)
     logits = np.zeros((batch, inputs, outputs), dtype=np.int32)
     shifts = op.shifts(tensors)
@@ -257,19 +260,14 @@ def _routing(op: ops.Routing, machine: _Machine, votes: Codes) -> dict[str, Code
         weights = coupling.swapaxes(1, 2)[:, :, None].astype(kind)  # B, G, 1, I
         acc = (weights @ by_output).astype(np.int64).reshape(batch, -1, op.types, dim)
         preactivation = machine.requantize(op.preactivation, acc, op.bias, shifts, t)
-        activation = squash(
-            preactivation.reshape(batch, outputs, dim),
-            machine.fixed(op.preactivation),
-            machine.fixed(op.activation),
-            activation_spec.rounding,
-            machine.noise(activation_spec, (outputs, dim), t),
-        )
+        capsules = preactivation.reshape(batch, outputs, dim)
+        activation = machine.squash(capsules, op.preactivation, op.activation, t)
         step = {op.coupling: coupling, op.preactivation: preactivation}
         step[op.activation] = activation.reshape(preactivation.shape)
         if op.logits is not None and t < op.iterations - 1:
             exact = machine.operands(op, "agreement")
-            agreement = by_output.astype(exact, copy=False) @ activation[..., None].astype(exact)  # B, G, I, 1
-            agreement = agreement[..., 0].swapaxes(1, 2).astype(np.int64)
+            products: Codes = by_output.astype(exact, copy=False) @ activation[..., None].astype(exact)  # B, G, I, 1
+            agreement: Codes = products[..., 0].swapaxes(1, 2).astype(np.int64)
             logits = machine.rounded(op.logits, agreement, op.agreement_shift(tensors), t, base=logits)
             step[op.logits] = logits
         result |= step | {f"{name}[{t}]": codes for name, codes in step.items()}

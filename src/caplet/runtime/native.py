@@ -15,6 +15,7 @@ from caplet.runtime.compiler import build_library, load_library
 from caplet.runtime.steps import aligned, make_steps
 
 _CHUNK = 64
+Bytes = NDArray[np.uint8]
 
 
 class NativeModel:
@@ -73,19 +74,14 @@ class NativeModel:
         return codes.reshape(spec.shape).astype(np.int64)
 
     def _run(
-        self,
-        arena: NDArray[np.uint8],
-        images: NDArray[np.uint8],
-        capsules: NDArray[Any],
-        lengths: NDArray[Any],
-        first: int = 0,
-        count: int | None = None,
+        self, arena: Bytes, images: Bytes, capsules: NDArray[Any], lengths: NDArray[Any], first: int = 0, count: int = 0
     ) -> None:
+        """Steps ``first`` to ``first + count - 1`` on each image; to the last one where ``count`` is 0."""
         steps, places, program = self._steps, self._steps.places, self.program
         pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
         self._library.caplet_host_run(
             ctypes.addressof(steps.table[first]),
-            len(steps.table) if count is None else count,
+            count or len(steps.table),
             arena.ctypes.data,
             pixels.ctypes.data,
             len(pixels),

@@ -27,6 +27,7 @@ _WORD = 62
 """Bits of the largest integers."""
 Value = str
 """The name of a tensor of the graph."""
+Noise = NDArray[Any] | None
 
 
 def require_onnx() -> None:
@@ -104,7 +105,7 @@ class Graph:
             return value
         return self.op("Mul", value, self.constant(np.exp2(power.astype(np.float64))))
 
-    def rounding_shift(self, value: Value, shift: Any, rounding: Rounding, noise: NDArray[Any] | None = None) -> Value:
+    def rounding_shift(self, value: Value, shift: Any, rounding: Rounding, noise: Noise = None) -> Value:
         """:func:`caplet.fixed.rounding_shift` by a constant shift: an integer, or integers that broadcast.
 
         noise: 32 random bits for each element of one image, broadcasting against the value.
@@ -129,13 +130,7 @@ class Graph:
 
 
 def softmax(
-    graph: Graph,
-    logits: Value,
-    outputs: int,
-    fmt: FixedFormat,
-    out: FixedFormat,
-    rounding: Rounding,
-    noise: NDArray[Any] | None,
+    graph: Graph, logits: Value, outputs: int, fmt: FixedFormat, out: FixedFormat, rounding: Rounding, noise: Noise
 ) -> Value:
     """:func:`caplet.fixed.softmax` over the last axis, of ``outputs`` elements; codes in, codes out, float64."""
     scale = sum_bits(outputs)
@@ -152,7 +147,7 @@ def softmax(
     return graph.saturate(graph.double(coupling), out)
 
 
-def _rounding_term(right: Any, rounding: Rounding, noise: NDArray[Any] | None) -> Any:
+def _rounding_term(right: Any, rounding: Rounding, noise: Noise) -> Any:
     """What a rounding shift by the int64 constants ``right`` adds before it shifts, or None for nothing."""
     if rounding is Rounding.STOCHASTIC:
         assert noise is not None
@@ -160,9 +155,7 @@ def _rounding_term(right: Any, rounding: Rounding, noise: NDArray[Any] | None) -
     return (1 << right) >> 1 if rounding is Rounding.NEAREST else None
 
 
-def squash(
-    graph: Graph, codes: Value, fmt: FixedFormat, out: FixedFormat, rounding: Rounding, noise: NDArray[Any] | None
-) -> Value:
+def squash(graph: Graph, codes: Value, fmt: FixedFormat, out: FixedFormat, rounding: Rounding, noise: Noise) -> Value:
     """:func:`caplet.fixed.squash` of the last axis; codes in, codes out, float64."""
     x = graph.integer(codes)
     q = graph.reduce("ReduceSum", graph.op("Mul", x, x), -1, keep=True)

@@ -27,6 +27,7 @@ from caplet.registry import Registry
 if TYPE_CHECKING:
     import onnx
 
+Pair = tuple[int, int]
 IMAGES, PREDICTION, CAPSULES, LENGTHS = "images", "prediction", "capsules", "lengths"
 
 
@@ -112,15 +113,12 @@ class Translation:
         """The value of a tensor, in the tensor's shape."""
         self.values[name] = self.graph.reshape(value, (-1, *self.program.tensors[name].shape))
 
-    def windows(
-        self,
-        x: Value,
-        size: tuple[int, int],
-        kernel: tuple[int, int],
-        stride: int,
-        padding: int,
-        extra: tuple[int, int] = (0, 0),
-    ) -> Value:
+    def squash(self, capsules: Value, source: str, out: str, shape: tuple[int, ...], iteration: int = 0) -> Value:
+        """Squash of capsules of codes of tensor ``source`` (N, *shape) to codes of tensor ``out``."""
+        noise = self.noise(out, shape, iteration)
+        return squash(self.graph, capsules, self.fixed(source), self.fixed(out), self.rounding(out), noise)
+
+    def windows(self, x: Value, size: Pair, kernel: Pair, stride: int, padding: int, extra: Pair = (0, 0)) -> Value:
         """Every window of x (N, H, W, C) -> (N, positions, kernel elements, C); outside are zeros, ``extra`` more after
         the map than before it."""
         graph, (rows, columns) = self.graph, (a + more + 2 * padding for a, more in zip(size, extra, strict=True))
@@ -133,11 +131,11 @@ class Translation:
         flat = graph.op("Reshape", x, graph.constant((0, rows * columns, -1), np.int64))
         return graph.gather(flat, places, 1)
 
-    def padded(self, x: Value, padding: int, outside: float, extra: tuple[int, int] = (0, 0)) -> Value:
+    def padded(self, x: Value, padding: int, outside: float, extra: Pair = (0, 0)) -> Value:
         pads = self.graph.constant([0, padding, padding, 0, 0, padding + extra[0], padding + extra[1], 0], np.int64)
         return self.graph.op("Pad", x, pads, self.graph.constant(outside))
 
-    def size(self, name: str) -> tuple[int, int]:
+    def size(self, name: str) -> Pair:
         rows, columns, _ = self.program.tensors[name].shape
         return rows, columns
 
@@ -206,9 +204,7 @@ def _leaky_relu(op: ops.LeakyRelu, work: Translation) -> None:
 def _squash(op: ops.Squash, work: Translation) -> None:
     count = work.program.tensors[op.input].elements // op.dim
     capsules = work.graph.reshape(work.values[op.input], (-1, count, op.dim))
-    noise = work.noise(op.output, (-1, op.dim))
-    formats = work.fixed(op.input), work.fixed(op.output)
-    work.store(op.output, squash(work.graph, capsules, *formats, work.rounding(op.output), noise))
+    work.store(op.output, work.squash(capsules, op.input, op.output, (-1, op.dim)))
 
 
 @TRANSLATIONS.of(ops.Add)
@@ -276,14 +272,7 @@ def _routing(op: ops.Routing, work: Translation) -> None:
         shape = (positions, op.types, dim)
         preactivation = work.requantize(op.preactivation, acc, shape, op.bias, shifts, t)
         capsules = graph.reshape(preactivation, (-1, outputs, dim))
-        activation = squash(
-            graph,
-            capsules,
-            work.fixed(op.preactivation),
-            work.fixed(op.activation),
-            work.rounding(op.activation),
-            work.noise(op.activation, (outputs, dim), t),
-        )
+        activation = work.squash(capsules, op.preactivation, op.activation, (outputs, dim), t)
         if op.logits is not None and t < op.iterations - 1:
             column = graph.op("Unsqueeze", activation, graph.constant([3], np.int64))
             agreement = graph.reshape(graph.op("MatMul", votes, column), (-1, outputs, inputs))
