@@ -53,54 +53,9 @@ _PATCH_BYTES = 1 << 20
 """Gathered patches may take this much: about a processor's second-level cache."""
 
 
-class Memory:
-    """Descriptors as memory. Keeps alive whatever the structures point to."""
-
-    def __init__(self, descriptions: Descriptions) -> None:
-        self._descriptions = descriptions
-        self._alive: list[Any] = []
-        self._places: dict[str, int] = {}
-
-    def structure(self, struct: Struct) -> Any:
-        result = self.hold(STRUCTURES[struct.type]())
-        self._fill(result, struct)
-        return result
-
-    def hold(self, thing: Any) -> Any:
-        """Keep ``thing`` alive as long as this object."""
-        self._alive.append(thing)
-        return thing
-
-    def address(self, values: NDArray[Any]) -> int:
-        """The address of an array's elements, kept alive."""
-        self.hold(values)
-        return int(values.ctypes.data)
-
-    def _fill(self, target: Any, struct: Struct) -> None:
-        for name, value in struct.fields.items():
-            if isinstance(value, Struct):
-                self._fill(getattr(target, name), value)
-            else:
-                setattr(target, name, self._place(value.name) if isinstance(value, Ref) else value)
-
-    def _place(self, name: str) -> int | None:
-        if not name:
-            return None
-        if name not in self._places:
-            if name in self._descriptions.arrays:
-                self._places[name] = self.address(self._descriptions.arrays[name])
-            else:
-                items = self._descriptions.structs[name]
-                block = self.hold((STRUCTURES[items[0].type] * len(items))())
-                for target, item in zip(block, items, strict=True):
-                    self._fill(target, item)
-                self._places[name] = ctypes.addressof(block)
-        return self._places[name]
-
-
 @dataclass(frozen=True)
 class Steps:
-    """What ``caplet_host_run`` needs. ``memory`` keeps alive what ``table`` points to.
+    """What ``caplet_host_run`` needs. ``alive`` holds what ``table`` points to.
 
     arena_bytes: of one thread's arena. input: offset of the image. places: offsets of all tensors.
     """
@@ -109,7 +64,7 @@ class Steps:
     arena_bytes: int
     input: int
     places: dict[str, int]
-    memory: Memory
+    alive: list[Any]
 
 
 def make_steps(program: Program) -> Steps:
@@ -134,7 +89,8 @@ class StepBuilder:
         self.descriptions = descriptions
         self.plan = plan
         self.portable = portable
-        self.memory = Memory(descriptions)
+        self._alive: list[Any] = []
+        self._places: dict[str, int] = {}
         self.names = {buffer.name for buffer in plan.buffers} | set(plan.shared)
         pixels = self.tensors[program.input].bytes if program.input else 0
         self.input = _up(plan.bytes)
@@ -145,9 +101,8 @@ class StepBuilder:
         table = (STRUCTURES["caplet_host_step"] * len(self.program.ops))()
         for step, op in zip(table, self.program.ops, strict=True):
             self._step(step, op)
-        self.memory.hold(table)
         places = {name: self.place(name) for name in (*self.tensors,) if name in self.names}
-        return Steps(table, _up(self.scratch + self.scratch_bytes), self.input, places, self.memory)
+        return Steps(table, _up(self.scratch + self.scratch_bytes), self.input, places, self._alive)
 
     def place(self, name: str) -> int:
         if name == self.program.input:
@@ -158,9 +113,10 @@ class StepBuilder:
         struct = self.descriptions.of(op)
         if isinstance(op, Convolution):
             struct = self._convolution(op, struct)
-        step.op = ctypes.addressof(self.memory.structure(struct))
+        step.op = ctypes.addressof(self._hold(STRUCTURES[struct.type]()))
+        self._fill(self._alive[-1], struct)
         inputs = [self.place(name) for name in op.inputs]
-        step.inputs = self.memory.address(np.array(inputs, dtype=np.uint64))
+        step.inputs = self._address(np.array(inputs, dtype=np.uint64))
         step.input_count = len(inputs)
         step.kind = constants()[f"CAPLET_STEP_{op.kind.upper()}"]
         step.output = self.place(op.activation if isinstance(op, Routing) else op.outputs[0])
@@ -180,6 +136,36 @@ class StepBuilder:
             spec = self.tensors[getattr(op, votes)]
             step.count, outputs, dim = spec.shape
             step.row_bytes = outputs * dim * spec.element_bytes
+
+    def _hold(self, thing: Any) -> Any:
+        """Keep ``thing`` alive as long as the steps."""
+        self._alive.append(thing)
+        return thing
+
+    def _address(self, values: NDArray[Any]) -> int:
+        """The address of an array's elements, kept alive."""
+        return int(self._hold(values).ctypes.data)
+
+    def _fill(self, target: Any, struct: Struct) -> None:
+        for name, value in struct.fields.items():
+            if isinstance(value, Struct):
+                self._fill(getattr(target, name), value)
+            else:
+                setattr(target, name, self._place(value.name) if isinstance(value, Ref) else value)
+
+    def _place(self, name: str) -> int | None:
+        if not name:
+            return None
+        if name not in self._places:
+            if name in self.descriptions.arrays:
+                self._places[name] = self._address(self.descriptions.arrays[name])
+            else:
+                items = self.descriptions.structs[name]
+                block = self._hold((STRUCTURES[items[0].type] * len(items))())
+                for target, item in zip(block, items, strict=True):
+                    self._fill(target, item)
+                self._places[name] = ctypes.addressof(block)
+        return self._places[name]
 
     def _shared(self, size: int) -> int:
         """Scratch that is used within one step only."""
