@@ -134,11 +134,9 @@ def _routed_conv_caps(low: Lowering, layer: RoutedConvCaps, sources: tuple[str, 
 def _dense_caps(low: Lowering, layer: DenseCaps, sources: tuple[str, ...]) -> None:
     name = layer.name
     votes = low.tensor(f"{name}.votes", (layer.in_capsules, layer.out_capsules, layer.dim))
-    weight = low.constant(f"{name}.weight", layer.weight)
-    shifts = low.channel_shifts(f"{name}.weight")
-    low.ops.append(
-        ops.DenseVotes(f"{name}.vote", sources, votes, weight, layer.dim, shifts, selected=layer.input_indices)
-    )
+    weight, shifts = low.constant(f"{name}.weight", layer.weight), low.channel_shifts(f"{name}.weight")
+    votes_of = ops.DenseVotes(f"{name}.vote", sources, votes, weight, layer.dim, shifts, layer.input_indices)
+    low.ops.append(votes_of)
     _route(low, layer, layer.out_capsules, layer.out_shape)
 
 

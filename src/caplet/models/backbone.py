@@ -64,9 +64,8 @@ class BackboneCaps(CapsNet):
         self._trunk = tuple(blocks)
         self.frozen = False
         if shape[1] != shape[2]:
-            raise ModelError(
-                f"layer primary: its kernel is square, the trunk's last map is {shape[1]}x{shape[2]}: use square images"
-            )
+            size = f"{shape[1]}x{shape[2]}"
+            raise ModelError(f"layer primary: its kernel is square, the trunk's last map is {size}: use square images")
         types, dim = config.primary_types, config.primary_dim
         self.primary = ConvCaps2d("primary", shape, types, dim, shape[1])
         self.digit = DenseCaps("digit", types, dim, config.classes, config.class_dim, config.iterations)

@@ -74,9 +74,8 @@ def load_model(
         raise ModelError(f"{path}: a caplet model, which says everything itself; leave --assume out")
     family, config, notes, tensors = found
     model = assemble(family, config, tensors, str(path))
-    model.notes = {
-        key: v for key, v in notes.items() if key not in ("assumed", "stated", "read") or isinstance(v, dict)
-    }
+    own = ("assumed", "stated", "read")
+    model.notes = {key: value for key, value in notes.items() if key not in own or isinstance(value, dict)}
     asked = (image_size, image_size) if isinstance(image_size, int) else image_size
     if asked is not None and asked != model.config.image[1:]:
         rows, columns = model.config.image[1:]
@@ -102,9 +101,7 @@ def _described(stored: Mapping[str, str], path: Path) -> tuple[str, dict[str, An
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ModelError(
-            f"{path}: a safetensors file, but not a caplet model (no {FORMAT} description in it); save it with caplet"
-        )
+        raise ModelError(f"{path}: a safetensors file, but not a caplet model (no {FORMAT} in it); save it with caplet")
     if header.get("version") != VERSION:
         found = header.get("version")
         raise ModelError(f"{path}: model file version {found!r}, this caplet reads version {VERSION}; update caplet")

@@ -135,9 +135,8 @@ def macs_of(layer: Layer) -> Macs:
     if isinstance(layer, SqueezeExcite):
         return Macs(conv=layer.reduce.numel() + layer.expand.numel())
     if isinstance(layer, RoutedConvCaps):
-        return Macs(
-            votes=layer.weight.numel() * prod(layer.out_shape[-2:]) * layer.in_shape[0], routing=_routing(layer)
-        )
+        votes = layer.weight.numel() * prod(layer.positions) * layer.in_shape[0]
+        return Macs(votes=votes, routing=_routing(layer))
     if isinstance(layer, DenseCaps):
         return Macs(votes=layer.weight.numel(), routing=_routing(layer))
     raise ModelError(f"layer {layer.name}: the cost of layers of type {type(layer).__name__} is not known")

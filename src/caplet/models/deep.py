@@ -116,9 +116,8 @@ class DeepCaps(CapsNet):
         self._blocks = tuple(blocks)
         third, fourth = config.blocks[-2], config.blocks[-1]
         if third.dim != fourth.dim:
-            raise ModelError(
-                f"model deep: capsules of blocks 3 and 4 have {third.dim} and {fourth.dim} dimensions; make them equal"
-            )
+            dims = f"{third.dim} and {fourth.dim} dimensions"
+            raise ModelError(f"model deep: capsules of blocks 3 and 4 have {dims}; make them equal")
         capsules = sum(t * r * c for t, _, r, c in (blocks[i].out_shape for i in (-2, -1)))
         outputs = (config.classes, config.class_dim, config.iterations)
         self.digit = DenseCaps("digit", capsules, fourth.dim, *outputs, input_indices=config.kept)
@@ -162,7 +161,6 @@ class DeepCaps(CapsNet):
         first = layer_stage(self.input)
         conv = layer_stage(self.conv1, first.outputs)
         blocks = [run_block(i) for i in range(len(self._blocks))]
-        classes = layer_stage(
-            self.digit, blocks[-1].outputs, lambda state: torch.cat([flatten_capsules(x) for x in state], 1)
-        )
+        last = blocks[-1].outputs
+        classes = layer_stage(self.digit, last, lambda state: torch.cat([flatten_capsules(x) for x in state], 1))
         return (first, conv, *blocks, classes)

@@ -83,9 +83,8 @@ class ShallowCaps(CapsNet):
         shape = config.image
         for index, conv in enumerate(config.stem, start=1):
             window = (conv.kernel, conv.stride, conv.padding)
-            layer = ConvReLU(
-                f"conv{index}", shape, conv.channels, *window, batch_norm=conv.batch_norm, slope=conv.slope
-            )
+            name, norm = f"conv{index}", conv.batch_norm
+            layer = ConvReLU(name, shape, conv.channels, *window, batch_norm=norm, slope=conv.slope)
             shape = layer.out_shape
             stem.append(layer)
         self.stem = torch.nn.ModuleList(stem)

@@ -27,9 +27,8 @@ class StagedModel:
     def __init__(self, model: CapsNet) -> None:
         self.model = model.eval()
         self.stages = model.stages()
-        self.stage_of = {
-            key: number for number, stage in enumerate(self.stages) for layer in stage.layers for key in layer.points()
-        }
+        points = ((number, layer.points()) for number, stage in enumerate(self.stages) for layer in stage.layers)
+        self.stage_of = {key: number for number, specs in points for key in specs}
 
     def __len__(self) -> int:
         return len(self.stages)

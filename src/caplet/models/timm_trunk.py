@@ -8,7 +8,6 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import takewhile
-from types import ModuleType
 from typing import Any, NoReturn
 
 import torch
@@ -18,17 +17,7 @@ from torch.fx import GraphModule, Tracer
 from torch.fx import Node as GraphNode
 
 from caplet.errors import ModelError, ToolMissing, suggest
-from caplet.models.trunk import (
-    INPUT,
-    ConvNode,
-    GateNode,
-    Node,
-    PoolNode,
-    SumNode,
-    TrunkBlock,
-    TrunkSettings,
-    sources_of,
-)
+from caplet.models.trunk import INPUT, ConvNode, GateNode, Node, PoolNode, SumNode, TrunkBlock, TrunkSettings, inputs_of
 from caplet.nn.conv import Activation
 
 PREFIX = "timm/"
@@ -68,15 +57,6 @@ class TimmTrunk:
     repository: str | None
 
 
-def timm() -> ModuleType:
-    """The package ``timm``. Raises ToolMissing where it is not installed."""
-    try:
-        import timm as package
-    except ImportError:
-        raise ToolMissing("timm is not installed: pip install 'caplet[timm]', or choose another backbone") from None
-    return package
-
-
 def timm_trunk(name: str) -> TimmTrunk:
     """The trunk of timm's network ``name`` (without :data:`PREFIX`).
 
@@ -84,15 +64,23 @@ def timm_trunk(name: str) -> TimmTrunk:
         ToolMissing: timm is not installed.
         ModelError: timm has no such network, or it has a part that trunks cannot have; the message names the part.
     """
-    package = timm()
-    if not package.is_model(name.partition(".")[0]):
-        hint = suggest(name, package.list_models())
-        raise ModelError(f"backbone {PREFIX}{name}: timm {package.__version__} has no network of that name{hint}")
     try:
-        network = package.create_model(name, pretrained=False).eval()
+        import timm
+    except ImportError:
+        raise ToolMissing("timm is not installed: pip install 'caplet[timm]', or choose another backbone") from None
+    if not timm.is_model(name.partition(".")[0]):
+        hint = suggest(name, timm.list_models())
+        raise ModelError(f"backbone {PREFIX}{name}: timm {timm.__version__} has no network of that name{hint}")
+    try:
+        network: Any = timm.create_model(name, pretrained=False).eval()
     except RuntimeError as error:  # an unknown tag after the dot
         raise ModelError(f"backbone {PREFIX}{name}: timm cannot build it: {error}") from None
-    walker = _Walker(name, _traced(name, network))
+    try:
+        graph = GraphModule(network, _Leaves().trace(network))
+    except Exception as error:  # whatever a network's code does with a symbolic tensor
+        why = str(error).splitlines()[0][:120]
+        raise ModelError(f"backbone {PREFIX}{name}: its forward pass cannot be traced ({why})") from None
+    walker = _Walker(name, graph)
     pretrained = network.pretrained_cfg
     mean, std = tuple(pretrained["mean"]), tuple(pretrained["std"])
     settings = TrunkSettings(blocks=walker.blocks(), eps=walker.eps or 1e-5, mean=mean, std=std)
@@ -110,14 +98,6 @@ class _Leaves(Tracer):
 
 def _is_gate(module: nn.Module) -> bool:
     return type(module).__name__ in ("SqueezeExcite", "SEModule")
-
-
-def _traced(name: str, network: nn.Module) -> GraphModule:
-    try:
-        return GraphModule(network, _Leaves().trace(network))
-    except Exception as error:  # whatever a network's code does with a symbolic tensor
-        why = str(error).splitlines()[0][:120]
-        raise ModelError(f"backbone {PREFIX}{name}: its forward pass cannot be traced ({why})") from None
 
 
 @dataclass
@@ -181,15 +161,16 @@ class _Walker:
             self._refuse(path, f"of type {type(module).__name__}")
 
     def _checked(self, conv: nn.Conv2d, path: str) -> nn.Conv2d:
-        square = len(set(conv.kernel_size)) == len(set(conv.stride)) == 1
-        if not square or isinstance(conv.padding, str) or len(set(conv.padding)) != 1 or conv.padding_mode != "zeros":
-            self._refuse(path, f"a convolution of {conv.kernel_size}, stride {conv.stride}, padding {conv.padding}")
-        if set(conv.dilation) != {1}:
-            self._refuse(path, f"a convolution with dilation {conv.dilation[0]}")
-        if conv.groups != 1 and not conv.groups == conv.in_channels == conv.out_channels:
-            self._refuse(path, f"a convolution in {conv.groups} groups")
-        if conv.bias is not None:
-            self._refuse(path, "a convolution with a bias")
+        square = len(set(conv.kernel_size)) == len(set(conv.stride)) == len(set(conv.padding)) == 1
+        window = f"of {conv.kernel_size}, stride {conv.stride}, padding {conv.padding}"
+        for bad, what in (
+            (not square or conv.padding_mode != "zeros", window),
+            (set(conv.dilation) != {1}, f"with dilation {conv.dilation[0]}"),
+            (conv.groups > 1 and not conv.groups == conv.in_channels == conv.out_channels, f"in {conv.groups} groups"),
+            (conv.bias is not None, "with a bias"),
+        ):
+            if bad:
+                self._refuse(path, f"a convolution {what}")
         return conv
 
     def _norm(self, node: GraphNode, norm: nn.BatchNorm2d, path: str) -> None:
@@ -253,9 +234,7 @@ class _Walker:
         reduce, expand = (getattr(gate, name) for name in names)
         inner, gating = getattr(gate, "act1", None) or getattr(gate, "act", None), gate.gate
         hard = type(gating) is nn.Hardsigmoid or type(gating).__name__ == "HardSigmoid"
-        plain = all(
-            conv.kernel_size == (1, 1) and conv.groups == 1 and conv.bias is not None for conv in (reduce, expand)
-        )
+        plain = all(c.kernel_size == (1, 1) and c.groups == 1 and c.bias is not None for c in (reduce, expand))
         plain = plain and type(getattr(gate, "bn", None)) in (nn.Identity, type(None))
         if type(inner) is not nn.ReLU or not hard or not plain or getattr(gate, "add_maxpool", False):
             self._refuse(path, f"a gate with {type(inner).__name__} and {type(gating).__name__}")
@@ -272,7 +251,7 @@ class _Walker:
         paths = list(self._nodes)
         last_read = {path: index for index, path in enumerate([*paths, INPUT])}
         for index, node in enumerate(self._nodes.values()):
-            last_read |= dict.fromkeys(sources_of(node), index)
+            last_read |= dict.fromkeys(inputs_of(node), index)
         joined: list[tuple[str, list[str]]] = []
         first = 0
         for index in range(len(paths)):

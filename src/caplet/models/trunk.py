@@ -96,7 +96,7 @@ class TrunkModule(nn.Module):
             name = f"{block.name}.{node.name}"
             if node.name in shapes:
                 raise ModelError(f"layer {name}: its block has another layer of that name; names are unique")
-            for source in sources_of(node):
+            for source in inputs_of(node):
                 if source not in shapes:
                     raise ModelError(f"layer {name}: it reads {source!r}, none of its block's {', '.join(shapes)}")
             layer = _make(name, node, shapes, signs[node.source], eps)
@@ -111,7 +111,7 @@ class TrunkModule(nn.Module):
         values = {INPUT: x}
         last = x
         for node, layer in self.nodes_and_layers():
-            last = values[node.name] = layer(*(values[source] for source in sources_of(node)))
+            last = values[node.name] = layer(*(values[source] for source in inputs_of(node)))
         return last
 
     def nodes_and_layers(self) -> "Iterator[tuple[Node, TrunkLayer]]":
@@ -120,7 +120,7 @@ class TrunkModule(nn.Module):
     def stage(self, source: str) -> Stage:
         """The block as a stage of a model; ``source`` is the point key of its input."""
         keys = {INPUT: source} | {node.name: f"{self.block.name}.{node.name}.activation" for node in self.block.nodes}
-        wiring = {layer.name: tuple(keys[name] for name in sources_of(node)) for node, layer in self.nodes_and_layers()}
+        wiring = {layer.name: tuple(keys[name] for name in inputs_of(node)) for node, layer in self.nodes_and_layers()}
 
         def run(state: State) -> State:
             return (self(state[0]),)
@@ -131,7 +131,7 @@ class TrunkModule(nn.Module):
 TrunkLayer = ConvNorm | MaxPool | MapSum | SqueezeExcite
 
 
-def sources_of(node: Node) -> tuple[str, ...]:
+def inputs_of(node: Node) -> tuple[str, ...]:
     """The names that a node reads, in order."""
     return (node.source, node.other) if isinstance(node, SumNode) else (node.source,)
 

@@ -189,9 +189,7 @@ def _finish(
         least, most, longest = min(least, down), max(most, up), max(longest, acc[o], abs(out[o]))
     products = max(-int(low.min()), int(high.max()))
     if longest > 62:
-        raise PlanError(
-            f"{op.kind} {op.name}: {what} is shifted by {longest} bits, at most 62 are: bring formats closer"
-        )
+        raise PlanError(f"{op.kind} {op.name}: {what} is shifted by {longest} bits, more than 62; bring formats closer")
     return _typed(op, what, least, most, products, 8 if longest > 31 else 4)
 
 
@@ -199,9 +197,7 @@ def _typed(op: Op, what: str, low: int, high: int, products: int, least_bytes: i
     for bits in (32, 64):
         if bits // 8 >= least_bytes and -(1 << (bits - 1)) <= low and high < 1 << (bits - 1):
             return AccumulatorBound(op.name, what, low, high, products, f"int{bits}_t")
-    raise PlanError(
-        f"{op.kind} {op.name}: {what} can reach {low}..{high}, beyond 64 bits; use fewer bits, closer formats"
-    )
+    raise PlanError(f"{op.kind} {op.name}: {what} can reach {low}..{high}, beyond 64 bits; bring the formats closer")
 
 
 def _sum_of_squares(op: Op, dim: int, codes: Range) -> AccumulatorBound:

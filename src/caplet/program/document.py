@@ -8,24 +8,15 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, cast, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-    ValidationInfo,
-    create_model,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, create_model
 
 from caplet.errors import ArtefactError, PlanError
 from caplet.fixed.format import AnyFormat, FixedFormat, LogFormat
 from caplet.fixed.rounding import Rounding
-from caplet.program.op import ALWAYS, OPS, UNWRITTEN, Op
+from caplet.program.op import ALWAYS, LEFT_OUT, OPS, Op
 from caplet.program.ops import Conv2d
 from caplet.program.program import Program
 from caplet.program.tensor import Constant, IntArray, TensorSpec, WideFormat
@@ -63,12 +54,12 @@ def _format(text: Any) -> AnyFormat | WideFormat:
         raise ValueError(str(error)) from None
 
 
-def _constant(read: tuple[str, tuple[int, ...], AnyFormat | WideFormat], info: ValidationInfo) -> Constant:
-    (key, shape, fmt), codes_of = read, cast(CodesOf, info.context)
+def _constant(read: tuple[str, tuple[int, ...], AnyFormat | WideFormat], info: Any) -> Constant:
+    key, shape, fmt = read
     if isinstance(fmt, WideFormat):
         raise ValueError("the format of a constant is not wide")
     try:
-        return Constant(key, codes_of(key, shape, fmt.bits, fmt.signed), fmt)
+        return Constant(key, info.context(key, shape, fmt.bits, fmt.signed), fmt)
     except PlanError as error:
         raise ValueError(str(error)) from None
 
@@ -80,6 +71,7 @@ _Shape = Annotated[tuple[Annotated[int, Field(ge=1, lt=1 << 40)], ...], Field(st
 _Format = Annotated[Any, PlainValidator(_format)]
 _Texts = Annotated[tuple[_Text, ...], _LIST]
 _Exponents = Annotated[tuple[Annotated[int, Field(ge=-64, le=64)], ...], _LIST, Field(min_length=1)]
+_Tensor = Annotated[tuple[_Text, _Shape, _Format, Annotated[Rounding, Field(strict=False)]], _LIST]
 _READ: dict[Any, Any] = {
     str: _Text,
     int: _Integer,
@@ -114,7 +106,7 @@ class _Field(NamedTuple):
 def _op_fields(op: type[Op], grouped: bool = False) -> Iterator[_Field]:
     """grouped: of the kind :data:`GROUPED`, in which every field is written that is not marked ALWAYS."""
     for item in fields(op):  # type: ignore[arg-type]  # every op is a dataclass
-        mark = item.metadata.get(UNWRITTEN)
+        mark = item.metadata.get(LEFT_OUT)
         unwritten = mark == ALWAYS or (bool(mark) and not grouped)
         union = type(item.type) is UnionType
         declared = next(part for part in get_args(item.type) if part is not NoneType) if union else item.type
@@ -136,7 +128,7 @@ def _layout(kind: str, op: type[Op]) -> type[BaseModel]:
 _LAYOUTS = {kind: _layout(kind, op) for kind, op in _KINDS.items()}
 
 
-def _op(data: Any, info: ValidationInfo) -> Op:
+def _op(data: Any, info: Any) -> Op:
     kind = data.get("kind") if isinstance(data, dict) else None
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"kind is {kind!r:.100}, not one of {sorted(_KINDS)}")
@@ -157,9 +149,7 @@ class _Document(BaseModel):
     seed: _Integer
     labels: _Texts
     meta: Annotated[dict[_Text, _Text], Field(max_length=1 << 16)]
-    tensors: Annotated[
-        tuple[Annotated[tuple[_Text, _Shape, _Format, Annotated[Rounding, Field(strict=False)]], _LIST], ...], _LIST
-    ]
+    tensors: Annotated[tuple[_Tensor, ...], _LIST]
     ops: Annotated[tuple[Annotated[Any, PlainValidator(_op)], ...], _LIST]
 
 

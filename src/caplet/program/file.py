@@ -104,9 +104,7 @@ def _loads(data: memoryview) -> Program:
     head = _parse(text, "the metadata 'caplet'")
     if not isinstance(head, dict) or head.get("format") != FORMAT_VERSION:
         found = head.get("format") if isinstance(head, dict) else None
-        raise ArtefactError(
-            f"format version {found!r:.50}, not {FORMAT_VERSION}; read it with the caplet that wrote it"
-        )
+        raise ArtefactError(f"format version {found!r:.50}, not {FORMAT_VERSION}; use the caplet that wrote it")
     if set(head) != {"format", "program", "sha256"}:
         raise ArtefactError(f"the metadata has the fields {sorted(head)!r:.200}; the rule is format, program, sha256")
     stored = _stored(header, body)

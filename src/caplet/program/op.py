@@ -31,7 +31,7 @@ from caplet.registry import Registry
 Tensors = Mapping[str, TensorSpec]
 Shift = int | NDArray[np.int64]
 """One shift, or one per output channel; negative means left."""
-UNWRITTEN = "unwritten"
+LEFT_OUT = "unwritten"
 """Marks, in a field's metadata, that a ``.caplet`` file leaves the field out where it has its default."""
 ALWAYS = "always"
 """Value of that mark where the form for grouped convolutions, which writes all other fields, leaves it out, too."""

@@ -22,17 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caplet.fixed.format import FixedFormat
-from caplet.program.op import (
-    ALWAYS,
-    UNWRITTEN,
-    Op,
-    Shifts,
-    Tensors,
-    UnaryOp,
-    accumulator_shifts,
-    bias_frac,
-    weight_frac,
-)
+from caplet.program.op import ALWAYS, LEFT_OUT, Op, Shifts, Tensors, UnaryOp, accumulator_shifts, bias_frac, weight_frac
 from caplet.program.tensor import Constant, IntArray
 
 
@@ -93,9 +83,9 @@ class Conv2d(Convolution, kind="conv2d"):
     padding: int = 0
     relu: bool = False
     channel_shifts: IntArray | None = None
-    groups: int = field(default=1, metadata={UNWRITTEN: True})
-    high: int | None = field(default=None, metadata={UNWRITTEN: True})
-    same: bool = field(default=False, metadata={UNWRITTEN: ALWAYS})
+    groups: int = field(default=1, metadata={LEFT_OUT: True})
+    high: int | None = field(default=None, metadata={LEFT_OUT: True})
+    same: bool = field(default=False, metadata={LEFT_OUT: ALWAYS})
 
     def extra(self, tensors: Tensors) -> tuple[int, int]:
         if not self.same:
@@ -209,7 +199,7 @@ class DenseVotes(Op, kind="dense_votes"):
     weight: Constant
     dim: int
     channel_shifts: IntArray | None = None
-    selected: tuple[int, ...] | None = field(default=None, metadata={UNWRITTEN: True})
+    selected: tuple[int, ...] | None = field(default=None, metadata={LEFT_OUT: True})
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from caplet.errors import ModelError, ToolMissing
 from caplet.models.backbone import BackboneCaps
-from caplet.models.trunk import INPUT, sources_of
+from caplet.models.trunk import INPUT, inputs_of
 from caplet.nn.conv import FUNCTIONS, ConvNorm, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.layer import Layer
 from caplet.prune.scores import Values
@@ -68,7 +68,7 @@ class PlainTrunk(nn.Module):
         for block in self.blocks:
             values = {INPUT: x}
             for node, layer in block.nodes_and_layers():
-                x = values[node.name] = self._run(layer, *(values[name] for name in sources_of(node)))
+                x = values[node.name] = self._run(layer, *(values[name] for name in inputs_of(node)))
         preactivation: Tensor = self.convs[PRIMARY](x)
         return preactivation
 

@@ -21,15 +21,8 @@ from caplet.errors import ArtefactError, ToolMissing
 from caplet.program.c.sources import runtime_files
 from caplet.runtime.steps import size_checks
 
-_FLAGS = (
-    "-std=c99",
-    "-O3",
-    "-funroll-loops",
-    "-fPIC",
-    "-shared",
-    "-fno-strict-aliasing",
-    "-fno-semantic-interposition",
-)
+_LIBRARY = ("-fPIC", "-shared", "-fno-semantic-interposition")
+_FLAGS = ("-std=c99", "-O3", "-funroll-loops", "-fno-strict-aliasing", *_LIBRARY)
 _NATIVE = ("-march=native",)
 _SUFFIX = ".dll" if sys.platform == "win32" else ".dylib" if sys.platform == "darwin" else ".so"
 

@@ -82,9 +82,8 @@ _PACKAGES = (
 def _python() -> Finding:
     enough = sys.version_info >= OLDEST_PYTHON
     oldest = ".".join(map(str, OLDEST_PYTHON))
-    return Finding(
-        "Python", enough, True, platform.python_version(), f"everything; at least {oldest}", f"Python {oldest}"
-    )
+    about, purpose = platform.python_version(), f"everything; at least {oldest}"
+    return Finding("Python", enough, True, about, purpose, f"Python {oldest}")
 
 
 def _package(name: str, purpose: str, required: bool, install: str) -> Finding:

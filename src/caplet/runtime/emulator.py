@@ -173,9 +173,8 @@ def run_on_device(
             one = images[worst : worst + 1]
             traced = build_firmware(board, export, compiler, ("CAPLET_NO_SELFTEST", "CAPLET_TRACE_HOOK"))
             _emulate(board, traced, folder, one, timeout)
-            first = first_difference(
-                program, interpreter.trace(program, one), read_traces(program, folder / "trace.bin")
-            )
+            found = read_traces(program, folder / "trace.bin")
+            first = first_difference(program, interpreter.trace(program, one), found)
             first = first and replace(first, index=(worst, *first.index[1:]))
         return DeviceRun(
             capsules=capsules,

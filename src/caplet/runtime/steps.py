@@ -45,9 +45,8 @@ def aligned(size: int) -> NDArray[np.uint8]:
 
 
 _NOWHERE = (1 << 64) - 1
-_PORTABLE, _BYTES, _FLIPPED, _WORDS = (
-    constants()[f"CAPLET_{name}"] for name in ("PORTABLE", "BYTES", "FLIPPED", "WORDS")
-)
+_METHODS = ("PORTABLE", "BYTES", "FLIPPED", "WORDS")
+_PORTABLE, _BYTES, _FLIPPED, _WORDS = (constants()[f"CAPLET_{name}"] for name in _METHODS)
 _INT8, _UINT8, _INT16, _UINT16 = (constants()[f"CAPLET_{sign}INT{bits}"] for bits in (8, 16) for sign in ("", "U"))
 _PATCH_BYTES = 1 << 20
 """Gathered patches may take this much: about a processor's second-level cache."""

@@ -140,7 +140,7 @@ def _check_archive(path: Path) -> str:
     size, unpacked = path.stat().st_size, sum(entry.file_size for entry in entries)
     if unpacked > size:
         raise ModelError(
-            f"{path}: its entries unpack to {unpacked:,} bytes, more than the file's {size:,}; PyTorch never compresses"
+            f"{path}: its entries unpack to {unpacked:,} bytes, more than the file's {size:,}; it is damaged"
         )
     return found[0]
 

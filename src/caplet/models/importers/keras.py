@@ -141,10 +141,8 @@ def _tensors(root: h5py.Group, path: Path) -> dict[str, Tensor]:
             raise ModelError(f"{where} keeps its data in another file, which is not read; save the model into one file")
         size = int(np.prod(dataset.shape, dtype=object)) * dataset.dtype.itemsize
         if size > room:
-            most = f"{path.stat().st_size:,}"
-            raise ModelError(
-                f"{where} declares shape {shape}, {size:,} bytes, but the file has only {most}; it is damaged"
-            )
+            much = f"{size:,} bytes, but the file has only {path.stat().st_size:,}"
+            raise ModelError(f"{where} declares shape {shape}, {much}; it is damaged")
         room -= size
         tensors[name.removesuffix(":0")] = torch.from_numpy(np.asarray(dataset[()], dtype=np.float32))
     if not tensors:
@@ -206,9 +204,8 @@ def described_layers(config: Mapping[str, Any], where: str) -> list[DescribedLay
             break
         kind = str(layer.get("class_name")).rpartition(">")[2]  # registered classes are "package>Class"
         name = str(settings.get("name", layer.get("name")))
-        result.append(
-            DescribedLayer(kind, name, settings, tuple(dict.fromkeys(layer_names(layer.get("inbound_nodes")))))
-        )
+        sources = dict.fromkeys(layer_names(layer.get("inbound_nodes")))
+        result.append(DescribedLayer(kind, name, settings, tuple(sources)))
     if not result:
         raise ModelError(f"{where}: its model_config lists no layers; the file is damaged or of another network")
     return result
@@ -253,7 +250,6 @@ def _by_part(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict
     for folder, values in folders.items():
         axes = [value.ndim for value in values]
         parts = ["kernel", "bias"][: len(axes)] if axes in ([4], [4, 1]) else norm if axes == [1] * len(norm) else []
-        result |= {
-            f"{folder}{part}": value for part, value in zip(parts or map(str, range(len(axes))), values, strict=True)
-        }
+        parts = parts or [*map(str, range(len(axes)))]
+        result |= {f"{folder}{part}": value for part, value in zip(parts, values, strict=True)}
     return result

@@ -123,10 +123,8 @@ def _undescribed(file: KerasFile, open_: Assumptions) -> Described:
             beside = (order[index - 1], *order[index + 1 : index + 2])
             near = [re.match("activation|(leaky_)?re_?lu", other) is not None for other, _ in beside]
             if not convs or sum(near) != 1:
-                todo = "give the whole model's file, or its description (model.to_json()) in a .json beside it"
-                raise ModelError(
-                    f"{where}: it does not say whether the batch norm {name} is before or after a ReLU; {todo}"
-                )
+                todo = "give the model's description (model.to_json()) in a .json beside it"
+                raise ModelError(f"{where}: unclear whether the batch norm {name} is before or after a ReLU; {todo}")
             (convs[-1].after if near[0] else convs[-1].before).append(NormAbout((name,)))
         elif "kernel" in layer:
             convs.append(ConvAbout((name,), padding="same" if same else 0, slope=slope))
@@ -222,9 +220,8 @@ def _capsule_weights(name: str, layer: Layer, where: str) -> Tensor:
         raise ModelError(f"{where}: layer {name} holds {held}; class capsules hold one tensor of weights")
     ((part, weights),) = layer.items()
     if weights.ndim != 4 or 0 in weights.shape:
-        raise ModelError(
-            f"{where}: tensor {name}/{part} has shape {shape_text(weights.shape)}; class-capsule weights have 4 axes"
-        )
+        found = f"tensor {name}/{part} has shape {shape_text(weights.shape)}"
+        raise ModelError(f"{where}: {found}; class-capsule weights have 4 axes")
     return weights
 
 

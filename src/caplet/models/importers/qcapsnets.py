@@ -35,12 +35,8 @@ _NORM = ("weight", "bias", "running_mean", "running_var")
 
 def _deep_shapes() -> dict[str, str]:
     """As in the public class, all blocks have as many types: a block's weights hold only types x dimension."""
-    shapes = {
-        "block4.l_skip.bias": "types dim4 1 1",
-        "conv1.conv.weight": "maps channels 3 3",
-        "conv1.conv.bias": "maps",
-    }
-    shapes |= {f"conv1.batchnorm.{name}": "maps" for name in _NORM}
+    shapes = {"block4.l_skip.bias": "types dim4 1 1", "conv1.conv.weight": "maps channels 3 3"}
+    shapes |= {f"conv1.{name}": "maps" for name in ("conv.bias", *(f"batchnorm.{part}" for part in _NORM))}
     before = "maps"
     for block in _BLOCKS:
         out = f"types*dim{block}"
@@ -107,9 +103,8 @@ def _read_deep(state: State, sizes: dict[str, int], open_: Assumptions) -> CapsN
     where, iterations = open_.where, open_.take("iterations")
     types, channels = sizes["types"], sizes["channels"]
     chains = [(Conv(3, _BLOCK_STRIDE, 1),) * depth for depth in _BLOCKS[2:]]
-    first, second, third, fourth = (
-        BlockConfig(types=types, dim=sizes[f"dim{block}"], stride=_BLOCK_STRIDE) for block in _BLOCKS
-    )
+    dims = (sizes[f"dim{block}"] for block in _BLOCKS)
+    first, second, third, fourth = (BlockConfig(types=types, dim=dim, stride=_BLOCK_STRIDE) for dim in dims)
     config = DeepCapsConfig(
         image=(channels, *pick_image(sizes["capsules"], types, chains, channels, open_)),
         classes=sizes["classes"],

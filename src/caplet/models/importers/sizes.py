@@ -49,9 +49,8 @@ def match_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, str], where
     for name, text in shapes.items():
         shape, axes = tuple(tensors[name].shape), [axis.split("*") for axis in text.split()]
         if len(shape) != len(axes) or 0 in shape:
-            raise ModelError(
-                f"{where}: tensor {name} has shape {shape_text(shape)}, expected {len(axes)} axes, none empty"
-            )
+            rule = f"expected {len(axes)} axes, none empty"
+            raise ModelError(f"{where}: tensor {name} has shape {shape_text(shape)}, {rule}")
         expected = []
         for size, factors in zip(shape, axes, strict=True):
             unknown = [factor for factor in factors if not factor.isdigit() and factor not in sizes]
@@ -103,10 +102,8 @@ def pick_image(capsules: int, types: int, chains: Chains, channels: int, open_: 
             fitting = [side for side in range(1, LARGEST + 1) if fits(side, side)]
             ends = dict.fromkeys(f"{side}x{side}" for side in (*fitting[:1], *fitting[-1:]))
             hint = f"; {' to '.join(ends)} fits" if fitting else ""
-            found = capsule_count(types, chains, rows, columns)
-            raise ModelError(
-                f"{where}: images of {rows}x{columns} give {found} capsules, but the weights are for {capsules}{hint}"
-            )
+            found = f"{capsule_count(types, chains, rows, columns)} capsules, but the weights are for {capsules}"
+            raise ModelError(f"{where}: images of {rows}x{columns} give {found}{hint}")
         return rows, columns
     for side in (*preferred(channels), *range(1, LARGEST + 1)):
         if fits(side, side):

@@ -93,9 +93,7 @@ def render(
 ) -> dict[str, str]:
     output = program.tensors[program.output]
     if output.format.max_code > 32767:  # type: ignore[union-attr]
-        raise PlanError(
-            f"output {output.name}: {output.format}; class capsules must fit int16 in C: use at most 15 unsigned bits"
-        )
+        raise PlanError(f"output {output.name}: {output.format}; class capsules fit int16 in C: use at most 15 bits")
     prefix = _prefix(program, settings)
     context = _context(program, proof, plan, settings, prefix) | _vectors(program, settings, images)
     environment = jinja2.Environment(

@@ -29,11 +29,8 @@ def movable(plan: QuantPlan, specs: Mapping[str, PointSpec]) -> tuple[str, ...]:
 
     Not those with a declared bound, nor weights with an exponent per channel, which the plan's maker chose.
     """
-    return tuple(
-        key
-        for key, spec in specs.items()
-        if spec.bound is None and isinstance(plan.points[key], FixedFormat | LogFormat)
-    )
+    free = (key for key, spec in specs.items() if spec.bound is None)
+    return tuple(key for key in free if isinstance(plan.points[key], FixedFormat | LogFormat))
 
 
 @dataclass
@@ -113,11 +110,8 @@ class LearnedScales:
 
     def __init__(self, plan: QuantPlan, specs: Mapping[str, PointSpec]) -> None:
         constants = (Role.BIAS, Role.SCALE, Role.OFFSET)
-        keys = [
-            key
-            for key in movable(plan, specs)
-            if isinstance(plan.points[key], FixedFormat) and specs[key].role not in constants
-        ]
+        keys = [key for key in movable(plan, specs) if specs[key].role not in constants]
+        keys = [key for key in keys if isinstance(plan.points[key], FixedFormat)]
         self.parameters = {key: nn.Parameter(torch.zeros(())) for key in keys}
         self.start(plan)
 
