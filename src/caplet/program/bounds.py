@@ -189,7 +189,7 @@ def _finish(
         least, most, longest = min(least, down), max(most, up), max(longest, acc[o], abs(out[o]))
     products = max(-int(low.min()), int(high.max()))
     if longest > 62:
-        raise PlanError(f"{op.kind} {op.name}: {what} is shifted by {longest} bits, more than 62; bring formats closer")
+        raise PlanError(f"{op.kind} {op.name}: {what} is shifted by {longest} bits, at most 62 are; use closer formats")
     return _typed(op, what, least, most, products, 8 if longest > 31 else 4)
 
 
