@@ -156,17 +156,10 @@ class _Document(BaseModel):
 def write_program(program: Program) -> dict[str, Any]:
     """The Program as a JSON object; constants are named by key, with shape and format."""
     return {
-        "name": program.name,
-        "input": program.input,
-        "output": program.output,
-        "lengths": program.lengths,
-        "seed": program.seed,
+        **vars(program),
         "labels": list(program.labels),
         "meta": dict(program.meta),
-        "tensors": [
-            [spec.name, list(spec.shape), format_text(spec.format), str(spec.rounding)]
-            for spec in program.tensors.values()
-        ],
+        "tensors": [[t.name, [*t.shape], format_text(t.format), str(t.rounding)] for t in program.tensors.values()],
         "ops": [_write_op(op) for op in program.ops],
     }
 

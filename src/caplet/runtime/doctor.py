@@ -51,13 +51,13 @@ def examine() -> list[Finding]:
         _compiler(),
         _tool("compiled runtime", _library, full, without),
         _package("ziglang", zig, False, "pip install 'caplet[compiler]'"),
-        *_board(CORTEX_M4, "gcc-arm-none-eabi", "qemu-system-arm"),
-        *_board(RISCV32, "gcc-riscv64-unknown-elf", "qemu-system-misc"),
+        *_board(CORTEX_M4),
+        *_board(RISCV32),
     ]
 
 
-def _board(board: Board, compiler: str, emulator: str) -> tuple[Finding, Finding]:
-    """Compiler and emulator of a board, and the Debian packages that have them."""
+def _board(board: Board) -> tuple[Finding, Finding]:
+    emulator, compiler = board.packages
     verify = f"`caplet verify --on {board.name}`"
     build = f"apt install {compiler}, or pip install 'caplet[compiler]'"
     run = f"apt install {emulator} (Debian), brew install qemu (macOS)"

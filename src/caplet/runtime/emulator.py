@@ -41,7 +41,7 @@ class Board:
         gcc, gcc_flags, zig_flags: the GNU compiler, and what both compilers need to be told.
         clock_shift: every instruction takes ``2**clock_shift`` ns of the emulated clock.
         tick: nanoseconds of that clock between two ticks of the board's counter.
-        install: how to get compiler and emulator.
+        packages: of Debian, with the emulator and with the compiler.
     """
 
     name: str
@@ -53,7 +53,13 @@ class Board:
     zig_flags: tuple[str, ...]
     clock_shift: int
     tick: int
-    install: str
+    packages: tuple[str, str]
+
+    @property
+    def install(self) -> str:
+        """How to get compiler and emulator."""
+        command = f"apt install {' '.join(self.packages)}"
+        return f"install them, on Debian with '{command}'; 'pip install ziglang' serves as the compiler too"
 
     def require_emulator(self) -> str:
         """The path of the emulator. Raises ToolMissing when it is absent."""
@@ -91,10 +97,7 @@ CORTEX_M4 = Board(
     zig_flags=("-target", "thumb-freestanding-eabi", "-mcpu=cortex_m4"),
     clock_shift=6,
     tick=40,
-    install=(
-        "install them, on Debian with 'apt install qemu-system-arm gcc-arm-none-eabi'; 'pip install ziglang' serves as "
-        "the compiler too"
-    ),
+    packages=("qemu-system-arm", "gcc-arm-none-eabi"),
 )
 RISCV32 = Board(
     name="riscv32",
@@ -106,10 +109,7 @@ RISCV32 = Board(
     zig_flags=("-target", "riscv32-freestanding-none", "-mcpu=generic_rv32+m+c", "-mcmodel=medany"),
     clock_shift=0,  # the counter of instructions ticks once for each, whether QEMU takes it from the clock or not
     tick=1,
-    install=(
-        "install them, on Debian with 'apt install qemu-system-misc gcc-riscv64-unknown-elf'; 'pip install ziglang' "
-        "serves as the compiler too"
-    ),
+    packages=("qemu-system-misc", "gcc-riscv64-unknown-elf"),
 )
 BOARDS = {board.name: board for board in (CORTEX_M4, RISCV32)}
 """Boards by name."""

@@ -80,18 +80,9 @@ class Descriptions:
         spec = self.program.tensors[name]
         fmt = fixed(spec)
         keys = noise_keys(self.program.seed, name) if spec.rounding is Rounding.STOCHASTIC else (0, 0)
-        return Struct(
-            "caplet_format",
-            {
-                "low": max(fmt.min_code, 0) if relu else fmt.min_code,
-                "high": fmt.max_code if high is None else high,
-                "noise_a": keys[0],
-                "noise_b": keys[1],
-                "type": element_type(spec),
-                "rounding": constants()[f"CAPLET_{spec.rounding.name}"],
-                "frac": fmt.frac_bits,
-            },
-        )
+        low, high = max(fmt.min_code, 0) if relu else fmt.min_code, fmt.max_code if high is None else high
+        values = (low, high, *keys, element_type(spec), constants()[f"CAPLET_{spec.rounding.name}"], fmt.frac_bits)
+        return Struct("caplet_format", _named("low high noise_a noise_b type rounding frac", values))
 
     def accumulator(
         self, op: Op, product_frac: int, bias: Constant | None, shifts: IntArray | None = None, what: str = "acc"
@@ -99,17 +90,10 @@ class Descriptions:
         """The accumulator ``what`` of ``op``. shifts: exponents of the output channels."""
         bound = self.proof.find(op.name, what)
         place = Ref() if shifts is None else self.array(f"{op.name}/channel_shifts", shifts.astype(np.int8))
-        return Struct(
-            "caplet_accumulator",
-            {
-                "channel_shifts": place,
-                "bias": self.constant(bias),
-                "product_frac": product_frac,
-                "bias_frac": bias_frac(bias) or 0,
-                "wide": int(bound.bytes == 8),
-                "wide_products": int(bound.products >= 1 << 31),
-            },
-        )
+        wide = _named("wide wide_products", (int(bound.bytes == 8), int(bound.products >= 1 << 31)))
+        fracs = _named("product_frac bias_frac", (product_frac, bias_frac(bias) or 0))
+        fields = {"channel_shifts": place, "bias": self.constant(bias), **fracs, **wide}
+        return Struct("caplet_accumulator", fields)
 
     def spec(self, name: str) -> TensorSpec:
         return self.program.tensors[name]
@@ -167,15 +151,10 @@ def _max_pool2d(op: ops.MaxPool2d, to: Descriptions) -> dict[str, Value]:
 
 @DESCRIPTORS.of(ops.ChannelAffine)
 def _channel_affine(op: ops.ChannelAffine, to: Descriptions) -> dict[str, Value]:
-    source = to.spec(op.input)
-    rows, columns, channels = source.shape
-    product = source.format.frac_bits + op.scale.format.frac_bits
-    return {
-        "scale": to.constant(op.scale),
-        "acc": to.accumulator(op, product, op.offset),
-        "pixels": rows * columns,
-        "channels": channels,
-    }
+    rows, columns, channels = to.spec(op.input).shape
+    product = to.spec(op.input).format.frac_bits + op.scale.format.frac_bits
+    constants = {"scale": to.constant(op.scale), "acc": to.accumulator(op, product, op.offset)}
+    return {**constants, "pixels": rows * columns, "channels": channels}
 
 
 @DESCRIPTORS.of(ops.LeakyRelu)
@@ -242,5 +221,5 @@ def _lengths(op: ops.Lengths, to: Descriptions) -> dict[str, Value]:
     return {**_named("count dim", to.spec(op.input).shape), "wide": wide}
 
 
-def _named(names: str, values: Iterable[int]) -> dict[str, Value]:
+def _named(names: str, values: Iterable[Value]) -> dict[str, Value]:
     return dict(zip(names.split(), values, strict=True))

@@ -137,7 +137,6 @@ def _context(program: Program, proof: Proof, plan: MemoryMap, settings: EmitSett
     symbols = {op.name: names.of(f"op {op.name}") for op in program.ops}
     structs = {op.name: descriptions.of(op) for op in program.ops}
     calls = CallWriter(program, plan, symbols)
-    rows, columns, channels = program.tensors[program.input].shape
 
     def bytes_in_arena(name: str) -> int:
         spec = program.tensors[name]
@@ -154,23 +153,15 @@ def _context(program: Program, proof: Proof, plan: MemoryMap, settings: EmitSett
             for name, values in descriptions.arrays.items()
         ],
         "struct_arrays": descriptions.structs,
-        "ops": [
-            {
-                "op": op,
-                "symbol": symbols[op.name],
-                "struct": structs[op.name],
-                "proof": [bound for bound in proof.accumulators if bound.op == op.name],
-            }
-            for op in program.ops
-        ],
+        "symbols": symbols,
+        "structs": structs,
+        "bounds": proof.accumulators,
         "calls": calls.calls(),
         "place": calls.place,
         "bytes_in_arena": bytes_in_arena,
         "plan": plan,
         "alignment": ALIGNMENT,
-        "rows": rows,
-        "columns": columns,
-        "channels": channels,
+        **dict(zip(("rows", "columns", "channels"), program.tensors[program.input].shape, strict=True)),
         "output": program.tensors[program.output],
         "lengths": program.tensors[program.lengths],
         "preprocessing": _sentence(settings.preprocessing or program.meta.get("preprocessing", "")),

@@ -271,13 +271,9 @@ class _StraightRoute(torch.autograd.Function):
         bias_grad = torch.zeros_like(sums[0]) if ctx.biased else None
         carried: Tensor | None = None  # gradient of the logits through the next iteration's logits
         for iteration in reversed(range(count)):
-            grad, scales[0] = _clip(
-                squash_backward(preactivations[iteration], grad, -1),
-                sums[iteration],
-                preactivations[iteration],
-                ctx.edges["preactivation"],
-                scales[0],
-            )
+            rounded = preactivations[iteration]
+            grad = squash_backward(rounded, grad, -1)
+            grad, scales[0] = _clip(grad, sums[iteration], rounded, ctx.edges["preactivation"], scales[0])
             if bias_grad is not None:
                 bias_grad += grad
             left.append(couplings[iteration].expand(votes.shape[:3]))
@@ -286,11 +282,10 @@ class _StraightRoute(torch.autograd.Function):
                 break
             slope = _softmax_backward(logits[iteration - 1], agreement(grad, votes), 1)
             slope = slope if carried is None else slope + carried
-            carried, scales[1] = _clip(
-                slope, updates[iteration - 1], logits[iteration - 1], ctx.edges["logits"], scales[1]
-            )
+            before = iteration - 1
+            carried, scales[1] = _clip(slope, updates[before], logits[before], ctx.edges["logits"], scales[1])
             left.append(carried)
-            right.append(activations[iteration - 1])
+            right.append(activations[before])
             grad = weighted_sum(carried, votes)
         votes_grad = torch.matmul(torch.stack(left, -1), torch.stack(right, -2))
         bias_sum = None if bias_grad is None else bias_grad.sum(0)
