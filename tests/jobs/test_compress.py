@@ -71,7 +71,7 @@ def test_limits_out_of_reach_give_the_nearest_network(trained: Path, data: Split
     assert not result.met
     assert result.metrics["missed"] == ["ram", "macs"]
     assert (tmp_path / "run" / "model.caplet").exists()
-    assert read_record(tmp_path / "run" / METRICS)["met"] is False
+    assert read_record(tmp_path / "run" / METRICS, dict)["met"] is False
 
 
 def test_the_template_shows_every_setting_with_its_default() -> None:

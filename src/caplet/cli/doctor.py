@@ -1,7 +1,5 @@
 """``caplet doctor``: what this machine has, and how to get the rest."""
 
-from dataclasses import asdict
-
 from caplet.cli.output import console, print_json
 from caplet.cli.shared import Json
 from caplet.errors import ToolMissing
@@ -17,7 +15,7 @@ def command(json: Json = False) -> None:
     findings = examine()
     missing = [finding.name for finding in findings if finding.required and not finding.found]
     if json:
-        print_json({"ready": not missing, "findings": [asdict(finding) for finding in findings]})
+        print_json({"ready": not missing, "findings": findings})
     else:
         out = console()
         for finding in findings:

@@ -1,6 +1,5 @@
 """``caplet eval`` and ``caplet verify``: a model on images, and the same integers on every engine."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -70,7 +69,7 @@ def verify(
     if run.is_dir():
         record_verified(run, program, images_of.data or "random images", results)
     if json:
-        print_json({"engines": [asdict(result) for result in results]})
+        print_json({"engines": results})
     else:
         for result in results:
             verdict = "identical" if not result.differing else f"{result.differing:,} differ"
