@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from caplet.api import Check
 
 
+POINTS = {"point": "{point}", "shape": "{shape}", "storage": "{storage}", "format": "{format}"}
+POINTS |= {"elements": "{elements:,}", "bytes": "{bytes:,}"}
+GROUPS = {"group": "{group}", "weights": "{weights:,}", "W bits": "{weight_widths}"}
+GROUPS |= {"activations": "{activations:,}", "A bits": "{activation_widths}"}
+GROUPS |= {"bytes W": "{W:,.0f}", "bytes A": "{A:,.0f}"}
+"""Columns of a row per tensor and of one per layer group: the heading, and the text below it."""
+
+
 @with_options
 def check(
     importing: ImportOptions,
@@ -95,33 +103,13 @@ def command(
         print_json(found)
         return
     if points:
-        headings: tuple[str, ...] = ("point", "shape", "storage", "format", "elements", "bytes")
-        rows: list[tuple[str, ...]] = [
-            (
-                row["point"],
-                "x".join(map(str, row["shape"])),
-                row["storage"],
-                row["format"],
-                f"{row['elements']:,}",
-                f"{row['bytes']:,}",
-            )
-            for row in found["points"]
-        ]
+        columns = POINTS
+        rows = [{**row, "shape": "x".join(map(str, row["shape"]))} for row in found["points"]]
     else:
-        headings = ("group", "weights", "W bits", "activations", "A bits", "bytes W", "bytes A")
-        rows = [
-            (
-                row["group"],
-                f"{row['weights']:,}",
-                row["weight_widths"],
-                f"{row['activations']:,}",
-                row["activation_widths"],
-                f"{row['weight_bits'] / 8:,.0f}",
-                f"{row['activation_bits'] / 8:,.0f}",
-            )
-            for row in found["groups"]
-        ]
-    show_table(headings, rows, found["title"], left=4 if points else 1, fold=True)
+        columns = GROUPS
+        rows = [{**row, "W": row["weight_bits"] / 8, "A": row["activation_bits"] / 8} for row in found["groups"]]
+    texts = [[text.format(**row) for text in columns.values()] for row in rows]
+    show_table(tuple(columns), texts, found["title"], left=4 if points else 1, fold=True)
     if found["file_bytes"] is not None:
         console().print(f"file: {found['file_bytes']:,} bytes ({kilobytes(found['file_bytes'])})")
     for name, value in found["notes"].items():
