@@ -40,9 +40,8 @@ class BackboneCapsConfig(ModelConfig):
 class BackboneCaps(CapsNet):
     """A CNN trunk, primary capsules whose kernel is its whole last map, class capsules.
 
-    Raises:
-        ModelError: the image is too small for the trunk, or its last map is not square (the primary capsules' kernel
-            is), or the trunk does not fit together; the message names the layer.
+    Raises ModelError: the image is too small for the trunk, or its last map is not square (the primary capsules' kernel
+    is), or the trunk does not fit together; the message names the layer.
     """
 
     family, settings = "backbone", BackboneCapsConfig

@@ -160,11 +160,7 @@ class CapsNet(nn.Module, ABC):
         return sum(p.numel() for p in self.parameters())
 
     def freeze_backbone(self) -> None:
-        """From now on the CNN under the capsules is not trained.
-
-        Raises:
-            ModelError: there is none.
-        """
+        """From now on the CNN under the capsules is not trained. Raises ModelError: there is none."""
         raise ModelError(f"model {self.family}: no backbone to freeze; leave freeze out, or choose a model on a CNN")
 
     def check_images(self, images: Tensor) -> None:

@@ -92,8 +92,7 @@ class Cost:
 def cost_of(model: CapsNet) -> Cost:
     """The cost of ``model`` for one image; its tensors need no data (device ``meta``).
 
-    Raises:
-        ModelError: a layer type whose cost is not known; the message names the layer.
+    Raises ModelError: a layer type whose cost is not known; the message names the layer.
     """
     stages = model.stages()
     order = [layer for stage in stages for layer in stage.layers]
@@ -125,8 +124,7 @@ def _capsules(layer: Layer) -> int:
 def macs_of(layer: Layer) -> Macs:
     """The multiply-accumulates of one layer for one image.
 
-    Raises:
-        ModelError: a layer type whose cost is not known; the message names the layer.
+    Raises ModelError: a layer type whose cost is not known; the message names the layer.
     """
     if isinstance(layer, InputLayer | ResidualAdd | MaxPool | MapSum):
         return Macs()

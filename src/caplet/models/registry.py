@@ -27,8 +27,7 @@ NAMED: Registry[str, NamedModel] = Registry("model", ModelError)
 def build(family: str, config: ModelConfig | dict[str, Any]) -> CapsNet:
     """Build a model of ``family`` from its settings (a settings object or a JSON-like dict).
 
-    Raises:
-        ModelError: unknown family, unknown or invalid setting, image too small.
+    Raises ModelError: unknown family, unknown or invalid setting, image too small.
     """
     model = FAMILIES.find(family)
     if isinstance(config, dict):

@@ -40,8 +40,7 @@ FORMATS: Registry[str, ForeignFormat] = Registry("foreign format", ModelError)
 def detect(path: str | Path) -> ForeignFormat:
     """The format of a file, by its content (the file's name does not matter).
 
-    Raises:
-        ModelError: the file cannot be read, is empty, or is of no known format.
+    Raises ModelError: the file cannot be read, is empty, or is of no known format.
     """
     head = read_head(Path(path))
     for foreign in FORMATS.values():

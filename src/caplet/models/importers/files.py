@@ -28,11 +28,7 @@ State = dict[str, Tensor]
 
 
 def read_head(path: Path) -> bytes:
-    """The first 16 bytes of a file.
-
-    Raises:
-        ModelError: missing, a folder, unreadable, or empty.
-    """
+    """The first 16 bytes of a file. Raises ModelError: missing, a folder, unreadable, or empty."""
     try:
         if path.is_dir():
             raise ModelError(f"{path}: a folder, but a checkpoint is one file; give the path of the file")
@@ -86,9 +82,8 @@ def is_safetensors_file(head: bytes) -> bool:
 def read_state_dict(path: Path) -> tuple[State, list[str]]:
     """A network's tensors in a PyTorch or safetensors file, and a line on each thing that was applied or left out.
 
-    Raises:
-        ModelError: truncated, of another kind, a pickle that wants to run code, or content that is not a mapping
-            of names to plain CPU tensors backed by the file's own bytes.
+    Raises ModelError: truncated, of another kind, a pickle that wants to run code, or content that is not a mapping of
+    names to plain CPU tensors backed by the file's own bytes.
     """
     head, notes = read_head(path), list[str]()
     if is_torch_file(head):

@@ -79,9 +79,8 @@ def is_keras_file(head: bytes, path: Path) -> bool:
 def read_keras(path: Path) -> KerasFile:
     """Read a Keras model or its weights.
 
-    Raises:
-        ModelError: truncated or damaged; no weights; a dataset that is not of plain floats, that lives in another file,
-            or that declares more data than the file can hold; weights of Keras 3 without a description.
+    Raises ModelError: truncated or damaged; no weights; a dataset that is not of plain floats, that lives in another
+    file, or that declares more data than the file can hold; weights of Keras 3 without a description.
     """
     kind = "HDF5 file"
     try:

@@ -63,8 +63,7 @@ class Described(NamedTuple):
 def describe(config: Mapping[str, Any], where: str) -> Described:
     """Read what lies between the image and the class capsules; the rest (lengths, decoder) is left out.
 
-    Raises:
-        ModelError: a layer or setting that a :class:`caplet.models.shallow.ShallowCaps` does not have.
+    Raises ModelError: a layer or setting that a :class:`caplet.models.shallow.ShallowCaps` does not have.
     """
     convs: list[ConvAbout] = []
     image: tuple[int, int] | None = None

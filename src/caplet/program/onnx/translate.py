@@ -34,8 +34,7 @@ IMAGES, PREDICTION, CAPSULES, LENGTHS = "images", "prediction", "capsules", "len
 def to_onnx(program: Program) -> "onnx.ModelProto":
     """The ONNX model of a Program.
 
-    Raises:
-        ToolMissing: the package onnx is not installed. PlanError: the Program does not verify.
+    Raises ToolMissing: the package onnx is not installed. PlanError: the Program does not verify.
     """
     require_onnx()
     import onnx
