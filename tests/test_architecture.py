@@ -198,7 +198,7 @@ def test_every_op_is_handled_everywhere() -> None:
 
 
 def test_every_op_has_a_c_function_and_a_file() -> None:
-    from caplet.program.c.sources import runtime_files
+    from caplet.program.c.structure import runtime_files
     from caplet.program.op import OPS
 
     sources = runtime_files()

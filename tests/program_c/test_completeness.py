@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from caplet.errors import ArtefactError
-from caplet.program.c.sources import constants, runtime_files, structures
+from caplet.program.c.structure import constants, runtime_files, structures
 from caplet.program.op import OPS
 from caplet.runtime import compiler
 from caplet.runtime.compiler import build_library, compilers

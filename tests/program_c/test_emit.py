@@ -15,7 +15,7 @@ from caplet.fixed.format import FixedFormat
 from caplet.fixed.rounding import Rounding
 from caplet.program import interpreter
 from caplet.program.c.emit import RUNTIME_FOLDER, EmitSettings, Export, emit
-from caplet.program.c.sources import runtime_files
+from caplet.program.c.structure import runtime_files
 from caplet.program.program import Program
 from caplet.program.tensor import TensorSpec
 from caplet.runtime.compiler import Compiler, compilers

@@ -18,7 +18,7 @@ import platformdirs
 
 from caplet import processes
 from caplet.errors import ArtefactError, ToolMissing
-from caplet.program.c.sources import runtime_files
+from caplet.program.c.structure import runtime_files
 from caplet.runtime.steps import size_checks
 
 _LIBRARY = ("-fPIC", "-shared", "-fno-semantic-interposition")

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from caplet.program.arena import MemoryMap, plan_memory
 from caplet.program.c.describe import Descriptions, fixed
-from caplet.program.c.sources import constants, structures
-from caplet.program.c.structure import Ref, Struct, Value
+from caplet.program.c.structure import Ref, Struct, Value, constants, structures
 from caplet.program.op import Op
 from caplet.program.ops import Conv2d, Convolution, ConvVotes, DenseVotes, Routing
 from caplet.program.program import Program

@@ -15,8 +15,7 @@ from caplet.fixed.rounding import Rounding, noise_keys
 from caplet.fixed.softmax import sum_bits
 from caplet.program import ops
 from caplet.program.arena import filters_together, routing_rows, unpacked_bytes
-from caplet.program.c.sources import constants, structures
-from caplet.program.c.structure import Identifiers, Ref, Struct, Value
+from caplet.program.c.structure import Identifiers, Ref, Struct, Value, constants, structures
 from caplet.program.op import Op, bias_frac
 from caplet.program.program import Program
 from caplet.program.tensor import Constant, IntArray, TensorSpec, WideFormat

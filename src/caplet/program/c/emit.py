@@ -17,8 +17,7 @@ from caplet.program import interpreter
 from caplet.program.arena import ALIGNMENT, MemoryMap, plan_memory
 from caplet.program.c.calls import CallWriter
 from caplet.program.c.describe import Descriptions
-from caplet.program.c.sources import runtime_files
-from caplet.program.c.structure import Identifiers, identifier, rows_of_numbers
+from caplet.program.c.structure import Identifiers, identifier, rows_of_numbers, runtime_files
 from caplet.program.ops import DenseVotes, InputQuantize
 from caplet.program.program import Program
 from caplet.program.verify import Proof, verify
