@@ -66,8 +66,6 @@ def in_blocks(function: Callable[..., Array], codes: Array, noise: Array) -> Arr
     if codes.ndim < 2 or codes.shape[0] <= step:
         return function(codes, noise)
     per_row = noise is not None and noise.ndim == codes.ndim and noise.shape[0] == codes.shape[0]
-    parts = [
-        function(codes[start : start + step], noise[start : start + step] if per_row else noise)
-        for start in range(0, codes.shape[0], step)
-    ]
+    rows = [slice(start, start + step) for start in range(0, codes.shape[0], step)]
+    parts = [function(codes[part], noise[part] if per_row else noise) for part in rows]
     return array_namespace(codes).concat(parts, axis=0)

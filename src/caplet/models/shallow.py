@@ -97,10 +97,8 @@ class ShallowCaps(CapsNet):
         self.to(memory_format=torch.channels_last)
 
     def resized(self, sizes: Mapping[str, int], places: Mapping[str, tuple[int, ...] | None]) -> ShallowCapsConfig:
-        stem = (
-            conv.model_copy(update={"channels": sizes[f"{layer.name}.channels"]})
-            for conv, layer in zip(self.config.stem, self._stem, strict=True)
-        )
+        counts = (sizes[f"{layer.name}.channels"] for layer in self._stem)
+        stem = (conv.model_copy(update={"channels": n}) for conv, n in zip(self.config.stem, counts, strict=True))
         changes = {
             "stem": tuple(stem),
             "primary_types": sizes["primary.types"],

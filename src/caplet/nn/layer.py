@@ -103,11 +103,8 @@ class Window(Layer):
             padding = zeros[0] // 2
             self.extra = (zeros[0] % 2, zeros[1] % 2)
             if zeros[1] // 2 != padding:
-                size = f"{in_shape[-2]}x{in_shape[-1]}"
-                raise ModelError(
-                    f"layer {name}: 'same' padding with stride {stride} begins at other places in the rows than in the"
-                    f" columns of its {size} input; use square images"
-                )
+                found = f"stride {stride} begins at other places in rows than in columns of its {in_shape[-2:]} input"
+                raise ModelError(f"layer {name}: 'same' padding with {found}; use square images")
         self.kernel, self.stride, self.padding = kernel, stride, padding
         sizes = (size + more + 2 * padding for size, more in zip(in_shape[-2:], self.extra, strict=True))
         rows, columns = ((size - kernel) // stride + 1 for size in sizes)

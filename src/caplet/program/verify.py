@@ -76,7 +76,11 @@ def verify(program: Program) -> Proof:
         if name not in written:
             raise PlanError(f"tensor {name}: no op writes it; the rule is that every declared tensor is written")
     _check_votes(program, written)
-    _check_ends(program, written)
+    last = written[program.lengths]
+    if not isinstance(last, ops.Lengths) or last.input != program.output:
+        raise PlanError(f"lengths {program.lengths}: the rule is a Lengths op that reads the output {program.output!r}")
+    if program.labels and len(program.labels) != program.classes:
+        raise PlanError(f"labels: {len(program.labels)} for {program.classes} classes; give one per class, or none")
     return Proof(tuple(proof))
 
 
@@ -117,14 +121,6 @@ def _check_votes(program: Program, written: dict[str, Op | None]) -> None:
             _require(op, fits, f"reads {name!r}", "votes are read by a routing and nothing else")
         if isinstance(op, ops.DenseVotes | ops.ConvVotes):
             _require(op, read.count(op.output) == 1, f"writes {op.output!r}", "exactly one routing reads votes")
-
-
-def _check_ends(program: Program, written: dict[str, Op | None]) -> None:
-    last = written[program.lengths]
-    if not isinstance(last, ops.Lengths) or last.input != program.output:
-        raise PlanError(f"lengths {program.lengths}: the rule is a Lengths op that reads the output {program.output!r}")
-    if program.labels and len(program.labels) != program.classes:
-        raise PlanError(f"labels: {len(program.labels)} for {program.classes} classes; give one per class, or none")
 
 
 def _require(op: Op, condition: bool, found: str, rule: str) -> None:

@@ -13,6 +13,7 @@ from caplet import processes
 from caplet.errors import CapletError, ToolMissing
 from caplet.runtime.compiler import Compiler, build_library, cache_folder, compilers, load_library
 from caplet.runtime.emulator import CORTEX_M4, RISCV32, Board
+from caplet.runtime.native import processors
 
 OLDEST_PYTHON = (3, 11)
 
@@ -97,8 +98,7 @@ def _package(name: str, purpose: str, required: bool, install: str) -> Finding:
 
 
 def _threads() -> Finding:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    about = f"{usable} of {os.cpu_count()} processors usable"
+    about = f"{processors()} of {os.cpu_count()} processors usable"
     chosen = os.environ.get("OMP_NUM_THREADS")
     if chosen is not None:
         about += f"; OMP_NUM_THREADS={chosen} sets the threads of torch and numpy"

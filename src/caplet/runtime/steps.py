@@ -16,10 +16,8 @@ from caplet.program.program import Program
 from caplet.program.verify import verify
 
 CACHE_LINE = 64
-_TYPES: dict[str, Any] = {
-    "*": ctypes.c_void_p,
-    **{f"{sign}int{bits}_t": getattr(ctypes, f"c_{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
-}
+_INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+_TYPES: dict[str, Any] = {"*": ctypes.c_void_p, **{f"{name}_t": getattr(ctypes, f"c_{name}") for name in _INTEGERS}}
 STRUCTURES: dict[str, type[ctypes.Structure]] = {}
 """The structures of ``caplet.h`` and ``host.h`` by their names in C."""
 for _name, _fields in structures().items():

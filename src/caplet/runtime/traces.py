@@ -29,10 +29,8 @@ class Difference:
 
     def __str__(self) -> str:
         place = ", ".join(map(str, self.index[1:]))
-        return (
-            f"tensor {self.tensor}[{place}] of image {self.index[0]}: found {self.found}, where the interpreter has "
-            f"{self.expected}"
-        )
+        where = f"tensor {self.tensor}[{place}] of image {self.index[0]}"
+        return f"{where}: found {self.found}, where the interpreter has {self.expected}"
 
 
 def first_difference(

@@ -115,9 +115,8 @@ def _load_torch(path: Path, archive: bool) -> Any:
         raise
     except Exception as error:  # a malformed pickle can fail in any way; nothing of it has been executed
         if isinstance(error, UnpicklingError) and (wanted := _GLOBAL.search(str(error))):
-            raise ModelError(
-                f"{path}: its pickle wants to use {wanted[1]}, which can run code; nothing was run; give its state_dict"
-            ) from None
+            risk = f"its pickle wants to use {wanted[1]}, which can run code"
+            raise ModelError(f"{path}: {risk}; nothing was run: save the model's state_dict() alone") from None
         raise ModelError(f"{path}: damaged, truncated or not a PyTorch checkpoint ({first_line(error)})") from None
 
 
@@ -134,9 +133,7 @@ def _check_archive(path: Path) -> str:
         raise ModelError(f"{path}: a TorchScript program, not weights; save the model's state_dict() and load that")
     size, unpacked = path.stat().st_size, sum(entry.file_size for entry in entries)
     if unpacked > size:
-        raise ModelError(
-            f"{path}: its entries unpack to {unpacked:,} bytes, more than the file's {size:,}; it is damaged"
-        )
+        raise ModelError(f"{path}: its entries unpack to {unpacked:,} bytes, more than the file's {size:,}; damaged")
     return found[0]
 
 
@@ -145,9 +142,8 @@ _MOST_INSTRUCTIONS, _MOST_BYTES = 1_000_000, 1 << 26
 #: With what a PyTorch file that is no archive begins: magic number, version, system, content, names of storages.
 _PICKLES = 5
 #: Sets become lists, and bytes None: no tensor is made of them.
-_FIXED = {"PROTO": b"\x80\x02", "FRAME": b"", "EMPTY_SET": b"]", "ADDITEMS": b"e", "FROZENSET": b"t"} | dict.fromkeys(
-    ("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"), b"N"
-)
+_FIXED = {"PROTO": b"\x80\x02", "FRAME": b"", "EMPTY_SET": b"]", "ADDITEMS": b"e", "FROZENSET": b"t"}
+_FIXED |= dict.fromkeys(("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"), b"N")
 
 
 def _translated(stream: BinaryIO, names: set[str]) -> tuple[int, bytes]:

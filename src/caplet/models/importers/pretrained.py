@@ -17,10 +17,8 @@ from caplet.models.importers.files import read_state_dict
 from caplet.models.timm_trunk import PREFIX, timm_trunk
 from caplet.nn.conv import ConvNorm, SqueezeExcite
 
-TORCHVISION = "torchvision"
-"""As a source of weights: torchvision's own, from its cache."""
-TIMM = "timm"
-"""As a source of weights: timm's own, from the Hugging Face cache."""
+TORCHVISION, TIMM = "torchvision", "timm"
+"""As a source of weights: the package's own, from its cache (timm's: that of Hugging Face)."""
 HEADS = ("fc.", "classifier.")
 """What torchvision's networks have after their last feature map; capsules take its place."""
 _NORM = ("weight", "bias", "running_mean", "running_var")

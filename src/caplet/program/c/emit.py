@@ -136,6 +136,7 @@ def _context(program: Program, proof: Proof, plan: MemoryMap, settings: EmitSett
     symbols = {op.name: names.of(f"op {op.name}") for op in program.ops}
     structs = {op.name: descriptions.of(op) for op in program.ops}
     calls = CallWriter(program, plan, symbols)
+    text = settings.preprocessing or program.meta.get("preprocessing", "")
 
     def bytes_in_arena(name: str) -> int:
         spec = program.tensors[name]
@@ -163,7 +164,8 @@ def _context(program: Program, proof: Proof, plan: MemoryMap, settings: EmitSett
         **dict(zip(("rows", "columns", "channels"), program.tensors[program.input].shape, strict=True)),
         "output": program.tensors[program.output],
         "lengths": program.tensors[program.lengths],
-        "preprocessing": _sentence(settings.preprocessing or program.meta.get("preprocessing", "")),
+        # On one line, and nothing that ends the C comment in which it stands.
+        "preprocessing": " ".join(text.split()).replace("*/", "* /").replace("/*", "/ *"),
         "pixel_table": next((op for op in program.ops if isinstance(op, InputQuantize)), None),
     }
 
@@ -176,11 +178,6 @@ def _comment(program: Program, name: str, names: Identifiers) -> str:
     if any(names.of(f"table {op.name}/selected") == name for op in program.ops if isinstance(op, DenseVotes)):
         return "places of the input capsules that vote"
     return "exponents of the output channels"
-
-
-def _sentence(text: str) -> str:
-    """Free text on one line that cannot end the C comment in which it stands."""
-    return " ".join(text.split()).replace("*/", "* /").replace("/*", "/ *")
 
 
 def _vectors(program: Program, settings: EmitSettings, images: NDArray[np.uint8] | None) -> dict[str, Any]:
