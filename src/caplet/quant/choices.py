@@ -78,13 +78,10 @@ class Part(StrEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> "Part | None":
-        earlier = {
-            "equalise": cls.EQUALIZATION,
-            "exponents": cls.SCALES,
-            "channels": cls.PER_CHANNEL,
-            "joint": cls.END_TO_END,
-        }
-        return earlier.get(str(value))
+        return cls(EARLIER_PARTS[str(value)]) if value in EARLIER_PARTS else None
+
+
+EARLIER_PARTS = {"equalise": "equalization", "exponents": "scales", "channels": "per-channel", "joint": "end-to-end"}
 
 
 def parse_widths(text: str) -> tuple[int, ...]:

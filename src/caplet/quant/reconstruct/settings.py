@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from caplet.errors import ConfigError, choose
-from caplet.quant.choices import Part
+from caplet.quant.choices import EARLIER_PARTS, Part
 from caplet.settings import Batch, Few, Many, Seed, Settings, Weight
 
 DEFAULT_IMAGES = 1024
@@ -20,7 +20,8 @@ def parse_parts(text: str) -> tuple[Part, ...]:
     Raises:
         ConfigError: an unknown part, or one named twice.
     """
-    found = [choose(name.strip(), Part, "part of reconstruction") for name in text.split(",")]
+    names = (name.strip() for name in text.split(","))
+    found = [choose(EARLIER_PARTS.get(name, name), Part, "part of reconstruction") for name in names]
     if len(set(found)) < len(found):
         raise ConfigError(f"reconstruction: parts {text!r}; name each once")
     return tuple(part for part in Part if part in found)
