@@ -78,7 +78,7 @@ class Part(StrEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> "Part | None":
-        return cls(EARLIER_PARTS[str(value)]) if value in EARLIER_PARTS else None
+        return cls(EARLIER_PARTS[str(value)]) if str(value) in EARLIER_PARTS else None
 
 
 EARLIER_PARTS = {"equalise": "equalization", "exponents": "scales", "channels": "per-channel", "joint": "end-to-end"}
