@@ -104,7 +104,7 @@ def render(
         autoescape=False,
     )
     files = {f"{RUNTIME_FOLDER}/{name}": text for name, text in runtime_files().items()}
-    for template in environment.list_templates("j2"):
+    for template in environment.list_templates(["j2"]):
         name = re.sub("^model", prefix, template.removesuffix(".j2"))  # the model's own files have its prefix
         files[name] = environment.get_template(template).render(context)
     return files

@@ -56,37 +56,17 @@ static void run_step(const caplet_host_step *step, void *arena)
     const void *x = place(arena, step->inputs[0]);
     void *y = place(arena, step->output);
     switch (step->kind) {
-    case CAPLET_STEP_INPUT_QUANTIZE:
-        caplet_input_quantize((const caplet_input_quantize_op *)step->op, (const uint8_t *)x, y);
-        break;
-    case CAPLET_STEP_CONV2D:
-    case CAPLET_STEP_CONV_VOTES:
-        run_conv(step, arena);
-        break;
-    case CAPLET_STEP_MAX_POOL2D:
-        caplet_max_pool2d((const caplet_max_pool2d_op *)step->op, x, y);
-        break;
-    case CAPLET_STEP_CHANNEL_AFFINE:
-        caplet_channel_affine((const caplet_channel_affine_op *)step->op, x, y);
-        break;
-    case CAPLET_STEP_LEAKY_RELU:
-        caplet_leaky_relu((const caplet_leaky_relu_op *)step->op, x, y);
-        break;
-    case CAPLET_STEP_SQUASH:
-        caplet_squash((const caplet_squash_op *)step->op, x, y, 0);
-        break;
-    case CAPLET_STEP_ADD:
-        caplet_add((const caplet_add_op *)step->op, x, place(arena, step->inputs[1]), y);
-        break;
-    case CAPLET_STEP_DENSE_VOTES:
-        run_dense_votes(step, arena);
-        break;
-    case CAPLET_STEP_ROUTING:
-        run_routing(step, arena);
-        break;
-    default:
-        caplet_lengths((const caplet_lengths_op *)step->op, x, y);
-        break;
+    case CAPLET_STEP_INPUT_QUANTIZE: caplet_input_quantize(step->op, (const uint8_t *)x, y); break;
+    case CAPLET_STEP_CONV2D: run_conv(step, arena); break;
+    case CAPLET_STEP_CONV_VOTES: run_conv(step, arena); break;
+    case CAPLET_STEP_MAX_POOL2D: caplet_max_pool2d(step->op, x, y); break;
+    case CAPLET_STEP_CHANNEL_AFFINE: caplet_channel_affine(step->op, x, y); break;
+    case CAPLET_STEP_LEAKY_RELU: caplet_leaky_relu(step->op, x, y); break;
+    case CAPLET_STEP_SQUASH: caplet_squash(step->op, x, y, 0); break;
+    case CAPLET_STEP_ADD: caplet_add(step->op, x, place(arena, step->inputs[1]), y); break;
+    case CAPLET_STEP_DENSE_VOTES: run_dense_votes(step, arena); break;
+    case CAPLET_STEP_ROUTING: run_routing(step, arena); break;
+    default: caplet_lengths(step->op, x, y); break;
     }
 }
 
