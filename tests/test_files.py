@@ -1,12 +1,25 @@
 """Files: errors that say what, which file, why and what to do; digests; suggestions of names."""
 
 import hashlib
+import io
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from caplet.errors import ArtefactError, ConfigError, nearest, suggest
-from caplet.files import access, digest, file_digest, read_json, read_text, read_toml, write_bytes, write_json
+from caplet.files import (
+    access,
+    digest,
+    file_digest,
+    read_arrays,
+    read_json,
+    read_text,
+    read_toml,
+    write_bytes,
+    write_json,
+)
 
 
 def test_errors_say_what_which_why_and_what_to_do(tmp_path: Path) -> None:
@@ -27,7 +40,7 @@ def test_errors_say_what_which_why_and_what_to_do(tmp_path: Path) -> None:
     write_bytes(path, b"{")
     with pytest.raises(ArtefactError, match=r"none\.json is not valid JSON \(.*\); make it anew$"):
         read_json(path, todo="make it anew")
-    with pytest.raises(ArtefactError, match=r"none\.json is not a TOML file: "):
+    with pytest.raises(ArtefactError, match=r"none\.json is not a TOML file \("):
         read_toml(path)
 
 
@@ -35,6 +48,38 @@ def test_deeply_nested_json_is_an_error_of_the_file(tmp_path: Path) -> None:
     write_bytes(tmp_path / "deep.json", b"[" * 100_000)
     with pytest.raises(ArtefactError, match="not valid JSON"):
         read_json(tmp_path / "deep.json")
+
+
+def _array(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+_CODES = np.full((2, 3), 0x110000, np.uint32)
+ENTRIES = {
+    "text": (b"not an array", "something else than arrays"),
+    "values of no size": (_array(np.zeros(9, "S1")).replace(b"|S1", b"|S0"), "something else than arrays"),
+    "no Unicode": (_array(_CODES.view("U3")[:, 0]), "a text is not Unicode"),
+    "too short": (_array(np.zeros(3)).replace(b"(3,)", b"(9,)"), "EOF"),
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_damaged_arrays_are_refused(entry: str, tmp_path: Path) -> None:
+    data, message = ENTRIES[entry]
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("a.npy", data)
+    with pytest.raises(ArtefactError, match=rf"a\.npz is not a sound \.npz file .*({message})"):
+        read_arrays(tmp_path / "a.npz")
+
+
+def test_arrays_that_unpack_to_far_more_than_their_file_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.npy", "w") as entry:
+        for _ in range(300):
+            entry.write(bytes(1 << 20))
+    with pytest.raises(ArtefactError, match="it unpacks to far more than its size"):
+        read_arrays(tmp_path / "a.npz")
 
 
 def test_one_digest_for_texts_bytes_and_files(tmp_path: Path) -> None:

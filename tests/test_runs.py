@@ -211,3 +211,10 @@ def test_a_damaged_run_is_one_line_that_says_where(tmp_path: Path, job: str, met
         read_run(tmp_path)
     assert place in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_of_other_types_are_other_settings_on_resume(tmp_path: Path) -> None:
+    _run(tmp_path / "run")
+    (tmp_path / "run" / "settings.json").write_text(json.dumps({**SETTINGS, "reconstruct": [["bias"]]}))
+    with pytest.raises(ConfigError, match=r"setting 'reconstruct' was \[\['bias'\]\] and is now None"):
+        _run(tmp_path / "run", resume=True)

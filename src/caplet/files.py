@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
@@ -17,7 +18,8 @@ from typing_extensions import Buffer
 
 from caplet.errors import ArtefactError, CapletError
 
-_PIECE = 1 << 20
+Kind = type[CapletError]
+_UNPACKED = 1 << 28
 _PAGE = "a web page, not the file itself: download the file that the page is about"
 _POINTER = "a Git LFS pointer, not the file itself: run `git lfs pull` in its repository"
 _STAND_INS = {b"version https://git-lfs": _POINTER, b"<!doctype html": _PAGE, b"<html": _PAGE}
@@ -32,7 +34,7 @@ def why(error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def access(doing: str, path: str | Path, todo: str = "", kind: type[CapletError] = ArtefactError) -> Iterator[None]:
+def access(doing: str, path: str | Path, todo: str = "", kind: Kind = ArtefactError) -> Iterator[None]:
     """An OSError in the ``with`` block becomes an error of ``kind``: ``cannot DOING PATH: reason; TODO``.
 
     >>> with access("read the plan", "absent.json"):
@@ -47,7 +49,7 @@ def access(doing: str, path: str | Path, todo: str = "", kind: type[CapletError]
 
 
 def check_regular(
-    path: str | Path, what: str = "", todo: str = "", kind: type[CapletError] = ArtefactError, most: int = 1 << 50
+    path: str | Path, what: str = "", todo: str = "", kind: Kind = ArtefactError, most: int = 1 << 50
 ) -> None:
     """Raise ``kind`` unless ``path`` is a regular file (no pipe, device or folder) of at most ``most`` bytes.
 
@@ -69,7 +71,7 @@ def check_regular(
 
 
 def read_bytes(
-    path: str | Path, what: str = "", todo: str = "", kind: type[CapletError] = ArtefactError, most: int = 1 << 31
+    path: str | Path, what: str = "", todo: str = "", kind: Kind = ArtefactError, most: int = 1 << 31
 ) -> bytes:
     """The content of a regular file of at most ``most`` bytes.
 
@@ -87,7 +89,7 @@ def read_bytes(
         return Path(path).read_bytes()
 
 
-def read_text(path: str | Path, what: str = "", todo: str = "", kind: type[CapletError] = ArtefactError) -> str:
+def read_text(path: str | Path, what: str = "", todo: str = "", kind: Kind = ArtefactError) -> str:
     """The text of a file in UTF-8, of at most 64 MiB, without its byte-order mark; see :func:`read_bytes`."""
     try:
         return read_bytes(path, what, todo, kind, 1 << 26).decode("utf-8-sig")
@@ -95,25 +97,27 @@ def read_text(path: str | Path, what: str = "", todo: str = "", kind: type[Caple
         raise kind(f"{path} is not a text file in UTF-8 ({error}){todo and f'; {todo}'}") from error
 
 
-def read_json(path: str | Path, what: str = "", todo: str = "", kind: type[CapletError] = ArtefactError) -> Any:
+def read_json(path: str | Path, what: str = "", todo: str = "", kind: Kind = ArtefactError) -> Any:
     """What a JSON file holds; see :func:`read_text`. Also raises ``kind`` where the content is not JSON."""
-    text = read_text(path, what, todo, kind)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise kind(f"{path} is not valid JSON ({error}){todo and f'; {todo}'}") from error
+    return _parsed(json.loads, "valid JSON", path, what, todo, kind)
 
 
-def read_arrays(
-    path: str | Path, what: str = "", todo: str = "", kind: type[CapletError] = ArtefactError
-) -> dict[str, Any]:
+def read_arrays(path: str | Path, what: str = "", todo: str = "", kind: Kind = ArtefactError) -> dict[str, Any]:
     """The numpy arrays in an ``.npz`` file by name. Raises ``kind`` where it cannot be read or is damaged."""
     import numpy as np
 
     check_regular(path, what, todo, kind)
     try:
         with access(f"read {what}".strip(), path, todo, kind), np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}  # reading to the end checks each CRC-32
+            if sum(entry.file_size for entry in archive.zip.infolist()) > max(_UNPACKED, os.path.getsize(path)):
+                raise ValueError("it unpacks to far more than its size")
+            found = {name: archive[name] for name in archive.files}  # reading to the end checks each CRC-32
+            for array in found.values():
+                if not isinstance(array, np.ndarray) or not array.itemsize:
+                    raise ValueError("it holds something else than arrays")
+                if array.dtype.kind == "U" and np.atleast_1d(array).view("u4").max(initial=0) > sys.maxunicode:
+                    raise ValueError("a text is not Unicode")
+            return found
     except CapletError:
         raise
     except Exception as error:  # what zipfile, zlib and numpy raise for damaged files has no common base
@@ -121,13 +125,17 @@ def read_arrays(
         raise kind(f"{path} is not a sound .npz file ({reason}){todo and f'; {todo}'}") from error
 
 
-def read_toml(path: str | Path, what: str = "", todo: str = "", kind: type[CapletError] = ArtefactError) -> Any:
+def read_toml(path: str | Path, what: str = "", todo: str = "", kind: Kind = ArtefactError) -> Any:
     """What a TOML file holds; see :func:`read_text`. Also raises ``kind`` where the content is not TOML."""
+    return _parsed(tomllib.loads, "a TOML file", path, what, todo, kind)
+
+
+def _parsed(parse: Callable[[str], Any], form: str, path: str | Path, what: str, todo: str, kind: Kind) -> Any:
     text = read_text(path, what, todo, kind)
     try:
-        return tomllib.loads(text)
+        return parse(text)
     except (ValueError, RecursionError) as error:
-        raise kind(f"{path} is not a TOML file: {error}{todo and f'; {todo}'}") from error
+        raise kind(f"{path} is not {form} ({error}){todo and f'; {todo}'}") from error
 
 
 def write_atomic(path: str | Path, write: Callable[[BinaryIO], object], what: str = "", todo: str = "") -> None:
@@ -205,13 +213,8 @@ def digest(*parts: Buffer | str) -> str:
     return found.hexdigest()
 
 
-def file_digest(
-    path: str | Path, algorithm: str = "sha256", todo: str = "", kind: type[CapletError] = ArtefactError
-) -> str:
+def file_digest(path: str | Path, algorithm: str = "sha256", todo: str = "", kind: Kind = ArtefactError) -> str:
     """Digest of a file's content in hexadecimal digits. Raises ArtefactError, or ``kind``, when it cannot be read."""
-    found = hashlib.new(algorithm, usedforsecurity=False)
     check_regular(path, todo=todo, kind=kind)
     with access("read", path, todo, kind), open(path, "rb") as stream:
-        while piece := stream.read(_PIECE):
-            found.update(piece)
-    return found.hexdigest()
+        return hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()

@@ -68,6 +68,15 @@ def test_a_pickle_cannot_run_code(tmp_path, monkeypatch):
     assert not (tmp_path / "hacked").exists()
 
 
+def test_a_damaged_number_takes_no_memory(tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (tmp_path / "test_batch").write_bytes(b"\x80\x02]r\xff\xff\xff\x3f.")  # remember a list as number 2**30
+    with pytest.raises(DataError, match="not a readable CIFAR-10 batch"):
+        read_batch(tmp_path / "test_batch")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
 @pytest.mark.parametrize(
     ("batch", "message"),
     [

@@ -3,6 +3,9 @@
 import argparse
 import os
 import pathlib
+import pickle
+import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -224,3 +227,23 @@ def test_nested_mappings_without_end(tmp_path: Path) -> None:
     endless["again"] = endless
     with pytest.raises(ModelError, match="not a tensor"):
         load_model(saved(tmp_path / "x.pt", endless))
+
+
+def test_floats_of_one_byte_are_refused(tmp_path: Path) -> None:
+    state = shallow_capsnet(size=20).state
+    state["conv.conv.bias"] = state["conv.conv.bias"].to(torch.float8_e5m2)
+    with pytest.raises(ModelError, match=r"entry conv\.conv\.bias is a .*float8_e5m2 tensor; .* plain float tensors"):
+        load_model(saved(tmp_path / "x.pt", state))
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_entry_that_occurs_twice_is_read_without_a_word(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.pt", shallow_capsnet(size=20).state)
+    with zipfile.ZipFile(path) as archive:
+        entries = [(name, archive.read(name)) for name in archive.namelist()]
+    text = next(data for name, data in entries if name.endswith("data.pkl"))
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path, "w") as archive:
+        for name, data in [*entries, entries[-1]]:
+            archive.writestr(name, pickle.dumps({}, 4) if data is text else data)
+    with pytest.raises(ModelError, match="holds nothing, not a state dict"):
+        load_model(path)

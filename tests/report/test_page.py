@@ -196,6 +196,12 @@ def test_records_of_another_form_are_refused(run: Path, tmp_path: Path, broken: 
         write_report([folder])
 
 
+def test_a_layer_of_impossible_size_is_refused() -> None:
+    kept = {"spaces": {"conv1.channels": {"kind": "channels", "of": 10**12, "kept": [0]}}, "votes": {}}
+    with pytest.raises(ArtefactError, match=r"spaces\.conv1\.channels\.of: Input should be less than or equal to 1048576"):
+        typed(Kept, kept, "what remains")
+
+
 def test_a_folder_of_runs_is_all_of_them(run: Path, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "b")
     shutil.copytree(trained, tmp_path / "a")

@@ -171,6 +171,17 @@ def test_a_damaged_checkpoint_is_a_clear_error(size: int, tiny: Make, few_digits
         train(tiny(epochs=1), few_digits, tmp_path, resume=True, progress=False)
 
 
+@pytest.mark.parametrize("made", [{("a", "b"): "1"}, {None: "1"}, {"seed": 1}, ["seed"]])
+def test_a_checkpoint_of_other_types_is_a_clear_error(
+    made: Any, tiny: Make, few_digits: Splits, tmp_path: Path
+) -> None:
+    train(tiny(epochs=1), few_digits, tmp_path, progress=False)
+    record = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    torch.save({**record, "made": made}, tmp_path / CHECKPOINT)
+    with pytest.raises(ArtefactError, match=r"train\.ckpt is damaged; delete it to start anew"):
+        train(tiny(epochs=1), few_digits, tmp_path, resume=True, progress=False)
+
+
 def test_a_checkpoint_cannot_run_code(tiny: Make, few_digits: Splits, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Callable
 from io import TextIOWrapper
 from typing import Annotated, Any
@@ -136,6 +137,7 @@ app.add_typer(bench.app, name="bench", rich_help_panel="Measure")
 
 def main() -> None:
     """Run the command line; user errors become one line on stderr and an exit code, never a traceback."""
+    warnings.simplefilter("ignore")  # libraries' words to programmers; what a user must know is said elsewhere
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files that are no text

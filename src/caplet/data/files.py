@@ -34,17 +34,14 @@ _TODO = "check the path and its permissions"
 
 def is_folder(path: Path) -> bool:
     """Whether ``path`` is a folder; False when it is missing. Raises DataError when it cannot be looked at."""
-    return _ask(path, Path.is_dir)
+    with access("look at", path, _TODO, DataError):
+        return path.is_dir()
 
 
 def is_file(path: Path) -> bool:
     """Whether ``path`` is a file; False when it is missing. Raises DataError when it cannot be looked at."""
-    return _ask(path, Path.is_file)
-
-
-def _ask(path: Path, test: Callable[[Path], bool]) -> bool:
     with access("look at", path, _TODO, DataError):
-        return test(path)
+        return path.is_file()
 
 
 def is_hidden(name: str) -> bool:

@@ -20,7 +20,7 @@ from caplet.data.images import ImageFile, decode_all, endings
 from caplet.data.imageset import ImageSet
 from caplet.data.source import DataRequest, Source, cut_test, joined
 from caplet.errors import DataError
-from caplet.files import access, check_regular, digest, why
+from caplet.files import check_regular, digest, why
 
 LAYOUT = "<class>/*.png (.jpg, .bmp, ...), or train/<class>/* and test/<class>/*, with at least two classes"
 ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz", ".txz", ".zip")
@@ -287,17 +287,15 @@ def _members(archive: "zipfile.ZipFile | tarfile.TarFile") -> Iterator[tuple[str
 def read_tree(path: Path, request: DataRequest) -> DecodedTree:
     """Decode a folder or an archive; of an archive, take the arrays that the cache has.
 
-    Their key is made of the archive's size and SHA-256, of what was asked for, and of the decoder's version.
+    Their key is made of the archive's SHA-256, of what was asked for, and of the decoder's version.
 
     Raises:
         DataError: as :func:`scan_archive`, :func:`scan_folder`, :func:`find_layout` and :func:`decode_tree`.
     """
     if not is_archive(path):
         return decode_tree(find_layout(scan_folder(path)), request)
-    with access("read archive", path, kind=DataError):
-        size = path.stat().st_size
     asked = (request.size, request.channels, request.background)
-    key = digest(repr((_CACHE_VERSION, PIL.__version__, size, file_hash(path), *asked)))[:32]
+    key = digest(repr((_CACHE_VERSION, PIL.__version__, file_hash(path), *asked)))[:32]
     decoded = _from_arrays(load_arrays(key, tuple(_STORED)))
     if decoded is None:
         decoded = decode_tree(find_layout(scan_archive(path)), request)

@@ -52,10 +52,9 @@ def _planes(image: np.ndarray) -> np.ndarray:
 _NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 """Formats that Pillow only names, or for which it starts another program."""
 _GRAY_MODES = ("1", "L", "LA", "La")
-_CHUNK = 256
+_CHUNK, _MOST_PIXELS = 256, 1 << 26
 _FRAMES, _WIDE = "have several frames: the first was taken", "are gray of 16 bits: scaled to 8, divided by 257"
 _CLEAR = "have transparent pixels"
-_FACTS = (_FRAMES, _WIDE, _CLEAR)
 
 
 @cache
@@ -77,7 +76,7 @@ class ImageFile:
 def decode_one(
     file: ImageFile, size: tuple[int, int] | None, channels: int | None, grounds: Sequence[str] = ("white",)
 ) -> tuple[list[np.ndarray], list[str]]:
-    """One image as uint8 (H, W) if gray or (H, W, 3) if RGB, and which of :data:`_FACTS` hold for it.
+    """One image as uint8 (H, W) if gray or (H, W, 3) if RGB, and what must be said of it.
 
     The camera's orientation tag is obeyed; 16 bits of gray become 8; the first frame of an animation counts.
 
@@ -92,6 +91,8 @@ def decode_one(
     data = file.data if isinstance(file.data, bytes) else read_bytes(file.data)
     try:
         with Image.open(io.BytesIO(data), formats=[*{*endings().values()}]) as opened:
+            if opened.width * opened.height > _MOST_PIXELS:
+                raise ValueError(f"{opened.width:,} x {opened.height:,} pixels, at most {_MOST_PIXELS:,} are read")
             image: Image.Image = ImageOps.exif_transpose(opened)
             image.load()
             facts = [_FRAMES] if getattr(opened, "n_frames", 1) > 1 else []

@@ -122,7 +122,7 @@ def load_saved_splits(
         whole = {"test": source.test, "calibration": source.calibration}.get(split) or source.train
         images = whole.with_ids(record[split]["ids"], name=f"{dataset}/{split}")
         images = replace(images, labels_by_order=record.get("labels_by_order") is True)
-        images, _ = images.for_classes(tuple(record.get("classes") or ()))
+        images, _ = images.for_classes(tuple(map(str, record.get("classes") or ())))
         if images.sha256() != record[split]["sha256"]:
             raise DataError(
                 f"{images.name} is not the data that {path} was saved for: SHA-256 {images.sha256()[:12]}..., saved "

@@ -136,6 +136,7 @@ def cut(images: ImageSet, size: int, *, seed: int, rest_name: str, cut_name: str
 FORMAT, VERSION = "caplet-splits", 1
 _ASKED = ("size", "channels", "background", "limit", "calibration_seed", "calibration_size", "labels_by_order")
 _SAVED = ("name", "note", *_ASKED, "classes")
+_TYPES = {"name": str, "size": int | list | None, "background": str | None, "classes": list | None}
 SPLITS = ("train", "calibration", "test")
 
 
@@ -262,8 +263,9 @@ def read_saved_ids(path: str | Path) -> dict[str, Any]:
         raise ArtefactError(f"{path} is not a file of split ids: expected a JSON object with format {FORMAT!r}")
     if record.get("version") != VERSION:
         raise ArtefactError(f"{path}: split ids of version {record.get('version')!r}; this caplet reads {VERSION}")
-    if not isinstance(record.get("name"), str):
-        raise ArtefactError(f"{path}: the dataset's name is missing: save the ids again")
+    for key, kind in _TYPES.items():
+        if not isinstance(record.get(key), kind):
+            raise ArtefactError(f"{path}: the dataset's {key} is missing, or of another type: save the ids again")
     for split in SPLITS:
         entry = record.get(split)
         wanted = {"count": int, "sha256": str, "ids": str}

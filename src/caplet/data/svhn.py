@@ -21,7 +21,8 @@ _READ = """
 import sys, numpy, scipy.io
 if sys.platform != "win32":
     import resource
-    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30 if hard < 0 else min(hard, 4 << 30), hard))
 found = scipy.io.loadmat(sys.argv[1], variable_names=("X", "y"))
 numpy.savez(sys.argv[2], **{name: found[name] for name in ("X", "y") if name in found})
 """

@@ -187,9 +187,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _check_same(run: Path, settings: dict[str, Any]) -> None:
     before, now = _flat(read_record(run / SETTINGS, dict)), _flat(settings)
+    if "job" not in before:  # begun by a version that did not write it
+        now.pop("job", None)
     for key in sorted({*before, *now}):
-        if key == "job" and key not in before:  # begun by a version that did not write it
-            continue
         if before.get(key) != now.get(key):
             raise ConfigError(
                 f"cannot resume {run}: setting {key!r} was {before.get(key)!r} and is now {now.get(key)!r};"
@@ -210,7 +210,7 @@ def _flat(settings: dict[str, Any], place: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in settings.items():
         if key == "reconstruct" and isinstance(value, list):
-            value = [RENAMED.get(part, part) for part in value]
+            value = [RENAMED.get(str(part), part) for part in value]
         elif key == "fit" and isinstance(value, str):
             value = ",".join(RENAMED.get(part, part) for part in value.split(","))
         elif key == "exponents" and value == "refit":

@@ -6,7 +6,9 @@ image, ``seconds`` wall time. A number of type ``Real`` stays the integer or the
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from caplet.metrics import Accuracy, Paired
 from caplet.runs.stages import Done
@@ -157,7 +159,7 @@ class TraceRecord:
 @dataclass(frozen=True)
 class KeptUnits:
     kind: str
-    of: int
+    of: Annotated[int, Field(le=1 << 20)]
     kept: list[int]
 
 

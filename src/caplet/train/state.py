@@ -10,8 +10,8 @@ import torch
 from pydantic import TypeAdapter
 
 from caplet.data.splits import Splits
-from caplet.errors import ArtefactError, CapletError, ConfigError
-from caplet.files import access, check_regular, write_bytes
+from caplet.errors import ArtefactError, ConfigError
+from caplet.files import read_bytes, write_bytes
 from caplet.train.settings import LoopSettings
 
 FORMAT, VERSION = "caplet-training", 1
@@ -80,12 +80,9 @@ def load_state(path: Path, made: dict[str, str], settings: LoopSettings) -> tupl
         ArtefactError: the file is unreadable, damaged or not a training checkpoint.
         ConfigError: it was made with other settings or other data; the message names them.
     """
-    check_regular(path, "the training checkpoint")
+    data = read_bytes(path, "the training checkpoint", most=1 << 40)
     try:
-        with access("read the training checkpoint", path):
-            record = torch.load(path, map_location="cpu", weights_only=True)
-    except CapletError:
-        raise
+        record = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a malformed pickle can fail in any way; nothing of it has been executed
         raise ArtefactError(f"{path} is damaged or not a training checkpoint; delete it to start anew") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
@@ -93,7 +90,8 @@ def load_state(path: Path, made: dict[str, str], settings: LoopSettings) -> tupl
     fields = type(settings).model_fields.items()
     defaults = {name: json.dumps(field.default) for name, field in fields if not field.is_required()}
     try:
-        before, position = defaults | record["made"], TypeAdapter(Position).validate_python(record["position"])
+        before = defaults | TypeAdapter(dict[str, str]).validate_python(record["made"])
+        position = TypeAdapter(Position).validate_python(record["position"])
     except (KeyError, TypeError, ValueError) as error:
         raise ArtefactError(f"{path} is damaged; delete it to start anew") from error
     # a setting that did not exist yet had the effect of its default

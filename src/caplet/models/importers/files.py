@@ -206,7 +206,7 @@ def _protocol_2(stream: BinaryIO, entry: str | None, names: set[str]) -> BinaryI
             protocol, text = _translated(io.BytesIO(archive.read(entry)), names)
             if protocol > 2:
                 with zipfile.ZipFile(result := io.BytesIO(), "w") as copy:
-                    for name in archive.namelist():
+                    for name in dict.fromkeys(archive.namelist()):
                         copy.writestr(name, text if name == entry else archive.read(name))
                 stream = result
     stream.seek(0)
@@ -227,7 +227,8 @@ def _tensors(content: Any, path: Path, notes: list[str]) -> State:
         where = f"{path}: entry {listed([str(name)])}"
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ModelError(f"{where} is a {type(value).__name__}, not a tensor; save the model's state_dict() alone")
-        if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
+        odd = value.is_quantized or value.is_complex() or (value.is_floating_point() and value.itemsize < 2)
+        if value.layout is not torch.strided or value.device.type != "cpu" or odd:
             raise ModelError(f"{where} is a {value.layout} {value.dtype} tensor; a checkpoint has plain float tensors")
         stored = value.untyped_storage().nbytes()
         if value.numel() * value.element_size() > stored:
