@@ -152,6 +152,7 @@ def test_rebuild_notices_other_data(tmp_path, digits):
         ({"name": None}, "name is missing"),
         ({"size": 5.5}, "size is missing, or of another type"),
         ({"background": 7}, "background is missing, or of another type"),
+        ({"channels": 1.0}, "channels is missing, or of another type"),
         ({"classes": 7}, "classes is missing, or of another type"),
         ({"train": {"count": 3}}, "split 'train' must have count, sha256, ids"),
         ({"test": {"count": 3, "sha256": "", "ids": "0-1"}}, "lists 2 ids, its count is 3"),

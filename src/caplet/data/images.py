@@ -52,7 +52,7 @@ def _planes(image: np.ndarray) -> np.ndarray:
 _NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 """Formats that Pillow only names, or for which it starts another program."""
 _GRAY_MODES = ("1", "L", "LA", "La")
-_CHUNK, _MOST_PIXELS = 256, 1 << 26
+_CHUNK = 256
 _FRAMES, _WIDE = "have several frames: the first was taken", "are gray of 16 bits: scaled to 8, divided by 257"
 _CLEAR = "have transparent pixels"
 
@@ -91,8 +91,8 @@ def decode_one(
     data = file.data if isinstance(file.data, bytes) else read_bytes(file.data)
     try:
         with Image.open(io.BytesIO(data), formats=[*{*endings().values()}]) as opened:
-            if opened.width * opened.height > _MOST_PIXELS:
-                raise ValueError(f"{opened.width:,} x {opened.height:,} pixels, at most {_MOST_PIXELS:,} are read")
+            if opened.width * opened.height > max(1 << 24, 256 * len(data)):
+                raise ValueError(f"{opened.width:,} x {opened.height:,} pixels in so few bytes")
             image: Image.Image = ImageOps.exif_transpose(opened)
             image.load()
             facts = [_FRAMES] if getattr(opened, "n_frames", 1) > 1 else []

@@ -137,6 +137,7 @@ FORMAT, VERSION = "caplet-splits", 1
 _ASKED = ("size", "channels", "background", "limit", "calibration_seed", "calibration_size", "labels_by_order")
 _SAVED = ("name", "note", *_ASKED, "classes")
 _TYPES = {"name": str, "size": int | list | None, "background": str | None, "classes": list | None}
+_TYPES |= {"channels": int | None}
 SPLITS = ("train", "calibration", "test")
 
 

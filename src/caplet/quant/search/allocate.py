@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from caplet.errors import ModelError
+
 _SLACK = 1e-9  # relative: sums of floats in another order
 _MARGIN = 2e-6  # relative: twice the solver's feasibility tolerance
 _TINY = 1e-8  # relative: below what the solver tells from 0
@@ -89,6 +91,8 @@ def _solve(
         constraints.append(LinearConstraint(row[None, :], -np.inf, limit.at_most / scale - margin))
     cost = np.array([goal(choice) for choice in flat])
     largest = float(np.abs(cost).max(initial=0.0))
+    if not math.isfinite(largest):
+        raise ModelError(f"the noise of a choice of widths is {largest}: what was measured of the model is no number")
     with _mute():
         found = milp(
             cost / largest if largest > 0 else cost,
