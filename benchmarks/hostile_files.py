@@ -18,6 +18,7 @@ all it asks for: a file of which it then uses less than 1 GB counts as ``asked``
 import argparse
 import importlib
 import json
+import logging
 import os
 import platform
 import random
@@ -151,6 +152,7 @@ def child(files: Files, numbers: list[int], pipe: int, work: Path, limited: bool
     os.dup2(printed, 1)
     os.dup2(printed, 2)
     warnings.simplefilter("ignore")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     if limited:
         resource.setrlimit(resource.RLIMIT_AS, (memory(os.getpid(), 0) + MEMORY, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

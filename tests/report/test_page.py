@@ -17,7 +17,7 @@ from caplet.report.cards import card
 from caplet.report.content import Table
 from caplet.runs.finished import RunRecords, read_run
 from caplet.runs.folder import RUNNING, typed
-from caplet.runs.records import FinetuneMetrics
+from caplet.runs.records import FinetuneMetrics, Kept
 from conftest import MEASURE, Page, look_up, read_page
 
 

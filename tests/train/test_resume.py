@@ -178,7 +178,9 @@ def test_a_checkpoint_of_other_types_is_a_clear_error(
     train(tiny(epochs=1), few_digits, tmp_path, progress=False)
     record = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     torch.save({**record, "made": made}, tmp_path / CHECKPOINT)
-    with pytest.raises(ArtefactError, match=r"train\.ckpt is damaged; delete it to start anew"):
+    with pytest.raises(
+        ArtefactError, match=r"train\.ckpt is damaged or not a training checkpoint; delete it to start anew"
+    ):
         train(tiny(epochs=1), few_digits, tmp_path, resume=True, progress=False)
 
 

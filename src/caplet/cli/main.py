@@ -1,6 +1,7 @@
 """The entry point: sub-commands, and how errors become one line and an exit code."""
 
 import ctypes
+import logging
 import os
 import platform
 import sys
@@ -138,6 +139,7 @@ app.add_typer(bench.app, name="bench", rich_help_panel="Measure")
 def main() -> None:
     """Run the command line; user errors become one line on stderr and an exit code, never a traceback."""
     warnings.simplefilter("ignore")  # libraries' words to programmers; what a user must know is said elsewhere
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files that are no text

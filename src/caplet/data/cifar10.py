@@ -26,10 +26,8 @@ _TEST = ("test_batch",)
 _PUBLISHED_COUNT = 10_000
 
 
-class _ArraysOnly(pickle._Unpickler):
+class _ArraysOnly(pickle._Unpickler):  # in Python: that in C makes its memory as large as a damaged file says
     """Unpickles dicts, lists, bytes and numpy arrays; anything else in the file is refused, so no code can run."""
-
-    # written in Python: the one in C makes its memory as large as a damaged file says
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith(("numpy.core.", "numpy._core.")) and name in ("_reconstruct", "_frombuffer"):

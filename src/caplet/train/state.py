@@ -81,19 +81,17 @@ def load_state(path: Path, made: dict[str, str], settings: LoopSettings) -> tupl
         ConfigError: it was made with other settings or other data; the message names them.
     """
     data = read_bytes(path, "the training checkpoint", most=1 << 40)
+    fields = type(settings).model_fields.items()
+    before = {name: json.dumps(field.default) for name, field in fields if not field.is_required()}
     try:
         record = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        known = record["format"], record["version"]
+        before |= TypeAdapter(dict[str, str]).validate_python(record["made"])
+        position = TypeAdapter(Position).validate_python(record["position"])
     except Exception as error:  # a malformed pickle can fail in any way; nothing of it has been executed
         raise ArtefactError(f"{path} is damaged or not a training checkpoint; delete it to start anew") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
+    if known != (FORMAT, VERSION):
         raise ArtefactError(f"{path} is not a training checkpoint of this version of caplet; delete it to start anew")
-    fields = type(settings).model_fields.items()
-    defaults = {name: json.dumps(field.default) for name, field in fields if not field.is_required()}
-    try:
-        before = defaults | TypeAdapter(dict[str, str]).validate_python(record["made"])
-        position = TypeAdapter(Position).validate_python(record["position"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtefactError(f"{path} is damaged; delete it to start anew") from error
     # a setting that did not exist yet had the effect of its default
     if before.get("exponents") == '"refit"':
         before["exponents"] = '"recalibrate"'  # its earlier name
