@@ -46,7 +46,7 @@ from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import find_hardware
 from caplet.quant.reconstruct.blocks import _KEY, BlockStore
 from caplet.runs.folder import SETTINGS, open_run
-from caplet.runs.records import FILES, record_verified
+from caplet.runs.shipped import record_verified
 from caplet.runs.stages import STAGES, Stages
 from caplet.train.logs import csv_log, read_steps
 from caplet.train.settings import TrainSettings
@@ -260,7 +260,6 @@ def _resume_compressing(folder: Path, file: Path) -> None:
     _compress(folder, resume=True)
 
 
-RECORDS = tuple(FILES)
 KINDS: dict[str, Kind] = {
     "native model": Kind("native", ("model.safetensors",), _model, 30),
     "native deep model": Kind("native", ("deep.safetensors",), _model, 5),
@@ -306,7 +305,7 @@ KINDS: dict[str, Kind] = {
     "reconstructed block": Kind("blocks", ("reconstructed-digit.safetensors",), _blocks, 15),
     "verified engines": Kind("quantize", ("verify.json",), _verified, 5, writes=True),
     **{
-        f"report of {job}": Kind(job, RECORDS, _report, weight)
+        f"report of {job}": Kind(job, ("*.json",), _report, weight)
         for job, weight in (
             ("train", 10),
             ("quantize", 25),
@@ -317,7 +316,7 @@ KINDS: dict[str, Kind] = {
             ("compress", 15),
         )
     },
-    **{f"diff of {job}": Kind(job, RECORDS, partial(_diff, job), 6) for job in ("train", "quantize", "prune")},
+    **{f"diff of {job}": Kind(job, ("*.json",), partial(_diff, job), 6) for job in ("train", "quantize", "prune")},
     **{
         f"resumed {job}": Kind(job, files, read, weight, writes=True, seconds=60)
         for job, files, read, weight in (

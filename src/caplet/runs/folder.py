@@ -122,7 +122,9 @@ def open_run(
             )
         write_record(run / SETTINGS, settings)
         write_record(run / ENVIRONMENT, environment())
-        _clean(run, everything=force)
+        for name in os.listdir(run):  # also the mark of a run that stopped; with force, what would be resumed from
+            if _unfinished(name) or (force and name.endswith((".jsonl", ".ckpt"))):
+                remove(run / name)
         write_bytes(run / RUNNING, b"")
         yield run
         remove(run / RUNNING)
@@ -222,13 +224,6 @@ def _flat(settings: dict[str, Any], place: str = "") -> dict[str, Any]:
 def _unfinished(name: str) -> bool:
     """Whether a file is what a killed process had not finished writing."""
     return name.startswith(".") and name.endswith(_UNFINISHED)
-
-
-def _clean(run: Path, everything: bool) -> None:
-    """Remove unfinished files and the mark of a run that stopped; with ``everything`` also what is resumed from."""
-    for name in os.listdir(run):
-        if _unfinished(name) or (everything and name.endswith((".jsonl", ".ckpt"))):
-            remove(run / name)
 
 
 def sweep(folder: Path) -> None:
