@@ -50,11 +50,7 @@ def is_hidden(name: str) -> bool:
 
 
 def list_folder(path: Path) -> tuple[list[str], list[str]]:
-    """(folders, files) in ``path``, by name, sorted, without those that :func:`is_hidden`.
-
-    Raises:
-        DataError: the folder cannot be read.
-    """
+    """(folders, files) in ``path``, by name, sorted, without those that :func:`is_hidden`. Raises DataError."""
     inside: tuple[list[str], list[str]] = [], []
     with access("read folder", path, _TODO, DataError), os.scandir(path) as entries:
         for entry in entries:

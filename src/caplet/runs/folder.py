@@ -229,8 +229,7 @@ def _unfinished(name: str) -> bool:
 def sweep(folder: Path) -> None:
     """Remove, in a folder and those below it, what a killed process had not finished writing; marks of runs stay.
 
-    Raises:
-        ArtefactError: a file cannot be removed.
+    Raises ArtefactError where a file cannot be removed.
     """
     for path in list(folder.rglob(f".*{_UNFINISHED}")):
         if path.name != RUNNING:

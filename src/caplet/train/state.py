@@ -81,7 +81,7 @@ def load_state(path: Path, made: dict[str, str], settings: LoopSettings) -> tupl
         ConfigError: it was made with other settings or other data; the message names them.
     """
     data = read_bytes(path, "the training checkpoint", most=1 << 40)
-    fields = type(settings).model_fields.items()
+    fields = type(settings).model_fields.items()  # a setting that did not exist yet had the effect of its default
     before = {name: json.dumps(field.default) for name, field in fields if not field.is_required()}
     try:
         record = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -92,7 +92,6 @@ def load_state(path: Path, made: dict[str, str], settings: LoopSettings) -> tupl
         raise ArtefactError(f"{path} is damaged or not a training checkpoint; delete it to start anew") from error
     if known != (FORMAT, VERSION):
         raise ArtefactError(f"{path} is not a training checkpoint of this version of caplet; delete it to start anew")
-    # a setting that did not exist yet had the effect of its default
     if before.get("exponents") == '"refit"':
         before["exponents"] = '"recalibrate"'  # its earlier name
     changed = [name for name in {**made, **before} if before.get(name) != made.get(name)]
