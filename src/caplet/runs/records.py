@@ -17,8 +17,6 @@ PREDICTIONS, FLIPS, DETAILS = "predictions.json", "flips.json", "details.json"
 SEARCH, VERIFIED, TRACE, KEPT = "search.json", "verify.json", "trace.json", "kept.json"
 
 Real = int | float
-Numbers = Mapping[str, Real]
-"""Numbers by name."""
 Row = Mapping[str, Any]
 """A row of a table, by column."""
 
@@ -134,9 +132,7 @@ class Verified:
 
 @dataclass(frozen=True)
 class EngineRecord(Verified):
-    """The same on images of ``data``."""
-
-    data: str = ""
+    data: str = ""  # what the images were
 
 
 @dataclass(frozen=True)
@@ -223,7 +219,7 @@ class QuantizeMetrics:
     budget_bytes: Real | None
     rounding: str
     models: tuple[ShippedMetrics, ...]
-    search: Numbers
+    search: Mapping[str, Real]
     float: ReferenceMetrics
 
 
@@ -236,15 +232,26 @@ class SensitivityMetrics:
 
 @dataclass(frozen=True)
 class RoundMetrics:
-    """One round of pruning: accuracy on calibration images after surgery (not in older runs), refitted, fine-tuned."""
+    """One round of pruning, or one trial of a search, with the units left by dependency group (not in metrics.json).
 
-    round: int
+    Accuracies on calibration images: after surgery (``calibration_cut``, not in older runs), refitted, fine-tuned;
+    of a trial, ``pair`` compares the last with the unpruned network's.
+    """
+
     cost: Row
     calibration_before: Accuracy
     calibration: Accuracy
     seconds: float
+    round: int = 0
+    folder: str = ""
     calibration_cut: Accuracy | None = None
     finetuning: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
+    images_trained: int = 0
+    refitted: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    kept_units: dict[str, list[int]] = field(default_factory=dict)
+    accepted: bool | None = None
+    pair: Paired | None = None
 
 
 @dataclass(frozen=True)
@@ -257,8 +264,6 @@ class ActivityMetrics:
 
 @dataclass(frozen=True)
 class NetworkMetrics:
-    """A network before or after training or pruning."""
-
     test: Accuracy
     cost: Row = field(default_factory=dict)
 
@@ -344,7 +349,7 @@ class ChoiceMetrics:
 
     curve: tuple[Pruned, ...]
     widths: tuple[Width, ...]
-    pairs: tuple[Numbers, ...]
+    pairs: tuple[Mapping[str, Real], ...]
     pruned: Pruned
     width: Width
     reasons: tuple[str, ...]
@@ -358,7 +363,7 @@ class SpeedMetrics:
     threads: int
     turns: int
     torch_batch: int
-    sides: Mapping[str, Numbers]
+    sides: Mapping[str, Mapping[str, Real]]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Prune a trained model: rounds of scoring, surgery and fine-tuning, then one look at the test split."""
 
+import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from caplet.prune.order import RemovalOrder
 from caplet.prune.refit import refitted
 from caplet.prune.structure import Selection, cut, kept_sizes, structure_of, with_iterations
 from caplet.report.pruning import remaining_units
-from caplet.runs.folder import read_record, remove, write_record
-from caplet.runs.records import KEPT, Kept, KeptUnits
+from caplet.runs.folder import plain, read_record, remove, write_record
+from caplet.runs.records import KEPT, Kept, KeptUnits, RoundMetrics
 from caplet.runs.stages import Done, Stages
 from caplet.train.finetune import FinetuneTask, TeacherAnswers, weights_digest
 from caplet.train.logs import read_steps
@@ -161,11 +162,11 @@ class PruneWork:
                 model, places = cut(model, selection), _follow(places, selection)
         return model, places
 
-    def rounds(self) -> tuple[list[dict[str, Any]], dict[str, Any], bool]:
+    def rounds(self) -> tuple[list[RoundMetrics], RoundMetrics, bool]:
         """Round by round to the target: the rounds' records, that of the result, whether the target is met."""
         model, places = self.begin()
         before: dict[str, str] = {}
-        records: list[dict[str, Any]] = []
+        records: list[RoundMetrics] = []
         for index in range(1, self.settings.rounds + 1):
             fraction = index / self.settings.rounds
             inputs = {"settings": self.settings.model_dump(mode="json"), "share": fraction, "before": before}
@@ -173,18 +174,18 @@ class PruneWork:
             done = self.stages.do(f"round{index}", inputs, work, (MODEL, ROUND))
             before, model = done.outputs, load_model(done.folder / MODEL)
             records.append(self.record(done, index))
-            places = records[-1]["kept_units"]
+            places = records[-1].kept_units
         return records, records[-1], True
 
-    def search(self) -> tuple[list[dict[str, Any]], dict[str, Any], bool]:
+    def search(self) -> tuple[list[RoundMetrics], RoundMetrics, bool]:
         """As :meth:`rounds`, by bisection on how much goes: the most that keeps to the allowed loss of accuracy."""
         model, places = self.begin()
         order = put_in_order(model, self.splits.calibration, self.settings, self.progress)
         low, high = 0, len(order.removals)
         assert self.settings.max_drop is not None
         acceptance = Acceptance(correct_images(self.model, self.splits.calibration), self.settings.max_drop)
-        records: list[dict[str, Any]] = []
-        best: dict[str, Any] | None = None
+        records: list[RoundMetrics] = []
+        best: RoundMetrics | None = None
         for trial in range(1, TRIALS + 1):
             count = (low + high + 1) // 2
             inputs = {"settings": self.settings.model_dump(mode="json"), "count": count}
@@ -192,7 +193,7 @@ class PruneWork:
             done = self.stages.do(f"trial{trial}", inputs, work, (MODEL, ROUND))
             correct = correct_images(load_model(done.folder / MODEL), self.splits.calibration)
             pair, accepted = acceptance.paired(correct), acceptance.accepts(correct)
-            record = self.record(done, trial) | {"accepted": accepted, "pair": asdict(pair)}
+            record = replace(self.record(done, trial), accepted=accepted, pair=pair)
             self.note(
                 f"trial {trial}: loss {pair.loss:.2f} pp on {pair.n:,} images, {acceptance.tolerance:g} allowed:"
                 f" {'accepted' if accepted else 'rejected'}"
@@ -204,7 +205,8 @@ class PruneWork:
                 high = count - 1
             if low >= high:
                 break
-        return records, best or min(records, key=lambda record: record["pair"]["loss"]), best is not None
+        nearest = min(records, key=lambda record: record.pair.loss if record.pair else math.inf)
+        return records, best or nearest, best is not None
 
     def round(
         self,
@@ -240,7 +242,7 @@ class PruneWork:
             if found.correct > bare.correct:  # where nearly everything is gone, refitting can do harm
                 smaller, before, refitted_layers = candidate, found, layers
         after, trained = before, 0
-        curve: dict[str, Any] = {"steps": [], "epochs": []}
+        curve: dict[str, Any] = {"steps": (), "epochs": ()}
         if self.settings.epochs > 0:
             tuning = self.settings.finetuning(len(self.splits.train))
             task = FinetuneTask(tuning, smaller, self.model if self.settings.teach else None, self.taught)
@@ -252,54 +254,54 @@ class PruneWork:
             after = evaluate(smaller, self.splits.calibration).accuracy
             trained = (tuning.steps or 0) * min(tuning.batch_size, len(self.splits.train))
         save_model(smaller, folder / MODEL, training_notes(self.splits, model))
-        write_record(
-            folder / ROUND,
-            {
-                "kept_units": _follow(places, selection),
-                "sizes": kept_sizes(selection),
-                "cost": cost_of(smaller).to_json(),
-                "refitted": list(refitted_layers),
-                "calibration_cut": bare,
-                "calibration_before": before,
-                "calibration": after,
-                "images_trained": trained,
-                "finetuning": curve,
-                "seconds": round(time.perf_counter() - began, 1),
-            },
+        record = RoundMetrics(
+            cost_of(smaller).to_json(),
+            before,
+            after,
+            round(time.perf_counter() - began, 1),
+            calibration_cut=bare,
+            finetuning=curve,
+            images_trained=trained,
+            refitted=refitted_layers,
+            sizes=kept_sizes(selection),
+            kept_units=_follow(places, selection),
         )
+        write_record(folder / ROUND, record)
         if self.settings.epochs > 0:
             remove(folder / "finetune" / CHECKPOINT)  # large, and no longer needed
 
-    def record(self, done: Done, index: int) -> dict[str, Any]:
+    def record(self, done: Done, index: int) -> RoundMetrics:
         """A finished round's record; says so."""
-        found: dict[str, Any] = read_record(done.folder / ROUND, dict)
-        cost, whole = found["cost"], self.whole
+        found = read_record(done.folder / ROUND, RoundMetrics)
+        cost, whole, bare = found.cost, self.whole, found.calibration_cut or found.calibration_before
         self.note(
             f"{done.folder.name}: {100 * cost['macs'] / whole['macs']:.1f} % of the MACs,"
             f" {100 * cost['parameters'] / whole['params']:.1f} % of the parameters,"
-            f" calibration {found['calibration_cut']['percent']:.2f} % after surgery,"
-            f" {found['calibration_before']['percent']:.2f} % refitted and"
-            f" {found['calibration']['percent']:.2f} % after fine-tuning, {found['seconds']:.0f} s"
+            f" calibration {bare.percent:.2f} % after surgery, {found.calibration_before.percent:.2f} % refitted and"
+            f" {found.calibration.percent:.2f} % after fine-tuning, {found.seconds:.0f} s"
         )
-        return {**found, "round": index, "folder": done.folder.name}
+        return replace(found, round=index, folder=done.folder.name)
 
-    def finish(self, records: list[dict[str, Any]], final: dict[str, Any], met: bool) -> PruneResult:
+    def finish(self, records: list[RoundMetrics], final: RoundMetrics, met: bool) -> PruneResult:
         """Write the map of what remains, and ship the result."""
-        model, settings = load_model(self.run / final["folder"] / MODEL), self.settings
-        kept = _kept(self.model, final["kept_units"])
+        model, settings = load_model(self.run / final.folder / MODEL), self.settings
+        kept = _kept(self.model, final.kept_units)
         images = self.splits.calibration.evenly_spaced(settings.images).images
         record = {
             "met": met,
             "settings": settings.model_dump(mode="json"),
             "target": settings.target,
-            "pruned": {"round": final["folder"]},
+            "pruned": {"round": final.folder},
             "sizes": {name: [len(row.kept), row.of] for name, row in kept.spaces.items()},
             "dead_removed": self.dead,
             "activity": {
                 "original": measure_activity(self.model, images).to_json(),
                 "pruned": measure_activity(model, images).to_json(),
             },
-            "rounds": [{key: value for key, value in row.items() if key != "kept_units"} for row in records],
+            "rounds": [
+                {key: value for key, value in plain(row).items() if key != "kept_units" and value is not None}
+                for row in records
+            ],
         }
         write_record(self.run / KEPT, kept)
         write_bytes(self.run / PICTURE, remaining_units(kept, f"what remains of {self.model.family}"))
