@@ -53,7 +53,7 @@ class SearchRecord:
 class Predictions:
     """``predictions.json``: classes of the test images: true ones, the float model's, every shipped Program's by role.
 
-    ``sha256`` is that of the images and labels; ``ids`` are packed by :func:`caplet.data.splits.pack_ids`.
+    ``sha256`` is that of images and labels; ``ids`` are packed by :func:`caplet.data.splits.pack_ids`.
     """
 
     split: str
@@ -70,8 +70,8 @@ class Predictions:
 class Flips:
     """``flips.json``: how many of ``n`` predictions of one Program differ from the float model's, and some of them.
 
-    Kinds are ``lost`` (only the float model is right), ``won`` (only the Program) and ``other``. Of those shown:
-    ``id``, ``kind``, classes (``label``, ``float``, ``integers``) and ``png``, a file in base64.
+    Kinds: ``lost`` (only float is right), ``won`` (only the Program), ``other``. A shown one has ``id``, ``kind``,
+    classes (``label``, ``float``, ``integers``) and ``png``, a file in base64.
     """
 
     role: str
@@ -97,10 +97,7 @@ class TensorRecord:
 
 @dataclass(frozen=True)
 class ModelDetails:
-    """One Program in ``details.json``, by role: digest, tensors, names of ops, memory plans.
-
-    ``memory``: with all votes stored (``fast``) and with none (``small``).
-    """
+    """One Program in ``details.json``: digest, tensors, names of ops, memory plans by ``--ram``: ``fast``, ``small``."""
 
     sha256: str
     tensors: tuple[TensorRecord, ...]
