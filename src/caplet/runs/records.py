@@ -97,7 +97,7 @@ class TensorRecord:
 
 @dataclass(frozen=True)
 class ModelDetails:
-    """One Program in ``details.json``: digest, tensors, names of ops, memory plans by ``--ram``: ``fast``, ``small``."""
+    """One Program in ``details.json``: digest, tensors, names of ops, memory plans by name (``fast``, ``small``)."""
 
     sha256: str
     tensors: tuple[TensorRecord, ...]
