@@ -87,6 +87,20 @@ def test_names_that_are_no_text(caplet: Caplet, quantized: Path, tmp_path: Path)
     assert "the model has 10 classes" in line
 
 
+def test_what_libraries_say_of_a_damaged_file_is_not_shown(caplet: Caplet, quantized: Path, tmp_path: Path) -> None:
+    for label in range(10):
+        folder = tmp_path / "images" / str(label)
+        folder.mkdir(parents=True)
+        for n in range(3):
+            pixels = np.random.default_rng(n + 10 * label).integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{n}.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\2")
+    words = [sys.executable, "-c", MAIN, "eval", str(quantized / "model_satisfied.caplet"), "--engine", "interpreter"]
+    words += ["--data", str(tmp_path / "images"), "--quiet", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+
+
 @pytest.fixture
 def stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A C compiler that never returns, the only one there is."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caplet.errors import ConfigError
+from caplet.errors import ConfigError, ModelError
 from caplet.jobs.quantize.accept import footprint
 from caplet.quant.choices import Granularity, Method
 from caplet.quant.measure.evaluator import Evaluator, PlanResult
@@ -77,6 +77,13 @@ def test_an_exact_budget_can_be_used_up() -> None:
     assert found is not None
     assert sum(choice.weight_bits for choice in found) == 16000
     assert allocate(menu, lambda choice: choice.noise, [SumLimit(lambda choice: choice.weight_bits, 5999)]) is None
+
+
+@pytest.mark.parametrize("noise", [math.nan, math.inf])
+def test_noise_that_is_no_number_is_refused(noise: float) -> None:
+    menu = [[UnitChoice(0, w, noise if w == 4 else 1.0, w, 0) for w in (2, 4, 8)]]
+    with pytest.raises(ModelError, match=r"the noise of a choice of widths is (nan|inf)"):
+        allocate(menu, lambda choice: choice.noise, [SumLimit(lambda choice: choice.weight_bits, 16)])
 
 
 def test_the_search_returns_a_front(digits: Any, tmp_path: Path) -> None:
