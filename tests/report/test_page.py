@@ -181,6 +181,9 @@ def test_a_run_that_goes_on_is_refused(run: Path, tmp_path: Path) -> None:
         (folder / name).write_text("{}")
     with pytest.raises(ArtefactError, match="no run of training"):
         read_run(folder)
+    (folder / "settings.json").write_text('{"job": {"a": 1}}')
+    with pytest.raises(ArtefactError, match="no run of training"):
+        read_run(folder)
 
 
 @pytest.mark.parametrize("broken", [{"steps": 3}, {"reference": {}}, {"needed": None}])

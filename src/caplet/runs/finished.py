@@ -75,7 +75,7 @@ def read_run(path: str | Path) -> RunRecords[Any]:
     files: dict[str, Any] = {name: read_record(path, dict) for name, path in paths.items() if path.exists()}
     name, metrics = folder.resolve().name, files["metrics"]
     fitting = (job for job, kind in JOBS.items() if _required(*get_args(kind)) <= {*metrics})
-    job = files.get("settings", {}).get("job") or next(fitting, None)  # older runs do not name their job
+    job = str(files.get("settings", {}).get("job") or next(fitting, ""))  # older runs do not name their job
     if job not in JOBS:
         raise ArtefactError(
             f"run {name} is no run of training, pruning, quantization, compression or error analysis;"
