@@ -27,10 +27,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "finetune": (by_epoch, provenance),
     "qat": (by_epoch, widths, memory, confusion, changed, noise, provenance),
     "prune": (rounds, by_step, remaining, activity, provenance),
-    "compress": (
-        *(tradeoff, pairs, speed, widths, memory),
-        *(confusion, changed, noise, stages, provenance),
-    ),
+    "compress": (tradeoff, pairs, speed, widths, memory, confusion, changed, noise, stages, provenance),
 }
 """What a page shows of a run, by its job, in order."""
 
