@@ -122,6 +122,7 @@ class CapsNet(nn.Module, ABC):
         return state[0]
 
     def layers(self) -> Iterator[Layer]:
+        """All layers in order of execution."""
         for stage in self.stages():
             yield from stage.layers
 
@@ -157,6 +158,7 @@ class CapsNet(nn.Module, ABC):
         raise ModelError(f"model family {self.family}: it cannot be pruned, for its settings cannot say other sizes")
 
     def parameter_count(self) -> int:
+        """Number of trained parameters."""
         return sum(p.numel() for p in self.parameters())
 
     def freeze_backbone(self) -> None:

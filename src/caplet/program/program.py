@@ -52,6 +52,7 @@ class Program:
 
     @property
     def classes(self) -> int:
+        """Number of classes."""
         return self.tensors[self.output].shape[0]
 
     def check_images(self, images: NDArray[Any]) -> None:
