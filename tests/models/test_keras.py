@@ -347,3 +347,22 @@ def test_public_counts(shared: Path) -> None:
     for name, splits, correct in cases:
         model = import_model(shared / "models" / f"{name}.h5")
         assert evaluate(model, splits.test).accuracy.correct == correct, name
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_a_heap_of_texts_without_end_is_refused(archive: bool, tmp_path: Path) -> None:
+    """The HDF5 library would go round in it for ever."""
+    path = write_h5(tmp_path / "a.h5", mnist_bn())
+    content = bytearray(path.read_bytes())
+    at = content.index(b"GCOL\x01") + 16
+    while any(content[at : at + 2]):  # entries in use, then the free one
+        at += 16 + -(-int.from_bytes(content[at + 8 : at + 16], "little") // 8) * 8
+    content[at + 8 : at + 16] = bytes(8)
+    path.write_bytes(content)
+    if archive:
+        path = tmp_path / "a.keras"
+        with zipfile.ZipFile(path, "w") as packed:
+            packed.writestr("config.json", json.dumps(mnist_bn().config("Functional", three=True)))
+            packed.writestr("model.weights.h5", bytes(content))
+    with pytest.raises(ModelError, match=rf"{path.name}: damaged or truncated .* \(an entry of no size\)"):
+        import_model(path)

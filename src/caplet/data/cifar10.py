@@ -123,10 +123,4 @@ def load_cifar10(request: DataRequest) -> Source:
         raise DataError(f"{root} is a file, but not an archive: give a folder with {LAYOUT}")
     if is_folder(root / "train" / CLASSES[0]) and _batches_folder(root) is None:
         return _from_tree(read_tree(root, native), "image folder", root)
-    return _load_batches(find_or_fetch(NAME, LAYOUT, request, _batches_folder, _download))
-
-
-def _download(folder: str) -> object:
-    from torchvision.datasets import CIFAR10
-
-    return CIFAR10(folder, download=True)
+    return _load_batches(find_or_fetch(NAME, LAYOUT, request, _batches_folder, "CIFAR10", {}))

@@ -8,13 +8,12 @@ another form is ignored and written anew.
 import contextlib
 import logging
 import os
-import shutil
 import socket
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import platformdirs
@@ -102,7 +101,7 @@ def data_root(request: DataRequest) -> Path:
 
 
 def find_or_fetch(
-    title: str, layout: str, request: DataRequest, find: Callable[[Path], Found | None], get: Callable[[str], object]
+    title: str, layout: str, request: DataRequest, find: Callable[[Path], Found | None], kind: str, *options: Any
 ) -> Found:
     """What ``find`` finds under :func:`data_root`; where it finds nothing, the dataset is downloaded first.
 
@@ -110,7 +109,7 @@ def find_or_fetch(
         title: the dataset's name in messages.
         layout: the files that belong under the root, for messages.
         request: says where, and whether downloading is allowed.
-        get: fetches and checks everything in the folder it is given (a torchvision dataset with ``download=True``).
+        kind, options: torchvision's class, which fetches and checks everything when it is made with each of these.
 
     Raises:
         DataError: downloading is not allowed or failed; the message says where the files should be and what to do.
@@ -122,24 +121,26 @@ def find_or_fetch(
     if not request.download:
         raise DataError(f"{title} not found under {root} (downloading is off): {todo}")
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
-    temporary, waiting = None, socket.getdefaulttimeout()
+    waiting = socket.getdefaulttimeout()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=root, prefix=".download-"))
         socket.setdefaulttimeout(_TIMEOUT_SECONDS)
-        with contextlib.redirect_stdout(sys.stderr):
-            get(str(temporary))
-        for file in sorted(path for path in temporary.rglob("*") if path.is_file() and path.suffix not in _PACKED):
-            target = root / file.relative_to(temporary)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary:
+            with contextlib.redirect_stdout(sys.stderr):
+                import torchvision.datasets
+
+                for chosen in options:
+                    getattr(torchvision.datasets, kind)(temporary, download=True, **chosen)
+            for file in sorted(Path(temporary).rglob("*")):
+                if file.is_file() and file.suffix not in _PACKED:
+                    target = root / file.relative_to(temporary)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(file, target)
     except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError(f"{title} not found under {root} and not downloaded ({reason}): {todo}") from error
     finally:
         socket.setdefaulttimeout(waiting)
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
         for folder in made:  # leave no empty folders behind a failed download
             with contextlib.suppress(OSError):
                 folder.rmdir()

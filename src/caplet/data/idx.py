@@ -73,13 +73,8 @@ def load_idx(name: str, folder: str, classes: tuple[str, ...], request: DataRequ
         every = (find_idx(place) for place in (root / folder / "raw", root / "raw", root))
         return next((found for found in every if len(found) == 2), None)
 
-    def download(place: str) -> object:
-        import torchvision.datasets
-
-        return getattr(torchvision.datasets, folder)(place, train=False, download=True)
-
     layout = f"{folder}/raw/{{{','.join(FILES)}}} (or .gz)"
-    paths = find_or_fetch(name, layout, request, find, download)
+    paths = find_or_fetch(name, layout, request, find, folder, {"train": False})
     note = ""
     for (split, pair), kind in product(paths.items(), (0, 1)):
         this = name, split, ("images", "labels")[kind]

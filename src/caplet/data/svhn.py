@@ -72,12 +72,6 @@ def _find(root: Path) -> dict[str, Path] | None:
     return paths if all(map(is_file, paths.values())) else None
 
 
-def _download(folder: str) -> object:
-    from torchvision.datasets import SVHN
-
-    return [SVHN(folder, split=split, download=True) for split in FILES]
-
-
 def load_svhn(request: DataRequest) -> Source:
     """Read SVHN's cropped digits, downloaded by torchvision if the files are missing.
 
@@ -87,7 +81,7 @@ def load_svhn(request: DataRequest) -> Source:
     Raises:
         DataError: files are missing and not to be had, or damaged.
     """
-    paths = find_or_fetch(NAME, LAYOUT, request, _find, _download)
+    paths = find_or_fetch(NAME, LAYOUT, request, _find, "SVHN", *({"split": split} for split in FILES))
     train, test = (_read_split(path, split) for split, path in paths.items())
     published = (len(train), len(test)) == (_PUBLISHED_COUNTS["train"], _PUBLISHED_COUNTS["test"])
     note = "SVHN (cropped digits)" if published else "files in SVHN's format, not the published ones"

@@ -82,23 +82,35 @@ def read_keras(path: Path) -> KerasFile:
     Raises ModelError: truncated or damaged; no weights; a dataset that is not of plain floats, that lives in another
     file, or that declares more data than the file can hold; weights of Keras 3 without a description.
     """
-    kind = "HDF5 file"
+    kind, config = "HDF5 file", None
     try:
-        if h5py.is_hdf5(path):
-            with h5py.File(path, "r") as file:
-                return _read(file, path, None)
-        kind = "Keras archive"
-        with zipfile.ZipFile(path) as archive:
-            for name, most in ((_CONFIG, _MOST_TEXT), (_WEIGHTS, MOST_EXPANSION * path.stat().st_size)):
-                if archive.getinfo(name).file_size > most:
-                    raise ModelError(f"{path}: its {name} unpacks to more than {most:,} bytes; it is damaged")
-            config = _parse(archive.read(_CONFIG), f"{path}: its {_CONFIG}")
-            with h5py.File(io.BytesIO(archive.read(_WEIGHTS)), "r") as file:
-                return _read(file, path, config)
+        content = path.read_bytes()
+        if not content.startswith(SIGNATURE):
+            kind = "Keras archive"
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                for name, most in ((_CONFIG, _MOST_TEXT), (_WEIGHTS, MOST_EXPANSION * len(content))):
+                    if archive.getinfo(name).file_size > most:
+                        raise ModelError(f"{path}: its {name} unpacks to more than {most:,} bytes; it is damaged")
+                config = _parse(archive.read(_CONFIG), f"{path}: its {_CONFIG}")
+                content = archive.read(_WEIGHTS)
+        _check_heaps(content)
+        with h5py.File(io.BytesIO(content), "r") as file:
+            return _read(file, path, config)
     except ModelError:
         raise
     except Exception as error:  # the HDF5 library reports damage by many exception types
         raise ModelError(f"{path}: damaged or truncated {kind} ({first_line(error)}); download it again") from None
+
+
+def _check_heaps(content: bytes) -> None:
+    """Raise ValueError for a heap of texts with an entry of no size, which would keep the HDF5 library for ever."""
+    for heap in re.finditer(rb"GCOL\x01...(.{8})", content, re.DOTALL):
+        at, end = heap.end(), min(heap.start() + int.from_bytes(heap[1], "little"), len(content))
+        while at + 16 <= end:
+            free, size = not any(content[at : at + 2]), int.from_bytes(content[at + 8 : at + 16], "little")
+            if free and not size:
+                raise ValueError("an entry of no size")
+            at += size if free else 16 + -(-size // 8) * 8
 
 
 def _read(file: h5py.File, path: Path, config: Mapping[str, Any] | None) -> KerasFile:
