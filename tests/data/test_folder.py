@@ -231,7 +231,7 @@ def test_too_few_images_for_three_splits(tmp_path):
         load_data(tmp_path)
 
 
-@pytest.mark.parametrize("size", [0, -3, (4,), (4, 5000), (4.0, 4)])
+@pytest.mark.parametrize("size", [0, -3, (4,), (4, 5000), (4.0, 4), (True, 4)])
 def test_bad_size(size):
     with pytest.raises(ConfigError, match="image size must be a side or"):
         load_data("digits", size=size)

@@ -177,7 +177,7 @@ def _read(
     """The dataset's name, what its loader was asked for, and its images with the size and channels asked for."""
     dataset, place = _resolve(name, root)
     pair = (size, size) if isinstance(size, int) else size
-    if pair is not None and (len(pair) != 2 or not all(isinstance(s, int) and 1 <= s <= MAX_SIZE for s in pair)):
+    if pair is not None and (len(pair) != 2 or not all(type(s) is int and 1 <= s <= MAX_SIZE for s in pair)):
         raise ConfigError(f"image size must be a side or (height, width), each 1..{MAX_SIZE} pixels, found {size}")
     if channels not in (None, 1, 3):
         raise ConfigError(f"channels must be 1 (gray) or 3 (RGB), found {channels}")
