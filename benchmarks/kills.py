@@ -2,6 +2,7 @@
 
     python benchmarks/kills.py --kills 300 --out kills.jsonl          # goes on where kills.jsonl ends
     python benchmarks/kills.py --kills 20 --only quantize --out one.jsonl
+    python benchmarks/kills.py --kills 999 --every --only export,train --out every.jsonl
 
 Half of the kills come just before or just after an operation on a file (a random one of all that a run does: a file
 gets its name, is flushed, cut, removed, a folder is made), the other half after a random time. They are SIGKILL,
@@ -28,10 +29,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -174,8 +176,8 @@ JOBS: dict[str, tuple[Job, int]] = {
 """By name, and how many kills of a hundred it gets."""
 
 
-def counted(work: Callable[[], object], at: int, after: bool, number: int, count: Path | None) -> Callable[[], None]:
-    """``work``, sending its process a signal at the file operation ``at``; their number goes to the file ``count``."""
+def counted(work: Callable[[], object], at: int, after: bool, number: int, report: Path | None) -> Callable[[], None]:
+    """``work``, sending its process a signal at the file operation ``at``; their number goes to the file ``report``."""
 
     def run() -> None:
         done = 0
@@ -197,8 +199,8 @@ def counted(work: Callable[[], object], at: int, after: bool, number: int, count
         for name in OPERATIONS:
             setattr(os, name, watched(getattr(os, name)))
         work()
-        if count is not None:
-            count.write_text(str(done))
+        if report is not None:
+            report.write_text(str(done))
 
     return run
 
@@ -269,50 +271,84 @@ def _timeless(value: Any) -> Any:
     return [_timeless(inner) for inner in value] if isinstance(value, list) else value
 
 
-def trial(name: str, draw: random.Random, whole: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A run that is killed once or twice and then goes on to its end; JSON values.
+class Kill(NamedTuple):
+    """A signal, before or after the file operation ``at``, or after so many seconds."""
+
+    number: signal.Signals
+    at: int = 0
+    after: bool = False
+    moment: float | None = None
+
+    def __str__(self) -> str:
+        if self.moment is not None:
+            return f"{self.number.name} after {self.moment:.2f} s"
+        return f"{self.number.name} {'after' if self.after else 'before'} operation {self.at}"
+
+
+def drawn(draw: random.Random, whole: Mapping[str, Any]) -> list[Kill]:
+    """One kill or two of a run at random."""
+    kills = []
+    for _ in range(1 + (draw.random() < 1 / 3)):
+        number = draw.choice(SIGNALS)
+        if draw.random() < 0.5:
+            kills.append(Kill(number, draw.randint(1, whole["operations"]), draw.random() < 0.5))
+        else:
+            kills.append(Kill(number, moment=draw.uniform(0, whole["seconds"])))
+    return kills
+
+
+def trial(name: str, kills: list[Kill], whole: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A run that is killed and then goes on to its end; JSON values.
 
     Args:
         whole: seconds, number of file operations, and files of an uninterrupted run.
     """
-    work, kills, left = JOBS[name][0], list[str](), 1 + (draw.random() < 1 / 3)
-    for _ in range(left):
-        number = draw.choice(SIGNALS)
-        if draw.random() < 0.5:
-            at, after = draw.randint(1, whole["operations"]), draw.random() < 0.5
-            ended = in_child(counted(lambda: work(folder), at, after, number, None))
-            kills.append(f"{number.name} {'after' if after else 'before'} operation {at}")
+    work, told = JOBS[name][0], list[str]()
+    for kill in kills:
+        if kill.moment is None:
+            ended = in_child(counted(lambda: work(folder), kill.at, kill.after, kill.number, None))
         else:
-            moment = draw.uniform(0, whole["seconds"])
-            ended = in_child(lambda: work(folder), number, moment)
-            kills.append(f"{number.name} after {moment:.2f} s")
-        if ended == "failed":
-            kills[-1] += " (the run failed)"
+            ended = in_child(lambda: work(folder), kill.number, kill.moment)
+        told.append(str(kill) + {"": " (it had ended by then)", "failed": " (the run failed)"}.get(ended, ""))
         if not ended:
-            kills[-1] += " (it had ended by then)"
             break
     ended = in_child(lambda: work(folder))
     found, expected = left_by(folder), whole["files"]
     different = sorted(path for path in {*expected, *found} if expected.get(path) != found.get(path))
     different += [f"the run that went on: {ended}"] if ended else []
-    return {"job": name, "kills": kills, "different": different, "half": sum(map(half_written, folder.rglob("*")))}
+    return {"job": name, "kills": told, "different": different, "half": sum(map(half_written, folder.rglob("*")))}
 
 
-def uninterrupted(name: str, folder: Path, count: Path) -> dict[str, Any]:
+def uninterrupted(name: str, folder: Path, report: Path) -> dict[str, Any]:
     """Seconds, number of file operations and files of a whole run."""
     began = time.perf_counter()
-    if in_child(counted(lambda: JOBS[name][0](folder), 0, False, 0, count)):
+    if in_child(counted(lambda: JOBS[name][0](folder), 0, False, 0, report)):
         raise SystemExit(f"{name} failed")
     seconds = time.perf_counter() - began
-    return {"seconds": seconds, "operations": int(count.read_text()), "files": left_by(folder)}
+    return {"seconds": seconds, "operations": int(report.read_text()), "files": left_by(folder)}
 
 
-def run(kills: int, only: str, seed: int, out: Path, work: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def trials(names: list[str], wholes: Mapping[str, Any], seed: int, every: bool) -> Iterator[tuple[str, list[Kill]]]:
+    """Jobs and their kills: before each operation of each job, or at random without end."""
+    if every:
+        yield from (
+            (name, [Kill(signal.SIGKILL, at)]) for name in names for at in range(1, wholes[name]["operations"] + 1)
+        )
+        return
+    for number in count():
+        draw = random.Random(f"{seed}/{number}")
+        name = draw.choices(names, [JOBS[name][1] for name in names])[0]
+        yield name, drawn(draw, wholes[name])
+
+
+def run(
+    kills: int, only: str, seed: int, every: bool, out: Path, work: Path
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """All trials, those that the log has included, and the uninterrupted runs."""
     from rich.progress import Progress
 
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    names = [name for name in JOBS if only in name]
+    names = [name for name in JOBS if any(part in name for part in only.split(","))]
     SAMPLES[0] = work / "samples"
     others = set(names) - {"train", "finetune", "prune", "quantize", "sensitivity", "compress"}
     for name in ("train", "quantize", "prune") if others else ("train",):
@@ -320,20 +356,20 @@ def run(kills: int, only: str, seed: int, out: Path, work: Path) -> tuple[list[d
     wholes = {name: uninterrupted(name, work / f"whole-{name}", work / "count") for name in names}
     with out.open("a") as log, Progress(disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("kills", total=kills)
-        number = len(rows)
-        while (done := sum(len(row["kills"]) for row in rows)) < kills:
+        for number, (name, chosen) in enumerate(trials(names, wholes, seed, every)):
+            if number < len(rows):
+                continue
+            if (done := sum(len(row["kills"]) for row in rows)) >= kills:
+                break
             bar.update(task, completed=done)
-            draw = random.Random(f"{seed}/{number}")
-            name = draw.choices(names, [JOBS[name][1] for name in names])[0]
             folder = work / "trial"
             shutil.rmtree(folder, ignore_errors=True)
-            row = {"number": number, **trial(name, draw, wholes[name], folder)}
+            row = {"number": number, **trial(name, chosen, wholes[name], folder)}
             rows.append(row)
             log.write(json.dumps(row) + "\n")
             log.flush()
             if row["different"]:
                 print(json.dumps(row), file=sys.stderr, flush=True)
-            number += 1
     return rows, wholes
 
 
@@ -341,7 +377,10 @@ def main() -> int:
     """Parse, run, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=300, help="signals sent in all, those of an earlier call included")
-    parser.add_argument("--only", default="", help="only jobs whose name holds this")
+    parser.add_argument("--only", default="", help="only jobs whose name holds this; several with commas")
+    parser.add_argument(
+        "--every", action="store_true", help="SIGKILL before each file operation, in order, not at random"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--out", type=Path, default=Path("kills.jsonl"), help="the log, which a later call goes on with"
@@ -350,7 +389,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
-        rows, wholes = run(options.kills, options.only, options.seed, options.out, Path(name))
+        rows, wholes = run(options.kills, options.only, options.seed, options.every, options.out, Path(name))
     sent = Counter[tuple[str, str]]()
     for row in rows:
         for kill in row["kills"]:
@@ -361,7 +400,7 @@ def main() -> int:
         "version": caplet.__version__,
         "python": platform.python_version(),
         "signals_sent": sum(len(row["kills"]) for row in rows),
-        "of_them_after_the_end": sum(count for (_, kind), count in sent.items() if kind == "late"),
+        "of_them_after_the_end": sum(number for (_, kind), number in sent.items() if kind == "late"),
         "trials": len(rows),
         "equal": sum(not row["different"] for row in rows),
         "half_written_files_left": sum(row["half"] for row in rows),
@@ -370,7 +409,7 @@ def main() -> int:
                 "operations_of_a_run": whole["operations"],
                 "seconds_of_a_run": round(whole["seconds"], 2),
                 "files_compared": len(whole["files"]),
-                "signals": {kind: count for (other, kind), count in sorted(sent.items()) if other == job},
+                "signals": {kind: number for (other, kind), number in sorted(sent.items()) if other == job},
             }
             for job, whole in wholes.items()
         },

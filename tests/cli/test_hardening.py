@@ -33,6 +33,15 @@ def test_a_full_disk_below_stdout_is_one_line(command: str) -> None:
     assert (done.returncode, done.stderr) == (3, f"caplet: error: {os.strerror(errno.ENOSPC)}\n")
 
 
+@posix
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_below_stderr_leaves_the_exit_code(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-c", MAIN, "inspect", str(tmp_path / "none")]
+        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=full, check=False, timeout=300)
+    assert (done.returncode, done.stdout) == (3, b"")
+
+
 READERS = {
     "plan": ("finetune", "MODEL", "--plan", "FILE.json", "--out", "OUT"),
     "hardware": ("quantize", "MODEL", "--hardware", "FILE.json", "--out", "OUT"),

@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,8 +64,8 @@ def going_on(tells: bool) -> Iterator[None]:
 
 def fail(text: str, code: int) -> int:
     """Print one line about an error; returns the exit code."""
-    line = " ".join(text.split())
-    print(f"caplet: {'' if code == 130 else 'error: '}{line}", file=sys.stderr)
+    with suppress(OSError):  # the code tells, too, where nothing can be printed
+        print(f"caplet: {'' if code == 130 else 'error: '}{' '.join(text.split())}", file=sys.stderr, flush=True)
     return code
 
 
