@@ -79,3 +79,40 @@ def test_a_tolerance_that_no_image_resolves_is_none() -> None:
     assert QuantizeSettings(tolerance=1e-320).tolerance == 0
     with pytest.raises(ConfigError, match="tolerance"):
         QuantizeSettings(tolerance=101)
+
+
+@pytest.mark.parametrize(
+    ("given", "method", "granularity", "parts"),
+    [
+        ({}, "ilp", "tensor", ["scales", "per-channel", "bias", "rounding"]),
+        ({"effort": "quick"}, "ilp", "tensor", []),
+        ({"effort": "max"}, "ilp", "tensor", ["scales", "per-channel", "bias", "rounding", "end-to-end"]),
+        ({"effort": "quick", "granularity": "block"}, "ilp", "block", []),
+        ({"reconstruct": "bias"}, "ilp", "tensor", ["bias"]),
+        ({"method": "progressive"}, "progressive", "layer", []),  # a search that is named runs alone
+        (
+            {"method": "qcapsnets", "effort": "default"},
+            "qcapsnets",
+            "tensor",
+            ["scales", "per-channel", "bias", "rounding"],
+        ),
+        ({"rounding": "all"}, "ilp", "tensor", []),  # what is not rounded to nearest cannot be fitted
+        ({"log2_weights": True}, "ilp", "tensor", []),
+    ],
+)
+def test_effort_chooses_what_is_not_given(
+    given: dict[str, Any], method: str, granularity: str, parts: list[str]
+) -> None:
+    from caplet.jobs.quantize.settings import QuantizeSettings
+
+    settings = QuantizeSettings.of(given)
+    assert (settings.method, settings.granularity, list(settings.reconstruct)) == (method, granularity, parts)
+    assert settings.narrow == (given.get("effort") == "max")
+    assert QuantizeSettings.of(settings.model_dump(mode="json")) == settings  # a run's record says all of it
+
+
+def test_images_that_nothing_would_look_at_are_refused() -> None:
+    from caplet.jobs.quantize.settings import QuantizeSettings
+
+    with pytest.raises(ConfigError, match="leave out --accept measured"):
+        QuantizeSettings(accept="measured", validation="calibration")

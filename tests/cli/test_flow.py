@@ -95,7 +95,7 @@ def test_quantize_prints_one_object_and_leaves_a_run(
     assert found["folder"] == str(tmp_path / "run")
     assert found["met"] is True
     assert [model["role"] for model in found["models"]] == ["satisfied"]
-    assert "step 1:" in done.err
+    assert "step quietest:" in done.err
     shipped = found["models"][0]
     assert shipped["file_bytes"] == (tmp_path / "run" / "model_satisfied.caplet").stat().st_size
     assert shipped["test"]["n"] == shipped["paired"]["n"] == 359

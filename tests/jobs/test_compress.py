@@ -50,6 +50,24 @@ def test_the_result_is_what_the_files_hold(compressed: CompressedModel, data: Sp
     assert api.load_program(tmp_path / "copy.caplet").name == compressed.program.name
 
 
+def test_images_that_no_decision_saw_accept_the_result(compressed: CompressedModel, data: Splits) -> None:
+    promise = compressed.metrics["promise"]
+    assert promise["images"]["available"] == 120 - 48  # 40 % of the calibration split is for decisions
+    assert promise["expected"]["n"] == 72
+    assert promise["expected"]["error"] <= 0.05 / 2  # the first of several networks may use half of the error
+    assert compressed.metrics["limits"]["max_drop"]["found"] == promise["expected"]["limit"] <= 20.0
+    assert promise["kept"] == (compressed.metrics["compressed"]["paired"]["loss"] <= 20.0)
+    seen = compressed.metrics["float"]["calibration"]["n"]
+    assert seen == 48
+
+
+def test_a_loss_that_the_images_cannot_show_is_refused_before_training(data: Splits, tmp_path: Path) -> None:
+    asked = checked({**QUICK, "recipe": "digits", "data": "digits", "limits": {"max_drop": 0.3}})
+    with pytest.raises(ConfigError, match=r"72 calibration images cannot show a loss of at most 0.3 points .*measured"):
+        compress(None, data, tmp_path / "run", asked)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_second_run_does_nothing_again(compressed: CompressedModel, trained: Path, data: Splits) -> None:
     file = trained / "model.safetensors"
     before = (compressed.folder / STAGES).read_text()

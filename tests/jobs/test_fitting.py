@@ -184,7 +184,7 @@ def test_a_fit_that_the_hardware_cannot_run_is_not_accepted(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"narrow": True}, "narrow needs reconstruction"),
+        ({"method": "ilp", "narrow": True}, "narrow needs reconstruction"),
         ({"reconstruct": FIT, "rounding": "stochastic"}, "round to nearest"),
         ({"reconstruct": FIT, "rounding": "all"}, "round to nearest"),
         ({"reconstruct": FIT, "log2_weights": True}, "fixed-point weights"),

@@ -112,6 +112,29 @@ def test_the_search_returns_a_front(digits: Any, tmp_path: Path) -> None:
     assert again.best.plan == result.best.plan
 
 
+def test_the_frontier_gives_smaller_plans_for_more_noise_and_for_fitted_weights(digits: Any) -> None:
+    result = search_ilp(bench(digits, real(digits)), Request(tolerance=3.0))
+    frontier = result.frontier
+    assert frontier is not None
+    assert result.satisfied is not None
+
+    def bits(noise: float, relief: dict[str, float]) -> tuple[int, int]:
+        plan = frontier.plan(noise, relief)
+        assert plan is not None
+        memory = count_memory(digits.model, plan).total
+        return memory.weight_bits, memory.activation_bits
+
+    plain = bits(frontier.noise, {})
+    more = bits(4 * frontier.noise, {})
+    assert sum(more) < sum(plain)
+    weights = {key: 0.05 for key in digits.model.points() if key.endswith(".weight")}
+    fitted = bits(frontier.noise, weights)
+    assert fitted[0] < plain[0]  # weights are narrower where a fit takes their noise away ...
+    assert fitted[1] >= plain[1] or sum(fitted) < sum(plain)
+    assert bits(frontier.noise, {}) == plain  # ... and as before where it does not
+    assert frontier.plan(0.0, {}) is None
+
+
 def test_budgets_hold(digits: Any) -> None:
     total = count_memory(digits.model).total
     free = search_ilp(bench(digits, real(digits)), Request(tolerance=3.0))

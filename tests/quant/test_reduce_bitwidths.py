@@ -7,10 +7,11 @@ import torch
 from caplet.data.imageset import to_float
 from caplet.quant.choices import Part
 from caplet.quant.plan.formats import FormatRule
+from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import HARDWARE
 from caplet.quant.plan.units import uniform_plan
 from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
-from caplet.quant.reconstruct.reduce_bitwidths import WidthStep, reduce_bitwidths
+from caplet.quant.reconstruct.reduce_bitwidths import reduce_bitwidths
 from caplet.quant.reconstruct.settings import ReconstructSettings
 from caplet.quant.simulate.fake_quant import fake_quantized
 
@@ -26,42 +27,46 @@ def test_widths_fall_while_the_target_holds(digits: Any) -> None:
 
     plan = uniform_plan(digits.model, digits.calibration, 8)
     fitter = Reconstructor(digits.model, images, SETTINGS)
-    first = fitter.fit(plan)
-    needed = measure(first) - 2
-    seen: list[WidthStep] = []
-    pairs, steps = reduce_bitwidths(
-        digits.model,
-        fitter.fit,
-        plan,
-        digits.calibration,
-        FormatRule(),
-        measure,
-        needed,
-        HARDWARE["portable"],
-        seen.append,
-    )
-    assert list(steps) == seen
-    assert all(measure(found) >= needed for _, found in pairs)
-    narrowed, found = pairs[-1]
-    assert all(step.accepted == (step.correct >= needed) for step in steps)
+    needed = measure(fitter.fit(plan)) - 2
+    looked: list[tuple[QuantPlan, int]] = []
+
+    def keeps(lower: QuantPlan, about: str) -> bool:
+        looked.append((lower, measure(fitter.fit(lower))))
+        return looked[-1][1] >= needed
+
+    steps = reduce_bitwidths(digits.model, plan, digits.calibration, FormatRule(), keeps, HARDWARE["portable"])
+    assert [step.accepted for step in steps] == [correct >= needed for _, correct in looked]
+    narrowed = next(plan for (plan, _), step in zip(looked[::-1], steps[::-1], strict=True) if step.accepted)
     kept = {step.key: step.bits for step in steps if step.accepted}
     assert {key: fmt.bits for key, fmt in narrowed.points.items()} == {
         key: kept.get(key, fmt.bits) for key, fmt in plan.points.items()
-    }
-    assert {key: fmt.bits for key, fmt in found.plan.points.items()} == {
-        key: fmt.bits for key, fmt in narrowed.points.items()
     }
     assert kept["primary.weight"] <= 5
     assert "conv1.bias" not in kept
 
 
+def test_strides_grow_and_end_at_the_smallest_width_that_is_accepted(digits: Any) -> None:
+    plan = uniform_plan(digits.model, digits.calibration, 12)
+
+    def keeps(lower: QuantPlan, about: str) -> bool:
+        return lower.points["digit.weight"].bits >= 6
+
+    steps = reduce_bitwidths(digits.model, plan, digits.calibration, FormatRule(), keeps, HARDWARE["portable"])
+    bits = [step.bits for step in steps if step.key == "digit.weight"]
+    assert bits == [11, 9, 5, 8, 6]  # 5 is too narrow: strides begin anew, and nothing is looked at twice
+    assert min(step.bits for step in steps if step.key == "digit.weight" and step.accepted) == 6
+
+
 def test_only_widths_of_the_hardware_are_evaluated(digits: Any) -> None:
     plan = uniform_plan(digits.model, digits.calibration, 10)
-    fitter = Reconstructor(digits.model, digits.images[:40], SETTINGS)
-    pairs, steps = reduce_bitwidths(
-        digits.model, fitter.fit, plan, digits.calibration, FormatRule(), lambda found: 1, 1, HARDWARE["bytes"]
-    )
-    bits = {key: fmt.bits for key, fmt in pairs[-1][0].points.items()}
+    last: list[QuantPlan] = []
+
+    def keeps(lower: QuantPlan, about: str) -> bool:
+        last.append(lower)
+        return True
+
+    steps = reduce_bitwidths(digits.model, plan, digits.calibration, FormatRule(), keeps, HARDWARE["bytes"])
+    bits = {key: fmt.bits for key, fmt in last[-1].points.items()}
     assert {step.bits for step in steps if step.key == "digit.votes"} == {8}
     assert (bits["digit.votes"], bits["primary.weight"]) == (8, 2)
 

@@ -4,5 +4,5 @@ from functools import partial
 
 from caplet.jobs.quantize.settings import QuantizeSettings
 
-as_measured = partial(QuantizeSettings, accept="measured")
-"""Settings of a run whose plan is accepted by the images of its search: a few dozen are enough."""
+as_measured = partial(QuantizeSettings, accept="measured", method="qcapsnets")
+"""Settings of a plain search whose plan is accepted by the images that it saw: a few dozen are enough."""

@@ -1,12 +1,14 @@
 """``caplet quantize``: search widths, write the bit-packed model, measure its integers."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from caplet.cli.options import with_options
 from caplet.cli.output import bar, console, kilobytes, note, percent, points, print_json, show_table
 from caplet.cli.shared import DataOptions, Engine, FloatModel, ImportOptions, RunOptions, origin
 from caplet.errors import TargetNotMet
 from caplet.jobs.quantize.settings import QuantizeSettings
+from caplet.runs.folder import typed
+from caplet.runs.records import PromiseMetrics
 
 if TYPE_CHECKING:
     from caplet.api import QuantizeResult
@@ -72,19 +74,10 @@ def _show(result: "QuantizeResult") -> None:
         out.print(f"{shipped.role}: {shipped.path}")
         out.print(f"  bits of weights/activations/routing: {widths}")
     if promise := metrics["promise"]:
-        out.print(_verdict(promise, metrics["models"][0]["paired"]["loss"]))
+        verdict = typed(PromiseMetrics, promise, "the promise")
+        out.print(verdict.verdict(result.models[0].against_float.loss))
     search = metrics["search"]
     out.print(
         f"{metrics['reason']}; {search['probes']} probes, {search['full_passes']:.1f} full passes of"
         f" {search['calibration_images']:,} calibration images, {search['seconds']:.0f} s"
     )
-
-
-def _verdict(promise: dict[str, Any], test: float) -> str:
-    """Asked, expected on new images, measured on the test split, and whether the promise was kept."""
-    asked = f"asked: a loss of at most {promise['tolerance']:.2f} points"
-    kept = f"measured on the test split: {test:+.2f}: {'kept' if promise['kept'] else 'not kept'}"
-    if (found := promise.get("expected")) is None:
-        return f"{asked}; no plan was accepted; {kept}"
-    images = f"{found['n']:,} {promise['images']['about']}"
-    return f"{asked}; expected on new images: {found['loss']:+.2f}, at most {found['limit']:.2f} ({images}); {kept}"

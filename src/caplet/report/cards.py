@@ -82,6 +82,7 @@ def _number(metrics: object, path: str, text: Callable[[Any], str]) -> Number:
 
 
 _PERCENT = "{:.2f} %".format
+_NEW_IMAGES = "Loss on new images"
 
 
 def _interval(accuracy: Accuracy) -> str:
@@ -150,6 +151,9 @@ def _quantize_notes(metrics: QuantizeMetrics) -> Iterator[str]:
         yield f"No model within the limits was found: {metrics.reason}. The best found is shown."
         return
     reference, loss = metrics.float, metrics.models[0].paired.loss
+    if metrics.promise is not None:
+        yield f"{metrics.promise.verdict(loss).capitalize()}. The test split was opened once, at the end."
+        return
     yield (
         f"The tolerance was met on {reference.calibration.n:,} calibration images, cut from the training split,"
         " which the search saw. The test split was opened once, at the end; no limit was checked on it."
@@ -166,14 +170,15 @@ def _quantize_limits(run: RunRecords[QuantizeMetrics]) -> Iterator[Limit]:
     """Every limit that was asked for, against what the first model has."""
     metrics, search = run.metrics, run.search
     model, reference = metrics.models[0], metrics.float.calibration
-    correct = model.calibration.correct
+    correct, allowed = model.calibration.correct, f"at most {metrics.tolerance:g} "
+    allowed += "% of the float accuracy" if metrics.relative else "pp"
     found = 100 * (reference.correct - correct) / reference.n
-    yield (
-        f"Loss on {reference.n:,} calibration images",
-        f"at most {metrics.tolerance:g} {'% of the float accuracy' if metrics.relative else 'pp'}",
-        Number(f"{found:+.2f} pp ({correct:,} of {reference.n:,} correct)", found),
-        None if search is None else correct >= search.needed,
-    )
+    number = Number(f"{found:+.2f} pp ({correct:,} of {reference.n:,} correct)", found)
+    if metrics.promise is not None and (look := metrics.promise.expected) is not None:
+        yield (_NEW_IMAGES, allowed, Number(f"{look.limit:.2f} pp at most", look.limit), look.accepted)
+    elif metrics.promise is None:
+        kept = None if search is None else correct >= search.needed
+        yield (f"Loss on {reference.n:,} calibration images", allowed, number, kept)
     total, ram = model.memory[-1], None if run.details is None else run.details.memory["fast"]["bytes"]
     for name, asked, taken in (
         ("Weights", metrics.budget_bytes, total["weight_bits"] / 8),
@@ -258,8 +263,10 @@ def _compressed(run: RunRecords[CompressMetrics]) -> Card:
         ("RAM", "limits.ram.found", f"the arena; {metrics.limits['macs']['found']:,} multiply-accumulates"),
     ):
         facts.append((name, _number(metrics, path, bytes_text), note))
+    checked = "" if metrics.promise is None else f"{metrics.promise.verdict(after.paired.loss).capitalize()}."
     notes = [
-        f"The limits were checked on {before.calibration.n:,} calibration images, cut from the training split. No"
+        checked
+        or f"The limits were checked on {before.calibration.n:,} calibration images, cut from the training split. No"
         " decision looked at the test split.",
         "The compressed accuracy is that of the integers. A device whose engine is marked bit-exact computes the same"
         " codes, so its accuracy is the same.",
@@ -279,8 +286,9 @@ def _compressed(run: RunRecords[CompressMetrics]) -> Card:
 
 
 def _compress_limits(metrics: CompressMetrics) -> Iterator[Limit]:
+    loss = "Loss on calibration images" if metrics.promise is None else _NEW_IMAGES
     for name, title, asked_text, found_text in (
-        ("max_drop", "Loss on calibration images", "{:g} pp".format, "{:+.2f} pp".format),
+        ("max_drop", loss, "{:g} pp".format, "{:+.2f} pp".format),
         ("flash", "Flash", bytes_text, bytes_text),
         ("ram", "RAM", bytes_text, bytes_text),
         ("macs", "Multiply-accumulates", "{:,}".format, "{:,}".format),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from caplet.data.imageset import ImageSet
 from caplet.jobs.compress.choose import RECOVERED, PairChoice
 from caplet.jobs.compress.curves import FLOAT, Context
 from caplet.jobs.compress.settings import BATCH
@@ -16,8 +17,9 @@ from caplet.jobs.finetune import ROLE, finetune_model, finetune_settings
 from caplet.jobs.prune.job import prune
 from caplet.jobs.quantize.accept import artefacts
 from caplet.jobs.quantize.job import CALIBRATION_IMAGES, quantize
+from caplet.jobs.quantize.promise import Promise
 from caplet.jobs.quantize.settings import QuantizeSettings
-from caplet.jobs.run import correct_images
+from caplet.jobs.run import classify, correct_images
 from caplet.lower import lower
 from caplet.metrics import paired
 from caplet.models.base import CapsNet
@@ -33,10 +35,9 @@ from caplet.quant.plan.calibrate import Calibration, calibrate
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import uniform_plan
-from caplet.runs.folder import METRICS
-from caplet.runs.records import Pruned
+from caplet.runs.folder import METRICS, read_record
+from caplet.runs.records import Look, Pruned, QuantizeMetrics
 from caplet.runs.stages import Done
-from caplet.runtime.engine import predictions
 from caplet.train.finetune import weights_digest
 
 LARGE = 0.05
@@ -55,9 +56,10 @@ class Attempt:
         folders: of its stages, in order.
         model: the float network that was quantized.
         program, path: the integers and their file.
-        values: by limit, what was reached: ``max_drop`` in percentage points on the calibration split, ``flash`` and
-            ``ram`` in bytes, ``macs``.
+        values: by limit, what was reached: ``max_drop`` in percentage points, ``flash`` and ``ram`` in bytes, ``macs``.
+            The loss is the upper limit for new images, or as measured on the calibration split.
         missed: names of the limits that are not kept.
+        expected: what fresh images said of it, where they decide.
     """
 
     folders: tuple[Path, ...]
@@ -66,6 +68,7 @@ class Attempt:
     path: Path
     values: dict[str, float]
     missed: tuple[str, ...]
+    expected: Look | None = None
 
     @property
     def plan(self) -> QuantPlan:
@@ -84,6 +87,7 @@ class Attempts:
     def __init__(self, context: Context, model: CapsNet, correct: NDArray[np.bool_]) -> None:
         self.context, self.model, self.correct = context, model, correct
         self.splits, self.settings, self.note = context.splits, context.settings, context.note
+        self.promise = context.promise
         self.tried: list[Attempt] = []
         self.skipped: list[tuple[float, Pruned]] = []
 
@@ -192,10 +196,12 @@ class Attempts:
         chosen, limit, context = self.settings.quantize, self.settings.limits.flash, self.context
         kept = cost_of(model).macs / cost_of(self.model).macs
         name = f"quantize-{100 * kept:.3g}" + ("-any-size" if budget is None and limit is not None else "")
+        promise = self.next_promise()
         settings = QuantizeSettings(
             method=chosen.method,
             hardware="portable" if chosen.method is Method.QCAPSNETS else "bytes",  # limits are bytes, not bits
-            accept="measured",
+            accept="measured" if self.promise is None else "confidence",
+            confidence=0.95 if promise is None else 1 - promise.error,
             tolerance=round(max(0.0, remaining), 6),
             budget=budget,
             reconstruct=chosen.reconstruct,
@@ -204,11 +210,30 @@ class Attempts:
         )
 
         def work(folder: Path, resume: bool) -> None:
-            quantize(model, self.splits, folder, settings, resume=resume, note=self.note, progress=context.progress)
+            quantize(
+                model,
+                self.splits,
+                folder,
+                settings,
+                resume=resume,
+                note=self.note,
+                progress=context.progress,
+                promise=promise,
+                reference=self.model,
+            )
 
-        inputs = {"model": weights_digest(model), "settings": settings.model_dump(mode="json")}
-        folder = context.do(name, inputs, work, METRICS).folder
-        return self.measured((*pruning, folder), find_program(folder), model)
+        digests = {"model": weights_digest(model), "reference": weights_digest(self.model)}
+        folder = context.do(name, {**digests, "settings": settings.model_dump(mode="json")}, work, METRICS).folder
+        found = read_record(folder / METRICS, QuantizeMetrics).promise
+        return self.measured((*pruning, folder), find_program(folder), model, None if found is None else found.expected)
+
+    def next_promise(self) -> Promise | None:
+        """For the next decision, half of the error that is left; None where the calibration images decide."""
+        if self.promise is None:
+            return None
+        promise = self.promise.with_error(self.promise.error / 2)
+        self.promise = promise
+        return promise
 
     def calibrated(self, model: CapsNet) -> Calibration:
         """The calibration of a float model, as the search for widths makes it."""
@@ -265,19 +290,29 @@ class Attempts:
                 return tried
         return None
 
-    def measured(self, folders: tuple[Path, ...], path: Path, model: CapsNet) -> Attempt:
-        """The attempt whose integers are in ``path``: what it reached, and which limits it misses."""
+    def measured(self, folders: tuple[Path, ...], path: Path, model: CapsNet, expected: Look | None = None) -> Attempt:
+        """The attempt whose integers are in ``path``: what it reached, and which limits it misses.
+
+        Args:
+            expected: what fresh images said of it already.
+        """
         program, limits = load_program(path), self.settings.limits
-        calibration = self.splits.calibration
-        predicted, _ = predictions(program, calibration.images.numpy())
+
+        def correct(images: ImageSet) -> NDArray[np.bool_]:
+            return np.asarray(classify(program, images) == images.labels.numpy())
+
+        if expected is None and (promise := self.next_promise()) is not None:
+            expected = promise.look(correct, promise.error)
+        loss = paired(self.correct, correct(self.splits.calibration)).loss
         values: dict[str, float] = {
-            "max_drop": paired(self.correct, predicted == calibration.labels.numpy()).loss,
+            "max_drop": loss if expected is None else expected.limit,
             "flash": program.firmware_bytes,
             "ram": plan_memory(program, self.settings.ram).bytes,
             "macs": cost_of(model).macs,
         }
         missed = tuple(limits.excess(values))
-        told = f"{values['max_drop']:+.2f} points, {values['flash']:,} bytes of flash, {values['ram']:,} of RAM"
+        told = f"at most {values['max_drop']:+.2f} points" if expected else f"{loss:+.2f} points"
+        told += f", {values['flash']:,} bytes of flash, {values['ram']:,} of RAM"
         self.note(f"{folders[-1].name}: {told}: " + (f"misses {', '.join(missed)}" if missed else "within all limits"))
-        self.tried.append(Attempt(folders, model, program, path, values, missed))
+        self.tried.append(Attempt(folders, model, program, path, values, missed, expected))
         return self.tried[-1]

@@ -15,6 +15,8 @@ from caplet.errors import ConfigError
 from caplet.jobs.compress.choose import Size, next_fraction
 from caplet.jobs.compress.settings import CompressSettings
 from caplet.jobs.prune.targets import network_sizes, put_in_order, removals_for
+from caplet.jobs.quantize.fresh import divide
+from caplet.jobs.quantize.promise import Promise
 from caplet.jobs.run import correct_images, training_notes
 from caplet.jobs.train import fit_to_data, resolve_recipe, train_by_recipe
 from caplet.lower import lower
@@ -44,6 +46,7 @@ class Context:
     """A run's folder, data and settings, whom to tell, and the stages done so far.
 
     Attributes:
+        promise: decides about results, on images that nothing else looks at; None where the calibration images do.
         answers: what the float model is known to answer as a teacher, shared by all networks that learn from it.
         done: by stage, in order.
         threads: of the CPU, that everything computes with.
@@ -55,6 +58,7 @@ class Context:
     note: Note
     progress: Progress | None
     bars: bool
+    promise: Promise | None = None
     answers: TeacherAnswers = field(default_factory=TeacherAnswers)
     done: dict[str, Done] = field(default_factory=dict)
 
@@ -67,6 +71,19 @@ class Context:
         done = self.stages.do(name, {**inputs, "data": self.data}, work, outputs)
         self.done[name] = done
         return done
+
+    def divide(self, model: CapsNet) -> None:
+        """Set the images aside that decide about networks made of ``model``, if such images shall."""
+        settings = self.settings
+        if settings.accept == "confidence":
+            self.splits, fresh = divide(model, self.splits, settings.validation, trained=True)
+            self.note(
+                f"decisions see {len(self.splits.calibration):,} images; {len(fresh.images):,} {fresh.about} accept"
+            )
+            tolerance, error = settings.limits.max_drop, 1 - settings.confidence
+            self.promise = Promise(fresh, partial(correct_images, model), tolerance, error, self.note)
+            hashes = {**self.data["hashes"], "calibration": self.splits.calibration.sha256()}
+            self.data |= {"hashes": hashes, "fresh": fresh.images.sha256()}
 
     def trained(self) -> CapsNet:
         """The stage that trains the recipe."""

@@ -119,8 +119,13 @@ class Finish:
         answers = open_test_split(self.splits, self.model, programs, self.note)
         float_macs, float_bytes = cost_of(self.model).macs, FLOAT_BYTES * self.model.parameter_count()
         file_bytes = attempt.path.stat().st_size
+        promise = None
+        if self.context.promise is not None and attempt.expected is not None:
+            kept = answers.against(COMPRESSED).loss <= self.settings.limits.max_drop
+            promise = {**self.context.promise.to_json(), "expected": asdict(attempt.expected), "kept": kept}
         metrics = {
             "met": not attempt.missed,
+            "promise": promise,
             "missed": list(attempt.missed),
             "limits": {
                 name: {"asked": getattr(self.settings.limits, name), "found": value}

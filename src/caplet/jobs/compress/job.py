@@ -13,6 +13,8 @@ from caplet.jobs.compress.choose import choose
 from caplet.jobs.compress.curves import IMAGES, Context, Measurement
 from caplet.jobs.compress.finish import SENSITIVITY, CompressedModel, Finish
 from caplet.jobs.compress.settings import BATCH, CompressSettings, settings_template
+from caplet.jobs.quantize.fresh import SEARCH_FRACTION
+from caplet.jobs.quantize.promise import check_tolerance
 from caplet.jobs.report import write_report
 from caplet.jobs.run import begin, check, correct_images
 from caplet.jobs.timing import FORWARD, forward_rate, training_rate
@@ -44,7 +46,8 @@ def compress(
     """Prune, fine-tune and quantize ``model`` until it keeps to the limits; write, verify and report the result.
 
     How much is left to pruning and how much to widths is chosen from a few measured points of either. Decisions see
-    ``splits.calibration`` and, for fine-tuning, ``splits.train``. Every stage is a run folder of its own, and its last
+    ``splits.calibration``, of which a part is set aside to accept results (see :mod:`caplet.jobs.quantize.promise`),
+    and, for fine-tuning, ``splits.train``. Every stage is a run folder of its own, and its last
     act is to measure the test split; no stage reads what another one measured there.
 
     Args:
@@ -77,6 +80,10 @@ def compress(
             note(f"assumed: {model.assumed}")
     elif settings.recipe is None:
         raise ConfigError("compress: no model, and the settings name no recipe; give one of them")
+    if settings.accept == "confidence" and settings.validation in (None, "calibration"):  # before anything is trained
+        n = len(splits.calibration)
+        fresh, error = n - round(SEARCH_FRACTION * n), 1 - settings.confidence
+        check_tolerance(settings.limits.max_drop, fresh, error, "calibration images")
     asked = settings.model_dump(mode="json", exclude={"labels_by_order", *([] if settings.assume else ["assume"])})
     resolved = {**asked, "weights": None if model is None else weights_digest(model)}
     with begin("compress", out, splits, resolved, resume=resume, force=force) as run:
@@ -89,6 +96,7 @@ def compress(
 
 def _compressed(context: Context, model: CapsNet) -> CompressedModel:
     """Everything after training: measure, choose, prune and quantize, finish."""
+    context.divide(model)
     settings, correct = context.settings, correct_images(model, context.splits.calibration)
     curves = Measurement(context, model, context.run / CURVES).all()
     pruned = settings.prune.use == "yes" and len(curves.curve) > 1

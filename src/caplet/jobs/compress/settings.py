@@ -12,6 +12,7 @@ from pydantic import Field
 from caplet.errors import ConfigError
 from caplet.files import read_toml
 from caplet.jobs.prune.settings import PruneSettings
+from caplet.jobs.quantize.settings import Accepting
 from caplet.quant.choices import Method, Part
 from caplet.settings import Batch, Bytes, Count, Many, Natural, Percent, Positive, Settings, Side, option
 
@@ -25,7 +26,7 @@ class Limits(Settings):
     """What the result must keep to; a limit that is None does not bind."""
 
     max_drop: Percent = option(0.3, TARGET)
-    """Accepted loss of accuracy against the float model on calibration images, in percentage points."""
+    """Accepted loss of accuracy against the float model, in percentage points."""
     flash: Bytes | None = option(None, TARGET, examples=["256KB"])
     """Limit of the whole firmware (packed weights, tables, code), e.g. 256KB."""
     ram: Bytes | None = option(None, TARGET, examples=["64KB"])
@@ -116,7 +117,7 @@ class Verifying(Settings):
     """Images per turn, when speed is measured."""
 
 
-class CompressSettings(Settings):
+class CompressSettings(Accepting):
     """Settings of a compression run; ``limits``, ``prune``, ``quantize`` and ``verify`` are tables of the file.
 
     Raises:

@@ -174,15 +174,15 @@ class Shipper:
     fitter: Fitter
     hardware: Hardware
 
-    def misfit(self, candidate: Candidate) -> str | None:
+    def misfit(self, program: Program) -> str | None:
         """Why the hardware cannot run a fitted plan, or None; the search has seen to plans that are not fitted."""
         if self.hardware.is_free or not self.fitter.active:
             return None
-        return program_footprint(self.program(candidate)).problem(self.hardware)
+        return program_footprint(program).problem(self.hardware)
 
-    def program(self, candidate: Candidate) -> Program:
-        """The integers of a candidate, fitted where the run fits."""
-        fit = self.fitter.fit(candidate.plan)
+    def program(self, plan: QuantPlan, draft: bool = False) -> Program:
+        """The integers of a plan, fitted where the run fits; a ``draft`` is for looking only."""
+        fit = self.fitter.draft(plan) if draft else self.fitter.fit(plan)
         return lower(fit.model, fit.plan, labels=self.splits.test.classes, meta={"family": self.model.family})
 
     def hits(self, program: Program, images: ImageSet) -> NDArray[np.bool_]:
@@ -244,9 +244,9 @@ def finish(
     Args:
         search: what the search took, for the record.
     """
-    splits, found = shipper.splits, choice.found
+    splits, found, promise = shipper.splits, choice.found, choice.promise
     acceptance = Acceptance(found.reference.correct_images, request.tolerance, request.relative)
-    programs = {role: shipper.program(candidate) for role, candidate, _ in choice.plans}
+    programs = {role: shipper.program(candidate.plan) for role, candidate, _ in choice.plans}
     answers = open_test_split(splits, shipper.reference, programs, note, shipper.engine)
     float_test = answers.accuracy()
     models = tuple(
@@ -271,7 +271,7 @@ def finish(
             "weight_bytes": 4 * weights,
         },
         "accept": settings.accept,
-        "promise": choice.promise and {**choice.promise, "kept": models[0].against_float.loss <= acceptance.points},
+        "promise": promise and {**promise, "kept": models[0].against_float.loss <= promise["tolerance"]},
         "models": [model.record for model in models],
         "search": search,
     }

@@ -15,22 +15,32 @@ from numpy.typing import NDArray
 from caplet.acceptance import Acceptance
 from caplet.data import Splits
 from caplet.jobs.quantize.accept import Choice, Shipper
-from caplet.jobs.quantize.promise import Look, Promise, new_loss_limit, smallest_accepted
+from caplet.jobs.quantize.promise import Promise, new_loss_limit, smallest_accepted
 from caplet.progress import Note
+from caplet.quant.plan.formats import FormatSource
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import Widths
+from caplet.quant.reconstruct.reduce_bitwidths import reduce_bitwidths
 from caplet.quant.search.search import Candidate, Request, SearchResult
+from caplet.runs.records import Look
 
 Correct = NDArray[np.bool_]
-Narrowed = Callable[[QuantPlan], Sequence[QuantPlan]] | None
-"""Plans like one with smaller widths, the smallest first."""
+Search = Callable[[Request], SearchResult]
 TIGHTER = (0.5, 0.25, 0.0)
 """Fractions of the tolerance that further searches may lose on their own images, where fresh ones will ask for more."""
 LIKELY = 0.8
 """The first plan looked at should use at most this much of the tolerance: from there on, smaller ones cost no error."""
 RUNGS = 6
 """Plans on the ladder that are smaller than the first one looked at."""
+LUCK = 0.5
+"""Of the answers that a search's plan gains on the images of the search, the fraction that new ones may confirm."""
+FINER = 2 ** (1 / 3)
+"""Ratio of the total noises of neighbouring plans whose fits may be looked at."""
+QUIETER, LOUDER = 18, 6
+"""Such plans on either side of the noise that the search accepted."""
+STRIDE = 3
+"""From one plan to the next larger one that is looked at on the search's images: half of the noise."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +48,9 @@ class Rung:
     """A plan of the ladder.
 
     Attributes:
-        candidate: the plan, with its result on the search's images.
+        candidate: the plan, with its memory.
         found: the search.
-        changed: fraction of the answers that are right with one model only, there.
+        changed: fraction of the answers that are right with one model only, on the images of the search.
         loss: there, in percentage points.
         limit: what fresh images may be expected to say, in percentage points.
     """
@@ -56,28 +66,102 @@ class Rung:
         """The candidate's."""
         return self.candidate.plan
 
-    @property
-    def size(self) -> float:
-        """Weights and activations counted alike, as fractions of their size in float."""
-        memory = self.candidate.memory
-        return 1 / memory.weight_reduction + 1 / memory.activation_reduction
+
+def _size(candidate: Candidate) -> float:
+    """Weights and activations counted alike, as fractions of their size in float."""
+    return 1 / candidate.memory.weight_reduction + 1 / candidate.memory.activation_reduction
 
 
-def rung(candidate: Candidate, found: SearchResult, promise: Promise) -> Rung:
-    """A candidate of a search with what its images let expect of fresh ones."""
-    before, after = found.reference.correct_images, candidate.evaluation.correct_images
+def rung(candidate: Candidate, found: SearchResult, promise: Promise, integers: Correct | None = None) -> Rung:
+    """A plan with what the search's images let expect of fresh ones.
+
+    Args:
+        integers: images that its fitted integers classify correctly; None for the search's own result.
+    """
+    before = found.reference.correct_images
+    after, luck = (candidate.evaluation.correct_images, LUCK) if integers is None else (integers, 1.0)
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     n, fresh = len(before), len(promise.fresh.images)
-    expected = round(lost * fresh / n), round(min(gained, lost) / 2 * fresh / n)  # a search's gains are luck, in part
+    expected = round(lost * fresh / n), round(luck * min(gained, lost) * fresh / n)
     limit = new_loss_limit(fresh, *expected, promise.error)
     return Rung(candidate, found, (lost + gained) / n, 100 * (lost - gained) / n, limit)
 
 
-def search_to_the_promise(
-    search: Callable[[Request], SearchResult], request: Request, promise: Promise, note: Note
-) -> list[SearchResult]:
-    """Search, then again for less loss as long as fresh images will probably reject what was found."""
-    results = [search(request)]
+@dataclass(frozen=True)
+class Fits:
+    """Looks at the integers of fitted plans on the images of the search.
+
+    Fits take most of the noise out of weights, so those of a search are wider than they need be. Where the search knows
+    the plans of least memory for every noise, they are computed again with what a fit leaves.
+
+    Attributes:
+        lower: widths fall point by point, too, with formats from ``source``.
+    """
+
+    shipper: Shipper
+    source: FormatSource
+    request: Request
+    lower: bool
+    note: Note
+
+    def integers(self, candidate: Candidate, about: str) -> Correct | None:
+        """Which of the search's images the fitted integers have right; None where the hardware cannot run them."""
+        program, memory = self.shipper.program(candidate.plan, draft=True), candidate.memory
+        size = f"fitted, {about}: W {memory.weight_reduction:.2f}x, A {memory.activation_reduction:.2f}x"
+        if problem := self.shipper.misfit(program):
+            self.note(f"{size}: the plan does not run on {self.shipper.hardware.name}: {problem}")
+            return None
+        correct = self.shipper.hits(program, self.shipper.splits.calibration)
+        self.note(f"{size}: {int(correct.sum()):,} of {len(correct):,} correct")
+        return correct
+
+    def frontier(self, found: SearchResult) -> tuple[list[Candidate], int]:
+        """Plans of rising noise, each smaller than the one before, and which has the noise that the search accepted."""
+        if found.satisfied is None or found.frontier is None:
+            return [], 0
+        relief, plans, start = self.shipper.fitter.relief(found.satisfied.plan), list[QuantPlan](), 0
+        for step in range(-QUIETER, LOUDER + 1):
+            plan = found.frontier.plan(found.frontier.noise * FINER**step, relief)
+            if plan is not None and plan not in plans:
+                plans.append(plan)
+            start = start if step else max(0, len(plans) - 1)
+        return [_with(self.shipper, found.satisfied, plan) for plan in plans], start
+
+    def smallest(self, plans: Sequence[Candidate], start: int, keeps: Callable[[Correct], bool]) -> int | None:
+        """The last of plans, each smaller than the one before, in a row from the start whose integers are accepted.
+
+        Where those of the start are not, larger ones follow, each with half of the noise, up to the first that is.
+        """
+
+        def look(index: int) -> bool:
+            correct = self.integers(plans[index], f"plan {index + 1} of {len(plans)}")
+            return correct is not None and keeps(correct)
+
+        if not look(start):
+            return next((index for index in range(start - STRIDE, -1, -STRIDE) if look(index)), None)
+        while start + 1 < len(plans) and look(start + 1):
+            start += 1
+        return start
+
+    def lowered(self, base: Candidate, keeps: Callable[[Correct], bool]) -> list[Candidate]:
+        """The plan with lower widths, point by point, whose fitted integers are accepted; the largest first."""
+        accepted: list[Candidate] = []
+
+        def holds(plan: QuantPlan, about: str) -> bool:
+            candidate = _with(self.shipper, base, plan)
+            correct = self.integers(candidate, about)
+            if met := correct is not None and keeps(correct):
+                accepted.append(candidate)
+            return met
+
+        request, model = self.request, self.shipper.model
+        steps = reduce_bitwidths(model, base.plan, self.source, request.rule, holds, request.hardware)
+        self.shipper.fitter.steps.extend(steps)
+        return accepted
+
+
+def search_tighter(search: Search, results: list[SearchResult], promise: Promise, request: Request, note: Note) -> None:
+    """Search again for less loss as long as fresh images will probably reject what was found."""
     for fraction in TIGHTER:
         last = results[-1]
         if last.satisfied is None or rung(last.satisfied, last, promise).limit <= LIKELY * promise.tolerance:
@@ -88,7 +172,6 @@ def search_to_the_promise(
             f" probably lose more than {promise.tolerance:.2f} points: searching for at most {points:.2f} here"
         )
         results.append(search(replace(request, tolerance=points, relative=False)))
-    return results
 
 
 def ladder(results: Sequence[SearchResult], promise: Promise) -> tuple[list[Rung], int]:
@@ -98,11 +181,32 @@ def ladder(results: Sequence[SearchResult], promise: Promise) -> tuple[list[Rung
         for candidate in (found.satisfied, *found.fallbacks):
             if candidate is not None:
                 rungs.setdefault(candidate.plan.digest(), rung(candidate, found, promise))
-    ordered = sorted(rungs.values(), key=lambda one: one.size, reverse=True)
+    ordered = sorted(rungs.values(), key=lambda one: -_size(one.candidate))
     likely = [index for index, one in enumerate(ordered) if one.limit <= LIKELY * promise.tolerance]
     start = likely[-1] if likely else 0
     smaller = ordered[start + 1 :]
     return [*ordered[: start + 1], *_thinned(smaller)], start
+
+
+def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[list[Rung], int]:
+    """The same of plans to be fitted. The first one to look at should do by the search's images, with half a standard
+    error in reserve: a rejection there costs error, smaller plans do not."""
+
+    def keeps(correct: Correct) -> bool:
+        one = rung(found.best, found, promise, correct)
+        return one.limit + 50 * math.sqrt(one.changed / len(correct)) <= promise.tolerance
+
+    plans, at = fits.frontier(found)
+    if not plans:
+        plans = sorted(_proposed(found, fits.shipper), key=lambda one: -_size(one))
+        at = len(plans) - 1
+    start = fits.smallest(plans, at, keeps) if plans else None
+    if start is not None and fits.lower:
+        plans = [*plans[: start + 1], *fits.lowered(plans[start], keeps)]
+    if start is None:
+        start = 0
+    rungs = [rung(candidate, found, promise) for candidate in plans]
+    return [*rungs[: start + 1], *_thinned(rungs[start + 1 :])] if fits.lower else rungs, start
 
 
 def _thinned(smaller: Sequence[Rung]) -> list[Rung]:
@@ -112,30 +216,25 @@ def _thinned(smaller: Sequence[Rung]) -> list[Rung]:
 
 
 def as_promised(
-    shipper: Shipper,
-    results: Sequence[SearchResult],
-    promise: Promise,
-    narrowed: Narrowed,
-    note: Note,
-) -> Choice:
-    """The smallest plan that fresh images accept.
+    shipper: Shipper, search: Search, request: Request, promise: Promise, fits: Fits | None, note: Note
+) -> tuple[Choice, list[SearchResult]]:
+    """The smallest plan that fresh images accept, and all searches, the first one for the whole tolerance.
 
     Where none is within the budgets, and a search found one that ignores them, the reason says what that takes.
     """
-    rungs, start = ladder(results, promise)
-    if not rungs:
-        rungs = [rung(candidate, results[0], promise) for candidate in _proposed(results[0], shipper)]
-    elif narrowed is not None:
-        known = rungs[start]
-        smaller = [replace(known, candidate=_with(shipper, known.candidate, plan)) for plan in narrowed(known.plan)]
-        rungs = [*rungs[: start + 1], *_thinned(smaller[::-1])]
+    results = [search(request)]
+    if fits is None:
+        search_tighter(search, results, promise, request, note)
+        rungs, start = ladder(results, promise)
+    else:
+        rungs, start = fitted_ladder(fits, results[0], promise)
     looks: dict[int, Look] = {}
 
     def accepts(one: Rung, error: float) -> Look | None:
-        if problem := shipper.misfit(one.candidate):
+        program = shipper.program(one.plan)
+        if problem := shipper.misfit(program):
             note(f"the plan does not run on {shipper.hardware.name}: {problem}")
             return None
-        program = shipper.program(one.candidate)
         return promise.look(lambda images: shipper.hits(program, images), error, one.changed, one.loss)
 
     def accepted(index: int, error: float) -> bool:
@@ -148,10 +247,10 @@ def as_promised(
     record = {**promise.to_json(), "looks": [asdict(look) for look in looks.values()]}
     if index is not None:
         chosen, images = rungs[index], shipper.splits.calibration
-        correct = shipper.hits(shipper.program(chosen.candidate), images)
+        correct = shipper.hits(shipper.program(chosen.plan), images)
         record["expected"] = asdict(looks[index])
         reason = f"the smallest of {len(looks)} plans looked at on fresh images that keeps the tolerance"
-        return Choice(True, (("satisfied", chosen.candidate, correct),), chosen.found, reason, record)
+        return Choice(True, (("satisfied", chosen.candidate, correct),), chosen.found, reason, record), results
     first, reason = results[0], "no plan keeps the tolerance on fresh images"
     beyond = [rung(other, first, promise) for role, other in first.others if role == "accuracy"]
     for one in beyond:
@@ -160,17 +259,17 @@ def as_promised(
             needed = math.ceil(one.candidate.memory.weight_bits / 8)
             reason = f"no plan within the budget keeps the tolerance; {needed:,} bytes of weights probably do"
     reason = reason if first.met or beyond else first.reason
-    return Choice(False, _missing(shipper, first, shipper.splits), first, reason, record)
+    return Choice(False, _missing(shipper, first, shipper.splits), first, reason, record), results
 
 
-def as_measured(shipper: Shipper, request: Request, found: SearchResult, narrowed: Narrowed, note: Note) -> Choice:
+def as_measured(shipper: Shipper, request: Request, found: SearchResult, fits: Fits | None, note: Note) -> Choice:
     """Decide by the calibration images that the search saw.
 
     Where the fit of an accepted plan misses the target, the same plan is looked at with weights rounded to nearest.
     """
     splits = shipper.splits
     acceptance = Acceptance(found.reference.correct_images, request.tolerance, request.relative)
-    for candidate in _proposed(found, shipper):
+    for candidate in (*_fitted(fits, found, acceptance), *_proposed(found, shipper)):
         kept = _kept(shipper, candidate, acceptance, note)
         if kept is None and shipper.fitter.active and found.satisfied is not None:
             # With nearest rounding the search had accepted it.
@@ -180,14 +279,25 @@ def as_measured(shipper: Shipper, request: Request, found: SearchResult, narrowe
             if kept is None:
                 shipper.fitter.take_up(candidate.plan)
         if kept is not None:
-            if narrowed is not None:
-                candidate, kept = _smaller(shipper, candidate, kept, acceptance, narrowed, note)
             if warning := acceptance.warning(kept):
                 note(warning)
-            fitted = "the plan of the budget keeps the target once it is reconstructed"
-            return Choice(True, (("satisfied", candidate, kept),), found, found.reason if found.met else fitted)
+            reason = "the plan of the budget keeps the target once it is reconstructed"
+            return Choice(True, (("satisfied", candidate, kept),), found, found.reason if found.met else reason)
     missed = "the integers of every plan that the search accepted miss the target"
     return Choice(False, _missing(shipper, found, splits), found, missed if found.met else found.reason)
+
+
+def _fitted(fits: Fits | None, found: SearchResult, acceptance: Acceptance) -> list[Candidate]:
+    """Plans whose fitted integers keep the target on the search's images, the smallest first."""
+    if fits is None:
+        return []
+    plans, start = fits.frontier(found)
+    at = fits.smallest(plans, start, acceptance.accepts) if plans else None
+    accepted = [] if at is None else plans[: at + 1]
+    if fits.lower:
+        base = accepted[-1:] or list(_proposed(found, fits.shipper)[:1])
+        accepted += [lower for candidate in base for lower in fits.lowered(candidate, acceptance.accepts)]
+    return accepted[::-1]
 
 
 def _proposed(found: SearchResult, shipper: Shipper) -> tuple[Candidate, ...]:
@@ -199,16 +309,17 @@ def _proposed(found: SearchResult, shipper: Shipper) -> tuple[Candidate, ...]:
 def _missing(shipper: Shipper, found: SearchResult, splits: Splits) -> tuple[tuple[str, Candidate, Correct], ...]:
     """What ships where nothing keeps the target: what is as near as it gets."""
     roles = found.others or (("accuracy", found.best),)
-    return tuple((role, other, shipper.hits(shipper.program(other), splits.calibration)) for role, other in roles)
+    return tuple((role, other, shipper.hits(shipper.program(other.plan), splits.calibration)) for role, other in roles)
 
 
 def _kept(shipper: Shipper, candidate: Candidate, acceptance: Acceptance, note: Note) -> NDArray[np.bool_] | None:
     """Which calibration images the candidate's integers have right; None where it does not run or misses the target."""
-    problem = shipper.misfit(candidate)
+    program = shipper.program(candidate.plan)
+    problem = shipper.misfit(program)
     if problem is not None:
         note(f"the reconstructed plan does not run on {shipper.hardware.name}: {problem}")
         return None
-    hits = shipper.hits(shipper.program(candidate), shipper.splits.calibration)
+    hits = shipper.hits(program, shipper.splits.calibration)
     met = acceptance.accepts(hits)
     note(f"integers on the calibration split: {acceptance.describe(hits)}: {'accepted' if met else 'rejected'}")
     return hits if met else None
@@ -218,26 +329,3 @@ def _with(shipper: Shipper, candidate: Candidate, plan: QuantPlan) -> Candidate:
     """The candidate with another plan, whose result on the search's images is not known."""
     widths = Widths(tuple(plan.points), tuple(fmt.bits for fmt in plan.points.values()))
     return replace(candidate, widths=widths, plan=plan, memory=count_memory(shipper.model, plan).total)
-
-
-def _smaller(
-    shipper: Shipper,
-    candidate: Candidate,
-    kept: NDArray[np.bool_],
-    acceptance: Acceptance,
-    narrowed: Callable[[QuantPlan], Sequence[QuantPlan]],
-    note: Note,
-) -> tuple[Candidate, NDArray[np.bool_]]:
-    """The smallest narrowed candidate whose integers keep the target on all calibration images, else the candidate."""
-    for plan in narrowed(candidate.plan):
-        smaller = _with(shipper, candidate, plan)
-        problem = shipper.misfit(smaller)
-        if problem is not None:
-            note(f"a narrowed plan does not run on {shipper.hardware.name}: {problem}")
-            continue
-        hits = shipper.hits(shipper.program(smaller), shipper.splits.calibration)
-        met = acceptance.accepts(hits)
-        note(f"integers of a narrowed plan: {acceptance.describe(hits)}: {'accepted' if met else 'rejected'}")
-        if met:
-            return smaller, hits
-    return candidate, kept

@@ -1,30 +1,24 @@
-"""Reconstruction inside a quantization run: plans become fitted models, and widths fall further where asked."""
+"""Reconstruction inside a quantization run: plans become fitted models."""
 
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from caplet.acceptance import Acceptance
 from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
 from caplet.fixed import Rounding
-from caplet.jobs.run import correct_images
 from caplet.models.base import CapsNet
 from caplet.progress import Note
 from caplet.quant.choices import Part
-from caplet.quant.plan.formats import FormatSource
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
-from caplet.quant.reconstruct.reduce_bitwidths import WidthStep, reduce_bitwidths
+from caplet.quant.reconstruct.reduce_bitwidths import WidthStep
 from caplet.quant.reconstruct.settings import DEFAULT_IMAGES, ReconstructSettings
 from caplet.quant.search.search import Request
-from caplet.quant.simulate.fake_quant import fake_quantized
 
-REDUCTION_IMAGES = 2000
-"""Calibration images on which single lower widths are decided; the integers decide on all of them at the end."""
-_BATCH = 50
 _REPORTS = 8
 """Notes on the way through a part of many steps."""
 
@@ -45,6 +39,9 @@ def check_request(parts: tuple[Part, ...], request: Request) -> None:
 class Fitter:
     """Fits plans of one model and remembers the fits; without parts a plan's model is the float model itself.
 
+    Attributes:
+        steps: lower widths of single points that were looked at.
+
     Args:
         images: the calibration split.
         folder: of the run; keeps the last fit of every block.
@@ -57,7 +54,7 @@ class Fitter:
         self._model, self._images, self._parts, self._note = model, images, parts, note
         self._known: dict[QuantPlan, Reconstruction] = {}
         self._plain: set[QuantPlan] = set()
-        self._steps: list[WidthStep] = []
+        self.steps: list[WidthStep] = []
         self._fitter: Reconstructor | None = None
         if parts:
             self._chosen = images.evenly_spaced(DEFAULT_IMAGES).images
@@ -78,6 +75,22 @@ class Fitter:
             self._known[plan] = self._fitter.fit(plan)
         return self._known[plan]
 
+    @cached_property
+    def draft(self) -> Callable[[QuantPlan], Reconstruction]:
+        """Fits without the end-to-end part, which takes minutes: of the many plans that are looked at on the way."""
+        alone = tuple(part for part in self._parts if part is not Part.END_TO_END)
+        if alone == self._parts:
+            return self.fit
+        if not alone:
+            return lambda plan: Reconstruction(self._model, plan, ())
+        settings = self._settings.model_copy(update={"parts": alone})
+        return Reconstructor(self._model, self._chosen, settings).fit
+
+    def relief(self, plan: QuantPlan) -> dict[str, float]:
+        """By key of weights, the fraction of the squared error of a block's sums that the fit of ``plan`` leaves."""
+        blocks = self.draft(plan).blocks
+        return {f"{block.layer}.weight": min(1.0, block.after / block.before) for block in blocks if block.before > 0}
+
     def leave(self, plan: QuantPlan) -> None:
         """From now on the plan's model is the float model itself: its weights round to nearest."""
         self._plain.add(plan)
@@ -85,46 +98,6 @@ class Fitter:
     def take_up(self, plan: QuantPlan) -> None:
         """Undo :meth:`leave`."""
         self._plain.discard(plan)
-
-    def reduced(self, plan: QuantPlan, source: FormatSource, request: Request) -> tuple[QuantPlan, ...]:
-        """``plan`` with narrower widths whose fits keep the tolerance on the first calibration images, smallest first.
-
-        All calibration images may say otherwise: then the next larger plan is the one to look at.
-        """
-        fit = self._alone()
-        images = self._images.subset(range(min(REDUCTION_IMAGES, len(self._images))))
-
-        def measure(found: Reconstruction) -> int:
-            with fake_quantized(found.model, found.plan):
-                return int(correct_images(found.model, images, _BATCH).sum())
-
-        correct = correct_images(self._model, images, _BATCH)
-        needed = Acceptance(correct, request.tolerance, request.relative).needed()
-
-        def on_step(step: WidthStep) -> None:
-            found = f"{step.correct:,} correct, {step.needed:,} needed: {'accepted' if step.accepted else 'rejected'}"
-            self._note(f"lowering {step.key} to {step.bits} bits: {found}")
-
-        if measure(fit(plan)) < needed:
-            self._note(f"lower widths: the plan misses the tolerance on {len(images):,} images; its widths stay")
-            return ()
-        smaller, steps = reduce_bitwidths(
-            self._model, fit, plan, source, request.rule, measure, needed, request.hardware, on_step
-        )
-        if Part.END_TO_END not in self._parts:
-            self._known |= dict(smaller)
-        self._steps.extend(steps)
-        return tuple(plan for plan, _ in reversed(smaller))
-
-    def _alone(self) -> Callable[[QuantPlan], Reconstruction]:
-        """Fits without the end-to-end part, which takes minutes: lower widths are dozens of plans."""
-        alone = tuple(part for part in self._parts if part is not Part.END_TO_END)
-        if self._fitter is not None and alone == self._parts:
-            return self._fitter.fit
-        if not alone:
-            return lambda plan: Reconstruction(self._model, plan, ())
-        settings = self._settings.model_copy(update={"parts": alone})
-        return Reconstructor(self._model, self._chosen, settings).fit
 
     def _report(self, name: str, done: int, total: int) -> None:
         if done == total or done % math.ceil(total / _REPORTS) == 0:
@@ -138,5 +111,5 @@ class Fitter:
             "parts": [str(part) for part in self._parts],
             "left": plan in self._plain,
             "blocks": [asdict(block) for block in self.fit(plan).blocks],
-            "narrowing": [step.to_json() for step in self._steps],
+            "narrowing": [step.to_json() for step in self.steps],
         }

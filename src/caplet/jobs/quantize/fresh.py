@@ -26,29 +26,36 @@ class FreshImages:
         images: in an order of which every first part has the classes evenly.
         about: what they are, for messages, such as ``"training images"``.
         familiar: the network was trained on them: its answers change less than on new images.
+        held_out: fewer images that it was not trained on: less their standard error, the loss on these must be within
+            the tolerance, too.
     """
 
     images: ImageSet
     about: str
     familiar: bool = False
+    held_out: ImageSet | None = None
 
 
-def divide(model: CapsNet, splits: Splits, validation: str | None) -> tuple[Splits, FreshImages]:
+def divide(model: CapsNet, splits: Splits, validation: str | None, trained: bool = False) -> tuple[Splits, FreshImages]:
     """The splits with the calibration images that the search may see, and the images that decide.
 
-    A calibration split that was held out from training (a network trained by caplet says so) is divided. Otherwise the
-    search sees the calibration split, and all training images decide; with a calibration size that was asked for, no
-    images beyond it are taken, so the calibration split is divided again.
+    All training images decide. A calibration split that was held out from training (a network trained by caplet says
+    so) is divided: the part that the search does not see must agree. Otherwise the search sees the calibration split;
+    with a calibration size that was asked for, no images beyond it are taken, and that split is divided, too.
 
     Args:
         validation: a folder of new images; ``calibration`` or ``train`` for a split that the user knows to be new to
             the network; None where nothing is known beyond the model's file.
+        trained: the network will be trained further on the training images, so only others decide.
 
     Raises:
-        ConfigError: the test split is asked for. DataError: see :func:`caplet.data.validation.load_validation`.
+        ConfigError: the test split is asked for, or training images that are trained on.
+        DataError: see :func:`caplet.data.validation.load_validation`.
     """
     if validation == "test":
         raise ConfigError("validation: the test split is for the final report; give calibration, train or a folder")
+    if validation == "train" and trained:
+        raise ConfigError("validation: fine-tuning sees the training images; give calibration or a folder")
     if validation == "train":
         return splits, FreshImages(_even(splits.train), "training images new to the network")
     if validation not in (None, "calibration"):
@@ -58,15 +65,18 @@ def divide(model: CapsNet, splits: Splits, validation: str | None) -> tuple[Spli
         about = "validation images" if labelled else "unlabelled validation images"
         return splits, FreshImages(images, about)
     new = validation == "calibration" or held_out(model, splits)
-    if new or splits.info.get("calibration_size") is not None:
-        first = max(len(splits.train.classes), round(SEARCH_FRACTION * len(splits.calibration)))
-        search, rest = (splits.calibration.subset(part) for part in _cut(len(splits.calibration), first))
+    if not new and not trained and splits.info.get("calibration_size") is None:
+        searched = replace(splits, calibration=varied(splits.calibration))
+        return searched, FreshImages(varied(_even(splits.train)), "training images", familiar=True)
+    first = max(len(splits.train.classes), round(SEARCH_FRACTION * len(splits.calibration)))
+    search, rest = (splits.calibration.subset(part) for part in _cut(len(splits.calibration), first))
+    if trained:  # pruned networks' folders keep the ids and hashes of the search's images as they are
         about = "held-out calibration images" if new else "calibration images"
-        if new:
-            return replace(splits, calibration=search), FreshImages(rest, about)
-        return replace(splits, calibration=varied(search)), FreshImages(varied(rest), about, familiar=True)
-    searched = replace(splits, calibration=varied(splits.calibration))
-    return searched, FreshImages(varied(_even(splits.train)), "training images", familiar=True)
+        return replace(splits, calibration=search), FreshImages(rest if new else varied(rest), about, familiar=not new)
+    if new:
+        fresh = FreshImages(varied(_even(splits.train)), "training images", familiar=True, held_out=rest)
+        return replace(splits, calibration=search), fresh
+    return replace(splits, calibration=varied(search)), FreshImages(varied(rest), "calibration images", familiar=True)
 
 
 def _cut(n: int, first: int) -> tuple[range, range]:

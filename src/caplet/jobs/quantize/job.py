@@ -12,7 +12,7 @@ from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.jobs.quantize.accept import QuantizeResult, Shipper, check_ram, finish, footprint
-from caplet.jobs.quantize.choose import as_measured, as_promised, search_to_the_promise
+from caplet.jobs.quantize.choose import Fits, as_measured, as_promised
 from caplet.jobs.quantize.fitting import Fitter, check_request
 from caplet.jobs.quantize.fresh import divide
 from caplet.jobs.quantize.promise import Promise
@@ -123,6 +123,7 @@ def request_of(settings: QuantizeSettings) -> Request:
         settings.granularity,
         find_hardware(settings.hardware),
         settings.explore,
+        bool(settings.reconstruct),
     )
 
 
@@ -137,6 +138,8 @@ def quantize(
     engine: Engine | str = Engine.AUTO,
     note: Note = silent,
     progress: Progress | None = None,
+    promise: Promise | None = None,
+    reference: CapsNet | None = None,
 ) -> QuantizeResult:
     """Find a plan for ``model``, ship it as a ``.caplet`` file, and measure the shipped integers.
 
@@ -148,6 +151,8 @@ def quantize(
         engine: what runs the Program for the final accept and the report.
         note: called with one line of text at every decision.
         progress: called with (images done, images in all) during every measurement.
+        promise: decides instead of images that the settings name; the search then sees all of ``splits.calibration``.
+        reference: the network against which losses count in the end; None for ``model``.
 
     Raises:
         ModelError: NaN weights, images of another size, a layer without an integer form.
@@ -163,16 +168,13 @@ def quantize(
     if settings.narrow and not settings.reconstruct:
         raise ConfigError("quantize: narrow needs reconstruction; name its parts (--reconstruct bias,rounding)")
     resolved = {**settings.model_dump(mode="json"), "hardware": request.hardware.model_dump(mode="json")}
-    searched, fresh, error = splits, None, 1 - settings.confidence
-    if settings.accept == "confidence":
+    reference, searched, fresh, error = reference or model, splits, None, 1 - settings.confidence
+    if settings.accept == "confidence" and promise is None:
         searched, fresh = divide(model, splits, settings.validation)
         note(f"the search sees {len(searched.calibration):,} images, {len(fresh.images):,} {fresh.about} decide")
         Promise(fresh, partial(correct_images, model), request.tolerance, error)  # refuses too few images
-    elif settings.validation is not None:
-        raise ConfigError("quantize: validation images decide by a confidence; leave out --accept measured")
     with begin("quantize", out, splits, resolved, model, resume=resume, force=force) as run:
         began = time.perf_counter()
-        reference = model
         if settings.simplify_routing:
             asked, images = request, searched.calibration
             simpler = simplify_routing(model, images, asked.tolerance, relative=asked.relative, note=note)
@@ -197,23 +199,22 @@ def quantize(
             source = Tuner(model, calibration, searched.calibration.evenly_spaced(TUNING_IMAGES).images, tuned)
         warn_about(searched, request, evaluator, note)
         bench = Workbench(evaluator, source, partial(footprint, model), lambda step: note(describe_step(step)), noises)
-        promise = None
         if fresh is not None:  # of the whole loss, that of simpler routing in it
             points = request_of(settings).acceptance(evaluator.float_result()).points
             promise = Promise(fresh, partial(correct_images, reference), points, error, note)
         search = partial(method.run, bench)
-        results = [search(request)] if promise is None else search_to_the_promise(search, request, promise, note)
+        fitter = Fitter(model, searched.calibration, settings.reconstruct, run, note, settings.seed)
+        shipper = Shipper(run, model, reference, searched, engine, fitter, request.hardware)
+        fits = Fits(shipper, source, request, settings.narrow, note) if settings.reconstruct else None
+        if promise is None:
+            results = [search(request)]
+            choice = as_measured(shipper, request, results[0], fits, note)
+        else:
+            choice, results = as_promised(shipper, search, request, promise, fits, note)
         seconds = time.perf_counter() - began
         costs = full_passes(evaluator, calibrations, source, results)
         tighter = {"tighter": [found.record for found in results[1:]]} if results[1:] else {}
         write_record(run / SEARCH, {**results[0].record, **tighter, "full_passes": costs})
-        fitter = Fitter(model, searched.calibration, settings.reconstruct, run, note, settings.seed)
-        shipper = Shipper(run, model, reference, searched, engine, fitter, request.hardware)
-        narrowed = (lambda plan: fitter.reduced(plan, source, request)) if settings.narrow else None
-        if promise is None:
-            choice = as_measured(shipper, request, results[0], narrowed, note)
-        else:
-            choice = as_promised(shipper, results, promise, narrowed, note)
         spent = {
             "seconds": round(seconds, 1),
             "probes": evaluator.measured,

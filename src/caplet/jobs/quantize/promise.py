@@ -15,7 +15,8 @@ uses them for models; their use for width plans is caplet's.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
 from caplet.jobs.quantize.fresh import FreshImages
 from caplet.progress import Note, silent
+from caplet.runs.records import Look
 
 NEW_IMAGES = 10_000
 """A limit of the loss is for so many new images together."""
@@ -36,34 +38,6 @@ _RESERVE = 1.5  # images of a first look, relative to what should be enough
 _SEQUENCE_ERROR = 0.8  # of all error, what the first sequence may spend; the rest is for larger plans
 
 Correct = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Look:
-    """What fresh images say about a plan.
-
-    Attributes:
-        n: images looked at.
-        lost, gained: of these, only the float model, or only the plan, classifies correctly.
-        loss, limit: of accuracy, in percentage points: here, and the upper limit for :data:`NEW_IMAGES` new images.
-        error: probability of accepting a plan whose loss is above the tolerance.
-        accepted: whether the limit is within the tolerance.
-    """
-
-    n: int
-    lost: int
-    gained: int
-    loss: float
-    limit: float
-    error: float
-    accepted: bool
-
-    def __str__(self) -> str:
-        verdict = "accepted" if self.accepted else "rejected"
-        return (
-            f"{self.n:,} fresh images: {self.lost:,} lost, {self.gained:,} gained; loss {self.loss:+.2f} points,"
-            f" at most {self.limit:.2f} on new images: {verdict}"
-        )
 
 
 def new_loss_limit(n: int, lost: int, gained: int, error: float) -> float:
@@ -87,6 +61,17 @@ def smallest_tolerance(n: int, error: float) -> float:
     (0.066, 2.72)
     """
     return new_loss_limit(n, 0, 0, error)
+
+
+def check_tolerance(tolerance: float, n: int, error: float, about: str) -> None:
+    """Raise ConfigError where ``n`` images, ``about`` in words, could not show that any plan keeps a tolerance."""
+    least = smallest_tolerance(n, error)
+    if tolerance < least:
+        raise ConfigError(
+            f"{n:,} {about} cannot show a loss of at most {tolerance:g} points ({100 * (1 - error):g} % confidence):"
+            f" {math.ceil(100 * least) / 100:.2f} is the smallest tolerance they can; give more images"
+            " (--calibration-size, --validation), or decide by the images of the search (--accept measured)"
+        )
 
 
 def images_needed(changed: float, loss: float, tolerance: float, error: float) -> float:
@@ -130,14 +115,14 @@ class Promise:
     ) -> None:
         self.fresh, self.tolerance, self.error, self._note = fresh, tolerance, error, note
         self._reference, self._float = reference, np.zeros(0, dtype=bool)
-        least = smallest_tolerance(len(fresh.images), error)
-        if tolerance < least:
-            raise ConfigError(
-                f"{len(fresh.images):,} {fresh.about} cannot show a loss of at most {tolerance:g} points"
-                f" ({100 * (1 - error):g} % confidence): {math.ceil(100 * least) / 100:.2f} is the smallest tolerance"
-                " they can; give more images (--calibration-size, --validation), or decide by the images of the search"
-                " (--accept measured)"
-            )
+        self._held_out: Correct | None = None
+        check_tolerance(tolerance, len(fresh.images), error, fresh.about)
+
+    def with_error(self, error: float) -> "Promise":
+        """The same promise, to be kept with another error."""
+        other = copy(self)
+        other.error = error
+        return other
 
     def to_json(self) -> dict[str, Any]:
         """What is asked, and of which images: JSON values."""
@@ -155,6 +140,20 @@ class Promise:
             error: of the decision.
             changed, loss: what is expected, as for :func:`images_needed`; only the number of images depends on it.
         """
+        look = self._look(correct, error, changed, loss)
+        images = self.fresh.held_out
+        if not look.accepted or images is None:
+            return look
+        if self._held_out is None:
+            self._held_out = self._reference(images)
+        lost = self._held_out.astype(int) - correct(images)
+        loss, chance = 100 * float(lost.mean()), 100 * math.sqrt(np.abs(lost).sum()) / len(lost)
+        agree = loss - chance <= self.tolerance
+        verdict = "accepted" if agree else "rejected"
+        self._note(f"{len(images):,} held-out images: loss {loss:+.2f} points, give or take {chance:.2f}: {verdict}")
+        return replace(look, accepted=agree)
+
+    def _look(self, correct: Callable[[ImageSet], Correct], error: float, changed: float, loss: float) -> Look:
         total = len(self.fresh.images)
         needed = images_needed(changed, max(loss, 0.0), self.tolerance, _FIRST_ERROR * error)
         first = max(FIRST_IMAGES, math.ceil(_RESERVE * needed)) if math.isfinite(needed) else total
@@ -162,7 +161,7 @@ class Promise:
             return self._judge(correct(self._first(total)), error)
         answers = correct(self._first(first))
         look = self._judge(answers, _FIRST_ERROR * error)
-        if look.accepted or look.loss > self.tolerance:
+        if look.accepted or look.loss - (look.limit - look.loss) / 2 > self.tolerance:  # hopeless
             return look
         rest = correct(self.fresh.images.subset(range(first, total)))
         return self._judge(np.concatenate([answers, rest]), (1 - _FIRST_ERROR) * error)

@@ -2,23 +2,51 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
 from caplet.quant.choices import Granularity, Method, Part
 from caplet.quant.reconstruct.settings import parse_parts
 from caplet.settings import Bytes, Percent, Settings, option
 
 Scheme = Literal["nearest", "truncate", "stochastic", "all"]
-TARGET, BUDGETS, NUMBERS, FITTING, RUN = "Target", "Budgets", "Numbers", "Fitting", "Run"
+TARGET, BUDGETS, SEARCH, NUMBERS, FITTING, RUN = "Target", "Budgets", "Search", "Numbers", "Fitting", "Run"
 """Headings of the options."""
+_PARTS = "scales,per-channel,bias,rounding"
+_EFFORTS: dict[str, dict[str, Any]] = {
+    "quick": {},
+    "default": {"reconstruct": _PARTS},
+    "max": {"reconstruct": f"{_PARTS},end-to-end", "narrow": True},
+}
+"""What each effort adds to the search by integer linear programming, one width for each tensor."""
 
 
 def _parts(value: Any) -> Any:
     return parse_parts(value) if isinstance(value, str) else value
 
 
-class QuantizeSettings(Settings):
+class Accepting(Settings):
+    """On which images a result is accepted, and how sure that must be."""
+
+    accept: Literal["confidence", "measured"] = option("confidence", TARGET)
+    """confidence: images that the search has not seen must show that new ones lose at most the tolerance. measured:
+    decide by the loss on the very images that the search chose by, as papers do."""
+    confidence: float = option(0.95, TARGET, ge=0.5, lt=1)
+    """How sure that must be, one-sided (0.5 to 1)."""
+    validation: str | None = option(None, TARGET, examples=["new-images"])
+    """Images that the network was never trained on, to accept by: a folder (<class>/*, or unlabelled images), or
+    calibration or train where you know that the network has not seen that split."""
+
+    def check(self) -> None:
+        """Raise ValueError for validation images that nothing would look at."""
+        if self.accept == "measured" and self.validation is not None:
+            raise ValueError("validation images decide by a confidence; leave out --accept measured")
+
+
+class QuantizeSettings(Accepting):
     """Settings of a quantization run.
+
+    Without a ``method``, ``effort`` chooses it, the granularity and the fitting; each of these that is given stands.
+    With a ``method`` and no ``effort``, that search runs alone, as its source has it.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
@@ -26,22 +54,15 @@ class QuantizeSettings(Settings):
 
     where = "quantize"
 
-    method: Method = option(Method.QCAPSNETS, TARGET)
-    """The search: docs/qcapsnets.md, docs/progressive.md, docs/ilp.md."""
     tolerance: Percent = option(0.2, TARGET)
     """Accepted loss of accuracy, in percentage points."""
     relative: bool = option(False, TARGET)
     """The tolerance is in percent of the float accuracy, as in the paper of Q-CapsNets."""
-    accept: Literal["confidence", "measured"] = option("confidence", TARGET)
-    """confidence: images that the search has not seen must show that new ones lose at most the tolerance. measured:
-    decide by the loss on the very images that the search chose by, as papers do."""
-    confidence: float = option(0.95, TARGET, ge=0.5, lt=1)
-    """How sure that must be, one-sided (0.5 to 1)."""
-    validation: str | None = option(None, TARGET)
-    """Images that the network was never trained on, to accept by: a folder (<class>/*, or unlabelled images), or
-    calibration or train where you know that the network has not seen that split."""
     hardware: str = option("portable", TARGET)
     """What plans must run on: portable, mcu32, bytes, int8, or a .json file."""
+    effort: Literal["quick", "default", "max"] = option("default", TARGET)
+    """quick: a search; default: smaller plans are then fitted; max: end to end, too, and narrowed point by point (many
+    minutes more)."""
 
     budget: Bytes | None = option(None, BUDGETS)
     """Memory for all weights, e.g. 5MB. Default: a fifth of their size in 32-bit float for qcapsnets, else no limit."""
@@ -50,8 +71,16 @@ class QuantizeSettings(Settings):
     ram: Bytes | None = option(None, BUDGETS)
     """RAM of the device with all votes stored, e.g. 64KiB (progressive, ilp)."""
 
-    granularity: Granularity = option(Granularity.LAYER, NUMBERS)
-    """Which tensors share a width (progressive, ilp)."""
+    method: Method = option(Method.ILP, SEARCH)
+    """The search: docs/qcapsnets.md, docs/progressive.md, docs/ilp.md. One that is named runs alone, by layer, unless
+    --effort or the options of its own say otherwise."""
+    granularity: Granularity = option(Granularity.LAYER, SEARCH)
+    """Which tensors share a width (progressive, ilp); tensor where --effort chooses."""
+    explore: bool = option(True, SEARCH)
+    """ilp: also look for plans smaller than the budgets, or only propose the one of least noise within them."""
+    exact: bool = option(False, SEARCH)
+    """Decide on all calibration images and compute every stage anew: slow, for comparison."""
+
     rounding: Scheme = option("nearest", NUMBERS)
     """How values between two codes are resolved; all tries each scheme and keeps the smallest result."""
     log2_weights: bool = option(False, NUMBERS)
@@ -70,9 +99,17 @@ class QuantizeSettings(Settings):
     narrow: bool = option(False, FITTING)
     """Lower the widths of the accepted fit as far as the target allows."""
 
-    explore: bool = option(True, RUN)
-    """ilp: also look for plans smaller than the budgets, or only propose the one of least noise within them."""
-    exact: bool = option(False, RUN)
-    """Decide on all calibration images and compute every stage anew: slow, for comparison."""
     seed: int = option(0, RUN, ge=0, lt=1 << 32)
     """Of stochastic rounding."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_effort(cls, values: Any) -> Any:
+        """What the effort chooses, where nothing else is said."""
+        if not isinstance(values, dict) or ("method" in values and "effort" not in values):
+            return values
+        chosen = _EFFORTS.get(values.get("effort", "default"), {})
+        cannot = values.get("rounding", "nearest") != "nearest" or values.get("log2_weights")
+        if cannot or values.get("paper_formats") or not values.get("reconstruct", True):  # nothing is fitted
+            chosen = {}
+        return {"method": Method.ILP, "granularity": Granularity.TENSOR, **chosen, **values}

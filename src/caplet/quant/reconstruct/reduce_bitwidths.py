@@ -1,9 +1,7 @@
 """Narrower widths for a reconstructed model: what nearest rounding could not afford, fitted codes often can."""
 
-from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from caplet.fixed import Rounding
@@ -12,14 +10,10 @@ from caplet.nn.points import Role, Storage
 from caplet.quant.plan.formats import FormatRule, FormatSource, bits_of
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import Hardware
-from caplet.quant.reconstruct.reconstruct import Reconstruction
 
 LEAST_FRACTION = 0.01
 """Points with fewer than this fraction of all elements of their storage keep their widths: they save little."""
 LEAST = 2
-
-Measure = Callable[[Reconstruction], int]
-"""How many calibration images a fitted model classifies correctly."""
 
 
 @dataclass(frozen=True)
@@ -29,62 +23,49 @@ class WidthStep:
     Attributes:
         key: the point.
         bits: the lower width.
-        correct, needed: images.
         accepted: whether the width stays.
     """
 
     key: str
     bits: int
-    correct: int
-    needed: int
     accepted: bool
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, under the names that records have."""
-        data = dict(vars(self))
-        return {**data, "kept": data.pop("accepted")}
+        return {"key": self.key, "bits": self.bits, "kept": self.accepted}
 
 
 def reduce_bitwidths(
     model: CapsNet,
-    fit: Callable[[QuantPlan], Reconstruction],
     plan: QuantPlan,
     source: FormatSource,
     rule: FormatRule,
-    measure: Measure,
-    needed: int,
+    keeps: Callable[[QuantPlan, str], bool],
     hardware: Hardware,
-    on_step: Callable[[WidthStep], None] = lambda step: None,
-) -> tuple[tuple[tuple[QuantPlan, Reconstruction], ...], tuple[WidthStep, ...]]:
+) -> tuple[WidthStep, ...]:
     """Lower widths point by point, the one with most bits first, weights before computed tensors.
 
-    The narrowest width that keeps the target is found by bisection, all other widths as they are by then.
+    Each point's width falls in growing strides as long as the fit of the plan keeps the target, all other widths as
+    they are by then; behind a rejection the strides begin anew.
 
     Args:
-        fit: the model for a plan.
-        plan: as given to ``fit`` (without the exponents that it chooses); its fit keeps the target.
+        plan: its fit keeps the target.
         source, rule: choose the format of a point at a new width.
-        needed: images that ``measure`` must count.
+        keeps: ``keeps(plan, about)``: whether the fit of a smaller plan keeps the target.
         hardware: its widths are evaluated; where it has only whole containers, those.
 
     Returns:
-        Every plan that keeps the target with its fit, each smaller than the one before; and every width that was
-        evaluated.
+        Every width that was evaluated.
     """
     specs = model.points()
     steps: list[WidthStep] = []
-    smaller: list[tuple[QuantPlan, Reconstruction]] = []
 
-    def keeps(key: str, bits: int) -> bool:
+    def lowered(key: str, bits: int) -> bool:
         nonlocal plan
         lower = plan.with_formats({key: source.format(key, bits, rule, Rounding.NEAREST)})
-        fitted = fit(lower)
-        correct = measure(fitted)
-        steps.append(WidthStep(key, bits, correct, needed, correct >= needed))
-        on_step(steps[-1])
+        steps.append(WidthStep(key, bits, keeps(lower, f"{key} at {bits} bits")))
         if steps[-1].accepted:
             plan = lower
-            smaller.append((lower, fitted))
         return steps[-1].accepted
 
     for storage in (Storage.FLASH, Storage.RAM):
@@ -100,5 +81,11 @@ def reduce_bitwidths(
             containers = hardware.containers(specs[key])
             widths = containers if hardware.only_containers else range(1, containers[-1] + 1)
             offered = [bits for bits in widths if bits_of(specs[key], LEAST, rule) <= bits < plan.points[key].bits]
-            bisect_left(offered, True, key=partial(keeps, key))
-    return tuple(smaller), tuple(steps)
+            stride = 1
+            while offered:  # the widest last
+                stride = min(stride, len(offered))
+                if lowered(key, offered[-stride]):
+                    offered, stride = offered[:-stride], 2 * stride
+                else:
+                    offered, stride = offered[len(offered) - stride + 1 :], 1
+    return tuple(steps)

@@ -11,7 +11,7 @@ tensors of capsule networks, the noise measure and the repair are caplet's.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -20,10 +20,11 @@ from caplet.fixed import Rounding
 from caplet.fixed.format import MAX_BITS
 from caplet.nn.points import Storage
 from caplet.quant.choices import Method
+from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import Widths, unit_bits
 from caplet.quant.search.allocate import Measure, SumLimit, UnitChoice, allocate
 from caplet.quant.search.progressive import UnitSensitivity, longest_run
-from caplet.quant.search.search import Candidate, PlanSearch, Request, SearchResult, Workbench, run_each
+from caplet.quant.search.search import Candidate, Frontier, PlanSearch, Request, SearchResult, Workbench, run_each
 
 MEASURED_WIDTH = 8
 """Wider widths are not measured: their noise is a quarter per bit, as of a uniform error."""
@@ -138,6 +139,7 @@ class IlpSearch(PlanSearch):
         super().__init__(bench, request, rounding)
         self.sensitivity = UnitSensitivity(bench, request, rounding, self.units)
         firsts = [unit.at_most(FIRST_WIDTH) for unit in self.units]
+        self.relief: Mapping[str, float] = {}
         self.noises = [{width: self.sensitivity.noise(index, width)} for index, width in enumerate(firsts)]
         self.menu = [self._choices(index) for index in range(len(self.units))]
         self.weights = sum(unit.elements for unit in self.units if unit.storage is Storage.FLASH)
@@ -162,7 +164,7 @@ class IlpSearch(PlanSearch):
             return self._result(reason)
         if not self.request.explore:
             return self._result("the plan of least noise within the budgets keeps the target")
-        for trade_off in TRADE_OFFS:
+        for trade_off in TRADE_OFFS[:1] if self.request.fitted else TRADE_OFFS:
             self._explore(trade_off, math.fsum(map(_noise, quietest)))
         return self._result("the smallest evaluated plan, weights and activations counted alike, within all limits")
 
@@ -171,8 +173,10 @@ class IlpSearch(PlanSearch):
         unit, specs = self.units[index], self.specs
         choices: list[UnitChoice] = []
         noise = math.inf
+        known = [self.relief[key] for key in unit.points if key in self.relief]
+        relief = math.fsum(known) / len(known) if known else 1.0
         for width in unit.widths:
-            noise = min(noise, noise_at(self.noises[index], width))
+            noise = min(noise, relief * noise_at(self.noises[index], width))
             bits = unit_bits(specs, unit, width, self.request.rule)
             flash = unit.storage is Storage.FLASH
             choices.append(UnitChoice(index, width, noise, bits if flash else 0, 0 if flash else bits))
@@ -221,7 +225,7 @@ class IlpSearch(PlanSearch):
 
         count = longest_run(len(levels), holds)
         beyond = plan(count + 1) if count < len(levels) else None
-        if beyond is not None:
+        if beyond is not None and not self.request.fitted:
             self._repair(trade_off, beyond)
 
     def _repair(self, trade_off: float, widths: Widths) -> None:
@@ -255,6 +259,13 @@ class IlpSearch(PlanSearch):
                 relief = choices[at].noise - choices[at + 1].noise
                 options.append((relief >= enough, relief / more if more > 0 else math.inf, index, choices[at + 1]))
         return max(options, key=lambda option: option[:3])[3] if options else None
+
+    def within(self, noise: float, relief: Mapping[str, float]) -> QuantPlan | None:
+        """See :class:`caplet.quant.search.search.Frontier`; weights and activations count alike."""
+        self.relief = relief
+        self.menu = [self._choices(index) for index in range(len(self.units))]
+        chosen = self._solve(self._goal(0.5), [SumLimit(_noise, noise)])
+        return None if chosen is None else self.plan(self._widths(chosen))
 
     def _goal(self, trade_off: float) -> Measure:
         """The memory to keep small: fractions of the 32-bit float size, weighed."""
@@ -338,4 +349,7 @@ class IlpSearch(PlanSearch):
             others = [("memory" if limited else "accuracy", nearest)]
         front = [point.to_json(self.reference.correct) for point in pareto_front(self.front)]
         satisfied = kept[0] if kept else None
-        return self.result(Method.ILP, satisfied, reason, kept[1:], others, self.sensitivity.cost, {"front": front})
+        found = self.result(Method.ILP, satisfied, reason, kept[1:], others, self.sensitivity.cost, {"front": front})
+        if satisfied is None or not self.request.explore:
+            return found
+        return replace(found, frontier=Frontier(self.predicted(satisfied.widths), self.within))

@@ -37,6 +37,7 @@ class Request:
         granularity: which points share a width, where the method has a choice.
         hardware: what plans must run on.
         explore: whether a method that can fill given budgets (ilp) looks for smaller plans too.
+        fitted: plans will be fitted, so a method that knows them all (ilp) only finds the noise that the target bears.
 
     Raises:
         ConfigError: a negative, infinite or NaN tolerance; a budget that is not above 0; no scheme, or one twice.
@@ -53,6 +54,7 @@ class Request:
     granularity: Granularity = Granularity.LAYER
     hardware: Hardware = HARDWARE["portable"]
     explore: bool = True
+    fitted: bool = False
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.tolerance) or self.tolerance < 0:
@@ -157,6 +159,20 @@ class Workbench:
 
 
 @dataclass(frozen=True)
+class Frontier:
+    """The plans of least memory for every total noise, where a method knows them.
+
+    Attributes:
+        noise: predicted for the satisfied plan, in the method's own unit.
+        plan: ``plan(noise, relief)`` is the smallest plan within the budgets of at most this noise, where fits leave
+            the fraction ``relief[key]`` of the noise of the weights ``key``; None where there is none.
+    """
+
+    noise: float
+    plan: Callable[[float, Mapping[str, float]], QuantPlan | None]
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """The outcome of a search, by any method.
 
@@ -172,6 +188,7 @@ class SearchResult:
         reason: one sentence on the outcome: what was found, or what binds.
         cost: full passes spent outside the evaluator (sensitivities).
         record: the search's whole story as JSON values.
+        frontier: where plans to fit come from; None where the method knows none, or nothing is satisfied.
     """
 
     method: Method
@@ -184,6 +201,7 @@ class SearchResult:
     reason: str
     cost: float
     record: dict[str, Any]
+    frontier: Frontier | None = None
 
     @property
     def met(self) -> bool:
