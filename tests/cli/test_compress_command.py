@@ -159,7 +159,7 @@ def test_unknown_settings_are_named(caplet: Caplet, tmp_path: Path, text: str, m
 @pytest.mark.slow
 def test_limits_out_of_reach_are_told(caplet: Caplet, settings: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    options = ("--max-drop", 1, "--flash", "15KB", "--macs", 30000)
+    options = ("--accept", "measured", "--max-drop", 1, "--flash", "15KB", "--macs", 30000)
     done = caplet("compress", "--settings", settings, "--out", out, *options, "--quiet", "--json")
     assert done.code == 5
     found = done.json()

@@ -11,6 +11,8 @@ from caplet.cli.output import bar, console, going_on, kilobytes, note, percent, 
 from caplet.cli.shared import RunOptions
 from caplet.errors import TargetNotMet
 from caplet.jobs.compress.settings import CompressSettings
+from caplet.runs.folder import typed
+from caplet.runs.records import PromiseMetrics
 from caplet.settings import Few, Settings, option
 
 if TYPE_CHECKING:
@@ -155,7 +157,11 @@ def _compress(
 
 def _verdict(metrics: dict[str, Any]) -> Iterator[str]:
     """Every limit, every engine, and every speed, a line each."""
-    names = {"max_drop": "loss on calibration images (pp)", "flash": "flash", "ram": "RAM", "macs": "MACs"}
+    promise = metrics["promise"]
+    if promise is not None:
+        yield typed(PromiseMetrics, promise, "the promise").verdict(metrics["compressed"]["paired"]["loss"])
+    loss = "loss on calibration images (pp)" if promise is None else "loss on new images (pp), at most"
+    names = {"max_drop": loss, "flash": "flash", "ram": "RAM", "macs": "MACs"}
     for name, limit in metrics["limits"].items():
         found = f"{limit['found']:+.2f}" if name == "max_drop" else f"{limit['found']:,}"
         kept = "missed" if name in metrics["missed"] else "kept"
