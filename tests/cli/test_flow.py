@@ -40,6 +40,8 @@ def quantize(model: Path, out: Path, *more: object) -> tuple[object, ...]:
     return (
         "quantize",
         model / "model.safetensors",
+        "--method",
+        "qcapsnets",
         "--calibration-size",
         120,
         "--tolerance",
@@ -95,12 +97,26 @@ def test_quantize_prints_one_object_and_leaves_a_run(
     assert found["folder"] == str(tmp_path / "run")
     assert found["met"] is True
     assert [model["role"] for model in found["models"]] == ["satisfied"]
-    assert "step quietest:" in done.err
+    assert "step 1:" in done.err
     shipped = found["models"][0]
     assert shipped["file_bytes"] == (tmp_path / "run" / "model_satisfied.caplet").stat().st_size
     assert shipped["test"]["n"] == shipped["paired"]["n"] == 359
     assert shipped["weight_reduction"] > 5
     check_equal_quantization(quantized, tmp_path / "run")
+
+
+def test_without_a_method_smaller_plans_are_fitted(caplet: Caplet, trained: Path, tmp_path: Path) -> None:
+    options = ("--calibration-size", 120, *MEASURED, "--json")
+    done = caplet("quantize", trained / "model.safetensors", "--out", tmp_path / "run", *options)
+    assert done.code == 0
+    found = done.json()
+    assert (found["method"], found["met"]) == ("ilp", True)
+    assert found["models"][0]["reconstruction"]["parts"] == ["scales", "per-channel", "bias", "rounding"]
+    assert "fitted, plan " in done.err
+    assert found["models"][0]["on_calibration"]["accepted"]
+    done = caplet("quantize", trained / "model.safetensors", "--out", tmp_path / "quick", "--effort", "quick", *options)
+    assert done.json()["models"][0]["reconstruction"] is None
+    assert done.json()["models"][0]["weight_reduction"] < found["models"][0]["weight_reduction"]
 
 
 def test_without_json_there_is_a_table(caplet: Caplet, trained: Path, tmp_path: Path) -> None:
@@ -239,9 +255,11 @@ def test_the_split_that_a_network_never_saw_is_known_from_its_file(
 ) -> None:
     size = record(trained, "splits.json")["calibration"]["count"]
     same = caplet(
-        "quantize", trained / "model.safetensors", "--calibration-size", size, "--tolerance", 20, "--out", tmp_path
+        *("quantize", trained / "model.safetensors", "--effort", "quick"),
+        *("--calibration-size", size, "--tolerance", 20, "--out", tmp_path),
     )
-    assert f"{size - round(0.4 * size)} held-out calibration images decide" in same.err, same.err
+    assert f"training images decide, and {size - round(0.4 * size)} held-out ones must agree" in same.err, same.err
+    assert "held-out images: loss " in same.err
 
 
 def test_without_early_decisions_every_image_is_seen(

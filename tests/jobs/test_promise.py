@@ -98,6 +98,17 @@ def test_a_look_takes_more_images_only_while_the_answer_is_open() -> None:
     assert promise.look(found.plan(0.02, 0.015), 0.05, changed=0.002).n == 30_000
 
 
+@pytest.mark.parametrize(("rate", "accepted"), [(0.0, True), (0.005, True), (0.02, False)])
+def test_held_out_images_must_agree(rate: float, accepted: bool) -> None:
+    """A plan that loses nothing on images that the network knows, and much on others, is no good plan."""
+    known, new = numbered(10_000), numbered(13_000).images.subset(range(10_000, 13_000))
+    losing = np.zeros(13_000, dtype=bool)
+    losing[10_000 : 10_000 + round(3000 * rate)] = True
+    fresh = FreshImages(known.images, "training images", familiar=True, held_out=new)
+    promise = Promise(fresh, lambda images: np.ones(len(images), dtype=bool), 0.5)
+    assert promise.look(lambda images: ~losing[images.ids.numpy()], 0.05).accepted == accepted
+
+
 def test_a_tolerance_that_the_images_cannot_show_is_refused_with_the_smallest_that_they_can() -> None:
     with pytest.raises(ConfigError, match=r"100 calibration images cannot show .* 2\.72 is the smallest"):
         Promise(numbered(100), lambda images: np.ones(len(images), dtype=bool), 0.2)

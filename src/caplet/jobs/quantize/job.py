@@ -171,7 +171,9 @@ def quantize(
     reference, searched, fresh, error = reference or model, splits, None, 1 - settings.confidence
     if settings.accept == "confidence" and promise is None:
         searched, fresh = divide(model, splits, settings.validation)
-        note(f"the search sees {len(searched.calibration):,} images, {len(fresh.images):,} {fresh.about} decide")
+        agree = "" if fresh.held_out is None else f", and {len(fresh.held_out):,} held-out ones must agree"
+        seen = len(searched.calibration)
+        note(f"the search sees {seen:,} images, {len(fresh.images):,} {fresh.about} decide{agree}")
         Promise(fresh, partial(correct_images, model), request.tolerance, error)  # refuses too few images
     with begin("quantize", out, splits, resolved, model, resume=resume, force=force) as run:
         began = time.perf_counter()
