@@ -37,8 +37,8 @@ LUCK = 0.5
 """Of the answers that a search's plan gains on the images of the search, the fraction that new ones may confirm."""
 FINER = 2 ** (1 / 3)
 """Ratio of the total noises of neighbouring plans whose fits may be looked at."""
-QUIETER, LOUDER = 18, 6
-"""Such plans on either side of the noise that the search accepted."""
+STEPS = (*range(-48, -18, 6), *range(-18, 7))
+"""Such plans, from the noise that the search accepted: quieter ones, by and by with a quarter each, and louder ones."""
 STRIDE = 3
 """From one plan to the next larger one that is looked at on the search's images: half of the noise."""
 
@@ -120,7 +120,7 @@ class Fits:
         if found.satisfied is None or found.frontier is None:
             return [], 0
         relief, plans, start = self.shipper.fitter.relief(found.satisfied.plan), list[QuantPlan](), 0
-        for step in range(-QUIETER, LOUDER + 1):
+        for step in STEPS:
             plan = found.frontier.plan(found.frontier.noise * FINER**step, relief)
             if plan is not None and plan not in plans:
                 plans.append(plan)
