@@ -11,8 +11,6 @@ from caplet.cli.output import bar, console, going_on, kilobytes, note, percent, 
 from caplet.cli.shared import RunOptions
 from caplet.errors import TargetNotMet
 from caplet.jobs.compress.settings import CompressSettings
-from caplet.runs.folder import typed
-from caplet.runs.records import PromiseMetrics
 from caplet.settings import Few, Settings, option
 
 if TYPE_CHECKING:
@@ -149,7 +147,7 @@ def _compress(
     ]
     title = f"Float against the result: {after['paired']['n']:,} test images, 95 % intervals"
     show_table(("model", "accuracy (%)", "loss (pp)", "bytes", "MACs"), rows, title)
-    for line in _verdict(metrics):
+    for line in (*filter(None, [result.verdict]), *_verdict(metrics)):
         console().print(line)
     console().print(f"{after['times_smaller']:.1f}x fewer bytes; see {result.report}")
     return result
@@ -157,10 +155,7 @@ def _compress(
 
 def _verdict(metrics: dict[str, Any]) -> Iterator[str]:
     """Every limit, every engine, and every speed, a line each."""
-    promise = metrics["promise"]
-    if promise is not None:
-        yield typed(PromiseMetrics, promise, "the promise").verdict(metrics["compressed"]["paired"]["loss"])
-    loss = "loss on calibration images (pp)" if promise is None else "loss on new images (pp), at most"
+    loss = "loss on calibration images (pp)" if metrics["promise"] is None else "loss on new images (pp), at most"
     names = {"max_drop": loss, "flash": "flash", "ram": "RAM", "macs": "MACs"}
     for name, limit in metrics["limits"].items():
         found = f"{limit['found']:+.2f}" if name == "max_drop" else f"{limit['found']:,}"

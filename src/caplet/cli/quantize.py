@@ -7,8 +7,6 @@ from caplet.cli.output import bar, console, kilobytes, note, percent, points, pr
 from caplet.cli.shared import DataOptions, Engine, FloatModel, ImportOptions, RunOptions, origin
 from caplet.errors import TargetNotMet
 from caplet.jobs.quantize.settings import QuantizeSettings
-from caplet.runs.folder import typed
-from caplet.runs.records import PromiseMetrics
 
 if TYPE_CHECKING:
     from caplet.api import QuantizeResult
@@ -73,9 +71,8 @@ def _show(result: "QuantizeResult") -> None:
         )
         out.print(f"{shipped.role}: {shipped.path}")
         out.print(f"  bits of weights/activations/routing: {widths}")
-    if promise := metrics["promise"]:
-        verdict = typed(PromiseMetrics, promise, "the promise")
-        out.print(verdict.verdict(result.models[0].against_float.loss))
+    if result.verdict is not None:
+        out.print(result.verdict)
     search = metrics["search"]
     out.print(
         f"{metrics['reason']}; {search['probes']} probes, {search['full_passes']:.1f} full passes of"

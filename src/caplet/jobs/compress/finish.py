@@ -28,8 +28,8 @@ from caplet.program.c.emit import EmitSettings, Export
 from caplet.program.interpreter import RunResult, run
 from caplet.quant.choices import SensitivitySettings
 from caplet.runs.finished import COMPRESSED
-from caplet.runs.folder import METRICS, read_record, write_record
-from caplet.runs.records import TRACE, VERIFIED, SpeedMetrics, VerifyRecord
+from caplet.runs.folder import METRICS, read_record, typed, write_record
+from caplet.runs.records import TRACE, VERIFIED, PromiseMetrics, SpeedMetrics, VerifyRecord
 from caplet.runs.shipped import record_verified
 from caplet.runtime.engine import Engine
 from caplet.train.finetune import weights_digest
@@ -67,6 +67,16 @@ class CompressedModel:
     def export_c(self, folder: str | Path, settings: EmitSettings | None = None) -> Export:
         """Write C99 sources to a new folder; see :func:`caplet.jobs.export.export_c`."""
         return export_c(self.program, folder, settings)
+
+    @property
+    def verdict(self) -> str | None:
+        """Asked, expected on new images, measured, kept or not, in a sentence; None where nothing was promised."""
+        promise = self.metrics["promise"]
+        return (
+            None
+            if promise is None
+            else typed(PromiseMetrics, promise, "the promise").verdict(self.metrics["compressed"]["paired"]["loss"])
+        )
 
     @property
     def report(self) -> Path:
