@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from caplet.errors import ModelError
+from caplet.quant.plan.plan import QuantPlan
 
 _SLACK = 1e-9  # relative: sums of floats in another order
 _MARGIN = 2e-6  # relative: twice the solver's feasibility tolerance
@@ -122,3 +123,17 @@ def _mute() -> Iterator[None]:
         os.dup2(original, 1)
         os.close(original)
         os.close(sink)
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The plans of least memory for every total noise, where a method knows them.
+
+    Attributes:
+        noise: predicted for the satisfied plan, in the method's own unit.
+        plan: ``plan(noise, relief)`` is the smallest plan within the budgets of at most this noise, where fits leave
+            the fraction ``relief[key]`` of the noise of the weights ``key``; None where there is none.
+    """
+
+    noise: float
+    plan: Callable[[float, Mapping[str, float]], QuantPlan | None]

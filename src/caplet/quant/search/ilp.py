@@ -22,9 +22,9 @@ from caplet.nn.points import Storage
 from caplet.quant.choices import Method
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import Widths, unit_bits
-from caplet.quant.search.allocate import Measure, SumLimit, UnitChoice, allocate
+from caplet.quant.search.allocate import Frontier, Measure, SumLimit, UnitChoice, allocate
 from caplet.quant.search.progressive import UnitSensitivity, longest_run
-from caplet.quant.search.search import Candidate, Frontier, PlanSearch, Request, SearchResult, Workbench, run_each
+from caplet.quant.search.search import Candidate, PlanSearch, Request, SearchResult, Workbench, run_each
 
 MEASURED_WIDTH = 8
 """Wider widths are not measured: their noise is a quarter per bit, as of a uniform error."""
@@ -261,7 +261,7 @@ class IlpSearch(PlanSearch):
         return max(options, key=lambda option: option[:3])[3] if options else None
 
     def within(self, noise: float, relief: Mapping[str, float]) -> QuantPlan | None:
-        """See :class:`caplet.quant.search.search.Frontier`; weights and activations count alike."""
+        """See :class:`caplet.quant.search.allocate.Frontier`; weights and activations count alike."""
         self.relief = relief
         self.menu = [self._choices(index) for index in range(len(self.units))]
         chosen = self._solve(self._goal(0.5), [SumLimit(_noise, noise)])

@@ -20,6 +20,7 @@ from caplet.quant.plan.memory import MemoryRow
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import HARDWARE, Footprint, FootprintOf, Hardware, fit_shifts
 from caplet.quant.plan.units import Unit, Widths, make_plan, make_units, width_memory
+from caplet.quant.search.allocate import Frontier
 
 
 @dataclass(frozen=True)
@@ -156,20 +157,6 @@ class Workbench:
     on_step: Callable[[Step], None] = lambda step: None
     cache: MeasurementCache | None = None
     sensitivity_images: int = 64
-
-
-@dataclass(frozen=True)
-class Frontier:
-    """The plans of least memory for every total noise, where a method knows them.
-
-    Attributes:
-        noise: predicted for the satisfied plan, in the method's own unit.
-        plan: ``plan(noise, relief)`` is the smallest plan within the budgets of at most this noise, where fits leave
-            the fraction ``relief[key]`` of the noise of the weights ``key``; None where there is none.
-    """
-
-    noise: float
-    plan: Callable[[float, Mapping[str, float]], QuantPlan | None]
 
 
 @dataclass(frozen=True)
