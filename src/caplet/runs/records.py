@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from caplet.metrics import Accuracy, Paired
+from caplet.runs.promised import PromiseMetrics
 from caplet.runs.stages import Done
 
 PREDICTIONS, FLIPS, DETAILS = "predictions.json", "flips.json", "details.json"
@@ -202,63 +203,6 @@ class ShippedMetrics:
     calibration: Accuracy
     test: Accuracy
     paired: Paired
-
-
-@dataclass(frozen=True)
-class Look:
-    """What fresh images say about a plan.
-
-    Attributes:
-        n: images looked at.
-        lost, gained: of these, only the float model, or only the plan, classifies correctly.
-        loss, limit: of accuracy, in percentage points: here, and its upper limit for new images.
-        error: probability of accepting a plan whose loss is above the tolerance.
-        accepted: whether the limit is within the tolerance.
-    """
-
-    n: int
-    lost: int
-    gained: int
-    loss: float
-    limit: float
-    error: float
-    accepted: bool
-
-    def __str__(self) -> str:
-        verdict = "accepted" if self.accepted else "rejected"
-        return (
-            f"{self.n:,} fresh images: {self.lost:,} lost, {self.gained:,} gained; loss {self.loss:+.2f} points,"
-            f" at most {self.limit:.2f} on new images: {verdict}"
-        )
-
-
-@dataclass(frozen=True)
-class FreshRecord:
-    """The images that decide; the network was trained on ``familiar`` ones."""
-
-    about: str
-    available: int
-    familiar: bool
-
-
-@dataclass(frozen=True)
-class PromiseMetrics:
-    """A tolerance that was promised for new images: what to expect of them, and whether the test split kept it."""
-
-    tolerance: float
-    confidence: float
-    images: FreshRecord
-    kept: bool
-    expected: Look | None = None
-
-    def verdict(self, test: float) -> str:
-        """Asked, expected, measured on the test split (a loss of ``test`` points), kept or not."""
-        asked = f"asked: a loss of at most {self.tolerance:.2f} points"
-        kept = f"measured on the test split: {test:+.2f}: {'kept' if self.kept else 'not kept'}"
-        if (found := self.expected) is None:
-            return f"{asked}; no network was accepted; {kept}"
-        images = f"{found.n:,} {self.images.about}"
-        return f"{asked}; expected on new images: {found.loss:+.2f}, at most {found.limit:.2f} ({images}); {kept}"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import uniform_plan
 from caplet.runs.folder import METRICS, read_record
-from caplet.runs.records import Look, Pruned, QuantizeMetrics
+from caplet.runs.promised import Look
+from caplet.runs.records import Pruned, QuantizeMetrics
 from caplet.runs.stages import Done
 from caplet.train.finetune import weights_digest
 

@@ -29,7 +29,8 @@ from caplet.program.interpreter import RunResult, run
 from caplet.quant.choices import SensitivitySettings
 from caplet.runs.finished import COMPRESSED
 from caplet.runs.folder import METRICS, read_record, typed, write_record
-from caplet.runs.records import TRACE, VERIFIED, PromiseMetrics, SpeedMetrics, VerifyRecord
+from caplet.runs.promised import PromiseMetrics
+from caplet.runs.records import TRACE, VERIFIED, SpeedMetrics, VerifyRecord
 from caplet.runs.shipped import record_verified
 from caplet.runtime.engine import Engine
 from caplet.train.finetune import weights_digest

@@ -35,7 +35,7 @@ from caplet.quant.plan.units import width_table
 from caplet.quant.search.qcapsnets import DEFAULT_COMPRESSION
 from caplet.quant.search.search import Candidate, Request, SearchResult
 from caplet.runs.folder import remove, typed
-from caplet.runs.records import PromiseMetrics
+from caplet.runs.promised import PromiseMetrics
 from caplet.runtime.engine import Engine
 
 

@@ -23,7 +23,7 @@ from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import Widths
 from caplet.quant.reconstruct.reduce_bitwidths import reduce_bitwidths
 from caplet.quant.search.search import Candidate, Request, SearchResult
-from caplet.runs.records import Look
+from caplet.runs.promised import Look
 
 Correct = NDArray[np.bool_]
 Search = Callable[[Request], SearchResult]

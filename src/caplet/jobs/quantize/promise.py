@@ -27,7 +27,7 @@ from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
 from caplet.jobs.quantize.fresh import FreshImages
 from caplet.progress import Note, silent
-from caplet.runs.records import Look
+from caplet.runs.promised import Look
 
 NEW_IMAGES = 10_000
 """A limit of the loss is for so many new images together."""
