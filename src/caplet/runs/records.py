@@ -115,7 +115,6 @@ class Verified:
         images, codes: how many were compared.
         differing: codes that differ from the reference interpreter's.
         first: the first difference in words, or None.
-        seconds: wall time.
         device: flash, RAM and instructions of an emulated device, or None.
     """
 
