@@ -35,12 +35,14 @@ RUNGS = 6
 """Plans on the ladder that are smaller than the first one looked at."""
 LUCK = 0.5
 """Of the answers that a search's plan gains on the images of the search, the fraction that new ones may confirm."""
-FINER = 2 ** (1 / 3)
+FINER = math.sqrt(2)
 """Ratio of the total noises of neighbouring plans whose fits may be looked at."""
-STEPS = (*range(-48, -18, 6), *range(-18, 7))
+STEPS = (*range(-32, -12, 4), *range(-12, 5))
 """Such plans, from the noise that the search accepted: quieter ones, by and by with a quarter each, and louder ones."""
-STRIDE = 3
+STRIDE = 2
 """From one plan to the next larger one that is looked at on the search's images: half of the noise."""
+RESERVE = 3
+"""Plans from the smallest that those images accept to the first that fresh ones see."""
 
 
 @dataclass(frozen=True)
@@ -189,8 +191,8 @@ def ladder(results: Sequence[SearchResult], promise: Promise) -> tuple[list[Rung
 
 
 def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[list[Rung], int]:
-    """The same of plans to be fitted. The first one to look at should do by the search's images, with half a standard
-    error in reserve: a rejection there costs error, smaller plans do not."""
+    """The same of plans to be fitted. The first one to look at is larger than the search's images ask for: a rejection
+    there costs error, smaller plans do not."""
 
     def keeps(correct: Correct) -> bool:
         one = rung(found.best, found, promise, correct)
@@ -203,8 +205,7 @@ def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[li
     start = fits.smallest(plans, at, keeps) if plans else None
     if start is not None and fits.lower:
         plans = [*plans[: start + 1], *fits.lowered(plans[start], keeps)]
-    if start is None:
-        start = 0
+    start = max(0, start - RESERVE) if start is not None else 0
     rungs = [rung(candidate, found, promise) for candidate in plans]
     return [*rungs[: start + 1], *_thinned(rungs[start + 1 :])] if fits.lower else rungs, start
 

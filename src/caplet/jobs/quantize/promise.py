@@ -33,9 +33,9 @@ NEW_IMAGES = 10_000
 """A limit of the loss is for so many new images together."""
 FIRST_IMAGES = 2_000
 """Fewest images of a first look, where there are as many."""
-_FIRST_ERROR = 0.2  # of a decision's error, what its first look may spend where there is a second
+_FIRST_ERROR = 0.1  # of a decision's error, what its first look may spend where there is a second
 _RESERVE = 1.5  # images of a first look, relative to what should be enough
-_SEQUENCE_ERROR = 0.8  # of all error, what the first sequence may spend; the rest is for larger plans
+_SEQUENCE_ERROR = 0.9  # of all error, what the first sequence may spend; the rest is for larger plans
 
 Correct = NDArray[np.bool_]
 
