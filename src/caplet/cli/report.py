@@ -25,7 +25,7 @@ def command(
 
     It reads the saved records only, needs no network to be read, and every figure's numbers can be saved as CSV.
 
-    Example: caplet report runs/fmnist-qcapsnets runs/fmnist --out fmnist.html
+    Example: caplet report runs/fmnist-ilp runs/fmnist --out fmnist.html
     """
     from caplet.api import write_report
 
@@ -43,7 +43,7 @@ def diff(
 ) -> None:
     """Compare two runs: accuracy (image by image where the test images are the same), bytes, settings, widths.
 
-    Example: caplet diff runs/fmnist-qcapsnets runs/fmnist-ilp
+    Example: caplet diff runs/fmnist-ilp runs/fmnist-qcapsnets
     """
     from caplet.api import diff_runs
 
