@@ -250,6 +250,20 @@ def test_images_that_the_search_has_not_seen_decide(caplet: Caplet, trained: Pat
         assert not (tmp_path / "other").exists()
 
 
+def test_where_no_plan_within_the_budget_is_accepted_it_says_what_would_be(
+    caplet: Caplet, trained: Path, tmp_path: Path
+) -> None:
+    options = ("--calibration-size", 700, "--tolerance", 5, "--effort", "quick", "--out", tmp_path / "run")
+    done = caplet("quantize", trained / "model.safetensors", *options, "--budget", "9kB", "--json")
+    assert done.code == 5, done.err
+    found = re.search(r"no plan within the budgets keeps the tolerance; ([\d,]+) bytes of weights and", done.err)
+    assert found is not None, done.err
+    needed = int(found[1].replace(",", ""))
+    assert needed > 9000
+    done = caplet("quantize", trained / "model.safetensors", *options, "--budget", needed, "--force", "--json")
+    assert (done.code, done.json()["met"]) == (0, True)
+
+
 def test_the_split_that_a_network_never_saw_is_known_from_its_file(
     caplet: Caplet, trained: Path, tmp_path: Path
 ) -> None:

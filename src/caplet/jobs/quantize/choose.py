@@ -223,43 +223,47 @@ def as_promised(
 
     Where none is within the budgets, and a search found one that ignores them, the reason says what that takes.
     """
-    results = [search(request)]
-    if fits is None:
-        search_tighter(search, results, promise, request, note)
-        rungs, start = ladder(results, promise)
-    else:
-        rungs, start = fitted_ladder(fits, results[0], promise)
-    looks: dict[int, Look] = {}
 
-    def accepts(one: Rung, error: float) -> Look | None:
+    def smallest(asked: Request) -> tuple[Rung | None, list[SearchResult], list[Look]]:
+        results = [search(asked)]
+        if fits is None:
+            search_tighter(search, results, promise, asked, note)
+            rungs, start = ladder(results, promise)
+        else:
+            rungs, start = fitted_ladder(fits, results[0], promise)
+        looks: list[Look] = []
+        index = smallest_accepted(len(rungs), start, lambda i, e: accepts(rungs[i], e, looks), promise.error)
+        return (None if index is None else rungs[index]), results, looks
+
+    def accepts(one: Rung, error: float, looks: list[Look]) -> bool:
         program = shipper.program(one.plan)
         if problem := shipper.misfit(program):
             note(f"the plan does not run on {shipper.hardware.name}: {problem}")
-            return None
-        return promise.look(lambda images: shipper.hits(program, images), error, one.changed, one.loss)
+            return False
+        looks.append(promise.look(lambda images: shipper.hits(program, images), error, one.changed, one.loss))
+        return looks[-1].accepted
 
-    def accepted(index: int, error: float) -> bool:
-        found = accepts(rungs[index], error)
-        if found is not None:
-            looks[index] = found
-        return found is not None and found.accepted
-
-    index = smallest_accepted(len(rungs), start, accepted, promise.error) if rungs else None
-    record = {**promise.to_json(), "looks": [asdict(look) for look in looks.values()]}
-    if index is not None:
-        chosen, images = rungs[index], shipper.splits.calibration
-        correct = shipper.hits(shipper.program(chosen.plan), images)
-        record["expected"] = asdict(looks[index])
+    chosen, results, looks = smallest(request)
+    record = {**promise.to_json(), "looks": [asdict(look) for look in looks]}
+    if chosen is not None:
+        correct = shipper.hits(shipper.program(chosen.plan), shipper.splits.calibration)
+        record["expected"] = asdict(next(look for look in looks[::-1] if look.accepted))
         reason = f"the smallest of {len(looks)} plans looked at on fresh images that keeps the tolerance"
         return Choice(True, (("satisfied", chosen.candidate, correct),), chosen.found, reason, record), results
     first, reason = results[0], "no plan keeps the tolerance on fresh images"
-    beyond = [rung(other, first, promise) for role, other in first.others if role == "accuracy"]
-    for one in beyond:
-        found = accepts(one, promise.error)
-        if found is not None and found.accepted:
-            needed = math.ceil(one.candidate.memory.weight_bits / 8)
-            reason = f"no plan within the budget keeps the tolerance; {needed:,} bytes of weights probably do"
-    reason = reason if first.met or beyond else first.reason
+    beyond = next((rung(other, first, promise) for role, other in first.others if role == "accuracy"), None)
+    if beyond is not None and not accepts(beyond, promise.error, []):
+        beyond = None
+    elif beyond is None and (request.weight_bits or request.activation_bits or request.ram_bytes):
+        note("no plan within the budgets is accepted; what it would take:")
+        beyond, *_ = smallest(replace(request, weight_bits=None, activation_bits=None, ram_bytes=None))
+    if beyond is not None:
+        bits = (beyond.candidate.memory.weight_bits, beyond.candidate.memory.activation_bits)
+        weights, activations = (f"{math.ceil(count / 8):,} bytes" for count in bits)
+        reason = "no plan within the budgets keeps the tolerance;"
+        reason += f" {weights} of weights and {activations} of activations probably do"
+    elif not first.met:
+        reason = first.reason
     return Choice(False, _missing(shipper, first, shipper.splits), first, reason, record), results
 
 

@@ -195,6 +195,8 @@ def smallest_accepted(rungs: int, start: int, look: Callable[[int, float], bool]
     >>> smallest_accepted(5, 2, lambda index, error: index <= 0, 0.05)
     0
     """
+    if rungs == 0:
+        return None
     if look(start, _SEQUENCE_ERROR * error):
         while start + 1 < rungs and look(start + 1, _SEQUENCE_ERROR * error):
             start += 1
