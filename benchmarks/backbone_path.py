@@ -122,7 +122,7 @@ def main() -> None:
         load_model(pruned.path),
         splits,
         options.out / "quantize",
-        caplet.QuantizeSettings(tolerance=options.tolerance),
+        caplet.QuantizeSettings.of({"method": "qcapsnets", "accept": "measured", "tolerance": options.tolerance}),
         resume=True,
     )
     result = quantized.models[0]

@@ -8,7 +8,7 @@ Example: from a float checkpoint to bit-packed integers. ::
 
     model = caplet.load("shallow_fmnist.pt")
     data = caplet.load_data("fashion-mnist", root="~/data")
-    result = caplet.quantize(model, data, "runs/fmnist", caplet.QuantizeSettings(tolerance=0.2, budget=5_000_000))
+    result = caplet.quantize(model, data, "runs/fmnist", caplet.QuantizeSettings(tolerance=0.2))
     print(result.models[0].test, result.models[0].path)
 """
 

@@ -32,7 +32,9 @@ def test_shallowcaps_by_hand() -> None:
     assert {row.group: row.activations for row in count.rows} == activations
     total = count.total
     assert (total.weights, total.weight_bits) == (sum(weights.values()), 32 * sum(weights.values()))
-    assert total.weight_reduction == total.activation_reduction == 1.0
+    assert total.weight_reduction == total.activation_reduction == total.output_reduction == 1.0
+    outputs = {"input": 784, "conv1": 256 * 400, "primary": 9216, "digit": 160}  # as Q-CapsNets counts
+    assert {row.group: row.outputs for row in count.rows} == outputs
 
 
 def test_bits_are_summed_point_by_point(case: Any) -> None:

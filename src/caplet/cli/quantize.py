@@ -57,13 +57,14 @@ def _show(result: "QuantizeResult") -> None:
     """Float against every shipped model: accuracy with interval, bytes, reductions, widths, files."""
     metrics, out = result.metrics, console()
     before = metrics["float"]
-    rows = [("float", percent(before["test"]), "", kilobytes(before["weight_bytes"]), "1.0x", "1.0x")]
+    rows = [("float", percent(before["test"]), "", kilobytes(before["weight_bytes"]), "1.0x", "1.0x", "1.0x")]
     for record in metrics["models"]:
-        reductions = (f"{record[f'{kind}_reduction']:.1f}x" for kind in ("weight", "activation"))
+        reductions = (f"{record[f'{kind}_reduction']:.1f}x" for kind in ("weight", "activation", "output"))
         size = kilobytes(record["file_bytes"])
         rows.append((record["role"], percent(record["test"]), points(record["paired"]), size, *reductions))
     title = f"Float against integers: {before['test']['n']:,} test images, 95 % intervals"
-    show_table(("model", "accuracy (%)", "loss (pp)", "bytes", "W", "A"), rows, title)
+    show_table(("model", "accuracy (%)", "loss (pp)", "bytes", "W", "A", "A*"), rows, title)
+    out.print("A: every computed tensor; A*: the image and each block's output only, as Q-CapsNets counts")
     for shipped in result.models:
         widths = ", ".join(
             f"{name} {'/'.join(str(w.get(kind, '-')) for kind in ('weights', 'activations', 'routing'))}"

@@ -17,6 +17,7 @@ HEADINGS = (
     "loss, points",
     "W",
     "A",
+    "A*",
     "bytes",
     "RAM",
     "MACs",
@@ -26,11 +27,12 @@ HEADINGS = (
 )
 LEGEND = """\
 Accuracies are on the test split, with 95 % intervals; the loss is paired (same images). W and A: how many times smaller
-the weights and the computed tensors are than in 32-bit float, by the papers' count (elements x bits). Bytes are those
+the weights and all computed tensors are than in 32-bit float (elements x bits); A*: the image and each block's output
+only, as Q-CapsNets counts. Bytes are those
 of the file that ships, RAM is the peak with all votes stored, MACs are of one image. A search's cost is in passes of
 the calibration images through the model; the time is the whole row's, with measuring the test split. *Published* is
-what the paper itself reports for its own models, where its abstract says so; models and training differ, so that it is
-no target. Searches, pruning and calibration looked at images cut from the training split only."""
+what the paper itself reports for its own models, or its authors did later; models and training differ, so that it is no
+target. Searches, pruning and calibration looked at images cut from the training split only."""
 
 
 def record_of(
@@ -58,7 +60,7 @@ def record_of(
                 "data": row.network.data,
                 "method": row.work.method,
                 "settings": row.work.to_json(),
-                "published": None if row.published is None else asdict(row.published),
+                "published": [asdict(published) for published in row.published],
                 "measured": measured,
                 "missing": missing,
             }
@@ -115,6 +117,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{loss['loss']:.2f} [{loss['low']:.2f}, {loss['high']:.2f}]",
         f"{found['weights']:.2f}x",
         f"{found['activations']:.2f}x",
+        "" if found["outputs"] is None else f"{found['outputs']:.2f}x",
         f"{found['bytes']:,}",
         f"{found['ram']:,}",
         f"{found['macs']:,}",
@@ -138,8 +141,9 @@ def _accuracy(found: Mapping[str, Any]) -> str:
 
 
 def _published(row: Mapping[str, Any]) -> str:
-    found = row["published"]
-    if found is None:
-        return ""
+    return "; ".join(map(_told, row["published"]))
+
+
+def _told(found: Mapping[str, Any]) -> str:
     parts = (("W", found["weights"]), ("A", found["activations"]), ("loss", found["loss"]))
     return ", ".join(f"{name} {value}" for name, value in parts if value is not None) + f" ({found['source']})"

@@ -41,7 +41,8 @@ class RowResult:
     Attributes:
         float_, compressed: the model as given, and the smaller one: a Program's integers, or float where it was pruned.
         against: the two on the same test images.
-        weights, activations: how many times smaller than the given float model, by the papers' count (elements x bits).
+        weights, activations: how many times smaller than the given float model, elements x bits of all tensors.
+        outputs: the same of the image and each block's output, as Q-CapsNets counts; None where nothing is quantized.
         bytes: of what ships: the ``.caplet`` file, or the parameters of a pruned model in float32.
         ram: bytes of RAM at the peak: the Program's arena with all votes stored, or a pruned model's float32 tensors.
         macs: multiply-accumulates of one image.
@@ -54,6 +55,7 @@ class RowResult:
     against: Paired
     weights: float
     activations: float
+    outputs: float | None
     bytes: int
     ram: int
     macs: int
@@ -119,6 +121,7 @@ class Searched:
             best.against_float,
             best.record["weight_reduction"],
             best.record["activation_reduction"],
+            best.record["output_reduction"],
             best.record["file_bytes"],
             program_footprint(best.program).ram_bytes,
             cost_of(model).macs,
@@ -164,6 +167,7 @@ class Uniform:
             answers.against(MODEL),
             memory.weight_reduction,
             memory.activation_reduction,
+            memory.output_reduction,
             (folder / MODEL).stat().st_size,
             program_footprint(program).ram_bytes,
             cost_of(model).macs,
@@ -241,6 +245,7 @@ def _pruned(
         against,
         before.parameters / after.parameters,
         activations[0] / activations[1],
+        None,
         after.bytes,
         after.peak_bytes,
         after.macs,

@@ -169,6 +169,7 @@ def write_model(run: Path, role: str, program: Program, model: CapsNet, plan: Qu
         "memory": memory.to_json(),
         "weight_reduction": memory.total.weight_reduction,
         "activation_reduction": memory.total.activation_reduction,
+        "output_reduction": memory.total.output_reduction,
         "plan_digest": plan.digest(),
     }
 

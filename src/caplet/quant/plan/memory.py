@@ -6,7 +6,7 @@ from typing import Any
 
 from caplet.fixed import ChannelFormat
 from caplet.models.base import CapsNet
-from caplet.nn.points import Storage
+from caplet.nn.points import Role, Storage
 from caplet.quant.plan.plan import QuantPlan
 
 FLOAT_BITS = 32
@@ -20,6 +20,7 @@ class MemoryRow:
         group: a name of ``model.groups()``, ``"input"``, or ``"total"``.
         weights, activations: elements; weights are all flash points, activations all RAM points of one image.
         weight_bits, activation_bits: bits under the plan (``elements * 32`` without one).
+        outputs, output_bits: of the activations, the image and the output of each group: what Q-CapsNets counts.
     """
 
     group: str
@@ -27,6 +28,8 @@ class MemoryRow:
     activations: int
     weight_bits: int
     activation_bits: int
+    outputs: int
+    output_bits: int
 
     @property
     def weight_reduction(self) -> float:
@@ -38,13 +41,15 @@ class MemoryRow:
         """How many times smaller than 32-bit float the activations are."""
         return FLOAT_BITS * self.activations / self.activation_bits if self.activation_bits else 1.0
 
+    @property
+    def output_reduction(self) -> float:
+        """The same by the count of Q-CapsNets: no votes, logits, couplings and sums before an activation."""
+        return FLOAT_BITS * self.outputs / self.output_bits if self.output_bits else 1.0
+
     def to_json(self) -> dict[str, Any]:
-        """All fields and both reductions."""
-        return {
-            **asdict(self),
-            "weight_reduction": self.weight_reduction,
-            "activation_reduction": self.activation_reduction,
-        }
+        """All fields and reductions."""
+        names = ("weight_reduction", "activation_reduction", "output_reduction")
+        return {**asdict(self), **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class MemoryCount:
     @property
     def total(self) -> MemoryRow:
         """The whole model."""
-        fields = ("weights", "activations", "weight_bits", "activation_bits")
+        fields = ("weights", "activations", "weight_bits", "activation_bits", "outputs", "output_bits")
         return MemoryRow("total", *(sum(getattr(row, name) for row in self.rows) for name in fields))
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -71,8 +76,8 @@ def count_memory(model: CapsNet, plan: QuantPlan | None = None) -> MemoryCount:
     image: the input image, activations, preactivations, votes, coupling and logits. A tensor that a routing updates
     in each iteration is counted once. Shifts per output channel count with their weights.
 
-    Differs from the paper, which leaves out the input image and biases; and this counts whole tensors, not the real
-    peak RAM, in which tensors share memory.
+    Differs from the paper, which leaves out biases; and this counts whole tensors, not the real peak RAM, in which
+    tensors share memory. ``outputs`` are the last activation of each stage, as the code of Q-CapsNets counts them.
 
     Raises:
         PlanError: the plan does not fit the model.
@@ -91,12 +96,14 @@ def count_bits(model: CapsNet, bits: Mapping[str, int], shifts: Mapping[str, int
     Args:
         shifts: bits that a point's shifts per output channel take in all, by key, where it has any.
     """
-    more = shifts or {}
+    more, ones = shifts or {}, dict.fromkeys(bits, 1)
     rows = []
     for stage in model.stages():
         points = {key: spec for layer in stage.layers for key, spec in layer.points().items()}
         kinds = [[key for key, spec in points.items() if spec.storage is storage] for storage in Storage]
-        elements = (sum(points[key].elements for key in keys) for keys in kinds)
-        total = (sum(points[key].elements * bits[key] + more.get(key, 0) for key in keys) for keys in kinds)
-        rows.append(MemoryRow(stage.name, *elements, *total))
+        weights, activations = (sum(points[key].elements for key in keys) for keys in kinds)
+        taken = [sum(points[key].elements * bits[key] + more.get(key, 0) for key in keys) for keys in kinds]
+        output = [key for key, spec in points.items() if spec.role in (Role.IMAGE, Role.ACTIVATION)][-1:]
+        outputs, output_bits = (sum(points[key].elements * each[key] for key in output) for each in (ones, bits))
+        rows.append(MemoryRow(stage.name, weights, activations, taken[0], taken[1], outputs, output_bits))
     return MemoryCount(tuple(rows))
