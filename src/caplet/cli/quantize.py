@@ -27,7 +27,7 @@ def command(
     measured on the integers of the written .caplet file. Exit code 5 means that no model met target and budget; the
     best ones found (model_memory, model_accuracy) are written all the same.
 
-    Example: caplet quantize model.pt --data fashion-mnist --root ~/data --tolerance 0.2 --budget 5MB
+    Example: caplet quantize model.pt --data fashion-mnist --root ~/data --tolerance 0.2
     """
     from caplet.api import quantize
 
