@@ -241,6 +241,10 @@ def test_images_that_the_search_has_not_seen_decide(caplet: Caplet, trained: Pat
     assert found["expected"]["loss"] <= found["expected"]["limit"] <= found["tolerance"] == 5
     assert found["kept"] == (model["paired"]["loss"] <= 5)
     assert "280 images" in done.err
+    assert caplet("report", tmp_path / "run").code == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Asked: a loss of at most 5.00 points; expected on new images: " in page
+    assert "Loss on new images" in page
     done = caplet(*quantize(trained, tmp_path / "run", *fresh, "--tolerance", 0.1, "--force"))
     assert done.code == 3
     assert "420 calibration images cannot show a loss of at most 0.1 points" in done.err
