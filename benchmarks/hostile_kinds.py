@@ -277,7 +277,7 @@ KINDS: dict[str, Kind] = {
     "IDX": Kind("idx", ("*ubyte",), _folder, 25),
     "IDX, gzipped": Kind("idx-gz", ("*.gz",), _folder, 10, "gz"),
     "IDX by name": Kind("mnist", ("*ubyte",), partial(_named, "mnist"), 10),
-    "MATLAB (.mat)": Kind("svhn", ("*.mat",), partial(_named, "svhn"), 2),
+    "MATLAB (.mat)": Kind("svhn", ("*.mat",), partial(_named, "svhn"), 0.5),
     "CIFAR-10 batch": Kind("cifar10", ("*batch*",), partial(_named, "cifar10"), 15, "pickle"),
     "PNG": Kind("images", ("*/*.png",), _folder, 40),
     "JPEG": Kind("jpeg", ("*/*.jpg",), _folder, 20),
@@ -307,23 +307,23 @@ KINDS: dict[str, Kind] = {
     **{
         f"report of {job}": Kind(job, ("*.json",), _report, weight)
         for job, weight in (
-            ("train", 10),
-            ("quantize", 25),
-            ("prune", 15),
+            ("train", 6),
+            ("quantize", 12),
+            ("prune", 8),
             ("finetune", 5),
-            ("qat", 10),
-            ("sensitivity", 10),
-            ("compress", 15),
+            ("qat", 6),
+            ("sensitivity", 6),
+            ("compress", 8),
         )
     },
     **{f"diff of {job}": Kind(job, ("*.json",), partial(_diff, job), 6) for job in ("train", "quantize", "prune")},
     **{
         f"resumed {job}": Kind(job, files, read, weight, writes=True, seconds=60)
         for job, files, read, weight in (
-            ("train", ("train.*", "*.json"), _resume_training, 0.5),
-            ("quantize", ("*.jsonl", "*.npz", "reconstructed*", "*.json"), _resume_quantizing, 0.4),
-            ("prune", ("*.json", "*/*.json", "*/*.safetensors", "*/*/*"), _resume_pruning, 0.5),
-            ("compress", ("*.json", "*/*.json", "*/*.jsonl", "*/*.npz", "*/*.safetensors"), _resume_compressing, 0.2),
+            ("train", ("train.*", "*.json"), _resume_training, 0.1),
+            ("quantize", ("*.jsonl", "*.npz", "reconstructed*", "*.json"), _resume_quantizing, 0.1),
+            ("prune", ("*.json", "*/*.json", "*/*.safetensors", "*/*/*"), _resume_pruning, 0.1),
+            ("compress", ("*.json", "*/*.json", "*/*.jsonl", "*/*.npz", "*/*.safetensors"), _resume_compressing, 0.05),
         )
     },
 }
