@@ -1,5 +1,6 @@
 """CIFAR-10: pickled batches, folder, archive and its cache; hostile and damaged files."""
 
+import contextlib
 import io
 import os
 import pickle
@@ -75,6 +76,27 @@ def test_a_damaged_number_takes_no_memory(tmp_path):
     with pytest.raises(DataError, match="not a readable CIFAR-10 batch"):
         read_batch(tmp_path / "test_batch")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+def test_a_type_in_the_place_of_an_array_does_not_crash(tmp_path):
+    whole = pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [1]}, protocol=2)
+    at = whole.index(b"cnumpy\ndtype\n")
+    for old, new in ((b"q\x0fX", b"q\x0cX"), (b"tr", b"0r"), (b"NNN", b"N(N"), (b"K\x01", b"J\xff")):
+        for place in range(at - 60, at + 60):
+            if whole[place : place + len(old)] == old:
+                (tmp_path / "test_batch").write_bytes(whole[:place] + new + whole[place + len(old) :])
+                with contextlib.suppress(DataError):
+                    read_batch(tmp_path / "test_batch")
+    state = pickle.dumps(np.dtype(np.uint8), protocol=2).removesuffix(b".")
+    for values in (
+        b"(K\x03X\x01\x00\x00\x00|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x7ftb.",
+        b"(NNNNNtb.",
+        b"(K\x05tb.",
+        b"Nb.",
+    ):
+        (tmp_path / "test_batch").write_bytes(state + values)
+        with pytest.raises(DataError, match="not a readable CIFAR-10 batch"):
+            read_batch(tmp_path / "test_batch")
 
 
 @pytest.mark.parametrize(
