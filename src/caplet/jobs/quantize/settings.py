@@ -75,7 +75,7 @@ class QuantizeSettings(Accepting):
     """The search: docs/qcapsnets.md, docs/progressive.md, docs/ilp.md. One that is named runs alone, by layer, unless
     --effort or the options of its own say otherwise."""
     granularity: Granularity = option(Granularity.LAYER, SEARCH)
-    """Which tensors share a width (progressive, ilp); tensor where --effort chooses."""
+    """Which tensors share a width (progressive, ilp); without --method, tensor."""
     explore: bool = option(True, SEARCH)
     """ilp: also look for plans smaller than the budgets, or only propose the one of least noise within them."""
     exact: bool = option(False, SEARCH)
@@ -94,8 +94,8 @@ class QuantizeSettings(Accepting):
     split accepts them, and what they cost is taken off the tolerance."""
 
     reconstruct: Annotated[tuple[Part, ...], BeforeValidator(_parts)] = option((), FITTING)
-    """Fit every plan that the search proposes before its integers are accepted: a list of equalization, scales,
-    per-channel, bias, rounding, end-to-end."""
+    """Fit plans before their integers are accepted: a list of equalization, scales, per-channel, bias, rounding,
+    end-to-end. Without --method, as --effort says."""
     narrow: bool = option(False, FITTING)
     """Lower the widths of the accepted fit as far as the target allows."""
 
