@@ -23,10 +23,10 @@ def command(
 ) -> None:
     """Give every tensor of a trained model its own fixed-point width, within an accuracy tolerance and a budget.
 
-    Without --method, an integer program finds the widths and smaller plans are fitted: caplet's best. The search sees the
-    calibration split, cut from the training images; other training images decide (--accept). The test split is opened
-    once, at the end, and measured on the integers of the written .caplet file. Exit code 5 means that no model met
-    target and budget; the best ones found (model_memory, model_accuracy) are written all the same.
+    Without --method, an integer program finds the widths, and smaller plans are fitted: caplet's best. The search sees
+    the calibration split, cut from the training images; other training images decide (--accept). The test split is
+    opened once, at the end, and measured on the integers of the written .caplet file. Exit code 5 means that no model
+    met target and budget; the best ones found (model_memory, model_accuracy) are written all the same.
 
     Example: caplet quantize model.pt --data fashion-mnist --root ~/data --tolerance 0.2
     """
