@@ -7,7 +7,8 @@ The limit is that of :data:`NEW_IMAGES` further images together: it holds their 
 Several plans looked at on the same images are a fixed sequence: from a plan that should do to ever smaller ones, as
 long as each is accepted. The first plan that breaks the promise is accepted by mistake with the error of one decision,
 and after a rejection no smaller plan is looked at, so the error of the whole sequence is that of one decision. Where
-the first plan is rejected, larger ones are looked at, in growing strides and each with half of the error that is left.
+the first plan is rejected, larger ones are looked at, in growing strides and each with half of the error that is left,
+the largest with all of it.
 
 Sources: fixed sequences are due to Maurer, Hothorn and Lehmacher (1995); "Learn then Test" (Angelopoulos et al. 2021)
 uses them for models; their use for width plans is caplet's.
@@ -203,7 +204,9 @@ def smallest_accepted(rungs: int, start: int, look: Callable[[int, float], bool]
         return start
     remaining, step = (1 - _SEQUENCE_ERROR) * error, 1
     while start > 0:
-        remaining, start, step = remaining / 2, max(0, start - step), 2 * step
-        if look(start, remaining):
+        start, step = max(0, start - step), 4 * step
+        spent = remaining / 2 if start else remaining
+        remaining -= spent
+        if look(start, spent):
             return start
     return None
