@@ -63,7 +63,7 @@ def test_images_that_no_decision_saw_accept_the_result(compressed: CompressedMod
 
 def test_a_loss_that_the_images_cannot_show_is_refused_before_training(data: Splits, tmp_path: Path) -> None:
     asked = checked({**QUICK, "recipe": "digits", "data": "digits", "limits": {"max_drop": 0.3}})
-    with pytest.raises(ConfigError, match=r"72 calibration images cannot show a loss of at most 0.3 points .*measured"):
+    with pytest.raises(ConfigError, match=r"72 images that decide cannot show a loss of at most 0.3 points .*measured"):
         compress(None, data, tmp_path / "run", asked)
     assert not (tmp_path / "run").exists()
 

@@ -49,6 +49,10 @@ TABLE_BYTES = 4096
 """Bytes of a flash limit, beside the code, for what is not weights: tables, and rows that end within a byte."""
 
 
+FIRST = 0.5
+"""Of the error that is left, what the next decision on fresh images may spend."""
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One pruned and quantized network, measured against the limits.
@@ -232,7 +236,7 @@ class Attempts:
         """For the next decision, half of the error that is left; None where the calibration images decide."""
         if self.promise is None:
             return None
-        promise = self.promise.with_error(self.promise.error / 2)
+        promise = self.promise.with_error(FIRST * self.promise.error)
         self.promise = promise
         return promise
 

@@ -96,7 +96,7 @@ class Context:
             train_by_recipe(
                 recipe,
                 folder,
-                **settings.model_dump(include={"root", "data", "size", "channels"}),
+                **settings.model_dump(include={"root", "data", "size", "channels", "background"}),
                 changes=changes,
                 resume=resume,
                 progress=self.bars,

@@ -132,7 +132,7 @@ class Finish:
         file_bytes = attempt.path.stat().st_size
         promise = None
         if self.context.promise is not None and attempt.expected is not None:
-            kept = answers.against(COMPRESSED).loss <= self.settings.limits.max_drop
+            kept = answers.against(COMPRESSED).loss <= self.settings.limits.max_drop + 1e-9
             promise = {**self.context.promise.to_json(), "expected": asdict(attempt.expected), "kept": kept}
         metrics = {
             "met": not attempt.missed,

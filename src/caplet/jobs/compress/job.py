@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 from caplet.data import Splits, load_data
+from caplet.data.validation import load_validation
 from caplet.errors import ArtefactError, ConfigError
 from caplet.files import write_text
-from caplet.jobs.compress.attempts import Attempts
+from caplet.jobs.compress.attempts import FIRST, Attempts
 from caplet.jobs.compress.choose import choose
 from caplet.jobs.compress.curves import IMAGES, Context, Measurement
 from caplet.jobs.compress.finish import SENSITIVITY, CompressedModel, Finish
@@ -80,10 +81,14 @@ def compress(
             note(f"assumed: {model.assumed}")
     elif settings.recipe is None:
         raise ConfigError("compress: no model, and the settings name no recipe; give one of them")
-    if settings.accept == "confidence" and settings.validation in (None, "calibration"):  # before anything is trained
-        n = len(splits.calibration)
-        fresh, error = n - round(SEARCH_FRACTION * n), 1 - settings.confidence
-        check_tolerance(settings.limits.max_drop, fresh, error, "calibration images")
+    if settings.accept == "confidence":  # refuse before anything is trained what can be refused
+        if settings.validation in (None, "calibration"):
+            fresh = len(splits.calibration) - round(SEARCH_FRACTION * len(splits.calibration))
+        elif settings.validation in ("train", "test"):
+            raise ConfigError(f"compress: validation: {settings.validation} images may not decide; give a folder")
+        else:
+            fresh = len(load_validation(Path(settings.validation), splits)[0])
+        check_tolerance(settings.limits.max_drop, fresh, FIRST * (1 - settings.confidence), "images that decide")
     asked = settings.model_dump(mode="json", exclude={"labels_by_order", *([] if settings.assume else ["assume"])})
     resolved = {**asked, "weights": None if model is None else weights_digest(model)}
     with begin("compress", out, splits, resolved, resume=resume, force=force) as run:
@@ -174,8 +179,9 @@ def estimate_compression(
         seen = epochs * len(splits.train)
         spent = seen * max(fractions) / train + seen / teach + scored + tested
         rows.append(("prune", f"at most to {max(fractions):.0%}, {epochs:.3g} epochs", spent))
-    spent = _SEARCH_PASSES * len(splits.calibration) / infer + tested
-    rows.append(("quantize", f"{settings.quantize.method} on {len(splits.calibration):,} images", spent))
+    seen = round(len(splits.calibration) * (SEARCH_FRACTION if settings.accept == "confidence" else 1))
+    spent = _SEARCH_PASSES * seen / infer + tested
+    rows.append(("quantize", f"{settings.quantize.method} on {seen:,} images", spent))
     about = f"{settings.verify.images} images, {settings.target}; the test split"
     rows.append(("firmware, verify", about, 60.0 + tested))
     cost = cost_of(model)

@@ -120,7 +120,7 @@ class QuantizeResult:
     """The outcome of a quantization run.
 
     Attributes:
-        met: whether a model within the budget keeps the target on the calibration split, as integers.
+        met: whether a model within the budget keeps the target, as integers, on the images that decide.
         models: the shipped models, the one to use first.
         float_test: the float model on the test split.
         search: the search's result.
@@ -283,7 +283,7 @@ def finish(
             "weight_bytes": 4 * weights,
         },
         "accept": settings.accept,
-        "promise": promise and {**promise, "kept": models[0].against_float.loss <= promise["tolerance"]},
+        "promise": promise and {**promise, "kept": models[0].against_float.loss <= promise["tolerance"] + 1e-9},
         "models": [model.record for model in models],
         "search": search,
     }

@@ -7,7 +7,7 @@ missed the target is looked at too: fitted, it may keep it.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,9 @@ from caplet.acceptance import Acceptance
 from caplet.data import Splits
 from caplet.jobs.quantize.accept import Choice, Shipper
 from caplet.jobs.quantize.promise import Promise, new_loss_limit, smallest_accepted
+from caplet.jobs.run import correct_images
 from caplet.progress import Note
+from caplet.quant.choices import Method
 from caplet.quant.plan.formats import FormatSource
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
@@ -80,7 +82,7 @@ def rung(candidate: Candidate, found: SearchResult, promise: Promise, integers: 
     Args:
         integers: images that its fitted integers classify correctly; None for the search's own result.
     """
-    before = found.reference.correct_images
+    before = found.reference.correct_images if promise.searched is None else promise.searched
     after, luck = (candidate.evaluation.correct_images, LUCK) if integers is None else (integers, 1.0)
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     n, fresh = len(before), len(promise.fresh.images)
@@ -98,6 +100,7 @@ class Fits:
 
     Attributes:
         lower: widths fall point by point, too, with formats from ``source``.
+        known: by plan, which of the search's images its fitted integers have right.
     """
 
     shipper: Shipper
@@ -105,6 +108,7 @@ class Fits:
     request: Request
     lower: bool
     note: Note
+    known: dict[QuantPlan, Correct] = field(default_factory=dict)
 
     def integers(self, candidate: Candidate, about: str) -> Correct | None:
         """Which of the search's images the fitted integers have right; None where the hardware cannot run them."""
@@ -115,6 +119,7 @@ class Fits:
             return None
         correct = self.shipper.hits(program, self.shipper.splits.calibration)
         self.note(f"{size}: {int(correct.sum()):,} of {len(correct):,} correct")
+        self.known[candidate.plan] = correct
         return correct
 
     def frontier(self, found: SearchResult) -> tuple[list[Candidate], int]:
@@ -168,7 +173,7 @@ def search_tighter(search: Search, results: list[SearchResult], promise: Promise
         last = results[-1]
         if last.satisfied is None or rung(last.satisfied, last, promise).limit <= LIKELY * promise.tolerance:
             break
-        points = fraction * promise.tolerance
+        points = fraction * min(promise.tolerance, request.tolerance)
         note(
             f"{last.satisfied.evaluation.correct:,} of {last.reference.n:,} images are correct, but new ones would"
             f" probably lose more than {promise.tolerance:.2f} points: searching for at most {points:.2f} here"
@@ -200,13 +205,13 @@ def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[li
 
     plans, at = fits.frontier(found)
     if not plans:
-        plans = sorted(_proposed(found, fits.shipper), key=lambda one: -_size(one))
+        plans = sorted(_proposed(found, fits.shipper, fits.request), key=lambda one: -_size(one))
         at = len(plans) - 1
     start = fits.smallest(plans, at, keeps) if plans else None
     if start is not None and fits.lower:
         plans = [*plans[: start + 1], *fits.lowered(plans[start], keeps)]
     start = max(0, start - RESERVE) if start is not None else 0
-    rungs = [rung(candidate, found, promise) for candidate in plans]
+    rungs = [rung(candidate, found, promise, fits.known.get(candidate.plan)) for candidate in plans]
     return [*rungs[: start + 1], *_thinned(rungs[start + 1 :])] if fits.lower else rungs, start
 
 
@@ -224,39 +229,50 @@ def as_promised(
     Where none is within the budgets, and a search found one that ignores them, the reason says what that takes.
     """
 
-    def smallest(asked: Request) -> tuple[Rung | None, list[SearchResult], list[Look]]:
+    if shipper.reference is not shipper.model:
+        promise.searched = correct_images(shipper.reference, shipper.splits.calibration)
+    looks: list[tuple[Rung, Look]] = []
+
+    def smallest(asked: Request) -> tuple[Rung | None, list[SearchResult]]:
         results = [search(asked)]
         if fits is None:
             search_tighter(search, results, promise, asked, note)
             rungs, start = ladder(results, promise)
+            rungs = rungs or [rung(one, results[0], promise) for one in _proposed(results[0], shipper, asked)]
         else:
             rungs, start = fitted_ladder(fits, results[0], promise)
-        looks: list[Look] = []
-        index = smallest_accepted(len(rungs), start, lambda i, e: accepts(rungs[i], e, looks), promise.error)
-        return (None if index is None else rungs[index]), results, looks
+        index = smallest_accepted(len(rungs), start, lambda i, e: accepts(rungs[i], e), promise.error)
+        return (None if index is None else rungs[index]), results
 
-    def accepts(one: Rung, error: float, looks: list[Look]) -> bool:
+    def accepts(one: Rung, error: float) -> bool:
         program = shipper.program(one.plan)
         if problem := shipper.misfit(program):
             note(f"the plan does not run on {shipper.hardware.name}: {problem}")
             return False
-        looks.append(promise.look(lambda images: shipper.hits(program, images), error, one.changed, one.loss))
-        return looks[-1].accepted
+        looks.append((one, promise.look(lambda images: shipper.hits(program, images), error, one.changed, one.loss)))
+        return looks[-1][1].accepted
 
-    chosen, results, looks = smallest(request)
-    record = {**promise.to_json(), "looks": [asdict(look) for look in looks]}
+    chosen, results = smallest(request)
+    record = {**promise.to_json(), "looks": [asdict(look) for _, look in looks]}
     if chosen is not None:
         correct = shipper.hits(shipper.program(chosen.plan), shipper.splits.calibration)
-        record["expected"] = asdict(next(look for look in looks[::-1] if look.accepted))
+        record["expected"] = asdict(next(look for _, look in looks[::-1] if look.accepted))
         reason = f"the smallest of {len(looks)} plans looked at on fresh images that keeps the tolerance"
         return Choice(True, (("satisfied", chosen.candidate, correct),), chosen.found, reason, record), results
     first, reason = results[0], "no plan keeps the tolerance on fresh images"
+    missing = _missing(shipper, first, shipper.splits)
+    if looks and not first.others:
+        near, look = min(looks, key=lambda pair: pair[1].limit)
+        record["expected"] = asdict(look)
+        correct = shipper.hits(shipper.program(near.plan), shipper.splits.calibration)
+        missing = (("accuracy", near.candidate, correct),)
     beyond = next((rung(other, first, promise) for role, other in first.others if role == "accuracy"), None)
-    if beyond is not None and not accepts(beyond, promise.error, []):
+    if beyond is not None and (_unlimited(request, first) or not accepts(beyond, promise.error)):
         beyond = None
-    elif beyond is None and (request.weight_bits or request.activation_bits or request.ram_bytes):
+    elif beyond is None and not _unlimited(request, first):
         note("no plan within the budgets is accepted; what it would take:")
-        beyond, *_ = smallest(replace(request, weight_bits=None, activation_bits=None, ram_bytes=None))
+        free = replace(request, weight_bits=None, activation_bits=None, ram_bytes=None, explore=True)
+        beyond, *_ = smallest(free)
     if beyond is not None:
         bits = (beyond.candidate.memory.weight_bits, beyond.candidate.memory.activation_bits)
         weights, activations = (f"{math.ceil(count / 8):,} bytes" for count in bits)
@@ -264,7 +280,7 @@ def as_promised(
         reason += f" {weights} of weights and {activations} of activations probably do"
     elif not first.met:
         reason = first.reason
-    return Choice(False, _missing(shipper, first, shipper.splits), first, reason, record), results
+    return Choice(False, missing, first, reason, record), results
 
 
 def as_measured(shipper: Shipper, request: Request, found: SearchResult, fits: Fits | None, note: Note) -> Choice:
@@ -274,9 +290,10 @@ def as_measured(shipper: Shipper, request: Request, found: SearchResult, fits: F
     """
     splits = shipper.splits
     acceptance = Acceptance(found.reference.correct_images, request.tolerance, request.relative)
-    for candidate in (*_fitted(fits, found, acceptance), *_proposed(found, shipper)):
+    fitted = _fitted(fits, found, acceptance)
+    for candidate in (*fitted, *_proposed(found, shipper, request)):
         kept = _kept(shipper, candidate, acceptance, note)
-        if kept is None and shipper.fitter.active and found.satisfied is not None:
+        if kept is None and shipper.fitter.active and found.satisfied is not None and candidate not in fitted:
             # With nearest rounding the search had accepted it.
             shipper.fitter.leave(candidate.plan)
             note("the same plan with weights rounded to nearest:")
@@ -286,8 +303,10 @@ def as_measured(shipper: Shipper, request: Request, found: SearchResult, fits: F
         if kept is not None:
             if warning := acceptance.warning(kept):
                 note(warning)
-            reason = "the plan of the budget keeps the target once it is reconstructed"
-            return Choice(True, (("satisfied", candidate, kept),), found, found.reason if found.met else reason)
+            reason = found.reason if found.met else "the plan of the budget keeps the target once it is reconstructed"
+            if candidate in fitted:
+                reason = "the smallest plan whose fitted integers keep the target"
+            return Choice(True, (("satisfied", candidate, kept),), found, reason)
     missed = "the integers of every plan that the search accepted miss the target"
     return Choice(False, _missing(shipper, found, splits), found, missed if found.met else found.reason)
 
@@ -300,15 +319,26 @@ def _fitted(fits: Fits | None, found: SearchResult, acceptance: Acceptance) -> l
     at = fits.smallest(plans, start, acceptance.accepts) if plans else None
     accepted = [] if at is None else plans[: at + 1]
     if fits.lower:
-        base = accepted[-1:] or list(_proposed(found, fits.shipper)[:1])
-        accepted += [lower for candidate in base for lower in fits.lowered(candidate, acceptance.accepts)]
+        base = accepted[-1:] or list(_proposed(found, fits.shipper, fits.request)[:1])
+        for candidate in base:
+            correct = fits.integers(candidate, "before widths fall")
+            if correct is not None and acceptance.accepts(correct):
+                accepted += fits.lowered(candidate, acceptance.accepts)
     return accepted[::-1]
 
 
-def _proposed(found: SearchResult, shipper: Shipper) -> tuple[Candidate, ...]:
+def _unlimited(request: Request, found: SearchResult) -> bool:
+    """Whether there is no budget to keep to; Q-CapsNets always has one."""
+    budgets = (request.weight_bits, request.activation_bits, request.ram_bytes)
+    return found.method is not Method.QCAPSNETS and budgets == (None, None, None)
+
+
+def _proposed(found: SearchResult, shipper: Shipper, request: Request) -> tuple[Candidate, ...]:
+    """The plans that a search accepted; where it accepted none, what is within the budgets and may be once fitted."""
     if found.satisfied is not None:
         return (found.satisfied, *found.fallbacks)
-    return tuple(other for role, other in found.others if role == "memory" and shipper.fitter.active)
+    roles = ("memory", "accuracy") if _unlimited(request, found) else ("memory",) if shipper.fitter.active else ()
+    return tuple(other for role, other in found.others if role in roles)
 
 
 def _missing(shipper: Shipper, found: SearchResult, splits: Splits) -> tuple[tuple[str, Candidate, Correct], ...]:

@@ -73,6 +73,8 @@ def divide(model: CapsNet, splits: Splits, validation: str | None, trained: bool
     if trained:  # pruned networks' folders keep the ids and hashes of the search's images as they are
         about = "held-out calibration images" if new else "calibration images"
         return replace(splits, calibration=search), FreshImages(rest if new else varied(rest), about, familiar=not new)
+    if validation == "calibration":
+        return replace(splits, calibration=search), FreshImages(rest, "held-out calibration images")
     if new:
         fresh = FreshImages(varied(_even(splits.train)), "training images", familiar=True, held_out=rest)
         return replace(splits, calibration=search), fresh

@@ -11,6 +11,7 @@ from caplet.data import Splits
 from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
 from caplet.fixed import Rounding
+from caplet.fixed.format import SHIFT_BITS
 from caplet.jobs.quantize.accept import QuantizeResult, Shipper, check_ram, finish, footprint
 from caplet.jobs.quantize.choose import Fits, as_measured, as_promised
 from caplet.jobs.quantize.fitting import Fitter, check_request
@@ -19,8 +20,9 @@ from caplet.jobs.quantize.promise import Promise
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.run import begin, check, correct_images
 from caplet.models.base import CapsNet
+from caplet.nn.points import Role
 from caplet.progress import Note, Progress, silent
-from caplet.quant.choices import Exponents
+from caplet.quant.choices import Exponents, Part
 from caplet.quant.measure.early_decision import EarlyRule
 from caplet.quant.measure.evaluator import DEFAULT_CACHE_BYTES, Evaluator
 from caplet.quant.measure.log import MeasurementCache, images_digest, model_identity
@@ -28,6 +30,7 @@ from caplet.quant.measure.tune import DEFAULT_IMAGES as TUNING_IMAGES
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import Calibration, calibrate
 from caplet.quant.plan.formats import FormatRule, FormatSource
+from caplet.quant.plan.plan import output_axis
 from caplet.quant.plan.target import find_hardware
 from caplet.quant.search.methods import METHODS
 from caplet.quant.search.search import Request, SearchResult, Step, Workbench
@@ -67,8 +70,8 @@ def full_passes(
 ) -> dict[str, float]:
     """What this part of a search cost by purpose, each in passes of all the evaluator's images through the whole model.
 
-    Everything that chose the plan is counted; the integers' final accept, one pass more for each plan that it looks at,
-    is not, nor is what an interrupted part measured before.
+    What the searches measured is counted; the integers' passes, one for each plan that is fitted or looked at, are not,
+    nor is what an interrupted part measured before.
     """
     costs = {
         "calibration": calibration_images / len(evaluator),
@@ -162,6 +165,10 @@ def quantize(
     settings, engine = settings or QuantizeSettings(), Engine(engine)
     splits = check(splits, model, note=note)
     request, method = request_of(settings), METHODS.find(settings.method)
+    if Part.PER_CHANNEL in settings.reconstruct and request.weight_bits is not None:  # shifts are stored, too
+        weights = (spec for spec in model.points().values() if spec.role is Role.WEIGHT)
+        shifts = SHIFT_BITS * sum(spec.shape[output_axis(spec)] for spec in weights)
+        request = replace(request, weight_bits=max(1, request.weight_bits - shifts))
     method.check(model, request)
     check_ram(model, request)
     check_request(settings.reconstruct, request)

@@ -66,7 +66,9 @@ def smallest_tolerance(n: int, error: float) -> float:
 
 def check_tolerance(tolerance: float, n: int, error: float, about: str) -> None:
     """Raise ConfigError where ``n`` images, ``about`` in words, could not show that any plan keeps a tolerance."""
-    least = smallest_tolerance(n, error)
+    least = smallest_tolerance(
+        n, _SEQUENCE_ERROR * (1 - _FIRST_ERROR) * error
+    )  # what a first plan's decision may spend
     if tolerance < least:
         raise ConfigError(
             f"{n:,} {about} cannot show a loss of at most {tolerance:g} points ({100 * (1 - error):g} % confidence):"
@@ -102,6 +104,9 @@ class Promise:
         error: probability of accepting a plan that loses more.
         note: called with a line of text.
 
+    Attributes:
+        searched: which of the search's images the reference classifies correctly, where it is not the model searched.
+
     Raises:
         ConfigError: no plan could keep the tolerance on so few images; the smallest possible one is named.
     """
@@ -117,6 +122,7 @@ class Promise:
         self.fresh, self.tolerance, self.error, self._note = fresh, tolerance, error, note
         self._reference, self._float = reference, np.zeros(0, dtype=bool)
         self._held_out: Correct | None = None
+        self.searched: Correct | None = None
         check_tolerance(tolerance, len(fresh.images), error, fresh.about)
 
     def with_error(self, error: float) -> "Promise":
