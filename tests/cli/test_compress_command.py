@@ -108,7 +108,7 @@ def test_a_full_disk_is_named_and_gone_on_from(
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("max_drop = 20.0", "max_drop = 5.0", "setting 'limits.max_drop' was 20.0 and is now 5.0"),
+        ("max_drop = 20.0", "max_drop = 15.0", "setting 'limits.max_drop' was 20.0 and is now 15.0"),
         ("calibration_size = 120", "calibration_size = 130", "setting 'calibration_size' was 120 and is now 130"),
         ("probes = [0.5]", "probes = [0.4]", "setting 'prune.probes' was [0.5] and is now [0.4]"),
     ],
