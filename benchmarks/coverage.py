@@ -262,6 +262,7 @@ def main() -> None:
     parser.add_argument("--accept", nargs="+", choices=ACCEPT, default=ACCEPT)
     parser.add_argument("--train-only", action="store_true", help="train the networks and stop")
     parser.add_argument("--record", help="name of the record to write")
+    parser.add_argument("--note", default="", help="what else is to be known of the rows")
     options = parser.parse_args()
     torch.set_num_threads(1)  # small networks: more threads are slower
     options.work.mkdir(parents=True, exist_ok=True)
@@ -297,6 +298,7 @@ def main() -> None:
             "command": re.sub(r"--(shared|work) \S+", r"--\1 PATH", shlex.join(["python", *sys.argv])),
             "date": date,
             "machine": {"threads": 1, "system": platform.system(), "torch": torch.__version__},
+            "note": options.note,
             "summary": found,
             "rows": rows,
         }
