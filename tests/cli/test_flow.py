@@ -122,7 +122,7 @@ def test_without_a_method_smaller_plans_are_fitted(caplet: Caplet, trained: Path
 def test_without_json_there_is_a_table(caplet: Caplet, trained: Path, tmp_path: Path) -> None:
     done = caplet(*quantize(trained, tmp_path / "a [b] ü", "--quiet"))
     assert done.code == 0
-    assert str(tmp_path / "a [b] ü" / "model_satisfied.caplet") in done.out.splitlines()[-3]
+    assert str(tmp_path / "a [b] ü" / "model_satisfied.caplet") in done.out.splitlines()[-4]
     assert "…" not in done.out
     assert done.err == f"model: {tmp_path / 'a [b] ü' / 'model_satisfied.caplet'}\n"
 
