@@ -115,7 +115,7 @@ class Verified:
         images, codes: how many were compared.
         differing: codes that differ from the reference interpreter's.
         first: the first difference in words, or None.
-        device: flash, RAM and instructions of an emulated device, or None.
+        seconds, device: wall time; flash, RAM and instructions of an emulated device, or None.
     """
 
     target: str
