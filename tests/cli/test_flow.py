@@ -254,6 +254,7 @@ def test_images_that_the_search_has_not_seen_decide(caplet: Caplet, trained: Pat
         assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_where_no_plan_within_the_budget_is_accepted_it_says_what_would_be(
     caplet: Caplet, trained: Path, tmp_path: Path
 ) -> None:

@@ -17,6 +17,8 @@ from caplet.program.c import emit
 from caplet.runtime import compiler, engine
 from conftest import Caplet
 
+pytestmark = pytest.mark.slow  # seconds each, in processes of their own
+
 posix = pytest.mark.skipif(sys.platform == "win32", reason="pipes, devices and signals of POSIX")
 MAIN = "from caplet.cli import main; main()"
 
