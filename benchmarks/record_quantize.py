@@ -1,7 +1,7 @@
 """Record a finished quantization run: command, plan, accuracies on both splits, routing trials, what the search cost.
 
-    caplet quantize ../shared/models/q7_mnist.h5 --data mnist --root ../shared/data --simplify-routing --out RUN
-    python benchmarks/record_quantize.py RUN q7-mnist-simple-routing
+    caplet quantize ../shared/models/q7_mnist.h5 --data mnist --root ../shared/data --method qcapsnets --out RUN
+    python benchmarks/record_quantize.py RUN q7-mnist
 
 Reads ``metrics.json``, ``environment.json``, ``search.json`` and, where it is, ``simplified.json`` of the run folder,
 which were written when the test split was opened, and looks at no image itself. Writes

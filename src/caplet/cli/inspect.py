@@ -79,8 +79,8 @@ def _show_check(found: "Check") -> None:
     if found.minutes is not None:
         least, most = (f"{value:.1f}" if value < 10 else f"{value:.0f}" for value in found.minutes)
         out.print(
-            f"caplet quantize: about {least} to {most} minutes on this machine, with {found.images:,} calibration"
-            " images"
+            f"a search of caplet quantize: about {least} to {most} minutes on this machine, with {found.images:,}"
+            " calibration images; fits and images that decide come on top"
         )
 
 

@@ -172,8 +172,8 @@ class Check:
         fits: predictions by width, empty where a layer is not supported.
         images: calibration images that ``minutes`` is about.
         problems: what stands in the way of integers, and what to do about it; empty where nothing does.
-        minutes: least and most minutes that `caplet quantize` is expected to take here; None for a Program, or where
-            a layer is not supported.
+        minutes: least and most minutes that a search of `caplet quantize` is expected to take here; None for a Program,
+            or where a layer is not supported.
     """
 
     title: str

@@ -43,7 +43,7 @@ TRAIN, FLOAT, POINT = "train", "model.safetensors", "point.json"
 
 @dataclass
 class Context:
-    """A run's folder, data and settings, whom to tell, and the stages done so far.
+    """A run's folder, data and settings, and the stages done so far.
 
     Attributes:
         promise: decides about results, on images that nothing else looks at; None where the calibration images do.

@@ -1,4 +1,4 @@
-"""The promise of a tolerance: a plan is accepted on images that neither its search nor its network has seen.
+"""The promise of a tolerance: a plan is accepted on images that its search has not seen.
 
 A search chooses among many plans, so the chosen one is lucky on the images it was chosen on. Acceptance therefore looks
 at other images, as many as the question needs, and asks for the upper limit of the loss, not for the loss itself.
