@@ -1,6 +1,9 @@
 """What a run promised for new images: what the images that decide say, on disk and in words."""
 
 from dataclasses import dataclass
+from typing import Any
+
+from caplet.runs.folder import typed
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,8 @@ class PromiseMetrics:
             return f"{asked}; no network was accepted; {kept}"
         images = f"{found.n:,} {self.images.about}"
         return f"{asked}; expected on new images: {found.loss:+.2f}, at most {found.limit:.2f} ({images}); {kept}"
+
+
+def verdict_of(promise: Any, test: float) -> str | None:
+    """The verdict on a promise in JSON values, with a loss of ``test`` points; None where nothing was promised."""
+    return None if promise is None else typed(PromiseMetrics, promise, "the promise").verdict(test)

@@ -28,8 +28,8 @@ from caplet.program.c.emit import EmitSettings, Export
 from caplet.program.interpreter import RunResult, run
 from caplet.quant.choices import SensitivitySettings
 from caplet.runs.finished import COMPRESSED
-from caplet.runs.folder import METRICS, read_record, typed, write_record
-from caplet.runs.promised import PromiseMetrics
+from caplet.runs.folder import METRICS, read_record, write_record
+from caplet.runs.promised import verdict_of
 from caplet.runs.records import TRACE, VERIFIED, SpeedMetrics, VerifyRecord
 from caplet.runs.shipped import record_verified
 from caplet.runtime.engine import Engine
@@ -72,12 +72,7 @@ class CompressedModel:
     @property
     def verdict(self) -> str | None:
         """Asked, expected on new images, measured, kept or not, in a sentence; None where nothing was promised."""
-        promise = self.metrics["promise"]
-        return (
-            None
-            if promise is None
-            else typed(PromiseMetrics, promise, "the promise").verdict(self.metrics["compressed"]["paired"]["loss"])
-        )
+        return verdict_of(self.metrics["promise"], self.metrics["compressed"]["paired"]["loss"])
 
     @property
     def report(self) -> Path:

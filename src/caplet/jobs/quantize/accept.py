@@ -34,8 +34,8 @@ from caplet.quant.plan.target import Footprint, Hardware
 from caplet.quant.plan.units import width_table
 from caplet.quant.search.qcapsnets import DEFAULT_COMPRESSION
 from caplet.quant.search.search import Candidate, Request, SearchResult
-from caplet.runs.folder import remove, typed
-from caplet.runs.promised import PromiseMetrics
+from caplet.runs.folder import remove
+from caplet.runs.promised import verdict_of
 from caplet.runtime.engine import Engine
 
 
@@ -138,12 +138,7 @@ class QuantizeResult:
     @property
     def verdict(self) -> str | None:
         """Asked, expected on new images, measured, kept or not, in a sentence; None where nothing was promised."""
-        promise = self.metrics["promise"]
-        return (
-            None
-            if promise is None
-            else typed(PromiseMetrics, promise, "the promise").verdict(self.models[0].against_float.loss)
-        )
+        return verdict_of(self.metrics["promise"], self.models[0].against_float.loss)
 
 
 def artefacts(role: str) -> tuple[str, str]:

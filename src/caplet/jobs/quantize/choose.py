@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caplet.acceptance import Acceptance
-from caplet.data import Splits
 from caplet.jobs.quantize.accept import Choice, Shipper
 from caplet.jobs.quantize.promise import Promise, new_loss_limit, smallest_accepted
 from caplet.jobs.run import correct_images
@@ -228,7 +227,6 @@ def as_promised(
 
     Where none is within the budgets, and a search found one that ignores them, the reason says what that takes.
     """
-
     if shipper.reference is not shipper.model:
         promise.searched = correct_images(shipper.reference, shipper.splits.calibration)
     looks: list[tuple[Rung, Look]] = []
@@ -260,12 +258,14 @@ def as_promised(
         reason = f"the smallest of {len(looks)} plans looked at on fresh images that keeps the tolerance"
         return Choice(True, (("satisfied", chosen.candidate, correct),), chosen.found, reason, record), results
     first, reason = results[0], "no plan keeps the tolerance on fresh images"
-    missing = _missing(shipper, first, shipper.splits)
+    missing: Sequence[tuple[str, Candidate, Correct]]
     if looks and not first.others:
         near, look = min(looks, key=lambda pair: pair[1].limit)
         record["expected"] = asdict(look)
         correct = shipper.hits(shipper.program(near.plan), shipper.splits.calibration)
         missing = (("accuracy", near.candidate, correct),)
+    else:
+        missing = _missing(shipper, first)
     beyond = next((rung(other, first, promise) for role, other in first.others if role == "accuracy"), None)
     if beyond is not None and (_unlimited(request, first) or not accepts(beyond, promise.error)):
         beyond = None
@@ -280,7 +280,7 @@ def as_promised(
         reason += f" {weights} of weights and {activations} of activations probably do"
     elif not first.met:
         reason = first.reason
-    return Choice(False, missing, first, reason, record), results
+    return Choice(False, tuple(missing), first, reason, record), results
 
 
 def as_measured(shipper: Shipper, request: Request, found: SearchResult, fits: Fits | None, note: Note) -> Choice:
@@ -288,7 +288,6 @@ def as_measured(shipper: Shipper, request: Request, found: SearchResult, fits: F
 
     Where the fit of an accepted plan misses the target, the same plan is looked at with weights rounded to nearest.
     """
-    splits = shipper.splits
     acceptance = Acceptance(found.reference.correct_images, request.tolerance, request.relative)
     fitted = _fitted(fits, found, acceptance)
     for candidate in (*fitted, *_proposed(found, shipper, request)):
@@ -308,7 +307,7 @@ def as_measured(shipper: Shipper, request: Request, found: SearchResult, fits: F
                 reason = "the smallest plan whose fitted integers keep the target"
             return Choice(True, (("satisfied", candidate, kept),), found, reason)
     missed = "the integers of every plan that the search accepted miss the target"
-    return Choice(False, _missing(shipper, found, splits), found, missed if found.met else found.reason)
+    return Choice(False, _missing(shipper, found), found, missed if found.met else found.reason)
 
 
 def _fitted(fits: Fits | None, found: SearchResult, acceptance: Acceptance) -> list[Candidate]:
@@ -318,12 +317,11 @@ def _fitted(fits: Fits | None, found: SearchResult, acceptance: Acceptance) -> l
     plans, start = fits.frontier(found)
     at = fits.smallest(plans, start, acceptance.accepts) if plans else None
     accepted = [] if at is None else plans[: at + 1]
-    if fits.lower:
-        base = accepted[-1:] or list(_proposed(found, fits.shipper, fits.request)[:1])
-        for candidate in base:
-            correct = fits.integers(candidate, "before widths fall")
-            if correct is not None and acceptance.accepts(correct):
-                accepted += fits.lowered(candidate, acceptance.accepts)
+    if fits.lower and not accepted:
+        plans = list(_proposed(found, fits.shipper, fits.request)[:1])
+        accepted = plans if plans and fits.smallest(plans, 0, acceptance.accepts) is not None else []
+    if fits.lower and accepted:
+        accepted = [*accepted, *fits.lowered(accepted[-1], acceptance.accepts)]
     return accepted[::-1]
 
 
@@ -341,9 +339,9 @@ def _proposed(found: SearchResult, shipper: Shipper, request: Request) -> tuple[
     return tuple(other for role, other in found.others if role in roles)
 
 
-def _missing(shipper: Shipper, found: SearchResult, splits: Splits) -> tuple[tuple[str, Candidate, Correct], ...]:
+def _missing(shipper: Shipper, found: SearchResult) -> tuple[tuple[str, Candidate, Correct], ...]:
     """What ships where nothing keeps the target: what is as near as it gets."""
-    roles = found.others or (("accuracy", found.best),)
+    roles, splits = found.others or (("accuracy", found.best),), shipper.splits
     return tuple((role, other, shipper.hits(shipper.program(other.plan), splits.calibration)) for role, other in roles)
 
 

@@ -66,9 +66,8 @@ def smallest_tolerance(n: int, error: float) -> float:
 
 def check_tolerance(tolerance: float, n: int, error: float, about: str) -> None:
     """Raise ConfigError where ``n`` images, ``about`` in words, could not show that any plan keeps a tolerance."""
-    least = smallest_tolerance(
-        n, _SEQUENCE_ERROR * (1 - _FIRST_ERROR) * error
-    )  # what a first plan's decision may spend
+    spent = _SEQUENCE_ERROR * (1 - _FIRST_ERROR) * error  # by the second look at the first plan
+    least = smallest_tolerance(n, spent)
     if tolerance < least:
         raise ConfigError(
             f"{n:,} {about} cannot show a loss of at most {tolerance:g} points ({100 * (1 - error):g} % confidence):"
