@@ -12,7 +12,7 @@ import caplet
 SOURCE = Path(caplet.__file__).parent
 PYTHON_AND_C = (".py", ".c", ".h")
 LINES = 37_000
-"""Of Python and C in the package without ``bench/``. The house takes 34,000; more readers, adapters and kernels the rest."""
+"""Of Python and C in the package without ``bench/``. The house takes 34,000; readers, adapters and kernels the rest."""
 FILES = 230
 """Python files in the package without ``bench/``."""
 COLUMNS, FILE_LINES = 120, 400

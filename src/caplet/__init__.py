@@ -30,6 +30,7 @@ __all__ = [  # noqa: F405
     "export_c",
     "export_onnx",
     "finetune_model",
+    "from_dataset",
     "inspect",
     "list_models",
     "load",

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from caplet.data import load_data
+from caplet.data import from_dataset, load_data
 from caplet.errors import ModelError, suggest
 from caplet.fixed import Rounding
 from caplet.jobs.compress.finish import CompressedModel
@@ -118,6 +118,7 @@ __all__ = [
     "find_program",
     "finetune_model",
     "finetune_settings",
+    "from_dataset",
     "inspect",
     "list_models",
     "load",

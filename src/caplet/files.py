@@ -3,20 +3,26 @@
 import contextlib
 import errno
 import hashlib
+import io
 import json
+import math
 import os
 import shutil
 import stat
 import sys
 import tempfile
 import tomllib
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from typing_extensions import Buffer
 
 from caplet.errors import ArtefactError, CapletError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Kind = type[CapletError]
 _UNPACKED = 1 << 28
@@ -102,27 +108,61 @@ def read_json(path: str | Path, what: str = "", todo: str = "", kind: Kind = Art
     return _parsed(json.loads, "valid JSON", path, what, todo, kind)
 
 
-def read_arrays(path: str | Path, what: str = "", todo: str = "", kind: Kind = ArtefactError) -> dict[str, Any]:
-    """The numpy arrays in an ``.npz`` file by name. Raises ``kind`` where it cannot be read or is damaged."""
-    import numpy as np
+def read_arrays(
+    path: str | Path, what: str = "", todo: str = "", kind: Kind = ArtefactError, packed: int = 1
+) -> dict[str, "np.ndarray"]:
+    """The numpy arrays in an ``.npz`` file by name.
 
-    check_regular(path, what, todo, kind)
+    Raises:
+        ArtefactError: or another ``kind``: it cannot be read, has more than 8 GiB, is damaged, or unpacks to more than
+            256 MiB and ``packed`` times its size.
+    """
+    check_regular(path, what, todo, kind, 1 << 33)
+    doing = f"read {what}".strip()
+    with access(doing, path, todo, kind), _sound(path, ".npz", todo, kind), zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > max(_UNPACKED, packed * os.path.getsize(path)):
+            raise ValueError("it unpacks to far more than its size")
+        # reading to the end checks each CRC-32
+        return {entry.filename.removesuffix(".npy"): _array(archive.read(entry)) for entry in archive.infolist()}
+
+
+def read_array(path: str | Path, what: str = "", todo: str = "", kind: Kind = ArtefactError) -> "np.ndarray":
+    """The array in an ``.npy`` file of at most 2 GiB; see :func:`read_bytes`. Raises ``kind`` where it is damaged."""
+    data = read_bytes(path, what, todo, kind)
+    with _sound(path, ".npy", todo, kind):
+        return _array(data)
+
+
+@contextlib.contextmanager
+def _sound(path: str | Path, form: str, todo: str, kind: Kind) -> Iterator[None]:
+    """Whatever is raised inside becomes one error of ``kind``."""
     try:
-        with access(f"read {what}".strip(), path, todo, kind), np.load(path, allow_pickle=False) as archive:
-            if sum(entry.file_size for entry in archive.zip.infolist()) > max(_UNPACKED, os.path.getsize(path)):
-                raise ValueError("it unpacks to far more than its size")
-            found = {name: archive[name] for name in archive.files}  # reading to the end checks each CRC-32
-            for array in found.values():
-                if not isinstance(array, np.ndarray) or not array.itemsize:
-                    raise ValueError("it holds something else than arrays")
-                if array.dtype.kind == "U" and np.atleast_1d(array).view("u4").max(initial=0) > sys.maxunicode:
-                    raise ValueError("a text is not Unicode")
-            return found
-    except CapletError:
+        yield
+    except (CapletError, OSError):
         raise
     except Exception as error:  # what zipfile, zlib and numpy raise for damaged files has no common base
         reason = f"{type(error).__name__}: {error}"[:200]
-        raise kind(f"{path} is not a sound .npz file ({reason}){todo and f'; {todo}'}") from error
+        raise kind(f"{path} is not a sound {form} file ({reason}){todo and f'; {todo}'}") from error
+
+
+def _array(data: bytes) -> "np.ndarray":
+    """The array in the bytes of an ``.npy`` file; pickled objects are refused, and no memory is taken on its word."""
+    import numpy as np
+
+    stream = io.BytesIO(data)
+    if not data.startswith(np.lib.format.MAGIC_PREFIX):
+        raise ValueError("it holds something else than arrays")
+    first = np.lib.format.read_magic(stream) == (1, 0)
+    shape, columns_first, kind = getattr(np.lib.format, f"read_array_header_{1 if first else 2}_0")(stream)
+    at = stream.tell()
+    if kind.hasobject or not kind.itemsize:
+        raise ValueError("it holds something else than arrays of numbers or texts")
+    if (size := math.prod(shape) * kind.itemsize) != len(data) - at:
+        raise ValueError(f"EOF: {shape} of {kind} asks for {size:,} bytes, it has {len(data) - at:,}")
+    array = np.frombuffer(data, kind, offset=at).reshape(shape, order="F" if columns_first else "C").copy()
+    if array.dtype.kind == "U" and np.atleast_1d(array).view("u4").max(initial=0) > sys.maxunicode:
+        raise ValueError("a text is not Unicode")
+    return array
 
 
 def read_toml(path: str | Path, what: str = "", todo: str = "", kind: Kind = ArtefactError) -> Any:

@@ -194,8 +194,12 @@ def test_a_folder_named_like_a_dataset(tmp_path, monkeypatch):
 
 
 def test_names_of_other_datasets_are_not_corrected_to_known_ones():
-    for name in ("emnist", "KMNIST", "cifar-100"):
-        with pytest.raises(DataError, match=f"'{name}' is not known by name: give the folder of its IDX files"):
+    for name in ("emnist", "EMNIST_letters", "qmnist", "K49-mnist"):
+        with pytest.raises(DataError, match=f"'{name}' is not known by name: give the folder of its IDX files") as told:
+            load_data(name)
+        assert ("emnist-byclass, emnist-bymerge" in str(told.value)) == ("emnist" in name.lower())
+    for name, known in (("KMNIST", "kmnist"), ("cifar-100", "cifar100")):
+        with pytest.raises(DataError, match=f"unknown dataset '{name}'; did you mean '{known}'"):
             load_data(name)
 
 
@@ -208,10 +212,15 @@ def test_idx_files_of_any_names_and_classes(tmp_path, first, names):
     (tmp_path / names.format("images", 3)).write_bytes(idx_bytes(images))
     (tmp_path / names.format("labels", 1)).write_bytes(idx_bytes(labels))
     splits = load_data(tmp_path)
-    assert splits.train.classes == tuple(str(label) for label in range(first, 26 + first))
+    letters = first and "emnist" in names
+    named = tuple("abcdefghijklmnopqrstuvwxyz") if letters else tuple(str(label) for label in range(first, 26 + first))
+    assert splits.train.classes == named
+    upright = images.transpose(0, 2, 1) if "emnist" in names else images
+    assert np.array_equal(splits.test.images[:, 0].numpy(), upright[splits.test.ids])
+    assert ("put upright" in splits.info["note"]) == ("emnist" in names)
     every = {int(i): int(k) for part in (splits.train, splits.test) for i, k in zip(part.ids, part.labels, strict=True)}
     assert all(labels[i] == k + first for i, k in every.items())
-    assert f"labels {first}..{25 + first} are the classes" in splits.info["note"]
+    assert letters or f"labels {first}..{25 + first} are the classes" in splits.info["note"]
     (tmp_path / names.format("labels", 1)).unlink()
     with pytest.raises(DataError, match="needs an IDX file of images and one of labels"):
         load_data(tmp_path)

@@ -1,21 +1,21 @@
-"""Own images: one folder per class, on disk or in an archive, which is read in memory and not unpacked to disk."""
+"""Image folders: one folder per class, on disk or in an archive, which is read in memory and not unpacked to disk."""
 
 import re
 import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import PIL
 
-from caplet.data.files import file_hash, is_file, is_folder, is_hidden, list_folder, load_arrays, store_arrays
-from caplet.data.idx import find_idx, load_idx_folder
+from caplet.data.files import file_hash, is_file, is_hidden, list_folder, load_arrays, store_arrays
 from caplet.data.images import ImageFile, decode_all, endings
 from caplet.data.imageset import ImageSet
 from caplet.data.source import DataRequest, Source, cut_test, joined
@@ -197,7 +197,7 @@ def decode_tree(tree: ImageTree, request: DataRequest) -> DecodedTree:
     return DecodedTree(images, numbers, sizes, classes, formats, joined(tree.note, said))
 
 
-def to_source(decoded: DecodedTree, name: str, *, source: str, root: Path, note: str = "") -> Source:
+def to_source(decoded: DecodedTree, name: str, *, source: str, root: Path | None, note: str = "") -> Source:
     """The sets of decoded images; without test images, 20 % of all are cut off as the test split.
 
     ``note`` says more about them than the tree's own note.
@@ -214,7 +214,7 @@ def to_source(decoded: DecodedTree, name: str, *, source: str, root: Path, note:
 
 
 _MAX_IMAGE_BYTES = 64 << 20
-_MAX_TOTAL_BYTES = 4 << 30
+MAX_TOTAL_BYTES = 4 << 30
 _STORED = {"images": ("u1", 4), "labels": ("i8", 1), "counts": ("i8", 1)}
 _STORED |= {"classes": ("U", 1), "formats": ("U", 1), "note": ("U", 0)}
 """Type and number of axes of every array in a cache entry."""
@@ -235,30 +235,49 @@ def scan_archive(path: Path) -> FoundFolder:
         DataError: the archive is unreadable or damaged, or an image has more than 64 MiB.
     """
     top, total = FoundFolder(path), 0
+    with members(path) as entries:
+        for parts, size, opened in entries:
+            folder, name = top, "/".join(parts)
+            for part in parts[:-1]:
+                folder = folder.folders.setdefault(part, FoundFolder(folder.where / part))
+            ending = Path(name).suffix.lower()
+            if ending not in endings():
+                folder.others[ending] += 1
+                continue
+            total += size
+            if size > _MAX_IMAGE_BYTES or total > MAX_TOTAL_BYTES:
+                raise DataError(
+                    f"{path}: {name} has {size} bytes, {total} so far; at most {_MAX_IMAGE_BYTES} "
+                    f"per image and {MAX_TOTAL_BYTES} in all are read from an archive: unpack it, give the folder"
+                )
+            with opened() as stream:
+                data = stream.read()
+            if len(data) != size:
+                raise EOFError(f"{name} is cut off")
+            folder.images.append(ImageFile(f"{path.name}:{name}", data))
+    for folder in top.below():
+        folder.folders = dict(sorted(folder.folders.items()))
+        folder.images.sort(key=lambda image: PurePosixPath(image.name).name)
+    return top
+
+
+Opener = Callable[[], AbstractContextManager[IO[bytes]]]
+
+
+@contextmanager
+def members(path: Path) -> Iterator[Iterator[tuple[tuple[str, ...], int, Opener]]]:
+    """The regular files of a tar or zip archive: the parts of their names, bytes, and what opens them.
+
+    Links, devices, absolute names, names with ``..`` and hidden ones are left alone.
+
+    Raises:
+        DataError: the archive is unreadable or damaged.
+    """
     check_regular(path, "the archive", kind=DataError)
     try:
         with zipfile.ZipFile(path) if path.name.lower().endswith(".zip") else tarfile.open(path, "r:*") as archive:
-            for name, size, read in _members(archive):
-                parts = PurePosixPath(name).parts
-                if not 0 < len(parts) <= 7 or {"/", ".."} & set(parts) or any(map(is_hidden, parts)):
-                    continue
-                folder = top
-                for part in parts[:-1]:
-                    folder = folder.folders.setdefault(part, FoundFolder(folder.where / part))
-                ending = Path(name).suffix.lower()
-                if ending not in endings():
-                    folder.others[ending] += 1
-                    continue
-                total += size
-                if size > _MAX_IMAGE_BYTES or total > _MAX_TOTAL_BYTES:
-                    raise DataError(
-                        f"{path}: {name} has {size} bytes, {total} so far; at most {_MAX_IMAGE_BYTES} "
-                        f"per image and {_MAX_TOTAL_BYTES} in all are read from an archive: unpack it, give the folder"
-                    )
-                data = read()
-                if len(data) != size:
-                    raise EOFError(f"{name} is cut off")
-                folder.images.append(ImageFile(f"{path.name}:{name}", data))
+            entries = ((PurePosixPath(name).parts, size, opened) for name, size, opened in _entries(archive))
+            yield (entry for entry in entries if _is_plain(entry[0]))
     except DataError:
         raise
     except OSError as error:
@@ -266,22 +285,22 @@ def scan_archive(path: Path) -> FoundFolder:
     except Exception as error:  # a damaged archive can raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: damaged or incomplete archive ({reason}): fetch it again") from error
-    for folder in top.below():
-        folder.folders = dict(sorted(folder.folders.items()))
-        folder.images.sort(key=lambda image: PurePosixPath(image.name).name)
-    return top
 
 
-def _members(archive: "zipfile.ZipFile | tarfile.TarFile") -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    """Name, bytes and reader of every regular file."""
+def _is_plain(parts: tuple[str, ...]) -> bool:
+    return 0 < len(parts) <= 7 and not {"/", ".."} & set(parts) and not any(map(is_hidden, parts))
+
+
+def _entries(archive: "zipfile.ZipFile | tarfile.TarFile") -> Iterator[tuple[str, int, Opener]]:
+    """Name, bytes and opener of every regular file."""
     if isinstance(archive, zipfile.ZipFile):
         for entry in archive.infolist():
             if not entry.is_dir():
-                yield entry.filename.replace("\\", "/"), entry.file_size, partial(archive.read, entry)
+                yield entry.filename.replace("\\", "/"), entry.file_size, partial(archive.open, entry)
     else:
         for member in archive:
             if member.isreg() and (stream := archive.extractfile(member)) is not None:
-                yield member.name, member.size, stream.read
+                yield member.name, member.size, partial(closing, stream)
 
 
 def read_tree(path: Path, request: DataRequest) -> DecodedTree:
@@ -316,25 +335,3 @@ def _from_arrays(stored: dict[str, np.ndarray] | None) -> DecodedTree | None:
     train, calibration, test = counts.tolist()
     texts = tuple(classes.tolist()), tuple(formats.tolist()), str(note)
     return DecodedTree(images, labels, (train, calibration, test), *texts)
-
-
-def load_folder(request: DataRequest) -> Source:
-    """Read the image folder, archive of one, or folder of IDX files, ``request.root``.
-
-    Raises:
-        DataError: no root was given, or as :func:`find_layout` and :func:`decode_tree`.
-    """
-    root = request.root
-    if root is None:
-        raise DataError(f"dataset 'folder' needs the path of your images: give root= (--root) with {LAYOUT}")
-    if not is_folder(root) and not is_archive(root):
-        raise DataError(f"no folder {root}: expected one with {LAYOUT}")
-    if find_idx(root):
-        return load_idx_folder(root)
-    decoded, place = read_tree(root, request), root.resolve()
-    others = [name for name in list_folder(place.parent)[0] if part_of(name) in ("calibration", "test")]
-    beside = bool(others) and part_of(place.name) == "train"
-    note = f"{others[0]} beside the folder is not read: give the folder of both to use it" if beside else ""
-    return to_source(
-        decoded, "folder", source="image archive" if is_file(root) else "image folder", root=root, note=note
-    )

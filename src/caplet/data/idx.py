@@ -1,16 +1,23 @@
-"""MNIST, Fashion-MNIST, and others of their format, from IDX files."""
+"""MNIST, Fashion-MNIST, KMNIST, EMNIST, and others of their format, from IDX files."""
 
 import gzip
+import io
 import re
+import string
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from caplet.data.arrays import Labelled, source_of
 from caplet.data.files import check_labels, find_or_fetch, is_folder, list_folder, read_bytes
 from caplet.data.imageset import ImageSet
-from caplet.data.source import DataRequest, Source, cut_test
+from caplet.data.source import DataRequest, Source, joined
 from caplet.errors import DataError
 from caplet.files import digest
 
@@ -34,21 +41,36 @@ FASHION_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
+KMNIST_CLASSES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+_EVERY = tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase)
+_MERGED = tuple(sorted({*_EVERY} - {*"cijklmopsuvwxyz"}))
+EMNIST_CLASSES = {
+    **{"byclass": _EVERY, "bymerge": _MERGED, "balanced": _MERGED, "letters": tuple(string.ascii_lowercase)},
+    **{"digits": MNIST_CLASSES, "mnist": MNIST_CLASSES},
+}
+"""By split of EMNIST, as torchvision names the classes; those of the letters have the labels 1..26."""
+_UPRIGHT = "EMNIST's files have rows and columns exchanged: the images were put upright"
+_EMNIST = re.compile(rf"emnist-({'|'.join(EMNIST_CLASSES)})-", re.I)
 
 
-def find_idx(folder: Path) -> dict[str, Pair]:
+def find_idx(folder: Path, prefix: str | None = None) -> dict[str, Pair]:
     """The IDX files right in a folder: those of images and of labels by split, train or test; of any usual names.
+
+    Args:
+        prefix: what their names begin with, before train or test; None for any one.
 
     Raises:
         DataError: they belong to several datasets, or images have no labels.
     """
     found: dict[str, dict[tuple[str, str], Path]] = {}
     for name in list_folder(folder)[1] if is_folder(folder) else ():
-        if match := _NAME.fullmatch(name):
+        if (match := _NAME.fullmatch(name)) and prefix in (None, match[1].lower()):
             split = "test" if (match[2] or "").lower() in ("t10k", "test") else "train"
             found.setdefault(match[1], {}).setdefault((split, match[3].lower()), folder / name)
     if len(found) > 1:
-        raise DataError(f"{folder}: IDX files of several datasets ({', '.join(found)}): keep those of one in a folder")
+        names = ", ".join(name.strip("-_. ") for name in found)
+        todo = "keep those of one in a folder" + "; or give --data emnist-SPLIT --root" * all(map(_EMNIST.match, found))
+        raise DataError(f"{folder}: IDX files of several datasets ({names}): {todo}")
     paths = next(iter(found.values()), {})
     splits = [split for split in ("train", "test") if (split, "images") in paths and (split, "labels") in paths]
     if len(paths) > 2 * len(splits):
@@ -68,14 +90,21 @@ def load_idx(name: str, folder: str, classes: tuple[str, ...], request: DataRequ
     Raises:
         DataError: files are missing and not to be had, damaged, another dataset's, or do not belong together.
     """
+    split = name.removeprefix("emnist-")
+    emnist = split != name
+    files = [f"{name}-{part}-{end[6:]}" for part in ("train", "test") for end in FILES[:2]] if emnist else FILES
 
     def find(root: Path) -> dict[str, Pair] | None:
-        every = (find_idx(place) for place in (root / folder / "raw", root / "raw", root))
+        every = (
+            find_idx(place, f"{name}-" if emnist else None) for place in (root / folder / "raw", root / "raw", root)
+        )
         return next((found for found in every if len(found) == 2), None)
 
-    layout = f"{folder}/raw/{{{','.join(FILES)}}} (or .gz)"
-    paths = find_or_fetch(name, layout, request, find, folder, {"train": False})
-    note = ""
+    layout = f"{folder}/raw/{{{','.join(files)}}} (or .gz)"
+    paths = find_or_fetch(
+        name, layout, request, find, folder, {"split": split, "train": False} if emnist else {"train": False}
+    )
+    note = "" if name in ("mnist", "fashion-mnist") else "whether these are the published files was not looked at"
     for (split, pair), kind in product(paths.items(), (0, 1)):
         this = name, split, ("images", "labels")[kind]
         known = _PUBLISHED.get(digest(read_idx(pair[kind]).data)[:16])
@@ -84,32 +113,49 @@ def load_idx(name: str, folder: str, classes: tuple[str, ...], request: DataRequ
             raise DataError(
                 f"{pair[kind]} is the file of {' '.join(known)}, not of {' '.join(this)}: give --data {known[0]}"
             )
-    return _load(name, paths, classes, note)
+    first = int(name == "emnist-letters")
+    train, test = (_read_split(*paths[split], classes, f"{name}/{split}", first) for split in ("train", "test"))
+    if emnist:
+        note = joined(note, _UPRIGHT)
+        train, test = (replace(part, images=part.images.transpose(2, 3)) for part in (train, test))
+    return Source(train, test, "IDX files", paths["train"][0].parent, note=note)
 
 
-def load_idx_folder(root: Path) -> Source:
-    """Read a folder's IDX files of any dataset; its classes are named after their labels, which begin at 0 or 1.
+def load_idx_folder(paths: dict[str, Pair], request: DataRequest) -> Source:
+    """Read IDX files of any dataset; its classes are named after their labels, or as EMNIST's are.
 
     Raises:
         DataError: a file is damaged, or they do not belong together.
     """
-    paths = find_idx(root)
-    labels = {int(label) for _, path in paths.values() for label in np.unique(read_idx(path))}
-    classes = tuple(str(label) for label in range(min({1} | labels), max({1} | labels) + 1))
-    return _load("folder", paths, classes, f"labels {classes[0]}..{classes[-1]} are the classes")
+    parts = {
+        split: Labelled(read_idx(pair[0]), read_idx(pair[1]), str(pair[0]), str(pair[1]))
+        for split, pair in paths.items()
+    }
+    root, classes, note = next(iter(paths.values()))[0].parent, tuple[str, ...](), ""
+    if split := _EMNIST.match(next(iter(paths.values()))[0].name):
+        names, note = EMNIST_CLASSES[split[1].lower()], _UPRIGHT
+        first = int(len(names) == 26)  # the letters' labels begin at 1
+        if all(((part.labels >= first) & (part.labels < first + len(names))).all() for part in parts.values()):
+            classes = names
+            parts = {name: part._replace(labels=part.labels - first) for name, part in parts.items()}
+        parts = {name: part._replace(pixels=part.pixels.swapaxes(1, -1)) for name, part in parts.items()}
+    only = {"train": next(iter(parts.values()))} if len(parts) == 1 else parts
+    return source_of(only, "IDX files", root, note, classes)
 
 
-def _load(name: str, paths: dict[str, Pair], classes: tuple[str, ...], note: str) -> Source:
-    first = int(classes[0]) if name == "folder" else 0
-    sets = {split: _read_split(*pair, classes, f"{name}/{split}", first) for split, pair in paths.items()}
-    root = next(iter(paths.values()))[0].parent
-    if len(sets) == 2:
-        return Source(sets["train"], sets["test"], "IDX files", root, note=note)
-    return cut_test(next(iter(sets.values())), name, "IDX files", root, note)
+@contextmanager
+def unpacked(path: Path) -> Iterator[BinaryIO]:
+    """The content of a file, gzipped or not, read piece by piece. Raises DataError where it is damaged."""
+    data = read_bytes(path)
+    try:
+        with gzip.open(io.BytesIO(data)) if data[:2] == b"\x1f\x8b" else io.BytesIO(data) as stream:
+            yield stream  # type: ignore[misc]  # a GzipFile opened for reading is a BinaryIO
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: damaged gzip file ({error}): fetch it again") from error
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array in an IDX file of unsigned bytes, plain or gzipped.
+    """The array in an IDX file of unsigned bytes, plain or gzipped, of at most 2 GiB.
 
     Returns:
         uint8, of the shape its header names.
@@ -117,25 +163,23 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
         DataError: the file cannot be read, is not IDX, or is shorter or longer than its header says.
     """
-    data = read_bytes(path)
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path}: damaged gzip file ({error}): fetch it again") from error
-    if len(data) < 4 or data[:3] != b"\x00\x00\x08" or not 1 <= data[3] <= 4:
-        raise DataError(
-            f"{path}: not an IDX file of bytes: it starts with {data[:4].hex()!r}, not 000008..: fetch it again"
-        )
-    offset = 4 + 4 * data[3]
-    if len(data) < offset:
-        raise DataError(f"{path}: truncated: its header has {len(data)} of {offset} bytes: fetch it again")
-    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", data[3], 4))
-    wanted = offset + int(np.prod(shape, dtype=object))
-    if len(data) != wanted:
-        kind = "truncated" if len(data) < wanted else "too long"
-        raise DataError(f"{path}: {kind}: {len(data)} bytes, its header {shape} asks for {wanted}: fetch it again")
-    return np.frombuffer(data, np.uint8, offset=offset).reshape(shape).copy()
+    with unpacked(path) as stream:
+        start = stream.read(4)
+        if len(start) < 4 or start[:3] != b"\x00\x00\x08" or not 1 <= start[3] <= 4:
+            raise DataError(
+                f"{path}: not an IDX file of bytes: it starts with {start.hex()!r}, not 000008..: fetch it again"
+            )
+        sizes, offset = stream.read(4 * start[3]), 4 + 4 * start[3]
+        if len(sizes) < offset - 4:
+            raise DataError(f"{path}: truncated: its header has {4 + len(sizes)} of {offset} bytes: fetch it again")
+        shape = tuple(int(n) for n in np.frombuffer(sizes, ">u4"))
+        count = int(np.prod(shape, dtype=object))
+        values = stream.read(min(count, 1 << 31) + 1)
+    if len(values) != count:
+        found, more = f"{offset + len(values)} bytes", len(values) > count
+        kind = f"too long: {found} or more" if more else f"truncated: {found}"
+        raise DataError(f"{path}: {kind}, its header {shape} asks for {offset + count}: fetch it again")
+    return np.frombuffer(values, np.uint8).reshape(shape).copy()
 
 
 def _read_split(images_path: Path, labels_path: Path, classes: tuple[str, ...], name: str, first: int) -> ImageSet:

@@ -31,13 +31,17 @@ def convert(images: ImageSet, *, size: tuple[int, int] | None, channels: int | N
     height, width = size or shape
     if (channels or have, height, width) == images.image_shape:
         return images
-    mode = "L" if (channels or have) == 1 else "RGB"
+    if have not in (1, 3) and channels not in (None, have):
+        raise ConfigError(f"{images.name}: images of {have} channels are no pictures: leave channels (--channels) out")
+    mode = "RGB" if 3 in (have, channels) and channels != 1 else "L"
     result = np.empty((len(images), channels or have, height, width), dtype=np.uint8)
     pixels = images.images.permute(0, 2, 3, 1).contiguous().numpy()
 
     def one(index: int) -> None:
-        image = Image.fromarray(pixels[index].squeeze(2) if have == 1 else pixels[index]).convert(mode)
-        result[index] = _planes(np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)))
+        planes = pixels[index] if have == 3 else np.moveaxis(pixels[index], 2, 0)
+        made = (Image.fromarray(plane).convert(mode) for plane in ((planes,) if have == 3 else planes))
+        drawn = [_planes(np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))) for image in made]
+        result[index] = np.concatenate(drawn)
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(one, range(len(images)), chunksize=256))
@@ -67,10 +71,10 @@ def endings() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image still to decode: the name that messages show, and its file or its bytes."""
+    """An image still to decode: the name that messages show, and its file, its bytes, or Pillow's image."""
 
     name: str
-    data: Path | bytes
+    data: Path | bytes | Image.Image
 
 
 def decode_one(
@@ -88,18 +92,17 @@ def decode_one(
     Raises:
         DataError: the file is not an image, is damaged, or has more than 16 bits per channel.
     """
-    data = file.data if isinstance(file.data, bytes) else read_bytes(file.data)
+    data = read_bytes(file.data) if isinstance(file.data, Path) else file.data
     try:
-        with Image.open(io.BytesIO(data), formats=[*{*endings().values()}]) as opened:
-            if opened.width * opened.height > max(1 << 24, 256 * len(data)):
-                raise ValueError(f"{opened.width:,} x {opened.height:,} pixels in so few bytes")
+        with data if isinstance(data, Image.Image) else _opened(data) as opened:
             image: Image.Image = ImageOps.exif_transpose(opened)
             image.load()
             facts = [_FRAMES] if getattr(opened, "n_frames", 1) > 1 else []
     except Exception as error:  # a damaged image can raise nearly anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         reason = "no known image format" if isinstance(error, UnidentifiedImageError) else reason
-        raise DataError(f"unreadable image {file.name} ({len(data)} bytes): {reason}; replace or remove it") from error
+        where = f"{file.name} ({len(data)} bytes)" if isinstance(data, bytes) else file.name
+        raise DataError(f"unreadable image {where}: {reason}; replace or remove it") from error
     if image.mode.split(";")[0] in ("I", "F"):
         values = np.asarray(image).astype(np.int64)
         if image.mode == "F" or values.min() < 0 or values.max() >= 1 << 16:
@@ -118,6 +121,14 @@ def decode_one(
     if size is not None:
         drawn = [image.resize((size[1], size[0]), Image.Resampling.BILINEAR) for image in drawn]
     return [np.asarray(image) for image in drawn], facts
+
+
+def _opened(data: bytes) -> Image.Image:
+    """The image in a file's bytes, not decoded yet."""
+    opened = Image.open(io.BytesIO(data), formats=[*{*endings().values()}])
+    if opened.width * opened.height > max(1 << 24, 256 * len(data)):
+        raise ValueError(f"{opened.width:,} x {opened.height:,} pixels in so few bytes")
+    return opened
 
 
 def _contrast(image: np.ndarray) -> int:

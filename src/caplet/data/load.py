@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import ImageColor
 
-from caplet.data import cifar10, digits, folder, idx, svhn, tiny_imagenet
+from caplet.data import cifar, digits, idx, norb, own, svhn, tiny_imagenet
 from caplet.data.files import is_file, is_folder
 from caplet.data.folder import ARCHIVES, LAYOUT, is_archive
 from caplet.data.images import convert
@@ -22,20 +22,27 @@ from caplet.errors import ConfigError, DataError
 from caplet.registry import Registry
 
 MAX_SIZE = 4096
-_BY_PATH = ("emnist", "kmnist", "qmnist", "cifar100")
-"""Beginnings of names that are like the name of another dataset."""
 _LOOKED_AT, _NEAR, _MANY = 256, 16, 0.9
 """Images are called equal where, of so many, more than this share is within so many levels of their median."""
+_SETS = ("emnist", "qmnist", "k49")
+"""What is not known by these names, which are like others."""
 DATASETS: Registry[str, Loader] = Registry("dataset", DataError)
 """What reads the datasets known by name."""
 _LOADERS: dict[str, Loader] = {
     digits.NAME: digits.load_digits,
     "mnist": partial(idx.load_idx, "mnist", "MNIST", idx.MNIST_CLASSES),
     "fashion-mnist": partial(idx.load_idx, "fashion-mnist", "FashionMNIST", idx.FASHION_CLASSES),
-    cifar10.NAME: cifar10.load_cifar10,
+    "kmnist": partial(idx.load_idx, "kmnist", "KMNIST", idx.KMNIST_CLASSES),
+    **{
+        f"emnist-{split}": partial(idx.load_idx, f"emnist-{split}", "EMNIST", classes)
+        for split, classes in idx.EMNIST_CLASSES.items()
+    },
+    "cifar10": partial(cifar.load_cifar, cifar.CIFAR10),
+    "cifar100": partial(cifar.load_cifar, cifar.CIFAR100),
     svhn.NAME: svhn.load_svhn,
+    norb.NAME: norb.load_smallnorb,
     tiny_imagenet.NAME: tiny_imagenet.load_tiny_imagenet,
-    "folder": folder.load_folder,
+    "folder": own.load_folder,
 }
 for _name, _load in _LOADERS.items():
     DATASETS.add(_name, _load)
@@ -58,8 +65,8 @@ def load_data(
     """Load a dataset and divide it into train, calibration and test.
 
     Args:
-        name: a name in :data:`DATASETS`, or the path of an image folder, of an archive of one, or of a folder of IDX
-            files (dataset ``folder``).
+        name: a name in :data:`DATASETS`; or the path of an image folder, of a folder of IDX, CIFAR, smallNORB, SVHN,
+            ``.npz``, ``.npy`` or CSV files, of an archive of these, or of one such file (dataset ``folder``).
         root: where the files are (its published files under it); None for the folder that downloads go to.
         calibration_size: images to cut from train; None for 10 % of train, at most 5,000, at least one per class. Where
             the files have a calibration split of their own, at most so many of it; None for all.
@@ -82,9 +89,23 @@ def load_data(
         DataError: the dataset is unknown, missing, damaged, or too small for the split.
         ConfigError: a setting is out of range.
     """
+    dataset, request, source = _read(name, root, size, channels, download, progress, background)
+    return divide(dataset, request, source, calibration_size, calibration_seed, limit, labels_by_order)
+
+
+def divide(
+    dataset: str,
+    request: DataRequest,
+    source: Source,
+    calibration_size: int | None,
+    calibration_seed: int,
+    limit: int | None,
+    labels_by_order: bool,
+) -> Splits:
+    """The three splits of what was read, in the size and channels asked for; see :func:`load_data`."""
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be at least 1 image per split, found {limit}")
-    dataset, request, source = _read(name, root, size, channels, download, progress, background)
+    source = _converted(source, request)
     train, calibration = source.train, source.calibration
     if calibration is None:
         train, calibration = cut_calibration(train, dataset, calibration_size, calibration_seed)
@@ -117,7 +138,7 @@ def load_saved_splits(
     size, channels = record.get("size"), record.get("channels")
     size = tuple(size) if isinstance(size, list) else size
     dataset, request, source = _read(record["name"], root, size, channels, download, progress, record.get("background"))
-    parts = []
+    source, parts = _converted(source, request), []
     for split in SPLITS:
         whole = {"test": source.test, "calibration": source.calibration}.get(split) or source.train
         images = whole.with_ids(record[split]["ids"], name=f"{dataset}/{split}")
@@ -147,17 +168,23 @@ def _resolve(name: str | Path, root: str | Path | None) -> tuple[str, Path | Non
     if not str(name).strip():
         raise DataError(f"no dataset given (found {str(name)!r}): give {', '.join(DATASETS)} or an image folder")
     path = Path(name).expanduser()
-    if is_folder(path) or is_archive(path):
+    if is_folder(path) or is_archive(path) or own.is_data_file(path):
         if place is not None:
             raise DataError(f"two places for the images: {path} and root {place}: give one")
         return "folder", path
     if is_file(path):
-        kinds = ", ".join(ARCHIVES)
-        raise DataError(f"{path} is no image folder, and no archive that is read ({kinds}): unpack it, give the folder")
+        kinds, files = ", ".join(ARCHIVES), ", ".join(own.FILES)
+        todo = "unpack it, or give the folder that has it"
+        raise DataError(
+            f"{path} is no image folder, and no archive that is read ({kinds}) or file of pixels ({files}): {todo}"
+        )
     if isinstance(name, Path) or os.sep in name:
         raise DataError(f"no image folder {path}: expected one with {LAYOUT}")
-    if name.lower().replace("-", "").startswith(_BY_PATH):
-        raise DataError(f"{name!r} is not known by name: give the folder of its IDX files, or of its class folders")
+    if any(word in name.lower() for word in _SETS):
+        names = ", ".join(known for known in DATASETS if known.startswith("emnist"))
+        also = f"; or one of {names}" if "emnist" in name.lower() else ""
+        todo = f"give the folder of its IDX files, or of its class folders{also}"
+        raise DataError(f"{name!r} is not known by name: {todo}")
     try:
         DATASETS.find(name)
     except DataError as error:
@@ -176,20 +203,37 @@ def _read(
 ) -> tuple[str, DataRequest, Source]:
     """The dataset's name, what its loader was asked for, and its images with the size and channels asked for."""
     dataset, place = _resolve(name, root)
-    pair = (size, size) if isinstance(size, int) else size
+    request = DataRequest(place, pair_of(size), channels, download, progress, background)
+    check_asked(request)
+    return dataset, request, DATASETS[dataset](request)
+
+
+def pair_of(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """(height, width) of a side, or of both."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def check_asked(request: DataRequest) -> None:
+    """Raise ConfigError where size, channels or background are out of range."""
+    pair = request.size
     if pair is not None and (len(pair) != 2 or not all(type(s) is int and 1 <= s <= MAX_SIZE for s in pair)):
-        raise ConfigError(f"image size must be a side or (height, width), each 1..{MAX_SIZE} pixels, found {size}")
-    if channels not in (None, 1, 3):
-        raise ConfigError(f"channels must be 1 (gray) or 3 (RGB), found {channels}")
+        found = pair[0] if pair[0] == pair[-1] else pair
+        raise ConfigError(f"image size must be a side or (height, width), each 1..{MAX_SIZE} pixels, found {found}")
+    if request.channels not in (None, 1, 3):
+        raise ConfigError(f"channels must be 1 (gray) or 3 (RGB), found {request.channels}")
     try:
-        ImageColor.getrgb(background or "white")
+        ImageColor.getrgb(request.background or "white")
     except ValueError:
-        raise ConfigError(f"background must be a colour such as white or #808080, found {background!r}") from None
-    request = DataRequest(place, pair, channels, download, progress, background)
-    source = DATASETS[dataset](request)
-    train, test = (convert(images, size=pair, channels=channels) for images in (source.train, source.test))
-    held = source.calibration and convert(source.calibration, size=pair, channels=channels)
-    return dataset, request, replace(source, train=train, test=test, calibration=held)
+        raise ConfigError(
+            f"background must be a colour such as white or #808080, found {request.background!r}"
+        ) from None
+
+
+def _converted(source: Source, request: DataRequest) -> Source:
+    """The images in the size and channels asked for."""
+    made = partial(convert, size=request.size, channels=request.channels)
+    held = source.calibration and made(source.calibration)
+    return replace(source, train=made(source.train), test=made(source.test), calibration=held)
 
 
 def _doubts(split: str, images: ImageSet) -> Iterator[str]:

@@ -67,7 +67,8 @@ def _read_split(path: Path, split: str) -> ImageSet:
     return ImageSet.of_arrays(images, labels, CLASSES, f"{NAME}/{split}")
 
 
-def _find(root: Path) -> dict[str, Path] | None:
+def find_mats(root: Path) -> dict[str, Path] | None:
+    """The two files in a folder, None where one is missing."""
     paths = {split: root / file for split, file in FILES.items()}
     return paths if all(map(is_file, paths.values())) else None
 
@@ -81,7 +82,12 @@ def load_svhn(request: DataRequest) -> Source:
     Raises:
         DataError: files are missing and not to be had, or damaged.
     """
-    paths = find_or_fetch(NAME, LAYOUT, request, _find, "SVHN", *({"split": split} for split in FILES))
+    paths = find_or_fetch(NAME, LAYOUT, request, find_mats, "SVHN", *({"split": split} for split in FILES))
+    return load_mats(paths, request)
+
+
+def load_mats(paths: dict[str, Path], request: DataRequest) -> Source:
+    """Read the two files. Raises DataError."""
     train, test = (_read_split(path, split) for split, path in paths.items())
     published = (len(train), len(test)) == (_PUBLISHED_COUNTS["train"], _PUBLISHED_COUNTS["test"])
     note = "SVHN (cropped digits)" if published else "files in SVHN's format, not the published ones"

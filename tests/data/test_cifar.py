@@ -12,7 +12,7 @@ import pytest
 from data_files import pixels, write_folder, write_image
 
 from caplet.data import load_data
-from caplet.data.cifar10 import CLASSES, read_batch
+from caplet.data.cifar import CLASSES, read_batch
 from caplet.errors import DataError
 
 BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
@@ -118,7 +118,7 @@ def test_bad_batches(tmp_path, batch, message):
 
 
 def test_a_batch_of_the_published_size_is_the_published_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("caplet.data.cifar10._PUBLISHED_COUNT", 2)
+    monkeypatch.setattr("caplet.data.cifar._TEST_COUNT", 2)
     path = tmp_path / "test_batch"
     path.write_bytes(pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1]}, protocol=2))
     with pytest.raises(DataError, match=r"MD5 .* is not that of the published"):
