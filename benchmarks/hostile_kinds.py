@@ -62,6 +62,7 @@ FORM = {
     ".toml": "toml",
     ".ckpt": "checkpoint",
     ".npz": "zip",
+    ".npy": "npy",
     ".safetensors": "safetensors",
     ".caplet": "safetensors",
     ".h5": "h5",
@@ -279,6 +280,16 @@ KINDS: dict[str, Kind] = {
     "IDX by name": Kind("mnist", ("*ubyte",), partial(_named, "mnist"), 10),
     "MATLAB (.mat)": Kind("svhn", ("*.mat",), partial(_named, "svhn"), 0.5),
     "CIFAR-10 batch": Kind("cifar10", ("*batch*",), partial(_named, "cifar10"), 15, "pickle"),
+    "CIFAR-100 pickles": Kind("cifar100", ("*",), partial(_named, "cifar100"), 15, "pickle"),
+    "CIFAR-10, binary": Kind("cifar10-bin", ("*.bin",), _folder, 5),
+    "smallNORB": Kind("norb", ("*.mat",), _folder, 10, "bytes"),
+    "smallNORB, gzipped": Kind("norb-gz", ("*.gz",), _folder, 5, "gz"),
+    "EMNIST": Kind("emnist", ("*ubyte",), partial(_named, "emnist-letters"), 8),
+    ".npz of images": Kind("npz", ("*.npz",), _archive, 30),
+    ".npy of images": Kind("npy", ("*.npy",), _folder, 25),
+    "CSV": Kind("csv", ("*.csv",), _archive, 40),
+    "CSV, train and test": Kind("csv-splits", ("*.csv",), _folder, 20),
+    "archive of arrays and tables": Kind("packed", ("*.zip", "*.tar"), _archive, 25),
     "PNG": Kind("images", ("*/*.png",), _folder, 40),
     "JPEG": Kind("jpeg", ("*/*.jpg",), _folder, 20),
     "other images": Kind("pictures", ("*/*/*",), _picture, 40),
@@ -476,6 +487,7 @@ def _datasets(place: Path) -> None:
     for name in (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"):
         batch = {b"data": writers.pixels(20, (3072,)), b"labels": [n % 10 for n in range(20)]}
         (place / "cifar10" / name).write_bytes(pickle.dumps(batch, protocol=2))
+    _other_forms(place, writers)
     writers.write_folder(place / "images", ("a", "b"), 4)
     held = place / "held"
     held.mkdir()
@@ -483,6 +495,46 @@ def _datasets(place: Path) -> None:
         Image.fromarray(writers.pixels(1, (8, 8), n)[0]).save(held / f"{n}.png")
     _pictures(place, writers)
     _archives(place)
+
+
+def _other_forms(place: Path, writers: Any) -> None:
+    """CIFAR-100, smallNORB, EMNIST, NumPy's files and CSV, and archives of the last two."""
+    own: Any = importlib.import_module("test_own")
+    tables: Any = importlib.import_module("test_table")
+    own.write_cifar100(place / "cifar100")
+    rows = writers.pixels(20, (3073,))
+    rows[:, 0] %= 10
+    (place / "cifar10-bin").mkdir()
+    for name in (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"):
+        (place / "cifar10-bin" / f"{name}.bin").write_bytes(rows.tobytes())
+    own.write_norb(place / "norb")
+    own.write_norb(place / "norb-gz", packed=True)
+    own.write_emnist(place / "emnist", "letters", 26, 1)
+    for name in ("npz", "npy", "packed"):
+        (place / name).mkdir()
+    labels = np.arange(60) % 3
+    pixels, colours = writers.pixels(60, (8, 8)), writers.pixels(60, (8, 8, 3))
+    splits = {"x_train": colours, "y_train": labels, "x_test": colours[:20], "y_test": labels[:20, None]}
+    np.savez(place / "npz" / "splits.npz", **splits)
+    np.savez_compressed(place / "npz" / "one.npz", X=pixels.reshape(60, 64) / 255, y=np.eye(3)[labels])
+    np.savez(place / "npz" / "names.npz", images=pixels, labels=labels, class_names=np.array(["a", "b", "c"]))
+    for name, array in splits.items():
+        np.save(place / "npy" / f"{name}.npy", array)
+    columns, heading = [labels, *pixels.reshape(60, 64).T], ["label", *(f"pixel{n}" for n in range(64))]
+    tables.write(place / "csv" / "headed.csv", columns, heading)
+    tables.write(place / "csv" / "plain.csv", columns)
+    tables.write(place / "csv" / "names.csv", [["ab c"[k] for k in labels], *columns[1:]], heading, ";")
+    for name in ("train", "test"):
+        tables.write(place / "csv-splits" / f"{name}.csv", columns, heading)
+    for form in ("npy", "csv-splits"):
+        with zipfile.ZipFile(place / "packed" / f"{form}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in (place / form).iterdir():
+                archive.write(path, f"in/{path.name}")
+        with tarfile.open(place / "packed" / f"{form}.tar", "w") as tar:
+            tar.add(place / form, "in")
+    with zipfile.ZipFile(place / "packed" / "idx.zip", "w") as archive:
+        for path in (place / "idx-gz").iterdir():
+            archive.write(path, path.name)
 
 
 def _pictures(place: Path, writers: Any) -> None:

@@ -88,7 +88,15 @@ SIZES = (
 )
 """What is written over a field that may be a length."""
 _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
-_ENDINGS = {".json": "json", ".npy": "npy", ".pkl": "pickle", ".h5": "h5", ".png": "png", ".jsonl": "jsonl"}
+_ENDINGS = {
+    ".json": "json",
+    ".npy": "npy",
+    ".pkl": "pickle",
+    ".h5": "h5",
+    ".png": "png",
+    ".jsonl": "jsonl",
+    ".csv": "csv",
+}
 
 
 def mutate(draw: random.Random, data: bytes, form: str) -> bytes:

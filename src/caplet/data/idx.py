@@ -128,7 +128,8 @@ def load_idx_folder(paths: dict[str, Pair], request: DataRequest) -> Source:
         DataError: a file is damaged, or they do not belong together.
     """
     parts = {
-        split: Labelled(read_idx(pair[0]), read_idx(pair[1]), str(pair[0]), str(pair[1]))
+        split: Labelled(read_idx(images), read_idx(labels), str(images), str(labels))
+        for split, (images, labels) in paths.items()
         for split, pair in paths.items()
     }
     root, classes, note = next(iter(paths.values()))[0].parent, tuple[str, ...](), ""
