@@ -523,7 +523,7 @@ def _other_forms(place: Path, writers: Any) -> None:
     columns, heading = [labels, *pixels.reshape(60, 64).T], ["label", *(f"pixel{n}" for n in range(64))]
     tables.write(place / "csv" / "headed.csv", columns, heading)
     tables.write(place / "csv" / "plain.csv", columns)
-    tables.write(place / "csv" / "names.csv", [["ab c"[k] for k in labels], *columns[1:]], heading, ";")
+    tables.write(place / "csv" / "names.csv", [[("ant", "b c", "d")[k] for k in labels], *columns[1:]], heading, ";")
     for name in ("train", "test"):
         tables.write(place / "csv-splits" / f"{name}.csv", columns, heading)
     for form in ("npy", "csv-splits"):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from caplet import processes
-from caplet.errors import DataError, ToolMissing
+from caplet.errors import ToolMissing
 from caplet.program.c import emit
 from caplet.runtime import compiler, engine
 from conftest import Caplet
@@ -182,22 +182,6 @@ def test_an_export_on_a_full_disk_leaves_nothing(caplet: Caplet, quantized: Path
     assert [path.name for path in tmp_path.rglob("*")] in ([], ["deep"])
     assert caplet(*words).code == 0
     assert (tmp_path / "deep" / "c" / emit.PROOF).exists()
-
-
-@posix
-@pytest.mark.parametrize(("ending", "words"), [("SIGSEGV", "ended with -11"), ("SIGKILL", "ended with -9")])
-def test_a_matlab_reader_that_dies_is_one_line(
-    ending: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from caplet.data import svhn
-
-    monkeypatch.setattr(svhn, "_READ", f"import os, signal; os.kill(os.getpid(), signal.{ending})")
-    (tmp_path / "train_32x32.mat").write_bytes(b"MATLAB 5.0")
-    with pytest.raises(
-        DataError, match=rf"train_32x32\.mat: not a readable \.mat file \(10 bytes; .*{words}\)"
-    ) as caught:
-        svhn.read_mat(tmp_path / "train_32x32.mat")
-    assert len(str(caught.value).splitlines()) == 1
 
 
 RANGES: list[tuple[str, str]] = [

@@ -1,5 +1,8 @@
 """SVHN: the reader of its .mat files, on small files written here."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from data_files import pixels
@@ -84,3 +87,56 @@ def test_damaged_or_other_files(tmp_path):
         (tmp_path / "cut.mat").write_bytes(content[:keep])
         with pytest.raises(DataError, match=r"cut\.mat: (not a readable \.mat file|variables X and y expected)"):
             read_mat(tmp_path / "cut.mat")
+
+
+def element(kind, content, order="<"):
+    return struct.pack(f"{order}II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+
+def variable(name, values, number, kind, order="<"):
+    """A variable of the class ``number``, its values stored by the type ``kind``; small parts in the short form."""
+    sizes = struct.pack(f"{order}{values.ndim}i", *values.shape)
+    short = struct.pack(f"{order}I", len(name) << 16 | 1) + name.ljust(4, b"\0")
+    whole = element(6, struct.pack(f"{order}II", number, 0), order) + element(5, sizes, order) + short
+    return element(14, whole + element(kind, values.tobytes("F"), order), order)
+
+
+def file(*variables, order="<"):
+    return b"MATLAB 5.0 MAT-file".ljust(124) + (b"\x00\x01IM" if order == "<" else b"\x01\x00MI") + b"".join(variables)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_either_byte_order_and_values_stored_in_fewer_bytes(tmp_path, order):
+    images, labels = pixels(7, (32, 32, 3)), np.arange(7, dtype=np.uint8)[:, None] + 1
+    parts = variable(b"X", images.transpose(1, 2, 3, 0), 9, 2, order), variable(b"y", labels, 6, 2, order)
+    (tmp_path / "x.mat").write_bytes(file(*parts, order=order))
+    found, digits = read_mat(tmp_path / "x.mat")
+    assert np.array_equal(found, images.transpose(0, 3, 1, 2))
+    assert digits.tolist() == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x89HDF\r\n\x1a\n" + bytes(200),
+        file(struct.pack("<II", 14, 2**32 - 1)),
+        file(struct.pack("<II", 14 | 9 << 16, 0)),
+        file(element(14, b"")),
+        file(element(14, element(6, b""))),
+        file(element(15, zlib.compress(bytes(300 << 20)))),
+        file(element(15, zlib.compress(b"")[:-1])),
+        file(element(15, zlib.compress(b""))),
+        file(element(15, b"not zlib")),
+        file(variable(b"X", np.zeros((2, 2), np.uint8), 1, 2)),
+        file(variable(b"X", np.zeros((2, 2), np.uint8), 9, 88)),
+        file(variable(b"X", np.zeros((2, 2), np.uint8), 9, 9)),
+        file(
+            variable(b"X", np.zeros((2, 2), np.uint8), 9, 2).replace(struct.pack("<2i", 2, 2), b"\xff\xff\xff\x7f" * 2)
+        ),
+    ],
+)
+def test_sizes_in_a_damaged_file_are_not_believed(tmp_path, content):
+    (tmp_path / "x.mat").write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.mat: not a readable \.mat file"):
+        read_mat(tmp_path / "x.mat")
