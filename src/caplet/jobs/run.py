@@ -86,7 +86,7 @@ def evaluate(model: CapsNet | Program, images: ImageSet, *, engine: Engine | str
     return Evaluation(accuracy(correct, len(images)), predicted, name, time.perf_counter() - began, changed)
 
 
-def float_predictions(model: CapsNet, images: ImageSet, batch_size: int = 100) -> NDArray[np.int64]:
+def float_predictions(model: CapsNet, images: ImageSet, batch_size: int = 32) -> NDArray[np.int64]:
     """Classes that the float model predicts, int64 (N,)."""
     model.check_images(images.images)
     model.eval()
@@ -95,7 +95,7 @@ def float_predictions(model: CapsNet, images: ImageSet, batch_size: int = 100) -
     return np.concatenate(parts)
 
 
-def correct_images(model: CapsNet, images: ImageSet, batch_size: int = 100) -> NDArray[np.bool_]:
+def correct_images(model: CapsNet, images: ImageSet, batch_size: int = 32) -> NDArray[np.bool_]:
     """Which of the images the float model classifies correctly, bool (N,)."""
     return np.asarray(float_predictions(model, images, batch_size) == images.labels.numpy())
 

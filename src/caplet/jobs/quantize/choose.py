@@ -8,11 +8,14 @@ missed the target is looked at too: fitted, it may keep it.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caplet.acceptance import Acceptance
+from caplet.data.imageset import ImageSet
 from caplet.jobs.quantize.accept import Choice, Shipper
 from caplet.jobs.quantize.promise import Promise, new_loss_limit, smallest_accepted
 from caplet.jobs.run import correct_images
@@ -42,8 +45,10 @@ STEPS = (*range(-32, -12, 4), *range(-12, 5))
 """Such plans, from the noise that the search accepted: quieter ones, by and by with a quarter each, and louder ones."""
 STRIDE = 2
 """From one plan to the next larger one that is looked at on the search's images: half of the noise."""
-RESERVE = 3
-"""Plans from the smallest that those images accept to the first that fresh ones see."""
+RESERVE = 1
+"""Plans from the smallest that other images accept to the first that fresh ones see: where fits saw those, at least."""
+HOPELESS = 1.25
+"""A plan that trials let expect so many times the tolerance, and smaller ones, are not looked at."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +80,18 @@ def _size(candidate: Candidate) -> float:
     return 1 / candidate.memory.weight_reduction + 1 / candidate.memory.activation_reduction
 
 
-def rung(candidate: Candidate, found: SearchResult, promise: Promise, integers: Correct | None = None) -> Rung:
-    """A plan with what the search's images let expect of fresh ones.
+def rung(
+    candidate: Candidate, found: SearchResult, promise: Promise, integers: tuple[Correct, Correct] | None = None
+) -> Rung:
+    """A plan with what other images let expect of fresh ones.
 
     Args:
-        integers: images that its fitted integers classify correctly; None for the search's own result.
+        integers: images that the reference and the fitted integers classify correctly; None for the search's result.
     """
     before = found.reference.correct_images if promise.searched is None else promise.searched
-    after, luck = (candidate.evaluation.correct_images, LUCK) if integers is None else (integers, 1.0)
+    after, luck = candidate.evaluation.correct_images, LUCK
+    if integers is not None:
+        before, after, luck = *integers, 1.0
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     n, fresh = len(before), len(promise.fresh.images)
     expected = round(lost * fresh / n), round(luck * min(gained, lost) * fresh / n)
@@ -92,31 +101,38 @@ def rung(candidate: Candidate, found: SearchResult, promise: Promise, integers: 
 
 @dataclass(frozen=True)
 class Fits:
-    """Looks at the integers of fitted plans on the images of the search.
+    """Looks at the integers of fitted plans, on the images of the search or on those for trials.
 
     Fits take most of the noise out of weights, so those of a search are wider than they need be. Where the search knows
     the plans of least memory for every noise, they are computed again with what a fit leaves.
 
     Attributes:
         lower: widths fall point by point, too, with formats from ``source``.
-        known: by plan, which of the search's images its fitted integers have right.
+        images: looked at.
+        known: by plan, which of the images its fitted integers have right.
     """
 
     shipper: Shipper
     source: FormatSource
     request: Request
     lower: bool
+    images: ImageSet
     note: Note
     known: dict[QuantPlan, Correct] = field(default_factory=dict)
 
+    @cached_property
+    def before(self) -> Correct:
+        """Which of the images the float model has right."""
+        return correct_images(self.shipper.reference, self.images)
+
     def integers(self, candidate: Candidate, about: str) -> Correct | None:
-        """Which of the search's images the fitted integers have right; None where the hardware cannot run them."""
+        """Which of the images the fitted integers have right; None where the hardware cannot run them."""
         program, memory = self.shipper.program(candidate.plan, draft=True), candidate.memory
         size = f"fitted, {about}: W {memory.weight_reduction:.2f}x, A {memory.activation_reduction:.2f}x"
         if problem := self.shipper.misfit(program):
             self.note(f"{size}: the plan does not run on {self.shipper.hardware.name}: {problem}")
             return None
-        correct = self.shipper.hits(program, self.shipper.splits.calibration)
+        correct = self.shipper.hits(program, self.images)
         self.note(f"{size}: {int(correct.sum()):,} of {len(correct):,} correct")
         self.known[candidate.plan] = correct
         return correct
@@ -195,23 +211,33 @@ def ladder(results: Sequence[SearchResult], promise: Promise) -> tuple[list[Rung
 
 
 def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[list[Rung], int]:
-    """The same of plans to be fitted. The first one to look at is larger than the search's images ask for: a rejection
-    there costs error, smaller plans do not."""
+    """The same of plans to be fitted. The first one to look at is larger than other images ask for, where one is known:
+    a rejection there costs error, smaller plans do not."""
+
+    def expected(candidate: Candidate) -> Rung:
+        known = fits.known.get(candidate.plan)
+        return rung(candidate, found, promise, None if known is None else (fits.before, known))
 
     def keeps(correct: Correct) -> bool:
-        one = rung(found.best, found, promise, correct)
+        one = rung(found.best, found, promise, (fits.before, correct))
         return one.limit + 50 * math.sqrt(one.changed / len(correct)) <= promise.tolerance
+
+    def likely(one: Rung) -> bool:
+        return one.plan not in fits.known or one.limit <= HOPELESS * promise.tolerance
 
     plans, at = fits.frontier(found)
     if not plans:
         plans = sorted(_proposed(found, fits.shipper, fits.request), key=lambda one: -_size(one))
         at = len(plans) - 1
-    start = fits.smallest(plans, at, keeps) if plans else None
-    if start is not None and fits.lower:
-        plans = [*plans[: start + 1], *fits.lowered(plans[start], keeps)]
-    start = max(0, start - RESERVE) if start is not None else 0
-    rungs = [rung(candidate, found, promise, fits.known.get(candidate.plan)) for candidate in plans]
-    return [*rungs[: start + 1], *_thinned(rungs[start + 1 :])] if fits.lower else rungs, start
+    last = fits.smallest(plans, at, keeps) if plans else None
+    if last is not None and fits.lower:
+        plans = [*plans[: last + 1], *fits.lowered(plans[last], keeps)]
+    start = last or 0
+    if promise.fresh.trial is None or (start > 0 and plans[start - 1].plan in fits.known):
+        start = max(0, start - RESERVE)
+    rungs = [expected(candidate) for candidate in plans]
+    smaller = list(takewhile(likely, rungs[start + 1 :]))
+    return [*rungs[: start + 1], *(_thinned(smaller) if fits.lower else smaller)], start
 
 
 def _thinned(smaller: Sequence[Rung]) -> list[Rung]:

@@ -16,6 +16,8 @@ from caplet.models.base import CapsNet
 
 SEARCH_FRACTION = 0.4
 """Of calibration images that were held out from training, those that the search sees; the others decide."""
+TRIAL_IMAGES = 10_000
+"""Training images on which fitted plans are compared, where there are at least twice as many; the others decide."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +30,14 @@ class FreshImages:
         familiar: the network was trained on them: its answers change less than on new images.
         held_out: fewer images that it was not trained on: less their standard error, the loss on these must be within
             the tolerance, too.
+        trial: more such images, which neither searches nor fits see: they say which fitted plan to look at first.
     """
 
     images: ImageSet
     about: str
     familiar: bool = False
     held_out: ImageSet | None = None
+    trial: ImageSet | None = None
 
 
 def divide(model: CapsNet, splits: Splits, validation: str | None, trained: bool = False) -> tuple[Splits, FreshImages]:
@@ -57,7 +61,8 @@ def divide(model: CapsNet, splits: Splits, validation: str | None, trained: bool
     if validation == "train" and trained:
         raise ConfigError("validation: fine-tuning sees the training images; give calibration or a folder")
     if validation == "train":
-        return splits, FreshImages(_even(splits.train), "training images new to the network")
+        images, trial = _apart(splits.train)
+        return splits, FreshImages(_even(images), "training images new to the network", trial=trial)
     if validation not in (None, "calibration"):
         images, labelled = load_validation(Path(validation), splits)
         if not labelled:  # a changed answer counts as a loss
@@ -67,7 +72,7 @@ def divide(model: CapsNet, splits: Splits, validation: str | None, trained: bool
     new = validation == "calibration" or held_out(model, splits)
     if not new and not trained and splits.info.get("calibration_size") is None:
         searched = replace(splits, calibration=varied(splits.calibration))
-        return searched, FreshImages(varied(_even(splits.train)), "training images", familiar=True)
+        return searched, _familiar(splits.train)
     first = max(len(splits.train.classes), round(SEARCH_FRACTION * len(splits.calibration)))
     search, rest = (splits.calibration.subset(part) for part in _cut(len(splits.calibration), first))
     if trained:  # pruned networks' folders keep the ids and hashes of the search's images as they are
@@ -76,8 +81,7 @@ def divide(model: CapsNet, splits: Splits, validation: str | None, trained: bool
     if validation == "calibration":
         return replace(splits, calibration=search), FreshImages(rest, "held-out calibration images")
     if new:
-        fresh = FreshImages(varied(_even(splits.train)), "training images", familiar=True, held_out=rest)
-        return replace(splits, calibration=search), fresh
+        return replace(splits, calibration=search), _familiar(splits.train, rest)
     return replace(splits, calibration=varied(search)), FreshImages(varied(rest), "calibration images", familiar=True)
 
 
@@ -88,6 +92,21 @@ def _cut(n: int, first: int) -> tuple[range, range]:
             " (--calibration-size), or decide by the images of the search (--accept measured)"
         )
     return range(first), range(first, n)
+
+
+def _familiar(train: ImageSet, held_out: ImageSet | None = None) -> FreshImages:
+    images, trial = _apart(train)
+    trial = None if trial is None else varied(trial)
+    return FreshImages(varied(_even(images)), "training images", familiar=True, held_out=held_out, trial=trial)
+
+
+def _apart(images: ImageSet) -> tuple[ImageSet, ImageSet | None]:
+    """The images that decide, and those for trials."""
+    if len(images) < 2 * TRIAL_IMAGES:
+        return images, None
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    rest, trial = (images.subset(part.sort().values) for part in (order[TRIAL_IMAGES:], order[:TRIAL_IMAGES]))
+    return rest, trial
 
 
 def _even(images: ImageSet) -> ImageSet:

@@ -32,6 +32,8 @@ from caplet.quant.plan.calibrate import Calibration, calibrate
 from caplet.quant.plan.formats import FormatRule, FormatSource
 from caplet.quant.plan.plan import output_axis
 from caplet.quant.plan.target import find_hardware
+from caplet.quant.reconstruct.equalization import folded
+from caplet.quant.reconstruct.scale_search import ChannelFormats
 from caplet.quant.search.methods import METHODS
 from caplet.quant.search.search import Request, SearchResult, Step, Workbench
 from caplet.quant.search.simplify_routing import simplify_routing
@@ -206,15 +208,20 @@ def quantize(
         source: FormatSource = calibration
         if settings.tune and not settings.paper_formats:
             source = Tuner(model, calibration, searched.calibration.evenly_spaced(TUNING_IMAGES).images, tuned)
+        formats = source
+        if Part.PER_CHANNEL in settings.reconstruct:
+            formats = ChannelFormats(folded(model), calibration, source)
         warn_about(searched, request, evaluator, note)
-        bench = Workbench(evaluator, source, partial(footprint, model), lambda step: note(describe_step(step)), noises)
+        bench = Workbench(evaluator, formats, partial(footprint, model), lambda step: note(describe_step(step)), noises)
         if fresh is not None:  # of the whole loss, that of simpler routing in it
             points = request_of(settings).acceptance(evaluator.float_result()).points
             promise = Promise(fresh, partial(correct_images, reference), points, error, note)
         search = partial(method.run, bench)
         fitter = Fitter(model, searched.calibration, settings.reconstruct, run, note, settings.seed)
         shipper = Shipper(run, model, reference, searched, engine, fitter, request.hardware)
-        fits = Fits(shipper, source, request, settings.narrow, note) if settings.reconstruct else None
+        trial = None if promise is None else promise.fresh.trial
+        images = searched.calibration if trial is None else trial
+        fits = Fits(shipper, formats, request, settings.narrow, images, note) if settings.reconstruct else None
         if promise is None:
             results = [search(request)]
             choice = as_measured(shipper, request, results[0], fits, note)

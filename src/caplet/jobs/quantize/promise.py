@@ -32,9 +32,10 @@ from caplet.runs.promised import Look
 
 NEW_IMAGES = 10_000
 """A limit of the loss is for so many new images together."""
-FIRST_IMAGES = 2_000
-"""Fewest images of a first look, where there are as many."""
-_FIRST_ERROR = 0.1  # of a decision's error, what its first look may spend where there is a second
+FIRST_IMAGES = (2_000, 20_000)
+"""Fewest and most images of a first look, where there are as many: beyond, the new images' own chance counts most."""
+_FIRST_ERROR = 0.3  # of a decision's error, what its first look may spend where there is a second
+_NEARLY = 0.8  # of all images: with as many in the first look, there is one look at all of them
 _RESERVE = 1.5  # images of a first look, relative to what should be enough
 _SEQUENCE_ERROR = 0.9  # of all error, what the first sequence may spend; the rest is for larger plans
 
@@ -162,8 +163,9 @@ class Promise:
     def _look(self, correct: Callable[[ImageSet], Correct], error: float, changed: float, loss: float) -> Look:
         total = len(self.fresh.images)
         needed = images_needed(changed, max(loss, 0.0), self.tolerance, _FIRST_ERROR * error)
-        first = max(FIRST_IMAGES, math.ceil(_RESERVE * needed)) if math.isfinite(needed) else total
-        if first >= total:
+        fewest, most = FIRST_IMAGES
+        first = max(fewest, math.ceil(min(_RESERVE * needed, most)))
+        if first >= _NEARLY * total:
             return self._judge(correct(self._first(total)), error)
         answers = correct(self._first(first))
         look = self._judge(answers, _FIRST_ERROR * error)

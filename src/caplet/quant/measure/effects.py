@@ -13,7 +13,7 @@ from torch import Tensor
 
 from caplet.data.imageset import to_float
 from caplet.errors import ConfigError
-from caplet.fixed import AnyFormat, FixedFormat, LogFormat, Rounding
+from caplet.fixed import FixedFormat, LogFormat, PlanFormat, Rounding
 from caplet.models.base import CapsNet, State
 from caplet.models.staged import StagedModel
 from caplet.nn.functional import lengths
@@ -29,7 +29,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class RoundPoints(Handler):
     """A :class:`~caplet.nn.points.Handler` that rounds some points and leaves everything else in float."""
 
-    def __init__(self, formats: Mapping[str, AnyFormat], rounding: Rounding, seed: int = 0) -> None:
+    def __init__(self, formats: Mapping[str, PlanFormat], rounding: Rounding, seed: int = 0) -> None:
         self.formats, self.rounding, self.seed = formats, rounding, seed
 
     def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
@@ -45,7 +45,7 @@ class RoundPoints(Handler):
         self.rounded(fmt, value, rounded)
         return rounded
 
-    def rounded(self, fmt: AnyFormat, value: Tensor, rounded: Tensor) -> None:
+    def rounded(self, fmt: PlanFormat, value: Tensor, rounded: Tensor) -> None:
         """Called for every tensor that was rounded."""
 
 
@@ -55,7 +55,7 @@ class _CountRounding(RoundPoints):
     signal = noise = 0.0
     saturated = count = 0
 
-    def rounded(self, fmt: AnyFormat, value: Tensor, rounded: Tensor) -> None:
+    def rounded(self, fmt: PlanFormat, value: Tensor, rounded: Tensor) -> None:
         self.signal += _energy(value)
         self.noise += _energy(rounded - value)
         self.saturated += _saturated(value, fmt)
@@ -66,7 +66,7 @@ def _energy(value: Tensor) -> float:
     return float(torch.linalg.vector_norm(value, dtype=torch.float64)) ** 2
 
 
-def _saturated(value: Tensor, fmt: AnyFormat) -> int:
+def _saturated(value: Tensor, fmt: PlanFormat) -> int:
     margin = fmt.step / 2 if isinstance(fmt, FixedFormat) else fmt.max_value / 2
     return int(((value > fmt.max_value + margin) | (value < fmt.min_value - margin)).sum())
 
@@ -191,7 +191,7 @@ class Perturber:
         batches = zip(*(torch.split(x, self._batch_size) for x in (self._images, self._labels)), strict=True)
         return [self._reference(to_float(images), labels) for images, labels in batches]
 
-    def effect(self, formats: Mapping[str, AnyFormat], rounding: Rounding = Rounding.NEAREST, seed: int = 0) -> Effect:
+    def effect(self, formats: Mapping[str, PlanFormat], rounding: Rounding = Rounding.NEAREST, seed: int = 0) -> Effect:
         """What rounding the points of ``formats``, all others in float, does. Raises KeyError for an unknown point."""
         first = self._staged.first_stage(formats)
         if first == len(self._staged):
@@ -200,7 +200,7 @@ class Perturber:
         self.spent += self.n * float(self._staged.tail_cost[first])
         return total
 
-    def noise(self, formats: Mapping[str, AnyFormat], rounding: Rounding = Rounding.NEAREST, seed: int = 0) -> float:
+    def noise(self, formats: Mapping[str, PlanFormat], rounding: Rounding = Rounding.NEAREST, seed: int = 0) -> float:
         """Mean squared change of the class capsules' lengths (over images and classes), as :meth:`effect` counts it."""
         asked = {
             "formats": {key: fmt.to_json() for key, fmt in formats.items()},
@@ -215,7 +215,7 @@ class Perturber:
         return self._cache.answer(asked, measure)
 
     def _one(
-        self, batch: _Batch, first: int, formats: Mapping[str, AnyFormat], rounding: Rounding, seed: int
+        self, batch: _Batch, first: int, formats: Mapping[str, PlanFormat], rounding: Rounding, seed: int
     ) -> Effect:
         handler = _CountRounding(formats, rounding, seed)
         with torch.inference_mode():

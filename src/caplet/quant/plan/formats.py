@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from caplet.errors import ModelError, PlanError
-from caplet.fixed import AnyFormat, FixedFormat, LogFormat, Rounding
+from caplet.fixed import AnyFormat, FixedFormat, LogFormat, PlanFormat, Rounding
 from caplet.fixed.format import MAX_BITS, MAX_LOG_BITS
 from caplet.nn.points import PointSpec, Role, Storage
 from caplet.quant.choices import Exponents
@@ -43,11 +43,11 @@ class FormatRule:
 
 
 class FormatSource(Protocol):
-    """What turns the width of a point into a format: a calibration, or a tuner on top of one."""
+    """What turns the width of a point into a format: a calibration, or what chooses better on top of one."""
 
     def format(
         self, key: str, width: int, rule: FormatRule = FormatRule(), rounding: Rounding = Rounding.NEAREST
-    ) -> AnyFormat:
+    ) -> PlanFormat:
         """The format of point ``key`` at ``width`` bits."""
         ...
 

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from caplet.data.imageset import to_float
 from caplet.errors import PlanError
-from caplet.fixed import ChannelFormat, FixedFormat, PlanFormat
+from caplet.fixed import ChannelFormat, FixedFormat, PlanFormat, Rounding
 from caplet.fixed.format import MAX_FRAC_BITS, SHIFT_BITS
 from caplet.models.base import CapsNet, State
 from caplet.models.staged import StagedModel
 from caplet.nn.functional import lengths
 from caplet.nn.points import PointSpec, Role, Storage
+from caplet.quant.plan.formats import FormatRule, FormatSource
 from caplet.quant.plan.plan import QuantPlan, output_axis
 from caplet.quant.reconstruct.adaptive_rounding import Grid, Linear, centred
 from caplet.quant.reconstruct.linear_maps import parameter_of
@@ -148,6 +149,40 @@ def with_channel_formats(model: CapsNet, plan: QuantPlan) -> QuantPlan:
             if spec.role is Role.WEIGHT and isinstance(fmt, FixedFormat):
                 formats[f"{layer.name}.{name}"] = channel_format(parameter_of(layer, name), fmt, output_axis(spec))
     return plan.with_formats(formats)
+
+
+class ChannelFormats:
+    """A source of formats in which weights in fixed point have an exponent per output channel, as fits give them.
+
+    Args:
+        model: whose weights they are for, batch norm folded (see :func:`caplet.quant.reconstruct.equalization.folded`).
+        weights: where the exponents of weights start from.
+        others: the source for everything else.
+    """
+
+    def __init__(self, model: CapsNet, weights: FormatSource, others: FormatSource) -> None:
+        self._weights, self._others = weights, others
+        self._channels = {
+            f"{layer.name}.{name}": (parameter_of(layer, name), output_axis(spec))
+            for layer in model.layers()
+            for name, spec in layer.specs.items()
+            if spec.role is Role.WEIGHT
+        }
+        self._known: dict[tuple[str, FixedFormat], ChannelFormat] = {}
+
+    def format(
+        self, key: str, width: int, rule: FormatRule = FormatRule(), rounding: Rounding = Rounding.NEAREST
+    ) -> PlanFormat:
+        """The format of point ``key`` at ``width`` bits."""
+        if key not in self._channels:
+            return self._others.format(key, width, rule, rounding)
+        fmt = self._weights.format(key, width, rule, rounding)
+        if not isinstance(fmt, FixedFormat):
+            return fmt
+        if (key, fmt) not in self._known:
+            weight, axis = self._channels[key]
+            self._known[key, fmt] = channel_format(weight, fmt, axis)
+        return self._known[key, fmt]
 
 
 def channel_format(weight: Tensor, fmt: FixedFormat, axis: int) -> ChannelFormat:
