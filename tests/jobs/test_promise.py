@@ -9,6 +9,7 @@ from caplet.errors import ConfigError
 from caplet.jobs.quantize.fresh import FreshImages
 from caplet.jobs.quantize.promise import (
     FIRST_IMAGES,
+    MANY_IMAGES,
     NEW_IMAGES,
     Promise,
     images_needed,
@@ -99,6 +100,7 @@ def test_a_look_takes_more_images_only_while_the_answer_is_open() -> None:
     assert promise.look(found.plan(0.001, 0.001), 0.05, changed=0.002).n == FIRST_IMAGES
     assert promise.look(found.plan(0.1, 0.0), 0.05, changed=0.01).n == FIRST_IMAGES  # hopeless at once
     assert promise.look(found.plan(0.02, 0.015), 0.05, changed=0.002).n == 30_000
+    assert promise.look(found.plan(0.001, 0.001), 0.05, changed=0.2, loss=0.9).n == MANY_IMAGES  # clear all the same
 
 
 @pytest.mark.parametrize(("rate", "accepted"), [(0.0, True), (0.005, True), (0.02, False)])
@@ -113,7 +115,7 @@ def test_held_out_images_must_agree(rate: float, accepted: bool) -> None:
 
 
 def test_a_tolerance_that_the_images_cannot_show_is_refused_with_the_smallest_that_they_can() -> None:
-    with pytest.raises(ConfigError, match=r"100 calibration images cannot show .* 3\.06 is the smallest"):
+    with pytest.raises(ConfigError, match=r"100 calibration images cannot show .* 2\.89 is the smallest"):
         Promise(numbered(100), lambda images: np.ones(len(images), dtype=bool), 0.2)
     assert smallest_tolerance(60_000, 0.05) < 0.04
     with pytest.raises(ConfigError, match="smallest tolerance"):

@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from caplet.data.imageset import to_float
+from caplet.fixed import ChannelFormat, LogFormat
 from caplet.nn.functional import lengths
-from caplet.nn.points import Storage
+from caplet.nn.points import Role, Storage
+from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import uniform_plan
-from caplet.quant.reconstruct.scale_search import ComputedOnly, ScaleSearch
+from caplet.quant.reconstruct.equalization import folded
+from caplet.quant.reconstruct.scale_search import ChannelFormats, ComputedOnly, ScaleSearch, with_channel_formats
 from caplet.quant.simulate.fake_quant import fake_quantized
 
 
@@ -71,3 +74,15 @@ def test_constants_can_be_left_in_float(digits: Any) -> None:
     assert after == pytest.approx(float((found - wanted).square().mean()), rel=1e-4)
     specs = digits.model.points()
     assert all(specs[key].storage is Storage.RAM for key in changed(tuned, plan))
+
+
+def test_a_source_of_channel_formats_gives_what_a_fit_starts_from(case: Any) -> None:
+    model, calibration = folded(case.model), case.calibration
+    source = ChannelFormats(model, calibration, calibration)
+    wanted = with_channel_formats(model, plan_of(case, 5))
+    weights = {key for key, spec in model.points().items() if spec.role is Role.WEIGHT}
+    assert {key for key, fmt in wanted.points.items() if isinstance(fmt, ChannelFormat)} == weights != set()
+    for key in weights | {"digit.votes", "digit.bias"} & set(wanted.points):
+        assert source.format(key, 5) == wanted.points[key], key
+    powers_of_two = source.format("digit.weight", 4, FormatRule(log2_weights=True))
+    assert isinstance(powers_of_two, LogFormat)  # as they are

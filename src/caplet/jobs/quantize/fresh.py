@@ -8,7 +8,7 @@ import torch
 from caplet.data import Splits
 from caplet.data.images import augment
 from caplet.data.imageset import ImageSet, to_float
-from caplet.data.splits import in_turns
+from caplet.data.splits import cut, in_turns
 from caplet.data.validation import load_validation
 from caplet.errors import ConfigError
 from caplet.jobs.run import float_predictions, held_out
@@ -104,9 +104,7 @@ def _apart(images: ImageSet) -> tuple[ImageSet, ImageSet | None]:
     """The images that decide, and those for trials."""
     if len(images) < 2 * TRIAL_IMAGES:
         return images, None
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    rest, trial = (images.subset(part.sort().values) for part in (order[TRIAL_IMAGES:], order[:TRIAL_IMAGES]))
-    return rest, trial
+    return cut(images, TRIAL_IMAGES, seed=0, rest_name=images.name, cut_name=images.name)
 
 
 def _even(images: ImageSet) -> ImageSet:

@@ -32,8 +32,10 @@ from caplet.runs.promised import Look
 
 NEW_IMAGES = 10_000
 """A limit of the loss is for so many new images together."""
-FIRST_IMAGES = (2_000, 20_000)
-"""Fewest and most images of a first look, where there are as many: beyond, the new images' own chance counts most."""
+FIRST_IMAGES = 2_000
+"""Fewest images of a first look, where there are as many."""
+MANY_IMAGES = 20_000
+"""Most images of a first look: beyond, the chance of the new images themselves counts most."""
 _FIRST_ERROR = 0.3  # of a decision's error, what its first look may spend where there is a second
 _NEARLY = 0.8  # of all images: with as many in the first look, there is one look at all of them
 _RESERVE = 1.5  # images of a first look, relative to what should be enough
@@ -67,7 +69,8 @@ def smallest_tolerance(n: int, error: float) -> float:
 
 def check_tolerance(tolerance: float, n: int, error: float, about: str) -> None:
     """Raise ConfigError where ``n`` images, ``about`` in words, could not show that any plan keeps a tolerance."""
-    spent = _SEQUENCE_ERROR * (1 - _FIRST_ERROR) * error  # by the second look at the first plan
+    first = 0.0 if _NEARLY * n <= FIRST_IMAGES else _FIRST_ERROR
+    spent = _SEQUENCE_ERROR * (1 - first) * error  # by the last look at the first plan
     least = smallest_tolerance(n, spent)
     if tolerance < least:
         raise ConfigError(
@@ -163,8 +166,7 @@ class Promise:
     def _look(self, correct: Callable[[ImageSet], Correct], error: float, changed: float, loss: float) -> Look:
         total = len(self.fresh.images)
         needed = images_needed(changed, max(loss, 0.0), self.tolerance, _FIRST_ERROR * error)
-        fewest, most = FIRST_IMAGES
-        first = max(fewest, math.ceil(min(_RESERVE * needed, most)))
+        first = max(FIRST_IMAGES, math.ceil(min(_RESERVE * needed, MANY_IMAGES)))
         if first >= _NEARLY * total:
             return self._judge(correct(self._first(total)), error)
         answers = correct(self._first(first))
