@@ -21,6 +21,7 @@ from caplet.program.ops import (
     InputQuantize,
     LeakyRelu,
     Lengths,
+    Listing,
     MaxPool2d,
     Routing,
     Squash,
@@ -158,6 +159,11 @@ class Naive:
         shift = tensors[op.input].format.frac_bits + op.frac - tensors[op.output].format.frac_bits
         accs = [code * op.slope if code < 0 else code * 2**op.frac for code in self.t[op.input]]
         self.t[op.output] = [self.round(op.output, element, acc, shift) for element, acc in enumerate(accs)]
+
+    def listing(self, op: Listing) -> None:
+        rows, columns, channels = self.program.tensors[op.input].shape
+        map_ = self.t[op.input]
+        self.t[op.output] = [map_[p * channels + c] for c in range(channels) for p in range(rows * columns)]
 
     def squash_into(self, source: str, target: str, dim: int, iteration: int = 0) -> None:
         f = self.program.tensors[source].format.frac_bits

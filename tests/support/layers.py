@@ -16,6 +16,7 @@ CASES: dict[str, Case] = {
     "leaky conv with batch norm": (lambda: ConvReLU("x", (3, 9, 8), 4, 3, batch_norm=1e-3, slope=0.1), ((3, 9, 8),)),
     "conv caps": (lambda: ConvCaps2d("x", (4, 9, 8), 2, 3, 3, 2, 1), ((4, 9, 8),)),
     "conv caps without bias": (lambda: ConvCaps2d("x", (4, 9, 8), 2, 3, 3, bias=False), ((4, 9, 8),)),
+    "conv caps, flat": (lambda: ConvCaps2d("x", (4, 9, 8), 2, 3, 3, 2, 1, flat=True), ((4, 9, 8),)),
     "dense": (lambda: DenseCaps("x", 6, 4, 3, 5, 3), ((6, 4),)),
     "dense, one iteration, no bias": (lambda: DenseCaps("x", 6, 4, 3, 5, 1, bias=False), ((6, 4),)),
     "routed conv": (lambda: RoutedConvCaps("x", (3, 4, 5, 6), 2, 7, 3, 2, 1), ((3, 4, 5, 6),)),

@@ -20,6 +20,7 @@ from caplet.program.ops import (
     InputQuantize,
     LeakyRelu,
     Lengths,
+    Listing,
     MaxPool2d,
     Routing,
     Squash,
@@ -245,6 +246,13 @@ def _lengths(draw: RandomOps) -> tuple[Op, Tensors]:
     return Lengths("op", "x", "y"), {"x": x, "y": y}
 
 
+def _listing(draw: RandomOps) -> tuple[Op, Tensors]:
+    rows, columns, channels = (draw.size(1, 6) for _ in range(3))
+    x = draw.spec("x", (rows, columns, channels))
+    y = TensorSpec("y", (1, 1, rows * columns * channels), x.format)
+    return Listing("op", "x", "y"), {"x": x, "y": y}
+
+
 _MAKERS: dict[str, Callable[[RandomOps], tuple[Op, Tensors]]] = {
     InputQuantize.kind: _input_quantize,
     Conv2d.kind: _conv2d,
@@ -257,4 +265,5 @@ _MAKERS: dict[str, Callable[[RandomOps], tuple[Op, Tensors]]] = {
     Lengths.kind: _lengths,
     MaxPool2d.kind: _max_pool2d,
     LeakyRelu.kind: _leaky_relu,
+    Listing.kind: _listing,
 }

@@ -21,6 +21,7 @@ from caplet.program.ops import (
     DenseVotes,
     InputQuantize,
     LeakyRelu,
+    Listing,
     Lengths,
     MaxPool2d,
     Routing,
@@ -127,9 +128,16 @@ class _Builder:
         self.ops.append(MaxPool2d(name, source, output, kernel, stride, padding))
         return output
 
-    def conv_caps(self, name: str, source: str, types: int, dim: int, window: tuple[int, int, int]) -> str:
+    def conv_caps(
+        self, name: str, source: str, types: int, dim: int, window: tuple[int, int, int], flat: bool = False
+    ) -> str:
         preactivation = self.conv(name, source, types * dim, window, False, "preactivation")
         shape = self.tensors[preactivation].shape
+        if flat:
+            spec = self.tensors[preactivation]
+            shape, preactivation = (1, 1, spec.elements), f"{name}.list"
+            self.tensors[preactivation] = TensorSpec(preactivation, shape, spec.format)
+            self.ops.append(Listing(preactivation, spec.name, preactivation))
         output = self.tensor(f"{name}.activation", shape, self.settings.activation_bits - 1)
         self.ops.append(Squash(f"{name}.squash", preactivation, output, dim))
         return output
@@ -262,5 +270,5 @@ def sample_backbone(
     rectified = build.tensor("block1.sum", build.tensors[x].shape, build.tensors[second].format.frac_bits, False)
     build.ops.append(Add("block1", second, x, rectified))
     x = build.grouped("block2.depthwise", rectified, (3, 2, 1), 2)
-    x = build.conv_caps("primary", x, 3, 4, (3, 1, 0))
+    x = build.conv_caps("primary", x, 3, 4, (3, 1, 0), flat=True)
     return build.finish("sample_backbone", build.dense("digit", (x,), 4, *classes), seed)

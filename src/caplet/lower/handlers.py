@@ -111,10 +111,15 @@ def _conv_caps(low: Lowering, layer: ConvCaps2d, sources: tuple[str, ...]) -> No
     name = layer.name
     types, dim, rows, columns = layer.out_shape
     shape = (rows, columns, types * dim)
-    preactivation = low.tensor(f"{name}.preactivation", shape)
-    _conv(low, layer, sources[0], preactivation, relu=False)
+    capsules = low.tensor(f"{name}.preactivation", (*layer.positions, layer.types * dim))
+    _conv(low, layer, sources[0], capsules, relu=False)
+    if layer.flat:
+        ordered = f"{name}.list"
+        low.tensors[ordered] = TensorSpec(ordered, shape, low.format(capsules))
+        low.ops.append(ops.Listing(ordered, capsules, ordered))
+        capsules = ordered
     activation = low.tensor(f"{name}.activation", shape)
-    low.ops.append(ops.Squash(f"{name}.squash", preactivation, activation, dim))
+    low.ops.append(ops.Squash(f"{name}.squash", capsules, activation, dim))
 
 
 @HANDLERS.of(RoutedConvCaps)

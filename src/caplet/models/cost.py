@@ -129,7 +129,7 @@ def macs_of(layer: Layer) -> Macs:
     if isinstance(layer, InputLayer | ResidualAdd | MaxPool | MapSum):
         return Macs()
     if isinstance(layer, ConvReLU | ConvNorm | ConvCaps2d):
-        return Macs(conv=layer.weight.numel() * prod(layer.out_shape[-2:]))
+        return Macs(conv=layer.weight.numel() * prod(layer.positions))
     if isinstance(layer, SqueezeExcite):
         return Macs(conv=layer.reduce.numel() + layer.expand.numel())
     if isinstance(layer, RoutedConvCaps):

@@ -38,6 +38,8 @@ class ShallowCapsConfig(ModelConfig):
         primary_kernel, primary_stride, primary_padding: their convolution.
         class_dim: dimension of the class capsules.
         iterations: routing iterations.
+        primary_flat: whether the components of a primary capsule are neighbours in the map, not in the channels
+            (:class:`caplet.nn.caps.ConvCaps2d`).
         primary_bias, class_bias: whether those layers have a bias.
         mean, std: of every channel, which the input layer takes away and divides by; None for pixels as they are.
         kept: places of the primary capsules that vote, ``(type * rows + row) * columns + column``, ascending; None for
@@ -52,6 +54,7 @@ class ShallowCapsConfig(ModelConfig):
     primary_padding: Pixels | Literal["same"] = 0
     class_dim: Size = 16
     iterations: Few = 3
+    primary_flat: bool = False
     primary_bias: bool = True
     class_bias: bool = True
     mean: Means = None
@@ -90,7 +93,7 @@ class ShallowCaps(CapsNet):
         self.stem = torch.nn.ModuleList(stem)
         self._stem = tuple(stem)
         sizes = (config.primary_types, config.primary_dim, *convs[-1][1:])
-        self.primary = ConvCaps2d("primary", shape, *sizes, bias=config.primary_bias)
+        self.primary = ConvCaps2d("primary", shape, *sizes, bias=config.primary_bias, flat=config.primary_flat)
         types, dim, rows, columns = self.primary.out_shape
         inputs, outputs = (types * rows * columns, dim), (config.classes, config.class_dim, config.iterations)
         self.digit = DenseCaps("digit", *inputs, *outputs, bias=config.class_bias, input_indices=config.kept)
@@ -101,10 +104,10 @@ class ShallowCaps(CapsNet):
         stem = (conv.model_copy(update={"channels": n}) for conv, n in zip(self.config.stem, counts, strict=True))
         changes = {
             "stem": tuple(stem),
-            "primary_types": sizes["primary.types"],
-            "primary_dim": sizes["primary.dim"],
+            "primary_types": sizes.get("primary.types", self.config.primary_types),  # flat capsules have no groups
+            "primary_dim": sizes.get("primary.dim", self.config.primary_dim),
             "class_dim": sizes["digit.dim"],
-            "kept": places["digit.capsules"],
+            "kept": places.get("digit.capsules", self.config.kept),
         }
         return self.config.model_copy(update=changes)
 

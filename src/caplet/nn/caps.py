@@ -32,8 +32,10 @@ class ConvCaps2d(Window):
         in_shape: (channels, H, W), the channels being types x dimension of the input.
         types, dim: capsule types and capsule dimension of the output.
         bias: whether a bias per (type, dimension) is added.
+        flat: a capsule's components are neighbouring values of the map (types * dim, H', W'), channel by channel, row
+            by row, as public codes have it that view a map as capsules; each is then a type of its own at one place.
 
-    Input float (B, channels, H, W) -> float (B, types, dim, H', W').
+    Input float (B, channels, H, W) -> float (B, types, dim, H', W'), or (B, types * H' * W', dim, 1, 1) where flat.
     """
 
     def __init__(
@@ -47,25 +49,27 @@ class ConvCaps2d(Window):
         padding: Padding = 0,
         *,
         bias: bool = True,
+        flat: bool = False,
     ) -> None:
         super().__init__(name, in_shape, kernel, stride, padding)
-        self.types, self.dim = types, dim
-        self.out_shape = (types, dim, *self.positions)
+        self.types, self.dim, self.flat = types, dim, flat
+        maps = (types, dim, *self.positions)
+        self.out_shape = (types * prod(self.positions), dim, 1, 1) if flat else maps
         self.weight = nn.Parameter(torch.empty(types * dim, in_shape[0], kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(types * dim)) if bias else None
         nn.init.xavier_uniform_(self.weight)
         self.declare(
             flash("weight", Role.WEIGHT, OIHW, self.weight.shape),
             *([flash("bias", Role.BIAS, ("out",), (types * dim,))] if bias else []),
-            ram("preactivation", Role.PREACTIVATION, TDHW, self.out_shape, signed=True),
+            ram("preactivation", Role.PREACTIVATION, TDHW, maps, signed=True),
             ram("activation", Role.ACTIVATION, TDHW, self.out_shape, signed=True, bound=UNIT, output=True),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.tap("bias", self.bias)
         x = F.conv2d(self.extended(x), self.tap("weight", self.weight), bias, self.stride, self.padding)
-        x = x.view(x.shape[0], self.types, self.dim, *x.shape[2:])
-        return self.squash(self.tap("preactivation", x), 2)
+        x = self.tap("preactivation", x.view(x.shape[0], self.types, self.dim, *x.shape[2:]))
+        return self.squash(x.reshape(len(x), *self.out_shape) if self.flat else x, 2)
 
 
 def routing_points(out_capsules: int, in_capsules: int, dim: int, iterations: int) -> tuple[PointSpec, ...]:

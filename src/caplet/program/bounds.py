@@ -67,7 +67,8 @@ BOUNDS: Registry[type[Op], Callable[..., list[AccumulatorBound]]] = Registry("ac
 
 
 @BOUNDS.of(ops.InputQuantize)
-def _input_quantize(op: ops.InputQuantize, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
+@BOUNDS.of(ops.Listing)
+def _no_sums(op: ops.InputQuantize | ops.Listing, tensors: Tensors, ranges: Ranges) -> list[AccumulatorBound]:
     return []
 
 

@@ -202,6 +202,11 @@ def _leaky_relu(op: ops.LeakyRelu, machine: _Machine, x: Codes) -> dict[str, Cod
     return {op.output: machine.rounded(op.output, acc, op.shifts(machine.tensors).out)}
 
 
+@INTERPRET.of(ops.Listing)
+def _listing(op: ops.Listing, machine: _Machine, x: Codes) -> dict[str, Codes]:
+    return {op.output: x.transpose(0, 3, 1, 2).reshape(len(x), *machine.tensors[op.output].shape)}
+
+
 @INTERPRET.of(ops.Squash)
 def _squash(op: ops.Squash, machine: _Machine, x: Codes) -> dict[str, Codes]:
     return {op.output: machine.squash(x.reshape(len(x), -1, op.dim), op.input, op.output).reshape(x.shape)}

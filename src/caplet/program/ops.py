@@ -149,6 +149,14 @@ class LeakyRelu(UnaryOp, kind="leaky_relu"):
 
 
 @dataclass(frozen=True, eq=False)
+class Listing(UnaryOp, kind="listing"):
+    """A map (H, W, C) as a list, channel by channel, row by row: ``output[(c * H + y) * W + x] = input[y, x, c]``.
+
+    output: as many elements, in C order, of the same format; nothing is rounded.
+    """
+
+
+@dataclass(frozen=True, eq=False)
 class Squash(UnaryOp, kind="squash"):
     """``caplet.fixed.squash`` of every capsule of ``dim`` dimensions.
 

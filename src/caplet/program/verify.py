@@ -231,6 +231,15 @@ def _leaky_relu(op: ops.LeakyRelu, tensors: Tensors) -> None:
     _shape(op, tensors[op.output], tensors[op.input].shape)
 
 
+@CHECKS.of(ops.Listing)
+def _listing(op: ops.Listing, tensors: Tensors) -> None:
+    source, out = tensors[op.input], tensors[op.output]
+    fits = len(source.shape) == 3 and source.elements == out.elements and source.format == out.format
+    found = f"{source.shape} {source.format} to {out.shape} {out.format}"
+    _require(op, fits, found, "a map (H, W, C) to as many elements of its format")
+    _fixed(op, source)
+
+
 @CHECKS.of(ops.Squash)
 def _squash(op: ops.Squash, tensors: Tensors) -> None:
     source, out = tensors[op.input], tensors[op.output]

@@ -162,8 +162,11 @@ def _squeeze_excite(layer: SqueezeExcite, sources: tuple[MapAxes, ...]) -> Depen
 
 @RULES.of(ConvCaps2d)
 def _conv_caps(layer: ConvCaps2d, sources: tuple[MapAxes, ...]) -> Dependencies:
-    """Capsule types go with all their filters; dimensions with their filter in every type."""
+    """Capsule types go with all their filters; dimensions with their filter in every type. Flat ones share filters."""
     types, dim, rows, columns = layer.out_shape
+    if layer.flat:
+        own: dict[str, Mapping[int, AxisGroups]] = {"weight": {1: sources[0].along}}
+        return Dependencies((), MapAxes((types, dim), 1), own if layer.bias is None else {**own, "bias": {}})
     groups = _group(layer, UnitKind.TYPES, types), _group(layer, UnitKind.DIM, dim)
     out: AxisGroups = tuple(group.name for group in groups)
     tensors: dict[str, Mapping[int, AxisGroups]] = {"weight": {0: out, 1: sources[0].along}}
@@ -205,9 +208,13 @@ def _dense_caps(layer: DenseCaps, sources: tuple[MapAxes, ...]) -> Dependencies:
     """Classes never go. Input capsules go with their matrices and votes, and with their type."""
     group, dims = _group(layer, UnitKind.CAPSULES, layer.in_capsules), _group(layer, UnitKind.DIM, layer.dim)
     out, in_dim = (layer.out_capsules, dims.name), sources[0].along[1:]
-    tensors: dict[str, Mapping[int, AxisGroups]] = {"weight": {0: (group.name,), 1: in_dim, 2: out}}
+    fixed = isinstance(sources[0].along[0], int)  # flat capsules stay
+    along: dict[int, AxisGroups] = {2: out} if fixed else {0: (group.name,), 1: in_dim, 2: out}
+    tensors: dict[str, Mapping[int, AxisGroups]] = {"weight": along}
     if layer.bias is not None:
         tensors["bias"] = {1: out[1:]}
+    if fixed:
+        return Dependencies((dims,), MapAxes(out, 1), tensors, {1: out[1:]}, "preactivation")
     voters = Voters(group.name, tuple((str(flow.along[0]), flow.positions) for flow in sources), layer.input_indices)
     same = tuple((str(in_dim[0]), str(flow.along[1])) for flow in sources[1:])
     return Dependencies(

@@ -161,6 +161,12 @@ def _leaky_relu(op: ops.LeakyRelu, to: Descriptions) -> dict[str, Value]:
     return {"count": to.spec(op.input).elements, "right": int(op.shifts(to.program.tensors).out)}
 
 
+@DESCRIPTORS.of(ops.Listing)
+def _listing(op: ops.Listing, to: Descriptions) -> dict[str, Value]:
+    rows, columns, channels = to.spec(op.input).shape
+    return {"pixels": rows * columns, "channels": channels}
+
+
 @DESCRIPTORS.of(ops.Squash)
 def _squash(op: ops.Squash, to: Descriptions) -> dict[str, Value]:
     source = to.spec(op.input)

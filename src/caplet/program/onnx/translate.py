@@ -199,6 +199,11 @@ def _leaky_relu(op: ops.LeakyRelu, work: Translation) -> None:
     work.values[op.output] = work.requantize(op.output, acc, shape, None, op.shifts(work.program.tensors))
 
 
+@TRANSLATIONS.of(ops.Listing)
+def _listing(op: ops.Listing, work: Translation) -> None:
+    work.store(op.output, work.graph.transpose(work.values[op.input], (0, 3, 1, 2)))
+
+
 @TRANSLATIONS.of(ops.Squash)
 def _squash(op: ops.Squash, work: Translation) -> None:
     count = work.program.tensors[op.input].elements // op.dim

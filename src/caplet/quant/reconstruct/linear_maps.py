@@ -233,8 +233,9 @@ def _conv_relu(layer: ConvReLU | ConvNorm, quantized: Tensor, exact: Tensor, set
 
 def _conv_caps(layer: ConvCaps2d, quantized: Tensor, exact: Tensor, settings: ReconstructSettings) -> View:
     linear = _convolution(layer, quantized, exact, settings)
-    bias = None if layer.bias is None else layer.bias.detach()
-    linear.weigh(layer.weight.detach(), bias, lambda sums: passed(torch.unflatten(sums, -1, (layer.types, layer.dim))))
+    bias, caps = None if layer.bias is None else layer.bias.detach(), (layer.types, layer.dim)
+    if not layer.flat:  # of flat capsules a row, which is one position, holds single components: each counts alike
+        linear.weigh(layer.weight.detach(), bias, lambda sums: passed(torch.unflatten(sums, -1, caps)))
     return linear, None if layer.bias is None else "bias"
 
 

@@ -197,6 +197,18 @@ typedef struct {
 void caplet_leaky_relu(const caplet_leaky_relu_op *op, const void *x, void *y);
 
 typedef struct {
+    uint32_t pixels;
+    uint32_t channels;
+    uint8_t in_type;
+} caplet_listing_op;
+
+/*
+ * x: in_type (pixels, channels). y: in_type (channels, pixels), another buffer.
+ * y[c, p] = x[p, c].
+ */
+void caplet_listing(const caplet_listing_op *op, const void *x, void *y);
+
+typedef struct {
     caplet_format out;
     uint32_t count; /* of capsules */
     uint32_t dim;   /* 1..64 */

@@ -62,6 +62,7 @@ static void run_step(const caplet_host_step *step, void *arena)
     case CAPLET_STEP_MAX_POOL2D: caplet_max_pool2d(step->op, x, y); break;
     case CAPLET_STEP_CHANNEL_AFFINE: caplet_channel_affine(step->op, x, y); break;
     case CAPLET_STEP_LEAKY_RELU: caplet_leaky_relu(step->op, x, y); break;
+    case CAPLET_STEP_LISTING: caplet_listing(step->op, x, y); break;
     case CAPLET_STEP_SQUASH: caplet_squash(step->op, x, y, 0); break;
     case CAPLET_STEP_ADD: caplet_add(step->op, x, place(arena, step->inputs[1]), y); break;
     case CAPLET_STEP_DENSE_VOTES: run_dense_votes(step, arena); break;
