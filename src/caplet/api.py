@@ -54,6 +54,8 @@ from caplet.models.assemble import skeleton
 from caplet.models.backbone import backbone_caps
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
+from caplet.models.importers.adopt import adopt
+from caplet.models.importers.fit import Primary, Routed
 from caplet.models.registry import NAMED, build, named_model
 from caplet.program import Program
 from caplet.program.c.emit import EmitSettings, Export
@@ -90,6 +92,7 @@ __all__ = [
     "Limits",
     "Method",
     "OnnxCheck",
+    "Primary",
     "Program",
     "PruneResult",
     "PruneSettings",
@@ -98,11 +101,13 @@ __all__ = [
     "ReconstructSettings",
     "Reconstruction",
     "Rounding",
+    "Routed",
     "SensitivityResult",
     "SensitivitySettings",
     "Trace",
     "TrainRun",
     "Verified",
+    "adopt",
     "backbone_caps",
     "build",
     "calibrate",
