@@ -15,10 +15,8 @@ if TYPE_CHECKING:  # for type checkers; at run time __getattr__ loads a name whe
 __all__ = [  # noqa: F405
     "CompressSettings",
     "Limits",
-    "Primary",
     "PruneSettings",
     "QuantizeSettings",
-    "Routed",
     "SensitivitySettings",
     "__version__",
     "adopt",

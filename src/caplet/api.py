@@ -55,7 +55,6 @@ from caplet.models.backbone import backbone_caps
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.models.importers.adopt import adopt
-from caplet.models.importers.fit import Primary, Routed
 from caplet.models.registry import NAMED, build, named_model
 from caplet.program import Program
 from caplet.program.c.emit import EmitSettings, Export
@@ -92,7 +91,6 @@ __all__ = [
     "Limits",
     "Method",
     "OnnxCheck",
-    "Primary",
     "Program",
     "PruneResult",
     "PruneSettings",
@@ -101,7 +99,6 @@ __all__ = [
     "ReconstructSettings",
     "Reconstruction",
     "Rounding",
-    "Routed",
     "SensitivityResult",
     "SensitivitySettings",
     "Trace",

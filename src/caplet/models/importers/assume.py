@@ -100,6 +100,14 @@ class Assumptions:
             raise ModelError(f"{self.where}: cannot assume {wrong[0]}: {known}")
         return {"assumed": self.assumed, "stated": self.stated, "read": self.read}
 
+    def prepared(self, images: Tensor) -> Tensor:
+        """RGB images / 255, float (B, C, H, W), as the network takes them. Raises ModelError: means of others."""
+        mean, std = (tensor.to(images.dtype).view(-1, 1, 1) for tensor in self.take("normalize"))
+        if len(mean) not in (1, images.shape[1]):
+            raise ModelError(f"{self.where}: cannot assume {len(mean)} means: images have {images.shape[1]} channels")
+        ordered: Tensor = (images.flip(1) if images.shape[1] == 3 and self.take("channels") else images) - mean
+        return ordered.div(std)
+
     def fold(self, tensors: dict[str, Tensor], first: str, *, padded: bool = False) -> dict[str, tuple[float, ...]]:
         """Make a network for RGB pixels / 255 out of one for prepared images, by the weights of its ``first`` layer.
 

@@ -1,18 +1,27 @@
-"""Sizes that a file of tensors does not name: of the network, from its shapes; of the image, from capsule counts."""
+"""What a file or module does not name: sizes of the network, from its shapes; of the image, from capsule counts; the
+order of capsules and of the axes of their weights, from outputs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, permutations, product
 from math import prod
+from operator import mul
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from caplet.errors import ModelError
-from caplet.models.assemble import check_shape, shape_text
+from caplet.models.assemble import check_shape, listed, shape_text
 from caplet.models.importers.assume import Assumptions
+from caplet.nn.functional import lengths, squash
 from caplet.nn.layer import Padding
+from caplet.nn.routing import agreement, weighted_sum
 
 #: The largest image side considered.
 LARGEST = 1024
+MOST, LEAST, NOISE = 6, 0.01, 1e-5
+"""Routing iterations that are tried; the least size that differences are relative to; those of float32 sums."""
 
 
 class Conv(NamedTuple):
@@ -113,3 +122,151 @@ def pick_image(capsules: int, types: int, chains: Chains, channels: int, open_: 
         f"{where}: no square image up to {LARGEST}x{LARGEST} gives the {capsules} capsules that the weights are for; if"
         " the images are not square, give their size (image_size)"
     )
+
+
+class Reading(NamedTuple):
+    """One way to read a module's capsules.
+
+    capsules: what makes a primary one: ``types``: neighbouring channels; ``components``: every (channels / dim)-th
+    channel; ``flat``: neighbouring values of the map in memory. order: type by type (``types``) or by ``positions``.
+    layout: what the weights' axes hold: ``i``, ``k`` input capsule and its component, ``o``, ``d`` output capsule and
+    its component; sizes: by letter.
+    """
+
+    capsules: str
+    order: str
+    layout: str
+    sizes: Mapping[str, int]
+
+    def primary(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, capsules, dim), not squashed."""
+        (batch, _, rows, columns), dim, types = maps.shape, self.sizes["k"], self.capsules == "types"
+        if self.capsules == "flat":
+            return maps.reshape(batch, -1, dim)
+        split = maps.view(batch, *((-1, dim) if types else (dim, -1)), rows, columns)
+        split = split if types else split.transpose(1, 2)
+        return split.permute((0, 1, 3, 4, 2) if self.order == "types" else (0, 3, 4, 1, 2)).flatten(1, 3)
+
+    def weights(self, weight: Tensor) -> Tensor:
+        """The weights as (i, k, o, d)."""
+        return weight.reshape([self.sizes[x] for x in self.layout]).permute([self.layout.index(x) for x in "ikod"])
+
+
+def readings(maps: Sequence[int], weight: Sequence[int], counts: Iterable[int], given: int | None) -> Iterator[Reading]:
+    """All that shapes leave open: an axis of the weights may hold several letters, and axes of size 1 may be anywhere.
+
+    Args:
+        maps, weight: shapes of the primary capsules' map (channels, rows, columns) and of the votes' weights.
+        counts: possible numbers of classes. given: values of the class capsules' bias; None without one.
+    """
+    elements, total, ends = prod(maps), prod(weight), {*accumulate(weight, mul)}
+    ways = (*product(("types", "components"), ("types", "positions")), ("flat", "types"))
+    for o, k in product(sorted(counts), range(1, maps[0] + 1)):
+        sizes = {"i": elements // k, "k": k, "o": o, "d": total // (elements * o)}
+        if maps[0] % k == 0 and given in (None, o * sizes["d"]):
+            for letters in permutations("ikod"):
+                if ends <= {1, *accumulate((sizes[x] for x in letters), mul)}:
+                    yield from (Reading(*way, "".join(letters), sizes) for way in ways)
+
+
+class Case(NamedTuple):
+    """What is known of a module's capsules.
+
+    maps: the convolution of primary capsules on random images, float (B, C, H, W). read: what some part reads or gives
+    as primary capsules. targets: what class capsules should give.
+    """
+
+    primary: str
+    digits: str
+    maps: Tensor
+    read: Tensor | None
+    targets: list[Tensor]
+    weight: Tensor
+    bias: Tensor | None
+    readings: list[Reading]
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Largest difference of two batches, relative to each image's largest expected value; infinite for a NaN."""
+    scale = expected.flatten(1).abs().amax(1).clamp(min=LEAST)
+    worst = ((found - expected).flatten(1).abs().amax(1) / scale).max()
+    return float(torch.nan_to_num(worst, nan=torch.inf))
+
+
+def _routes(case: Case, reading: Reading, most: int = MOST, over: int = 1) -> Iterator[Tensor]:
+    """Class capsules (B, G, D) after 1, 2, ... iterations; the softmax runs over this axis of the logits (B, G, I)."""
+    votes = torch.einsum("bik,ikod->boid", squash(reading.primary(case.maps), -1), reading.weights(case.weight))
+    votes, logits = votes.contiguous(), votes.new_zeros(votes.shape[:3])
+    for _ in range(most):
+        sums = weighted_sum(torch.softmax(logits, over), votes)
+        capsules = squash(sums if case.bias is None else sums + case.bias.reshape(sums.shape[1:]), -1)
+        yield capsules
+        logits = logits + agreement(capsules, votes)
+
+
+def errors(capsules: Tensor, targets: list[Tensor]) -> Iterator[float]:
+    """For each target that is made of class capsules alone, how far it is from those of ``capsules`` (B, G, D)."""
+    sizes = lengths(capsules)
+    for target in map(torch.squeeze, targets):
+        if sorted(target.shape) == sorted(capsules.shape):
+            orders = [axes for axes in permutations(range(3)) if target.permute(axes).shape == capsules.shape]
+            yield min(difference(capsules, target.permute(axes)) for axes in orders)
+        elif target.shape == sizes.shape and bool(((target == 0) | (target == 1)).all()):  # the longest one's mask
+            yield float(((sizes.amax(1) - (sizes * target).sum(1)) / sizes.amax(1)).max())
+        elif target.shape == sizes.shape:
+            forms, log = [sizes, sizes**2], bool((target.exp().sum(1) - 1).abs().max() < 1e-3)
+            if log or bool((target.min() > 0) & ((target.sum(1) - 1).abs().max() < 1e-3)):  # softmax of lengths
+                target, *forms = (t - t.mean(1, keepdim=True) for t in (target if log else target.log(), *forms))
+            yield min(difference(form, target) for form in forms)
+
+
+def search(case: Case, stated: int | None, tolerance: float) -> tuple[Reading, int]:
+    """The reading and iterations that give the module's outputs. Raises ModelError: none do, or they do not tell."""
+    fits: list[tuple[float, int, Reading]] = []
+    if stated is not None and not 1 <= stated <= 100:
+        raise ModelError(f"iterations={stated}; the rule is 1 to 100, or None to find them")
+    for reading in case.readings:
+        for count, capsules in enumerate(_routes(case, reading, max(MOST, stated or 0)), start=1):
+            fits += [(max(found), count, reading) for found in [[*errors(capsules, case.targets)]] if found]
+    if not fits:
+        shapes = listed([shape_text(target.shape) for target in case.targets]) or "nothing that can be compared"
+        raise ModelError(f"it gives {shapes}; give a module that returns class capsules or their lengths")
+    best, fitting, _ = min(fits, key=lambda fit: fit[0])
+    error, iterations, reading = min((fit for fit in fits if stated in (None, fit[1])), key=lambda fit: fit[0])
+    found = f"outputs differ by {error:.1e}, {tolerance:g} is allowed; first in"
+    if best <= tolerance and error > max(10 * best, 2 * NOISE):
+        found = f"{found} the routing of {case.digits}"
+        raise ModelError(f"{found}: state iterations={fitting}, which differs by {best:.1e}")
+    if error > tolerance:
+        raise ModelError(f"{found} {_first_difference(case, tolerance)}")
+    alike = [str(fit[1]) for fit in fits if fit[2] is reading and fit[0] <= max(10 * error, NOISE)]
+    if stated is None and len(alike) > 1:
+        found = f"{listed(alike)} iterations give equal outputs within {NOISE:g}"
+        raise ModelError(f"{found}; state iterations=3, or others")
+    return reading, iterations
+
+
+def _first_difference(case: Case, tolerance: float) -> str:
+    """The first layer that differs, and how."""
+    read = case.read
+    if read is not None:
+        tries = []
+        for raw in (reading.primary(case.maps) for reading in case.readings):
+            shaped = [t for t in (read.squeeze(), read.squeeze().transpose(1, -1)) if t.shape == raw.shape]
+            tries += [(difference(squash(raw, -1), t), raw, t) for t in shaped or [read.reshape(raw.shape)]]
+        error, raw, theirs = min(tries, key=lambda entry: entry[0])
+        if error > tolerance:
+            long, short = (float(lengths(t).flatten()[int(lengths(raw).argmax())]) for t in (raw, theirs))
+            found = f"its squash is another, {long:.3g} long becomes {short:.3g}, not {long**2 / (1 + long**2):.3g}"
+            if not bool(F.cosine_similarity(raw, theirs, -1).amin() > 0.999):
+                found = f"no known order of channels gives them, they differ by {error:.1e}"
+            return f"the primary capsules {case.primary}: {found}"
+    over = (capsules for reading in case.readings for capsules in _routes(case, reading, over=2))
+    if any(max(errors(capsules, case.targets)) <= tolerance for capsules in over):
+        todo = "its softmax runs over the input capsules, not over the output capsules (equation 3): change it"
+        return f"the routing of {case.digits}: {todo}"
+    layer = "the routing" if read is not None else "the primary capsules, or in the routing"
+    known = (
+        "it is no routing by agreement from zero logits, it adds a bias that is not stated, or its squash is another"
+    )
+    return f"{layer} of {case.digits}: {known}"
