@@ -38,8 +38,7 @@ class ShallowCapsConfig(ModelConfig):
         primary_kernel, primary_stride, primary_padding: their convolution.
         class_dim: dimension of the class capsules.
         iterations: routing iterations.
-        primary_flat: whether the components of a primary capsule are neighbours in the map, not in the channels
-            (:class:`caplet.nn.caps.ConvCaps2d`).
+        primary_flat: whether a primary capsule's components are neighbours in the stored map, not channels.
         primary_bias, class_bias: whether those layers have a bias.
         mean, std: of every channel, which the input layer takes away and divides by; None for pixels as they are.
         kept: places of the primary capsules that vote, ``(type * rows + row) * columns + column``, ascending; None for

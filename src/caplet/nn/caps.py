@@ -32,8 +32,8 @@ class ConvCaps2d(Window):
         in_shape: (channels, H, W), the channels being types x dimension of the input.
         types, dim: capsule types and capsule dimension of the output.
         bias: whether a bias per (type, dimension) is added.
-        flat: a capsule's components are neighbouring values of the map (types * dim, H', W'), channel by channel, row
-            by row, as public codes have it that view a map as capsules; each is then a type of its own at one place.
+        flat: a capsule's components are neighbours in the map (types * dim, H', W') as PyTorch stores it, as codes have
+            it that view a map as capsules; each capsule is then a type of its own, at one place.
 
     Input float (B, channels, H, W) -> float (B, types, dim, H', W'), or (B, types * H' * W', dim, 1, 1) where flat.
     """

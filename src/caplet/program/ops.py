@@ -152,7 +152,7 @@ class LeakyRelu(UnaryOp, kind="leaky_relu"):
 class Listing(UnaryOp, kind="listing"):
     """A map (H, W, C) as a list, channel by channel, row by row: ``output[(c * H + y) * W + x] = input[y, x, c]``.
 
-    output: as many elements, in C order, of the same format; nothing is rounded.
+    output: as many elements of the same format; nothing is rounded.
     """
 
 

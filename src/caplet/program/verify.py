@@ -234,10 +234,9 @@ def _leaky_relu(op: ops.LeakyRelu, tensors: Tensors) -> None:
 @CHECKS.of(ops.Listing)
 def _listing(op: ops.Listing, tensors: Tensors) -> None:
     source, out = tensors[op.input], tensors[op.output]
-    fits = len(source.shape) == 3 and source.elements == out.elements and source.format == out.format
+    fits = len(source.shape) == 3 and (source.elements, _fixed(op, source)) == (out.elements, out.format)
     found = f"{source.shape} {source.format} to {out.shape} {out.format}"
     _require(op, fits, found, "a map (H, W, C) to as many elements of its format")
-    _fixed(op, source)
 
 
 @CHECKS.of(ops.Squash)

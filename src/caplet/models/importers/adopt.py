@@ -64,8 +64,7 @@ def adopt(
         The model, float32, in evaluation mode; ``notes["read"]`` says what was found.
 
     Raises:
-        ModelError: a path or type that is not there, shapes that do not fit, or outputs that differ; the message has
-            the numbers and the first layer that differs.
+        ModelError: a layer that is not as named, or outputs that differ: by how much, and in which layer first.
 
     >>> adopt(nn.Sequential(nn.ReLU()), (1, 8, 8), ["conv1"], "primary.conv", "digits.W")
     Traceback (most recent call last):
@@ -80,7 +79,7 @@ def adopt(
         if not isinstance(net, nn.Module) or isinstance(net, torch.jit.ScriptModule):
             raise ModelError("it cannot be adopted; give the torch.nn.Module itself, no file, script or trace")
         images = torch.rand(IMAGES, *ShallowCapsConfig(image=image).image, generator=torch.Generator().manual_seed(0))
-        convs, case = _case(net, images, [*stem], (primary, norm), digits, bias, open_, tolerance)
+        convs, case = _case(net, images, open_, tolerance, [*stem], primary, norm, digits, bias)
         reading, count = search(case, iterations, tolerance)
         model = _build(images.shape[1:], convs, reading, count, case, open_)
         with torch.no_grad():
@@ -90,8 +89,8 @@ def adopt(
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error.__cause__
     found = f"dim={reading.sizes['k']}, capsules={reading.capsules}, order={reading.order}, layout={reading.layout}"
-    same = f"outputs equal those of {name} within {worst:.1e} on {IMAGES} random images"
-    model.notes = open_.notes() | {"assumed": {}, "read": [f"{found}, iterations={count}", same]}
+    same = f"outputs equal within {worst:.1e} on {IMAGES} random images"
+    model.notes = open_.notes() | {"assumed": {}, "read": [f"{name}: {found}, iterations={count}; {same}"]}
     return model
 
 
@@ -135,8 +134,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 @dataclass
 class ReadConv:
-    """A convolution with the batch norms folded into it, float64; slope: of negative values after it, None where no
-    ReLU is known; after: scale and offset of batch norms after the ReLU."""
+    """A convolution, float64, with its batch norms; slope, and scale and offset, of what is ``after`` it."""
 
     name: str
     weight: Tensor
@@ -148,25 +146,23 @@ class ReadConv:
 
 
 def _convolutions(
-    net: nn.Module, names: list[str], last: tuple[str, str | None], x: Tensor, calls: Calls
+    net: nn.Module, names: list[str], last: list[Any], x: Tensor, calls: Calls
 ) -> tuple[list[ReadConv], Tensor]:
-    """The convolutions in ``names``, then that of ``last`` with its batch norm, and what these two give (B, C, H, W).
-
-    Raises ModelError: a part that no caplet model has, or one that does not read what the part before it gives.
-    """
+    """The convolutions in ``names``, then that of ``last`` and its batch norm, and what these two give (B, C, H, W)."""
     found: list[ReadConv] = []
     for path, part in _expanded(net, names):
         _, x = _met(path, found, x, calls)
         found = [*found, _read(path, part)] if isinstance(part, nn.Conv2d) else _folded(path, part, found)
     end = _part(net, last[0])
-    several = isinstance(end, nn.ModuleList | nn.Sequential) and len(end) > 0
-    ends = {f"{last[0]}.{name}": part for name, part in end.named_children()} if several else {last[0]: end}
+    ends = {last[0]: end}
+    if isinstance(end, nn.ModuleList | nn.Sequential):
+        ends = {f"{last[0]}.{name}": part for name, part in end.named_children()} or ends
     parts = [_read(path, part) for path, part in ends.items()]
     if len({(one.weight.shape, one.stride, one.padding) for one in parts}) > 1:
         raise ModelError(f"{last[0]}: its convolutions differ in shape, stride or padding; name one of them")
     read, _ = _met(parts[0].name, found, x, calls)
     maps = torch.cat([_met(path, [], read, calls)[1] for path in ends], 1)
-    weight, bias = torch.cat([one.weight for one in parts]), torch.cat([one.bias for one in parts])
+    weight, bias = (torch.cat([getattr(one, name) for one in parts]) for name in ("weight", "bias"))
     found.append(ReadConv(last[0], weight, bias, parts[0].stride, parts[0].padding))
     if last[1] is not None:
         _, maps = _met(last[1], [], maps, calls)
@@ -213,21 +209,19 @@ def _expanded(net: nn.Module, names: list[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _part(net: nn.Module, path: str) -> Any:
-    """The part, or the tensor, of this path."""
     found: Any = net
     for name in path.split("."):
         found = getattr(found, name, None)
     if found is None:
         names = [name for name, _ in (*net.named_modules(), *net.named_parameters()) if name]
-        raise ModelError(
-            f"there is no layer or parameter {path!r}{suggest(path, names) or f'; it has {listed(names)}'}"
-        )
+        hint = suggest(path, names) or f"; it has {listed(names)}"
+        raise ModelError(f"there is no layer or parameter {path!r}{hint}")
     return found
 
 
 def _parameter(net: nn.Module, path: str) -> Tensor:
-    found = _part(net, path)
-    found = torch.stack(tuple(found)) if isinstance(found, nn.ParameterList) else found
+    if isinstance(found := _part(net, path), nn.ParameterList):
+        found = torch.stack(tuple(found))
     if not isinstance(found, Tensor):
         raise ModelError(f"{path} is {found!s:.60}; the rule is a Parameter: name that of the votes' weights in it")
     return next(_tensors(found)).float()
@@ -240,9 +234,7 @@ def _read(path: str, part: Any) -> ReadConv:
     if not plain or part.groups > 1 or max(part.dilation) > 1 or part.padding_mode != "zeros":
         inner = part.named_modules() if isinstance(part, nn.Module) else ()
         names = listed([f"{path}.{name}" for name, each in inner if isinstance(each, nn.Conv2d) and name])
-        rule = (
-            "a Conv2d with one kernel size, stride and padding for rows and columns, no groups, dilation or reflection"
-        )
+        rule = "a Conv2d with one kernel size, stride and padding both ways, no groups, dilation or reflection"
         raise ModelError(f"{path} is {' '.join(str(part).split())[:120]}; the rule is {rule}{names and f': {names}'}")
     weight = part.weight.detach().cpu().double()
     bias = torch.zeros(len(weight)).double() if part.bias is None else part.bias.detach().cpu().double()
@@ -255,8 +247,7 @@ def _folded(path: str, part: Any, found: list[ReadConv]) -> list[ReadConv]:
     if not isinstance(part, nn.BatchNorm2d) or part.running_mean is None or not found:
         known = "Conv2d, then BatchNorm2d with a mean and a variance, ReLU and LeakyReLU"
         raise ModelError(f"{path} is {' '.join(str(part).split())[:120]}; the rule is {known}; name what is in it")
-    tensors = dict((*part.named_parameters(), *part.named_buffers()))
-    norm: dict[str, Any] = {name: tensor.detach().cpu().double() for name, tensor in tensors.items()}
+    norm: dict[str, Any] = {name: tensor.detach().cpu().double() for name, tensor in part.state_dict().items()}
     scale = norm.get("weight", 1.0) * torch.rsqrt(norm["running_var"] + part.eps)
     offset, conv = norm.get("bias", 0.0) - norm["running_mean"] * scale, found[-1]
     if conv.slope is None:
@@ -268,17 +259,10 @@ def _folded(path: str, part: Any, found: list[ReadConv]) -> list[ReadConv]:
 
 
 def _case(
-    net: nn.Module,
-    images: Tensor,
-    stem: list[str],
-    last: tuple[str, str | None],
-    digits: str,
-    bias: str | None,
-    open_: Assumptions,
-    tolerance: float,
+    net: nn.Module, images: Tensor, open_: Assumptions, tolerance: float, stem: list[str], *paths: Any
 ) -> tuple[list[ReadConv], Case]:
     """The convolutions, and what is known of the capsules; half of the ``images`` are changed."""
-    prepared = open_.prepared(images)
+    (*last, digits, bias), prepared = paths, open_.prepared(images)
     strength = _convolutions(net, stem, last, prepared, watch(net, prepared)[1])[1].std()
     # In half of the images, primary capsules are about one long: an untrained network's are else too short to tell.
     images[IMAGES // 2 :] *= min(1000.0, max(1.0, 0.5 / float(strength.clamp(min=1e-9))))
@@ -329,14 +313,8 @@ def _build(
             norm = {"weight": scale, "bias": offset, "running_mean": 0 * scale, "running_var": 0 * scale + 1 - EPSILON}
             tensors |= {f"conv{index}.batch_norm.{name}": tensor for name, tensor in norm.items()}
     primary = {**windows[-1], "types": types, "dim": sizes["k"], "flat": reading.capsules == "flat"}
-    config = {
-        "image": tuple(image),
-        "classes": sizes["o"],
-        "stem": stem,
-        "class_dim": sizes["d"],
-        "iterations": iterations,
-    }
+    config = {"image": tuple(image), "classes": sizes["o"], "class_dim": sizes["d"], "iterations": iterations}
     config |= {f"primary_{name}": value for name, value in primary.items()}
-    config |= {"class_bias": case.bias is not None, "primary_bias": "primary.bias" in tensors}
+    config |= {"stem": stem, "class_bias": case.bias is not None, "primary_bias": "primary.bias" in tensors}
     config |= open_.fold(tensors, "conv1" if stem else "primary", padded=convs[0].padding != 0)
     return assemble("shallow", config, tensors, "as read")

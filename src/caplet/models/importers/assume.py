@@ -4,7 +4,7 @@ A file of weights says nothing of activations, routing iterations or strides, an
 prepared. Readers ask :class:`Assumptions` for such values; what they got by default is told to the user.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -100,11 +100,17 @@ class Assumptions:
             raise ModelError(f"{self.where}: cannot assume {wrong[0]}: {known}")
         return {"assumed": self.assumed, "stated": self.stated, "read": self.read}
 
+    def _normalisation(self, channels: int) -> Iterator[Tensor]:
+        """Mean and std, float64 (channels,) each."""
+        for values in self.take("normalize"):
+            if len(values) not in (1, channels):
+                stated = self.stated["normalize"]
+                raise ModelError(f"{self.where}: cannot assume normalize={stated}: its images have {channels} channels")
+            yield values.expand(channels)
+
     def prepared(self, images: Tensor) -> Tensor:
         """RGB images / 255, float (B, C, H, W), as the network takes them. Raises ModelError: means of others."""
-        mean, std = (tensor.to(images.dtype).view(-1, 1, 1) for tensor in self.take("normalize"))
-        if len(mean) not in (1, images.shape[1]):
-            raise ModelError(f"{self.where}: cannot assume {len(mean)} means: images have {images.shape[1]} channels")
+        mean, std = (values.to(images.dtype).view(-1, 1, 1) for values in self._normalisation(images.shape[1]))
         ordered: Tensor = (images.flip(1) if images.shape[1] == 3 and self.take("channels") else images) - mean
         return ordered.div(std)
 
@@ -121,11 +127,7 @@ class Assumptions:
             ModelError: values for another number of channels.
         """
         weight, bias = tensors[f"{first}.weight"].double(), tensors.get(f"{first}.bias")
-        channels, (mean, std) = weight.shape[1], self.take("normalize")
-        if len(mean) not in (1, channels):
-            stated = self.stated["normalize"]
-            raise ModelError(f"{self.where}: cannot assume normalize={stated}: its images have {channels} channels")
-        mean, std = mean.expand(channels), std.expand(channels)
+        channels, (mean, std) = weight.shape[1], self._normalisation(weight.shape[1])
         if channels in (1, 3) and self.take("channels"):
             weight, mean, std = weight.flip(1), mean.flip(0), std.flip(0)
         if channels == 1:

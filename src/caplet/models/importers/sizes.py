@@ -127,10 +127,9 @@ def pick_image(capsules: int, types: int, chains: Chains, channels: int, open_: 
 class Reading(NamedTuple):
     """One way to read a module's capsules.
 
-    capsules: what makes a primary one: ``types``: neighbouring channels; ``components``: every (channels / dim)-th
-    channel; ``flat``: neighbouring values of the map in memory. order: type by type (``types``) or by ``positions``.
-    layout: what the weights' axes hold: ``i``, ``k`` input capsule and its component, ``o``, ``d`` output capsule and
-    its component; sizes: by letter.
+    capsules: neighbouring channels (``types``), every (channels / dim)-th channel (``components``), or neighbours in
+    memory (``flat``). order: by ``types`` or ``positions``. layout: the axes of the weights: input capsule ``i``, its
+    component ``k``, output capsule ``o``, its component ``d``.
     """
 
     capsules: str
@@ -153,12 +152,7 @@ class Reading(NamedTuple):
 
 
 def readings(maps: Sequence[int], weight: Sequence[int], counts: Iterable[int], given: int | None) -> Iterator[Reading]:
-    """All that shapes leave open: an axis of the weights may hold several letters, and axes of size 1 may be anywhere.
-
-    Args:
-        maps, weight: shapes of the primary capsules' map (channels, rows, columns) and of the votes' weights.
-        counts: possible numbers of classes. given: values of the class capsules' bias; None without one.
-    """
+    """All that the shapes, possible numbers of classes and the size ``given`` of a bias leave open."""
     elements, total, ends = prod(maps), prod(weight), {*accumulate(weight, mul)}
     ways = (*product(("types", "components"), ("types", "positions")), ("flat", "types"))
     for o, k in product(sorted(counts), range(1, maps[0] + 1)):
@@ -170,11 +164,8 @@ def readings(maps: Sequence[int], weight: Sequence[int], counts: Iterable[int], 
 
 
 class Case(NamedTuple):
-    """What is known of a module's capsules.
-
-    maps: the convolution of primary capsules on random images, float (B, C, H, W). read: what some part reads or gives
-    as primary capsules. targets: what class capsules should give.
-    """
+    """What is known of a module's capsules: for random images the primary ones' convolution ``maps`` (B, C, H, W), what
+    some part ``read`` or gave as primary ones, and all that class capsules should give, ``targets``."""
 
     primary: str
     digits: str
@@ -248,8 +239,7 @@ def search(case: Case, stated: int | None, tolerance: float) -> tuple[Reading, i
 
 def _first_difference(case: Case, tolerance: float) -> str:
     """The first layer that differs, and how."""
-    read = case.read
-    if read is not None:
+    if (read := case.read) is not None:
         tries = []
         for raw in (reading.primary(case.maps) for reading in case.readings):
             shaped = [t for t in (read.squeeze(), read.squeeze().transpose(1, -1)) if t.shape == raw.shape]
@@ -263,10 +253,7 @@ def _first_difference(case: Case, tolerance: float) -> str:
             return f"the primary capsules {case.primary}: {found}"
     over = (capsules for reading in case.readings for capsules in _routes(case, reading, over=2))
     if any(max(errors(capsules, case.targets)) <= tolerance for capsules in over):
-        todo = "its softmax runs over the input capsules, not over the output capsules (equation 3): change it"
-        return f"the routing of {case.digits}: {todo}"
+        return f"the routing of {case.digits}: its softmax runs over input capsules, not output capsules (equation 3)"
     layer = "the routing" if read is not None else "the primary capsules, or in the routing"
-    known = (
-        "it is no routing by agreement from zero logits, it adds a bias that is not stated, or its squash is another"
-    )
+    known = "it is no routing by agreement, begins with trained logits, adds a bias, or its squash is another"
     return f"{layer} of {case.digits}: {known}"

@@ -202,10 +202,7 @@ typedef struct {
     uint8_t in_type;
 } caplet_listing_op;
 
-/*
- * x: in_type (pixels, channels). y: in_type (channels, pixels), another buffer.
- * y[c, p] = x[p, c].
- */
+/* x: in_type (pixels, channels). y: in_type (channels, pixels), another buffer. y[c, p] = x[p, c]. */
 void caplet_listing(const caplet_listing_op *op, const void *x, void *y);
 
 typedef struct {

@@ -3,13 +3,9 @@
 
 void caplet_listing(const caplet_listing_op *op, const void *x, void *y)
 {
-    uint32_t place = 0;
-    uint32_t channel;
-    uint32_t pixel;
-    for (channel = 0; channel < op->channels; channel++) {
-        for (pixel = 0; pixel < op->pixels; pixel++) {
-            caplet_store(y, op->in_type, place, caplet_load(x, op->in_type, pixel * op->channels + channel));
-            place++;
-        }
+    uint32_t i;
+    for (i = 0; i < op->pixels * op->channels; i++) {
+        const uint32_t from = i % op->pixels * op->channels + i / op->pixels;
+        caplet_store(y, op->in_type, i, caplet_load(x, op->in_type, from));
     }
 }
