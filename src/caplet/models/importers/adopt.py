@@ -95,10 +95,7 @@ def adopt(
 
 
 def watch(net: nn.Module, images: Tensor) -> tuple[list[Tensor], Calls]:
-    """All tensors that ``net`` returns in evaluation mode, and its parts' calls; ``net`` stays as it is.
-
-    Weights of 16 bits are used as float32. Raises ModelError: its forward fails.
-    """
+    """All tensors that ``net`` returns in evaluation mode, 16 bits as float32, and its parts' calls; nothing changes."""
     calls: Calls = {}
 
     def note(path: str, _: nn.Module, *values: Any) -> None:
@@ -274,8 +271,7 @@ def _case(
         if alike and (worst := difference(alone, first[: IMAGES // 2])) > tolerance:
             rule = "no caplet model has dropout, batch statistics or routing logits averaged over a batch"
             raise ModelError(f"its outputs change from run to run, or with the other images, by {worst:.1e}; {rule}")
-    owner = digits.rpartition(".")[0]  # this part may read primary capsules and give class capsules
-    own = calls.get(owner, []) if owner else []
+    own = calls.get(digits.rpartition(".")[0] or "?", [])  # this part may read primary capsules and give class capsules
     parts = (found[-1][1] for path, found in calls.items() if path not in last)
     read = [t for t in (*parts, *(r for r, _ in own)) if t is not None and t.numel() == maps.numel()]
     given = [*outputs, *(t for _, t in own if t is not None and len(own) == 1)]

@@ -226,8 +226,9 @@ def search(case: Case, stated: int | None, tolerance: float) -> tuple[Reading, i
     error, iterations, reading = min((fit for fit in fits if stated in (None, fit[1])), key=lambda fit: fit[0])
     found = f"outputs differ by {error:.1e}, {tolerance:g} is allowed; first in"
     if best <= tolerance and error > max(10 * best, 2 * NOISE):
-        found = f"{found} the routing of {case.digits}"
-        raise ModelError(f"{found}: state iterations={fitting}, which differs by {best:.1e}")
+        raise ModelError(
+            f"{found} the routing of {case.digits}: state iterations={fitting}, which differs by {best:.1e}"
+        )
     if error > tolerance:
         raise ModelError(f"{found} {_first_difference(case, tolerance)}")
     alike = [str(fit[1]) for fit in fits if fit[2] is reading and fit[0] <= max(10 * error, NOISE)]
