@@ -95,7 +95,7 @@ def adopt(
 
 
 def watch(net: nn.Module, images: Tensor) -> tuple[list[Tensor], Calls]:
-    """All tensors that ``net`` returns in evaluation mode, 16 bits as float32, and its parts' calls; nothing changes."""
+    """All tensors that ``net`` returns in evaluation mode, 16 bits as float32, and its parts' calls; it stays as is."""
     calls: Calls = {}
 
     def note(path: str, _: nn.Module, *values: Any) -> None:
