@@ -15,7 +15,7 @@ from caplet.errors import CapletError
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"])
-RUN = ("arithmetic.md", "adding.md")
+RUN = ("arithmetic.md", "adding.md", "networks.md")
 """Pages whose Python runs without any data."""
 METHODS = ("qcapsnets", "progressive", "ilp", "reconstruction", "routing", "finetune", "pruning", "backbones")
 """Pages of methods."""

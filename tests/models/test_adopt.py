@@ -367,6 +367,11 @@ REFUSED: dict[str, tuple[Net, tuple[Any, ...], str]] = {
         LAYERS,
         r"outputs differ by \S+, 0.0001 is allowed; first in the routing of digits.W: its softmax runs over input",
     ),
+    "softmax over inputs, lengths alone": (
+        lambda: ListedNet(size=9, over=1),
+        (["conv1"], "primary_capsules.capsules", "route_weights"),
+        "first in the routing of route_weights: its softmax runs over input capsules",
+    ),
     "averaged logits": (
         lambda: open_net(routing=Agreement(3, averaged=True)),
         LAYERS,
@@ -476,8 +481,9 @@ class FunctionalRouting(nn.Module):
 def test_refusals(name: str) -> None:
     make, layers, message = REFUSED[name]
     net = make()
+    image = (1, 9, 9) if isinstance(net, ListedNet) else IMAGE
     with pytest.raises(ModelError, match=message) as caught:
-        caplet.adopt(net, IMAGE, *layers)
+        caplet.adopt(net, image, *layers)
     text = str(caught.value)
     assert "\n" not in text
     assert text.startswith(f"{type(net).__name__}: ")

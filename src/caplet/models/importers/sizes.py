@@ -253,7 +253,7 @@ def _first_difference(case: Case, tolerance: float) -> str:
                 found = f"no known order of channels gives them, they differ by {error:.1e}"
             return f"the primary capsules {case.primary}: {found}"
     over = (capsules for reading in case.readings for capsules in _routes(case, reading, over=2))
-    if any(max(errors(capsules, case.targets)) <= tolerance for capsules in over):
+    if any(max(errors(capsules, case.targets), default=1.0) <= tolerance for capsules in over):
         return f"the routing of {case.digits}: its softmax runs over input capsules, not output capsules (equation 3)"
     layer = "the routing" if read is not None else "the primary capsules, or in the routing"
     known = "it is no routing by agreement, begins with trained logits, adds a bias, or its squash is another"
