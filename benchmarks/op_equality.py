@@ -2,7 +2,8 @@
 
 A case is one input through one op; ops are drawn at random over shapes, formats (1 to 16 bits), roundings, weights and
 extremes, and each takes `--batch` inputs. About half of the ops run on the device's path (bit-packed constants), the
-others on the host's. Every op runs on the library compiled with -O3 for this machine, every fifth one also on -O0.
+others on the host's. Every op runs on the library compiled with -O3 for this machine, and on one with the kernels of
+processors with the DSP extension, their instructions in plain C; every fifth one also on -O0.
 
     python benchmarks/op_equality.py                     # 1,000,000 cases, writes benchmarks/records/<name>.json
     python benchmarks/op_equality.py --cases 20000 --no-record
@@ -30,7 +31,9 @@ RECORDS = Path(__file__).parent / "records"
 
 def compare(cases: int, batch: int, seed: int) -> dict[str, object]:
     """Run the cases; returns counts per kind of op, and what differs first, if anything does."""
-    fast, plain = load_library(build_library()), load_library(build_library(flags=("-O0",)))
+    fast, plain, dsp = (
+        load_library(build_library(flags=flags)) for flags in ((), ("-O0",), ("-DCAPLET_EMULATE_DSP", "-O2"))
+    )
     draw = RandomOps(seed)
     counts = {kind: {"ops": 0, "cases": 0, "codes": 0, "differing_codes": 0} for kind in OPS}
     first = None
@@ -39,7 +42,7 @@ def compare(cases: int, batch: int, seed: int) -> dict[str, object]:
         single = draw.draw(kind)
         inputs = draw.inputs(single, batch)
         expected = single.interpret(inputs)
-        libraries = [fast, plain] if number % 5 == 0 else [fast]
+        libraries = [fast, dsp, plain] if number % 5 == 0 else [fast, dsp]
         for library in libraries:
             found = single.run(library, inputs)
             for name, codes in expected.items():

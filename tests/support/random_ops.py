@@ -37,14 +37,16 @@ class RandomOps:
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
+        self.bytes = False
 
     def draw(self, kind: str) -> SingleOp:
-        """A random op of this kind that verifies, on its portable or its host path."""
+        """A random op of this kind that verifies, on its portable or its host path; every third one mostly of bytes."""
         while True:
+            self.bytes = not self.size(0, 2)
             op, tensors = _MAKERS[kind](self)
             seed, portable = int(self.rng.integers(1 << 32)), bool(self.rng.integers(2))
             try:
-                return SingleOp(op, tensors, seed, portable)
+                return SingleOp(op, tensors, seed, portable, room=1 << self.size(4, 15))
             except PlanError:
                 # Formats too far apart for 64 bits, or outside what squash and softmax take: draw again.
                 continue
@@ -73,10 +75,12 @@ class RandomOps:
         return int(self.rng.integers(low, high + 1))
 
     def rounding(self) -> Rounding:
-        return list(Rounding)[self.size(0, 2)]
+        return Rounding.NEAREST if self.bytes else list(Rounding)[self.size(0, 2)]
 
     def format(self, frac: int | None = None, signed: bool | None = None) -> FixedFormat:
         bits = self.size(1, 8) if self.size(0, 2) else self.size(9, 16)
+        if self.bytes and self.size(0, 5):
+            bits, signed = 8, signed if signed is not None or not self.size(0, 3) else True
         frac = self.size(-4, 16) if frac is None else frac
         return FixedFormat(bits, int(np.clip(frac, -64, 64)), bool(self.size(0, 1)) if signed is None else signed)
 

@@ -22,10 +22,13 @@ class SingleOp:
     """One op with its tensors, outside any Program.
 
     portable: as on a device: bit-packed constants, and convolutions one window at a time; else as the host does.
-    seed: of stochastic rounding. Raises PlanError when the op does not verify.
+    seed: of stochastic rounding. room: bytes of scratch in which a convolution is divided. Raises PlanError when the op
+    does not verify.
     """
 
-    def __init__(self, op: Op, tensors: dict[str, TensorSpec], seed: int = 0, portable: bool = False) -> None:
+    def __init__(
+        self, op: Op, tensors: dict[str, TensorSpec], seed: int = 0, portable: bool = False, room: int = 0
+    ) -> None:
         CHECKS[type(op)](op, tensors)
         ranges = {name: (0, 255) if isinstance(op, InputQuantize) else _codes(tensors[name]) for name in op.inputs}
         ranges |= {name: code_range(op, tensors[name]) for name in op.outputs}
@@ -35,9 +38,9 @@ class SingleOp:
         program = Program("single", tensors, (op,), "", "", "", seed)
         self._tensors = tensors
         self._machine = interpreter._Machine(program, proof, exact_floats=True)
-        self._plan = _sequential(op, tensors, proof, self.outputs)
-        descriptions = Descriptions(program, proof, unpacked=not portable)
-        self._steps = StepBuilder(program, descriptions, self._plan, portable).steps()
+        self._plan = _sequential(op, tensors, proof, self.outputs, room)
+        self._descriptions = Descriptions(program, proof, unpacked=not portable, rooms={op.name: room})
+        self._program, self._portable = program, portable
 
     def interpret(self, inputs: dict[str, NDArray[np.int32]]) -> dict[str, NDArray[np.int64]]:
         """The outputs by the interpreter: name -> int64 (B, *shape). inputs: name -> codes (B, *shape)."""
@@ -48,6 +51,7 @@ class SingleOp:
 
     def run(self, library: ctypes.CDLL, inputs: dict[str, NDArray[np.int32]]) -> dict[str, NDArray[np.int64]]:
         """The outputs by the C code in ``library``, as :meth:`interpret` gives them."""
+        steps = StepBuilder(self._program, self._descriptions, self._plan, library, self._portable).steps()
         batch = len(inputs[self.op.inputs[0]])
         start, end = self._extent(self.op.inputs)
         images = np.zeros((batch, end - start), dtype=np.uint8)
@@ -55,10 +59,10 @@ class SingleOp:
             self._view(images, start, name)[...] = inputs[name]
         first, last = self._extent(self.outputs)
         results = np.empty((batch, last - first), dtype=np.uint8)
-        raw = np.zeros(self._steps.arena_bytes + 64, dtype=np.uint8)
+        raw = np.zeros(steps.arena_bytes + 64, dtype=np.uint8)
         arena = raw.ctypes.data + -raw.ctypes.data % 64
         library.caplet_host_run(
-            *(ctypes.addressof(self._steps.table), 1, arena),
+            *(ctypes.addressof(steps.table), 1, arena),
             *(images.ctypes.data, batch, images.shape[1], start),
             *(first, results.shape[1], results.ctypes.data),
             *(first, 0, results.ctypes.data),
@@ -86,10 +90,10 @@ def _codes(spec: TensorSpec) -> tuple[int, int]:
     return spec.format.min_code, spec.format.max_code  # type: ignore[union-attr]
 
 
-def _sequential(op: Op, tensors: dict[str, TensorSpec], proof: Proof, outputs: tuple[str, ...]) -> MemoryMap:
+def _sequential(op: Op, tensors: dict[str, TensorSpec], proof: Proof, outputs: tuple[str, ...], room: int) -> MemoryMap:
     """Inputs, outputs and scratch one after the other."""
     sizes = {name: tensors[name].bytes for name in (*op.inputs, *outputs)}
-    sizes |= {f"{op.name}/{what}": size for what, size in workspace(op, tensors, proof).items()}
+    sizes |= {f"{op.name}/{what}": size for what, size in workspace(op, tensors, proof, room).items()}
     buffers = []
     offset = 0
     for name, size in sizes.items():

@@ -11,13 +11,23 @@ routing; otherwise it runs within the routing, and its sources stay alive until 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from caplet.errors import PlanError
 from caplet.fixed.format import FixedFormat
 from caplet.program.op import Op, Tensors
-from caplet.program.ops import Add, ChannelAffine, Convolution, ConvVotes, DenseVotes, LeakyRelu, Routing, Squash
+from caplet.program.ops import (
+    Add,
+    ChannelAffine,
+    Conv2d,
+    Convolution,
+    ConvVotes,
+    DenseVotes,
+    LeakyRelu,
+    Routing,
+    Squash,
+)
 from caplet.program.program import Program
 from caplet.program.tensor import Constant
 from caplet.program.verify import Proof, verify
@@ -46,7 +56,8 @@ class MemoryMap:
 
     buffers: every buffer with its place, in order of first use. shared: tensors that lie in another tensor's buffer ->
     that buffer's name. bytes: the size of the arena. peak_op: the op during which most bytes are in use, and ``peak``
-    the buffers then, largest first. stored: votes tensor -> input capsules whose votes are stored.
+    the buffers then, largest first. stored: votes tensor -> input capsules whose votes are stored. rooms: convolution
+    -> bytes in which its scratch is chosen.
     """
 
     buffers: tuple[Buffer, ...]
@@ -55,6 +66,7 @@ class MemoryMap:
     peak_op: str
     peak: tuple[tuple[str, int], ...]
     stored: Mapping[str, int]
+    rooms: Mapping[str, int] = field(default_factory=dict)
 
     def offset(self, name: str) -> int:
         """Where a tensor or scratch buffer starts. Raises KeyError where it has no place in the arena."""
@@ -80,11 +92,11 @@ def plan_memory(
     proof: of ``verify(program)``, made here if None. in_place: False keeps every tensor in a buffer of its own, for
     debugging. Raises PlanError when the Program does not verify, or does not fit the given number of bytes.
     """
-    proof = proof or verify(program)
+    planner = _Planner(program, proof or verify(program), in_place)
     votes = {op.votes: program.tensors[op.votes].shape[0] for op in program.ops if isinstance(op, Routing)}
     if ram == "fast":
-        return _place(program, proof, votes, in_place)
-    small = _place(program, proof, dict.fromkeys(votes, 0), in_place)
+        return planner.grown(votes, planner.place(votes, dict.fromkeys(planner.scratch, ROOM)).bytes)
+    small = planner.grown(dict.fromkeys(votes, 0))
     if ram == "small":
         return small
     if not isinstance(ram, int):
@@ -101,31 +113,68 @@ def plan_memory(
         low, high = 0, votes[name]
         while low < high:
             middle = high if (low, high) == (0, votes[name]) else (low + high + 1) // 2
-            plan = _place(program, proof, {**best.stored, name: middle}, in_place)
+            plan = planner.place({**best.stored, name: middle})
             if plan.bytes <= ram:
                 best, low = plan, middle
             else:
                 high = middle - 1
-    return best
+    return planner.grown(best.stored, ram)
 
 
-def _place(program: Program, proof: Proof, stored: Mapping[str, int], in_place: bool) -> MemoryMap:
-    requests, shared = _requests(program, proof, stored, in_place)
-    placed: list[Buffer] = []
-    for request in sorted(requests, key=lambda b: (-b.bytes, b.first, b.name)):
-        offset = 0
-        clashes = [b for b in placed if b.first <= request.last and request.first <= b.last]
-        for other in sorted(clashes, key=lambda b: b.offset):
-            if offset + request.bytes <= other.offset:
-                break
-            offset = max(offset, _aligned(other.offset + other.bytes))
-        placed.append(replace(request, offset=offset))
-    live = [[b for b in placed if b.first <= index <= b.last] for index in range(len(program.ops))]
-    busiest = max(range(len(live)), key=lambda index: sum(b.bytes for b in live[index]))
-    peak = sorted(((b.name, b.bytes) for b in live[busiest]), key=lambda item: (-item[1], item[0]))
-    size = _aligned(max(b.offset + b.bytes for b in placed))
-    placed.sort(key=lambda b: (b.first, b.offset))
-    return MemoryMap(tuple(placed), shared, size, program.ops[busiest].name, tuple(peak), dict(stored))
+@dataclass(frozen=True)
+class _Planner:
+    """Places the buffers of one Program."""
+
+    program: Program
+    proof: Proof
+    in_place: bool
+
+    @property
+    def scratch(self) -> dict[str, str]:
+        """Convolution -> the name of its scratch."""
+        return {op.name: f"{op.name}/scratch" for op in self.program.ops if isinstance(op, Convolution)}
+
+    def grown(self, stored: Mapping[str, int], limit: int = 0) -> MemoryMap:
+        """Place everything; convolutions take scratch that makes them faster from what is free while they run.
+
+        limit: bytes that the plan may take, if it does not take more anyway.
+        """
+        plan = self.place(stored)
+        limit = max(limit, plan.bytes)
+        rooms = {}
+        for name, scratch in self.scratch.items():
+            own = next(buffer for buffer in plan.buffers if buffer.name == scratch)
+            others = [buffer for buffer in plan.buffers if buffer is not own]
+            live = (
+                sum(_aligned(buffer.bytes) for buffer in others if buffer.first <= index <= buffer.last)
+                for index in range(own.first, own.last + 1)
+            )
+            rooms[name] = max(0, limit - max(live))
+        while any(rooms.values()):
+            wider = self.place(stored, rooms)
+            if wider.bytes <= limit:
+                return wider
+            rooms = {name: room * 3 // 4 for name, room in rooms.items()}  # free, but not in one piece
+        return plan
+
+    def place(self, stored: Mapping[str, int], rooms: Mapping[str, int] | None = None) -> MemoryMap:
+        program, rooms = self.program, rooms or {}
+        requests, shared = _requests(program, self.proof, stored, self.in_place, rooms)
+        placed: list[Buffer] = []
+        for request in sorted(requests, key=lambda b: (-b.bytes, b.first, b.name)):
+            offset = 0
+            clashes = [b for b in placed if b.first <= request.last and request.first <= b.last]
+            for other in sorted(clashes, key=lambda b: b.offset):
+                if offset + request.bytes <= other.offset:
+                    break
+                offset = max(offset, _aligned(other.offset + other.bytes))
+            placed.append(replace(request, offset=offset))
+        live = [[b for b in placed if b.first <= index <= b.last] for index in range(len(program.ops))]
+        busiest = max(range(len(live)), key=lambda index: sum(b.bytes for b in live[index]))
+        peak = sorted(((b.name, b.bytes) for b in live[busiest]), key=lambda item: (-item[1], item[0]))
+        size = _aligned(max(b.offset + b.bytes for b in placed))
+        placed.sort(key=lambda b: (b.first, b.offset))
+        return MemoryMap(tuple(placed), shared, size, program.ops[busiest].name, tuple(peak), dict(stored), dict(rooms))
 
 
 def _aligned(size: int) -> int:
@@ -133,7 +182,7 @@ def _aligned(size: int) -> int:
 
 
 def _requests(
-    program: Program, proof: Proof, stored: Mapping[str, int], in_place: bool
+    program: Program, proof: Proof, stored: Mapping[str, int], in_place: bool, rooms: Mapping[str, int]
 ) -> tuple[list[Buffer], dict[str, str]]:
     """Buffers without offsets, and the tensors that share another's buffer."""
     tensors, ops = program.tensors, program.ops
@@ -145,7 +194,7 @@ def _requests(
         buffers[name] = Buffer(name, size, first, end)
 
     for index, op in enumerate(ops):
-        scratch = workspace(op, tensors, proof)
+        scratch = workspace(op, tensors, proof, rooms.get(op.name, 0))
         if isinstance(op, DenseVotes | ConvVotes):
             inputs, outputs, dim = tensors[op.output].shape
             rows, end, row = stored[op.output], last[op.output], outputs * dim * tensors[op.output].element_bytes
@@ -207,43 +256,89 @@ def needs_unpacking(weight: Constant) -> bool:
     return not (isinstance(fmt, FixedFormat) and fmt.signed and fmt.bits in (8, 16))
 
 
-def _filter_bytes(weight: Constant) -> int:
-    return weight.codes.size // weight.shape[0] * unpacked_bytes(weight)
+ROOM = 8192
+"""Bytes of scratch of a convolution where RAM shall not make it slow."""
 
 
-def filters_together(weight: Constant) -> int:
-    """Filters that a convolution takes at once: 4, or fewer where 4 unpacked ones would fill more than 4 KiB."""
-    if not needs_unpacking(weight):
-        return 4
-    return max(1, min(4, 4096 // _filter_bytes(weight)))
+@dataclass(frozen=True)
+class Division:
+    """How a convolution divides its work; ``block``, ``taps`` and ``held`` as in ``caplet_conv_op``.
+
+    bytes: of scratch. cost: instructions per product beyond those of undivided work, a rough estimate.
+    """
+
+    block: int
+    taps: int
+    held: bool
+    bytes: int
+    cost: float
+
+
+def divide(op: Convolution, room: int) -> Division:
+    """The division of least cost in ``room`` bytes of scratch; the smallest one where none fits.
+
+    A gathered element serves ``block`` filters; an interrupted sum is stored and loaded again every ``taps`` products;
+    weights that are not held are unpacked again for every four positions.
+    """
+    groups = op.groups if isinstance(op, Conv2d) else 1
+    filters, size = op.weight.shape[0] // groups, op.weight.codes.size // op.weight.shape[0]
+    packed, width = needs_unpacking(op.weight), unpacked_bytes(op.weight)
+    found = []
+    for block in {filters, *(count for count in (2, 4, 8, 16, 32, 64, 128) if count < filters)}:
+        for taps in {
+            size,
+            *(some for parts in (2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256) if (some := _part(size, parts))),
+        }:
+            fixed = 8 * (taps + taps % 2) + block * (8 if taps == size else 24)
+            cost = 1.75 / block + (0 if taps == size else 7 / taps)
+            if packed:
+                once = width * size * block
+                found.append(Division(block, taps, False, fixed + width * taps * min(2, block), cost + 0.6))
+                found.append(Division(block, taps, True, fixed + once, cost))
+            else:
+                found.append(Division(block, taps, True, fixed, cost))
+    fitting = [one for one in found if one.bytes <= room]
+    if not fitting:
+        return min(found, key=lambda one: (one.bytes, one.cost))
+    return min(fitting, key=lambda one: (one.cost, one.bytes))
+
+
+def _part(size: int, parts: int) -> int:
+    """A multiple of 4 of which ``parts`` hold ``size``; 0 where it is less than 16 or no division."""
+    some = -(-size // (4 * parts)) * 4
+    return some if 16 <= some < size else 0
+
+
+def votes_together(weight: Constant) -> int:
+    """Dense votes whose weights are unpacked at once: all, or an even number that takes 512 bytes at most."""
+    _, in_dim, votes = weight.shape
+    fit = 512 // (in_dim * unpacked_bytes(weight))
+    return votes if votes <= fit or not needs_unpacking(weight) else max(2, fit // 2 * 2)
 
 
 def routing_rows(outputs: int) -> int:
-    """Input capsules that a routing to ``outputs`` capsules takes together: up to 8, while their scratch is small."""
-    return max(1, min(8, 256 // outputs))
+    """Input capsules that a routing to ``outputs`` capsules takes together: up to 12, while their scratch is small."""
+    return max(1, min(12, 256 // outputs))
 
 
-def workspace(op: Op, tensors: Tensors, proof: Proof) -> dict[str, int]:
+def workspace(op: Op, tensors: Tensors, proof: Proof, room: int = 0) -> dict[str, int]:
     """Scratch of one op: purpose -> bytes.
 
-    * ``filter`` (convolutions): the filters of :func:`filters_together` output channels, unpacked.
-    * ``acc`` and ``row`` (dense votes): the accumulators of one input capsule's votes, and unpacked rows of G * D
-      weights, for up to four input components.
-    * ``acc``, ``coupling``, ``exponentials`` (routing): the accumulators of the weighted sum over all G * D, and the G
-      coupling codes and G uint32 exponentials (several iterations only) of :func:`routing_rows` input capsules.
+    * ``scratch`` (convolutions): gathered windows, sums and unpacked filters, as :func:`divide` chooses in ``room``.
+    * ``scratch`` (dense votes): unpacked weights of :func:`votes_together` votes.
+    * ``acc``, ``coupling``, ``exponentials`` (routing): the accumulators of the weighted sum over all G * D, G
+      coupling codes of 16 bits of each of :func:`routing_rows` input capsules, and G uint32 exponentials (several
+      iterations only).
     """
     if isinstance(op, Convolution):
-        together = filters_together(op.weight)
-        return {"filter": together * _filter_bytes(op.weight)} if needs_unpacking(op.weight) else {}
+        return {"scratch": divide(op, room).bytes}
     if isinstance(op, DenseVotes):
-        _, in_dim, votes = op.weight.shape
-        widest = max(proof.find(op.name, f"acc:{source}").bytes for source in op.sources)
-        row = {"row": min(in_dim, 4) * votes * unpacked_bytes(op.weight)} if needs_unpacking(op.weight) else {}
-        return {"acc": votes * widest, **row}
+        size = votes_together(op.weight) * op.weight.shape[1] * unpacked_bytes(op.weight)
+        return {"scratch": size} if needs_unpacking(op.weight) else {}
     if isinstance(op, Routing):
         _, outputs, dim = tensors[op.votes].shape
         count = routing_rows(outputs) * outputs
-        several = {"exponentials": 4 * count} if op.iterations > 1 else {}
+        several = {"exponentials": 4 * outputs} if op.iterations > 1 else {}
         acc = outputs * dim * proof.find(op.name, "acc").bytes
-        return {"acc": acc, "coupling": count * tensors[op.coupling].element_bytes, **several}
+        return {"acc": acc, "coupling": 2 * count, **several}
     return {}

@@ -29,7 +29,7 @@ class NativeModel:
         self.program = program
         self._threads = threads or processors()
         self._library = load_library(build_library())
-        self._steps = make_steps(program)
+        self._steps = make_steps(program, self._library)
 
     def run(self, images: NDArray[np.uint8]) -> RunResult:
         """As :func:`caplet.program.interpreter.run`, the same integers. Raises DataError for images that do not fit."""

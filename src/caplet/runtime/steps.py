@@ -1,15 +1,15 @@
 """A Program as the steps of the host runtime: descriptors in memory (ctypes), and the offsets of every buffer."""
 
 import ctypes
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caplet.program.arena import MemoryMap, plan_memory
-from caplet.program.c.describe import Descriptions, fixed
-from caplet.program.c.structure import Ref, Struct, Value, constants, structures
+from caplet.program.c.describe import Descriptions
+from caplet.program.c.structure import KERNEL, Ref, Struct, Value, constants, structures
 from caplet.program.op import Op
 from caplet.program.ops import Conv2d, Convolution, ConvVotes, DenseVotes, Routing
 from caplet.program.program import Program
@@ -42,8 +42,8 @@ def aligned(size: int) -> NDArray[np.uint8]:
 
 
 _NOWHERE = (1 << 64) - 1
-_METHODS = ("PORTABLE", "BYTES", "FLIPPED", "WORDS")
-_PORTABLE, _BYTES, _FLIPPED, _WORDS = (constants()[f"CAPLET_{name}"] for name in _METHODS)
+_METHODS = ("AS_DEVICE", "BYTES", "FLIPPED", "WORDS")
+_AS_DEVICE, _BYTES, _FLIPPED, _WORDS = (constants()[f"CAPLET_{name}"] for name in _METHODS)
 _INT8, _UINT8, _INT16, _UINT16 = (constants()[f"CAPLET_{sign}INT{bits}"] for bits in (8, 16) for sign in ("", "U"))
 _PATCH_BYTES = 1 << 20
 """Gathered patches may take this much: about a processor's second-level cache."""
@@ -63,14 +63,14 @@ class Steps:
     alive: list[Any]
 
 
-def make_steps(program: Program) -> Steps:
-    """Describe a Program to the host runtime. Raises PlanError when it does not verify.
+def make_steps(program: Program, library: ctypes.CDLL) -> Steps:
+    """Describe a Program to the host runtime ``library``. Raises PlanError when it does not verify.
 
     Nothing is computed in place, so every tensor can be looked at after the step that writes it.
     """
     proof = verify(program)
     plan = plan_memory(program, proof=proof, in_place=False)
-    return StepBuilder(program, Descriptions(program, proof, unpacked=True), plan).steps()
+    return StepBuilder(program, Descriptions(program, proof, unpacked=True, rooms=plan.rooms), plan, library).steps()
 
 
 class StepBuilder:
@@ -79,7 +79,15 @@ class StepBuilder:
     portable: compute convolutions as a device does.
     """
 
-    def __init__(self, program: Program, descriptions: Descriptions, plan: MemoryMap, portable: bool = False) -> None:
+    def __init__(
+        self,
+        program: Program,
+        descriptions: Descriptions,
+        plan: MemoryMap,
+        library: ctypes.CDLL,
+        portable: bool = False,
+    ) -> None:
+        self.library = library
         self.program = program
         self.tensors = program.tensors
         self.descriptions = descriptions
@@ -118,9 +126,9 @@ class StepBuilder:
         step.output = self.place(op.activation if isinstance(op, Routing) else op.outputs[0])
         memory: list[int] = []
         if isinstance(op, DenseVotes):
-            memory = [self.place(f"{op.name}/acc"), self.place(f"{op.name}/row"), self._shared(8 * len(inputs))]
+            memory = self._dense_votes(op, step)
         elif isinstance(op, Convolution):
-            memory = [self.place(f"{op.name}/filter"), self.scratch]
+            memory = [self.place(f"{op.name}/scratch"), self.scratch]
         elif isinstance(op, Routing):
             logits = _NOWHERE if op.logits is None else self.place(op.logits)
             scratch = [self.place(f"{op.name}/{what}") for what in ("coupling", "acc", "exponentials")]
@@ -152,6 +160,8 @@ class StepBuilder:
     def _place(self, name: str) -> int | None:
         if not name:
             return None
+        if name.startswith(KERNEL):
+            return int(self.library.caplet_host_kernel(name.encode()))
         if name not in self._places:
             if name in self.descriptions.arrays:
                 self._places[name] = self._address(self.descriptions.arrays[name])
@@ -168,19 +178,26 @@ class StepBuilder:
         self.scratch_bytes = max(self.scratch_bytes, size)
         return self.scratch
 
+    def _dense_votes(self, op: DenseVotes, step: Any) -> list[int]:
+        """Memory of dense votes, by ``caplet_host_dense_votes`` where constants are as in the Program."""
+        pointers, (_, in_dim, votes) = _up(8 * len(op.inputs)), op.weight.shape
+        if not self.descriptions.unpacked:
+            return [self._shared(pointers), self.place(f"{op.name}/scratch")]
+        step.kind = constants()["CAPLET_STEP_HOST_VOTES"]
+        start = self._shared(pointers + _up(8 * votes) + 2 * min(in_dim, 4) * votes)
+        return [start, start + pointers, start + pointers + _up(8 * votes)]
+
     def _convolution(self, op: Convolution, conv: Struct) -> Struct:
         """Descriptor of ``caplet_host_convolve``: the filters as rows of a padded matrix, where they fit its tiles."""
         filters = op.weight.integers.reshape(op.weight.shape[0], -1)
-        if conv.fields["in_type"] == _UINT16 and fixed(self.tensors[op.input]).max_code <= 32767:
-            conv = replace(conv, fields={**conv.fields, "in_type": _INT16})  # the same codes
         in_groups = isinstance(op, Conv2d) and op.groups > 1
-        method = _PORTABLE if self.portable or in_groups else _method(conv, filters)
+        method = _AS_DEVICE if self.portable or in_groups else _method(conv, filters)
         outputs, size = filters.shape
         patch = -(-size // 64) * 64
         matrix = np.zeros((-(-outputs // 4) * 4, patch), dtype=np.int16 if method == _WORDS else np.int8)
         start = np.zeros(-(-outputs // 16) * 16, dtype=np.int32)
         positions = 0
-        if method != _PORTABLE:
+        if method != _AS_DEVICE:
             matrix[:outputs, :size] = filters
             if method == _FLIPPED:
                 start[:outputs] = -128 * filters.sum(axis=1)
@@ -207,7 +224,7 @@ def _method(conv: Struct, filters: np.ndarray) -> int:
     source = conv.fields["in_type"]
     weights_fit_bytes = filters.min() >= -128 and filters.max() <= 127
     if acc.fields["wide_products"] or source not in (_INT8, _UINT8, _INT16) or filters.max() > 32767:
-        return _PORTABLE
+        return _AS_DEVICE
     if source == _UINT8 and weights_fit_bytes:
         return _BYTES
     if source == _INT8 and weights_fit_bytes and 255 * int(np.abs(filters).sum(axis=1).max()) < 1 << 31:

@@ -53,7 +53,7 @@ class CallWriter:
             return self._routing(op, descriptor)
         arguments = [self.place(name) for name in op.inputs] + [self.place(op.outputs[0])]
         if isinstance(op, Conv2d):
-            arguments.append(self.place(f"{op.name}/filter"))
+            arguments.append(self.place(f"{op.name}/scratch"))
         if isinstance(op, Squash):
             arguments.append("0")
         return Call(op, (f"caplet_{op.kind}({', '.join([descriptor, *arguments])});",), op.outputs)
@@ -63,7 +63,7 @@ class CallWriter:
         stored = self._plan.stored[op.votes]
         written: tuple[str, ...] = () if op.logits is None else (op.logits,)
         if self._all_stored(maker):
-            nulls = ", ".join(["NULL"] * 6)
+            nulls = ", ".join(["NULL"] * 5)
             lines = [f"const caplet_votes votes = {{{self.place(op.votes)}, {nulls}, {stored}}};"]
         else:
             lines = self._provider(maker)
@@ -72,7 +72,8 @@ class CallWriter:
         several = op.iterations > 1
         places = [
             "NULL" if op.logits is None else self.place(op.logits),
-            *(self.place(name) for name in (op.preactivation, op.activation, f"{op.name}/acc", f"{op.name}/coupling")),
+            *(self.place(name) for name in (op.preactivation, op.activation, f"{op.name}/acc")),
+            f"(uint16_t *)(void *)({self.place(f'{op.name}/coupling')})",
             f"(uint32_t *)(void *)({self.place(f'{op.name}/exponentials')})" if several else "NULL",
         ]
         lines.append(f"const caplet_routing_memory buffers = {{{', '.join(places)}}};")
@@ -96,8 +97,7 @@ class CallWriter:
             "caplet_make_dense_votes" if dense else "caplet_make_conv_votes",
             f"&{self._symbols[op.name]}",
             "sources",
-            self.place(f"{op.name}/acc"),
-            self.place(f"{op.name}/{'row' if dense else 'filter'}"),
+            self.place(f"{op.name}/scratch"),
             f"{stored}",
         ]
         sources = ", ".join(self.place(name) for name in op.inputs)

@@ -3,7 +3,7 @@
 The same descriptors become C text in an exported model and memory in the host runtime.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,16 +12,17 @@ from caplet.errors import PlanError
 from caplet.fixed.format import FixedFormat, LogFormat
 from caplet.fixed.packing import pack_bits
 from caplet.fixed.rounding import Rounding, noise_keys
-from caplet.fixed.softmax import sum_bits
+from caplet.fixed.softmax import negative_exponential, sum_bits
 from caplet.program import ops
-from caplet.program.arena import filters_together, routing_rows, unpacked_bytes
-from caplet.program.c.structure import Identifiers, Ref, Struct, Value, constants, structures
+from caplet.program.arena import divide, needs_unpacking, routing_rows, unpacked_bytes, votes_together
+from caplet.program.c.structure import KERNEL, Identifiers, Ref, Struct, Value, constants, structures
 from caplet.program.op import Op, bias_frac
 from caplet.program.program import Program
 from caplet.program.tensor import Constant, IntArray, TensorSpec, WideFormat
 from caplet.program.verify import Proof
 from caplet.registry import Registry
 
+_INT8, _UINT8, _INT16, _UINT16 = (constants()[f"CAPLET_{sign}INT{bits}"] for bits in (8, 16) for sign in ("", "U"))
 _SIGNED, _UNSIGNED, _POWERS = (constants()[f"CAPLET_{kind}"] for kind in ("SIGNED", "UNSIGNED", "POWERS"))
 
 
@@ -29,12 +30,14 @@ _SIGNED, _UNSIGNED, _POWERS = (constants()[f"CAPLET_{kind}"] for kind in ("SIGNE
 class Descriptions:
     """Descriptors of the ops of one Program, and the arrays that they refer to: of one axis, of structures of one type.
 
-    unpacked: constants are arrays of int8 or int16 instead of bit-packed; for the host, which has memory for them.
+    unpacked: constants are arrays of int8 or int16 instead of bit-packed; for the host, which has memory for them, and
+    which takes the weights of dense votes as the Program has them. rooms: of :class:`caplet.program.arena.MemoryMap`.
     """
 
     program: Program
     proof: Proof
     unpacked: bool = False
+    rooms: Mapping[str, int] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     structs: dict[str, tuple[Struct, ...]] = field(default_factory=dict)
     names: Identifiers = field(default_factory=Identifiers)
@@ -62,14 +65,16 @@ class Descriptions:
         self.arrays[name] = np.ascontiguousarray(values).reshape(-1)
         return Ref(name)
 
-    def constant(self, constant: Constant | None) -> Struct:
+    def constant(self, constant: Constant | None, order: Callable[[IntArray], IntArray] | None = None) -> Struct:
+        """A constant's codes; order: how they lie in memory, where that is not as in the Program."""
         if constant is None:
             return Struct("caplet_constant", {"data": Ref(), "bits": 0, "kind": _SIGNED})
-        fmt, bits, codes = constant.format, constant.format.bits, constant.codes
+        fmt, bits = constant.format, constant.format.bits
+        codes = order(constant.codes) if order else constant.codes
         kind = _POWERS if isinstance(fmt, LogFormat) else _SIGNED if fmt.signed else _UNSIGNED
         if self.unpacked and (bits, kind) != (16, _UNSIGNED):
             bits, kind = 8 * unpacked_bytes(constant), _SIGNED
-            values = constant.integers.astype(f"int{bits}")
+            values = (order(constant.integers) if order else constant.integers).astype(f"int{bits}")
         else:
             values = codes.astype(np.int16) if (bits, kind) == (16, _SIGNED) else pack_bits(codes, bits, fmt.signed)
         return Struct("caplet_constant", {"data": self.array(constant.key, values), "bits": bits, "kind": kind})
@@ -94,6 +99,16 @@ class Descriptions:
         fields = {"channel_shifts": place, "bias": self.constant(bias), **fracs, **wide}
         return Struct("caplet_accumulator", fields)
 
+    def squash(self, source: str, out: str) -> Ref:
+        """The kernel that squashes tensor ``source`` to ``out``."""
+        x, y = self.spec(source), self.spec(out)
+        fits = element_type(x) == element_type(y) == _INT8 and y.rounding is not Rounding.STOCHASTIC
+        fast = fits and 0 <= x.format.frac_bits < 15 and 0 <= y.format.frac_bits <= 11
+        return _kernel("squash_bytes" if fast else "squash_any")
+
+    def needs_unpacking(self, weight: Constant) -> bool:
+        return needs_unpacking(weight) and not (self.unpacked and unpacked_type(weight) != _UINT16)
+
     def spec(self, name: str) -> TensorSpec:
         return self.program.tensors[name]
 
@@ -109,6 +124,33 @@ def element_type(spec: TensorSpec) -> int:
     """CAPLET_INT8 .. CAPLET_UINT16 of a tensor of codes."""
     fixed(spec)
     return constants()[f"CAPLET_{spec.c_type.removesuffix('_t').upper()}"]
+
+
+def unpacked_type(weight: Constant) -> int:
+    """CAPLET_INT8, CAPLET_INT16 or CAPLET_UINT16: of weights after unpacking."""
+    if unpacked_bytes(weight) == 1:
+        return _INT8
+    wide = isinstance(weight.format, FixedFormat) and not weight.format.signed and weight.format.bits == 16
+    return _UINT16 if wide else _INT16
+
+
+def _kernel(name: str, needed: bool = True) -> Ref:
+    """A function of the runtime, or NULL."""
+    return Ref(f"{KERNEL}{name}" if needed else "")
+
+
+def codes_type(spec: TensorSpec) -> int:
+    """:func:`element_type`, but CAPLET_INT16 for unsigned codes that are the same as int16: kernels take those."""
+    found = element_type(spec)
+    return _INT16 if found == _UINT16 and fixed(spec).max_code <= 32767 else found
+
+
+def in_pairs(rows: IntArray) -> IntArray:
+    """Rows (groups, N, K) two by two, element by element: (groups, N / 2, K, 2), flat; a last one as it is."""
+    groups, count, size = rows.shape
+    even = count // 2 * 2
+    pairs = rows[:, :even].reshape(groups, -1, 2, size).swapaxes(2, 3).reshape(groups, -1)
+    return np.concatenate([pairs, rows[:, even:].reshape(groups, -1)], axis=1)
 
 
 DESCRIPTORS: Registry[type[Op], Callable[..., dict[str, Value]]] = Registry("C descriptor of op")
@@ -127,15 +169,26 @@ def _convolution(op: ops.Convolution, to: Descriptions) -> dict[str, Value]:
     source = to.spec(op.input)
     out, *kernel = op.weight.shape
     product = source.format.frac_bits + op.weight.format.frac_bits
+    groups = op.groups if isinstance(op, ops.Conv2d) else 1
+    division = divide(op, to.rooms.get(op.name, 0))
+    acc = to.proof.find(op.name, "acc")
+    types = (codes_type(source), unpacked_type(op.weight))
+    any_type = acc.products >= 1 << 31 or _UINT16 in types
+    noisy = to.spec(op.output).rounding is Rounding.STOCHASTIC
     return {
-        "weight": to.constant(op.weight),
+        "multiply": _kernel("multiply_bytes" if types[1] == _INT8 else "multiply_words"),
+        "any": _kernel("convolve_any", any_type),
+        "store": _kernel("store_any", acc.bytes == 8 or noisy),
+        "unpack": _kernel("unpack", to.needs_unpacking(op.weight)),
+        "weight": to.constant(op.weight, lambda codes: in_pairs(codes.reshape(groups, out // groups, -1))),
         "acc": to.accumulator(op, product, op.bias, op.channel_shifts),
         "out": to.format(op.output, op.relu, op.high) if isinstance(op, ops.Conv2d) else to.format(op.output),
         **_named("in_rows in_columns in_channels", source.shape),
         **_named("out_rows out_columns out_channels", (*op.positions(to.program.tensors), out)),
         **_named("kernel_rows kernel_columns depth", kernel),
         "types": op.in_types if isinstance(op, ops.ConvVotes) else 1,
-        "together": filters_together(op.weight),
+        "in_type": codes_type(source),
+        **_named("block taps held", (division.block, division.taps, int(division.held))),
     }
 
 
@@ -170,7 +223,8 @@ def _listing(op: ops.Listing, to: Descriptions) -> dict[str, Value]:
 @DESCRIPTORS.of(ops.Squash)
 def _squash(op: ops.Squash, to: Descriptions) -> dict[str, Value]:
     source = to.spec(op.input)
-    return {"count": source.elements // op.dim, "in_frac": source.format.frac_bits}
+    fields = {"count": source.elements // op.dim, "in_frac": source.format.frac_bits}
+    return {"kernel": to.squash(op.input, op.output), **fields}
 
 
 @DESCRIPTORS.of(ops.Add)
@@ -190,16 +244,34 @@ def _dense_votes(op: ops.DenseVotes, to: Descriptions) -> dict[str, Value]:
         shape = (spec.shape[0], 1, 1) if len(spec.shape) == 2 else (*spec.shape[:2], spec.shape[2] // in_dim)
         product = spec.format.frac_bits + op.weight.format.frac_bits
         acc = to.accumulator(op, product, None, op.channel_shifts, f"acc:{source}")
-        fields = {"acc": acc, **_named("rows columns types", shape), "type": element_type(spec)}
+        fields = {"acc": acc, **_named("rows columns types", shape), "type": codes_type(spec)}
         sources.append(Struct("caplet_source", fields))
     name = to.names.of(f"table {op.name}/sources")
     to.structs[name] = tuple(sources)
     selected = Ref()
     if op.selected is not None:
         selected = to.array(f"{op.name}/selected", np.array(op.selected, dtype=np.uint16))
-    weight = to.constant(op.weight)
-    counts = _named("source_count in_dim votes", (len(sources), in_dim, votes))
-    return {"sources": Ref(name), "selected": selected, "weight": weight, **counts}
+    weight = to.constant(op.weight, None if to.unpacked else lambda codes: in_pairs(codes.transpose(0, 2, 1)))
+    counts = _named("source_count in_dim votes block", (len(sources), in_dim, votes, votes_together(op.weight)))
+    return {
+        "kernel": _vote_kernel(op, to, sources),
+        "unpack": _kernel("unpack", to.needs_unpacking(op.weight)),
+        **{"sources": Ref(name), "selected": selected, "weight": weight, **counts},
+    }
+
+
+def _vote_kernel(op: ops.DenseVotes, to: Descriptions, sources: list[Struct]) -> Ref:
+    out, dim = to.spec(op.output), op.weight.shape[1]
+    rights = [
+        to.spec(source).format.frac_bits + op.weight.format.frac_bits - out.format.frac_bits for source in op.sources
+    ]
+    narrow = all(to.proof.find(op.name, f"acc:{source}").bytes == 4 for source in op.sources)
+    one_byte = all(source.fields["type"] in (_INT8, _UINT8) for source in sources) and out.element_bytes == 1
+    simple = narrow and one_byte and unpacked_type(op.weight) == _INT8 and op.channel_shifts is None and dim <= 64
+    if not simple or out.rounding is Rounding.STOCHASTIC or min(rights) < 0 or max(rights) > 30:
+        return _kernel("vote_any")
+    whole = fixed(out) == FixedFormat(8, out.format.frac_bits, True)
+    return _kernel(f"vote_bytes_{dim}" if whole and dim in (4, 8) else "vote_bytes")
 
 
 @DESCRIPTORS.of(ops.Routing)
@@ -207,7 +279,23 @@ def _routing(op: ops.Routing, to: Descriptions) -> dict[str, Value]:
     votes = to.spec(op.votes)
     product = to.spec(op.coupling).format.frac_bits + votes.format.frac_bits
     routed = op.logits is not None
+    activation, coupling = to.spec(op.activation), to.spec(op.coupling)
+    narrow = to.proof.find(op.name, "acc").bytes == 4 and element_type(votes) == _INT8
+    weigh = "weigh_bytes" if narrow and fixed(coupling).max_code <= 32767 else "weigh_any"
+    update = "update_any"
+    if routed and narrow_agreement(op, to) and {element_type(votes), element_type(activation)} == {_INT8}:
+        update = "update_bytes"
+    exponentials, scale = Ref(), sum_bits(votes.shape[1])
+    if op.logits is not None and (fmt := fixed(to.spec(op.logits))).bits <= 8:
+        key = f"exponentials {fmt.bits} {fmt.frac_bits} {scale}"
+        values = negative_exponential(np.arange(1 << fmt.bits), fmt.frac_bits, scale)
+        exponentials = to.array(key, values.astype(np.uint32))
     return {
+        "weigh": _kernel(weigh),
+        "update": _kernel(update, routed),
+        "squash": to.squash(op.preactivation, op.activation),
+        "compute": _kernel("exponentials", routed and not exponentials.name),
+        "exponentials": exponentials,
         "acc": to.accumulator(op, product, op.bias),
         # With one iteration there are no logits, and the runtime does not look at their format.
         "logits": to.format(op.logits or op.coupling),
@@ -216,8 +304,16 @@ def _routing(op: ops.Routing, to: Descriptions) -> dict[str, Value]:
         "agreement_shift": op.agreement_shift(to.program.tensors) if routed else 0,
         "agreement_wide": int(routed and to.proof.find(op.name, "agreement").bytes == 8),
         "votes_type": element_type(votes),
-        "scale_bits": sum_bits(votes.shape[1]),
+        "scale_bits": scale,
     }
+
+
+def narrow_agreement(op: ops.Routing, to: Descriptions) -> bool:
+    """Whether logits are bytes that int32 agreements change by a right shift without noise."""
+    logits = to.spec(op.logits or op.coupling)
+    exact = element_type(logits) == _INT8 and logits.rounding is not Rounding.STOCHASTIC
+    small = to.proof.find(op.name, "agreement").bytes == 4 and to.spec(op.votes).shape[2] <= 64
+    return exact and small and 0 <= op.agreement_shift(to.program.tensors) <= 30
 
 
 @DESCRIPTORS.of(ops.Lengths)

@@ -132,7 +132,7 @@ def _prefix(program: Program, settings: EmitSettings) -> str:
 
 def _context(program: Program, proof: Proof, plan: MemoryMap, settings: EmitSettings, prefix: str) -> dict[str, Any]:
     names = Identifiers()
-    descriptions = Descriptions(program, proof, names=names)
+    descriptions = Descriptions(program, proof, rooms=plan.rooms, names=names)
     symbols = {op.name: names.of(f"op {op.name}") for op in program.ops}
     structs = {op.name: descriptions.of(op) for op in program.ops}
     calls = CallWriter(program, plan, symbols)

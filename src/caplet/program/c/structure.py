@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-HOST_ONLY = frozenset({"host.c", "host.h", "host_conv.c"})
+HOST_ONLY = frozenset({"host.c", "host.h", "host_conv.c", "host_votes.c"})
 """Files that only the host runtime compiles; an exported model does not contain them."""
 
 
@@ -69,9 +69,14 @@ def _field(declaration: str) -> tuple[str, str, int]:
     return name, kind, 0 if count is None else int(constants().get(count, count))
 
 
+KERNEL = "caplet_"
+"""How names of the runtime's functions start, and no array's."""
+
+
 @dataclass(frozen=True)
 class Ref:
-    """A pointer to the first element of the array of this name, or NULL where the name is empty."""
+    """A pointer to the first element of the array of this name, or to the function where it starts with :data:`KERNEL`;
+    NULL where the name is empty."""
 
     name: str = ""
 

@@ -24,6 +24,8 @@
 
 #include <stdint.h>
 
+#include "kernels.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -56,7 +58,7 @@ enum { CAPLET_NEAREST = 0, CAPLET_TRUNCATE = 1, CAPLET_STOCHASTIC = 2 };
  *   stream, and bit k of the stream is bit k % 8 of byte k / 8. Signed codes of 16 bits are an array of int16_t instead
  *   (the same bytes on a little-endian machine). NULL where there is no such constant.
  */
-typedef struct {
+typedef struct caplet_constant {
     const void *data;
     uint8_t bits;
     uint8_t kind;
@@ -108,10 +110,17 @@ void caplet_input_quantize(const caplet_input_quantize_op *op, const uint8_t *x,
 /*
  * A convolution with square stride and zero padding. in_channels: of the input map; depth: of one filter, equal to
  * in_channels, the channels of one group, or for convolutional votes the input capsules' dimension. types: of input
- * capsules (1 for a plain convolution). weight: (out_channels, kernel_rows, kernel_columns, depth). together: filters
- * that are taken at once, 1..4.
+ * capsules (1 for a plain convolution).
+ * weight: filters of size = kernel_rows * kernel_columns * depth elements, two by two: (out_channels / 2, size, 2).
+ *   In groups, the filters of each group are paired; a last one without another is (size).
+ * block: filters that are taken at once, even, or all. taps: elements of a window that are gathered at once.
+ * held: the filters of a block are unpacked once and kept; else, a pair's `taps` elements at a time.
  */
-typedef struct {
+typedef struct caplet_conv_op {
+    caplet_multiplier *multiply;
+    caplet_convolver *any; /* NULL, or does everything */
+    caplet_storer *store;  /* NULL where 32 bits and one rounding term do */
+    caplet_unpacker *unpack;
     caplet_constant weight;
     caplet_accumulator acc;
     caplet_format out;
@@ -127,7 +136,9 @@ typedef struct {
     uint32_t types;
     uint32_t stride;
     uint32_t padding;
-    uint32_t together;
+    uint32_t block;
+    uint32_t taps;
+    uint8_t held;
     uint8_t in_type;
 } caplet_conv_op;
 
@@ -135,16 +146,17 @@ typedef struct {
  * In in_channels / depth groups: output channel o reads the channels of its group, o counted within equal runs of
  * out_channels. A ReLU is an out.low of 0; out.high limits the codes from above.
  * x: in_type (in_rows, in_columns, in_channels). y: out.type (out_rows, out_columns, out_channels); must not overlap x.
- * filter: scratch for `together` unpacked filters (of kernel_rows * kernel_columns * depth elements of
- *   caplet_constant_type); unused, and may be NULL, where the weights are signed with 8 or 16 bits.
+ * scratch: one after the other, taps (rounded up to even) * 8 bytes, block * 8 bytes, block * 16 bytes where taps is
+ *   less than size, and where the weights are not signed with 8 or 16 bits, the elements (of caplet_constant_type) of
+ *   `block` filters where they are held, of `taps` elements of two filters where not. Aligned to 4 bytes.
  */
-void caplet_conv2d(const caplet_conv_op *op, const void *x, void *y, void *filter);
+void caplet_conv2d(const caplet_conv_op *op, const void *x, void *y, void *scratch);
 
 /*
  * Votes of input capsule type `input` (0..types - 1): the convolution of its channels, from input * depth on.
- * x, filter: as for caplet_conv2d. row: out.type (out_rows * out_columns * out_channels), row `input` of the votes.
+ * x, scratch: as for caplet_conv2d. row: out.type (out_rows * out_columns * out_channels), row `input` of the votes.
  */
-void caplet_conv_votes(const caplet_conv_op *op, const void *x, uint32_t input, void *row, void *filter);
+void caplet_conv_votes(const caplet_conv_op *op, const void *x, uint32_t input, void *row, void *scratch);
 
 /* Maximum over kernel x kernel windows, then a rounding shift by `right` (negative: to the left). */
 typedef struct {
@@ -205,7 +217,8 @@ typedef struct {
 /* x: in_type (pixels, channels). y: in_type (channels, pixels), another buffer. y[c, p] = x[p, c]. */
 void caplet_listing(const caplet_listing_op *op, const void *x, void *y);
 
-typedef struct {
+typedef struct caplet_squash_op {
+    caplet_squasher *kernel;
     caplet_format out;
     uint32_t count; /* of capsules */
     uint32_t dim;   /* 1..64 */
@@ -238,7 +251,7 @@ void caplet_add(const caplet_add_op *op, const void *a, const void *b, void *y);
  * Input capsules of one source of dense votes: a list (count, in_dim), or a map (rows, columns, types * in_dim) read
  * type by type, row by row. A list has types = 1, rows = count, columns = 1.
  */
-typedef struct {
+typedef struct caplet_source {
     caplet_accumulator acc;
     uint32_t rows;
     uint32_t columns;
@@ -249,30 +262,34 @@ typedef struct {
 /*
  * selected: for each input capsule its place in the list of all capsules of the sources, one source after the other;
  * NULL where every capsule of the sources votes.
+ * weight: (inputs, votes / 2, in_dim, 2): the components of two votes next to each other; where votes is odd, the last
+ *   one's (in_dim) follow. block: votes whose weights are unpacked at once, even, or all.
  */
-typedef struct {
+typedef struct caplet_dense_votes_op {
+    caplet_voter *kernel;
+    caplet_unpacker *unpack;
     const caplet_source *sources;
     const uint16_t *selected;
-    caplet_constant weight; /* (inputs, in_dim, votes) */
+    caplet_constant weight;
     caplet_format out;
     uint32_t source_count;
     uint32_t in_dim;
     uint32_t votes; /* outputs * dim */
+    uint32_t block;
 } caplet_dense_votes_op;
 
 /*
  * Votes of input capsule `input`: acc[j] = sum over k of x[input, k] * weight[input, k, j], j = 0..votes - 1.
  * x: one pointer per source, elements of source.type. row: out.type (votes), row `input` of the votes.
- * acc: scratch, int32_t or int64_t (votes), the widest that a source's accumulator needs.
- * weights: scratch for min(in_dim, 4) * votes unpacked weights; may be NULL where they are signed with 8 or 16 bits.
+ * scratch: for block * in_dim unpacked weights; may be NULL where they are signed with 8 or 16 bits.
  */
-void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, uint32_t input, void *row, void *acc,
-                        void *weights);
+void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, uint32_t input, void *row,
+                        void *scratch);
 
 /*
  * Where a routing finds the votes of an input capsule: the first `stored_rows` rows are stored, the others are made
- * again in every iteration by `make(self, input, row)`, which may be NULL where all are stored. op, x, acc, weights:
- * its arguments. made: room for as many rows as the routing takes together; may be NULL, too, where all are stored.
+ * again in every iteration by `make(self, input, row)`, which may be NULL where all are stored. op, x, scratch: its
+ * arguments. made: room for as many rows as the routing takes together; may be NULL, too, where all are stored.
  */
 typedef struct caplet_votes {
     const void *stored;
@@ -280,8 +297,7 @@ typedef struct caplet_votes {
     void (*make)(const struct caplet_votes *self, uint32_t input, void *row);
     const void *op;
     const void *const *x;
-    void *acc;
-    void *weights;
+    void *scratch;
     uint32_t stored_rows;
 } caplet_votes;
 
@@ -295,9 +311,15 @@ void caplet_store_votes(const caplet_votes *votes, uint32_t first, uint32_t coun
 /*
  * Dynamic routing of votes (inputs, outputs, dim). acc.bias: (types, dim), element (g % types) * dim + d for output g.
  * agreement_shift: rounding shift from agreements to logits; agreement_wide: agreements need int64_t.
- * scale_bits: fraction bits of the exponentials. rows: input capsules that are taken together.
+ * scale_bits: fraction bits of the exponentials. exponentials: uint32_t[2^(bits of the logits)], of every distance
+ *   below the largest logit; NULL where `compute` makes them. rows: input capsules that are taken together.
  */
-typedef struct {
+typedef struct caplet_routing_op {
+    caplet_weigher *weigh;
+    caplet_updater *update; /* NULL for one iteration */
+    caplet_squasher *squash;
+    caplet_exponential *compute;
+    const uint32_t *exponentials;
     caplet_accumulator acc;
     caplet_format coupling;
     caplet_format logits;
@@ -318,15 +340,14 @@ typedef struct {
 /*
  * Memory of a routing. logits: (inputs, outputs), NULL for one iteration; need not be cleared. preactivation and
  * activation: (outputs, dim), may be one buffer where the elements have one size. acc: scratch int32_t or int64_t
- * (outputs * dim). coupling: scratch for `rows` rows of `outputs` codes. exponentials: scratch (rows, outputs), NULL
- * for one iteration.
+ * (outputs * dim). coupling: scratch (outputs, rows). exponentials: scratch (outputs), NULL for one iteration.
  */
 typedef struct {
     void *logits;
     void *preactivation;
     void *activation;
     void *acc;
-    void *coupling;
+    uint16_t *coupling;
     uint32_t *exponentials;
 } caplet_routing_memory;
 

@@ -1,50 +1,138 @@
-/* Votes of a fully connected capsule layer. */
+/* Votes of a fully connected capsule layer. The weights of two votes lie next to each other, component by component. */
 #include "fixed.h"
 
-/* Components of an input capsule, and rows of weights, that are taken together. */
-enum { ROWS = 4 };
+enum { MOST_COMPONENTS = 64 };
 
-void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, uint32_t input, void *row, void *acc,
-                        void *weights)
+/* Sums of two votes, from weights w (dim, 2) of bytes. x: the capsule's components, as int16_t. */
+static inline void sum_two(const int8_t *w, const uint32_t *x, uint32_t dim, int32_t *first, int32_t *second)
 {
-    const uint8_t weight_type = caplet_constant_type(&op->weight);
-    const caplet_source *source = op->sources;
-    uint32_t local = op->selected != NULL ? op->selected[input] : input;
-    uint32_t count = source->types * source->rows * source->columns;
-    uint32_t first;
-    uint32_t rows;
+    uint32_t k = 0;
+#ifdef CAPLET_DSP
+    if (dim >= 2) {
+        const uint32_t word = caplet_load4(w);
+        *first = caplet_multiply_pairs_from(caplet_signed_02(word), x[0], *first);
+        *second = caplet_multiply_pairs_from(caplet_signed_13(word), x[0], *second);
+        k = 2;
+    }
+    for (; k + 2 <= dim; k += 2) {
+        const uint32_t word = caplet_load4(w + 2 * k);
+        *first = caplet_multiply_pairs(caplet_signed_02(word), x[k >> 1], *first);
+        *second = caplet_multiply_pairs(caplet_signed_13(word), x[k >> 1], *second);
+    }
+#endif
+    for (; k < dim; k++) {
+        const int32_t code = ((const int16_t *)(const void *)x)[k];
+        *first += w[2 * k] * code;
+        *second += w[2 * k + 1] * code;
+    }
+}
+
+/*
+ * `count` votes from weights of bytes, two by two. full: they take all of int8_t. Compilers make straight code of it
+ * where dim and full are known.
+ */
+static inline void vote_bytes(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule,
+                              const int8_t *w, uint32_t dim, uint32_t count, uint32_t full, uint8_t *row)
+{
+    const uint32_t right = (uint32_t)(source->acc.product_frac - op->out.frac);
+    const int32_t add = right > 0 && op->out.rounding == CAPLET_NEAREST ? (int32_t)1 << (right - 1) : 0;
+    const int32_t low = op->out.low;
+    const int32_t high = op->out.high;
+    const uint8_t *const end = row + (count & ~1u);
+    uint32_t components[MOST_COMPONENTS / 2]; /* int16_t, two to a word */
+    int16_t *const x = (int16_t *)(void *)components;
+    uint32_t k;
+    CAPLET_UNROLL
+    for (k = 0; k < dim; k++) {
+        x[k] = source->type == CAPLET_INT8 ? ((const int8_t *)capsule)[k] : ((const uint8_t *)capsule)[k];
+    }
+    while (row < end) {
+        int32_t first = add;
+        int32_t second = add;
+        sum_two(w, components, dim, &first, &second);
+        first >>= right;
+        second >>= right;
+        *row++ = (uint8_t)(full ? caplet_signed_byte(first) : caplet_clip32(first, low, high));
+        *row++ = (uint8_t)(full ? caplet_signed_byte(second) : caplet_clip32(second, low, high));
+        w += CAPLET_PAIR * dim;
+    }
+    if (count & 1u) {
+        int32_t sum = add;
+        for (k = 0; k < dim; k++) {
+            sum += w[k] * x[k];
+        }
+        *row = (uint8_t)caplet_clip32(sum >> right, low, high);
+    }
+}
+
+#define DEFINE_VOTE(NAME, DIM, FULL)                                                                                \
+    void NAME(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule, const void *w,     \
+              uint32_t first, uint32_t count, void *row, uint32_t element)                                          \
+    {                                                                                                               \
+        (void)element;                                                                                              \
+        vote_bytes(op, source, capsule, (const int8_t *)w, DIM, count, FULL, (uint8_t *)row + first);               \
+    }
+
+DEFINE_VOTE(caplet_vote_bytes_4, 4, 1)
+DEFINE_VOTE(caplet_vote_bytes_8, 8, 1)
+DEFINE_VOTE(caplet_vote_bytes, op->in_dim, 0)
+
+void caplet_vote_any(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule, const void *w,
+                     uint32_t first, uint32_t count, void *row, uint32_t element)
+{
+    const uint8_t type = caplet_constant_type(&op->weight);
     uint32_t j;
     uint32_t k;
-    while (local >= count) {
-        local -= count;
+    for (j = 0; j < count; j++) {
+        const uint32_t paired = (j | 1u) < count;
+        const uint32_t at = (j & ~1u) * op->in_dim + (paired ? j & 1u : 0u);
+        const caplet_scale scale = caplet_scale_of(&source->acc, &op->out, first + j, 0);
+        int64_t sum = 0;
+        for (k = 0; k < op->in_dim; k++) {
+            const int32_t weight = caplet_load(w, type, at + (paired ? CAPLET_PAIR * k : k));
+            sum += (int64_t)caplet_load(capsule, source->type, k) * weight;
+        }
+        caplet_store(row, op->out.type, first + j,
+                     source->acc.wide ? caplet_requantize64(sum, &scale, &op->out, element + first + j)
+                                      : caplet_requantize32((int32_t)sum, &scale, &op->out, element + first + j));
+    }
+}
+
+const caplet_source *caplet_source_of(const caplet_dense_votes_op *op, const void *const **x, uint32_t input,
+                                      uint32_t *first)
+{
+    const caplet_source *source = op->sources;
+    uint32_t local = op->selected != NULL ? op->selected[input] : input;
+    uint32_t positions = source->rows * source->columns;
+    while (local >= source->types * positions) {
+        local -= source->types * positions;
         source++;
-        x++;
-        count = source->types * source->rows * source->columns;
+        ++*x;
+        positions = source->rows * source->columns;
     }
     /* Capsule (type * rows + row) * columns + column of a map (rows, columns, types * in_dim). */
-    first = local % (source->rows * source->columns) * source->types + local / (source->rows * source->columns);
-    first *= op->in_dim;
-    caplet_clear_sums(acc, source->acc.wide, op->votes);
-    for (k = 0; k < op->in_dim; k += rows) {
-        int32_t codes[ROWS];
-        const void *from;
-        rows = op->in_dim - k < ROWS ? op->in_dim - k : ROWS;
-        for (j = 0; j < rows; j++) {
-            codes[j] = caplet_load(*x, source->type, first + k + j);
-        }
-        from = caplet_row(&op->weight, (input * op->in_dim + k) * op->votes, rows * op->votes, weights);
-        if (source->acc.wide) {
-            caplet_axpy64((int64_t *)acc, codes, from, weight_type, rows, op->votes);
-        } else {
-            caplet_axpy32((int32_t *)acc, codes, from, weight_type, rows, op->votes);
-        }
+    *first = (local % positions * source->types + local / positions) * op->in_dim;
+    return source;
+}
+
+void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, uint32_t input, void *row, void *scratch)
+{
+    uint32_t first;
+    const caplet_source *source = caplet_source_of(op, &x, input, &first);
+    const void *capsule = caplet_at(*x, source->type, first);
+    uint32_t count;
+    uint32_t j;
+    for (j = 0; j < op->votes; j += count) {
+        const void *w;
+        count = op->votes - j < op->block ? op->votes - j : op->block;
+        w = caplet_row(&op->weight, op->unpack, (input * op->votes + j) * op->in_dim, count * op->in_dim, scratch);
+        op->kernel(op, source, capsule, w, j, count, row, input * op->votes);
     }
-    caplet_requantize_row(&source->acc, &op->out, acc, op->votes, row, input * op->votes);
 }
 
 void caplet_make_dense_votes(const caplet_votes *votes, uint32_t input, void *row)
 {
-    caplet_dense_votes((const caplet_dense_votes_op *)votes->op, votes->x, input, row, votes->acc, votes->weights);
+    caplet_dense_votes((const caplet_dense_votes_op *)votes->op, votes->x, input, row, votes->scratch);
 }
 
 void caplet_store_votes(const caplet_votes *votes, uint32_t first, uint32_t count, void *stored, uint32_t row_bytes)

@@ -12,24 +12,29 @@ static void *place(void *arena, uint64_t offset)
 
 static void run_routing(const caplet_host_step *step, void *arena)
 {
-    const caplet_votes votes = {place(arena, step->inputs[0]), NULL, NULL, NULL, NULL, NULL, NULL, step->count};
+    const caplet_votes votes = {place(arena, step->inputs[0]), NULL, NULL, NULL, NULL, NULL, step->count};
     const caplet_routing_memory memory = {
         place(arena, step->memory[0]), place(arena, step->memory[1]), place(arena, step->output),
-        place(arena, step->memory[3]), place(arena, step->memory[2]), (uint32_t *)place(arena, step->memory[4])};
+        place(arena, step->memory[3]), (uint16_t *)place(arena, step->memory[2]),
+        (uint32_t *)place(arena, step->memory[4])};
     caplet_routing((const caplet_routing_op *)step->op, &votes, &memory);
 }
 
 static void run_dense_votes(const caplet_host_step *step, void *arena)
 {
     const caplet_dense_votes_op *op = (const caplet_dense_votes_op *)step->op;
-    const void **sources = (const void **)place(arena, step->memory[2]);
+    const void **sources = (const void **)place(arena, step->memory[0]);
     uint8_t *row = (uint8_t *)place(arena, step->output);
     uint32_t i;
     for (i = 0; i < step->input_count; i++) {
         sources[i] = place(arena, step->inputs[i]);
     }
     for (i = 0; i < step->count; i++) {
-        caplet_dense_votes(op, sources, i, row, place(arena, step->memory[0]), place(arena, step->memory[1]));
+        if (step->kind == CAPLET_STEP_HOST_VOTES) {
+            caplet_host_dense_votes(op, sources, i, row, place(arena, step->memory[1]), place(arena, step->memory[2]));
+        } else {
+            caplet_dense_votes(op, sources, i, row, place(arena, step->memory[1]));
+        }
         row += step->row_bytes;
     }
 }
@@ -65,6 +70,7 @@ static void run_step(const caplet_host_step *step, void *arena)
     case CAPLET_STEP_LISTING: caplet_listing(step->op, x, y); break;
     case CAPLET_STEP_SQUASH: caplet_squash(step->op, x, y, 0); break;
     case CAPLET_STEP_ADD: caplet_add(step->op, x, place(arena, step->inputs[1]), y); break;
+    case CAPLET_STEP_HOST_VOTES:
     case CAPLET_STEP_DENSE_VOTES: run_dense_votes(step, arena); break;
     case CAPLET_STEP_ROUTING: run_routing(step, arena); break;
     default: caplet_lengths(step->op, x, y); break;
@@ -85,4 +91,33 @@ void caplet_host_run(const caplet_host_step *steps, uint32_t count, void *arena,
         memcpy((uint8_t *)capsules + image * capsule_bytes, place(arena, output), capsule_bytes);
         memcpy((uint8_t *)squared + image * length_bytes, place(arena, lengths), length_bytes);
     }
+}
+
+typedef void function(void);
+
+typedef struct {
+    const char *name;
+    function *address;
+} kernel;
+
+#define KERNEL(NAME) {#NAME, (function *)NAME}
+
+void *caplet_host_kernel(const char *name)
+{
+    static const kernel kernels[] = {
+        KERNEL(caplet_unpack),        KERNEL(caplet_multiply_bytes), KERNEL(caplet_multiply_words),
+        KERNEL(caplet_convolve_any),  KERNEL(caplet_store_any),      KERNEL(caplet_squash_bytes),
+        KERNEL(caplet_squash_any),    KERNEL(caplet_vote_any),       KERNEL(caplet_vote_bytes),
+        KERNEL(caplet_vote_bytes_4),  KERNEL(caplet_vote_bytes_8),   KERNEL(caplet_weigh_any),
+        KERNEL(caplet_weigh_bytes),   KERNEL(caplet_update_any),     KERNEL(caplet_update_bytes),
+        KERNEL(caplet_exponentials),
+    };
+    void *found = NULL;
+    size_t i;
+    for (i = 0; i < sizeof kernels / sizeof *kernels; i++) {
+        if (strcmp(kernels[i].name, name) == 0) {
+            memcpy(&found, &kernels[i].address, sizeof found);
+        }
+    }
+    return found;
 }

@@ -15,7 +15,7 @@
 
 /* How a convolution makes its sums of products. */
 enum {
-    CAPLET_PORTABLE = 0, /* as on a device */
+    CAPLET_AS_DEVICE = 0, /* by caplet_convolve */
     CAPLET_BYTES = 1,    /* uint8_t patches, int8_t weights */
     CAPLET_FLIPPED = 2,  /* int8_t input stored as uint8_t patches of code + 128, int8_t weights */
     CAPLET_WORDS = 3     /* int16_t patches and weights */
@@ -37,11 +37,18 @@ typedef struct {
 } caplet_host_conv;
 
 /*
- * x, y, first_channel, element, filter: as for the ops of caplet.h. scratch: aligned to 64 bytes, positions * patch
- * elements and positions * 16 int32_t.
+ * x, y, first_channel, element: as for caplet_convolve; device: its scratch. scratch: aligned to 64 bytes,
+ * positions * patch elements and positions * 16 int32_t.
  */
 void caplet_host_convolve(const caplet_host_conv *op, const void *x, uint32_t first_channel, void *y, uint32_t element,
-                          void *filter, void *scratch);
+                          void *device, void *scratch);
+
+/*
+ * As caplet_dense_votes, but with weights (inputs, in_dim, votes). acc: scratch, int32_t or int64_t (votes). weights:
+ * scratch for min(in_dim, 4) * votes unpacked weights.
+ */
+void caplet_host_dense_votes(const caplet_dense_votes_op *op, const void *const *x, uint32_t input, void *row,
+                             void *acc, void *weights);
 
 enum {
     CAPLET_STEP_INPUT_QUANTIZE = 0,
@@ -55,7 +62,8 @@ enum {
     CAPLET_STEP_LENGTHS = 8,
     CAPLET_STEP_MAX_POOL2D = 9,
     CAPLET_STEP_LEAKY_RELU = 10,
-    CAPLET_STEP_LISTING = 11
+    CAPLET_STEP_LISTING = 11,
+    CAPLET_STEP_HOST_VOTES = 12
 };
 
 enum { CAPLET_STEP_MEMORY = 5 };
@@ -66,7 +74,8 @@ enum { CAPLET_STEP_MEMORY = 5 };
 /*
  * One op of a Program. op: its descriptor. All others are offsets in bytes into the arena:
  * inputs: of the tensors it reads; output: of the one it writes;
- * memory: dense votes {acc, weights, room for one pointer per source}; convolutions {filter, scratch}; routing {logits,
+ * memory: votes {room for one pointer per source, scratch}, or {pointers, acc, weights} by caplet_host_dense_votes;
+ * convolutions {scratch of the device, scratch of the host}; routing {logits,
  * preactivation, coupling, acc, exponentials}, with the activation as output. row_bytes: of one input capsule's votes.
  * count: of input capsules. input_count: of inputs.
  */
@@ -80,6 +89,9 @@ typedef struct {
     uint32_t count;
     uint32_t input_count;
 } caplet_host_step;
+
+/* The function of this name, NULL if there is none: the address of a kernel for a descriptor. */
+CAPLET_EXPORT void *caplet_host_kernel(const char *name);
 
 /*
  * Run `images` images, uint8_t (images, image_bytes) in the device's layout.

@@ -217,7 +217,7 @@ static void requantize_block(const caplet_conv_op *conv, const int32_t *restrict
 }
 
 void caplet_host_convolve(const caplet_host_conv *op, const void *x, uint32_t first_channel, void *y, uint32_t element,
-                          void *filter, void *scratch)
+                          void *device, void *scratch)
 {
     const caplet_conv_op *conv = &op->conv;
     const uint32_t total = conv->out_rows * conv->out_columns;
@@ -226,8 +226,8 @@ void caplet_host_convolve(const caplet_host_conv *op, const void *x, uint32_t fi
     uint32_t first;
     uint32_t p;
     uint32_t f;
-    if (op->method == CAPLET_PORTABLE) {
-        caplet_convolve(conv, x, first_channel, 0, conv->out_channels, y, element, filter);
+    if (op->method == CAPLET_AS_DEVICE) {
+        caplet_convolve(conv, x, first_channel, 0, conv->out_channels, y, element, device);
         return;
     }
     sums = (int32_t *)((uint8_t *)scratch + op->positions * patch_bytes);

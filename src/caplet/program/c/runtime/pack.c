@@ -46,7 +46,52 @@ int32_t caplet_code(const caplet_constant *constant, uint32_t index)
     return integer_of((word >> skip) & (((uint32_t)1 << bits) - 1u), bits, constant->kind);
 }
 
-const void *caplet_row(const caplet_constant *constant, uint32_t first, uint32_t count, void *scratch)
+#define BYTE(I) ((uint32_t)bytes[I] << (8 * ((I) & 3)))
+#define FIRST_BYTES(BITS) \
+    (BYTE(0) | BYTE(1) | ((BITS) > 2 ? BYTE(2) : 0u) | ((BITS) > 3 ? BYTE(3) : 0u))
+#define NEXT_BYTES(BITS) \
+    (((BITS) > 4 ? BYTE(4) : 0u) | ((BITS) > 5 ? BYTE(5) : 0u) | ((BITS) > 6 ? BYTE(6) : 0u))
+
+/* The words first and next, as one of 64 bits, shifted down by START. */
+#define PLACE(START, BITS)                                                                              \
+    ((START) >= 32 ? next >> ((START) & 31)                                                             \
+                   : first >> ((START) & 31) | ((START) + (BITS) > 32 ? next << ((32 - (START)) & 31) : 0u))
+
+/* Code I of eight, which lie in the words first and next, to the top of a word, then down with its sign. */
+#define CODE(BITS, I)                                                                                             \
+    ((int8_t)((int32_t)(PLACE((I) * (BITS), BITS) << (32 - (BITS))) >> (32 - (BITS))))
+
+/* Eight signed codes at a time, which are BITS bytes. */
+#define UNPACK_EIGHTS(BITS)                                                                           \
+    case BITS:                                                                                        \
+        for (; count >= 8; count -= 8) {                                                              \
+            const uint32_t first = FIRST_BYTES(BITS);                                                 \
+            const uint32_t next = NEXT_BYTES(BITS);                                                   \
+            to[0] = CODE(BITS, 0), to[1] = CODE(BITS, 1), to[2] = CODE(BITS, 2), to[3] = CODE(BITS, 3); \
+            to[4] = CODE(BITS, 4), to[5] = CODE(BITS, 5), to[6] = CODE(BITS, 6), to[7] = CODE(BITS, 7); \
+            (void)next;                                                                               \
+            bytes += BITS;                                                                            \
+            to += 8;                                                                                  \
+        }                                                                                             \
+        break;
+
+/* As many of `count` codes of 2 to 7 bits as come in eights; returns how many are left. */
+static uint32_t unpack_eights(const uint8_t *bytes, uint8_t bits, uint32_t count, int8_t *to)
+{
+    switch (bits) {
+        UNPACK_EIGHTS(2)
+        UNPACK_EIGHTS(3)
+        UNPACK_EIGHTS(4)
+        UNPACK_EIGHTS(5)
+        UNPACK_EIGHTS(6)
+        UNPACK_EIGHTS(7)
+    default:
+        break;
+    }
+    return count;
+}
+
+void caplet_unpack(const caplet_constant *constant, uint32_t first, uint32_t count, void *scratch)
 {
     const uint8_t bits = constant->bits;
     const uint8_t type = caplet_constant_type(constant);
@@ -55,14 +100,18 @@ const void *caplet_row(const caplet_constant *constant, uint32_t first, uint32_t
     const uint32_t mask = ((uint32_t)1 << bits) - 1u;
     uint32_t word;
     uint32_t held;
-    uint32_t i;
-    if (constant->kind == CAPLET_SIGNED && (bits == 8 || bits == 16)) {
-        return caplet_at(constant->data, type, first);
+    uint32_t i = 0;
+    if (constant->kind == CAPLET_SIGNED && (start & 7u) == 0) {
+        i = count - unpack_eights(bytes, bits, count, (int8_t *)scratch);
+        bytes += (i >> 3) * bits;
+        if (i == count) {
+            return;
+        }
     }
     /* word holds `held` bits that were read and not used yet, the next ones lowest. */
     word = (uint32_t)*bytes++ >> (start & 7u);
     held = 8u - (start & 7u);
-    for (i = 0; i < count; i++) {
+    for (; i < count; i++) {
         while (held < bits) {
             word |= (uint32_t)*bytes++ << held;
             held += 8u;
@@ -71,5 +120,4 @@ const void *caplet_row(const caplet_constant *constant, uint32_t first, uint32_t
         word >>= bits;
         held -= bits;
     }
-    return scratch;
 }

@@ -1,4 +1,7 @@
-/* Coupling coefficients: a softmax with base-2 exponentials from a table and one division per row. */
+/*
+ * Coupling coefficients: a softmax with one division per row. Exponentials of short logits come from the exporter's
+ * table of all of them, others from a table of base-2 exponentials.
+ */
 #include "fixed.h"
 
 /* round(2^24 * 2^(-i/128)), i = 0..128. */
@@ -41,79 +44,122 @@ static void negative_exponentials(uint32_t *restrict values, uint32_t count, int
     }
 }
 
-#define DISTANCES(T)                                                \
-    do {                                                            \
-        const T *codes = (const T *)logits;                         \
-        for (r = 0; r < rows; r++) {                                \
-            T largest = codes[0];                                   \
-            for (g = 1; g < count; g++) {                           \
-                largest = codes[g] > largest ? codes[g] : largest;  \
-            }                                                       \
-            for (g = 0; g < count; g++) {                           \
-                distances[g] = (uint32_t)(largest - codes[g]);      \
-            }                                                       \
-            codes += count;                                         \
-            distances += count;                                     \
-        }                                                           \
+/* The coupling code of a product, below 2^56. right: 34..55. */
+static uint16_t code_of(uint64_t product, uint32_t right, const caplet_format *out, uint32_t element)
+{
+    const uint64_t sum = product + (uint64_t)caplet_rounding_term(out, right, element);
+    const uint32_t code = (uint32_t)(sum >> 32) >> (right - 32);
+    return (uint16_t)(code < (uint32_t)out->high ? code : (uint32_t)out->high);
+}
+
+/* The largest of count logits of bytes. */
+static inline int32_t largest_of(const void *logits, uint8_t type, uint32_t count)
+{
+    int32_t largest = caplet_load(logits, type, 0);
+    uint32_t g;
+#ifdef CAPLET_DSP
+    if (type == CAPLET_INT8 && count >= 4) {
+        uint32_t most = caplet_load4((const int8_t *)logits + count - 4); /* words may overlap */
+        for (g = 0; g + 4 < count; g += 4) {
+            most = caplet_largest_bytes(most, caplet_load4((const int8_t *)logits + g));
+        }
+        most = caplet_largest_bytes(most, most >> 16 | most << 16);
+        return (int8_t)(caplet_largest_bytes(most, most >> 8 | most << 24) & 255u);
+    }
+#endif
+    for (g = 1; g < count; g++) {
+        const int32_t code = caplet_load(logits, type, g);
+        largest = code > largest ? code : largest;
+    }
+    return largest;
+}
+
+/* Exponentials of a row of logits by the exporter's table, and their sum. */
+#define LOOK_UP(T)                                              \
+    do {                                                        \
+        const T *codes = (const T *)logits;                     \
+        const T *const end = codes + count;                     \
+        while (codes < end) {                                   \
+            const uint32_t e = *(table - *codes++);             \
+            *exponentials++ = e;                                \
+            sum += e;                                           \
+        }                                                       \
     } while (0)
 
-/* How far every logit lies below the largest of its row. */
-static void distances_of(const void *logits, uint8_t type, uint32_t rows, uint32_t count, uint32_t *restrict distances)
+static inline uint32_t look_up(const caplet_routing_op *op, const void *logits, uint32_t *restrict exponentials)
 {
-    uint32_t r;
-    uint32_t g;
-    CAPLET_WITH_TYPE(type, DISTANCES)
-}
-
-/* product: below 2^56; right: 34..55. */
-static void store_coupling(uint64_t product, uint32_t right, const caplet_format *out, void *coupling, uint32_t index,
-                           uint32_t element)
-{
-    const uint64_t sum = product + (uint64_t)caplet_rounding_term(out, right, element + index);
-    const int32_t code = (int32_t)((uint32_t)(sum >> 32) >> (right - 32));
-    caplet_store(coupling, out->type, index, code < out->high ? code : out->high);
-}
-
-void caplet_softmax(const void *logits, uint8_t type, int16_t frac, uint32_t rows, uint32_t count, uint8_t scale_bits,
-                    uint32_t *exponentials, const caplet_format *out, void *coupling, uint32_t element)
-{
-    const uint32_t one = (uint32_t)1 << scale_bits;
-    const uint64_t dividend = (uint64_t)1 << (scale_bits + 31);
-    const uint32_t right = (uint32_t)(scale_bits + 31 - out->frac); /* 34..55 */
-    const uint32_t simple = out->type == CAPLET_UINT8 && out->rounding != CAPLET_STOCHASTIC;
-    const uint64_t term = simple ? (uint64_t)caplet_rounding_term(out, right, 0) : 0u;
-    const uint32_t most = (uint32_t)out->high;
-    uint32_t first = 0; /* of this row */
-    uint32_t r;
-    uint32_t g;
-    if (logits == NULL) {
-        for (g = 0; g < rows * count; g++) {
-            store_coupling(one * (dividend / (count * one)), right, out, coupling, g, element);
-        }
-        return;
+    const uint32_t count = op->outputs;
+    const uint32_t *table = op->exponentials + largest_of(logits, op->logits.type, count);
+    uint32_t sum = 0;
+    if (op->logits.type == CAPLET_INT8) {
+        LOOK_UP(int8_t);
+    } else {
+        LOOK_UP(uint8_t);
     }
-    distances_of(logits, type, rows, count, exponentials);
-    negative_exponentials(exponentials, rows * count, frac, scale_bits);
+    return sum;
+}
+
+uint32_t caplet_exponentials(const caplet_routing_op *op, const void *logits, uint32_t *exponentials)
+{
+    const int32_t largest = largest_of(logits, op->logits.type, op->outputs);
+    uint32_t sum = 0;
+    uint32_t g;
+    for (g = 0; g < op->outputs; g++) {
+        exponentials[g] = (uint32_t)(largest - caplet_load(logits, op->logits.type, g));
+    }
+    negative_exponentials(exponentials, op->outputs, op->logits.frac, op->scale_bits);
+    for (g = 0; g < op->outputs; g++) {
+        sum += exponentials[g];
+    }
+    return sum;
+}
+
+#define COUPLING(CODE)                                                                                         \
+    do {                                                                                                       \
+        for (g = count; g > 0; g--) {                                                                          \
+            const uint32_t code = ((uint32_t)(((uint64_t)*e++ * reciprocal) >> 32) + term) >> (right - 32);    \
+            *codes = (uint16_t)(CODE);                                                                         \
+            codes += stride;                                                                                   \
+        }                                                                                                      \
+    } while (0)
+
+void caplet_softmax(const caplet_routing_op *op, const void *logits, uint32_t rows, uint32_t *exponentials,
+                    uint16_t *coupling, uint32_t element)
+{
+    const caplet_format *out = &op->coupling;
+    const uint32_t count = op->outputs;
+    const uint32_t stride = op->rows;
+    const uint32_t one = (uint32_t)1 << op->scale_bits;
+    const uint64_t dividend = (uint64_t)1 << (op->scale_bits + 31);
+    const uint32_t right = (uint32_t)(op->scale_bits + 31 - out->frac); /* 34..55 */
+    const uint32_t noisy = out->rounding == CAPLET_STOCHASTIC;
+    /* The rounding term's low half is 0. */
+    const uint32_t term = noisy ? 0u : (uint32_t)(caplet_rounding_term(out, right, 0) >> 32);
+    const uint32_t most = (uint32_t)out->high;
+    uint32_t r;
+    uint32_t g;
     for (r = 0; r < rows; r++) {
-        uint32_t sum = exponentials[first]; /* then 2^scale_bits .. 2^31 */
+        const void *row = logits == NULL ? NULL : caplet_at(logits, op->logits.type, r * count);
+        const uint32_t *e = exponentials;
+        uint16_t *codes = coupling + r;
+        uint32_t sum = count * one; /* 2^scale_bits .. 2^31 */
         uint32_t reciprocal;
-        for (g = 1; g < count; g++) {
-            sum += exponentials[first + g];
+        if (logits != NULL) {
+            sum = op->exponentials != NULL ? look_up(op, row, exponentials) : op->compute(op, row, exponentials);
         }
-        reciprocal = (uint32_t)(dividend / sum); /* at most 2^31 */
-        if (simple) {
-            uint8_t *restrict codes = (uint8_t *)coupling + first;
+        reciprocal = caplet_divide(dividend, sum); /* at most 2^31 */
+        if (logits == NULL || noisy) {
             for (g = 0; g < count; g++) {
-                const uint64_t product = (uint64_t)exponentials[first + g] * reciprocal + term;
-                const uint32_t code = (uint32_t)(product >> 32) >> (right - 32);
-                codes[g] = (uint8_t)(code < most ? code : most);
+                const uint64_t product = (uint64_t)(logits == NULL ? one : e[g]) * reciprocal;
+                codes[g * stride] = code_of(product, right, out, element + r * count + g);
             }
+            continue;
+        }
+        /* The largest exponential is one: only if its code is too large can others be. */
+        if (((uint32_t)(((uint64_t)one * reciprocal) >> 32) + term) >> (right - 32) > most) {
+            COUPLING(code < most ? code : most);
         } else {
-            for (g = 0; g < count; g++) {
-                const uint64_t product = (uint64_t)exponentials[first + g] * reciprocal;
-                store_coupling(product, right, out, coupling, first + g, element);
-            }
+            COUPLING(code);
         }
-        first += count;
     }
 }

@@ -1,0 +1,198 @@
+/*
+ * Two products per instruction: the packed arithmetic of Armv7E-M and Armv8-M processors with the DSP extension. Where
+ * CAPLET_DSP is defined, kernels use it beside the portable C that says what they compute; the integers are the same.
+ * CAPLET_PORTABLE switches it off. CAPLET_EMULATE_DSP gives its functions in plain C, for tests on other machines.
+ *
+ * A pair is two int16_t in a word, the first one in the low half.
+ */
+#ifndef CAPLET_DSP_H
+#define CAPLET_DSP_H
+
+#include <stdint.h>
+
+#if defined(CAPLET_EMULATE_DSP)
+
+#define CAPLET_DSP 1
+
+static inline uint32_t caplet_pair(uint32_t first, uint32_t second)
+{
+    return (first & 0xFFFFu) | second << 16;
+}
+
+static inline int32_t caplet_low(uint32_t pair)
+{
+    return (int16_t)(pair & 0xFFFFu);
+}
+
+static inline int32_t caplet_high(uint32_t pair)
+{
+    return (int16_t)(pair >> 16);
+}
+
+/* Bytes 0 and 2, and bytes 1 and 3, of a word, as pairs. */
+static inline uint32_t caplet_signed_02(uint32_t w)
+{
+    return caplet_pair((uint32_t)(int8_t)(w & 255u), (uint32_t)(int8_t)(w >> 16 & 255u));
+}
+
+static inline uint32_t caplet_signed_13(uint32_t w)
+{
+    return caplet_signed_02(w >> 8);
+}
+
+static inline uint32_t caplet_unsigned_02(uint32_t w)
+{
+    return w & 0x00FF00FFu;
+}
+
+static inline uint32_t caplet_unsigned_13(uint32_t w)
+{
+    return w >> 8 & 0x00FF00FFu;
+}
+
+/* Two words, aligned to 4 bytes. */
+static inline void caplet_load_two(const uint32_t *from, uint32_t *first, uint32_t *second)
+{
+    *first = from[0];
+    *second = from[1];
+}
+
+/* acc + the products of both halves. */
+static inline int32_t caplet_multiply_pairs(uint32_t a, uint32_t b, int32_t acc)
+{
+    const uint32_t first = (uint32_t)(caplet_low(a) * caplet_low(b));
+    return (int32_t)((uint32_t)acc + first + (uint32_t)(caplet_high(a) * caplet_high(b)));
+}
+
+/* The low halves, and the high halves, of two words as pairs. */
+static inline uint32_t caplet_low_halves(uint32_t a, uint32_t b)
+{
+    return caplet_pair(a, b);
+}
+
+static inline uint32_t caplet_high_halves(uint32_t a, uint32_t b)
+{
+    return caplet_pair(a >> 16, b >> 16);
+}
+
+static inline int32_t caplet_multiply_pairs_from(uint32_t a, uint32_t b, int32_t acc)
+{
+    return caplet_multiply_pairs(a, b, acc);
+}
+
+/* The larger one of each pair of signed bytes. */
+static inline uint32_t caplet_largest_bytes(uint32_t a, uint32_t b)
+{
+    uint32_t larger = 0;
+    uint32_t at;
+    for (at = 0; at < 32; at += 8) {
+        larger |= ((int8_t)(a >> at & 255u) >= (int8_t)(b >> at & 255u) ? a : b) & 255u << at;
+    }
+    return larger;
+}
+
+#elif defined(__ARM_FEATURE_DSP) && defined(__GNUC__) && !defined(__ARM_BIG_ENDIAN) && !defined(CAPLET_PORTABLE)
+
+#define CAPLET_DSP 1
+
+/* The rotation is part of the instruction, which compilers do not find by themselves. */
+#define CAPLET_EXTEND(NAME, INSTRUCTION)                                  \
+    static inline uint32_t NAME(uint32_t w)                               \
+    {                                                                     \
+        uint32_t pair;                                                    \
+        __asm__ volatile(INSTRUCTION : "=r"(pair) : "r"(w));                       \
+        return pair;                                                      \
+    }
+
+CAPLET_EXTEND(caplet_signed_02, "sxtb16 %0, %1")
+CAPLET_EXTEND(caplet_signed_13, "sxtb16 %0, %1, ror #8")
+CAPLET_EXTEND(caplet_unsigned_02, "uxtb16 %0, %1")
+CAPLET_EXTEND(caplet_unsigned_13, "uxtb16 %0, %1, ror #8")
+
+static inline int32_t caplet_multiply_pairs(uint32_t a, uint32_t b, int32_t acc)
+{
+    __asm__ volatile("smlad %0, %1, %2, %0" : "+r"(acc) : "r"(a), "r"(b));
+    return acc;
+}
+
+static inline uint32_t caplet_low_halves(uint32_t a, uint32_t b)
+{
+    uint32_t pair;
+    __asm__ volatile("pkhbt %0, %1, %2, lsl #16" : "=r"(pair) : "r"(a), "r"(b));
+    return pair;
+}
+
+static inline uint32_t caplet_high_halves(uint32_t a, uint32_t b)
+{
+    uint32_t pair;
+    __asm__ volatile("pkhtb %0, %1, %2, asr #16" : "=r"(pair) : "r"(b), "r"(a));
+    return pair;
+}
+
+/* The same, where acc is needed again. */
+static inline int32_t caplet_multiply_pairs_from(uint32_t a, uint32_t b, int32_t acc)
+{
+    int32_t sum;
+    __asm__ volatile("smlad %0, %1, %2, %3" : "=r"(sum) : "r"(a), "r"(b), "r"(acc));
+    return sum;
+}
+
+static inline uint32_t caplet_largest_bytes(uint32_t a, uint32_t b)
+{
+    uint32_t larger;
+    __asm__ volatile("ssub8 %0, %1, %2\n\tsel %0, %1, %2" : "=&r"(larger) : "r"(a), "r"(b) : "cc");
+    return larger;
+}
+
+static inline void caplet_load_two(const uint32_t *from, uint32_t *first, uint32_t *second)
+{
+    __asm__ volatile("ldrd %0, %1, %2" : "=r"(*first), "=r"(*second) : "m"(*(const uint64_t *)(const void *)from));
+}
+
+#endif
+
+/* The nearest value of int8_t, and of uint8_t: one instruction of many Arm processors. */
+#if defined(__ARM_FEATURE_SAT) && defined(__GNUC__) && !defined(CAPLET_PORTABLE)
+static inline int32_t caplet_signed_byte(int32_t x)
+{
+    __asm__("ssat %0, #8, %0" : "+r"(x));
+    return x;
+}
+
+static inline int32_t caplet_unsigned_byte(int32_t x)
+{
+    __asm__("usat %0, #8, %0" : "+r"(x));
+    return x;
+}
+#else
+static inline int32_t caplet_signed_byte(int32_t x)
+{
+    return x < -128 ? -128 : x > 127 ? 127 : x;
+}
+
+static inline int32_t caplet_unsigned_byte(int32_t x)
+{
+    return x < 0 ? 0 : x > 255 ? 255 : x;
+}
+#endif
+
+#ifdef CAPLET_DSP
+
+/* Four bytes, or two, at any address. */
+static inline uint32_t caplet_load4(const void *from)
+{
+    uint32_t word;
+    __builtin_memcpy(&word, from, sizeof word);
+    return word;
+}
+
+static inline uint32_t caplet_load2(const void *from)
+{
+    uint16_t half;
+    __builtin_memcpy(&half, from, sizeof half);
+    return half;
+}
+
+#endif
+
+#endif
