@@ -11,7 +11,7 @@ import caplet
 
 SOURCE = Path(caplet.__file__).parent
 PYTHON_AND_C = (".py", ".c", ".h")
-LINES = 37_000
+LINES = 38_400
 """Of Python and C in the package without ``bench/``. The house takes 34,000; readers, adapters and kernels the rest."""
 FILES = 230
 """Python files in the package without ``bench/``."""
