@@ -204,7 +204,7 @@ def outcomes(files: Files, numbers: list[int], work: Path, limited: bool = True)
                 began, begun = time.monotonic(), line.get("begun", begun)
                 limit = line.get("limit", limit)
                 if "number" in line:
-                    begun = None
+                    begun, limit = None, 600.0  # to damage the next file is no work of caplet's
                     numbers = numbers[1:]
                     yield line
         if ended:

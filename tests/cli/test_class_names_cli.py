@@ -17,6 +17,7 @@ ON_FLOAT = {
     "prune-backbone": ["--macs", "0.5", "--out"],
     "finetune": ["--out"],
     "compress": ["--out"],
+    "compress --dry-run": [],
     "export": ["--to", "onnx", "--out"],
 }
 ON_PROGRAM = {"eval": [], "verify": [], "trace": ["--levels", "program,native"], "export": ["--to", "onnx", "--out"]}
@@ -41,7 +42,7 @@ def test_other_names_are_refused(
 ) -> None:
     words = (ON_FLOAT if kind == "float" else ON_PROGRAM)[command]
     out = [tmp_path / "made"] if words and words[-1] == "--out" else []
-    told = caplet(command, strangers[kind], "--data", "digits", *words, *out).error()
+    told = caplet(*command.split(), strangers[kind], "--data", "digits", *words, *out).error()
     assert "the data's classes are 0, 1, 2, 3, ..., the model's digit 0, digit 1, digit 2, digit 3, ...;" in told
     assert "--labels-by-order" in told
     assert not (tmp_path / "made").exists()
@@ -61,6 +62,14 @@ def test_by_order(caplet: Caplet, strangers: dict[str, Path], trained: Path, qua
                   "--labels-by-order", "--json")  # fmt: skip
     assert done.code == 0
     assert done.json()["engines"][0]["differing"] == 0
+    assert "labels taken by their order" in done.json()["data_note"]
+    done = caplet("trace", strangers["program"], "--data", "digits", "--levels", "program,program", "--images", "1",
+                  "--labels-by-order", "--json")  # fmt: skip
+    assert "labels taken by their order" in done.json()["data_note"]
+    assert (
+        caplet("verify", strangers["program"], "--images", "1", "--on", "interpreter", "--json").json()["data_note"]
+        == ""
+    )
 
 
 def test_another_order_is_put_right(caplet: Caplet, trained: Path, tmp_path: Path) -> None:

@@ -227,7 +227,8 @@ def test_too_few_calibration_images_are_told_with_how_many_would_do(
     assert done.code in (0, 5)
     (line,) = [line for line in done.err.splitlines() if "cannot resolve a tolerance of 5" in line]
     assert "20 images would allow one" in line
-    assert any("no calibration image is of class" in line for line in done.err.splitlines())
+    assert len([line for line in done.err.splitlines() if "no calibration image is of class" in line]) == 1
+    assert "of classes without calibration images the search cannot see what it loses" in done.err
 
 
 def test_images_that_the_search_has_not_seen_decide(caplet: Caplet, trained: Path, tmp_path: Path) -> None:

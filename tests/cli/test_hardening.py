@@ -218,3 +218,28 @@ def test_every_number_has_a_range(command: str, message: str, caplet: Caplet, tr
     words = command.replace("MODEL", str(trained / "model.safetensors")).split()
     assert message in caplet(*words, "--out", tmp_path / "new").error()
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("eval x --engine nativ", "--engine 'nativ': the choice is auto, native, interpreter; did you mean 'native'?"),
+        ("quantize x --method maxi", "--method 'maxi': the choice is qcapsnets, progressive, ilp"),
+        ("trace x --split Test", "--split 'Test': the choice is calibration, train, test; did you mean 'test'?"),
+        ("export x --to onxx", "--to 'onxx': the choice is c, onnx; did you mean 'onnx'?"),
+    ],
+)
+def test_a_choice_that_there_is_not_is_one_line(caplet: Caplet, words: str, told: str) -> None:
+    done = caplet(*words.split())
+    assert (done.code, done.out, done.err) == (2, "", f"caplet: error: {told}\n")
+
+
+def test_a_bar_prints_nothing_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    from caplet.cli.output import bar
+
+    with bar(True) as (step, measured):
+        assert measured is not None
+        measured(1, 3)
+        step("a line")
+        measured(3, 3)
+    assert capsys.readouterr().err == "a line\n"

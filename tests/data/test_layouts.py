@@ -238,3 +238,14 @@ def test_published_files_are_told_apart(shared):
     with pytest.raises(DataError, match=r"is the file of fashion-mnist train images, .*give --data fashion-mnist"):
         load_data("mnist", shared / "data" / "FashionMNIST" / "raw", download=False)
     assert load_data("mnist", shared / "data", download=False).info["note"] == ""
+
+
+def test_a_class_may_be_spelt_in_two_ways(tmp_path):
+    for split, name in (("train", "caf\u00e9"), ("test", "cafe\u0301")):
+        write_folder(tmp_path / split, (name, "tea"), 10)
+    splits = load_data(tmp_path)
+    assert splits.test.classes == ("caf\u00e9", "tea")
+    assert splits.test.class_counts() == (10, 10)
+    for name in ("caf\u00e9", "cafe\u0301"):  # two folders of one split stay two
+        write_folder(tmp_path / "both", (name,), 10)
+    assert load_data(tmp_path / "both").train.class_counts() == (8, 8)

@@ -154,3 +154,22 @@ def test_a_model_without_names_takes_a_folders_in_their_order(model: CapsNet, di
     assert check(found, model, note=notes.append) is found
     assert check(digits, model, note=notes.append) is digits
     assert len(notes) == 1
+
+
+def test_letters_in_one_piece_and_with_their_accent_apart_are_equal(
+    model: CapsNet, splits: Splits, tmp_path: Path
+) -> None:
+    whole, apart = "caf\u00e9", "cafe\u0301"
+    mine, its = [apart, *NAMES[1:]], [whole, *NAMES[1:]]
+    data = replace(
+        splits, **{part: replace(getattr(splits, part), classes=tuple(mine)) for part in splits.info["hashes"]}
+    )
+    plain, notes = api.evaluate(model, splits.test), list[str]()
+    same, turned = (named(model, names, tmp_path / "model.safetensors") for names in (its, its[::-1]))
+    assert api.evaluate(same, data.test).accuracy == plain.accuracy
+    assert check(data, same, note=notes.append) is data
+    assert check(data, same, named(model, mine, tmp_path / "b.safetensors")) is data
+    assert notes == []
+    found = api.evaluate(turned, data.test)
+    assert found.accuracy.correct == int((plain.predictions == 9 - splits.test.labels.numpy()).sum())
+    assert check(data, turned).test.classes == tuple(its[::-1])

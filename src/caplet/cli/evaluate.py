@@ -64,12 +64,12 @@ def verify(
 
     targets = parse_targets(on)
     program = load_program(find_program(run))
-    pixels = images_of.pixels(images, program, progress=not quiet)
+    pixels, told = images_of.pixels(images, program, progress=not quiet)
     results = verify_engines(program, pixels, targets, ram=parse_ram(ram), note=silent if quiet else note)
     if run.is_dir():
         record_verified(run, program, images_of.data or "random images", results)
     if json:
-        print_json({"engines": results})
+        print_json({"engines": results, **told})
     else:
         for result in results:
             verdict = "identical" if not result.differing else f"{result.differing:,} differ"

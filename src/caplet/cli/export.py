@@ -64,7 +64,7 @@ def _onnx(
 
     source = find_program(run) if run.is_dir() else run
     model = importing.load(source)
-    pixels = images_of.pixels(images, model)
+    pixels, told = images_of.pixels(images, model)
     path = export_onnx(model, out or source.with_suffix(".onnx"))
     try:
         found = check_onnx(path, model, pixels)
@@ -72,7 +72,7 @@ def _onnx(
         found = None
         note(f"not checked: {error}")
     if json:
-        print_json({"file": str(path), "bytes": path.stat().st_size, "check": found})
+        print_json({"file": str(path), "bytes": path.stat().st_size, "check": found, **told})
     else:
         note(f"{path}: {path.stat().st_size:,} bytes")
     if found is not None:

@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import platform
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from caplet.cli import (
 )
 from caplet.cli.options import help_of, one_line_paragraphs
 from caplet.cli.output import fail
-from caplet.errors import CapletError
+from caplet.errors import CapletError, suggest
 from caplet.version import __version__
 
 HELP = """Prune, quantize and ship capsule networks: the integers you see here are the integers on the device.
@@ -66,14 +67,23 @@ def keep_freed_memory() -> bool:
     return bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
+_CHOICE = re.compile(r"'(.*)' is not one of ('.*')")
+
+
 class _Commands(TyperGroup):
-    """The sub-commands; says how to go on after Ctrl-C, which typer would leave without a word."""
+    """The sub-commands; a wrong choice is one line, and Ctrl-C says how to go on, which typer would not."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             sys.exit(fail(INTERRUPTED, 130))
+        except typer.BadParameter as error:
+            if error.param is None or (found := _CHOICE.search(error.message)) is None:
+                raise
+            known = re.findall("'([^']*)'", found[2])
+            text = f"{error.param.opts[0]} {found[1]!r}: the choice is {', '.join(known)}{suggest(found[1], known)}"
+            sys.exit(fail(text, 2))
         except EOFError as error:  # which typer takes for Ctrl-D, and says "Aborted"
             raise CapletError(f"a file ended too early: {error}") from error
 

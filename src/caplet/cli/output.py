@@ -101,6 +101,6 @@ def bar(shown: bool) -> Iterator[tuple[Callable[[str], None], Callable[[int, int
 
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("images", total=None)
         yield console.print, lambda done, total: progress.update(task, completed=done, total=total)

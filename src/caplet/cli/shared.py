@@ -123,17 +123,19 @@ class ImageOptions(FileOptions):
         splits = load_data(self.data, **self.model_dump(exclude={"data"}), limit=limit, progress=progress)
         return check(splits, *models, note=note)
 
-    def pixels(self, images: int, model: "CapsNet | Program", progress: bool = False) -> "NDArray[np.uint8]":
-        """Evenly spaced test images, or random ones of the model's shape: uint8 (N, C, H, W)."""
+    def pixels(
+        self, images: int, model: "CapsNet | Program", progress: bool = False
+    ) -> tuple["NDArray[np.uint8]", dict[str, str]]:
+        """Evenly spaced test images, or random ones of the model's shape, uint8 (N, C, H, W); for --json their note."""
         import numpy as np
 
         from caplet.api import CapsNet
 
         if not self.data:
             shape = model.config.image if isinstance(model, CapsNet) else model.image_shape
-            return np.random.default_rng(0).integers(0, 256, (images, *shape), dtype=np.uint8)
-        found: NDArray[np.uint8] = self.load(progress, None, model).test.evenly_spaced(images).images.numpy()
-        return found
+            return np.random.default_rng(0).integers(0, 256, (images, *shape), dtype=np.uint8), {"data_note": ""}
+        splits = self.load(progress, None, model)
+        return splits.test.evenly_spaced(images).images.numpy(), {"data_note": splits.info["note"]}
 
 
 class DataOptions(ImageOptions):

@@ -1,5 +1,6 @@
 """``caplet trace``: where float, fake-quant, the Program and the compiled C part."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -55,7 +56,7 @@ def command(
     if run.is_dir() and found.noise:
         record_trace(run, program, found)
     if json:
-        print_json(found)
+        print_json({**asdict(found), "data_note": splits.info["note"]})
     else:
         for comparison in found.comparisons:
             _show(comparison, found.images)

@@ -17,7 +17,7 @@ import PIL
 
 from caplet.data.files import file_hash, is_file, is_hidden, list_folder, load_arrays, store_arrays
 from caplet.data.images import ImageFile, decode_all, endings
-from caplet.data.imageset import ImageSet
+from caplet.data.imageset import ImageSet, spelt
 from caplet.data.source import DataRequest, Source, cut_test, joined
 from caplet.errors import DataError
 from caplet.files import check_regular, digest, why
@@ -155,7 +155,8 @@ def _by_class(folder: FoundFolder, said: Counter[str]) -> ByClass:
     said[_OUTSIDE] += len(folder.images)
     for name, inner in folder.folders.items():
         every = [image for below in inner.below() for image in below.images]
-        found[name] = inner.images or every
+        [usual] = spelt([name])
+        found[name if usual in found else usual] = inner.images or every
         said[_OUTSIDE if inner.images else _NESTED] += len(every) - len(inner.images)
         said += sum((below.others for below in inner.below()), Counter[str]())
     return found

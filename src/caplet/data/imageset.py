@@ -1,6 +1,7 @@
 """A set of labelled images held in memory: the one form in which caplet passes data around."""
 
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, zip_longest
@@ -13,6 +14,11 @@ from caplet.errors import ConfigError, DataError
 from caplet.files import digest
 
 _GOLDEN = 0.6180339887498949
+
+
+def spelt(names: Iterable[str]) -> tuple[str, ...]:
+    """Names with letters and accents composed (Unicode's form NFC): some systems store them apart."""
+    return tuple(unicodedata.normalize("NFC", name) for name in names)
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -110,19 +116,20 @@ class ImageSet:
         Raises:
             DataError: other names, without ``labels_by_order``.
         """
-        if not classes or classes == self.classes:
-            return self, ""
+        if not classes or spelt(classes) == spelt(self.classes):
+            return (replace(self, classes=classes) if classes else self), ""
         unlike = [pair for pair in zip_longest(self.classes, classes, fillvalue="none") if len({*pair}) == 2]
         mine, its = (", ".join(names[:4]) + ", ..." * (len(names) > 4) for names in zip(*unlike, strict=True))
         told = f"the data's classes are {mine}, the model's {its}"
         if self.labels_by_order and len(classes) == len(self.classes):
             return replace(self, classes=classes), f"labels taken by their order: {told}"
-        if sorted(classes) != sorted(self.classes) or len({*classes}) < len(classes):
+        own, theirs = spelt(self.classes), spelt(classes)
+        if sorted(theirs) != sorted(own) or len({*theirs}) < len(theirs):
             raise DataError(
                 f"{self.name}: {told}; choose the data that it was trained on, rename classes, or pair them in their"
                 " order with --labels-by-order (in Python: labels_by_order of load_data)"
             )
-        place = torch.tensor([classes.index(name) for name in self.classes])
+        place = torch.tensor([theirs.index(name) for name in own])
         return replace(self, labels=place[self.labels], classes=classes), f"labels reordered to the model's: {told}"
 
     def evenly_spaced(self, most: int) -> "ImageSet":

@@ -8,7 +8,7 @@ import numpy as np
 from caplet.data.files import is_folder
 from caplet.data.folder import scan_folder
 from caplet.data.images import ImageFile, decode_all
-from caplet.data.imageset import ImageSet
+from caplet.data.imageset import ImageSet, spelt
 from caplet.data.splits import Splits, in_turns
 from caplet.errors import DataError
 
@@ -53,7 +53,8 @@ def overlap(images: ImageSet, other: ImageSet) -> int:
 def _files(folder: Path, classes: tuple[str, ...]) -> tuple[list[ImageFile], list[int], bool]:
     """Files with their labels, and whether the folder has any labels."""
     found = scan_folder(folder, 1)
-    by_class = {name: inner.images for name, inner in found.folders.items()}
+    by_class = {spelt([name])[0]: inner.images for name, inner in found.folders.items()}
+    classes = spelt(classes)
     if not by_class:
         if not found.images:
             raise DataError(f"{folder}: no images found: expected <class>/* with the data's classes, or images")

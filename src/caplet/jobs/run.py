@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from caplet.data import Splits
-from caplet.data.imageset import ImageSet
+from caplet.data.imageset import ImageSet, spelt
 from caplet.errors import ModelError
 from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.assemble import named_tensors
@@ -107,17 +107,17 @@ def check(splits: Splits, *models: CapsNet | Program | None, note: Note = silent
         ModelError: a NaN weight; images of another size, another number of classes; models with different names.
         DataError: other names; see :meth:`caplet.data.ImageSet.for_classes`.
     """
-    named: dict[tuple[str, ...], None] = {}
+    named: dict[tuple[str, ...], tuple[str, ...]] = {}
     for model in models:
         if isinstance(model, CapsNet):
             check_finite(named_tensors(model), f"model {model.family}")
         if model is not None:
             check_data(model, splits.calibration)
-            named |= {model.labels: None} if model.labels else {}
+            named |= {spelt(model.labels): model.labels} if model.labels else {}
     if len(named) > 1 and not splits.test.labels_by_order:
         one, other, *_ = (", ".join(names[:4]) for names in named)
         raise ModelError(f"the models' classes differ, or their order: {one}, ... and {other}, ...; choose another one")
-    splits, told = splits.for_classes(*[*named][:1]) if models else (splits, "")
+    splits, told = splits.for_classes(*[*named.values()][:1]) if models else (splits, "")
     if told:
         note(told)
     return splits

@@ -15,6 +15,7 @@ from caplet.bench.settings import PapersSettings
 from caplet.data import Splits, load_data
 from caplet.errors import CapletError
 from caplet.files import file_digest, write_text
+from caplet.jobs.run import check
 from caplet.jobs.timing import forward_rate, training_rate
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
@@ -190,6 +191,7 @@ def list_papers(settings: PapersSettings, *, estimate: bool = False) -> Iterator
                 splits = sources.data(row)
                 if name not in known:
                     model = sources.model(row)
+                    check(splits, model)
                     known[name] = Rates(forward_rate(model), training_rate(model))
                 minutes = row.work.seconds(known[name], splits) / 60
             except CapletError as error:

@@ -157,6 +157,7 @@ def estimate_compression(
     if settings.recipe is None:
         assert settings.model is not None
         model = load_model(settings.model, assume=settings.assume)
+        splits = check(splits, model)
     else:
         recipe = fit_to_data(resolve_recipe(settings.recipe, {}), splits)
         model = build_model(recipe)

@@ -97,7 +97,9 @@ def warn_about(splits: Splits, request: Request, evaluator: Evaluator, note: Not
     counts = splits.calibration.class_counts()
     missing = [name for name, count in zip(splits.calibration.classes, counts, strict=True) if count == 0]
     if missing:
-        note(f"warning: no calibration image is of class {', '.join(missing)}; the search cannot see what it loses")
+        named = f"no calibration image is of class {', '.join(missing)}"
+        told = "" if named in splits.info["note"] else f"{named}: "
+        note(f"warning: {told}of classes without calibration images the search cannot see what it loses")
 
 
 def describe_step(step: Step) -> str:
