@@ -183,6 +183,8 @@ def outcomes(files: Files, numbers: list[int], work: Path, limited: bool = True)
             os.setpgid(0, 0)
             try:
                 child(files, numbers, sink, work, limited)
+            except BaseException:
+                traceback.print_exc()  # to the file that the text below is from
             finally:
                 os._exit(1)
         os.close(sink)
@@ -212,7 +214,8 @@ def outcomes(files: Files, numbers: list[int], work: Path, limited: bool = True)
         os.close(source)
         status = os.waitpid(process, 0)[1]
         if numbers:
-            assert begun == numbers[0], (begun, numbers[0])
+            text = (work / "printed").read_text(errors="replace")[-2000:]
+            assert begun == numbers[0], f"before {numbers[0]}: {ended}, status {status}: {text}"
             code = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit code {os.WEXITSTATUS(status)}"
             fault = ended or f"crash: {code}"
             yield {"number": begun, "kind": files.draw(begun)[0], "outcome": "fault", "seconds": limit, "fault": fault}

@@ -156,7 +156,7 @@ def _by_class(folder: FoundFolder, said: Counter[str]) -> ByClass:
     for name, inner in folder.folders.items():
         every = [image for below in inner.below() for image in below.images]
         [usual] = spelt([name])
-        found[name if usual in found else usual] = inner.images or every
+        found[name if usual in folder.folders else usual] = inner.images or every
         said[_OUTSIDE if inner.images else _NESTED] += len(every) - len(inner.images)
         said += sum((below.others for below in inner.below()), Counter[str]())
     return found
