@@ -86,6 +86,8 @@ VARIANTS: dict[str, Variant] = {
     **{prefix: under(prefix) for prefix in ("model.", "net.", "_orig_mod.", "module._orig_mod.", "capsule_net.")},
     "lightning": lambda s: {"state_dict": under("model.")({**s, **DECODER}), "hyper_parameters": {"lr": 0.1}},
     "compiled layer": lambda s: {name.replace("conv.conv.", "conv.conv._orig_mod."): v for name, v in s.items()},
+    "a tuple": lambda s: (s, OPTIMIZER, 3),
+    "a list in order": lambda s: [3, {"loss": 0.1}, s],
     "decoder": lambda s: s | DECODER,
     "decoder beside the model": lambda s: under("model.")(s) | DECODER | {"criterion.weight": torch.ones(5)},
     "averaged": _averaged,
@@ -247,3 +249,18 @@ def test_an_entry_that_occurs_twice_is_read_without_a_word(tmp_path: Path) -> No
             archive.writestr(name, pickle.dumps({}, 4) if data is text else data)
     with pytest.raises(ModelError, match="holds nothing, not a state dict"):
         load_model(path)
+
+
+def test_arrays_in_place_of_tensors_are_named(tmp_path: Path) -> None:
+    arrays = {name: tensor.numpy() for name, tensor in shallow_capsnet(size=20).state.items()}
+    with pytest.raises(ModelError, match=r"entry conv.conv.weight is a NumPy array, or another object, not a tensor"):
+        load_model(saved(tmp_path / "x.pt", arrays))
+    with pytest.raises(ModelError, match=r"entry 0 is a int, not a tensor"):
+        load_model(saved(tmp_path / "y.pt", (1, 2)))
+
+
+def test_a_network_with_code_of_its_own_is_shown_the_way(tmp_path: Path) -> None:
+    with pytest.raises(
+        ModelError, match=r"not a Q-CapsNets network: its tensors are .* \(caplet.adopt, docs/networks.md\)"
+    ):
+        load_model(saved(tmp_path / "x.pt", {"conv1.weight": torch.zeros(3, 1, 3, 3), "conv1.bias": torch.zeros(3)}))

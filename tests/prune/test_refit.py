@@ -18,6 +18,7 @@ from tiny_networks import model_and_images
 CASES = [
     ("shallow", "conv1.channels", ("primary",)),
     ("shallow-two-stems", "conv2.channels", ("primary",)),
+    ("shallow-flat", "conv1.channels", ("primary",)),
     ("deep", "conv1.channels", ("block1.l1",)),
     ("backbone", "layer1.conv1.channels", ("layer1.conv2",)),
     ("backbone-gated", "stem.conv.channels", ("primary",)),

@@ -165,7 +165,7 @@ def _conv_caps(layer: ConvCaps2d, sources: tuple[MapAxes, ...]) -> Dependencies:
     """Capsule types go with all their filters; dimensions with their filter in every type. Flat ones share filters."""
     types, dim, rows, columns = layer.out_shape
     if layer.flat:
-        own: dict[str, Mapping[int, AxisGroups]] = {"weight": {1: sources[0].along}}
+        own: dict[str, Mapping[int, AxisGroups]] = {"weight": {0: (layer.types * dim,), 1: sources[0].along}}
         return Dependencies((), MapAxes((types, dim), 1), own if layer.bias is None else {**own, "bias": {}})
     groups = _group(layer, UnitKind.TYPES, types), _group(layer, UnitKind.DIM, dim)
     out: AxisGroups = tuple(group.name for group in groups)

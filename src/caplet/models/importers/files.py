@@ -95,6 +95,8 @@ def read_state_dict(path: Path) -> tuple[State, list[str]]:
             raise damaged(path, error) from None
     else:
         raise ModelError(f"{path}: not a PyTorch file, nor .safetensors; give a state dict that torch.save wrote")
+    if isinstance(content, tuple | list):
+        content = {str(place): entry for place, entry in enumerate(content)}
     found, keys = find_state_dict(content, set())
     if keys and len(content) > 1:
         others = [str(key) for key in content if key != keys[0]]
@@ -226,7 +228,8 @@ def _tensors(content: Any, path: Path, notes: list[str]) -> State:
     for name, value in content.items():
         where = f"{path}: entry {listed([str(name)])}"
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ModelError(f"{where} is a {type(value).__name__}, not a tensor; save the model's state_dict() alone")
+            kind = "NumPy array, or another object" if isinstance(value, UnreadObject) else type(value).__name__
+            raise ModelError(f"{where} is a {kind}, not a tensor; save the model's state_dict() alone")
         odd = value.is_quantized or value.is_complex() or (value.is_floating_point() and value.itemsize < 2)
         if value.layout is not torch.strided or value.device.type != "cpu" or odd:
             raise ModelError(f"{where} is a {value.layout} {value.dtype} tensor; a checkpoint has plain float tensors")

@@ -60,7 +60,8 @@ def read(path: Path, open_: Assumptions) -> CapsNet:
     if not shallow and not deep:
         raise ModelError(
             f"{where}: not a caplet model and not a Q-CapsNets network: its tensors are {listed(list(state))};"
-            f" expected those of ShallowCapsNet ({listed(list(_SHALLOW), 2)}) or DeepCaps ({listed(list(_DEEP), 2)})"
+            f" expected those of ShallowCapsNet ({listed(list(_SHALLOW), 2)}) or DeepCaps ({listed(list(_DEEP), 2)});"
+            " a network with code of its own becomes one in Python (caplet.adopt, docs/networks.md)"
         )
     is_shallow = shallow / len(_SHALLOW) >= deep / len(_DEEP)
     name, shapes = ("ShallowCapsNet", _SHALLOW) if is_shallow else ("DeepCaps", _DEEP)
