@@ -95,7 +95,7 @@ def read_state_dict(path: Path) -> tuple[State, list[str]]:
             raise damaged(path, error) from None
     else:
         raise ModelError(f"{path}: not a PyTorch file, nor .safetensors; give a state dict that torch.save wrote")
-    if isinstance(content, tuple | list):
+    if isinstance(content, tuple | list) and any(isinstance(entry, Mapping) for entry in content):
         content = {str(place): entry for place, entry in enumerate(content)}
     found, keys = find_state_dict(content, set())
     if keys and len(content) > 1:
