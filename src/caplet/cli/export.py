@@ -1,14 +1,14 @@
-"""``caplet export``: a quantized model as C99 for firmware, or any model as ONNX."""
+"""``caplet export``: a quantized model for firmware, for browsers and node, or any model as ONNX."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from caplet.cli.options import with_options
 from caplet.cli.output import note, print_json
 from caplet.cli.shared import ImageOptions, ImportOptions, Json, parse_ram
-from caplet.errors import NotExact, ToolMissing
+from caplet.errors import NotExact, ToolMissing, choose
 
 
 @with_options
@@ -19,7 +19,9 @@ def command(
         Path,
         typer.Argument(help="A .caplet file, or the run folder of `caplet quantize`; for onnx also a float model."),
     ],
-    to: Annotated[Literal["c", "onnx"], typer.Option("--to", help="What to write.")] = "c",
+    to: Annotated[
+        str, typer.Option("--to", help="c, cmake, arduino, zephyr, esp-idf, platformio, web or onnx; see above.")
+    ] = "c",
     out: Annotated[
         Path | None,
         typer.Option("--out", help="New folder, or .onnx file. Default: export/, or NAME.onnx, beside the model."),
@@ -33,28 +35,42 @@ def command(
     ] = 100,
     json: Json = False,
 ) -> None:
-    """Write C99 sources that compute exactly the integers of the .caplet file: no malloc, no float, no libm.
+    """Write what computes exactly the integers of the .caplet file, for the place that --to names.
 
-    The folder has the model, the runtime, a self-test with embedded vectors, a Makefile, CMake files and a README.
+    --to c (the default): C99 without malloc, float or libm: the model, the runtime, a self-test with embedded vectors,
+    a Makefile, CMake files and a README.
 
-    With --to onnx, a .caplet file becomes an ONNX graph of the same integers; a float model is exported, its routing
+    --to cmake (a package for find_package), arduino (a library), zephyr (a module), esp-idf (a component), platformio
+    (a library): the same C as that place wants it, with an example and one call from pixels to class and confidence.
+
+    --to web: a page that works offline, where images are drawn or dropped, and an ES module for node and bundlers;
+    WebAssembly, with SIMD where there is. Needs the Python package ziglang.
+
+    --to onnx: a .caplet file becomes an ONNX graph of the same integers; a float model is exported, its routing
     unrolled; where onnxruntime is installed, the file is run and compared (exit code 6 if a code differs).
 
-    Example: caplet export runs/fmnist --to c --ram small
+    Example: caplet export runs/fmnist --to arduino --ram small
     """
-    if to == "onnx":
+    from caplet.jobs.export import EXPORTS
+
+    if choose(to, EXPORTS, "--to") == "onnx":
         _onnx(run, out, images, images_of, importing, json)
         return
     from caplet.api import EmitSettings, export_c, find_program
 
     source = find_program(run)
-    folder = out or source.parent / "export"
-    export = export_c(source, folder, EmitSettings(prefix=prefix, ram=parse_ram(ram)))
+    folder = out or source.parent / ("export" if to == "c" else f"export-{to}")
+    export = export_c(source, folder, EmitSettings(prefix=prefix, ram=parse_ram(ram), to=to))
     if json:
         print_json({"folder": str(export.folder), "prefix": export.prefix, "memory": export.plan.to_json()})
         return
     note(f"{len(export.files)} files in {export.folder}; arena {export.plan.bytes:,} bytes")
-    note(f"test them on this machine: make -C {export.folder} test")
+    if to == "web":
+        note(f"open {export.folder / 'index.html'} in a browser")
+    elif to == "c":
+        note(f"test them on this machine: make -C {export.folder} test")
+    else:
+        note(f"how to use it: {export.folder / 'README.md'}")
 
 
 def _onnx(

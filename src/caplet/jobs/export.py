@@ -1,4 +1,4 @@
-"""Export a Program as C, a model as ONNX, and verify that every engine computes the same integers."""
+"""Export a Program as C or for the web, a model as ONNX, and verify that every engine computes the same integers."""
 
 import time
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from caplet.errors import ArtefactError, ConfigError, ToolMissing, choose
 from caplet.files import write_bytes
 from caplet.models.base import CapsNet
 from caplet.program import Program
-from caplet.program.c.emit import EmitSettings, Export, emit
+from caplet.program.c.emit import PLACES, WEB, EmitSettings, Export, emit
 from caplet.program.file import load_program
 from caplet.program.interpreter import run, trace
 from caplet.program.onnx.graph import INSTALL, OPSET, require_onnx
@@ -26,6 +26,8 @@ from caplet.runs.records import Verified
 from caplet.runtime.traces import first_difference
 
 Target = Literal["interpreter", "native", "cortex-m4", "riscv32"]
+EXPORTS = (*PLACES, WEB, "onnx")
+"""What a model is exported to."""
 TARGETS: tuple[Target, ...] = ("interpreter", "native", "cortex-m4", "riscv32")
 PREFERRED = ("model.caplet", *(f"model_{role}.caplet" for role in ("finetuned", "satisfied", "accuracy", "memory")))
 """Of a run folder: what a compression chose, then the results of the other jobs."""
@@ -50,17 +52,23 @@ def find_program(path: str | Path) -> Path:
 
 
 def export_c(source: str | Path | Program, out: str | Path, settings: EmitSettings | None = None) -> Export:
-    """Write a Program as a folder of C99: model, runtime, self-test, build files.
+    """Write a Program as a folder of C99 (model, runtime, self-test, build files), or for the place ``settings.to``.
 
     Args:
         source: a Program, a ``.caplet`` file, or a run folder.
         out: a new or empty folder.
 
     Raises:
+        ConfigError: an unknown place.
+        ToolMissing: for ``"web"``, the Python package ziglang is not installed.
         ArtefactError: the file cannot be read, or the folder is not empty or cannot be written.
         PlanError: the Program does not fit the RAM asked for.
     """
     program = source if isinstance(source, Program) else load_program(find_program(source))
+    if settings is not None and settings.to == WEB:
+        from caplet.runtime.web import emit_web
+
+        return emit_web(program, Path(out), settings)
     return emit(program, Path(out), settings)
 
 

@@ -39,10 +39,20 @@ Packed = NDArray[np.uint8]
 def dumps(program: Program) -> bytes:
     """The bytes of the ``.caplet`` file of a Program. Raises PlanError when it does not verify."""
     verify(program)
-    document = write_program(program)
-    packed = {c.key: pack_bits(c.codes, c.format.bits, c.format.signed) for c in program.constants()}
+    document, packed = _parts(program)
     head = {"format": FORMAT_VERSION, "program": document, "sha256": _digest(document, packed)}
     return bytes(save(packed, metadata={"caplet": _canonical(head)}))
+
+
+def program_digest(program: Program) -> str:
+    """The ``sha256`` of a Program's file, in hexadecimal: equal for equal Programs."""
+    return _digest(*_parts(program))
+
+
+def _parts(program: Program) -> tuple[Any, dict[str, Packed]]:
+    """The document, and the packed constants by key."""
+    packed = {c.key: pack_bits(c.codes, c.format.bits, c.format.signed) for c in program.constants()}
+    return write_program(program), packed
 
 
 def loads(data: bytes, where: str = "program") -> Program:

@@ -70,7 +70,8 @@ def make_steps(program: Program, library: ctypes.CDLL) -> Steps:
     """
     proof = verify(program)
     plan = plan_memory(program, proof=proof, in_place=False)
-    return StepBuilder(program, Descriptions(program, proof, unpacked=True, rooms=plan.rooms), plan, library).steps()
+    descriptions = Descriptions(program, proof, unpacked=True, host=True, rooms=plan.rooms)
+    return StepBuilder(program, descriptions, plan, library).steps()
 
 
 class StepBuilder:
@@ -181,7 +182,7 @@ class StepBuilder:
     def _dense_votes(self, op: DenseVotes, step: Any) -> list[int]:
         """Memory of dense votes, by ``caplet_host_dense_votes`` where constants are as in the Program."""
         pointers, (_, in_dim, votes) = _up(8 * len(op.inputs)), op.weight.shape
-        if not self.descriptions.unpacked:
+        if not self.descriptions.host:
             return [self._shared(pointers), self.place(f"{op.name}/scratch")]
         step.kind = constants()["CAPLET_STEP_HOST_VOTES"]
         start = self._shared(pointers + _up(8 * votes) + 2 * min(in_dim, 4) * votes)

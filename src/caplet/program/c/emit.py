@@ -1,9 +1,14 @@
-"""An exported model: a folder of C99 that computes, to the last integer, what the Program says."""
+"""An exported model: a folder of C99 that computes, to the last integer, what the Program says.
+
+A folder for a place where firmware is made has the same C in its sub-folder ``src`` and the files that the place asks
+for: templates in a folder of its own, and nothing in Python but its line in :data:`PLACES`.
+"""
 
 import json
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +16,31 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from caplet.errors import ArtefactError, ConfigError, DataError, PlanError
+from caplet.errors import ArtefactError, ConfigError, DataError, PlanError, choose
 from caplet.files import access, whole_folder
 from caplet.program import interpreter
 from caplet.program.arena import ALIGNMENT, MemoryMap, plan_memory
 from caplet.program.c.calls import CallWriter
 from caplet.program.c.describe import Descriptions
-from caplet.program.c.structure import Identifiers, identifier, rows_of_numbers, runtime_files
+from caplet.program.c.structure import Identifiers, c_string, identifier, rows_of_numbers, runtime_files
+from caplet.program.file import program_digest
 from caplet.program.ops import DenseVotes, InputQuantize
 from caplet.program.program import Program
 from caplet.program.verify import Proof, verify
 
 RUNTIME_FOLDER = "caplet"
 """The runtime's files lie in a sub-folder of this name, so that several exported models can share one copy."""
+PLACES = {
+    "c": "C99 with a Makefile, CMake files and emulated boards",
+    "cmake": "a package to install, for find_package",
+    "arduino": "a library package with an example sketch",
+    "zephyr": "a module package with a sample",
+    "esp-idf": "a component package with an example",
+    "platformio": "a library package with an example",
+}
+"""Places where firmware is made -> what is written for them; packages have their C in a sub-folder ``src``."""
+PACKAGE, WASM, WEB = "package", "wasm", "web"
+"""Folders of templates: what all packages have, the C around a model that becomes WebAssembly, the pages about it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +50,7 @@ class EmitSettings:
     prefix: of every C name; made of the Program's name if None. ram: as for :func:`caplet.program.arena.plan_memory`.
     in_place: False keeps every tensor in a buffer of its own, for debugging. vectors: images of the self-test.
     preprocessing: sentences for the README on how images were prepared; that of the Program's ``meta`` if empty.
+    to: one of :data:`PLACES`, or "web" for :func:`caplet.runtime.web.emit_web`.
     """
 
     prefix: str | None = None
@@ -40,6 +58,7 @@ class EmitSettings:
     in_place: bool = True
     vectors: int = 3
     preprocessing: str = ""
+    to: str = "c"
 
 
 @dataclass(frozen=True)
@@ -72,29 +91,52 @@ def emit(
     when the folder cannot be written.
     """
     settings = settings or EmitSettings()
-    proof = verify(program)
-    plan = plan_memory(program, settings.ram, proof=proof, in_place=settings.in_place)
-    files = render(program, proof, plan, settings, images)
-    files[PROOF] = json.dumps({"accumulators": proof.to_json(), "memory": plan.to_json()}, indent=1) + "\n"
+    choose(settings.to, PLACES, "place to export to")
+    export, context = prepare(program, folder, settings, images)
+    files: dict[str, str | bytes] = {**render(context, settings.to)}
+    files[PROOF] = (
+        json.dumps({"accumulators": export.proof.to_json(), "memory": export.plan.to_json()}, indent=1) + "\n"
+    )
+    return write_files(export, files)
+
+
+def write_files(export: Export, files: Mapping[str, str | bytes]) -> Export:
+    """Write files to the export's folder, all or none. Raises ArtefactError where that is neither absent nor empty."""
+    require_empty(export.folder)
+    with access("write the export to", export.folder), whole_folder(export.folder) as part:
+        for name, content in files.items():
+            path = part / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return replace(export, files=tuple(files))
+
+
+def require_empty(folder: Path) -> None:
+    """Raise ArtefactError unless ``folder`` is absent, or empty but for hidden files."""
     with access("write the export to", folder):
         if folder.exists() and (not folder.is_dir() or any(name[0] != "." for name in os.listdir(folder))):
             raise ArtefactError(f"export: {folder} exists and is not an empty folder; choose another, or remove it")
-        with whole_folder(folder) as part:
-            for name, text in files.items():
-                path = part / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text, encoding="utf-8")
-    return Export(folder, _prefix(program, settings), plan, proof, tuple(files))
 
 
-def render(
-    program: Program, proof: Proof, plan: MemoryMap, settings: EmitSettings, images: NDArray[np.uint8] | None = None
-) -> dict[str, str]:
+def prepare(
+    program: Program, folder: Path, settings: EmitSettings, images: NDArray[np.uint8] | None, loaded: bool = False
+) -> tuple[Export, dict[str, Any]]:
+    """What :func:`emit` is about to write, and the names that its templates use. Raises what it raises.
+
+    loaded: arrays of constants start empty and unpacked, to be filled at run time; ``constants`` are their values.
+    """
+    proof = verify(program)
+    plan = plan_memory(program, settings.ram, proof=proof, in_place=settings.in_place)
     output = program.tensors[program.output]
     if output.format.max_code > 32767:  # type: ignore[union-attr]
         raise PlanError(f"output {output.name}: {output.format}; class capsules fit int16 in C: use at most 15 bits")
     prefix = _prefix(program, settings)
-    context = _context(program, proof, plan, settings, prefix) | _vectors(program, settings, images)
+    context = _context(program, proof, plan, settings, prefix, loaded) | _vectors(program, settings, images)
+    return Export(folder, prefix, plan, proof), context
+
+
+def render(context: Mapping[str, Any], place: str) -> dict[str, str]:
+    """The files of an export: name -> text. place: one of :data:`PLACES`, or another folder of templates."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("caplet.program.c", "templates"),
         undefined=jinja2.StrictUndefined,
@@ -103,10 +145,28 @@ def render(
         keep_trailing_newline=True,
         autoescape=False,
     )
-    files = {f"{RUNTIME_FOLDER}/{name}": text for name, text in runtime_files().items()}
+    environment.filters |= {"c_string": c_string, "json": json.dumps}
+    sources = "src/" if place in PLACES and place != "c" else ""
+    files = (
+        {} if place == WEB else {f"{sources}{RUNTIME_FOLDER}/{name}": text for name, text in runtime_files().items()}
+    )
     for template in environment.list_templates(["j2"]):
-        name = re.sub("^model", prefix, template.removesuffix(".j2"))  # the model's own files have its prefix
-        files[name] = environment.get_template(template).render(context)
+        folder, _, rest = template.removesuffix(".j2").partition("/")
+        if folder == place:
+            name = rest
+        elif folder == PACKAGE and sources:
+            name = sources + rest
+        elif (
+            folder not in (*PLACES, PACKAGE, WASM, WEB)
+            and place != WEB
+            and (place == "c" or folder.startswith("model"))
+        ):
+            name = sources + template.removesuffix(".j2")
+        else:
+            continue
+        if not Path(name).name.startswith("_"):  # a part of other templates
+            name = re.sub("(^|/)model", rf"\1{context['prefix']}", name)  # the model's own files have its prefix
+            files[name] = environment.get_template(template).render(context)
     return files
 
 
@@ -130,9 +190,11 @@ def _prefix(program: Program, settings: EmitSettings) -> str:
     return word
 
 
-def _context(program: Program, proof: Proof, plan: MemoryMap, settings: EmitSettings, prefix: str) -> dict[str, Any]:
+def _context(
+    program: Program, proof: Proof, plan: MemoryMap, settings: EmitSettings, prefix: str, loaded: bool
+) -> dict[str, Any]:
     names = Identifiers()
-    descriptions = Descriptions(program, proof, rooms=plan.rooms, names=names)
+    descriptions = Descriptions(program, proof, unpacked=loaded, rooms=plan.rooms, names=names)
     symbols = {op.name: names.of(f"op {op.name}") for op in program.ops}
     structs = {op.name: descriptions.of(op) for op in program.ops}
     calls = CallWriter(program, plan, symbols)
@@ -146,6 +208,9 @@ def _context(program: Program, proof: Proof, plan: MemoryMap, settings: EmitSett
         "program": program,
         "prefix": prefix,
         "upper": prefix.upper(),
+        "digest": program_digest(program),
+        "loaded": loaded,
+        "constants": descriptions.arrays,
         "runtime": RUNTIME_FOLDER,
         "runtime_sources": [name for name in runtime_files() if name.endswith(".c")],
         "arrays": [
@@ -192,6 +257,7 @@ def _vectors(program: Program, settings: EmitSettings, images: NDArray[np.uint8]
     images = images[: settings.vectors]
     outcome = interpreter.run(program, images)
     return {
+        "vectors": images,
         "vector_images": [rows_of_numbers(image.reshape(-1), " " * 8) for image in images.transpose(0, 2, 3, 1)],
         "vector_capsules": [rows_of_numbers(codes.reshape(-1), " " * 8) for codes in outcome.capsules],
         "vector_classes": outcome.predictions.tolist(),

@@ -115,6 +115,17 @@ def _value(value: Value, indent: str) -> str:
     return f"{value}u" if value > 0x7FFFFFFF else str(value)
 
 
+def c_string(text: str) -> str:
+    """A literal of C and C++ for ``text`` in UTF-8, without trigraphs.
+
+    >>> print(c_string('a "b" ??/ \u00e9'))
+    "a \\"b\\" \\?\\?/ \\303\\251"
+    """
+    escaped = {ord(sign): f"\\{sign}" for sign in '"\\?'}
+    codes = (escaped.get(code, chr(code) if 32 <= code < 127 else f"\\{code:03o}") for code in text.encode())
+    return f'"{"".join(codes)}"'
+
+
 _RESERVED = """auto break case char const continue default do double else enum extern float for goto if inline int
     long register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
     bool true false nullptr alignas alignof typeof asm class namespace template this new delete private public

@@ -22,7 +22,17 @@
 #ifndef CAPLET_H
 #define CAPLET_H
 
+#include <limits.h>
 #include <stdint.h>
+
+#if UINT_MAX < 0xFFFFFFFF
+#error "caplet: int has 16 bits here (AVR, MSP430); products of codes need 32: build for a 32-bit processor"
+#endif
+
+/* The arena holds values of several types one after the other. The Arduino tools do not let a library say so. */
+#if defined(ARDUINO) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-strict-aliasing")
+#endif
 
 #include "kernels.h"
 
