@@ -11,9 +11,9 @@ import caplet
 
 SOURCE = Path(caplet.__file__).parent
 PYTHON_AND_C = (".py", ".c", ".h")
-LINES = 38_400
-"""Of Python and C in the package without ``bench/``. The house takes 34,000; readers, adapters and kernels the rest."""
-FILES = 230
+LINES = 38_750
+"""Of Python and C in the package without ``bench/``. The house takes 34,000; readers, kernels, packages the rest."""
+FILES = 231
 """Python files in the package without ``bench/``."""
 COLUMNS, FILE_LINES = 120, 400
 
