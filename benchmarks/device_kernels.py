@@ -71,7 +71,7 @@ OTHERS: dict[str, tuple[str, str, Memory, Memory]] = {
     "cortex-m3": ("mps2-an385", "cortex-m3", (0, "4M"), (0x20000000, "4M")),
     "cortex-m7": ("mps2-an500", "cortex-m7", (0, "4M"), (0x20000000, "4M")),
     "cortex-m33": ("mps2-an505", "cortex-m33", (0x10000000, "4M"), (0x38000000, "4M")),
-    "cortex-m55": ("mps3-an547", "cortex-m55", (0x11000000, "2M"), (0x30000000, "512K")),
+    "cortex-m55": ("mps3-an547", "cortex-m55", (0x10000000, "512K"), (0x30000000, "512K")),
 }
 """Boards of this benchmark alone: machine, processor, flash and RAM."""
 

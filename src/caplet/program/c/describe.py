@@ -178,6 +178,7 @@ def _convolution(op: ops.Convolution, to: Descriptions) -> dict[str, Value]:
     any_type = acc.products >= 1 << 31 or _UINT16 in types
     noisy = to.spec(op.output).rounding is Rounding.STOCHASTIC
     return {
+        "spread": _kernel({_INT8: "spread_signed", _UINT8: "spread_unsigned"}.get(types[0], "spread_words")),
         "multiply": _kernel("multiply_bytes" if types[1] == _INT8 else "multiply_words"),
         "any": _kernel("convolve_any", any_type),
         "store": _kernel("store_any", acc.bytes == 8 or noisy),
@@ -286,7 +287,8 @@ def _routing(op: ops.Routing, to: Descriptions) -> dict[str, Value]:
     weigh = "weigh_bytes" if narrow and fixed(coupling).max_code <= 32767 else "weigh_any"
     update = "update_any"
     if routed and narrow_agreement(op, to) and {element_type(votes), element_type(activation)} == {_INT8}:
-        update = "update_bytes"
+        whole = fixed(to.spec(op.logits or op.coupling)).bits == 8 and votes.shape[2] in (6, 16)
+        update = f"update_bytes_{votes.shape[2]}" if whole else "update_bytes"
     exponentials, scale = Ref(), sum_bits(votes.shape[1])
     if op.logits is not None and (fmt := fixed(to.spec(op.logits))).bits <= 8:
         key = f"exponentials {fmt.bits} {fmt.frac_bits} {scale}"
@@ -294,6 +296,7 @@ def _routing(op: ops.Routing, to: Descriptions) -> dict[str, Value]:
         exponentials = to.array(key, values.astype(np.uint32))
     return {
         "weigh": _kernel(weigh),
+        "add": _kernel("add_bytes", narrow),
         "update": _kernel(update, routed),
         "squash": to.squash(op.preactivation, op.activation),
         "compute": _kernel("exponentials", routed and not exponentials.name),

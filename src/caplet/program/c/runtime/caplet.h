@@ -127,6 +127,7 @@ void caplet_input_quantize(const caplet_input_quantize_op *op, const uint8_t *x,
  * held: the filters of a block are unpacked once and kept; else, a pair's `taps` elements at a time.
  */
 typedef struct caplet_conv_op {
+    caplet_spreader *spread;
     caplet_multiplier *multiply;
     caplet_convolver *any; /* NULL, or does everything */
     caplet_storer *store;  /* NULL where 32 bits and one rounding term do */
@@ -326,6 +327,7 @@ void caplet_store_votes(const caplet_votes *votes, uint32_t first, uint32_t coun
  */
 typedef struct caplet_routing_op {
     caplet_weigher *weigh;
+    caplet_adder *add;      /* for equal couplings; NULL where `weigh` does them too */
     caplet_updater *update; /* NULL for one iteration */
     caplet_squasher *squash;
     caplet_exponential *compute;

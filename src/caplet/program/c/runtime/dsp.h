@@ -10,15 +10,6 @@
 
 #include <stdint.h>
 
-#if defined(CAPLET_EMULATE_DSP)
-
-#define CAPLET_DSP 1
-
-static inline uint32_t caplet_pair(uint32_t first, uint32_t second)
-{
-    return (first & 0xFFFFu) | second << 16;
-}
-
 static inline int32_t caplet_low(uint32_t pair)
 {
     return (int16_t)(pair & 0xFFFFu);
@@ -27,6 +18,15 @@ static inline int32_t caplet_low(uint32_t pair)
 static inline int32_t caplet_high(uint32_t pair)
 {
     return (int16_t)(pair >> 16);
+}
+
+#if defined(CAPLET_EMULATE_DSP)
+
+#define CAPLET_DSP 1
+
+static inline uint32_t caplet_pair(uint32_t first, uint32_t second)
+{
+    return (first & 0xFFFFu) | second << 16;
 }
 
 /* Bytes 0 and 2, and bytes 1 and 3, of a word, as pairs. */
@@ -73,6 +73,18 @@ static inline uint32_t caplet_low_halves(uint32_t a, uint32_t b)
 static inline uint32_t caplet_high_halves(uint32_t a, uint32_t b)
 {
     return caplet_pair(a >> 16, b >> 16);
+}
+
+/* The same two pairs of bytes, added to a pair of sums. */
+static inline uint32_t caplet_add_signed_02(uint32_t sums, uint32_t w)
+{
+    const uint32_t pair = caplet_signed_02(w);
+    return caplet_pair(sums + pair, (sums >> 16) + (pair >> 16));
+}
+
+static inline uint32_t caplet_add_signed_13(uint32_t sums, uint32_t w)
+{
+    return caplet_add_signed_02(sums, w >> 8);
 }
 
 static inline int32_t caplet_multiply_pairs_from(uint32_t a, uint32_t b, int32_t acc)
@@ -129,7 +141,19 @@ static inline uint32_t caplet_high_halves(uint32_t a, uint32_t b)
     return pair;
 }
 
-/* The same, where acc is needed again. */
+static inline uint32_t caplet_add_signed_02(uint32_t sums, uint32_t w)
+{
+    __asm__ volatile("sxtab16 %0, %0, %1" : "+r"(sums) : "r"(w));
+    return sums;
+}
+
+static inline uint32_t caplet_add_signed_13(uint32_t sums, uint32_t w)
+{
+    __asm__ volatile("sxtab16 %0, %0, %1, ror #8" : "+r"(sums) : "r"(w));
+    return sums;
+}
+
+/* As caplet_multiply_pairs, where acc is needed again. */
 static inline int32_t caplet_multiply_pairs_from(uint32_t a, uint32_t b, int32_t acc)
 {
     int32_t sum;

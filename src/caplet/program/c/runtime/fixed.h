@@ -28,6 +28,13 @@
 #define CAPLET_APART
 #endif
 
+/* A function of which each caller needs a copy of its own, made for the constants that it passes. */
+#if defined(__GNUC__)
+#define CAPLET_COPIED static inline __attribute__((always_inline))
+#else
+#define CAPLET_COPIED static inline
+#endif
+
 /* Filters, and votes, whose weights lie next to each other. */
 enum { CAPLET_PAIR = 2 };
 

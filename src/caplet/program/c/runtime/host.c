@@ -105,6 +105,8 @@ typedef struct {
 void *caplet_host_kernel(const char *name)
 {
     static const kernel kernels[] = {
+        KERNEL(caplet_spread_signed), KERNEL(caplet_spread_unsigned), KERNEL(caplet_spread_words),
+        KERNEL(caplet_add_bytes),     KERNEL(caplet_update_bytes_6), KERNEL(caplet_update_bytes_16),
         KERNEL(caplet_unpack),        KERNEL(caplet_multiply_bytes), KERNEL(caplet_multiply_words),
         KERNEL(caplet_convolve_any),  KERNEL(caplet_store_any),      KERNEL(caplet_squash_bytes),
         KERNEL(caplet_squash_any),    KERNEL(caplet_vote_any),       KERNEL(caplet_vote_bytes),

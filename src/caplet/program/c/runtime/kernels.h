@@ -23,6 +23,12 @@ struct caplet_routing_op;
 typedef void caplet_unpacker(const struct caplet_constant *constant, uint32_t first, uint32_t count, void *scratch);
 caplet_unpacker caplet_unpack;
 
+/* Elements of windows to a patch; see patch.c. x: of uint8_t, int8_t or int16_t. */
+typedef void caplet_spreader(const void *x, const uint32_t *from, uint32_t n, int16_t *patch, uint32_t k);
+caplet_spreader caplet_spread_unsigned;
+caplet_spreader caplet_spread_signed;
+caplet_spreader caplet_spread_words;
+
 /* Products of gathered windows with a pair of filters; see multiply.c. */
 typedef void caplet_multiplier(const void *weights, const int16_t *x, uint32_t taps, uint32_t fresh, int32_t *sums);
 caplet_multiplier caplet_multiply_bytes; /* weights are int8_t */
@@ -57,11 +63,17 @@ typedef void caplet_weigher(const struct caplet_routing_op *op, const void *vote
 caplet_weigher caplet_weigh_any;
 caplet_weigher caplet_weigh_bytes; /* int8_t votes, int32_t sums, coupling codes below 2^15 */
 
+/* acc (outputs, dim) += the sum of `rows` rows of votes, at most 128 of them. */
+typedef void caplet_adder(const struct caplet_routing_op *op, const void *votes, uint32_t rows, void *acc);
+caplet_adder caplet_add_bytes; /* int8_t votes, int32_t sums */
+
 /* Adds the rounded agreements of `rows` rows of votes to their logits. element: noise index of the first logit. */
 typedef void caplet_updater(const struct caplet_routing_op *op, const void *activation, const void *votes,
                             uint32_t rows, void *logits, uint32_t element);
 caplet_updater caplet_update_any;
-caplet_updater caplet_update_bytes; /* all are int8_t, sums int32_t, no left shift, no noise, dim at most 64 */
+caplet_updater caplet_update_bytes;    /* all are int8_t, sums int32_t, no left shift, no noise, dim at most 64 */
+caplet_updater caplet_update_bytes_6;  /* the same, with dim 6 and logits that take all of int8_t */
+caplet_updater caplet_update_bytes_16; /* with dim 16 */
 
 /* Exponentials of a row of logits, and their sum, where there is no table of them. */
 typedef uint32_t caplet_exponential(const struct caplet_routing_op *op, const void *logits, uint32_t *exponentials);

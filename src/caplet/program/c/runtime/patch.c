@@ -1,35 +1,8 @@
 /* Windows of a convolution, gathered as int16_t so that every element takes part in several products. */
 #include "fixed.h"
 
-/*
- * The same n elements of the windows of all positions to a patch, as its elements k .. k + n - 1. from: where each
- * position's lie in x.
- */
-#define SPREAD(T, FAST)                                                                         \
-    do {                                                                                     \
-        const T *x0 = (const T *)x + from[0], *x1 = (const T *)x + from[1];                  \
-        const T *x2 = (const T *)x + from[2], *x3 = (const T *)x + from[3];                  \
-        if ((k & 1u) && n > 0) {                                                             \
-            to[1] = (int16_t)*x0++, to[3] = (int16_t)*x1++;                                  \
-            to[5] = (int16_t)*x2++, to[7] = (int16_t)*x3++;                                  \
-            to += 2 * CAPLET_POSITIONS;                                                             \
-            n--;                                                                             \
-        }                                                                                    \
-        FAST                                                                                 \
-        for (; n >= 2; n -= 2) {                                                             \
-            PAIR_OF(T, x0, to);                                                              \
-            PAIR_OF(T, x1, to + 2);                                                          \
-            PAIR_OF(T, x2, to + 4);                                                          \
-            PAIR_OF(T, x3, to + 6);                                                          \
-            to += 2 * CAPLET_POSITIONS;                                                             \
-        }                                                                                    \
-        if (n > 0) {                                                                         \
-            to[0] = (int16_t)*x0, to[2] = (int16_t)*x1, to[4] = (int16_t)*x2, to[6] = (int16_t)*x3; \
-        }                                                                                    \
-    } while (0)
-
 /* Two elements that lie one after the other, as a pair of a patch. */
-#define PAIR_OF(T, X, TO) (TO)[0] = (int16_t)(X)[0], (TO)[1] = (int16_t)(X)[1], (X) += 2
+#define PAIR_OF(X, TO) (TO)[0] = (int16_t)(X)[0], (TO)[1] = (int16_t)(X)[1], (X) += 2
 
 /* Four of them, where the rest is left to others. */
 #ifdef CAPLET_DSP
@@ -52,18 +25,34 @@
 #define FOURS(EVEN, ODD)
 #endif
 
-static CAPLET_APART void spread(const void *x, uint8_t type, const uint32_t *from, uint32_t n, int16_t *patch,
-                                uint32_t k)
-{
-    int16_t *to = patch + (k >> 1) * (2 * CAPLET_POSITIONS);
-    if (type == CAPLET_INT8) {
-        SPREAD(int8_t, FOURS(caplet_signed_02, caplet_signed_13));
-    } else if (type == CAPLET_UINT8) {
-        SPREAD(uint8_t, FOURS(caplet_unsigned_02, caplet_unsigned_13));
-    } else {
-        SPREAD(int16_t, );
+/* The same n elements of all windows, as elements k .. k + n - 1 of the patch. from: where each window's lie in x. */
+#define DEFINE_SPREAD(NAME, T, FAST)                                                                       \
+    void NAME(const void *x, const uint32_t *from, uint32_t n, int16_t *patch, uint32_t k)                 \
+    {                                                                                                      \
+        int16_t *to = patch + (k >> 1) * (2 * CAPLET_POSITIONS);                                           \
+        const T *x0 = (const T *)x + from[0], *x1 = (const T *)x + from[1];                                \
+        const T *x2 = (const T *)x + from[2], *x3 = (const T *)x + from[3];                                \
+        if ((k & 1u) && n > 0) {                                                                           \
+            to[1] = (int16_t)*x0++, to[3] = (int16_t)*x1++, to[5] = (int16_t)*x2++, to[7] = (int16_t)*x3++; \
+            to += 2 * CAPLET_POSITIONS;                                                                    \
+            n--;                                                                                           \
+        }                                                                                                  \
+        FAST                                                                                               \
+        for (; n >= 2; n -= 2) {                                                                           \
+            PAIR_OF(x0, to);                                                                               \
+            PAIR_OF(x1, to + 2);                                                                           \
+            PAIR_OF(x2, to + 4);                                                                           \
+            PAIR_OF(x3, to + 6);                                                                           \
+            to += 2 * CAPLET_POSITIONS;                                                                    \
+        }                                                                                                  \
+        if (n > 0) {                                                                                       \
+            to[0] = (int16_t)*x0, to[2] = (int16_t)*x1, to[4] = (int16_t)*x2, to[6] = (int16_t)*x3;        \
+        }                                                                                                  \
     }
-}
+
+DEFINE_SPREAD(caplet_spread_unsigned, uint8_t, FOURS(caplet_unsigned_02, caplet_unsigned_13))
+DEFINE_SPREAD(caplet_spread_signed, int8_t, FOURS(caplet_signed_02, caplet_signed_13))
+DEFINE_SPREAD(caplet_spread_words, int16_t, )
 
 void caplet_gather(const caplet_conv_op *op, const void *x, uint32_t first_channel, uint32_t position,
                    uint32_t positions, const caplet_chunk *part, int16_t *patch)
@@ -94,7 +83,7 @@ void caplet_gather(const caplet_conv_op *op, const void *x, uint32_t first_chann
             from[p] = (uint32_t)((y * (int32_t)op->in_columns + z) * (int32_t)op->in_channels) + first_channel + within;
         }
         if (inside) {
-            spread(x, op->in_type, from, n, patch, k);
+            op->spread(x, from, n, patch, k);
         } else {
             /* Elements outside the input are 0, which takes one at a time. */
             uint32_t e;

@@ -62,7 +62,16 @@ void caplet_routing(const caplet_routing_op *op, const caplet_votes *votes, cons
             } else if (input == 0) {
                 caplet_softmax(op, NULL, op->rows, NULL, memory->coupling, element);
             }
-            op->weigh(op, block, memory->coupling, rows, memory->acc);
+            if (iteration == 0 && uniform && op->add != NULL) {
+                op->add(op, block, rows, memory->acc);
+            } else {
+                op->weigh(op, block, memory->coupling, rows, memory->acc);
+            }
+        }
+        if (iteration == 0 && uniform && op->add != NULL) {
+            for (input = 0; input < row_elements; input++) {
+                ((int32_t *)memory->acc)[input] *= memory->coupling[0];
+            }
         }
         requantize_sums(op, memory, iteration);
         op->squash(&squash, memory->preactivation, memory->activation, iteration * row_elements);

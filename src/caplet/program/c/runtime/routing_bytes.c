@@ -92,7 +92,7 @@ static CAPLET_APART uint32_t weigh_pairs(const caplet_routing_op *op, const int8
  * its votes by the first of `rows` input capsules; format: of the logits, NULL where they take all of int8_t. Compilers
  * make straight code of it where dim is known.
  */
-static inline void agree(const int8_t *a, const int8_t *v, uint32_t row, uint32_t rows, uint32_t dim, int32_t start,
+CAPLET_COPIED void agree(const int8_t *a, const int8_t *v, uint32_t row, uint32_t rows, uint32_t dim, int32_t start,
                          uint32_t right, const caplet_format *format, int8_t *logits, uint32_t outputs)
 {
     uint32_t even[MOST_DIM / 4], odd[MOST_DIM / 4];
@@ -171,7 +171,7 @@ static uint32_t weigh_pairs(const caplet_routing_op *op, const int8_t *votes, co
  * its votes by the first of `rows` input capsules; format: of the logits, NULL where they take all of int8_t. Compilers
  * make straight code of it where dim is known.
  */
-static inline void agree(const int8_t *restrict a, const int8_t *restrict v, uint32_t row, uint32_t rows, uint32_t dim,
+CAPLET_COPIED void agree(const int8_t *restrict a, const int8_t *restrict v, uint32_t row, uint32_t rows, uint32_t dim,
                          int32_t start, uint32_t right, const caplet_format *format, int8_t *restrict logits,
                          uint32_t outputs)
 {
@@ -211,30 +211,91 @@ void caplet_weigh_bytes(const caplet_routing_op *op, const void *votes, const ui
     }
 }
 
-void caplet_update_bytes(const caplet_routing_op *op, const void *activation, const void *votes, uint32_t rows,
-                         void *logits, uint32_t element)
+#ifdef CAPLET_DSP
+
+void caplet_add_bytes(const caplet_routing_op *op, const void *votes, uint32_t rows, void *acc)
+{
+    const uint32_t row = op->outputs * op->dim;
+    const int8_t *v = (const int8_t *)votes;
+    int32_t *sums = (int32_t *)acc;
+    uint32_t j;
+    uint32_t r;
+    for (j = 0; j + 4 <= row; j += 4) {
+        uint32_t even = 0; /* sums of 16 bits of components 0 and 2, and 1 and 3 */
+        uint32_t odd = 0;
+        const int8_t *from = v;
+        CAPLET_UNROLL
+        for (r = rows; r > 0; r--) {
+            const uint32_t word = caplet_load4(from);
+            even = caplet_add_signed_02(even, word);
+            odd = caplet_add_signed_13(odd, word);
+            from += row;
+        }
+        sums[0] += caplet_low(even);
+        sums[1] += caplet_low(odd);
+        sums[2] += caplet_high(even);
+        sums[3] += caplet_high(odd);
+        v += 4;
+        sums += 4;
+    }
+    for (; j < row; j++) {
+        for (r = 0; r < rows; r++) {
+            *sums += v[r * row];
+        }
+        v++;
+        sums++;
+    }
+}
+
+#else
+
+void caplet_add_bytes(const caplet_routing_op *op, const void *votes, uint32_t rows, void *acc)
+{
+    const uint32_t row = op->outputs * op->dim;
+    const int8_t *restrict v = (const int8_t *)votes;
+    int32_t *restrict sums = (int32_t *)acc;
+    uint32_t r = 0;
+    uint32_t j;
+    for (; r + TOGETHER <= rows; r += TOGETHER) {
+        for (j = 0; j < row; j++) {
+            sums[j] += v[j] + v[row + j] + v[2 * row + j] + v[3 * row + j];
+        }
+        v += TOGETHER * row;
+    }
+    for (; r < rows; r++) {
+        for (j = 0; j < row; j++) {
+            sums[j] += *v++;
+        }
+    }
+}
+
+#endif
+
+/* Agreements of every output capsule. */
+CAPLET_COPIED void update(const caplet_routing_op *op, const void *activation, const void *votes, uint32_t rows,
+                          uint32_t dim, const caplet_format *format, void *logits)
 {
     const uint32_t right = (uint32_t)op->agreement_shift;
     const int32_t term = (int32_t)caplet_rounding_term(&op->logits, right, 0);
-    const caplet_format *const format = caplet_is_signed_byte(&op->logits) ? NULL : &op->logits;
     const uint32_t outputs = op->outputs;
-    const uint32_t dim = op->dim;
     const int8_t *a = (const int8_t *)activation;
     const int8_t *v = (const int8_t *)votes;
-    int8_t *to = (int8_t *)logits;
     uint32_t g;
-    (void)element;
-#define AGREE(DIM, FORMAT) agree(a, v, outputs * dim, rows, DIM, term, right, FORMAT, to, outputs)
     for (g = 0; g < outputs; g++) {
-        if (dim == 6 && format == NULL) {
-            AGREE(6, NULL);
-        } else if (dim == 16 && format == NULL) {
-            AGREE(16, NULL);
-        } else {
-            AGREE(dim, &op->logits);
-        }
+        agree(a, v, outputs * dim, rows, dim, term, right, format, (int8_t *)logits + g, outputs);
         a += dim;
         v += dim;
-        to++;
     }
 }
+
+#define DEFINE_UPDATE(NAME, DIM, FORMAT)                                                                           \
+    void NAME(const caplet_routing_op *op, const void *activation, const void *votes, uint32_t rows, void *logits, \
+              uint32_t element)                                                                                    \
+    {                                                                                                              \
+        (void)element;                                                                                             \
+        update(op, activation, votes, rows, DIM, FORMAT, logits);                                                  \
+    }
+
+DEFINE_UPDATE(caplet_update_bytes, op->dim, &op->logits)
+DEFINE_UPDATE(caplet_update_bytes_6, 6, NULL)
+DEFINE_UPDATE(caplet_update_bytes_16, 16, NULL)
