@@ -5,6 +5,8 @@ extremes, and each takes `--batch` inputs. About half of the ops run on the devi
 others on the host's. Every op runs on the library compiled with -O3 for this machine, and on one with the kernels of
 processors with the DSP extension, their instructions in plain C; every fifth one also on -O0.
 
+With --boards, the ops run in firmware on emulated boards instead, as devices compute them.
+
     python benchmarks/op_equality.py                     # 1,000,000 cases, writes benchmarks/records/<name>.json
     python benchmarks/op_equality.py --cases 20000 --no-record
 """
@@ -15,6 +17,7 @@ import json
 import platform
 import shlex
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,8 +25,12 @@ import numpy as np
 
 from caplet.program.op import OPS
 from caplet.runtime.compiler import build_library, find_compiler, load_library
+from caplet.runtime.emulator import CORTEX_M4
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+from device_kernels import board_of, prepare
+
+from device_ops import differing_on_device
 from random_ops import RandomOps
 
 RECORDS = Path(__file__).parent / "records"
@@ -56,14 +63,44 @@ def compare(cases: int, batch: int, seed: int) -> dict[str, object]:
     return {"kinds": counts, "first_difference": first}
 
 
+def on_boards(names: list[str], cases: int, batch: int, seed: int) -> dict[str, dict[str, int]]:
+    """Random ops on emulated boards, a hundred in each firmware; the same ones on every board."""
+    counts = {}
+    for name in names:
+        board, draw, total, differing = board_of(name), RandomOps(seed), 0, 0
+        while total < cases:
+            ops = [draw.draw(kind, portable=True) for kind in (*OPS,) * (100 // len(OPS))]
+            inputs = [draw.inputs(single, batch) for single in ops]
+            with tempfile.TemporaryDirectory() as folder:
+                found = differing_on_device(board, list(zip(ops, inputs, strict=True)), Path(folder), (), prepare)
+            total, differing = total + found[0], differing + found[1]
+            print(name, total, differing, flush=True)
+        counts[name] = {"cases": total, "differing_cases": differing}
+    return counts
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=1_000_000)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--boards", nargs="*", default=[], help="emulated ones of device_kernels.py")
     parser.add_argument("--no-record", action="store_true")
     settings = parser.parse_args()
     start = time.time()
+    if settings.boards:
+        boards = on_boards(settings.boards, settings.cases, settings.batch, settings.seed)
+        now = datetime.datetime.now(datetime.UTC)
+        record = {
+            "command": "python " + shlex.join(["benchmarks/op_equality.py", *sys.argv[1:]]),
+            "date": now.isoformat(timespec="seconds"),
+            "compiler": CORTEX_M4.find_compiler()[0].version.splitlines()[0],
+            "seconds": round(time.time() - start, 1),
+            "boards": boards,
+        }
+        if not settings.no_record:
+            (RECORDS / f"{now:%Y-%m-%d}-op-equality-boards.json").write_text(json.dumps(record, indent=1) + "\n")
+        return int(any(entry["differing_cases"] for entry in boards.values()))
     result = compare(settings.cases, settings.batch, settings.seed)
     kinds = result["kinds"]
     assert isinstance(kinds, dict)

@@ -13,9 +13,12 @@ from caplet.errors import ArtefactError, ToolMissing
 from caplet.program import interpreter
 from caplet.program.arena import plan_memory
 from caplet.program.c.emit import EmitSettings
+from caplet.program.op import OPS
 from caplet.runtime import emulator
 from caplet.runtime.emulator import BOARDS, CORTEX_M4, Board, elf_flash_bytes, run_on_device
 from caplet.runtime.traces import read_traces
+from device_ops import differing_on_device
+from random_ops import RandomOps
 from sample_programs import SampleSettings, sample_deep, sample_shallow
 
 ZIG = importlib.util.find_spec("ziglang")
@@ -58,6 +61,17 @@ def test_every_code_equals_the_interpreters(board: Board) -> None:
     # More than one instruction, and fewer than a hundred, per multiplication (about 60,000 in this Program).
     assert (run.instructions > 60_000).all()
     assert (run.instructions < 6_000_000).all()
+
+
+@every_board
+@pytest.mark.parametrize("portable", [False, True], ids=["", "portable"])
+def test_random_ops_have_the_interpreters_codes(board: Board, portable: bool, tmp_path: Path) -> None:
+    draw, ops = RandomOps(11), []
+    while len(ops) < 2 * len(OPS):
+        single = draw.draw(list(OPS)[len(ops) % len(OPS)], portable=True)
+        ops.append((single, draw.inputs(single, 2)))
+    cases, differing = differing_on_device(board, ops, tmp_path, ("-DCAPLET_PORTABLE",) if portable else ())
+    assert (cases, differing) == (2 * len(ops), 0)
 
 
 @every_board

@@ -39,14 +39,14 @@ class RandomOps:
         self.rng = np.random.default_rng(seed)
         self.bytes = False
 
-    def draw(self, kind: str) -> SingleOp:
+    def draw(self, kind: str, portable: bool | None = None) -> SingleOp:
         """A random op of this kind that verifies, on its portable or its host path; every third one mostly of bytes."""
         while True:
             self.bytes = not self.size(0, 2)
             op, tensors = _MAKERS[kind](self)
-            seed, portable = int(self.rng.integers(1 << 32)), bool(self.rng.integers(2))
+            seed, drawn = int(self.rng.integers(1 << 32)), bool(self.rng.integers(2))
             try:
-                return SingleOp(op, tensors, seed, portable, room=1 << self.size(4, 15))
+                return SingleOp(op, tensors, seed, drawn if portable is None else portable, room=1 << self.size(4, 15))
             except PlanError:
                 # Formats too far apart for 64 bits, or outside what squash and softmax take: draw again.
                 continue

@@ -10,12 +10,13 @@ from caplet.program import interpreter
 from caplet.program.arena import ALIGNMENT, Buffer, MemoryMap, workspace
 from caplet.program.bounds import BOUNDS, code_range
 from caplet.program.c.describe import Descriptions
+from caplet.program.c.structure import Struct
 from caplet.program.op import Op
 from caplet.program.ops import InputQuantize, Routing
 from caplet.program.program import Program
 from caplet.program.tensor import TensorSpec
 from caplet.program.verify import CHECKS, Proof
-from caplet.runtime.steps import StepBuilder
+from caplet.runtime.steps import StepBuilder, Steps
 
 
 class SingleOp:
@@ -51,12 +52,10 @@ class SingleOp:
 
     def run(self, library: ctypes.CDLL, inputs: dict[str, NDArray[np.int32]]) -> dict[str, NDArray[np.int64]]:
         """The outputs by the C code in ``library``, as :meth:`interpret` gives them."""
-        steps = StepBuilder(self._program, self._descriptions, self._plan, library, self._portable).steps()
+        steps = self._builder(library).steps()
         batch = len(inputs[self.op.inputs[0]])
-        start, end = self._extent(self.op.inputs)
-        images = np.zeros((batch, end - start), dtype=np.uint8)
-        for name in self.op.inputs:
-            self._view(images, start, name)[...] = inputs[name]
+        start, _ = self._extent(self.op.inputs)
+        images = self.pack(inputs, self.op.inputs)
         first, last = self._extent(self.outputs)
         results = np.empty((batch, last - first), dtype=np.uint8)
         raw = np.zeros(steps.arena_bytes + 64, dtype=np.uint8)
@@ -68,6 +67,27 @@ class SingleOp:
             *(first, 0, results.ctypes.data),
         )
         return {name: self._view(results, first, name).astype(np.int64) for name in self.outputs}
+
+    def describe(self, library: ctypes.CDLL) -> tuple[Steps, Descriptions, Struct]:
+        """What the host runtime gets, and the descriptor as a value."""
+        builder = self._builder(library)
+        steps = builder.steps()
+        return steps, self._descriptions, builder.struct(self.op)
+
+    def pack(self, codes: dict[str, NDArray[Any]], names: tuple[str, ...], gap: int = 0) -> NDArray[np.uint8]:
+        """Tensors as they lie in the arena, from the first one's place on: uint8 (B, bytes). gap: bytes between them."""
+        start, end = self._extent(names)
+        block = np.full((len(codes[names[0]]), end - start), gap, dtype=np.uint8)
+        for name in names:
+            self._view(block, start, name)[...] = codes[name]
+        return block
+
+    def place(self, name: str) -> int:
+        """Where a tensor lies in the arena."""
+        return self._plan.offset(name)
+
+    def _builder(self, library: ctypes.CDLL) -> StepBuilder:
+        return StepBuilder(self._program, self._descriptions, self._plan, library, self._portable)
 
     def _extent(self, names: tuple[str, ...]) -> tuple[int, int]:
         """The bytes of the arena, from the first tensor's start to the last one's end."""

@@ -114,10 +114,13 @@ class StepBuilder:
             return self.input
         return self.plan.offset(name) if name in self.names else _NOWHERE
 
-    def _step(self, step: Any, op: Op) -> None:
+    def struct(self, op: Op) -> Struct:
+        """The descriptor of ``op`` as the host runtime takes it."""
         struct = self.descriptions.of(op)
-        if isinstance(op, Convolution):
-            struct = self._convolution(op, struct)
+        return self._convolution(op, struct) if isinstance(op, Convolution) else struct
+
+    def _step(self, step: Any, op: Op) -> None:
+        struct = self.struct(op)
         step.op = ctypes.addressof(self._hold(STRUCTURES[struct.type]()))
         self._fill(self._alive[-1], struct)
         inputs = [self.place(name) for name in op.inputs]
