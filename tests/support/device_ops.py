@@ -1,5 +1,6 @@
 """Single ops in the firmware of an emulated board: descriptors, inputs and expected codes are compiled into it."""
 
+import ctypes
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def prepare(export: Export, ops: Sequence[tuple[SingleOp, Inputs]]) -> None:
     )
 
 
-def _one(name: str, single: SingleOp, inputs: Inputs, library: object) -> tuple[str, int]:
+def _one(name: str, single: SingleOp, inputs: Inputs, library: ctypes.CDLL) -> tuple[str, int]:
     steps, descriptions, struct = single.describe(library)
     expected = single.interpret(inputs)
     data, result = single.pack(inputs, single.op.inputs), single.pack(expected, single.outputs, 0xA5)

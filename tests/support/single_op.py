@@ -75,7 +75,7 @@ class SingleOp:
         return steps, self._descriptions, builder.struct(self.op)
 
     def pack(self, codes: dict[str, NDArray[Any]], names: tuple[str, ...], gap: int = 0) -> NDArray[np.uint8]:
-        """Tensors as they lie in the arena, from the first one's place on: uint8 (B, bytes). gap: bytes between them."""
+        """Tensors as they lie in the arena, from the first one's place on: uint8 (B, bytes). gap: what lies between."""
         start, end = self._extent(names)
         block = np.full((len(codes[names[0]]), end - start), gap, dtype=np.uint8)
         for name in names:
