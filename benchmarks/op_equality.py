@@ -34,13 +34,12 @@ from device_ops import differing_on_device
 from random_ops import RandomOps
 
 RECORDS = Path(__file__).parent / "records"
+EMULATED = ("-DCAPLET_EMULATE_DSP", f"-I{Path(__file__).parents[1] / 'tests' / 'support'}", "-O2")
 
 
 def compare(cases: int, batch: int, seed: int) -> dict[str, object]:
     """Run the cases; returns counts per kind of op, and what differs first, if anything does."""
-    fast, plain, dsp = (
-        load_library(build_library(flags=flags)) for flags in ((), ("-O0",), ("-DCAPLET_EMULATE_DSP", "-O2"))
-    )
+    fast, plain, dsp = (load_library(build_library(flags=flags)) for flags in ((), ("-O0",), EMULATED))
     draw = RandomOps(seed)
     counts = {kind: {"ops": 0, "cases": 0, "codes": 0, "differing_codes": 0} for kind in OPS}
     first = None
