@@ -63,7 +63,7 @@ def test_by_order(caplet: Caplet, strangers: dict[str, Path], trained: Path, qua
     assert done.code == 0
     assert done.json()["engines"][0]["differing"] == 0
     assert "labels taken by their order" in done.json()["data_note"]
-    done = caplet("trace", strangers["program"], "--data", "digits", "--levels", "program,program", "--images", "1",
+    done = caplet("trace", strangers["program"], "--data", "digits", "--levels", "program,native", "--images", "1",
                   "--labels-by-order", "--json")  # fmt: skip
     assert "labels taken by their order" in done.json()["data_note"]
     assert (

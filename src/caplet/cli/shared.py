@@ -142,7 +142,7 @@ class DataOptions(ImageOptions):
     """A dataset with its three splits."""
 
     data: str = option("digits", DATA)
-    """Dataset name (mnist, fashion-mnist, cifar10, svhn, digits) or the path of an image folder."""
+    """Dataset name (mnist, fashion-mnist, cifar10, svhn, digits, ...), or path of a folder, archive, .npz or .csv."""
     calibration_size: Many | None = option(None, DATA)
     """Images cut from the training split for calibration and search."""
 
