@@ -2,8 +2,8 @@
 
 Instructions are counted by a plugin of QEMU (``count_instructions.c``, built here), for every block of code that the
 guest runs, and summed over the functions of the model and its runtime; start-up and test harness do not count. They
-are no clock cycles. ``--portable`` builds every board a second time with CAPLET_PORTABLE. A reference is the folder of
-another version of the package (``src`` of a checkout), measured in the same call.
+are no clock cycles. ``--portable`` builds every board a second time with CAPLET_PORTABLE. ``--reference`` names the
+``src`` folder of another version of the package, which is measured too, in the same call.
 
     python benchmarks/device_kernels.py PROGRAM.caplet --images IMAGES.npy --boards cortex-m4 cortex-m55 --ram fast
     python benchmarks/device_kernels.py PROGRAM.caplet --images IMAGES.npy --functions --no-record
@@ -11,6 +11,8 @@ another version of the package (``src`` of a checkout), measured in the same cal
 
 import argparse
 import json
+import os
+import platform
 import shlex
 import subprocess
 import sys
@@ -153,21 +155,8 @@ def measure(
     }
 
 
-def main() -> int:
-    """Parse, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("programs", type=Path, nargs="+")
-    parser.add_argument("--images", type=Path, required=True, help="uint8 (N, channels, rows, columns), .npy")
-    parser.add_argument("--count", type=int, default=5, help="images")
-    parser.add_argument("--boards", nargs="*", choices=["cortex-m4", "riscv32", *OTHERS], default=["cortex-m4"])
-    parser.add_argument("--ram", nargs="*", default=["fast", "small"])
-    parser.add_argument("--portable", action="store_true")
-    parser.add_argument("--functions", action="store_true", help="print them")
-    parser.add_argument("--flags", default="", help="more of the compiler, in one word")
-    parser.add_argument("--name", default="", help="of the record")
-    parser.add_argument("--no-record", action="store_true")
-    options = parser.parse_args()
-    images = np.load(options.images)[: options.count]
+def measure_all(options: argparse.Namespace, images: NDArray[np.uint8]) -> list[dict[str, Any]]:
+    """Every program on every board, with every amount of RAM."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         plugin = Path(folder) / "count.so"
@@ -186,8 +175,46 @@ def main() -> int:
                         print({key: value for key, value in row.items() if key != "functions"}, flush=True)
                         for name, number in list(row["functions"].items())[: 16 if options.functions else 0]:
                             print(f"{number:12,} {name}")
+    return rows
+
+
+def reference_rows(source: Path) -> list[dict[str, Any]]:
+    """The same measurements by another version of the package, in a process of its own."""
+    arguments = [word for word in sys.argv[1:] if word != "--portable"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.json"
+        command = [sys.executable, __file__, *arguments, "--rows", str(path)]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(source)})
+        rows: list[dict[str, Any]] = json.loads(path.read_text())
+    return [{**row, "version": "reference"} for row in rows]
+
+
+def main() -> int:
+    """Parse, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("programs", type=Path, nargs="+")
+    parser.add_argument("--images", type=Path, required=True, help="uint8 (N, channels, rows, columns), .npy")
+    parser.add_argument("--count", type=int, default=5, help="images")
+    parser.add_argument("--boards", nargs="*", choices=["cortex-m4", "riscv32", *OTHERS], default=["cortex-m4"])
+    parser.add_argument("--ram", nargs="*", default=["fast", "small"])
+    parser.add_argument("--portable", action="store_true")
+    parser.add_argument("--functions", action="store_true", help="print them")
+    parser.add_argument("--flags", default="", help="more of the compiler, in one word")
+    parser.add_argument("--name", default="", help="of the record")
+    parser.add_argument("--reference", type=Path, help="src folder of another version")
+    parser.add_argument("--rows", type=Path, help="write the rows here, and no record")
+    parser.add_argument("--no-record", action="store_true")
+    options = parser.parse_args()
+    images = np.load(options.images)[: options.count]
+    rows = measure_all(options, images)
+    if options.rows:
+        options.rows.write_text(json.dumps(rows))
+        return 0
+    if options.reference:
+        rows += reference_rows(options.reference)
     record = {
         "command": shlex.join(["python", "benchmarks/device_kernels.py", *sys.argv[1:]]),
+        "machine": platform.machine(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "compiler": CORTEX_M4.find_compiler()[0].version.splitlines()[0],
         "emulator": subprocess.run(["qemu-system-arm", "--version"], capture_output=True, text=True).stdout.split("\n")[

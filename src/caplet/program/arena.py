@@ -96,7 +96,7 @@ def plan_memory(
     votes = {op.votes: program.tensors[op.votes].shape[0] for op in program.ops if isinstance(op, Routing)}
     if ram == "fast":
         return planner.grown(votes, planner.place(votes, dict.fromkeys(planner.scratch, ROOM)).bytes)
-    small = planner.grown(dict.fromkeys(votes, 0))
+    small = planner.grown(dict.fromkeys(votes, 0), least=1 / 32)
     if ram == "small":
         return small
     if not isinstance(ram, int):
@@ -134,13 +134,14 @@ class _Planner:
         """Convolution -> the name of its scratch."""
         return {op.name: f"{op.name}/scratch" for op in self.program.ops if isinstance(op, Convolution)}
 
-    def grown(self, stored: Mapping[str, int], limit: int = 0) -> MemoryMap:
+    def grown(self, stored: Mapping[str, int], limit: int = 0, least: float = 0) -> MemoryMap:
         """Place everything; convolutions take scratch that makes them faster from what is free while they run.
 
-        limit: bytes that the plan may take, if it does not take more anyway.
+        limit: bytes that the plan may take, if it does not take more anyway. least: a part of these bytes that each may
+        take even where everything is in use, as too little would make it several times slower.
         """
         plan = self.place(stored)
-        limit = max(limit, plan.bytes)
+        limit, room = max(limit, plan.bytes), int(least * plan.bytes)
         rooms = {}
         for name, scratch in self.scratch.items():
             own = next(buffer for buffer in plan.buffers if buffer.name == scratch)
@@ -149,10 +150,10 @@ class _Planner:
                 sum(_aligned(buffer.bytes) for buffer in others if buffer.first <= index <= buffer.last)
                 for index in range(own.first, own.last + 1)
             )
-            rooms[name] = max(0, limit - max(live))
+            rooms[name] = max(room, limit - max(live))
         while any(rooms.values()):
             wider = self.place(stored, rooms)
-            if wider.bytes <= limit:
+            if wider.bytes <= limit + room:
                 return wider
             rooms = {name: room * 3 // 4 for name, room in rooms.items()}  # free, but not in one piece
         return plan
