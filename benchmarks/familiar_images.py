@@ -21,8 +21,8 @@ import torch
 from caplet.data import load_data
 from caplet.data.images import augment
 from caplet.data.imageset import ImageSet, to_float
-from caplet.jobs.quantize.fresh import varied
 from caplet.jobs.quantize.job import CALIBRATION_IMAGES
+from caplet.jobs.quantize.promise import varied
 from caplet.jobs.run import classify, correct_images
 from caplet.lower import lower
 from caplet.metrics import paired

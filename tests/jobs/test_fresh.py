@@ -5,8 +5,8 @@ import torch
 
 from caplet.data import Splits
 from caplet.data.imageset import ImageSet
-from caplet.jobs.quantize import fresh
-from caplet.jobs.quantize.fresh import divide
+from caplet.jobs.quantize import promise
+from caplet.jobs.quantize.promise import divide
 from caplet.models.registry import build
 
 
@@ -26,7 +26,7 @@ def splits() -> Splits:
 def test_trials_take_training_images_from_those_that_decide(
     splits: Splits, validation: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fresh, "TRIAL_IMAGES", 100)
+    monkeypatch.setattr(promise, "TRIAL_IMAGES", 100)
     model = build("shallow", {})
     searched, images = divide(model, splits, validation)
     trial = images.trial
@@ -38,6 +38,6 @@ def test_trials_take_training_images_from_those_that_decide(
     assert not seen & (deciding | tried)
     for first in (50, 100, 150):
         assert (images.images.labels[:first].bincount() - first // 10).abs().max() <= 1
-    monkeypatch.setattr(fresh, "TRIAL_IMAGES", 151)  # too many: all decide
+    monkeypatch.setattr(promise, "TRIAL_IMAGES", 151)  # too many: all decide
     _, images = divide(model, splits, validation)
     assert (len(images.images), images.trial) == (300, None)

@@ -6,11 +6,11 @@ import torch
 
 from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
-from caplet.jobs.quantize.fresh import FreshImages
 from caplet.jobs.quantize.promise import (
     FIRST_IMAGES,
     MANY_IMAGES,
     NEW_IMAGES,
+    FreshImages,
     Promise,
     images_needed,
     new_loss_limit,

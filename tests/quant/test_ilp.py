@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,17 @@ from hypothesis import strategies as st
 from caplet.errors import ConfigError, ModelError
 from caplet.jobs.quantize.accept import footprint
 from caplet.quant.choices import Granularity, Method
+from caplet.quant.measure.effects import Perturber
 from caplet.quant.measure.evaluator import Evaluator, PlanResult
+from caplet.quant.measure.log import MeasurementCache
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import HARDWARE
 from caplet.quant.plan.units import Widths, make_units
+from caplet.quant.reconstruct.equalization import folded
+from caplet.quant.reconstruct.fitted_noise import FittedNoise
+from caplet.quant.reconstruct.scale_search import ChannelFormats
+from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 from caplet.quant.search.allocate import SumLimit, UnitChoice, allocate
 from caplet.quant.search.ilp import FrontPoint, most_accurate, pareto_front, search_ilp
 from caplet.quant.search.methods import METHODS
@@ -113,26 +121,36 @@ def test_the_search_returns_a_front(digits: Any, tmp_path: Path) -> None:
 
 
 def test_the_frontier_gives_smaller_plans_for_more_noise_and_for_fitted_weights(digits: Any) -> None:
-    result = search_ilp(bench(digits, real(digits)), Request(tolerance=3.0))
-    frontier = result.frontier
-    assert frontier is not None
-    assert result.satisfied is not None
+    plain = bench(digits, real(digits))
 
-    def bits(noise: float, relief: dict[str, float]) -> tuple[int, int]:
-        plan = frontier.plan(noise, relief)
+    def bits(noise: float, fitted_noise: Callable[[str, int], float] | None = None) -> tuple[int, int]:
+        frontier = search_ilp(replace(plain, fitted_noise=fitted_noise), Request(tolerance=3.0)).frontier
+        assert frontier is not None
+        assert frontier.plan(0.0) is None
+        plan = frontier.plan(noise * frontier.noise)
         assert plan is not None
         memory = count_memory(digits.model, plan).total
         return memory.weight_bits, memory.activation_bits
 
-    plain = bits(frontier.noise, {})
-    more = bits(4 * frontier.noise, {})
-    assert sum(more) < sum(plain)
-    weights = {key: 0.05 for key in digits.model.points() if key.endswith(".weight")}
-    fitted = bits(frontier.noise, weights)
-    assert fitted[0] < plain[0]  # weights are narrower where a fit takes their noise away ...
-    assert fitted[1] >= plain[1] or sum(fitted) < sum(plain)
-    assert bits(frontier.noise, {}) == plain  # ... and as before where it does not
-    assert frontier.plan(0.0, {}) is None
+    nearest = bits(1)
+    assert sum(bits(4)) < sum(nearest)
+    sensitivity = {key: 0.01 * 4.0**-5 for key in digits.model.points() if key.endswith(".weight")}
+    fitted = bits(1, lambda key, width: sensitivity[key] * 4.0**-width)
+    assert fitted[0] < nearest[0]  # weights are narrower where a fit takes their noise away
+    assert fitted[1] >= nearest[1] or sum(fitted) < sum(nearest)
+
+
+def test_the_noise_of_fitted_weights_falls_with_the_width_and_is_less_than_that_of_nearest_ones(digits: Any) -> None:
+    model, images = digits.model, digits.images[:200]
+    formats = ChannelFormats(folded(model), digits.calibration, digits.calibration)
+    fitting = ReconstructSettings(parse_parts("bias,rounding"))
+    fitted = FittedNoise(model, images, formats, fitting, MeasurementCache(None, "noises", {}).answer)
+    nearest = Perturber(model, images[::5])
+    for layer in ("conv1", "primary", "digit"):
+        noises = {width: fitted(f"{layer}.weight", width) for width in (3, 5, 7)}
+        assert noises[3] > 2 * noises[5] > 4 * noises[7] > 0, layer
+        for width, noise in noises.items():
+            assert noise < nearest.noise({f"{layer}.weight": formats.format(f"{layer}.weight", width)}), (layer, width)
 
 
 def test_budgets_hold(digits: Any) -> None:

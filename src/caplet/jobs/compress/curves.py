@@ -15,8 +15,7 @@ from caplet.errors import ConfigError
 from caplet.jobs.compress.choose import Size, next_fraction
 from caplet.jobs.compress.settings import CompressSettings
 from caplet.jobs.prune.targets import network_sizes, put_in_order, removals_for
-from caplet.jobs.quantize.fresh import divide
-from caplet.jobs.quantize.promise import Promise
+from caplet.jobs.quantize.promise import Promise, divide
 from caplet.jobs.run import correct_images, training_notes
 from caplet.jobs.train import fit_to_data, resolve_recipe, train_by_recipe
 from caplet.lower import lower

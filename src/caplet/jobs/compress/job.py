@@ -14,8 +14,7 @@ from caplet.jobs.compress.choose import choose
 from caplet.jobs.compress.curves import IMAGES, Context, Measurement
 from caplet.jobs.compress.finish import SENSITIVITY, CompressedModel, Finish
 from caplet.jobs.compress.settings import BATCH, CompressSettings, settings_template
-from caplet.jobs.quantize.fresh import SEARCH_FRACTION
-from caplet.jobs.quantize.promise import check_tolerance
+from caplet.jobs.quantize.promise import SEARCH_FRACTION, check_tolerance
 from caplet.jobs.report import write_report
 from caplet.jobs.run import begin, check, correct_images
 from caplet.jobs.timing import FORWARD, forward_rate, training_rate

@@ -141,9 +141,9 @@ class Fits:
         """Plans of rising noise, each smaller than the one before, and which has the noise that the search accepted."""
         if found.satisfied is None or found.frontier is None:
             return [], 0
-        relief, plans, start = self.shipper.fitter.relief(found.satisfied.plan), list[QuantPlan](), 0
+        plans, start = list[QuantPlan](), 0
         for step in STEPS:
-            plan = found.frontier.plan(found.frontier.noise * FINER**step, relief)
+            plan = found.frontier.plan(found.frontier.noise * FINER**step)
             if plan is not None and plan not in plans:
                 plans.append(plan)
             start = start if step else max(0, len(plans) - 1)

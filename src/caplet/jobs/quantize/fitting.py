@@ -86,11 +86,6 @@ class Fitter:
         settings = self._settings.model_copy(update={"parts": alone})
         return Reconstructor(self._model, self._chosen, settings).fit
 
-    def relief(self, plan: QuantPlan) -> dict[str, float]:
-        """By key of weights, the fraction of the squared error of a block's sums that the fit of ``plan`` leaves."""
-        blocks = self.draft(plan).blocks
-        return {f"{block.layer}.weight": min(1.0, block.after / block.before) for block in blocks if block.before > 0}
-
     def leave(self, plan: QuantPlan) -> None:
         """From now on the plan's model is the float model itself: its weights round to nearest."""
         self._plain.add(plan)

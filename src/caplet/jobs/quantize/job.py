@@ -15,8 +15,7 @@ from caplet.fixed.format import SHIFT_BITS
 from caplet.jobs.quantize.accept import QuantizeResult, Shipper, check_ram, finish, footprint
 from caplet.jobs.quantize.choose import Fits, as_measured, as_promised
 from caplet.jobs.quantize.fitting import Fitter, check_request
-from caplet.jobs.quantize.fresh import divide
-from caplet.jobs.quantize.promise import Promise
+from caplet.jobs.quantize.promise import Promise, divide
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.run import begin, check, correct_images
 from caplet.models.base import CapsNet
@@ -33,7 +32,9 @@ from caplet.quant.plan.formats import FormatRule, FormatSource
 from caplet.quant.plan.plan import output_axis
 from caplet.quant.plan.target import find_hardware
 from caplet.quant.reconstruct.equalization import folded
+from caplet.quant.reconstruct.fitted_noise import FittedNoise
 from caplet.quant.reconstruct.scale_search import ChannelFormats
+from caplet.quant.reconstruct.settings import ReconstructSettings
 from caplet.quant.search.methods import METHODS
 from caplet.quant.search.search import Request, SearchResult, Step, Workbench
 from caplet.quant.search.simplify_routing import simplify_routing
@@ -45,6 +46,8 @@ CALIBRATION, TUNING, SENSITIVITIES = "calibration.npz", "tuning.jsonl", "sensiti
 """What a search measured besides its probes, for a resumed run."""
 CALIBRATION_IMAGES = 1024
 """Images whose activations choose the exponents."""
+FITTED_NOISE_IMAGES = 640
+"""Images on which the noise of fitted weights is measured."""
 
 
 def calibrated(run: Path, model: CapsNet, images: ImageSet, resume: bool, note: Note) -> tuple[Calibration, int]:
@@ -130,7 +133,6 @@ def request_of(settings: QuantizeSettings) -> Request:
         settings.granularity,
         find_hardware(settings.hardware),
         settings.explore,
-        bool(settings.reconstruct),
     )
 
 
@@ -151,7 +153,7 @@ def quantize(
     """Find a plan for ``model``, ship it as a ``.caplet`` file, and measure the shipped integers.
 
     The search and the calibration see ``splits.calibration`` only, or a part of it where the rest decides (see
-    :mod:`caplet.jobs.quantize.fresh`). ``splits.test`` is opened once, at the end.
+    :mod:`caplet.jobs.quantize.promise`). ``splits.test`` is opened once, at the end.
 
     Args:
         out: the run folder. See :func:`caplet.runs.folder.open_run` for ``resume`` and ``force``.
@@ -213,8 +215,14 @@ def quantize(
         formats = source
         if Part.PER_CHANNEL in settings.reconstruct:
             formats = ChannelFormats(folded(model), calibration, source)
+        after_fit = None
+        if settings.reconstruct:
+            chosen = searched.calibration.evenly_spaced(FITTED_NOISE_IMAGES).images
+            fitting = ReconstructSettings(settings.reconstruct, seed=settings.seed)
+            after_fit = FittedNoise(model, chosen, formats, fitting, noises.answer)
         warn_about(searched, request, evaluator, note)
-        bench = Workbench(evaluator, formats, partial(footprint, model), lambda step: note(describe_step(step)), noises)
+        fits_hardware, tell = partial(footprint, model), lambda step: note(describe_step(step))
+        bench = Workbench(evaluator, formats, fits_hardware, tell, noises, after_fit)
         if fresh is not None:  # of the whole loss, that of simpler routing in it
             points = request_of(settings).acceptance(evaluator.float_result()).points
             promise = Promise(fresh, partial(correct_images, reference), points, error, note)

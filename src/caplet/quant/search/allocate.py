@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -125,15 +125,18 @@ def _mute() -> Iterator[None]:
         os.close(sink)
 
 
+FittedWeights = Callable[[str, int], float]
+"""The noise that the weights of a point make at a width, in bits, once they are fitted."""
+
+
 @dataclass(frozen=True)
 class Frontier:
     """The plans of least memory for every total noise, where a method knows them.
 
     Attributes:
         noise: predicted for the satisfied plan, in the method's own unit.
-        plan: ``plan(noise, relief)`` is the smallest plan within the budgets of at most this noise, where fits leave
-            the fraction ``relief[key]`` of the noise of the weights ``key``; None where there is none.
+        plan: the smallest plan within the budgets of at most this noise once it is fitted; None where there is none.
     """
 
     noise: float
-    plan: Callable[[float, Mapping[str, float]], QuantPlan | None]
+    plan: Callable[[float], QuantPlan | None]

@@ -18,7 +18,7 @@ from typing import Any
 from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.fixed.format import MAX_BITS
-from caplet.nn.points import Storage
+from caplet.nn.points import Role, Storage
 from caplet.quant.choices import Method
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import Widths, unit_bits
@@ -139,8 +139,8 @@ class IlpSearch(PlanSearch):
         super().__init__(bench, request, rounding)
         self.sensitivity = UnitSensitivity(bench, request, rounding, self.units)
         firsts = [unit.at_most(FIRST_WIDTH) for unit in self.units]
-        self.relief: Mapping[str, float] = {}
-        self.noises = [{width: self.sensitivity.noise(index, width)} for index, width in enumerate(firsts)]
+        self.fitted = False
+        self.noises = [{width: self._noise_of(index, width)} for index, width in enumerate(firsts)]
         self.menu = [self._choices(index) for index in range(len(self.units))]
         self.weights = sum(unit.elements for unit in self.units if unit.storage is Storage.FLASH)
         self.activations = sum(unit.elements for unit in self.units if unit.storage is Storage.RAM)
@@ -164,7 +164,7 @@ class IlpSearch(PlanSearch):
             return self._result(reason)
         if not self.request.explore:
             return self._result("the plan of least noise within the budgets keeps the target")
-        for trade_off in TRADE_OFFS[:1] if self.request.fitted else TRADE_OFFS:
+        for trade_off in TRADE_OFFS[:1] if self.bench.fitted_noise else TRADE_OFFS:
             self._explore(trade_off, math.fsum(map(_noise, quietest)))
         return self._result("the smallest evaluated plan, weights and activations counted alike, within all limits")
 
@@ -173,14 +173,19 @@ class IlpSearch(PlanSearch):
         unit, specs = self.units[index], self.specs
         choices: list[UnitChoice] = []
         noise = math.inf
-        known = [self.relief[key] for key in unit.points if key in self.relief]
-        relief = math.fsum(known) / len(known) if known else 1.0
         for width in unit.widths:
-            noise = min(noise, relief * noise_at(self.noises[index], width))
+            noise = min(noise, noise_at(self.noises[index], width))
             bits = unit_bits(specs, unit, width, self.request.rule)
             flash = unit.storage is Storage.FLASH
             choices.append(UnitChoice(index, width, noise, bits if flash else 0, 0 if flash else bits))
         return choices
+
+    def _noise_of(self, index: int, width: int) -> float:
+        """What the unit adds at a width; its weights as they are after a fit, once plans are to be fitted."""
+        weights = [key for key in self.units[index].points if self.specs[key].role is Role.WEIGHT]
+        if self.fitted and weights and (measure := self.bench.fitted_noise) is not None:
+            return math.fsum(measure(key, width) for key in weights)
+        return self.sensitivity.noise(index, width)
 
     def _measure(self, chosen: Sequence[UnitChoice]) -> bool:
         """Measure the noise of choices that so far was guessed; whether there were any."""
@@ -189,7 +194,7 @@ class IlpSearch(PlanSearch):
             unit, noises = self.units[choice.unit], self.noises[choice.unit]
             width = min(choice.width, unit.at_most(max(MEASURED_WIDTH, unit.widths[0])))
             if width not in noises:
-                noises[width] = self.sensitivity.noise(choice.unit, width)
+                noises[width] = self._noise_of(choice.unit, width)
                 self.menu[choice.unit] = self._choices(choice.unit)
                 new = True
         return new
@@ -225,7 +230,7 @@ class IlpSearch(PlanSearch):
 
         count = longest_run(len(levels), holds)
         beyond = plan(count + 1) if count < len(levels) else None
-        if beyond is not None and not self.request.fitted:
+        if beyond is not None and not self.bench.fitted_noise:
             self._repair(trade_off, beyond)
 
     def _repair(self, trade_off: float, widths: Widths) -> None:
@@ -260,10 +265,15 @@ class IlpSearch(PlanSearch):
                 options.append((relief >= enough, relief / more if more > 0 else math.inf, index, choices[at + 1]))
         return max(options, key=lambda option: option[:3])[3] if options else None
 
-    def within(self, noise: float, relief: Mapping[str, float]) -> QuantPlan | None:
+    def within(self, noise: float) -> QuantPlan | None:
         """See :class:`caplet.quant.search.allocate.Frontier`; weights and activations count alike."""
-        self.relief = relief
-        self.menu = [self._choices(index) for index in range(len(self.units))]
+        if not self.fitted:
+            self.fitted = True
+            for index, unit in enumerate(self.units):
+                if unit.storage is Storage.FLASH:
+                    width = unit.at_most(FIRST_WIDTH)
+                    self.noises[index] = {width: self._noise_of(index, width)}
+            self.menu = [self._choices(index) for index in range(len(self.units))]
         chosen = self._solve(self._goal(0.5), [SumLimit(_noise, noise)])
         return None if chosen is None else self.plan(self._widths(chosen))
 

@@ -20,7 +20,7 @@ from caplet.quant.plan.memory import MemoryRow
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import HARDWARE, Footprint, FootprintOf, Hardware, fit_shifts
 from caplet.quant.plan.units import Unit, Widths, make_plan, make_units, width_memory
-from caplet.quant.search.allocate import Frontier
+from caplet.quant.search.allocate import FittedWeights, Frontier
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,6 @@ class Request:
         granularity: which points share a width, where the method has a choice.
         hardware: what plans must run on.
         explore: whether a method that can fill given budgets (ilp) looks for smaller plans too.
-        fitted: plans will be fitted, so a method that knows them all (ilp) only finds the noise that the target bears.
 
     Raises:
         ConfigError: a negative, infinite or NaN tolerance; a budget that is not above 0; no scheme, or one twice.
@@ -55,7 +54,6 @@ class Request:
     granularity: Granularity = Granularity.LAYER
     hardware: Hardware = HARDWARE["portable"]
     explore: bool = True
-    fitted: bool = False
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.tolerance) or self.tolerance < 0:
@@ -148,6 +146,7 @@ class Workbench:
         footprint_of: lowers a plan and looks at the integers, for RAM budgets, restricted hardware, and the front.
         on_step: called after every decision.
         cache: sensitivities of an interrupted run of the same model; None for none.
+        fitted_noise: None where plans are not fitted; else ilp only looks for the noise that the target bears.
         sensitivity_images: how many of the evaluator's images sensitivities are measured on, at even distances.
     """
 
@@ -156,6 +155,7 @@ class Workbench:
     footprint_of: FootprintOf
     on_step: Callable[[Step], None] = lambda step: None
     cache: MeasurementCache | None = None
+    fitted_noise: FittedWeights | None = None
     sensitivity_images: int = 64
 
 
