@@ -34,6 +34,7 @@ TRADE_OFFS = (0.5, 0.9, 0.1)
 """How much the weights' part of the memory counts against the activations', each 0..1."""
 REPAIRS = 3
 """Evaluations at most to mend one boundary plan."""
+_FITTED = 0.3  # how much noise of fitted weights counts: fewer answers change by it than by as much of activations
 _RATIO = 2.0  # of neighbouring noise levels
 _CUTS = 60
 _RELIEF = 0.05
@@ -184,7 +185,7 @@ class IlpSearch(PlanSearch):
         """What the unit adds at a width; its weights as they are after a fit, once plans are to be fitted."""
         weights = [key for key in self.units[index].points if self.specs[key].role is Role.WEIGHT]
         if self.fitted and weights and (measure := self.bench.fitted_noise) is not None:
-            return math.fsum(measure(key, width) for key in weights)
+            return _FITTED * math.fsum(measure(key, width) for key in weights)
         return self.sensitivity.noise(index, width)
 
     def _measure(self, chosen: Sequence[UnitChoice]) -> bool:
