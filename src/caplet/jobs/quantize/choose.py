@@ -43,8 +43,8 @@ FINER = math.sqrt(2)
 """Ratio of the total noises of neighbouring plans whose fits may be looked at."""
 STEPS = (*range(-32, -12, 4), *range(-12, 5))
 """Such plans, from the noise that the search accepted: quieter ones, by and by with a quarter each, and louder ones."""
-STRIDE = 2
-"""From one plan to the next larger one that is looked at on the search's images: half of the noise."""
+LARGER = (1, 2, 3, *range(5, 40, 2))
+"""By how many plans larger than the first one those are that are looked at where it is rejected."""
 RESERVE = 1
 """Plans from the smallest that other images accept to the first that fresh ones see: where fits saw those, at least."""
 HOPELESS = 1.25
@@ -152,7 +152,7 @@ class Fits:
     def smallest(self, plans: Sequence[Candidate], start: int, keeps: Callable[[Correct], bool]) -> int | None:
         """The last of plans, each smaller than the one before, in a row from the start whose integers are accepted.
 
-        Where those of the start are not, larger ones follow, each with half of the noise, up to the first that is.
+        Where those of the start are not, larger ones follow, up to the first that is.
         """
 
         def look(index: int) -> bool:
@@ -160,7 +160,7 @@ class Fits:
             return correct is not None and keeps(correct)
 
         if not look(start):
-            return next((index for index in range(start - STRIDE, -1, -STRIDE) if look(index)), None)
+            return next((start - step for step in LARGER if start >= step and look(start - step)), None)
         while start + 1 < len(plans) and look(start + 1):
             start += 1
         return start
