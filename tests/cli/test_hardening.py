@@ -226,7 +226,10 @@ def test_every_number_has_a_range(command: str, message: str, caplet: Caplet, tr
         ("eval x --engine nativ", "--engine 'nativ': the choice is auto, native, interpreter; did you mean 'native'?"),
         ("quantize x --method maxi", "--method 'maxi': the choice is qcapsnets, progressive, ilp"),
         ("trace x --split Test", "--split 'Test': the choice is calibration, train, test; did you mean 'test'?"),
-        ("export x --to onxx", "--to 'onxx': the choice is c, onnx; did you mean 'onnx'?"),
+        (
+            "export x --to onxx",
+            "--to 'onxx': the choice is c, cmake, arduino, zephyr, esp-idf, platformio, web, onnx; did you mean 'onnx'?",
+        ),
     ],
 )
 def test_a_choice_that_there_is_not_is_one_line(caplet: Caplet, words: str, told: str) -> None:

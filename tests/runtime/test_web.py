@@ -15,6 +15,7 @@ from caplet.errors import ArtefactError, ToolMissing
 from caplet.fixed.rounding import Rounding
 from caplet.program import interpreter
 from caplet.program.c.emit import EmitSettings
+from caplet.program.ops import Routing
 from caplet.program.program import Program
 from caplet.runtime import web
 from sample_programs import SampleSettings, sample_backbone, sample_deep, sample_shallow
@@ -78,6 +79,15 @@ def in_node(folder: Path, program: Program, images: np.ndarray) -> dict[str, Any
     return found
 
 
+def with_iterations(program: Program, count: int) -> Program:
+    """The Program with fewer iterations of its class capsules' routing."""
+    shorter = (
+        replace(op, iterations=count) if isinstance(op, Routing) and op.activation == program.output else op
+        for op in program.ops
+    )
+    return replace(program, ops=tuple(shorter))
+
+
 @needs_node
 @pytest.mark.parametrize("case", CASES)
 def test_codes_in_node_are_the_interpreters(case: str, tmp_path: Path) -> None:
@@ -99,10 +109,15 @@ def test_codes_in_node_are_the_interpreters(case: str, tmp_path: Path) -> None:
         for image in found["steps"]:
             steps = image["routing"]
             assert steps[-1]["lengths"] == image["lengths"], "the last iteration is the result"
+            assert len(steps) == found["iterations"]
             shares = np.array([step["coupling"] for step in steps])
             assert np.allclose(shares.sum(axis=1), 1)
             assert np.allclose(shares[0], 1 / program.classes)
             assert not np.allclose(shares[-1], shares[0])
+        shorter = interpreter.run(with_iterations(program, found["iterations"] - 1), images[:3])
+        scale = 2.0 ** -program.tensors[program.lengths].format.frac_bits
+        lengths = [image["routing"][-2]["lengths"] for image in found["steps"]]
+        assert np.allclose(lengths, np.sqrt(shorter.lengths * scale))
     for name in web.FEATURES:
         size = (tmp_path / "wasm" / f"{name}.wasm").stat().st_size
         assert size < 80_000, f"{name}.wasm: {size:,} bytes of code"

@@ -1,14 +1,14 @@
 """``caplet export``: a quantized model for firmware, for browsers and node, or any model as ONNX."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from caplet.cli.options import with_options
 from caplet.cli.output import note, print_json
 from caplet.cli.shared import ImageOptions, ImportOptions, Json, parse_ram
-from caplet.errors import NotExact, ToolMissing, choose
+from caplet.errors import NotExact, ToolMissing
 
 
 @with_options
@@ -20,7 +20,8 @@ def command(
         typer.Argument(help="A .caplet file, or the run folder of `caplet quantize`; for onnx also a float model."),
     ],
     to: Annotated[
-        str, typer.Option("--to", help="c, cmake, arduino, zephyr, esp-idf, platformio, web or onnx; see above.")
+        Literal["c", "cmake", "arduino", "zephyr", "esp-idf", "platformio", "web", "onnx"],
+        typer.Option("--to", help="For which place; see above."),
     ] = "c",
     out: Annotated[
         Path | None,
@@ -51,9 +52,7 @@ def command(
 
     Example: caplet export runs/fmnist --to arduino --ram small
     """
-    from caplet.jobs.export import EXPORTS
-
-    if choose(to, EXPORTS, "--to") == "onnx":
+    if to == "onnx":
         _onnx(run, out, images, images_of, importing, json)
         return
     from caplet.api import EmitSettings, export_c, find_program

@@ -15,7 +15,7 @@ from caplet.errors import ArtefactError, ConfigError, ToolMissing, choose
 from caplet.files import write_bytes
 from caplet.models.base import CapsNet
 from caplet.program import Program
-from caplet.program.c.emit import PLACES, WEB, EmitSettings, Export, emit
+from caplet.program.c.emit import WEB, EmitSettings, Export, emit
 from caplet.program.file import load_program
 from caplet.program.interpreter import run, trace
 from caplet.program.onnx.graph import INSTALL, OPSET, require_onnx
@@ -26,8 +26,6 @@ from caplet.runs.records import Verified
 from caplet.runtime.traces import first_difference
 
 Target = Literal["interpreter", "native", "cortex-m4", "riscv32"]
-EXPORTS = (*PLACES, WEB, "onnx")
-"""What a model is exported to."""
 TARGETS: tuple[Target, ...] = ("interpreter", "native", "cortex-m4", "riscv32")
 PREFERRED = ("model.caplet", *(f"model_{role}.caplet" for role in ("finetuned", "satisfied", "accuracy", "memory")))
 """Of a run folder: what a compression chose, then the results of the other jobs."""
