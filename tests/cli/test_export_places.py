@@ -1,7 +1,6 @@
 """``caplet export --to``: every place is offered, has its own folder, and says what to do next."""
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import get_args
 
@@ -27,12 +26,10 @@ def test_a_place_has_a_folder_of_its_own(
     program.write_bytes((quantized / "model_satisfied.caplet").read_bytes())
     words = ["export", str(program), "--to", place]
     done = caplet(*words)
-    assert done.exit_code == 0, done.output
+    assert done.code == 0, done.err
     folder = tmp_path / f"export-{place}"
     assert (folder / file).exists()
-    assert ("index.html" if place == "web" else "README.md") in done.stderr
-    again = caplet(*words)
-    assert again.exit_code == 3
-    assert "not an empty folder" in again.stderr
+    assert ("index.html" if place == "web" else "README.md") in done.err
+    assert "not an empty folder" in caplet(*words).error()
     told = caplet(*words, "--json", "--out", str(tmp_path / "other"))
-    assert json.loads(told.stdout)["folder"] == str(tmp_path / "other")
+    assert told.json()["folder"] == str(tmp_path / "other")
