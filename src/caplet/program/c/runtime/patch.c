@@ -85,14 +85,19 @@ void caplet_gather(const caplet_conv_op *op, const void *x, uint32_t first_chann
         if (inside) {
             op->spread(x, from, n, patch, k);
         } else {
-            /* Elements outside the input are 0, which takes one at a time. */
-            uint32_t e;
+            /* Elements begin .. end - 1 of the run lie within the input; others are 0. */
             for (p = 0; p < CAPLET_POSITIONS; p++) {
                 const uint32_t y = (uint32_t)(tops[p] + (int32_t)row);
+                const int32_t z = lefts[p] + (int32_t)column;
+                const int32_t columns = (int32_t)(whole ? op->kernel_columns : 1u);
+                const int32_t room = (int32_t)op->in_columns - z < columns ? (int32_t)op->in_columns - z : columns;
+                const uint32_t begin = z < 0 ? (uint32_t)-z * op->depth : 0u;
+                const uint32_t end = y < op->in_rows && room > 0 ? (uint32_t)room * op->depth : 0u;
+                uint32_t e;
                 for (e = 0; e < n; e++) {
-                    const uint32_t z = (uint32_t)(lefts[p] + (int32_t)(column + (within + e) / op->depth));
+                    const uint32_t at = within + e;
                     patch[((k + e) >> 1) * (2 * CAPLET_POSITIONS) + 2 * p + ((k + e) & 1u)] =
-                        y < op->in_rows && z < op->in_columns ? (int16_t)caplet_load(x, op->in_type, from[p] + e) : 0;
+                        at >= begin && at < end ? (int16_t)caplet_load(x, op->in_type, from[p] + e) : 0;
                 }
             }
         }
