@@ -7,9 +7,11 @@ not count, and of the clock. Writes benchmarks/records/<date>-web-<name>.json.
 """
 
 import argparse
+import base64
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -65,6 +67,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="caplet-web-speed-") as name:
         folder = Path(name) / "web"
         export = emit_web(program, folder)
+        packed = re.search('const CONSTANTS = "(.*?)"', (folder / "caplet-core.js").read_text(encoding="utf-8"))
+        assert packed is not None
+        constants = len(base64.b64decode(packed[1]))
         sizes = {file: (folder / file).stat().st_size for file in export.files}
         (folder / "images.bin").write_bytes(np.ascontiguousarray(images.transpose(0, 2, 3, 1)).tobytes())
         (folder / "run.mjs").write_text(RUN)
@@ -82,7 +87,7 @@ def main() -> None:
         "program": {"name": program.name, "constants_bytes": program.flash_bytes, "image": program.image_shape},
         "images": len(images),
         "bytes": sizes,
-        "code_and_constants_bytes": {name: sizes[f"wasm/{name}.wasm"] + program.flash_bytes for name in FEATURES},
+        "code_and_constants_bytes": {name: sizes[f"wasm/{name}.wasm"] + constants for name in FEATURES},
         "rows": rows,
     }
     path = RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-web-{options.name}.json"
