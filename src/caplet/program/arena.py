@@ -88,14 +88,14 @@ def plan_memory(
 ) -> MemoryMap:
     """Place every buffer of a Program.
 
-    ram: ``"fast"`` stores all votes, ``"small"`` none; a number of bytes stores as many votes as fit in it.
+    ram: ``"fast"`` stores all votes, ``"small"`` none (scratch of convolutions takes what is free beside them); a number of bytes stores as many votes as fit in it.
     proof: of ``verify(program)``, made here if None. in_place: False keeps every tensor in a buffer of its own, for
     debugging. Raises PlanError when the Program does not verify, or does not fit the given number of bytes.
     """
     planner = _Planner(program, proof or verify(program), in_place)
     votes = {op.votes: program.tensors[op.votes].shape[0] for op in program.ops if isinstance(op, Routing)}
     if ram == "fast":
-        return planner.grown(votes, planner.place(votes, dict.fromkeys(planner.scratch, ROOM)).bytes)
+        return planner.grown(votes, least=1 / 32)
     small = planner.grown(dict.fromkeys(votes, 0), least=1 / 32)
     if ram == "small":
         return small
@@ -255,10 +255,6 @@ def needs_unpacking(weight: Constant) -> bool:
     """Whether packed codes must be unpacked before use: not where they lie in flash as int8 or int16 already."""
     fmt = weight.format
     return not (isinstance(fmt, FixedFormat) and fmt.signed and fmt.bits in (8, 16))
-
-
-ROOM = 8192
-"""Bytes of scratch of a convolution where RAM shall not make it slow."""
 
 
 @dataclass(frozen=True)
