@@ -88,7 +88,8 @@ def plan_memory(
 ) -> MemoryMap:
     """Place every buffer of a Program.
 
-    ram: ``"fast"`` stores all votes, ``"small"`` none (scratch of convolutions takes what is free beside them); a number of bytes stores as many votes as fit in it.
+    ram: ``"fast"`` stores all votes, ``"small"`` none; a number of bytes stores as many votes as fit in it.
+    Convolutions that more scratch makes faster take what is free while they run.
     proof: of ``verify(program)``, made here if None. in_place: False keeps every tensor in a buffer of its own, for
     debugging. Raises PlanError when the Program does not verify, or does not fit the given number of bytes.
     """
