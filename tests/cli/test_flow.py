@@ -172,15 +172,25 @@ def test_models_and_recipes_are_listed(caplet: Caplet) -> None:
         ["models", "more"],
         ["quantize"],
         ["quantize", "m.pt", "--tolerance", "much"],
-        ["quantize", "m.pt", "--method", "magic"],
-        ["eval", "m.pt", "--engine", "warp"],
-        ["eval", "m.pt", "--split", "all"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(caplet: Caplet, arguments: list[str]) -> None:
     done = caplet(*arguments)
     assert done.code == 2
     assert "Usage: caplet" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "choice"),
+    [
+        (["quantize", "m.pt", "--method", "magic"], "--method 'magic': the choice is qcapsnets, progressive, ilp"),
+        (["eval", "m.pt", "--engine", "warp"], "--engine 'warp': the choice is auto, native, interpreter"),
+        (["eval", "m.pt", "--split", "all"], "--split 'all': the choice is test, calibration, train"),
+    ],
+)
+def test_a_wrong_choice_is_one_line_and_exit_code_2(caplet: Caplet, arguments: list[str], choice: str) -> None:
+    done = caplet(*arguments)
+    assert (done.code, done.err) == (2, f"caplet: error: {choice}\n")
     assert done.out == ""
 
 

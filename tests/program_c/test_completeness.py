@@ -24,8 +24,8 @@ def test_op_is_complete_in_c(kind: str) -> None:
 def test_structures_and_constants_are_read_from_the_headers() -> None:
     assert structures()["caplet_host_step"][2:4] == (("memory", "uint64_t", 5), ("output", "uint64_t", 0))
     assert [name for name, kind, _ in structures()["caplet_votes"] if kind != "*"] == ["stored_rows"]
-    assert structures()["caplet_conv_op"][:2] == (("multiply", "*", 0), ("any", "*", 0))
-    assert structures()["caplet_conv_op"][4:7] == (
+    assert structures()["caplet_conv_op"][:3] == (("spread", "*", 0), ("multiply", "*", 0), ("any", "*", 0))
+    assert structures()["caplet_conv_op"][5:8] == (
         ("weight", "caplet_constant", 0),
         ("acc", "caplet_accumulator", 0),
         ("out", "caplet_format", 0),
