@@ -222,9 +222,6 @@ def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[li
         one = rung(found.best, found, promise, (fits.before, correct))
         return one.limit + 50 * math.sqrt(one.changed / len(correct)) <= promise.tolerance
 
-    def likely(one: Rung) -> bool:
-        return one.plan not in fits.known or one.limit <= HOPELESS * promise.tolerance
-
     plans, at = fits.frontier(found)
     if not plans:
         plans = sorted(_proposed(found, fits.shipper, fits.request), key=lambda one: -_size(one))
@@ -236,7 +233,11 @@ def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[li
     if promise.fresh.trial is None or (start > 0 and plans[start - 1].plan in fits.known):
         start = max(0, start - RESERVE)
     rungs = [expected(candidate) for candidate in plans]
-    smaller = list(takewhile(likely, rungs[start + 1 :]))
+    tried = max((index for index, one in enumerate(rungs) if one.plan in fits.known), default=start)
+    smaller = [one for one in rungs[start + 1 : tried + 1] if one.plan in fits.known]
+    smaller = list(takewhile(lambda one: one.limit <= HOPELESS * promise.tolerance, smaller))
+    if tried == start or (smaller and smaller[-1] is rungs[tried]):
+        smaller += rungs[tried + 1 :]
     return [*rungs[: start + 1], *(_thinned(smaller) if fits.lower else smaller)], start
 
 
