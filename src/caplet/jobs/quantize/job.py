@@ -221,8 +221,8 @@ def quantize(
             fitting = ReconstructSettings(settings.reconstruct, seed=settings.seed)
             after_fit = FittedNoise(model, chosen, formats, fitting, noises.answer)
         warn_about(searched, request, evaluator, note)
-        fits_hardware, tell = partial(footprint, model), lambda step: note(describe_step(step))
-        bench = Workbench(evaluator, formats, fits_hardware, tell, noises, after_fit)
+        footprint_of, on_step = partial(footprint, model), lambda step: note(describe_step(step))
+        bench = Workbench(evaluator, formats, footprint_of, on_step, noises, after_fit)
         if fresh is not None:  # of the whole loss, that of simpler routing in it
             points = request_of(settings).acceptance(evaluator.float_result()).points
             promise = Promise(fresh, partial(correct_images, reference), points, error, note)

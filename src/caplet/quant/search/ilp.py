@@ -34,7 +34,7 @@ TRADE_OFFS = (0.5, 0.9, 0.1)
 """How much the weights' part of the memory counts against the activations', each 0..1."""
 REPAIRS = 3
 """Evaluations at most to mend one boundary plan."""
-_FITTED = 0.3  # how much noise of fitted weights counts: fewer answers change by it than by as much of activations
+_FITTED = 0.3  # how much noise of fitted weights counts: below 1, weights become narrower and activations wider
 _RATIO = 2.0  # of neighbouring noise levels
 _CUTS = 60
 _RELIEF = 0.05
