@@ -168,6 +168,11 @@ def test_names_of_classes_in_the_file(tmp_path):
         load_data(tmp_path / "a.npz")
 
 
+def test_names_of_classes_in_bytes(tmp_path):
+    np.savez(tmp_path / "a.npz", images=GRAY, labels=LABELS, classes=np.array([b"x", b"y", "\xe9".encode()]))
+    assert load_data(tmp_path / "a.npz").train.classes == ("x", "y", "\xe9")
+
+
 def test_a_file_for_each_class(tmp_path):
     for n, name in enumerate(("cat", "dog")):
         np.save(tmp_path / f"{name}.npy", pixels(30, (36,), n))
@@ -177,6 +182,12 @@ def test_a_file_for_each_class(tmp_path):
     assert "each file is a class" in splits.info["note"]
     expected = pixels(30, (36,), 1)[splits.test.ids[-1] - 30]
     assert np.array_equal(splits.test.images[-1].numpy().ravel(), expected)
+    np.save(tmp_path / "dog.npy", pixels(30, (36,), 1) / np.float32(255))
+    with pytest.raises(DataError, match=r"cannot be told apart .*\(dog\): up to 1; .*\(cat\): up to 255"):
+        load_data(tmp_path)
+    np.save(tmp_path / "dog.npy", np.uint8(3))
+    with pytest.raises(DataError, match="dog: expected images"):
+        load_data(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +206,15 @@ def test_a_file_for_each_class(tmp_path):
         ({"x": GRAY.astype(complex), "y": LABELS}, "images must be numbers"),
         ({"x": GRAY[:0], "y": LABELS[:0]}, r"images must be numbers .*\(0, 6, 5\)"),
         ({"x": np.uint8(3), "y": LABELS}, "images must be numbers"),
+        ({"x": GRAY, "y": np.array(3)}, r"60 images, but labels \(\)"),
+        ({"x": GRAY, "y": np.array([b"\xff", b"\xfe", b"a"])[LABELS]}, "texts are not UTF-8"),
+        ({"x": GRAY, "y": LABELS, "classes": np.array(["a", "a", "b"])}, "class names 'a', 'a', 'b': each needs"),
+        ({"x": GRAY, "y": LABELS, "classes": np.array(["", "a", "b"])}, "each needs one of its own"),
+        ({"x": GRAY / 250, "y": LABELS}, r"0\.\.1 and 0\.\.255 cannot be told apart \(.*a\.npz:x\): up to 1\.02"),
+        (
+            {"x_train": GRAY, "y_train": LABELS, "x_test": GRAY / 255, "y_test": LABELS},
+            r"cannot be told apart \(.*x_test\): up to 1; .*x_train\): up to 255\): scale them alike",
+        ),
         ({"x": GRAY.reshape(60, 30), "y": LABELS}, "30 values are no square image, gray or of three channels"),
         ({"x": pixels(60, (6, 5, 4)), "y": LABELS}, r"images \(6, 5, 4\): expected \(H, W, C\) or \(C, H, W\) with 1"),
         ({"x": pixels(60, (2, 3, 3, 3)), "y": LABELS}, r"images \(2, 3, 3, 3\): expected"),

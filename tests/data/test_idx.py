@@ -114,3 +114,12 @@ def test_read_idx_gives_an_own_array(tmp_path):
     array = read_idx(tmp_path / "x")
     array[0, 0] = 9
     assert array.tolist() == [[9, 1, 2], [3, 4, 5]]
+
+
+def test_a_folder_of_idx_files_has_the_images_of_each_split(tmp_path):
+    made = write_idx(tmp_path)
+    splits = load_data(tmp_path)
+    assert splits.info["sizes"] == {"train": 50, "calibration": 10, "test": 20}
+    for part, name in ((splits.train, "train"), (splits.calibration, "train"), (splits.test, "t10k")):
+        assert np.array_equal(part.images[:, 0].numpy(), made[f"{name}-images-idx3-ubyte"][part.ids])
+        assert np.array_equal(part.labels.numpy(), made[f"{name}-labels-idx1-ubyte"][part.ids])

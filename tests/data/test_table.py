@@ -126,9 +126,11 @@ def test_wrong_lines_are_named(tmp_path, columns, message):
         (b"0,1,1,1,1,0\n1,0,0,0,0,1\n" * 20, "both the first and the last column can be the labels"),
         (b"name,when,pixel0\n" + b"1,2,3\n" * 9, "columns 'name', 'when' are no pixels; which is the label"),
         (b"pixel0,pixel1\n" + b"1,2\n" * 9, "no column is named as the label"),
+        (b"," * (1 << 17) + b"\n", "no column is named as the label|the file has no images"),
+        (b"," * (1 << 21) + b"\n", "more than 1,048,576 columns"),
         (b"label," + b"9" * 70_000_000, "more than 67,108,864 bytes: is this a CSV file"),
     ],
-    ids=["empty", "blank", "zeros", "neither", "both", "two names", "no label", "long"],
+    ids=["empty", "blank", "zeros", "neither", "both", "two names", "no label", "commas", "wide", "long"],
 )
 def test_what_nothing_is_known_of_is_refused(tmp_path, content, message):
     (tmp_path / "a.csv").write_bytes(content)
@@ -155,3 +157,32 @@ def test_colours(tmp_path, planes):
     flat = (images.transpose(0, 3, 1, 2) if planes else images).reshape(60, -1)
     splits = load_data(write(tmp_path / "a.csv", [LABELS, *flat.T], ["label", *map(str, range(108))]))
     assert np.array_equal(splits.test.images.numpy(), images.transpose(0, 3, 1, 2)[splits.test.ids])
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("columns", [[LABELS, *FLAT], [*FLAT, LABELS]], ids=["first", "last"])
+def test_a_byte_order_mark_is_no_value(tmp_path, mark, columns):
+    path = write(tmp_path / "a.csv", columns)
+    path.write_bytes(mark + path.read_bytes())
+    assert np.array_equal(load_data(path).test.labels.numpy(), LABELS[load_data(path).test.ids])
+
+
+def test_the_heading_of_test_images_says_what_their_columns_are(tmp_path):
+    write(tmp_path / "train.csv", [LABELS, *FLAT], ["label", *PIXELS])
+    write(tmp_path / "test.csv", [*(c[20:40] for c in FLAT), LABELS[20:40]], [*PIXELS, "label"])
+    splits = load_data(tmp_path)
+    assert np.array_equal(splits.test.images[:, 0].numpy(), SQUARE[20:40])
+    assert np.array_equal(splits.test.labels.numpy(), LABELS[20:40])
+    write(tmp_path / "test.csv", [range(60), *FLAT], ["id", *PIXELS])
+    assert "test.csv has no labels and is not read" in load_data(tmp_path).info["note"]
+    write(tmp_path / "test.csv", [LABELS, *FLAT[::-1]], ["label", *PIXELS[::-1]])
+    with pytest.raises(DataError, match=r"test\.csv: its columns of pixels are in another order than those of train"):
+        load_data(tmp_path)
+
+
+def test_labels_that_are_not_utf_8_are_refused(tmp_path):
+    write(tmp_path / "a.csv", [LABELS, *FLAT], ["label", *PIXELS])
+    lines = (tmp_path / "a.csv").read_bytes().replace(b"\n0,", b"\na\xe9,").replace(b"\n1,", b"\na\xe8,")
+    (tmp_path / "a.csv").write_bytes(lines)
+    with pytest.raises(DataError, match=r"a\.csv, line 2: the label is not UTF-8"):
+        load_data(tmp_path)

@@ -1,4 +1,6 @@
 import json
+import re
+from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
@@ -177,3 +179,18 @@ def test_in_place_saves_memory_and_the_map_is_json() -> None:
     data = json.loads(json.dumps(shared.to_json()))
     assert data["bytes"] == shared.bytes
     assert data["peak_op"] == shared.peak_op
+
+
+@pytest.mark.parametrize("sample", [sample_shallow, sample_deep])
+def test_the_least_ram_of_a_refusal_is_enough_and_spare_scratch_is_no_peak(sample: Callable[[], Program]) -> None:
+    program = sample()
+    with pytest.raises(PlanError, match="needs") as caught:
+        plan_memory(program, 1)
+    found = re.search(r"needs (\d+)", str(caught.value))
+    assert found is not None
+    least = int(found[1])
+    plan = plan_memory(program, least)
+    assert plan.bytes <= least  # scratch may shift buffers so that they lie closer
+    assert sum(size for _, size in plan.peak) <= least <= plan_memory(program, "small").bytes
+    narrow = sample_shallow(0, SampleSettings(weight_bits=3, activation_bits=4))
+    assert plan_memory(narrow, "small").peak_op == "digit"  # though scratch of another op fills the same bytes

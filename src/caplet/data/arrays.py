@@ -103,6 +103,7 @@ def _interleaved(pixels: np.ndarray, columns: int) -> bool:
 
 def _bytes(parts: dict[str, Labelled]) -> tuple[list[np.ndarray], str]:
     """Pixels as uint8, and how they were scaled."""
+    check_range({part.where: part.pixels for part in parts.values()})
     every = [part.pixels for part in parts.values()]
     low, high = (float(f([f(found) for found in every])) for f in (np.min, np.max))  # NaN stays NaN
     if not (low >= 0 and high < np.inf and high <= 255):
@@ -119,6 +120,18 @@ def _bytes(parts: dict[str, Labelled]) -> tuple[list[np.ndarray], str]:
     return rounded, joined("" if whole else "pixels were rounded", _doubt(high))
 
 
+def check_range(arrays: dict[str, np.ndarray]) -> None:
+    """Raise DataError where pixels, by their file, are 0..1 here and 0..255 there, or go a little beyond 1."""
+    most = {where: float(np.max(found, initial=0)) for where, found in arrays.items()}
+    parts = [where for where, found in arrays.items() if found.dtype.kind == "f" and (found != np.rint(found)).any()]
+    low = [where for where in parts if most[where] <= 1 + _ROUNDING]
+    between = [where for where in parts if 1 + _ROUNDING < most[where] < 2]
+    high = [where for where in most if most[where] >= 2]
+    if between or (low and high):
+        shown = "; ".join(f"{where}: up to {most[where]:g}" for where in (between or [low[0], high[0]]))
+        raise DataError(f"pixels 0..1 and 0..255 cannot be told apart ({shown}): scale them alike")
+
+
 def _doubt(high: float) -> str:
     return f"warning: the largest pixel is {high:g}, taken as of 255" if high < _DARK else ""
 
@@ -126,6 +139,10 @@ def _doubt(high: float) -> str:
 def to_classes(parts: dict[str, Labelled], names: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...], str]:
     """Labels of all splits as places in the classes, int64 (N,); the classes; what was assumed. Raises DataError."""
     said, every = "", list[np.ndarray]()
+    if len({*names}) < len(names) or not all(names):
+        raise DataError(
+            f"{parts['train'].where}: class names {', '.join(map(repr, names[:8]))}: each needs one of its own"
+        )
     for pixels, labels, where, of_labels in parts.values():
         where = of_labels or where
         if len(labels.shape) == 2 and labels.shape[1] > 1 and len(labels):
@@ -134,12 +151,12 @@ def to_classes(parts: dict[str, Labelled], names: tuple[str, ...]) -> tuple[np.n
                 raise DataError(f"{where}: labels {labels.shape}, not one-hot: each image needs one label")
             names = names or tuple(map(str, range(labels.shape[1])))
             labels, said = labels.argmax(axis=1), "one-hot labels"
-        if labels.size != len(labels) or labels.ndim > 2 or len(labels) != len(pixels):
+        if labels.ndim not in (1, 2) or labels.size != len(labels) or len(labels) != len(pixels):
             raise DataError(f"{where}: {len(pixels)} images, but labels {labels.shape}: each image needs one label")
         labels = labels.reshape(-1)
         whole = labels.dtype.kind in "bui" or (labels.dtype.kind == "f" and bool((labels == np.rint(labels)).all()))
         if labels.dtype.kind == "S":
-            labels = np.char.decode(labels, "utf-8", "replace")
+            labels = _decoded(labels, where)
         elif labels.dtype.kind != "U" and not (whole and bool((np.abs(labels.astype(np.float64)) < 2**53).all())):
             raise DataError(f"{where}: labels must be whole numbers or texts, found {labels.dtype}, {labels[:1]}")
         every.append(labels if labels.dtype.kind == "U" else labels.astype(np.int64))
@@ -163,6 +180,14 @@ def to_classes(parts: dict[str, Labelled], names: tuple[str, ...]) -> tuple[np.n
     missing = sorted({*span} - {*known.tolist()})
     gaps = f" ({_few(missing)} without images)" if missing else ""
     return found - span[0], tuple(map(str, span)), joined(said, f"labels {span[0]}..{span[-1]} are the classes{gaps}")
+
+
+def _decoded(texts: np.ndarray, where: str) -> np.ndarray:
+    """Texts in bytes as texts. Raises DataError where they are not UTF-8."""
+    try:
+        return np.char.decode(texts, "utf-8") if texts.dtype.kind == "S" else texts
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: texts are not UTF-8 ({error.object[:20]!r}): save them as UTF-8") from error
 
 
 def _few(values: "Sequence[int] | np.ndarray") -> str:
@@ -216,7 +241,11 @@ def load_arrays(paths: list[Path], request: DataRequest) -> Source:
                 found[key] = f"{path.name}:{name}" if path.suffix.lower() == ".npz" else path.name, array
     where, names = paths[0].parent if len(paths) > 1 else paths[0], found.pop(("", "classes"), ("", np.empty(0)))[1]
     left = f"arrays not read: {', '.join(others)}" if found and others else ""
+    names = _decoded(names, str(where))
     if not found and len(others) > 1 and all(path.suffix.lower() == ".npy" for path in paths):
+        if flat := [name for name, array in others.items() if array.ndim < 2 or array.dtype.kind not in "buif"]:
+            raise DataError(f"{where}: {', '.join(flat[:4])}: expected images (N, H, W), ..., a file for each class")
+        check_range({f"{where} ({name})": array for name, array in others.items()})
         pixels = np.concatenate([*others.values()]) if len({a.shape[1:] for a in others.values()}) == 1 else np.empty(0)
         texts = np.repeat([*others], [len(array) for array in others.values()])
         parts, left = {"train": Labelled(pixels, texts, str(where))}, "each file is a class"

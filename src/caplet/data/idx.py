@@ -130,7 +130,6 @@ def load_idx_folder(paths: dict[str, Pair], request: DataRequest) -> Source:
     parts = {
         split: Labelled(read_idx(images), read_idx(labels), str(images), str(labels))
         for split, (images, labels) in paths.items()
-        for split, pair in paths.items()
     }
     root, classes, note = next(iter(paths.values()))[0].parent, tuple[str, ...](), ""
     if split := _EMNIST.match(next(iter(paths.values()))[0].name):

@@ -104,11 +104,15 @@ def _items(split: str, given: Any) -> tuple[list[Any], np.ndarray]:
         if not isinstance(item, list | tuple) or len(item) != 2:
             raise DataError(f"{split}[{number}]: {type(item).__name__} found; expected (image, label)")
         image, label = item
-        if isinstance(image, Image.Image):
-            image.load()
-        else:
-            image = np.asarray(image)
-        label = label if isinstance(label, str) else np.asarray(label)
+        try:
+            if isinstance(image, Image.Image):
+                image.load()
+            else:
+                image = _array(image)
+            label = label if isinstance(label, str) else _array(label)
+        except (ValueError, TypeError, RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise DataError(f"{split}[{number}]: neither an image nor an array with its label ({reason})") from error
         if not isinstance(label, str) and (label.size != 1 or label.dtype.kind not in "bui"):
             raise DataError(f"{split}[{number}]: label {label!r:.60}; expected a whole number or a text")
         images.append(image)
@@ -116,6 +120,10 @@ def _items(split: str, given: Any) -> tuple[list[Any], np.ndarray]:
     if not images:
         raise DataError(f"{split}: the dataset is empty")
     return images, np.array(labels)
+
+
+def _array(value: Any) -> np.ndarray:
+    return np.asarray(value.detach() if hasattr(value, "detach") else value)
 
 
 def _stack(split: str, images: list[np.ndarray]) -> np.ndarray:

@@ -36,7 +36,7 @@ def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         order = {b"IM": "<", b"MI": ">"}[data[126:128]]
         found = dict(_variables(memoryview(data)[128:], order))
-    except (KeyError, ValueError, TypeError, zlib.error) as error:
+    except (LookupError, ValueError, TypeError, zlib.error) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: not a readable .mat file ({len(data)} bytes; {reason}): fetch it again") from error
     if "X" not in found or "y" not in found:

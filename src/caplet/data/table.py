@@ -17,7 +17,7 @@ ENDINGS = (".csv", ".tsv")
 _LABEL = {"label", "labels", "class", "target", "y", "classid", "class_id", "digit", "letter", "emotion"}
 _NUMBER = {"", "id", "index", "imageid", "image_id", "unnamed: 0"}
 _PIXEL = re.compile(r"[a-z]*[ _.-]*\d+([x_.-]\d+)*(_?[rgb])?")
-_LINE, _BLOCK, _MOST = 1 << 26, 1 << 22, 1 << 34
+_LINE, _BLOCK, _MOST, _WIDEST = 1 << 26, 1 << 22, 1 << 34, 1 << 20
 _TODO = "name the columns in a first line, with label over the labels"
 
 
@@ -36,7 +36,9 @@ class _Table:
             raise DataError(f"{path}: the file has no lines")
         marks = {mark: first.count(mark) for mark in (b",", b";", b"\t", b" ")}
         self.mark = max(marks, key=lambda mark: marks[mark])
-        names = [cell.strip(" \"'").lower() for cell in first.decode("utf-8-sig", "replace").split(self.mark.decode())]
+        if first.count(self.mark) > _WIDEST:
+            raise DataError(f"{path}: more than {_WIDEST:,} columns: is this a CSV file of pixels?")
+        names = [cell.strip(" \"'").lower() for cell in first.decode("utf-8", "replace").split(self.mark.decode())]
         self.width, numbers = len(names), [name for name in names if _is_number(name)]
         counted = self.width > 2 and numbers in ([str(n) for n in range(first, first + self.width)] for first in (0, 1))
         text = len(numbers) == self.width - 1 and not (_is_number(names[0]) and _is_number(names[-1]))
@@ -45,11 +47,11 @@ class _Table:
         )
         self.shape: tuple[int, ...] = ()
         self.label: int | None = None
-        self.drop = [place for place, name in enumerate(names) if self.headed and name in _NUMBER]
-        if like is not None and (self.width, self.headed) == (like.width, like.headed):
-            self.label, self.shape = like.label, like.shape
-        elif like is not None and self.width - len(self.drop) == like.width - len(like.drop) - 1:
+        self.drop = frozenset(place for place, name in enumerate(names) if self.headed and name in _NUMBER)
+        if like is not None and self.width - len(self.drop) == like.width - len(like.drop) - 1:
             pass  # the pixels alone, as of a competition's test images
+        elif like is not None and not self.headed and (self.width, False) == (like.width, like.headed):
+            self.label, self.shape = like.label, like.shape
         elif self.headed:
             self.label = self._named(names)
             last = [re.fullmatch(r"(\d{1,4})x(\d{1,4})", name) for name in names[-2:]]
@@ -57,6 +59,10 @@ class _Table:
                 self.shape = int(found[1]), int(found[2])
         else:
             self.label = self._guessed()
+        self.kept = [place for place in range(self.width) if place not in self.drop and place != self.label]
+        self.pixels = [names[place] for place in self.kept] if self.headed else []
+        if like is not None and self.pixels != like.pixels and sorted(self.pixels) == sorted(like.pixels):
+            raise DataError(f"{path}: its columns of pixels are in another order than those of {like.path.name}")
 
     def _named(self, names: list[str]) -> int | None:
         """The place of the label in a heading."""
@@ -91,6 +97,7 @@ class _Table:
         with access("read", self.path, kind=DataError), open(self.path, "rb") as stream:
             number = 0
             while line := stream.readline(_LINE + 1):
+                line = line.removeprefix(b"\xef\xbb\xbf") if not number else line
                 number += 1
                 if len(line) > _LINE:
                     raise DataError(f"{self.path}, line {number}: more than {_LINE:,} bytes: is this a CSV file?")
@@ -128,11 +135,15 @@ class _Table:
         for number, line in lines:
             if self.label is None:
                 continue
-            labels.append(line.split(self.mark)[self.label].decode("utf-8-sig", "replace").strip(" \"'"))
+            try:
+                labels.append(line.split(self.mark)[self.label].decode().strip(" \"'"))
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{self.path}, line {number}: the label is not UTF-8: save the file as UTF-8"
+                ) from error
             if not labels[-1] or len(labels[-1]) > 200:
                 raise DataError(f"{self.path}, line {number}: {labels[-1][:40]!r} is no label: correct the line")
-        kept = [place for place in range(self.width) if place not in (*self.drop, self.label)]
-        rows, mark = [line for _, line in lines], self.mark.decode()
+        kept, rows, mark = self.kept, [line for _, line in lines], self.mark.decode()
         try:
             found = np.loadtxt(rows, np.float32, None, mark, usecols=kept, ndmin=2, quotechar='"')
         except ValueError:

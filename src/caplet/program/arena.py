@@ -89,7 +89,8 @@ def plan_memory(
     """Place every buffer of a Program.
 
     ram: ``"fast"`` stores all votes, ``"small"`` none; a number of bytes stores as many votes as fit in it.
-    Convolutions that more scratch makes faster take what is free while they run.
+    Convolutions that more scratch makes faster take what is free while they run, and with "fast" and "small" a
+    thirty-second of the RAM more where nothing is.
     proof: of ``verify(program)``, made here if None. in_place: False keeps every tensor in a buffer of its own, for
     debugging. Raises PlanError when the Program does not verify, or does not fit the given number of bytes.
     """
@@ -97,11 +98,12 @@ def plan_memory(
     votes = {op.votes: program.tensors[op.votes].shape[0] for op in program.ops if isinstance(op, Routing)}
     if ram == "fast":
         return planner.grown(votes, least=1 / 32)
-    small = planner.grown(dict.fromkeys(votes, 0), least=1 / 32)
+    none = dict.fromkeys(votes, 0)
     if ram == "small":
-        return small
+        return planner.grown(none, least=1 / 32)
     if not isinstance(ram, int):
         raise PlanError(f"memory plan: ram is {ram!r}; the rule is 'fast', 'small' or a number of bytes")
+    small = planner.place(none)
     if small.bytes > ram:
         largest = ", ".join(f"{name} {size}" for name, size in small.peak[:3])
         raise PlanError(
@@ -154,8 +156,9 @@ class _Planner:
             rooms[name] = max(room, limit - max(live))
         while any(rooms.values()):
             wider = self.place(stored, rooms)
-            if wider.bytes <= limit + room:
-                return wider
+            if wider.bytes <= limit + room:  # what fills free bytes alone is not what the RAM is needed for
+                grew = wider.bytes > plan.bytes
+                return wider if grew else replace(wider, peak_op=plan.peak_op, peak=plan.peak)
             rooms = {name: room * 3 // 4 for name, room in rooms.items()}  # free, but not in one piece
         return plan
 

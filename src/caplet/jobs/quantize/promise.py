@@ -80,9 +80,10 @@ class FreshImages:
 def divide(model: CapsNet, splits: Splits, validation: str | None, trained: bool = False) -> tuple[Splits, FreshImages]:
     """The splits with the calibration images that the search may see, and the images that decide.
 
-    All training images decide. A calibration split that was held out from training (a network trained by caplet says
-    so) is divided: the part that the search does not see must agree. Otherwise the search sees the calibration split;
-    with a calibration size that was asked for, no images beyond it are taken, and that split is divided, too.
+    All training images but those for trials decide. A calibration split that was held out from training (a network
+    trained by caplet says so) is divided: the part that the search does not see must agree. Otherwise the search sees
+    the calibration split; with a calibration size that was asked for, no images beyond it are taken, and that split is
+    divided, too.
 
     Args:
         validation: a folder of new images; ``calibration`` or ``train`` for a split that the user knows to be new to

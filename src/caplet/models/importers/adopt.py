@@ -78,7 +78,13 @@ def adopt(
     try:
         if not isinstance(net, nn.Module) or isinstance(net, torch.jit.ScriptModule):
             raise ModelError("it cannot be adopted; give the torch.nn.Module itself, no file, script or trace")
-        images = torch.rand(IMAGES, *ShallowCapsConfig(image=image).image, generator=torch.Generator().manual_seed(0))
+        if isinstance(stem, str) or not all(isinstance(path, str) for path in (*stem, primary, digits)):
+            raise ModelError("stem is a list of paths, primary and digits are paths: texts such as 'primary.conv'")
+        if isinstance(tolerance, str) or isinstance(iterations, bool | str | float):
+            raise ModelError(
+                f"iterations={iterations!r}, tolerance={tolerance!r}; the rule is a whole number or None, a number"
+            )
+        images = _images(ShallowCapsConfig(image=image).image)
         convs, case = _case(net, images, open_, tolerance, [*stem], primary, norm, digits, bias)
         reading, count = search(case, iterations, tolerance)
         model = _build(images.shape[1:], convs, reading, count, case, open_)
@@ -92,6 +98,15 @@ def adopt(
     same = f"outputs equal within {worst:.1e} on {IMAGES} random images"
     model.notes = open_.notes() | {"assumed": {}, "read": [f"{name}: {found}, iterations={count}; {same}"]}
     return model
+
+
+def _images(shape: tuple[int, int, int]) -> Tensor:
+    """Noise, and in each half an image of black and white blocks: edges reach values that noise does not."""
+    seeded, (channels, rows, columns) = torch.Generator().manual_seed(0), shape
+    images = torch.rand(IMAGES, *shape, generator=seeded)
+    blocks = torch.rand(2, channels, -(-rows // 4), -(-columns // 4), generator=seeded).round()
+    images[:: IMAGES // 2] = F.interpolate(blocks, (rows, columns))
+    return images
 
 
 def watch(net: nn.Module, images: Tensor) -> tuple[list[Tensor], Calls]:
