@@ -30,11 +30,12 @@ def images_for(program: Program, count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, size=(count, *program.image_shape), dtype=np.uint8)
 
 
+EMULATED_DOT = ("-O1", "-DCAPLET_EMULATE_DOT", "-Wno-psabi")
 EMULATED_DSP = ("-O1", "-DCAPLET_EMULATE_DSP", f"-I{Path(__file__).parents[1] / 'support'}")
 
 
 @needs_compiler
-@pytest.mark.parametrize("flags", [(), ("-O0",), EMULATED_DSP], ids=["O3", "O0", "dsp"])
+@pytest.mark.parametrize("flags", [(), ("-O0",), EMULATED_DSP, EMULATED_DOT], ids=["O3", "O0", "dsp", "dot"])
 @pytest.mark.parametrize("kind", list(OPS))
 def test_random_ops_equal_the_interpreter(kind: str, flags: tuple[str, ...]) -> None:
     library = load_library(build_library(flags=flags))

@@ -43,6 +43,7 @@ int strcmp(const char *a, const char *b) { while (*a && *a == *b) { a++; b++; } 
 int main(void)
 {
     const int file = semihosting_open("differing.bin", SEMIHOSTING_WRITE);
+    const caplet_host_memory memory = {arena, sizeof arena, 1};
     uint32_t counts[2] = {0, 0};
     uint32_t i, c, k;
     for (i = 0; i < sizeof tests / sizeof *tests; i++) {
@@ -51,8 +52,8 @@ int main(void)
             const uint8_t *found = (const uint8_t *)arena + t->output;
             uint32_t unequal = 0;
             memset(arena, 0xA5, sizeof arena); /* what was in scratch must not matter */
-            caplet_host_run(t->step, 1, arena, t->inputs + c * t->input_bytes, 1, t->input_bytes, t->input, 0, 0, arena,
-                            0, 0, arena);
+            caplet_host_run(t->step, 1, &memory, t->inputs + c * t->input_bytes, 1, t->input_bytes, t->input, 0, 0,
+                            arena, 0, 0, arena);
             for (k = 0; k < t->output_bytes; k++) {
                 unequal |= found[k] ^ t->expected[c * t->output_bytes + k];
             }

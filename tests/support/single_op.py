@@ -58,10 +58,9 @@ class SingleOp:
         images = self.pack(inputs, self.op.inputs)
         first, last = self._extent(self.outputs)
         results = np.empty((batch, last - first), dtype=np.uint8)
-        raw = np.zeros(steps.arena_bytes + 64, dtype=np.uint8)
-        arena = raw.ctypes.data + -raw.ctypes.data % 64
+        memory = steps.memory()
         library.caplet_host_run(
-            *(ctypes.addressof(steps.table), 1, arena),
+            *(ctypes.addressof(steps.table), 1, memory.address),
             *(images.ctypes.data, batch, images.shape[1], start),
             *(first, results.shape[1], results.ctypes.data),
             *(first, 0, results.ctypes.data),

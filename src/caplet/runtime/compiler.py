@@ -22,7 +22,7 @@ from caplet.program.c.structure import runtime_files
 from caplet.runtime.steps import size_checks
 
 _LIBRARY = ("-fPIC", "-shared", "-fno-semantic-interposition")
-_FLAGS = ("-std=c99", "-O3", "-funroll-loops", "-fno-strict-aliasing", *_LIBRARY)
+_FLAGS = ("-std=c99", "-O3", "-funroll-loops", "-fno-strict-aliasing", "-fwrapv", *_LIBRARY)
 _NATIVE = ("-march=native",)
 _SUFFIX = ".dll" if sys.platform == "win32" else ".dylib" if sys.platform == "darwin" else ".so"
 
@@ -157,5 +157,7 @@ def load_library(path: Path) -> ctypes.CDLL:
     u32, u64, pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
     library.caplet_host_run.argtypes = [pointer, u32, pointer, pointer, *[u64] * 5, pointer, u64, u64, pointer]
     library.caplet_host_run.restype = None
+    for number in (library.caplet_host_lanes, library.caplet_host_width, library.caplet_host_bytes):
+        number.argtypes, number.restype = [], u32
     library.caplet_host_kernel.argtypes, library.caplet_host_kernel.restype = [ctypes.c_char_p], pointer
     return library

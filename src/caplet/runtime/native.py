@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from caplet.program.interpreter import RunResult
 from caplet.program.program import Program
 from caplet.runtime.compiler import build_library, load_library
-from caplet.runtime.steps import aligned, make_steps
+from caplet.runtime.steps import Memory, make_steps
 
-_CHUNK = 64
+_CHUNK = 60
 Bytes = NDArray[np.uint8]
 
 
@@ -41,13 +41,13 @@ class NativeModel:
         size = min(_CHUNK, -(-len(images) // self._threads))  # small batches keep every thread busy too
         starts = range(0, len(images), size)
         workers = min(self._threads, len(starts))
-        free = [aligned(self._steps.arena_bytes) for _ in range(workers)]
+        free = [self._steps.memory() for _ in range(workers)]
 
         def chunk(start: int) -> None:
-            arena = free.pop()
+            memory = free.pop()
             part = slice(start, start + size)
-            self._run(arena, images[part], capsules[part], lengths[part])
-            free.append(arena)
+            self._run(memory, images[part], capsules[part], lengths[part])
+            free.append(memory)
 
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(chunk, starts))
@@ -56,16 +56,16 @@ class NativeModel:
     def trace(self, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Every tensor but coupling, which is never stored: name -> codes (N, *shape), int64. Memory grows with N."""
         self.program.check_images(images)
-        arena, tensors = aligned(self._steps.arena_bytes), self.program.tensors
+        memory, tensors = self._steps.memory(), self.program.tensors
         ends = (np.empty((1, tensors[name].bytes), np.uint8) for name in (self.program.output, self.program.lengths))
         capsules, lengths = ends
         parts: dict[str, list[NDArray[Any]]] = {}
         for image in images:
             for index, op in enumerate(self.program.ops):
-                self._run(arena, image[None], capsules, lengths, index, 1)
+                self._run(memory, image[None], capsules, lengths, index, 1)
                 for name in op.outputs:
                     if name in self._steps.places:
-                        parts.setdefault(name, []).append(self._tensor(arena, name))
+                        parts.setdefault(name, []).append(self._tensor(memory.arenas, name))
         return {name: np.stack(codes) for name, codes in parts.items()}
 
     def _tensor(self, arena: NDArray[np.uint8], name: str) -> NDArray[Any]:
@@ -74,7 +74,13 @@ class NativeModel:
         return codes.reshape(spec.shape).astype(np.int64)
 
     def _run(
-        self, arena: Bytes, images: Bytes, capsules: NDArray[Any], lengths: NDArray[Any], first: int = 0, count: int = 0
+        self,
+        memory: Memory,
+        images: Bytes,
+        capsules: NDArray[Any],
+        lengths: NDArray[Any],
+        first: int = 0,
+        count: int = 0,
     ) -> None:
         """Steps ``first`` to ``first + count - 1`` on each image; to the last one where ``count`` is 0."""
         steps, places, program = self._steps, self._steps.places, self.program
@@ -82,7 +88,7 @@ class NativeModel:
         self._library.caplet_host_run(
             ctypes.addressof(steps.table[first]),
             count or len(steps.table),
-            arena.ctypes.data,
+            memory.address,
             pixels.ctypes.data,
             len(pixels),
             pixels[0].nbytes,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caplet.fixed.rounding import Rounding
 from caplet.program.arena import MemoryMap, plan_memory
 from caplet.program.c.describe import Descriptions
 from caplet.program.c.structure import KERNEL, Ref, Struct, Value, constants, structures
@@ -42,25 +43,47 @@ def aligned(size: int) -> NDArray[np.uint8]:
 
 
 _NOWHERE = (1 << 64) - 1
-_METHODS = ("AS_DEVICE", "BYTES", "FLIPPED", "WORDS")
-_AS_DEVICE, _BYTES, _FLIPPED, _WORDS = (constants()[f"CAPLET_{name}"] for name in _METHODS)
+_BYTES, _PAIRS, _SIGNED, _NO_BYTES = (
+    constants()[f"CAPLET_{name}"] for name in ("BYTES", "PAIRS", "SIGNED_BYTES", "NO_BYTES")
+)
 _INT8, _UINT8, _INT16, _UINT16 = (constants()[f"CAPLET_{sign}INT{bits}"] for bits in (8, 16) for sign in ("", "U"))
-_PATCH_BYTES = 1 << 20
-"""Gathered patches may take this much: about a processor's second-level cache."""
+_TOGETHER, _ARENAS = 6, 1 << 25
+"""Images that take each step together, as the rows of the kernels' tiles, and bytes that their arenas may take."""
 
 
 @dataclass(frozen=True)
 class Steps:
     """What ``caplet_host_run`` needs. ``alive`` holds what ``table`` points to.
 
-    arena_bytes: of one thread's arena. input: offset of the image. places: offsets of all tensors.
+    arena_bytes: of one image's arena. scratch_bytes: of what ``together`` images share. input: offset of the image.
+    places: offsets of all tensors.
     """
 
     table: Any
     arena_bytes: int
+    scratch_bytes: int
+    together: int
     input: int
     places: dict[str, int]
     alive: list[Any]
+
+    def memory(self) -> "Memory":
+        """Memory for one thread."""
+        arenas = aligned(self.together * self.arena_bytes + self.scratch_bytes)
+        fields = (arenas.ctypes.data, self.arena_bytes, self.together)
+        return Memory(STRUCTURES["caplet_host_memory"](*fields), arenas)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A ``caplet_host_memory``, and the arenas that it points to; the first image's comes first."""
+
+    struct: Any
+    arenas: NDArray[np.uint8]
+
+    @property
+    def address(self) -> int:
+        return ctypes.addressof(self.struct)
 
 
 def make_steps(program: Program, library: ctypes.CDLL) -> Steps:
@@ -70,14 +93,14 @@ def make_steps(program: Program, library: ctypes.CDLL) -> Steps:
     """
     proof = verify(program)
     plan = plan_memory(program, proof=proof, in_place=False)
-    descriptions = Descriptions(program, proof, unpacked=True, host=True, rooms=plan.rooms)
+    descriptions = Descriptions(program, proof, unpacked=True, rooms=plan.rooms)
     return StepBuilder(program, descriptions, plan, library).steps()
 
 
 class StepBuilder:
     """Builds the steps of a Program, or of a single op, in the buffers of a memory plan.
 
-    portable: compute convolutions as a device does.
+    portable: compute everything as a device does.
     """
 
     def __init__(
@@ -93,13 +116,16 @@ class StepBuilder:
         self.tensors = program.tensors
         self.descriptions = descriptions
         self.plan = plan
-        self.portable = portable
+        self.portable = portable or not library.caplet_host_lanes()
         self._alive: list[Any] = []
         self._places: dict[str, int] = {}
         self.names = {buffer.name for buffer in plan.buffers} | set(plan.shared)
         pixels = self.tensors[program.input].bytes if program.input else 0
         self.input = _up(plan.bytes)
-        self.scratch = _up(self.input + pixels)
+        pointers = max((len(op.inputs) for op in program.ops), default=0)
+        self.pointers = _up(self.input + pixels)
+        self.arena_bytes = _up(self.pointers + 8 * pointers)
+        self.together = max(1, min(_TOGETHER, _ARENAS // self.arena_bytes))
         self.scratch_bytes = 0
 
     def steps(self) -> Steps:
@@ -107,7 +133,8 @@ class StepBuilder:
         for step, op in zip(table, self.program.ops, strict=True):
             self._step(step, op)
         places = {name: self.place(name) for name in (*self.tensors,) if name in self.names}
-        return Steps(table, _up(self.scratch + self.scratch_bytes), self.input, places, self._alive)
+        sizes = (self.arena_bytes, self.scratch_bytes, self.together)
+        return Steps(table, *sizes, self.input, places, self._alive)
 
     def place(self, name: str) -> int:
         if name == self.program.input:
@@ -117,7 +144,11 @@ class StepBuilder:
     def struct(self, op: Op) -> Struct:
         """The descriptor of ``op`` as the host runtime takes it."""
         struct = self.descriptions.of(op)
-        return self._convolution(op, struct) if isinstance(op, Convolution) else struct
+        if not self.portable and isinstance(op, Convolution):
+            return self._convolution(op, struct) or struct
+        if not self.portable and isinstance(op, DenseVotes):
+            return self._dense_votes(op, struct) or struct
+        return struct
 
     def _step(self, step: Any, op: Op) -> None:
         struct = self.struct(op)
@@ -126,13 +157,17 @@ class StepBuilder:
         inputs = [self.place(name) for name in op.inputs]
         step.inputs = self._address(np.array(inputs, dtype=np.uint64))
         step.input_count = len(inputs)
-        step.kind = constants()[f"CAPLET_STEP_{op.kind.upper()}"]
+        own = {"caplet_host_conv": "HOST_CONV", "caplet_host_votes": "HOST_VOTES"}
+        kind = own.get(struct.type, op.kind.upper())
+        if not self.portable and isinstance(op, Routing) and self._routes_bytes(op, struct):
+            kind = "HOST_ROUTING"
+        step.kind = constants()[f"CAPLET_STEP_{kind}"]
         step.output = self.place(op.activation if isinstance(op, Routing) else op.outputs[0])
         memory: list[int] = []
         if isinstance(op, DenseVotes):
-            memory = self._dense_votes(op, step)
+            memory = [self.pointers, self.place(f"{op.name}/scratch")]
         elif isinstance(op, Convolution):
-            memory = [self.place(f"{op.name}/scratch"), self.scratch]
+            memory = [self.place(f"{op.name}/scratch")]
         elif isinstance(op, Routing):
             logits = _NOWHERE if op.logits is None else self.place(op.logits)
             scratch = [self.place(f"{op.name}/{what}") for what in ("coupling", "acc", "exponentials")]
@@ -177,40 +212,88 @@ class StepBuilder:
                 self._places[name] = ctypes.addressof(block)
         return self._places[name]
 
-    def _shared(self, size: int) -> int:
-        """Scratch that is used within one step only."""
-        self.scratch_bytes = max(self.scratch_bytes, size)
-        return self.scratch
+    def _shares(self, size: int) -> None:
+        """Scratch that images share, and every step may use."""
+        self.scratch_bytes = max(self.scratch_bytes, _up(size))
 
-    def _dense_votes(self, op: DenseVotes, step: Any) -> list[int]:
-        """Memory of dense votes, by ``caplet_host_dense_votes`` where constants are as in the Program."""
-        pointers, (_, in_dim, votes) = _up(8 * len(op.inputs)), op.weight.shape
-        if not self.descriptions.host:
-            return [self._shared(pointers), self.place(f"{op.name}/scratch")]
-        step.kind = constants()["CAPLET_STEP_HOST_VOTES"]
-        start = self._shared(pointers + _up(8 * votes) + 2 * min(in_dim, 4) * votes)
-        return [start, start + pointers, start + pointers + _up(8 * votes)]
+    def _dense_votes(self, op: DenseVotes, votes: Struct) -> Struct | None:
+        """Descriptor of ``caplet_host_dense_votes``; None where its sums of 32 bits do not do."""
+        inputs, dim, outputs = op.weight.shape
+        sources = self.descriptions.structs[votes.fields["sources"].name]  # type: ignore[union-attr]
+        wide = any(source.fields["acc"].fields["wide"] for source in sources)  # type: ignore[union-attr]
+        integers, types = op.weight.integers, {source.fields["type"] for source in sources}
+        if wide or self._noisy(op.output) or integers.max() > 32767 or _UINT16 in types:
+            return None
+        words = -(-dim // 2)
+        pairs = np.zeros((inputs, outputs, 2 * words), dtype=np.int16)
+        pairs[..., :dim] = integers.transpose(0, 2, 1)
+        panels = self._panels(pairs.view(np.uint32))
+        scales = -(-outputs // self.library.caplet_host_width()) * 3 * 4 * self.library.caplet_host_width()
+        self._shares(scales + inputs * self.together * words * 4)
+        taps = self._array(4 * np.arange(words, dtype=np.uint32))
+        fields: dict[str, Value] = {"votes": votes, "weights": self._array(panels), "taps": taps}
+        return Struct("caplet_host_votes", {**fields, "words": words, "inputs": inputs})
 
-    def _convolution(self, op: Convolution, conv: Struct) -> Struct:
-        """Descriptor of ``caplet_host_convolve``: the filters as rows of a padded matrix, where they fit its tiles."""
-        filters = op.weight.integers.reshape(op.weight.shape[0], -1)
-        in_groups = isinstance(op, Conv2d) and op.groups > 1
-        method = _AS_DEVICE if self.portable or in_groups else _method(conv, filters)
-        outputs, size = filters.shape
-        patch = -(-size // 64) * 64
-        matrix = np.zeros((-(-outputs // 4) * 4, patch), dtype=np.int16 if method == _WORDS else np.int8)
-        start = np.zeros(-(-outputs // 16) * 16, dtype=np.int32)
-        positions = 0
-        if method != _AS_DEVICE:
-            matrix[:outputs, :size] = filters
-            if method == _FLIPPED:
-                start[:outputs] = -128 * filters.sum(axis=1)
-            cells = int(conv.fields["out_rows"]) * int(conv.fields["out_columns"])  # type: ignore[arg-type]
-            fit = max(4, _PATCH_BYTES // (patch * matrix.itemsize) // 4 * 4)
-            positions = min(-(-cells // 4) * 4, fit)
-            self._shared(positions * (patch * matrix.itemsize + 16 * 4))
-        fields: dict[str, Value] = {"conv": conv, "patch": patch, "positions": positions, "method": method}
-        return Struct("caplet_host_conv", {**fields, "weights": self._array(matrix), "start": self._array(start)})
+    def _routes_bytes(self, op: Routing, struct: Struct) -> bool:
+        """Whether ``caplet_host_route`` does this routing."""
+        names = [struct.fields[name].name for name in ("weigh", "update", "exponentials")]  # type: ignore[union-attr]
+        routed = op.logits is None or (names[1].startswith("caplet_update_bytes") and bool(names[2]))
+        if names[0] != "caplet_weigh_bytes" or not routed or self._noisy(op.coupling):
+            return False
+        inputs, outputs, dim = self.tensors[op.votes].shape
+        stride = -(-inputs // 64) * 64
+        self._shares(outputs * ((dim + 4) * stride + 4 * 64) + 4 * outputs * dim + 5 * CACHE_LINE)
+        return True
+
+    def _noisy(self, name: str) -> bool:
+        return self.tensors[name].rounding is Rounding.STOCHASTIC
+
+    def _panels(self, rows: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Rows (groups, N, words) as the kernels take them: panels of lanes, (words, lanes) each."""
+        groups, count, words = rows.shape
+        lanes, width = self.library.caplet_host_lanes(), self.library.caplet_host_width()
+        padded = np.zeros((groups, -(-count // lanes) * lanes, words), dtype=np.uint32)
+        padded[:, :count] = rows
+        whole = padded.shape[1] // width * width
+        panels = padded[:, :whole].reshape(groups, -1, width, words).swapaxes(2, 3).reshape(groups, -1)
+        rest = padded[:, whole:].swapaxes(1, 2).reshape(groups, -1)
+        return np.concatenate([panels, rest], axis=1)
+
+    def _convolution(self, op: Convolution, conv: Struct) -> Struct | None:
+        """Descriptor of ``caplet_host_convolve``; None where its sums of 32 bits do not do, and in groups."""
+        filters = op.weight.integers
+        outputs, kernel_rows, kernel_columns, depth = filters.shape
+        source = conv.fields["in_type"]
+        wide = conv.fields["acc"].fields["wide_products"]  # type: ignore[union-attr]
+        if wide or source == _UINT16 or filters.max() > 32767 or (isinstance(op, Conv2d) and op.groups > 1):
+            return None
+        dot, channels = self.library.caplet_host_bytes(), int(conv.fields["in_channels"])  # type: ignore[arg-type]
+        of_bytes = dot != _NO_BYTES and source in (_INT8, _UINT8) and bool((np.abs(filters + 0.5) < 128).all())
+        flipped = of_bytes and (source == _INT8) == (dot != _SIGNED)
+        size = 1 if of_bytes else 2
+        cells = [int(conv.fields[f"out_{axis}"]) for axis in ("rows", "columns")]  # type: ignore[arg-type]
+        stride = int(conv.fields["stride"])  # type: ignore[arg-type]
+        rows, columns = ((n - 1) * stride + k for n, k in zip(cells, (kernel_rows, kernel_columns), strict=True))
+        # Elements of a window that are neighbours in the map, filled up with weights of 0 to whole words.
+        run = kernel_columns * depth if depth == channels else depth
+        runs, each = filters.reshape(outputs, -1, run), 4 // size
+        padded = np.zeros((outputs, runs.shape[1], -(-run // each) * each), dtype=f"int{8 * size}")
+        padded[..., :run] = runs
+        words = padded.reshape(outputs, -1).view(np.uint32)
+        starts = np.arange(kernel_rows)[:, None] * columns * channels
+        if run == depth and depth != channels:
+            starts = starts + np.arange(kernel_columns) * channels
+        taps = starts.reshape(-1, 1) * size + 4 * np.arange(padded.shape[2] // each)
+        start = np.zeros(-(-outputs // 64) * 64, dtype=np.int32)
+        if flipped:
+            start[:outputs] = (128 if dot == _SIGNED else -128) * filters.reshape(outputs, -1).sum(axis=1)
+        map_bytes = _up(rows * columns * channels * size + 4)
+        self._shares(self.together * map_bytes)
+        arrays = {"weights": self._panels(words[None]), "start": start, "taps": taps.astype(np.uint32)}
+        fields: dict[str, Value] = {name: self._array(values) for name, values in arrays.items()}
+        fields |= {"words": words.shape[1], "rows": rows, "columns": columns, "map_bytes": map_bytes}
+        method = _BYTES if of_bytes else _PAIRS
+        return Struct("caplet_host_conv", {"conv": conv, **fields, "method": method, "flipped": int(flipped)})
 
     def _array(self, values: np.ndarray) -> Ref:
         """An array that starts at a cache line."""
@@ -220,20 +303,6 @@ class StepBuilder:
         # Not through Descriptions.array: a copy would lose the alignment.
         self.descriptions.arrays[name] = block
         return Ref(name)
-
-
-def _method(conv: Struct, filters: np.ndarray) -> int:
-    acc = conv.fields["acc"]
-    assert isinstance(acc, Struct)
-    source = conv.fields["in_type"]
-    weights_fit_bytes = filters.min() >= -128 and filters.max() <= 127
-    if acc.fields["wide_products"] or source not in (_INT8, _UINT8, _INT16) or filters.max() > 32767:
-        return _AS_DEVICE
-    if source == _UINT8 and weights_fit_bytes:
-        return _BYTES
-    if source == _INT8 and weights_fit_bytes and 255 * int(np.abs(filters).sum(axis=1).max()) < 1 << 31:
-        return _FLIPPED
-    return _WORDS
 
 
 def _up(size: int) -> int:

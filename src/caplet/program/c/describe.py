@@ -30,15 +30,13 @@ _SIGNED, _UNSIGNED, _POWERS = (constants()[f"CAPLET_{kind}"] for kind in ("SIGNE
 class Descriptions:
     """Descriptors of the ops of one Program, and the arrays that they refer to: of one axis, of structures of one type.
 
-    unpacked: constants are arrays of int8 or int16 instead of bit-packed, where there is memory for them. host: the
-    weights of dense votes lie as the Program has them, for the kernel of the host. rooms: of
+    unpacked: constants are arrays of int8 or int16 instead of bit-packed, where there is memory for them. rooms: of
     :class:`caplet.program.arena.MemoryMap`.
     """
 
     program: Program
     proof: Proof
     unpacked: bool = False
-    host: bool = False
     rooms: Mapping[str, int] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     structs: dict[str, tuple[Struct, ...]] = field(default_factory=dict)
@@ -254,7 +252,7 @@ def _dense_votes(op: ops.DenseVotes, to: Descriptions) -> dict[str, Value]:
     selected = Ref()
     if op.selected is not None:
         selected = to.array(f"{op.name}/selected", np.array(op.selected, dtype=np.uint16))
-    weight = to.constant(op.weight, None if to.host else lambda codes: in_pairs(codes.transpose(0, 2, 1)))
+    weight = to.constant(op.weight, lambda codes: in_pairs(codes.transpose(0, 2, 1)))
     counts = _named("source_count in_dim votes block", (len(sources), in_dim, votes, votes_together(op.weight)))
     return {
         "kernel": _vote_kernel(op, to, sources),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-HOST_ONLY = frozenset({"host.c", "host.h", "host_conv.c", "host_votes.c"})
+HOST_ONLY = frozenset({"host.c", "host.h", "host_conv.c", "host_routing.c", "host_tile.h", "host_votes.c"})
 """Files that only the host runtime compiles; an exported model does not contain them."""
 
 

@@ -1,96 +1,158 @@
 /* A batch of images through a Program whose steps are described at run time. */
-#include "host.h"
-
 #include <string.h>
 
-#include "fixed.h"
+#include "host_tile.h"
 
 static void *place(void *arena, uint64_t offset)
 {
     return offset == CAPLET_NOWHERE ? NULL : (uint8_t *)arena + offset;
 }
 
-static void run_routing(const caplet_host_step *step, void *arena)
+static caplet_routing_memory routing_memory(const caplet_host_step *step, void *arena)
 {
-    const caplet_votes votes = {place(arena, step->inputs[0]), NULL, NULL, NULL, NULL, NULL, step->count};
     const caplet_routing_memory memory = {
         place(arena, step->memory[0]), place(arena, step->memory[1]), place(arena, step->output),
         place(arena, step->memory[3]), (uint16_t *)place(arena, step->memory[2]),
         (uint32_t *)place(arena, step->memory[4])};
-    caplet_routing((const caplet_routing_op *)step->op, &votes, &memory);
+    return memory;
 }
 
-static void run_dense_votes(const caplet_host_step *step, void *arena)
+/* The places of a step's inputs, in room for pointers. */
+static const void **inputs_of(const caplet_host_step *step, void *arena)
 {
-    const caplet_dense_votes_op *op = (const caplet_dense_votes_op *)step->op;
-    const void **sources = (const void **)place(arena, step->memory[0]);
-    uint8_t *row = (uint8_t *)place(arena, step->output);
+    const void **inputs = (const void **)place(arena, step->memory[0]);
     uint32_t i;
     for (i = 0; i < step->input_count; i++) {
-        sources[i] = place(arena, step->inputs[i]);
+        inputs[i] = place(arena, step->inputs[i]);
     }
+    return inputs;
+}
+
+static void run_votes(const caplet_host_step *step, void *arena)
+{
+    const void *x = place(arena, step->inputs[0]);
+    const void *const *sources = step->kind == CAPLET_STEP_DENSE_VOTES ? inputs_of(step, arena) : NULL;
+    uint8_t *row = (uint8_t *)place(arena, step->output);
+    uint32_t i;
     for (i = 0; i < step->count; i++) {
-        if (step->kind == CAPLET_STEP_HOST_VOTES) {
-            caplet_host_dense_votes(op, sources, i, row, place(arena, step->memory[1]), place(arena, step->memory[2]));
+        if (sources != NULL) {
+            caplet_dense_votes((const caplet_dense_votes_op *)step->op, sources, i, row, place(arena, step->memory[1]));
         } else {
-            caplet_dense_votes(op, sources, i, row, place(arena, step->memory[1]));
+            caplet_conv_votes((const caplet_conv_op *)step->op, x, i, row, place(arena, step->memory[0]));
         }
         row += step->row_bytes;
     }
 }
 
-static void run_conv(const caplet_host_step *step, void *arena)
+static void run_routing(const caplet_host_step *step, void *arena)
 {
-    const caplet_host_conv *op = (const caplet_host_conv *)step->op;
-    const uint32_t elements = op->conv.out_rows * op->conv.out_columns * op->conv.out_channels;
-    uint8_t *row = (uint8_t *)place(arena, step->output);
-    uint32_t i;
-    if (step->kind == CAPLET_STEP_CONV2D && op->conv.depth < op->conv.in_channels) { /* in groups */
-        caplet_conv2d(&op->conv, place(arena, step->inputs[0]), row, place(arena, step->memory[0]));
-        return;
-    }
-    for (i = 0; i < op->conv.types; i++) {
-        caplet_host_convolve(op, place(arena, step->inputs[0]), i * op->conv.depth, row, i * elements,
-                             place(arena, step->memory[0]), place(arena, step->memory[1]));
-        row += step->row_bytes;
-    }
+    const caplet_votes votes = {place(arena, step->inputs[0]), NULL, NULL, NULL, NULL, NULL, step->count};
+    const caplet_routing_memory memory = routing_memory(step, arena);
+    caplet_routing((const caplet_routing_op *)step->op, &votes, &memory);
 }
 
+/* A step on one image. */
 static void run_step(const caplet_host_step *step, void *arena)
 {
     const void *x = place(arena, step->inputs[0]);
     void *y = place(arena, step->output);
     switch (step->kind) {
     case CAPLET_STEP_INPUT_QUANTIZE: caplet_input_quantize(step->op, (const uint8_t *)x, y); break;
-    case CAPLET_STEP_CONV2D: run_conv(step, arena); break;
-    case CAPLET_STEP_CONV_VOTES: run_conv(step, arena); break;
+    case CAPLET_STEP_CONV2D: caplet_conv2d(step->op, x, y, place(arena, step->memory[0])); break;
     case CAPLET_STEP_MAX_POOL2D: caplet_max_pool2d(step->op, x, y); break;
     case CAPLET_STEP_CHANNEL_AFFINE: caplet_channel_affine(step->op, x, y); break;
     case CAPLET_STEP_LEAKY_RELU: caplet_leaky_relu(step->op, x, y); break;
     case CAPLET_STEP_LISTING: caplet_listing(step->op, x, y); break;
     case CAPLET_STEP_SQUASH: caplet_squash(step->op, x, y, 0); break;
     case CAPLET_STEP_ADD: caplet_add(step->op, x, place(arena, step->inputs[1]), y); break;
-    case CAPLET_STEP_HOST_VOTES:
-    case CAPLET_STEP_DENSE_VOTES: run_dense_votes(step, arena); break;
+    case CAPLET_STEP_CONV_VOTES:
+    case CAPLET_STEP_DENSE_VOTES: run_votes(step, arena); break;
     case CAPLET_STEP_ROUTING: run_routing(step, arena); break;
     default: caplet_lengths(step->op, x, y); break;
     }
 }
 
-void caplet_host_run(const caplet_host_step *steps, uint32_t count, void *arena, const uint8_t *images,
-                     uint64_t image_count, uint64_t image_bytes, uint64_t input, uint64_t output,
-                     uint64_t capsule_bytes, void *capsules, uint64_t lengths, uint64_t length_bytes, void *squared)
+/* A step on images that lie next_image bytes apart; scratch: what they share. */
+static void run_together(const caplet_host_step *step, uint8_t *arena, uint64_t next_image, uint32_t images,
+                         void *scratch)
 {
-    uint64_t image;
-    uint32_t i;
-    for (image = 0; image < image_count; image++) {
-        memcpy(place(arena, input), images + image * image_bytes, image_bytes);
-        for (i = 0; i < count; i++) {
-            run_step(&steps[i], arena);
-        }
-        memcpy((uint8_t *)capsules + image * capsule_bytes, place(arena, output), capsule_bytes);
-        memcpy((uint8_t *)squared + image * length_bytes, place(arena, lengths), length_bytes);
+    uint32_t image;
+#if CAPLET_LANES
+    if (step->kind == CAPLET_STEP_HOST_CONV) {
+        caplet_host_convolve((const caplet_host_conv *)step->op, place(arena, step->inputs[0]),
+                             place(arena, step->output), next_image, images, step->row_bytes, scratch);
+        return;
     }
+    if (step->kind == CAPLET_STEP_HOST_VOTES) {
+        caplet_host_dense_votes((const caplet_host_votes *)step->op, inputs_of(step, arena),
+                                place(arena, step->output), next_image, images, step->row_bytes, scratch);
+        return;
+    }
+#endif
+    for (image = 0; image < images; image++) {
+#if CAPLET_LANES
+        if (step->kind == CAPLET_STEP_HOST_ROUTING) {
+            const caplet_routing_memory memory = routing_memory(step, arena);
+            caplet_host_route((const caplet_routing_op *)step->op, (const int8_t *)place(arena, step->inputs[0]),
+                              &memory, scratch);
+        } else
+#endif
+        {
+            run_step(step, arena);
+        }
+        arena += next_image;
+    }
+    (void)scratch;
+}
+
+void caplet_host_run(const caplet_host_step *steps, uint32_t count, const caplet_host_memory *memory,
+                     const uint8_t *images, uint64_t image_count, uint64_t image_bytes, uint64_t input,
+                     uint64_t output, uint64_t capsule_bytes, void *capsules, uint64_t lengths, uint64_t length_bytes,
+                     void *squared)
+{
+    uint8_t *const arenas = (uint8_t *)memory->arenas;
+    const uint64_t size = memory->arena_bytes;
+    uint64_t first;
+    uint32_t i;
+    for (first = 0; first < image_count; first += memory->together) {
+        const uint64_t left = image_count - first;
+        const uint32_t together = left < memory->together ? (uint32_t)left : memory->together;
+        for (i = 0; i < together; i++) {
+            memcpy(arenas + i * size + input, images + (first + i) * image_bytes, (size_t)image_bytes);
+        }
+        for (i = 0; i < count; i++) {
+            run_together(&steps[i], arenas, size, together, arenas + memory->together * size);
+        }
+        for (i = 0; i < together; i++) {
+            memcpy((uint8_t *)capsules + (first + i) * capsule_bytes, arenas + i * size + output,
+                   (size_t)capsule_bytes);
+            memcpy((uint8_t *)squared + (first + i) * length_bytes, arenas + i * size + lengths,
+                   (size_t)length_bytes);
+        }
+    }
+}
+
+uint32_t caplet_host_lanes(void)
+{
+    return CAPLET_LANES;
+}
+
+uint32_t caplet_host_width(void)
+{
+#if CAPLET_LANES
+    return CAPLET_WIDTH;
+#else
+    return 0;
+#endif
+}
+
+uint32_t caplet_host_bytes(void)
+{
+#if CAPLET_LANES
+    return CAPLET_DOT_BYTES;
+#else
+    return CAPLET_NO_BYTES;
+#endif
 }
 
 typedef void function(void);

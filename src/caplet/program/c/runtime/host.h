@@ -1,6 +1,6 @@
 /*
- * Running whole Programs on a PC: a batch entry point over steps that are described at run time, and a convolution that
- * trades memory for speed. Not part of an exported model; the integers are the same.
+ * Running whole Programs on a PC: a batch entry point over steps that are described at run time, and kernels for the
+ * vectors of its processor. Not part of an exported model; the integers are the same.
  */
 #ifndef CAPLET_HOST_H
 #define CAPLET_HOST_H
@@ -15,40 +15,60 @@
 
 /* How a convolution makes its sums of products. */
 enum {
-    CAPLET_AS_DEVICE = 0, /* by caplet_convolve */
-    CAPLET_BYTES = 1,    /* uint8_t patches, int8_t weights */
-    CAPLET_FLIPPED = 2,  /* int8_t input stored as uint8_t patches of code + 128, int8_t weights */
-    CAPLET_WORDS = 3     /* int16_t patches and weights */
+    CAPLET_BYTES = 0, /* of four bytes at once; weights are int8_t */
+    CAPLET_PAIRS = 1  /* of two int16_t */
 };
 
+/* Products of four bytes that the processor sums at once, with int8_t: none, of uint8_t, of int8_t. */
+enum { CAPLET_NO_BYTES = 0, CAPLET_UNSIGNED_BYTES = 1, CAPLET_SIGNED_BYTES = 2 };
+
 /*
- * A convolution over gathered patches.
- * weights: (out_channels rounded up to 4, patch), int8_t or int16_t, zero beyond the filters.
- * start: int32_t (out_channels rounded up to 16), where the sums start: -128 * the filter's sum for CAPLET_FLIPPED.
- * patch: elements of a patch, the filter's size rounded up to 64. positions: gathered at a time, a multiple of 4.
+ * A convolution by tiles of sums. The input is copied into a map (rows, columns, in_channels) with its border, of
+ * map_bytes bytes; where `flipped`, with the top bit of each byte flipped: of uint8_t to int8_t, or the other way.
+ * words: 32-bit words of a window, each of elements that are neighbours in the map, taps: their offsets in bytes.
+ * weights: panels (words, lanes), one after the other: a lane holds a filter's elements of a word. Lanes are rounded up
+ * to a vector's, elements beyond the filters are zero.
+ * start: int32_t (lanes of all panels), where the sums start.
  */
 typedef struct {
     caplet_conv_op conv;
     const void *weights;
     const int32_t *start;
-    uint32_t patch;
-    uint32_t positions;
-    uint32_t method;
+    const uint32_t *taps;
+    uint32_t words;
+    uint32_t rows;
+    uint32_t columns;
+    uint32_t map_bytes;
+    uint8_t method;
+    uint8_t flipped;
 } caplet_host_conv;
 
 /*
- * x, y, first_channel, element: as for caplet_convolve; device: its scratch. scratch: aligned to 64 bytes,
- * positions * patch elements and positions * 16 int32_t.
+ * x, y: of the first of `images` images, which lie next_image bytes apart. row_bytes: of one input type's votes.
+ * scratch: aligned to 64 bytes, images * map_bytes.
  */
-void caplet_host_convolve(const caplet_host_conv *op, const void *x, uint32_t first_channel, void *y, uint32_t element,
-                          void *device, void *scratch);
+void caplet_host_convolve(const caplet_host_conv *op, const void *x, void *y, uint64_t next_image, uint32_t images,
+                          uint32_t row_bytes, void *scratch);
+
+/* Dense votes by tiles of sums. weights: for each input capsule panels as above, over the votes. taps: 4 * k, words. */
+typedef struct {
+    caplet_dense_votes_op votes;
+    const void *weights;
+    const uint32_t *taps;
+    uint32_t words; /* pairs of components */
+    uint32_t inputs;
+} caplet_host_votes;
+
+/* scratch: aligned to 64 bytes, for the scales of all panels and inputs * images * words * 4. */
+void caplet_host_dense_votes(const caplet_host_votes *op, const void *const *x, void *y, uint64_t next_image,
+                             uint32_t images, uint32_t row_bytes, void *scratch);
 
 /*
- * As caplet_dense_votes, but with weights (inputs, in_dim, votes). acc: scratch, int32_t or int64_t (votes). weights:
- * scratch for min(in_dim, 4) * votes unpacked weights.
+ * As caplet_routing with stored votes and a table of exponentials, where weigh is caplet_weigh_bytes, and update, if
+ * any, one of caplet_update_bytes. scratch: aligned to 64 bytes, of caplet_host_routing_bytes bytes.
  */
-void caplet_host_dense_votes(const caplet_dense_votes_op *op, const void *const *x, uint32_t input, void *row,
-                             void *acc, void *weights);
+void caplet_host_route(const caplet_routing_op *op, const int8_t *votes, const caplet_routing_memory *memory,
+                       void *scratch);
 
 enum {
     CAPLET_STEP_INPUT_QUANTIZE = 0,
@@ -63,7 +83,9 @@ enum {
     CAPLET_STEP_MAX_POOL2D = 9,
     CAPLET_STEP_LEAKY_RELU = 10,
     CAPLET_STEP_LISTING = 11,
-    CAPLET_STEP_HOST_VOTES = 12
+    CAPLET_STEP_HOST_CONV = 12, /* op is a caplet_host_conv */
+    CAPLET_STEP_HOST_VOTES = 13, /* a caplet_host_votes */
+    CAPLET_STEP_HOST_ROUTING = 14
 };
 
 enum { CAPLET_STEP_MEMORY = 5 };
@@ -72,12 +94,11 @@ enum { CAPLET_STEP_MEMORY = 5 };
 #define CAPLET_NOWHERE UINT64_MAX
 
 /*
- * One op of a Program. op: its descriptor. All others are offsets in bytes into the arena:
+ * One op of a Program. op: its descriptor. All others are offsets in bytes into an image's arena:
  * inputs: of the tensors it reads; output: of the one it writes;
- * memory: votes {room for one pointer per source, scratch}, or {pointers, acc, weights} by caplet_host_dense_votes;
- * convolutions {scratch of the device, scratch of the host}; routing {logits,
- * preactivation, coupling, acc, exponentials}, with the activation as output. row_bytes: of one input capsule's votes.
- * count: of input capsules. input_count: of inputs.
+ * memory: votes {room for one pointer per source, scratch}; convolutions {scratch}; routing {logits, preactivation,
+ * coupling, acc, exponentials}, with the activation as output. row_bytes: of one input capsule's votes, or input
+ * type's. count: of input capsules. input_count: of inputs.
  */
 typedef struct {
     const void *op;
@@ -93,14 +114,33 @@ typedef struct {
 /* The function of this name, NULL if there is none: the address of a kernel for a descriptor. */
 CAPLET_EXPORT void *caplet_host_kernel(const char *name);
 
+/* 32-bit words of a vector, 0 where there are none: then no step may be of a HOST kind. */
+CAPLET_EXPORT uint32_t caplet_host_lanes(void);
+
+/* Lanes of a full panel. */
+CAPLET_EXPORT uint32_t caplet_host_width(void);
+
+/* CAPLET_NO_BYTES .. CAPLET_SIGNED_BYTES. */
+CAPLET_EXPORT uint32_t caplet_host_bytes(void);
+
+/*
+ * Where images lie: arenas of `arena_bytes` for `together` images that take each step together, then scratch that all
+ * of them share.
+ */
+typedef struct {
+    void *arenas;
+    uint64_t arena_bytes;
+    uint32_t together;
+} caplet_host_memory;
+
 /*
  * Run `images` images, uint8_t (images, image_bytes) in the device's layout.
- * input, output, lengths: offsets of the image's place, of the class capsules and of their lengths in the arena.
+ * input, output, lengths: offsets of the image's place, of the class capsules and of their lengths in an arena.
  * capsules: out, (images, capsule_bytes); squared: out, (images, length_bytes).
  */
-CAPLET_EXPORT void caplet_host_run(const caplet_host_step *steps, uint32_t count, void *arena, const uint8_t *images,
-                                   uint64_t image_count, uint64_t image_bytes, uint64_t input, uint64_t output,
-                                   uint64_t capsule_bytes, void *capsules, uint64_t lengths, uint64_t length_bytes,
-                                   void *squared);
+CAPLET_EXPORT void caplet_host_run(const caplet_host_step *steps, uint32_t count, const caplet_host_memory *memory,
+                                   const uint8_t *images, uint64_t image_count, uint64_t image_bytes, uint64_t input,
+                                   uint64_t output, uint64_t capsule_bytes, void *capsules, uint64_t lengths,
+                                   uint64_t length_bytes, void *squared);
 
 #endif

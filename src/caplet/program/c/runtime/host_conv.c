@@ -1,249 +1,185 @@
 /*
- * Convolution for PCs. Windows are gathered into zero-padded patches, and tiles of 4 positions x 4 filters are summed
- * at once, so that every loaded vector takes part in four products. Filters are taken in blocks of 16 and patches in
- * chunks that stay in the cache.
+ * Convolution for PCs. The input is copied once with its border, and tiles read their windows in the copy: word by
+ * word, at offsets that are the same for every window. Filters are taken in panels, and windows of several images
+ * together, so that a part of a panel's weights stays in the cache while all of them are multiplied with it.
  */
-#include <string.h>
+#include "host_tile.h"
 
-#include "host.h"
-#include "fixed.h"
+#if CAPLET_LANES
 
-enum { TILE = 4, BLOCK = 16, CHUNK = 2304 };
+/* Windows whose sums are made together, and words of them at a time. */
+enum { WINDOWS = 32 * CAPLET_TILE, WORDS = 512 };
 
-/*
- * sums[p * BLOCK + f] += sum over k < n of x[p, k] * w[f, k], p, f < TILE. stride: elements from one position, and from
- * one filter, to the next. n: a multiple of 32. TP holds every product; gcc needs to be told that those of bytes fit 16
- * bits, or some sums miss the processor's dot-product instruction.
- */
-typedef void tile(const void *x, const void *w, size_t stride, size_t n, int32_t *sums);
-
-#define MULTIPLY(P, TP)                     \
-    s##P##0 += (TP)(x##P[k] * w0[k]);       \
-    s##P##1 += (TP)(x##P[k] * w1[k]);       \
-    s##P##2 += (TP)(x##P[k] * w2[k]);       \
-    s##P##3 += (TP)(x##P[k] * w3[k]);
-
-#define ADD_SUMS(P)                                  \
-    sums[P * BLOCK + 0] += s##P##0;                  \
-    sums[P * BLOCK + 1] += s##P##1;                  \
-    sums[P * BLOCK + 2] += s##P##2;                  \
-    sums[P * BLOCK + 3] += s##P##3;
-
-#define DEFINE_TILE(NAME, TX, TW, TP)                                                      \
-    static void NAME(const void *x, const void *w, size_t stride, size_t n, int32_t *sums) \
-    {                                                                                      \
-        const TX *restrict x0 = (const TX *)x, *restrict x1 = x0 + stride;                 \
-        const TX *restrict x2 = x1 + stride, *restrict x3 = x2 + stride;                   \
-        const TW *restrict w0 = (const TW *)w, *restrict w1 = w0 + stride;                 \
-        const TW *restrict w2 = w1 + stride, *restrict w3 = w2 + stride;                   \
-        int32_t s00 = 0, s01 = 0, s02 = 0, s03 = 0, s10 = 0, s11 = 0, s12 = 0, s13 = 0;    \
-        int32_t s20 = 0, s21 = 0, s22 = 0, s23 = 0, s30 = 0, s31 = 0, s32 = 0, s33 = 0;    \
-        const size_t end = n & ~(size_t)31;                                                \
-        size_t k;                                                                          \
-        for (k = 0; k < end; k++) {                                                        \
-            MULTIPLY(0, TP)                                                                \
-            MULTIPLY(1, TP)                                                                \
-            MULTIPLY(2, TP)                                                                \
-            MULTIPLY(3, TP)                                                                \
-        }                                                                                  \
-        ADD_SUMS(0)                                                                        \
-        ADD_SUMS(1)                                                                        \
-        ADD_SUMS(2)                                                                        \
-        ADD_SUMS(3)                                                                        \
+#define DEFINE_TILE(NAME, VECTORS, OF_BYTES)                                                                          \
+    static CAPLET_APART void NAME(const uint8_t *const *x, const uint32_t *taps, const int32_t *w, uint32_t words,    \
+                                  int32_t *sums)                                                                      \
+    {                                                                                                                 \
+        caplet_sum_tile(x, taps, w, words, sums, VECTORS, OF_BYTES);                                                  \
     }
 
-DEFINE_TILE(tile_bytes, uint8_t, int8_t, int16_t)
-DEFINE_TILE(tile_words, int16_t, int16_t, int32_t)
+DEFINE_TILE(pairs_1, 1, 0)
+DEFINE_TILE(pairs_2, 2, 0)
+DEFINE_TILE(bytes_1, 1, 1)
+DEFINE_TILE(bytes_2, 2, 1)
+#if CAPLET_PANEL == 4
+DEFINE_TILE(pairs_3, 3, 0)
+DEFINE_TILE(pairs_4, 4, 0)
+DEFINE_TILE(bytes_3, 3, 1)
+DEFINE_TILE(bytes_4, 4, 1)
+#endif
 
-/* Copy one run of n elements of the input into a patch. */
-static void copy_run(const caplet_host_conv *op, const void *from, void *patch, uint32_t at, uint32_t n)
+caplet_tile *caplet_tile_of(uint32_t vectors, uint32_t of_bytes)
+{
+#if CAPLET_PANEL == 4
+    static caplet_tile *const tiles[2][CAPLET_PANEL] = {{pairs_1, pairs_2, pairs_3, pairs_4},
+                                                        {bytes_1, bytes_2, bytes_3, bytes_4}};
+#else
+    static caplet_tile *const tiles[2][CAPLET_PANEL] = {{pairs_1, pairs_2}, {bytes_1, bytes_2}};
+#endif
+    return tiles[of_bytes][vectors - 1];
+}
+
+void caplet_scale_panel(const caplet_accumulator *acc, const caplet_format *out, uint32_t first, uint32_t count,
+                        caplet_panel_scale *scale)
+{
+    uint32_t f;
+    memset(scale, 0, sizeof *scale);
+    for (f = 0; f < count; f++) {
+        const caplet_scale one = caplet_scale_of(acc, out, first + f, first + f);
+        scale->left[f] = (int32_t)one.left;
+        scale->right[f] = (int32_t)one.right;
+        scale->add[f] = (int32_t)(one.add + caplet_rounding_term(out, one.right, 0));
+    }
+}
+
+/* A run of n elements, as the tiles take them. */
+static void copy_run(const caplet_host_conv *op, const void *from, void *to, uint32_t n)
 {
     const uint8_t *bytes = (const uint8_t *)from;
-    uint8_t *to = (uint8_t *)patch + at;
-    int16_t *words = (int16_t *)patch + at;
+    int16_t *words = (int16_t *)to;
+    const uint8_t flip = op->flipped ? 0x80 : 0;
     uint32_t k;
-    if (op->method == CAPLET_WORDS && op->conv.in_type == CAPLET_INT16) {
-        memcpy(words, from, (size_t)n * sizeof *words);
-    } else if (op->method == CAPLET_WORDS && op->conv.in_type == CAPLET_UINT8) {
+    if (op->method == CAPLET_BYTES) {
+        for (k = 0; k < n; k++) {
+            ((uint8_t *)to)[k] = bytes[k] ^ flip;
+        }
+    } else if (op->conv.in_type == CAPLET_INT16) {
+        memcpy(to, from, (size_t)n * sizeof *words);
+    } else if (op->conv.in_type == CAPLET_UINT8) {
         for (k = 0; k < n; k++) {
             words[k] = bytes[k];
         }
-    } else if (op->method == CAPLET_WORDS) {
+    } else {
         for (k = 0; k < n; k++) {
             words[k] = ((const int8_t *)from)[k];
         }
-    } else if (op->method == CAPLET_BYTES) {
-        memcpy(to, from, n);
-    } else {
-        for (k = 0; k < n; k++) {
-            to[k] = (uint8_t)(bytes[k] ^ 0x80u);
-        }
     }
 }
 
-/* The window of one output position as one run; positions outside the input are code 0. */
-static void gather(const caplet_host_conv *op, const void *x, uint32_t first_channel, uint32_t position, void *patch)
+/* The input with its border of codes 0, as the tiles take it. */
+static void copy_map(const caplet_host_conv *op, const void *x, uint8_t *map)
 {
     const caplet_conv_op *conv = &op->conv;
-    const int64_t top = (int64_t)(position / conv->out_columns * conv->stride) - conv->padding;
-    const int64_t left = (int64_t)(position % conv->out_columns * conv->stride) - conv->padding;
-    const int64_t first = left < 0 ? -left : 0;
-    const int64_t beyond = (int64_t)conv->in_columns - left;
-    const int64_t last = beyond < conv->kernel_columns ? beyond : conv->kernel_columns; /* exclusive */
-    const size_t bytes = op->method == CAPLET_WORDS ? 2 : 1;
-    const uint32_t whole = conv->depth == conv->in_channels;
-    const uint32_t filled = conv->kernel_rows * conv->kernel_columns * conv->depth;
-    const int outside = op->method == CAPLET_FLIPPED ? 0x80 : 0;
-    int64_t row;
-    int64_t column;
-    if (top < 0 || left < 0 || top + conv->kernel_rows > conv->in_rows || beyond < conv->kernel_columns) {
-        memset(patch, outside, bytes * filled);
+    const uint32_t bytes = conv->in_channels * (op->method == CAPLET_BYTES ? 1u : 2u); /* of a position */
+    const uint32_t fit = op->columns - conv->padding;
+    const uint32_t columns = conv->in_columns < fit ? conv->in_columns : fit;
+    uint32_t row;
+    if (conv->padding > 0 || conv->in_rows < op->rows || columns < op->columns) {
+        memset(map, op->flipped ? 0x80 : 0, (size_t)op->rows * op->columns * bytes);
     }
-    memset((uint8_t *)patch + bytes * filled, 0, bytes * (op->patch - filled));
-    for (row = 0; row < conv->kernel_rows; row++) {
-        const int64_t y = top + row;
-        if (y < 0 || y >= conv->in_rows) {
-            continue;
-        }
-        for (column = first; column < last; column += whole ? last - first : 1) {
-            const uint32_t from = (uint32_t)((y * conv->in_columns + left + column) * conv->in_channels);
-            const uint32_t at = (uint32_t)((row * conv->kernel_columns + column) * conv->depth);
-            copy_run(op, caplet_at(x, conv->in_type, from + first_channel), patch, at,
-                     whole ? (uint32_t)(last - first) * conv->depth : conv->depth);
-        }
+    for (row = 0; row < conv->in_rows && row + conv->padding < op->rows; row++) {
+        copy_run(op, caplet_at(x, conv->in_type, row * conv->in_columns * conv->in_channels),
+                 map + ((size_t)(row + conv->padding) * op->columns + conv->padding) * bytes,
+                 columns * conv->in_channels);
     }
 }
 
-/* sums (positions, BLOCK) of the filters from `filter` on. count: filters, at most BLOCK. */
-static void multiply(const caplet_host_conv *op, const void *patches, uint32_t positions, uint32_t filter,
-                     uint32_t count, int32_t *sums)
-{
-    /* Called by address: inlined here, the sixteen sums and eight rows run out of registers. */
-    tile *const sum_tile = op->method == CAPLET_WORDS ? tile_words : tile_bytes;
-    const size_t bytes = op->method == CAPLET_WORDS ? 2 : 1;
-    uint32_t start;
-    uint32_t p;
-    uint32_t f;
-    for (p = 0; p < positions; p++) {
-        memcpy(sums + (size_t)p * BLOCK, op->start + filter, BLOCK * sizeof *sums);
-    }
-    for (start = 0; start < op->patch; start += CHUNK) {
-        const uint32_t n = op->patch - start < CHUNK ? op->patch - start : CHUNK;
-        for (p = 0; p < positions; p += TILE) {
-            const uint8_t *x = (const uint8_t *)patches + ((size_t)p * op->patch + start) * bytes;
-            for (f = 0; f < count; f += TILE) {
-                const uint8_t *w = (const uint8_t *)op->weights + ((size_t)(filter + f) * op->patch + start) * bytes;
-                sum_tile(x, w, op->patch, n, sums + (size_t)p * BLOCK + f);
-            }
-        }
-    }
-}
-
-/* What makes codes of the sums of one filter of a block. */
-typedef struct {
-    int32_t left[BLOCK];
-    int32_t right[BLOCK];
-    int32_t add[BLOCK];
-} block_scale;
-
-/* Codes of one position; a loop of its own, so that it is vectorised as one of int32_t. */
-static inline void requantize_position(const block_scale *restrict scale, const int32_t *restrict sums, int32_t low,
-                                       int32_t high, int32_t *restrict codes)
+/* Codes of one window's sums, where they take 64 bits or noise. element: of the first one. */
+static void store_slowly(const caplet_conv_op *conv, const int32_t *sums, uint32_t filter, uint32_t count, void *y,
+                         uint32_t element)
 {
     uint32_t f;
-    CAPLET_WHOLE_LOOP
-    for (f = 0; f < BLOCK; f++) {
-        const int32_t sum = (int32_t)(((uint32_t)sums[f] << scale->left[f]) + (uint32_t)scale->add[f]);
-        codes[f] = caplet_clip32(sum >> scale->right[f], low, high);
-    }
-}
-
-#define REQUANTIZE(T)                                                             \
-    do {                                                                      \
-        T *restrict to = (T *)y;                                              \
-        for (p = 0; p < positions; p++) {                                     \
-            int32_t codes[BLOCK];                                             \
-            requantize_position(&scale, sums, low, high, codes);                  \
-            if (count == BLOCK) {                                             \
-                CAPLET_WHOLE_LOOP                                             \
-                for (f = 0; f < BLOCK; f++) {                                 \
-                    to[f] = (T)codes[f];                                      \
-                }                                                             \
-            } else {                                                          \
-                for (f = 0; f < count; f++) {                                 \
-                    to[f] = (T)codes[f];                                      \
-                }                                                             \
-            }                                                                 \
-            to += conv->out_channels;                                         \
-            sums += BLOCK;                                                    \
-        }                                                                     \
-    } while (0)
-
-/*
- * Sums (positions, BLOCK) of the filters filter .. filter + count - 1 to codes. y: the first position's code of the
- * first filter. element: its noise index.
- */
-static void requantize_block(const caplet_conv_op *conv, const int32_t *restrict sums, uint32_t positions,
-                             uint32_t filter, uint32_t count, void *y, uint32_t element)
-{
-    caplet_scale scales[BLOCK];
-    block_scale scale;
-    const int32_t low = conv->out.low;
-    const int32_t high = conv->out.high;
-    uint32_t p;
-    uint32_t f;
-    memset(&scale, 0, sizeof scale);
     for (f = 0; f < count; f++) {
-        scales[f] = caplet_scale_of(&conv->acc, &conv->out, filter + f, filter + f);
-        scale.left[f] = (int32_t)scales[f].left;
-        scale.right[f] = (int32_t)scales[f].right;
+        const caplet_scale scale = caplet_scale_of(&conv->acc, &conv->out, filter + f, filter + f);
+        caplet_store(y, conv->out.type, f,
+                     conv->acc.wide ? caplet_requantize64(sums[f], &scale, &conv->out, element + f)
+                                    : caplet_requantize32(sums[f], &scale, &conv->out, element + f));
     }
-    if (conv->acc.wide || conv->out.rounding == CAPLET_STOCHASTIC) {
-        for (p = 0; p < positions; p++) {
-            for (f = 0; f < count; f++) {
-                const uint32_t index = p * conv->out_channels + f;
-                const int32_t sum = sums[(size_t)p * BLOCK + f];
-                caplet_store(y, conv->out.type, index,
-                             conv->acc.wide ? caplet_requantize64(sum, &scales[f], &conv->out, element + index)
-                                            : caplet_requantize32(sum, &scales[f], &conv->out, element + index));
-            }
-        }
-        return;
-    }
-    for (f = 0; f < count; f++) {
-        scale.add[f] = (int32_t)(scales[f].add + caplet_rounding_term(&conv->out, scales[f].right, 0));
-    }
-    CAPLET_WITH_TYPE(conv->out.type, REQUANTIZE)
 }
 
-void caplet_host_convolve(const caplet_host_conv *op, const void *x, uint32_t first_channel, void *y, uint32_t element,
-                          void *device, void *scratch)
+/* Windows first .. first + windows - 1 of the images' maps, for one input capsule type, with all filters. */
+static void convolve_windows(const caplet_host_conv *op, const uint8_t *maps, uint32_t first, uint32_t windows,
+                             uint32_t type, uint8_t *y, uint64_t next_image, uint32_t row_bytes)
 {
     const caplet_conv_op *conv = &op->conv;
     const uint32_t total = conv->out_rows * conv->out_columns;
-    const size_t patch_bytes = (size_t)op->patch * (op->method == CAPLET_WORDS ? 2u : 1u);
-    int32_t *sums;
-    uint32_t first;
+    const uint32_t bytes = op->method == CAPLET_BYTES ? 1u : 2u;
+    const uint32_t slowly = conv->acc.wide || conv->out.rounding == CAPLET_STOCHASTIC;
+    const uint8_t *x[WINDOWS];
+    int32_t sums[WINDOWS * CAPLET_WIDTH];
+    caplet_panel_scale scale;
+    uint32_t filter;
+    uint32_t count;
     uint32_t p;
-    uint32_t f;
-    if (op->method == CAPLET_AS_DEVICE) {
-        caplet_convolve(conv, x, first_channel, 0, conv->out_channels, y, element, device);
-        return;
-    }
-    sums = (int32_t *)((uint8_t *)scratch + op->positions * patch_bytes);
-    for (first = 0; first < total; first += op->positions) {
-        const uint32_t positions = total - first < op->positions ? total - first : op->positions;
-        const uint32_t rounded = (positions + TILE - 1u) / TILE * TILE;
-        for (p = 0; p < positions; p++) {
-            gather(op, x, first_channel, first + p, (uint8_t *)scratch + p * patch_bytes);
+    for (p = 0; p < WINDOWS; p++) {
+        const uint32_t window = p < windows ? first + p : first; /* a tile may be left with some */
+        const uint32_t position = window % total;
+        const uint32_t place = position / conv->out_columns * op->columns + position % conv->out_columns;
+        x[p] = maps + (size_t)(window / total) * op->map_bytes + (size_t)type * conv->depth * bytes;
+        x[p] += (size_t)place * conv->stride * conv->in_channels * bytes;
+        if (p >= windows && p % CAPLET_TILE == CAPLET_TILE - 1) {
+            break;
         }
-        memset((uint8_t *)scratch + positions * patch_bytes, 0, (rounded - positions) * patch_bytes);
-        for (f = 0; f < conv->out_channels; f += BLOCK) {
-            const uint32_t count = conv->out_channels - f < BLOCK ? conv->out_channels - f : BLOCK;
-            const uint32_t index = first * conv->out_channels + f;
-            multiply(op, scratch, rounded, f, count, sums);
-            requantize_block(conv, sums, positions, f, count, caplet_at_writable(y, conv->out.type, index),
-                             element + index);
+    }
+    for (filter = 0; filter < conv->out_channels; filter += count) {
+        const uint32_t left = conv->out_channels - filter;
+        const uint32_t vectors = left < CAPLET_WIDTH ? (left + CAPLET_LANES - 1) / CAPLET_LANES : CAPLET_PANEL;
+        const uint32_t width = vectors * CAPLET_LANES;
+        const int32_t *weights = (const int32_t *)op->weights + (size_t)filter * op->words;
+        caplet_tile *const sum_tile = caplet_tile_of(vectors, op->method == CAPLET_BYTES);
+        uint32_t k;
+        count = left < CAPLET_WIDTH ? left : CAPLET_WIDTH;
+        for (p = 0; p < windows; p++) {
+            memcpy(sums + p * width, op->start + filter, width * sizeof *sums);
+        }
+        for (k = 0; k < op->words; k += WORDS) {
+            const uint32_t words = op->words - k < WORDS ? op->words - k : WORDS;
+            for (p = 0; p < windows; p += CAPLET_TILE) {
+                sum_tile(x + p, op->taps + k, weights + (size_t)k * width, words, sums + p * width);
+            }
+        }
+        if (!slowly) {
+            caplet_scale_panel(&conv->acc, &conv->out, filter, count, &scale);
+        }
+        for (p = 0; p < windows; p++) {
+            const uint32_t index = (first + p) % total * conv->out_channels + filter;
+            uint8_t *row = y + (first + p) / total * next_image + (size_t)type * row_bytes;
+            void *to = caplet_at_writable(row, conv->out.type, index);
+            if (slowly) {
+                store_slowly(conv, sums + p * width, filter, count, to, type * total * conv->out_channels + index);
+            } else {
+                caplet_store_panel(&scale, &conv->out, sums + p * width, vectors, count, to);
+            }
         }
     }
 }
+
+void caplet_host_convolve(const caplet_host_conv *op, const void *x, void *y, uint64_t next_image, uint32_t images,
+                          uint32_t row_bytes, void *scratch)
+{
+    const uint32_t windows = images * op->conv.out_rows * op->conv.out_columns;
+    uint32_t image;
+    uint32_t type;
+    uint32_t first;
+    for (image = 0; image < images; image++) {
+        copy_map(op, (const uint8_t *)x + image * next_image, (uint8_t *)scratch + (size_t)image * op->map_bytes);
+    }
+    for (type = 0; type < op->conv.types; type++) {
+        for (first = 0; first < windows; first += WINDOWS) {
+            convolve_windows(op, (const uint8_t *)scratch, first, windows - first < WINDOWS ? windows - first : WINDOWS,
+                             type, (uint8_t *)y, next_image, row_bytes);
+        }
+    }
+}
+
+#endif

@@ -1,124 +1,82 @@
 /*
- * Dense votes for PCs: weights are (inputs, in_dim, votes), and the loop over the votes, which compilers vectorise, is
- * the inner one.
+ * Dense votes for PCs: the capsules of several images are the windows of tiles, and an input capsule's weights their
+ * filters. Components of capsules are int16_t, in pairs.
  */
-#include "host.h"
-#include "fixed.h"
+#include "host_tile.h"
 
-/* Components of an input capsule, and rows of weights, that are taken together. */
-enum { ROWS = 4 };
+#if CAPLET_LANES
 
-/* Four rows at a time, so that a sum is loaded and stored once for all of them; then the rest one by one. */
-#define AXPY(TW, ACC)                                                                             \
-    do {                                                                                          \
-        const TW *restrict w0 = (const TW *)w;                                                    \
-        ACC *restrict sums = acc;                                                                 \
-        for (; rows >= 4; rows -= 4) {                                                            \
-            const TW *restrict w1 = w0 + n, *restrict w2 = w1 + n, *restrict w3 = w2 + n;         \
-            const ACC x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3];                                 \
-            for (j = 0; j < n; j++) {                                                             \
-                sums[j] += x0 * (ACC)w0[j] + x1 * (ACC)w1[j] + x2 * (ACC)w2[j] + x3 * (ACC)w3[j]; \
-            }                                                                                     \
-            w0 = w3 + n;                                                                          \
-            x += 4;                                                                               \
-        }                                                                                         \
-        for (; rows > 0; rows--) {                                                                \
-            const ACC x0 = *x++;                                                                  \
-            for (j = 0; j < n; j++) {                                                             \
-                sums[j] += x0 * (ACC)w0[j];                                                       \
-            }                                                                                     \
-            w0 += n;                                                                              \
-        }                                                                                         \
-    } while (0)
-
-#define AXPY_BY_WEIGHT(ACC)                                              \
-    do {                                                                 \
-        uint32_t j;                                                      \
-        if (w_type == CAPLET_INT8) {                                     \
-            AXPY(int8_t, ACC);                                           \
-        } else if (w_type == CAPLET_INT16) {                             \
-            AXPY(int16_t, ACC);                                          \
-        } else {                                                         \
-            AXPY(uint16_t, ACC);                                         \
-        }                                                                \
-    } while (0)
-
-static void axpy32(int32_t *acc, const int32_t *x, const void *w, uint8_t w_type, uint32_t rows, uint32_t n)
+/* Components of all input capsules: int16_t (inputs, images, 2 * words), zero beyond in_dim. */
+static void copy_capsules(const caplet_host_votes *op, const void *const *x, uint64_t next_image, uint32_t images,
+                          int16_t *to)
 {
-    AXPY_BY_WEIGHT(int32_t);
-}
-
-static void axpy64(int64_t *acc, const int32_t *x, const void *w, uint8_t w_type, uint32_t rows, uint32_t n)
-{
-    AXPY_BY_WEIGHT(int64_t);
-}
-
-#define STORE(T)                        \
-    do {                                \
-        T *restrict codes = (T *)y;     \
-        for (j = 0; j < count; j++) {   \
-            codes[j] = (T)sums[j];      \
-        }                               \
-    } while (0)
-
-/* The common case: int32_t, and one scale for the whole row. Two loops, as the first is vectorised best by itself. */
-static void requantize_evenly(const caplet_scale *scale, const caplet_format *out, int32_t *restrict sums,
-                              uint32_t count, void *y)
-{
-    const int32_t add = (int32_t)caplet_rounding_term(out, scale->right, 0);
-    const uint32_t left = scale->left;
-    const uint32_t right = scale->right;
-    const int32_t low = out->low;
-    const int32_t high = out->high;
-    uint32_t j;
-    for (j = 0; j < count; j++) {
-        sums[j] = caplet_clip32((caplet_left32(sums[j], left) + add) >> right, low, high);
-    }
-    CAPLET_WITH_TYPE(out->type, STORE)
-}
-
-/*
- * A row of accumulators of channels 0..count - 1, without bias -> codes. sums: int32_t, or int64_t where acc->wide; not
- * kept. element: noise index of the first one.
- */
-static void requantize_row(const caplet_accumulator *acc, const caplet_format *out, void *sums, uint32_t count, void *y,
-                           uint32_t element)
-{
-    uint32_t j;
-    if (!acc->wide && acc->channel_shifts == NULL && out->rounding != CAPLET_STOCHASTIC) {
-        const caplet_scale scale = caplet_scale_of(acc, out, 0, 0);
-        requantize_evenly(&scale, out, (int32_t *)sums, count, y);
-        return;
-    }
-    for (j = 0; j < count; j++) {
-        const caplet_scale scale = caplet_scale_of(acc, out, j, 0);
-        caplet_store(y, out->type, j, caplet_requantize(sums, acc->wide, j, &scale, out, element + j));
-    }
-}
-
-void caplet_host_dense_votes(const caplet_dense_votes_op *op, const void *const *x, uint32_t input, void *row,
-                             void *acc, void *weights)
-{
-    const uint8_t weight_type = caplet_constant_type(&op->weight);
-    uint32_t first;
-    const caplet_source *source = caplet_source_of(op, &x, input, &first);
-    uint32_t rows;
-    uint32_t j;
+    const uint32_t dim = op->votes.in_dim;
+    uint32_t input;
+    uint32_t image;
     uint32_t k;
-    caplet_clear_sums(acc, source->acc.wide, op->votes);
-    for (k = 0; k < op->in_dim; k += rows) {
-        int32_t codes[ROWS];
-        const void *from;
-        rows = op->in_dim - k < ROWS ? op->in_dim - k : ROWS;
-        for (j = 0; j < rows; j++) {
-            codes[j] = caplet_load(*x, source->type, first + k + j);
-        }
-        from = caplet_row(&op->weight, op->unpack, (input * op->in_dim + k) * op->votes, rows * op->votes, weights);
-        if (source->acc.wide) {
-            axpy64((int64_t *)acc, codes, from, weight_type, rows, op->votes);
-        } else {
-            axpy32((int32_t *)acc, codes, from, weight_type, rows, op->votes);
+    for (input = 0; input < op->inputs; input++) {
+        const void *const *from = x;
+        uint32_t first;
+        const caplet_source *source = caplet_source_of(&op->votes, &from, input, &first);
+        const uint8_t *codes = (const uint8_t *)caplet_at(*from, source->type, first);
+        for (image = 0; image < images; image++) {
+            for (k = 0; k < dim; k++) {
+                to[k] = (int16_t)caplet_load(codes, source->type, k);
+            }
+            if (dim & 1u) {
+                to[dim] = 0;
+            }
+            to += 2 * op->words;
+            codes += next_image;
         }
     }
-    requantize_row(&source->acc, &op->out, acc, op->votes, row, input * op->votes);
 }
+
+void caplet_host_dense_votes(const caplet_host_votes *op, const void *const *x, void *y, uint64_t next_image,
+                             uint32_t images, uint32_t row_bytes, void *scratch)
+{
+    const uint32_t panels = (op->votes.votes + CAPLET_WIDTH - 1) / CAPLET_WIDTH;
+    const size_t capsule_bytes = (size_t)op->words * 4;
+    const caplet_source *scaled = NULL;
+    caplet_panel_scale *scales = (caplet_panel_scale *)scratch;
+    uint8_t *from = (uint8_t *)(scales + panels);
+    const int32_t *w = (const int32_t *)op->weights;
+    uint32_t input;
+    copy_capsules(op, x, next_image, images, (int16_t *)(void *)from);
+    for (input = 0; input < op->inputs; input++) {
+        const void *const *unused = x;
+        uint32_t image;
+        uint32_t first;
+        const caplet_source *source = caplet_source_of(&op->votes, &unused, input, &first);
+        for (first = 0; first < op->votes.votes; first += CAPLET_WIDTH) {
+            const uint32_t left = op->votes.votes - first;
+            const uint32_t count = left < CAPLET_WIDTH ? left : CAPLET_WIDTH;
+            const uint32_t vectors = (count + CAPLET_LANES - 1) / CAPLET_LANES;
+            caplet_panel_scale *scale = scales + first / CAPLET_WIDTH;
+            if (source != scaled) {
+                caplet_scale_panel(&source->acc, &op->votes.out, first, count, scale);
+            }
+            for (image = 0; image < images; image += CAPLET_TILE) {
+                int32_t sums[CAPLET_TILE * CAPLET_WIDTH];
+                const uint8_t *places[CAPLET_TILE];
+                uint32_t p;
+                const uint32_t end = images - image < CAPLET_TILE ? images - image : CAPLET_TILE;
+                for (p = 0; p < CAPLET_TILE; p++) {
+                    places[p] = from + (image + (p < end ? p : 0)) * capsule_bytes;
+                }
+                memset(sums, 0, sizeof sums);
+                caplet_tile_of(vectors, 0)(places, op->taps, w, op->words, sums);
+                for (p = 0; p < end; p++) {
+                    uint8_t *row = (uint8_t *)y + (image + p) * next_image + (size_t)input * row_bytes;
+                    caplet_store_panel(scale, &op->votes.out, sums + p * vectors * CAPLET_LANES, vectors, count,
+                                       caplet_at_writable(row, op->votes.out.type, first));
+                }
+            }
+            w += (size_t)op->words * vectors * CAPLET_LANES;
+        }
+        scaled = source;
+        from += images * capsule_bytes;
+    }
+}
+
+#endif

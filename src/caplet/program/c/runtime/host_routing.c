@@ -1,0 +1,274 @@
+/*
+ * Dynamic routing of bytes for PCs. Votes are transposed to (outputs * dim, inputs), so that weighted sums, agreements
+ * and softmax all run along the input capsules, whatever the dimension.
+ */
+#include "host_tile.h"
+
+#if CAPLET_LANES
+
+/* Input capsules of a vector, and those whose coupling is made together. */
+enum { ALONG = 2 * CAPLET_LANES, GROUP = 64 };
+
+typedef int8_t narrow_codes __attribute__((vector_size(ALONG), aligned(1), may_alias));
+typedef int16_t codes_16 __attribute__((vector_size(2 * ALONG)));
+
+/* The scratch of a routing; stride: input capsules, rounded up. */
+typedef struct {
+    int8_t *votes;    /* (outputs * dim, stride), zero beyond the inputs */
+    int16_t *logits;  /* (outputs, stride) */
+    int16_t *coupling;
+    uint32_t *exponentials; /* (outputs, GROUP) */
+    int32_t *bias;          /* (types * dim), with the rounding term */
+    uint32_t stride;
+} routing_room;
+
+/* ALONG bytes as int16_t. */
+CAPLET_COPIED caplet_lanes widen(const int8_t *from)
+{
+    return (caplet_lanes)__builtin_convertvector(*(const narrow_codes *)from, codes_16);
+}
+
+/* Swaps of the halves of eight bytes, of their quarters and of single bytes, between rows. */
+static inline void transpose_8(const int8_t *from, size_t from_row, int8_t *to, size_t to_row)
+{
+    static const uint64_t masks[3] = {0x00000000FFFFFFFFu, 0x0000FFFF0000FFFFu, 0x00FF00FF00FF00FFu};
+    uint64_t rows[8];
+    uint32_t r;
+    uint32_t step;
+    for (r = 0; r < 8; r++) {
+        memcpy(&rows[r], from + r * from_row, sizeof *rows);
+    }
+    for (step = 0; step < 3; step++) {
+        const uint32_t distance = 4u >> step;
+        for (r = 0; r < 8; r++) {
+            if (!(r & distance)) {
+                const uint64_t low = rows[r];
+                const uint64_t high = rows[r + distance];
+                const uint64_t mask = masks[step];
+                rows[r] = (low & mask) | (high & mask) << (8 * distance);
+                rows[r + distance] = (low >> (8 * distance) & mask) | (high & ~mask);
+            }
+        }
+    }
+    for (r = 0; r < 8; r++) {
+        memcpy(to + r * to_row, &rows[r], sizeof *rows);
+    }
+}
+
+static void transpose_votes(const int8_t *votes, uint32_t inputs, uint32_t count, int8_t *to, uint32_t stride)
+{
+    const uint32_t whole = count < 8 ? 0 : inputs & ~7u;
+    uint32_t i;
+    uint32_t j;
+    for (i = 0; i < whole; i += 8) {
+        for (j = 0; j + 8 <= count; j += 8) {
+            transpose_8(votes + (size_t)i * count + j, count, to + (size_t)j * stride + i, stride);
+        }
+        if (j < count) { /* some columns once more */
+            transpose_8(votes + (size_t)i * count + count - 8, count, to + (size_t)(count - 8) * stride + i, stride);
+        }
+    }
+    for (j = 0; j < count; j++) {
+        int8_t *row = to + (size_t)j * stride;
+        for (i = whole; i < inputs; i++) {
+            row[i] = votes[(size_t)i * count + j];
+        }
+        memset(row + inputs, 0, stride - inputs);
+    }
+}
+
+/* Sum of votes[i] * coupling[i] along the input capsules, or of the votes where coupling is NULL. */
+CAPLET_COPIED int32_t sum_along(const int8_t *votes, const int16_t *coupling, uint32_t stride)
+{
+    const caplet_lanes zero = {0};
+    caplet_lanes acc = zero;
+    int32_t sums[CAPLET_LANES];
+    int32_t sum = 0;
+    uint32_t i;
+    for (i = 0; i < stride; i += ALONG) {
+        acc = caplet_dot_pairs(acc, widen(votes + i), coupling != NULL ? caplet_load_lanes(coupling + i) : zero + 0x10001);
+    }
+    caplet_store_lanes(sums, acc);
+    for (i = 0; i < CAPLET_LANES; i++) {
+        sum += sums[i];
+    }
+    return sum;
+}
+
+static void weigh_along(const caplet_routing_op *op, const routing_room *room, const int16_t *coupling, int32_t *acc)
+{
+    const int8_t *votes = room->votes;
+    uint32_t g;
+    uint32_t d;
+    for (g = 0; g < op->outputs; g++) {
+        for (d = 0; d < op->dim; d++) {
+            *acc++ = sum_along(votes, coupling + (size_t)g * room->stride, room->stride);
+            votes += room->stride;
+        }
+    }
+}
+
+static void add_up(const routing_room *room, uint32_t count, int32_t factor, int32_t *acc)
+{
+    uint32_t j;
+    for (j = 0; j < count; j++) {
+        acc[j] = factor * sum_along(room->votes + (size_t)j * room->stride, NULL, room->stride);
+    }
+}
+
+CAPLET_COPIED caplet_lanes clip(caplet_lanes x, int32_t low, int32_t high)
+{
+    caplet_lanes beyond = x < low;
+    x = (x & ~beyond) | (low & beyond);
+    beyond = x > high;
+    return (x & ~beyond) | (high & beyond);
+}
+
+/* Adds the rounded agreements to the logits. The even input capsules of a vector are summed apart from the odd ones. */
+static void agree_along(const caplet_routing_op *op, const int8_t *activation, const routing_room *room)
+{
+    const uint32_t right = (uint32_t)op->agreement_shift;
+    const int32_t term = (int32_t)caplet_rounding_term(&op->logits, right, 0);
+    const int32_t most = 1 << 9; /* a longer step leads to the end of any logits' range */
+    const caplet_lanes zero = {0};
+    const codes_16 none = {0};
+    uint32_t g;
+    uint32_t i;
+    uint32_t d;
+    for (g = 0; g < op->outputs; g++) {
+        const int8_t *votes = room->votes + (size_t)g * op->dim * room->stride;
+        int16_t *logits = room->logits + (size_t)g * room->stride;
+        for (i = 0; i < room->stride; i += ALONG) {
+            caplet_lanes even = zero + term;
+            caplet_lanes odd = even;
+            codes_16 sums;
+            codes_16 beyond;
+            for (d = 0; d < op->dim; d++) {
+                const caplet_lanes v = widen(votes + (size_t)d * room->stride + i);
+                const int32_t a = activation[d];
+                even = caplet_dot_pairs(even, v, zero + (a & 0xFFFF));
+                odd = caplet_dot_pairs(odd, v, zero + (int32_t)((uint32_t)a << 16));
+            }
+            even = clip(even >> right, -most, most);
+            odd = clip(odd >> right, -most, most);
+            sums = (codes_16)((even & 0xFFFF) | (odd << 16)) + (codes_16)caplet_load_lanes(logits + i);
+            beyond = sums < (int16_t)op->logits.low;
+            sums = (sums & ~beyond) | ((none + (int16_t)op->logits.low) & beyond);
+            beyond = sums > (int16_t)op->logits.high;
+            sums = (sums & ~beyond) | ((none + (int16_t)op->logits.high) & beyond);
+            caplet_store_lanes(logits + i, (caplet_lanes)sums);
+        }
+        activation += op->dim;
+    }
+}
+
+/* Coupling of `count` input capsules from `first` on, at most GROUP. */
+static void soften(const caplet_routing_op *op, const routing_room *room, uint32_t first, uint32_t count)
+{
+    const caplet_format *out = &op->coupling;
+    const uint32_t right = (uint32_t)(op->scale_bits + 31 - out->frac); /* 34..55 */
+    const uint32_t term = (uint32_t)(caplet_rounding_term(out, right, 0) >> 32);
+    const uint32_t most = (uint32_t)out->high;
+    int16_t largest[GROUP];
+    uint32_t sums[GROUP];
+    uint32_t g;
+    uint32_t i;
+    memcpy(largest, room->logits + first, sizeof largest);
+    for (g = 1; g < op->outputs; g++) {
+        const int16_t *logits = room->logits + (size_t)g * room->stride + first;
+        for (i = 0; i < count; i++) {
+            largest[i] = logits[i] > largest[i] ? logits[i] : largest[i];
+        }
+    }
+    memset(sums, 0, sizeof sums);
+    for (g = 0; g < op->outputs; g++) {
+        const int16_t *logits = room->logits + (size_t)g * room->stride + first;
+        uint32_t *e = room->exponentials + g * GROUP;
+        for (i = 0; i < count; i++) {
+            e[i] = op->exponentials[largest[i] - logits[i]];
+        }
+        for (i = 0; i < count; i++) {
+            sums[i] += e[i];
+        }
+    }
+    for (i = 0; i < count; i++) { /* their reciprocals */
+        sums[i] = caplet_divide((uint64_t)1 << (op->scale_bits + 31), sums[i]);
+    }
+    for (g = 0; g < op->outputs; g++) {
+        const uint32_t *restrict e = room->exponentials + g * GROUP;
+        int16_t *restrict codes = room->coupling + (size_t)g * room->stride + first;
+        for (i = 0; i < count; i++) {
+            const uint32_t code = ((uint32_t)(((uint64_t)e[i] * sums[i]) >> 32) + term) >> (right - 32);
+            codes[i] = (int16_t)(code < most ? code : most);
+        }
+    }
+}
+
+static void *take(uint8_t **scratch, size_t bytes)
+{
+    void *room = *scratch;
+    *scratch += (bytes + 63) / 64 * 64;
+    return room;
+}
+
+void caplet_host_route(const caplet_routing_op *op, const int8_t *votes, const caplet_routing_memory *memory,
+                       void *scratch)
+{
+    const uint32_t count = op->outputs * op->dim;
+    const uint32_t biases = op->types * op->dim;
+    const uint32_t stride = (op->inputs + GROUP - 1) / GROUP * GROUP;
+    const uint32_t noisy = op->preactivation.rounding == CAPLET_STOCHASTIC;
+    const caplet_scale scale = caplet_scale_of(&op->acc, &op->preactivation, 0, 0);
+    const caplet_squash_op squash = {op->squash, op->activation, op->outputs, op->dim, op->preactivation.frac,
+                                     op->preactivation.type};
+    uint8_t *rest = (uint8_t *)scratch;
+    int32_t *acc = (int32_t *)memory->acc;
+    routing_room room;
+    uint32_t iteration;
+    uint32_t i;
+    uint32_t j;
+    uint32_t k;
+    room.stride = stride;
+    room.votes = (int8_t *)take(&rest, (size_t)count * stride);
+    room.logits = (int16_t *)take(&rest, 2 * (size_t)op->outputs * stride);
+    room.coupling = (int16_t *)take(&rest, 2 * (size_t)op->outputs * stride);
+    room.exponentials = (uint32_t *)take(&rest, 4 * (size_t)op->outputs * GROUP);
+    room.bias = (int32_t *)take(&rest, 4 * (size_t)biases);
+    memset(room.logits, 0, 2 * (size_t)op->outputs * stride);
+    transpose_votes(votes, op->inputs, count, room.votes, stride);
+    for (j = 0; j < biases; j++) {
+        room.bias[j] = (int32_t)(caplet_scale_of(&op->acc, &op->preactivation, 0, j).add +
+                                 (noisy ? 0 : caplet_rounding_term(&op->preactivation, scale.right, 0)));
+    }
+    for (iteration = 0; iteration < op->iterations; iteration++) {
+        if (iteration == 0) {
+            caplet_softmax(op, NULL, 1, NULL, memory->coupling, 0);
+            add_up(&room, count, memory->coupling[0], acc);
+        } else {
+            agree_along(op, (const int8_t *)memory->activation, &room);
+            for (i = 0; i < op->inputs; i += GROUP) {
+                soften(op, &room, i, op->inputs - i < GROUP ? op->inputs - i : GROUP);
+            }
+            weigh_along(op, &room, room.coupling, acc);
+        }
+        for (j = 0; j < count; j += biases) {
+            for (k = 0; k < biases; k++) {
+                const uint32_t element = iteration * count + j + k;
+                int32_t sum = caplet_left32(acc[j + k], scale.left) + room.bias[k];
+                sum += noisy ? (int32_t)caplet_rounding_term(&op->preactivation, scale.right, element) : 0;
+                caplet_store(memory->preactivation, op->preactivation.type, j + k,
+                             caplet_clip32(sum >> scale.right, op->preactivation.low, op->preactivation.high));
+            }
+        }
+        op->squash(&squash, memory->preactivation, memory->activation, iteration * count);
+    }
+    if (memory->logits != NULL) { /* where the trace looks for them */
+        for (i = 0; i < op->inputs; i++) {
+            for (j = 0; j < op->outputs; j++) {
+                ((int8_t *)memory->logits)[i * op->outputs + j] = (int8_t)room.logits[(size_t)j * stride + i];
+            }
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,214 @@
+/*
+ * Tiles of sums for PCs: the products of the windows at six positions with a panel of filters, in the vectors that the
+ * compiler says the processor has. Vectors hold 32-bit words, and a word two int16_t or four bytes. Without the vectors
+ * of GNU C, or with CAPLET_PORTABLE, CAPLET_LANES is 0 and nothing here exists: ops are computed as on a device.
+ * With CAPLET_EMULATE_DOT, vectors have 16 lanes and their products are in plain C, as AVX-512 VNNI computes them.
+ */
+#ifndef CAPLET_HOST_TILE_H
+#define CAPLET_HOST_TILE_H
+
+#include <string.h>
+
+#include "fixed.h"
+#include "host.h"
+
+#if !defined(__GNUC__) || defined(CAPLET_SMALL_CODE) || defined(CAPLET_PORTABLE) || !defined(__BYTE_ORDER__)
+#define CAPLET_LANES 0
+#elif __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#define CAPLET_LANES 0
+#elif defined(__AVX512BW__) || defined(CAPLET_EMULATE_DOT)
+#define CAPLET_LANES 16
+#elif defined(__AVX2__)
+#define CAPLET_LANES 8
+#else
+#define CAPLET_LANES 4
+#endif
+
+#if CAPLET_LANES
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+/* Positions of a tile; vectors of its filters, as many as leave registers for the sums. */
+#if CAPLET_LANES == 16 || defined(__aarch64__)
+#define CAPLET_PANEL 4
+#else
+#define CAPLET_PANEL 2
+#endif
+enum { CAPLET_TILE = 6, CAPLET_WIDTH = CAPLET_PANEL * CAPLET_LANES };
+
+typedef int32_t caplet_lanes __attribute__((vector_size(4 * CAPLET_LANES)));
+typedef int32_t caplet_loose __attribute__((vector_size(4 * CAPLET_LANES), aligned(1), may_alias));
+
+CAPLET_COPIED caplet_lanes caplet_load_lanes(const void *from)
+{
+    return *(const caplet_loose *)from;
+}
+
+CAPLET_COPIED void caplet_store_lanes(void *to, caplet_lanes x)
+{
+    *(caplet_loose *)to = x;
+}
+
+/* acc + the products of the two int16_t of every lane; sums wrap around. */
+CAPLET_COPIED caplet_lanes caplet_dot_pairs(caplet_lanes acc, caplet_lanes a, caplet_lanes b)
+{
+#if defined(CAPLET_EMULATE_DOT)
+    return acc + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#elif defined(__AVX512VNNI__) && CAPLET_LANES == 16
+    return (caplet_lanes)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+#elif CAPLET_LANES == 16
+    return acc + (caplet_lanes)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVXVNNI__) && CAPLET_LANES == 8
+    return (caplet_lanes)_mm256_dpwssd_avx_epi32((__m256i)acc, (__m256i)a, (__m256i)b);
+#elif CAPLET_LANES == 8
+    return acc + (caplet_lanes)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    return acc + (caplet_lanes)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+    const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
+    return acc + (caplet_lanes)vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
+#else
+    return acc + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+/*
+ * acc + the products of the four bytes of every lane, those of b signed. Those of a are unsigned where
+ * CAPLET_DOT_BYTES is CAPLET_UNSIGNED_BYTES; there are none where it is CAPLET_NO_BYTES.
+ */
+#if defined(CAPLET_EMULATE_DOT) || (defined(__AVX512VNNI__) && CAPLET_LANES == 16) || defined(__AVXVNNI__)
+#define CAPLET_DOT_BYTES CAPLET_UNSIGNED_BYTES
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+#define CAPLET_DOT_BYTES CAPLET_SIGNED_BYTES
+#else
+#define CAPLET_DOT_BYTES CAPLET_NO_BYTES
+#endif
+
+CAPLET_COPIED caplet_lanes caplet_dot_bytes(caplet_lanes acc, caplet_lanes a, caplet_lanes b)
+{
+#if defined(CAPLET_EMULATE_DOT)
+    acc += (a & 255) * ((b << 24) >> 24) + ((a >> 8) & 255) * ((b << 16) >> 24);
+    return acc + ((a >> 16) & 255) * ((b << 8) >> 24) + ((a >> 24) & 255) * (b >> 24);
+#elif defined(__AVX512VNNI__) && CAPLET_LANES == 16
+    return (caplet_lanes)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+#elif defined(__AVXVNNI__) && CAPLET_LANES == 8
+    return (caplet_lanes)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)a, (__m256i)b);
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+    return (caplet_lanes)vdotq_s32((int32x4_t)acc, (int8x16_t)a, (int8x16_t)b);
+#else
+    (void)a;
+    (void)b;
+    return acc;
+#endif
+}
+
+/*
+ * sums (CAPLET_TILE, vectors * CAPLET_LANES) += the products of windows and filters. x: the windows' places; taps: for
+ * each word its offset in bytes; w: (words, vectors * CAPLET_LANES) words of the filters.
+ */
+CAPLET_COPIED void caplet_sum_tile(const uint8_t *const *x, const uint32_t *taps, const int32_t *w, uint32_t words,
+                                   int32_t *sums, uint32_t vectors, uint32_t of_bytes)
+{
+#define CAPLET_EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
+#define CAPLET_EACH_VECTOR(DO, R) \
+    DO(R, 0)                      \
+    if (vectors > 1) {            \
+        DO(R, 1)                  \
+    }                             \
+    if (vectors > 2) {            \
+        DO(R, 2)                  \
+    }                             \
+    if (vectors > 3) {            \
+        DO(R, 3)                  \
+    }
+#define CAPLET_SUM(R, V) s##R##V = caplet_load_lanes(sums + (R * vectors + V) * CAPLET_LANES);
+#define CAPLET_KEEP(R, V) caplet_store_lanes(sums + (R * vectors + V) * CAPLET_LANES, s##R##V);
+#define CAPLET_DOT(R, V) s##R##V = of_bytes ? caplet_dot_bytes(s##R##V, a, w##V) : caplet_dot_pairs(s##R##V, a, w##V);
+#define CAPLET_DECLARE(R) \
+    const uint8_t *const x##R = x[R]; \
+    caplet_lanes s##R##0, s##R##1 = zero, s##R##2 = zero, s##R##3 = zero;
+#define CAPLET_LOAD_ROW(R) CAPLET_EACH_VECTOR(CAPLET_SUM, R)
+#define CAPLET_KEEP_ROW(R) CAPLET_EACH_VECTOR(CAPLET_KEEP, R)
+#define CAPLET_DOT_ROW(R)                                \
+    {                                                    \
+        int32_t word;                                    \
+        caplet_lanes a;                                  \
+        memcpy(&word, x##R + at, sizeof word);           \
+        a = zero + word;                                 \
+        CAPLET_EACH_VECTOR(CAPLET_DOT, R)                \
+    }
+    const caplet_lanes zero = {0};
+    uint32_t k;
+    CAPLET_EACH_ROW(CAPLET_DECLARE)
+    CAPLET_EACH_ROW(CAPLET_LOAD_ROW)
+    for (k = 0; k < words; k++) {
+        const uint32_t at = taps[k];
+        const caplet_lanes w0 = caplet_load_lanes(w);
+        const caplet_lanes w1 = vectors > 1 ? caplet_load_lanes(w + CAPLET_LANES) : zero;
+        const caplet_lanes w2 = vectors > 2 ? caplet_load_lanes(w + 2 * CAPLET_LANES) : zero;
+        const caplet_lanes w3 = vectors > 3 ? caplet_load_lanes(w + 3 * CAPLET_LANES) : zero;
+        CAPLET_EACH_ROW(CAPLET_DOT_ROW)
+        w += vectors * CAPLET_LANES;
+    }
+    CAPLET_EACH_ROW(CAPLET_KEEP_ROW)
+}
+
+typedef void caplet_tile(const uint8_t *const *x, const uint32_t *taps, const int32_t *w, uint32_t words,
+                         int32_t *sums);
+
+/* caplet_sum_tile for 1 .. CAPLET_PANEL vectors; of_bytes: 0 or 1. */
+caplet_tile *caplet_tile_of(uint32_t vectors, uint32_t of_bytes);
+
+/* How the sums of a panel of filters become codes: saturate(((sum << left) + add) >> right). */
+typedef struct {
+    int32_t left[CAPLET_WIDTH];
+    int32_t right[CAPLET_WIDTH];
+    int32_t add[CAPLET_WIDTH];
+} caplet_panel_scale;
+
+/*
+ * Scales of the channels first .. first + count - 1, with the rounding term. bias: of the first one.
+ */
+void caplet_scale_panel(const caplet_accumulator *acc, const caplet_format *out, uint32_t first, uint32_t count,
+                        caplet_panel_scale *scale);
+
+/* Codes of the sums of one position. sums: `vectors` vectors; y: the first code of `count`, of out->type. */
+CAPLET_COPIED void caplet_store_panel(const caplet_panel_scale *restrict scale, const caplet_format *out,
+                                      const int32_t *restrict sums, uint32_t vectors, uint32_t count, void *y)
+{
+    int32_t codes[CAPLET_WIDTH];
+    const int32_t low = out->low;
+    const int32_t high = out->high;
+    uint32_t v;
+    uint32_t f;
+    for (v = 0; v < vectors * CAPLET_LANES; v += CAPLET_LANES) {
+        CAPLET_WHOLE_LOOP
+        for (f = v; f < v + CAPLET_LANES; f++) {
+            const int32_t sum = (int32_t)(((uint32_t)sums[f] << scale->left[f]) + (uint32_t)scale->add[f]);
+            codes[f] = caplet_clip32(sum >> scale->right[f], low, high);
+        }
+    }
+#define CAPLET_STORE_CODES(T)                             \
+    do {                                                  \
+        T *restrict to = (T *)y;                          \
+        if (count == CAPLET_WIDTH) {                      \
+            CAPLET_WHOLE_LOOP                             \
+            for (f = 0; f < CAPLET_WIDTH; f++) {          \
+                to[f] = (T)codes[f];                      \
+            }                                             \
+        } else {                                          \
+            for (f = 0; f < count; f++) {                 \
+                to[f] = (T)codes[f];                      \
+            }                                             \
+        }                                                 \
+    } while (0)
+    CAPLET_WITH_TYPE(out->type, CAPLET_STORE_CODES)
+}
+
+#endif
+
+#endif
