@@ -11,7 +11,7 @@ import caplet
 
 SOURCE = Path(caplet.__file__).parent
 PYTHON_AND_C = (".py", ".c", ".h")
-LINES = 39_200
+LINES = 39_550
 """Of Python and C in the package without ``bench/``. The house takes 34,000; readers, kernels, packages the rest."""
 FILES = 231
 """Python files in the package without ``bench/``."""
