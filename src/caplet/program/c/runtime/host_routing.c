@@ -86,7 +86,8 @@ CAPLET_COPIED int32_t sum_along(const int8_t *votes, const int16_t *coupling, ui
     int32_t sum = 0;
     uint32_t i;
     for (i = 0; i < stride; i += ALONG) {
-        acc = caplet_dot_pairs(acc, widen(votes + i), coupling != NULL ? caplet_load_lanes(coupling + i) : zero + 0x10001);
+        const caplet_lanes by = coupling != NULL ? caplet_load_lanes(coupling + i) : zero + 0x10001;
+        acc = caplet_dot_pairs(acc, widen(votes + i), by);
     }
     caplet_store_lanes(sums, acc);
     for (i = 0; i < CAPLET_LANES; i++) {
