@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch._dynamo  # every optimizer needs it: imported here, no forked process imports it again
 
 import caplet
 from caplet import api

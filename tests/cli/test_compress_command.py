@@ -80,28 +80,33 @@ def test_a_second_process_is_refused(caplet: Caplet, settings: Path, tmp_path: P
     assert not (out / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("name", ["train.ckpt", "model_satisfied.caplet", "model.caplet"])
 @pytest.mark.slow
 def test_a_full_disk_is_named_and_gone_on_from(
-    caplet: Caplet, settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    caplet: Caplet, settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One run whose disk is full three times: in a training, in a quantization, at the end."""
     replace = os.replace
+    arguments, run = ("compress", "--settings", settings, "--out", tmp_path / "run", "--quiet"), tmp_path / "run"
+    for name, options in (
+        ("train.ckpt", ()),
+        ("model_satisfied.caplet", ("--resume",)),
+        ("model.caplet", ("--resume",)),
+    ):
 
-    def full(source: Any, target: Any) -> None:
-        if str(target).endswith(name):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        replace(source, target)
+        def full(source: Any, target: Any, name: str = name) -> None:
+            if str(target).endswith(name):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            replace(source, target)
 
-    arguments = ("compress", "--settings", settings, "--out", tmp_path / "run", "--quiet")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
-        line = caplet(*arguments).error()
-    assert name in line
-    assert "no space left on device" in line.lower()
-    assert "make room" in line
-    assert not list((tmp_path / "run").rglob(name))
-    assert not (tmp_path / "run" / "metrics.json").exists()
-    assert {path.name for path in (tmp_path / "run").rglob("*.part")} <= {".run.part"}
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", full)
+            line = caplet(*arguments, *options).error()
+        assert name in line
+        assert "no space left on device" in line.lower()
+        assert "make room" in line
+        assert not list(run.rglob(name))
+        assert not (run / "metrics.json").exists()
+        assert {path.name for path in run.rglob("*.part")} <= {".run.part"}
     assert caplet(*arguments, "--resume").code == 0
 
 

@@ -5,14 +5,13 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import Caplet
+from conftest import Caplet, Process
 
 TRAIN = (
     *("train", "--recipe", "digits", "--limit", "240"),
@@ -342,25 +341,17 @@ def test_an_interrupted_quantization_is_exit_code_130_and_resumes(
     check_equal_quantization(quantized, tmp_path)
 
 
-def killed(arguments: tuple[object, ...], patch: str) -> None:
+def killed(process: Process, arguments: tuple[object, ...], patch: str) -> None:
     """Run a command in a process of its own, which ``patch`` makes kill itself (SIGKILL) somewhere."""
-    code = f"""
-import os, signal, sys
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-{patch}
-from caplet.cli import main
-sys.argv = ["caplet", *{[*map(str, arguments)]!r}]
-main()
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    die = "import signal\ndef die():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    done = process(*arguments, before=die + patch)
+    assert done.code == -signal.SIGKILL, done.err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
 @pytest.mark.slow
 def test_a_killed_quantization_resumes_to_the_same_bytes(
-    caplet: Caplet, trained: Path, quantized: Path, tmp_path: Path
+    caplet: Caplet, process: Process, trained: Path, quantized: Path, tmp_path: Path
 ) -> None:
     patch = """
 import json
@@ -375,7 +366,7 @@ def cut(self, row, mode, count=[0]):
     write(self, row, mode)
 MeasurementLog._write = cut
 """
-    killed(quantize(trained, tmp_path), patch)
+    killed(process, quantize(trained, tmp_path), patch)
     assert (tmp_path / "probes.jsonl").read_text()[-1] != "\n"
     assert caplet(*quantize(trained, tmp_path, "--resume", "--json")).code == 0
     check_equal_quantization(quantized, tmp_path)
@@ -384,7 +375,9 @@ MeasurementLog._write = cut
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
 @pytest.mark.slow
-def test_a_killed_training_resumes_to_the_same_bytes(caplet: Caplet, trained: Path, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_to_the_same_bytes(
+    caplet: Caplet, process: Process, trained: Path, tmp_path: Path
+) -> None:
     patch = """
 replace, count = os.replace, [0]
 def cut(source, target):
@@ -395,7 +388,7 @@ def cut(source, target):
     replace(source, target)
 os.replace = cut
 """
-    killed((*TRAIN, "--out", tmp_path, "--quiet"), patch)
+    killed(process, (*TRAIN, "--out", tmp_path, "--quiet"), patch)
     assert len([name for name in os.listdir(tmp_path) if name.endswith(".part")]) == 2, "a checkpoint, the run's mark"
     assert caplet(*TRAIN, "--out", tmp_path, "--resume", "--quiet", "--json").code == 0
     check_equal_training(trained, tmp_path)

@@ -15,7 +15,7 @@ from caplet import processes
 from caplet.errors import ToolMissing
 from caplet.program.c import emit
 from caplet.runtime import compiler, engine
-from conftest import Caplet
+from conftest import Caplet, Process
 
 pytestmark = pytest.mark.slow  # seconds each, in processes of their own
 
@@ -23,25 +23,33 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="pipes, devices and s
 MAIN = "from caplet.cli import main; main()"
 
 
+full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+FULL = f"caplet: error: {os.strerror(errno.ENOSPC)}\n"
+
+
 @posix
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-@pytest.mark.parametrize(
-    "command", ["doctor --json", "models", "models --json", "--help", "quantize --help", "--version"]
-)
+@full
+@pytest.mark.parametrize("command", ["--help", "quantize --help", "--version"])
 def test_a_full_disk_below_stdout_is_one_line(command: str) -> None:
-    with open("/dev/full", "w") as full:
+    with open("/dev/full", "w") as disk:
         words = [sys.executable, "-c", MAIN, *command.split()]
-        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=300)
-    assert (done.returncode, done.stderr) == (3, f"caplet: error: {os.strerror(errno.ENOSPC)}\n")
+        done = subprocess.run(words, stdout=disk, stderr=subprocess.PIPE, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stderr) == (3, FULL)
 
 
 @posix
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_disk_below_stderr_leaves_the_exit_code(tmp_path: Path) -> None:
-    with open("/dev/full", "w") as full:
-        words = [sys.executable, "-c", MAIN, "inspect", str(tmp_path / "none")]
-        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=full, check=False, timeout=300)
-    assert (done.returncode, done.stdout) == (3, b"")
+@full
+@pytest.mark.parametrize("command", ["doctor --json", "models", "models --json"])
+def test_a_full_disk_below_results_is_one_line(process: Process, command: str) -> None:
+    done = process(*command.split(), out="/dev/full")
+    assert (done.code, done.err) == (3, FULL)
+
+
+@posix
+@full
+def test_a_full_disk_below_stderr_leaves_the_exit_code(process: Process, tmp_path: Path) -> None:
+    done = process("inspect", tmp_path / "none", err="/dev/full")
+    assert (done.code, done.out) == (3, "")
 
 
 READERS = {
@@ -98,18 +106,18 @@ def test_names_that_are_no_text(caplet: Caplet, quantized: Path, tmp_path: Path)
     assert "the model has 10 classes" in line
 
 
-def test_what_libraries_say_of_a_damaged_file_is_not_shown(caplet: Caplet, quantized: Path, tmp_path: Path) -> None:
+@posix
+def test_what_libraries_say_of_a_damaged_file_is_not_shown(process: Process, quantized: Path, tmp_path: Path) -> None:
     for label in range(10):
         folder = tmp_path / "images" / str(label)
         folder.mkdir(parents=True)
         for n in range(3):
             pixels = np.random.default_rng(n + 10 * label).integers(0, 256, (8, 8), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{n}.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\2")
-    words = [sys.executable, "-c", MAIN, "eval", str(quantized / "model_satisfied.caplet"), "--engine", "interpreter"]
-    words += ["--data", str(tmp_path / "images"), "--quiet", "--json"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
+    model, options = quantized / "model_satisfied.caplet", ("--engine", "interpreter", "--quiet", "--json")
+    done = process("eval", model, "--data", tmp_path / "images", *options)
+    assert done.code == 0, done.err
+    assert "Warning" not in done.err
 
 
 @pytest.fixture
@@ -169,13 +177,13 @@ def test_a_compilation_that_never_ends_is_given_up(
 
 
 @posix
-def test_an_export_on_a_full_disk_leaves_nothing(caplet: Caplet, quantized: Path, tmp_path: Path) -> None:
+def test_an_export_on_a_full_disk_leaves_nothing(
+    caplet: Caplet, process: Process, quantized: Path, tmp_path: Path
+) -> None:
     words = ["export", str(quantized / "model_satisfied.caplet"), "--out", str(tmp_path / "deep" / "c")]
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)); "
-    command = [sys.executable, "-c", limit + MAIN, *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 3
-    [line] = done.stderr.splitlines()
+    done = process(*words, before="import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))")
+    assert done.code == 3
+    [line] = done.err.splitlines()
     assert line.startswith("caplet: error: cannot write the export to ")
     assert "nothing of it was written: make room" in line
     assert not (tmp_path / "deep" / "c").exists()

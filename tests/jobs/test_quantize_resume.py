@@ -173,29 +173,30 @@ def test_a_run_in_parts_equals_a_whole_one_and_measures_as_much(
     assert results(tmp_path) == results(folder)
 
 
-@pytest.mark.parametrize(("file", "kind"), [(TUNING, "tuning"), (SENSITIVITIES, "sensitivities")])
 def test_a_line_that_a_kill_cut_off_is_measured_again(
-    model: CapsNet, splits: Splits, tmp_path: Path, counts: Counter[str], whole: Whole, file: str, kind: str
+    model: CapsNet, splits: Splits, tmp_path: Path, counts: Counter[str], whole: Whole
 ) -> None:
     folder, expected = whole("ilp")
-    write, lines = MeasurementLog._write, Counter[str]()
+    write = MeasurementLog._write
+    for file in (TUNING, SENSITIVITIES):
+        lines = Counter[str]()
 
-    def cut(self: MeasurementLog, row: Any, mode: str) -> None:
-        assert self.path is not None
-        lines[self.path.name] += 1
-        if lines[file] == 12 and self.path.name == file:
-            with self.path.open("a") as stream:
-                stream.write(json.dumps(row)[:30])
-            raise KeyboardInterrupt
-        write(self, row, mode)
+        def cut(self: MeasurementLog, row: Any, mode: str, file: str = file, lines: Counter[str] = lines) -> None:
+            assert self.path is not None
+            lines[self.path.name] += 1
+            if lines[file] == 12 and self.path.name == file:
+                with self.path.open("a") as stream:
+                    stream.write(json.dumps(row)[:30])
+                raise KeyboardInterrupt
+            write(self, row, mode)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MeasurementLog, "_write", cut)
-        with pytest.raises(KeyboardInterrupt):
-            quantize(model, splits, tmp_path, chosen("ilp"))
-    assert not (tmp_path / file).read_bytes().endswith(b"\n")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(MeasurementLog, "_write", cut)
+            with pytest.raises(KeyboardInterrupt):
+                quantize(model, splits, tmp_path, chosen("ilp"), resume=file != TUNING)
+        assert not (tmp_path / file).read_bytes().endswith(b"\n")
     quantize(model, splits, tmp_path, chosen("ilp"), resume=True)
-    assert counts == expected + Counter({kind: 1})
+    assert counts == expected + Counter({"tuning": 1, "sensitivities": 1})
     assert results(tmp_path) == results(folder)
 
 
