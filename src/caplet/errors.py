@@ -39,6 +39,10 @@ class ArtefactError(CapletError):
     """A file or folder of results cannot be read or written."""
 
 
+class BoardError(CapletError):
+    """A board, or the line to it, cannot be used: absent, busy, silent, or running another model."""
+
+
 class TargetNotMet(CapletError):
     """The search ended without meeting its target; the best result found was still written."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from caplet.cli.options import with_options
-from caplet.cli.output import console, note, print_json
+from caplet.cli.output import bar, console, print_json
 from caplet.cli.shared import DataOptions, Engine, ImageOptions, ImportOptions, Json, Limit, Quiet, origin, parse_ram
 from caplet.errors import NotExact
 from caplet.progress import silent
@@ -44,10 +44,16 @@ def verify(
     images_of: ImageOptions,
     run: Annotated[Path, typer.Argument(help="A .caplet file, or the run folder of `caplet quantize`.")],
     on: Annotated[
-        str, typer.Option("--on", help="Engines, separated by commas: interpreter, native, cortex-m4, riscv32.")
+        str,
+        typer.Option(
+            "--on",
+            help="Engines, separated by commas: interpreter, native, cortex-m4, riscv32; or boards:"
+            " serial:PORT, serial:PORT@BAUD, tcp:HOST:PORT.",
+        ),
     ] = "interpreter,native",
     images: Annotated[int, typer.Option("--images", help="How many images.", min=1)] = 50,
     ram: Annotated[str, typer.Option("--ram", help="Memory plan of the firmware: fast, small, or a limit.")] = "small",
+    wait: Annotated[float, typer.Option("--wait", help="Seconds that a board may take for an image.", min=1)] = 60,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -58,6 +64,12 @@ def verify(
     cortex-m4 and riscv32 build firmware (a GNU cross-compiler or the ziglang package) and run it in QEMU; instructions
     are those the emulator counts, not clock cycles of a device.
 
+    serial:PORT sends the images to a board that runs the example "verify" of an export of this model, and gets the
+    codes and the microseconds that it measured; tcp:HOST:PORT does so over a network. Serial ports need the Python
+    package pyserial.
+
+    Example: caplet verify runs/q7 --on serial:/dev/ttyACM0 --images 20
+
     Example: caplet verify runs/q7 --on interpreter,native,cortex-m4 --images 50 --data mnist --root ~/data
     """
     from caplet.api import find_program, load_program, parse_targets, record_verified, verify_engines
@@ -65,7 +77,9 @@ def verify(
     targets = parse_targets(on)
     program = load_program(find_program(run))
     pixels, told = images_of.pixels(images, program, progress=not quiet)
-    results = verify_engines(program, pixels, targets, ram=parse_ram(ram), note=silent if quiet else note)
+    with bar(not quiet) as (say, move):
+        say = silent if quiet else say
+        results = verify_engines(program, pixels, targets, ram=parse_ram(ram), wait=wait, note=say, progress=move)
     if run.is_dir():
         record_verified(run, program, images_of.data or "random images", results)
     if json:

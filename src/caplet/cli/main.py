@@ -39,9 +39,9 @@ HELP = """Prune, quantize and ship capsule networks: the integers you see here a
 Start with [bold]caplet demo[/bold] (needs no data), then [bold]caplet train --help[/bold] and
 [bold]caplet quantize --help[/bold].
 
-Exit codes: 0 done; 2 wrong usage; 3 a model, dataset, setting or file cannot be used; 5 the target was not met (the
-best result is still written); 6 two engines differ; 7 a tool such as a compiler is missing; 130 interrupted (the same
-command with --resume goes on).
+Exit codes: 0 done; 2 wrong usage; 3 a model, dataset, setting, file or board cannot be used; 5 the target was not met
+(the best result is still written); 6 two engines differ; 7 a tool such as a compiler is missing; 130 interrupted (the
+same command with --resume goes on).
 """
 
 READERS = ("diff", "doctor", "init", "models", "report")

@@ -20,9 +20,11 @@ from caplet.program.file import load_program
 from caplet.program.interpreter import run, trace
 from caplet.program.onnx.graph import INSTALL, OPSET, require_onnx
 from caplet.program.onnx.translate import CAPSULES, IMAGES, PREDICTION, to_onnx
-from caplet.progress import Note, silent
+from caplet.progress import Note, Progress, silent
 from caplet.quant.measure.evaluator import predict
 from caplet.runs.records import Verified
+from caplet.runtime.ports import check_port, is_port
+from caplet.runtime.remote import WAIT, run_on_board
 from caplet.runtime.traces import first_difference
 
 Target = Literal["interpreter", "native", "cortex-m4", "riscv32"]
@@ -70,35 +72,42 @@ def export_c(source: str | Path | Program, out: str | Path, settings: EmitSettin
     return emit(program, Path(out), settings)
 
 
-def parse_targets(text: str) -> tuple[Target, ...]:
-    """Engines from a list such as ``"interpreter,native"``. Raises ConfigError for an unknown one.
+def parse_targets(text: str) -> tuple[str, ...]:
+    """Engines and lines to boards from a list such as ``"interpreter,native"``. Raises ConfigError for an unknown one.
 
-    >>> parse_targets("native, interpreter")
-    ('native', 'interpreter')
+    >>> parse_targets("native, serial:/dev/ttyACM0")
+    ('native', 'serial:/dev/ttyACM0')
     """
-    return tuple(choose(name.strip(), TARGETS, "engine") for name in text.split(","))
+    words = [word.strip() for word in text.split(",")]
+    return tuple(check_port(word) if is_port(word) else choose(word, TARGETS, "engine") for word in words)
 
 
 def verify_engines(
     program: Program,
     images: NDArray[np.uint8],
-    targets: tuple[Target, ...] = TARGETS,
+    targets: tuple[str, ...] = TARGETS,
     *,
     ram: str | int = "small",
+    wait: float = WAIT,
     note: Note = silent,
+    progress: Progress | None = None,
 ) -> list[Verified]:
     """Run ``images`` on every engine and compare every code with the reference interpreter's int64 arithmetic.
 
     ``interpreter`` compares all tensors of its fast path (exact float64 sums) with plain int64 sums; ``native`` all
     class capsules; ``cortex-m4`` and ``riscv32`` all class capsules of firmware built for ``ram`` (see
-    :func:`caplet.program.arena.plan_memory`), run by an emulator.
+    :func:`caplet.program.arena.plan_memory`), run by an emulator; ``serial:PORT`` and ``tcp:HOST:PORT`` what the board
+    at the other end sends (:func:`caplet.runtime.remote.run_on_board`).
 
     Args:
         images: uint8 (N, C, H, W), N >= 1.
+        wait: seconds that a board may take for one image.
+        progress: called after each image of a board.
 
     Raises:
         ConfigError: no image.
-        ToolMissing: a compiler or an emulator is needed and absent.
+        ToolMissing: a compiler, an emulator or pyserial is needed and absent.
+        BoardError: a board cannot be used.
     """
     if not len(images):
         raise ConfigError("verify: no image to run; ask for at least one")
@@ -106,7 +115,8 @@ def verify_engines(
     for target in targets:
         note(f"{target}: {len(images):,} images")
         began = time.perf_counter()
-        codes, differing, first, device = _run(target, program, images, ram)
+        run = _board(target, program, images, wait, progress) if is_port(target) else _run(target, program, images, ram)
+        codes, differing, first, device = run
         results.append(Verified(target, len(images), codes, differing, first, time.perf_counter() - began, device))
     return results
 
@@ -114,7 +124,7 @@ def verify_engines(
 Outcome = tuple[int, int, str | None, dict[str, Any] | None]
 
 
-def _run(target: Target, program: Program, images: NDArray[np.uint8], ram: str | int) -> Outcome:
+def _run(target: str, program: Program, images: NDArray[np.uint8], ram: str | int) -> Outcome:
     if target == "interpreter":
         return _interpreter(program, images)
     return _native(program, images) if target == "native" else _device(target, program, images, ram)
@@ -159,6 +169,17 @@ def _device(name: str, program: Program, images: NDArray[np.uint8], ram: str | i
         "toolchain": run.toolchain,
     }
     return run.capsules.size, run.differing, None if run.first is None else str(run.first), device
+
+
+def _board(where: str, program: Program, images: NDArray[np.uint8], wait: float, progress: Progress | None) -> Outcome:
+    run = run_on_board(where, program, images, wait, progress)
+    device = {"arena_bytes": run.arena_bytes, "traced_tensors": run.tensors}
+    device |= {"requests_repeated": run.repeats, "images_begun_again": run.resets}
+    if measured := sorted(run.microseconds[run.microseconds > 0].tolist()):
+        low, middle, high = measured[0], measured[len(measured) // 2], measured[-1]
+        device |= {"microseconds_min": low, "microseconds_median": middle, "microseconds_max": high}
+    hint = "" if run.tensors else "; firmware built with CAPLET_TRACE_HOOK tells which tensor differs first"
+    return run.codes, run.differing, None if run.first is None else f"{run.first}{hint}", device
 
 
 _BATCH = 50

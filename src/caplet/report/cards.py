@@ -213,8 +213,10 @@ def _engine(engine: Verified) -> tuple[str, bool]:
         f"{engine.target}: {codes - engine.differing:,} of {codes:,} codes of {engine.images:,} images equal"
         " the reference integers"
     )
-    if device is not None:
+    if device is not None and "flash_bytes" in device:
         text += f"; {bytes_text(device['flash_bytes'])} of flash, {bytes_text(device['ram_bytes'])} of RAM"
+    if device is not None and "microseconds_median" in device:
+        text += f"; {device['microseconds_median'] / 1000:,.1f} ms an image, measured on the board"
     return text, not engine.differing
 
 

@@ -75,6 +75,7 @@ _PACKAGES = (
     ("safetensors", "model files", True, "pip install safetensors"),
     ("accelerate", "`caplet train --accelerate`", False, "pip install 'caplet[accelerate]'"),
     ("tensorboard", "`caplet train --tensorboard`", False, "pip install 'caplet[tensorboard]'"),
+    ("serial", "`caplet verify --on serial:PORT`", False, "pip install 'caplet[serial]'"),
     ("onnx", "`caplet export --to onnx`", False, "pip install 'caplet[onnx]'"),
     ("onnxruntime", "checking what `caplet export --to onnx` writes", False, "pip install 'caplet[onnx]'"),
 )
@@ -91,7 +92,7 @@ def _package(name: str, purpose: str, required: bool, install: str) -> Finding:
     if importlib.util.find_spec(name) is None:
         return Finding(name, False, required, "not installed", purpose, install)
     try:
-        about = version(name)
+        about = version({"serial": "pyserial"}.get(name, name))
     except PackageNotFoundError:
         about = "installed, version unknown"
     return Finding(name, True, required, about, purpose)

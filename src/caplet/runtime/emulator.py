@@ -189,11 +189,19 @@ def run_on_device(
 
 
 def build_firmware(
-    board: Board, export: Export, compiler: CrossCompiler, defines: tuple[str, ...] = ("CAPLET_NO_SELFTEST",)
+    board: Board,
+    export: Export,
+    compiler: CrossCompiler,
+    defines: tuple[str, ...] = ("CAPLET_NO_SELFTEST",),
+    main: str = "main_device",
 ) -> Path:
-    """Compile an export for an emulated board; returns the ELF file. Raises ArtefactError when that fails."""
+    """Compile an export for an emulated board; returns the ELF file. main: "main_serve" answers over the serial port.
+
+    Raises ArtefactError when that fails.
+    """
     sources = [f"{export.prefix}.c", f"{board.folder}/board.c"]
-    sources += [f"device/{name}.c" for name in ("main_device", "startup", "semihosting")]
+    sources += [f"device/{name}.c" for name in (main, "startup", "semihosting")]
+    sources += [f"{export.prefix}_serve.c"] if main == "main_serve" else []
     # The runtime as one translation unit: one start of the compiler instead of one per op.
     runtime = sorted(path.name for path in (export.folder / RUNTIME_FOLDER).glob("*.c"))
     (export.folder / "runtime_all.c").write_text("".join(f'#include "{RUNTIME_FOLDER}/{name}"\n' for name in runtime))

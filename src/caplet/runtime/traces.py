@@ -6,13 +6,14 @@ Exported C writes the file where it is built with CAPLET_TRACE_HOOK.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caplet.errors import ArtefactError
 from caplet.program.program import Program
+from caplet.program.tensor import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,23 @@ def read_traces(program: Program, path: Path) -> dict[str, NDArray[Any]]:
         name = name_bytes.decode("ascii", errors="replace")
         if name not in program.tensors:
             raise ArtefactError(f"{path}: traces the tensor {name!r}, which program {program.name} does not have")
-        spec = program.tensors[name]
-        if len(content) != spec.bytes:
-            continue
-        dtype = np.dtype(spec.c_type.removesuffix("_t")).newbyteorder("<")
-        parts.setdefault(name, []).append(np.frombuffer(content, dtype=dtype).reshape(spec.shape).astype(np.int64))
+        codes = codes_of(program.tensors[name], content)
+        if codes is not None:
+            parts.setdefault(name, []).append(codes)
     return {name: np.stack(images) for name, images in parts.items()}
+
+
+ByteOrder = Literal["<", ">"]
+BYTE_ORDERS: tuple[ByteOrder, ByteOrder] = ("<", ">")
+"""Little-endian, big-endian, as numpy names them."""
+
+
+def codes_of(spec: TensorSpec, content: bytes, order: ByteOrder = "<") -> NDArray[np.int64] | None:
+    """The codes of a tensor from its bytes on a device of that byte order; None where they are not the whole tensor."""
+    if len(content) != spec.bytes:
+        return None
+    dtype = np.dtype(spec.c_type.removesuffix("_t")).newbyteorder(order)
+    return np.frombuffer(content, dtype=dtype).reshape(spec.shape).astype(np.int64)
 
 
 def _field(data: bytes, at: int, path: Path) -> tuple[bytes, int]:
