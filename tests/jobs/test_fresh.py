@@ -41,3 +41,16 @@ def test_trials_take_training_images_from_those_that_decide(
     monkeypatch.setattr(promise, "TRIAL_IMAGES", 151)  # too many: all decide
     _, images = divide(model, splits, validation)
     assert (len(images.images), images.trial) == (300, None)
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_half_of_each_class_is_moved_where_classes_take_turns(classes: int) -> None:
+    labels = torch.arange(600) % classes
+    names = tuple(map(str, range(classes)))
+    pixels = torch.randint(0, 256, (600, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    moved = promise.varied(ImageSet(pixels, labels, torch.arange(600), names, "all"))
+    differ = (moved.images != pixels).flatten(1).any(1)
+    for label in range(classes):
+        of_class = differ[labels == label]
+        assert not of_class[::2].any()
+        assert 0.6 < of_class[1::2].float().mean() < 0.97  # one of nine moves is none

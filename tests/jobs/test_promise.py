@@ -1,5 +1,7 @@
 """The promise of a tolerance: what a decision on fresh images and a sequence of them may get wrong, and how often."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -112,6 +114,20 @@ def test_held_out_images_must_agree(rate: float, accepted: bool) -> None:
     fresh = FreshImages(known.images, "training images", familiar=True, held_out=new)
     promise = Promise(fresh, lambda images: np.ones(len(images), dtype=bool), 0.5)
     assert promise.look(lambda images: ~losing[images.ids.numpy()], 0.05).accepted == accepted
+
+
+@pytest.mark.parametrize(("lost", "accepted"), [(0.002, True), (0.01, False)])
+def test_moved_images_cannot_make_up_for_losses_on_the_others(lost: float, accepted: bool) -> None:
+    """As many answers gained on the moved half as are lost on the other: no loss in all, and yet no good plan."""
+    n, ones = 20_000, replace(numbered(20_000), familiar=True)
+    first = np.arange(n) // 2 < n // 2 * lost  # of either half: every second image of the one class is moved
+    even = np.arange(n) % 2 == 0
+    before, after = ~(first & ~even), ~(first & even)
+    promise = Promise(ones, lambda images: before[images.ids.numpy()], 0.5)
+    look = promise.look(lambda images: after[images.ids.numpy()], 0.05)
+    assert (look.lost, look.gained, look.accepted) == (look.gained, look.lost, accepted)
+    told = replace(ones, familiar=False)
+    assert Promise(told, promise._reference, 0.5).look(lambda images: after[images.ids.numpy()], 0.05).accepted
 
 
 def test_a_tolerance_that_the_images_cannot_show_is_refused_with_the_smallest_that_they_can() -> None:

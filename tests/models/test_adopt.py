@@ -489,6 +489,40 @@ def test_refusals(name: str) -> None:
     assert text.startswith(f"{type(net).__name__}: ")
 
 
+class Clipped(OpenNet):
+    """A ReLU6 as a function: values beyond 6 are rare in noise."""
+
+    def forward(self, x: Tensor) -> object:
+        return self.digits(self.primary(F.hardtanh(self.stem[0](x), 0.0, 6.0)))
+
+
+def test_a_clip_that_noise_hardly_reaches() -> None:
+    net = open_net(stem=nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU()))
+    with torch.no_grad():
+        net.stem[0].weight.fill_(0.0)
+        net.stem[0].weight[:, :, :2] = 1.05  # six black or white pixels reach 6.3, noise about 3
+    clipped = Clipped(net.stem, net.primary, net.digits)
+    caplet.adopt(net, IMAGE, *LAYERS)
+    with pytest.raises(ModelError, match=r"between stem\.0 and primary|first difference in"):
+        caplet.adopt(clipped, IMAGE, ["stem.0"], CONV, DIGITS)
+
+
+@pytest.mark.parametrize(
+    ("layers", "options", "message"),
+    [
+        (("stem.0", CONV, DIGITS), {}, "stem is a list of paths, primary and digits are paths"),
+        ((["stem"], 3, DIGITS), {}, "stem is a list of paths, primary and digits are paths"),
+        (([nn.ReLU()], CONV, DIGITS), {}, "stem is a list of paths, primary and digits are paths"),
+        (LAYERS, {"iterations": "3"}, "iterations='3', tolerance=.*; the rule is a whole number or None, a number"),
+        (LAYERS, {"tolerance": "tight"}, "tolerance='tight'; the rule is"),
+    ],
+)
+def test_arguments_of_wrong_types(layers: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        caplet.adopt(open_net(), IMAGE, *layers, **options)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_image_that_does_not_fit_and_a_forward_that_takes_more() -> None:
     class Labelled(OpenNet):
         def forward(self, x: Tensor, labels: Tensor) -> object:  # type: ignore[override]

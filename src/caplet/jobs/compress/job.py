@@ -16,7 +16,7 @@ from caplet.jobs.compress.finish import SENSITIVITY, CompressedModel, Finish
 from caplet.jobs.compress.settings import BATCH, CompressSettings, settings_template
 from caplet.jobs.quantize.promise import SEARCH_FRACTION, check_tolerance
 from caplet.jobs.report import write_report
-from caplet.jobs.run import begin, check, correct_images
+from caplet.jobs.run import begin, check, correct_images, held_out
 from caplet.jobs.timing import FORWARD, forward_rate, training_rate
 from caplet.jobs.train import fit_to_data, resolve_recipe
 from caplet.models.base import CapsNet
@@ -83,6 +83,8 @@ def compress(
     if settings.accept == "confidence":  # refuse before anything is trained what can be refused
         if settings.validation in (None, "calibration"):
             fresh = len(splits.calibration) - round(SEARCH_FRACTION * len(splits.calibration))
+            if model is not None and settings.validation is None and not held_out(model, splits):
+                fresh //= 2  # those that are not moved decide alone, too
         elif settings.validation in ("train", "test"):
             raise ConfigError(f"compress: validation: {settings.validation} images may not decide; give a folder")
         else:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from caplet.acceptance import Acceptance
 from caplet.data.imageset import ImageSet
 from caplet.jobs.quantize.accept import Choice, Shipper
-from caplet.jobs.quantize.promise import Promise, new_loss_limit, smallest_accepted
+from caplet.jobs.quantize.promise import Promise, moved, new_loss_limit, smallest_accepted, worst_limit
 from caplet.jobs.run import correct_images
 from caplet.progress import Note
 from caplet.quant.choices import Method
@@ -214,13 +214,17 @@ def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[li
     """The same of plans to be fitted. The first one to look at is larger than other images ask for, where one is known:
     a rejection there costs error, smaller plans do not."""
 
+    as_is = ~moved(fits.images) if promise.fresh.familiar else None
+
     def expected(candidate: Candidate) -> Rung:
         known = fits.known.get(candidate.plan)
         return rung(candidate, found, promise, None if known is None else (fits.before, known))
 
     def keeps(correct: Correct) -> bool:
         one = rung(found.best, found, promise, (fits.before, correct))
-        return one.limit + 50 * math.sqrt(one.changed / len(correct)) <= promise.tolerance
+        if one.limit + 50 * math.sqrt(one.changed / len(correct)) > promise.tolerance:
+            return False
+        return worst_limit(fits.before, correct, promise.error, as_is, len(promise.fresh.images)) <= promise.tolerance
 
     plans, at = fits.frontier(found)
     if not plans:
@@ -234,8 +238,10 @@ def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[li
         start = max(0, start - RESERVE)
     rungs = [expected(candidate) for candidate in plans]
     tried = max((index for index, one in enumerate(rungs) if one.plan in fits.known), default=start)
-    smaller = [one for one in rungs[start + 1 : tried + 1] if one.plan in fits.known]
-    smaller = list(takewhile(lambda one: one.limit <= HOPELESS * promise.tolerance, smaller))
+    hopeless = HOPELESS * promise.tolerance
+    smaller = list(
+        takewhile(lambda one: one.plan not in fits.known or one.limit <= hopeless, rungs[start + 1 : tried + 1])
+    )
     if tried == start or (smaller and smaller[-1] is rungs[tried]):
         smaller += rungs[tried + 1 :]
     return [*rungs[: start + 1], *(_thinned(smaller) if fits.lower else smaller)], start

@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,11 @@ class FreshImages:
     familiar: bool = False
     held_out: ImageSet | None = None
     trial: ImageSet | None = None
+
+    @cached_property
+    def as_is(self) -> Correct | None:
+        """Which images are not moved, bool (n,): on these alone the loss must be within the tolerance, too."""
+        return ~moved(self.images) if self.familiar else None
 
 
 def divide(model: CapsNet, splits: Splits, validation: str | None, trained: bool = False) -> tuple[Splits, FreshImages]:
@@ -149,11 +155,21 @@ def _even(images: ImageSet) -> ImageSet:
     return images.subset(in_turns(images.labels, images.ids, seed=0))
 
 
+def moved(images: ImageSet) -> Correct:
+    """Which images :func:`varied` moves, bool (n,): every second one of each class."""
+    order, counts = images.labels.argsort(stable=True), torch.tensor(images.class_counts())
+    number = torch.empty_like(order)
+    number[order] = torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    found: Correct = (number % 2 == 1).numpy()
+    return found
+
+
 def varied(images: ImageSet) -> ImageSet:
-    """Every second image moved by up to a pixel each way: a network knows those less well than what it has seen."""
+    """Every second image of each class moved by up to a pixel each way: a network knows those less well than what it
+    has seen."""
     pixels, generator = images.images.clone(), torch.Generator().manual_seed(0)
-    for part in torch.split(pixels, 1000):
-        part[1::2] = (255 * augment(to_float(part[1::2]), generator, shift=1)).round().to(torch.uint8)
+    for part in torch.split(torch.from_numpy(moved(images)).nonzero().flatten(), 500):
+        pixels[part] = (255 * augment(to_float(pixels[part]), generator, shift=1)).round().to(torch.uint8)
     return replace(images, images=pixels)
 
 
@@ -169,6 +185,25 @@ def new_loss_limit(n: int, lost: int, gained: int, error: float) -> float:
     z, loss = float(norm.ppf(1 - error)), (lost - gained) / n
     rate = min(1.0, (lost + gained + z**2) / n)
     return 100 * min(1.0, loss + z * math.sqrt(max(rate - loss**2, 0.0) * (1 / n + 1 / NEW_IMAGES)))
+
+
+def worst_limit(before: Correct, after: Correct, error: float, as_is: Correct | None, n: int | None = None) -> float:
+    """The larger limit of the loss: that of all images, or of those ``as_is`` alone, where others were moved.
+
+    On moved images a network may be so wrong that quantization gains as many answers as it loses.
+
+    Args:
+        before, after: which images the float model, and the plan, classify correctly, bool (m,).
+        as_is: bool (m,); None: all.
+        n: images that are to decide, of which these let expect no gain, but a loss; None: these decide.
+    """
+    limits, scale = [], 1.0 if n is None else n / len(before)
+    for chosen in (None, as_is):
+        old, new = (before, after) if chosen is None else (before[chosen], after[chosen])
+        lost, gained = int((old & ~new).sum()), int((~old & new).sum())
+        gained = gained if n is None else min(gained, lost)
+        limits.append(new_loss_limit(round(scale * len(old)), round(scale * lost), round(scale * gained), error))
+    return max(limits)
 
 
 def smallest_tolerance(n: int, error: float) -> float:
@@ -239,7 +274,8 @@ class Promise:
         self._reference, self._float = reference, np.zeros(0, dtype=bool)
         self._held_out: Correct | None = None
         self.searched: Correct | None = None
-        check_tolerance(tolerance, len(fresh.images), error, fresh.about)
+        n = len(fresh.images) if fresh.as_is is None else int(fresh.as_is.sum())
+        check_tolerance(tolerance, n, error, fresh.about if fresh.as_is is None else f"{fresh.about} as they are")
 
     def with_error(self, error: float) -> "Promise":
         """The same promise, to be kept with another error."""
@@ -279,7 +315,8 @@ class Promise:
     def _look(self, correct: Callable[[ImageSet], Correct], error: float, changed: float, loss: float) -> Look:
         total = len(self.fresh.images)
         needed = images_needed(changed, max(loss, 0.0), self.tolerance, _FIRST_ERROR * error)
-        first = max(FIRST_IMAGES, math.ceil(min(_RESERVE * needed, MANY_IMAGES)))
+        parts = 1 if self.fresh.as_is is None else 2
+        first = max(parts * FIRST_IMAGES, math.ceil(min(parts * _RESERVE * needed, MANY_IMAGES)))
         if first >= _NEARLY * total:
             return self._judge(correct(self._first(total)), error)
         answers = correct(self._first(first))
@@ -299,7 +336,8 @@ class Promise:
             self._float = np.concatenate([self._float, more])
         before = self._float[:n]
         lost, gained = int((before & ~plan).sum()), int((~before & plan).sum())
-        limit = new_loss_limit(n, lost, gained, error)
+        as_is = self.fresh.as_is
+        limit = worst_limit(before, plan, error, None if as_is is None else as_is[:n])
         look = Look(n, lost, gained, 100 * (lost - gained) / n, limit, error, limit <= self.tolerance)
         self._note(str(look))
         return look

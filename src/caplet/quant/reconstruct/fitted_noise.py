@@ -61,8 +61,9 @@ class FittedNoise:
         self._model = folded(model)
         self._staged = StagedModel(self._model)
         self._source, self._settings, self._remember = source, settings, remember
-        self._fit_on = images[torch.arange(len(images)) % 5 != 0]
-        self._measure_on = images[::5]
+        images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]  # classes take turns
+        fifth = -(-len(images) // 5)
+        self._measure_on, self._fit_on = images[:fifth], images[fifth:]
         self._layers = {f"{layer.name}.weight": layer for layer in self._model.layers() if "weight" in layer.specs}
         self._asked = {"images": digest(images.contiguous().numpy().data), "settings": settings.model_dump(mode="json")}
         self._references: list[tuple[tuple[State, ...], Tensor]] = []
