@@ -104,6 +104,7 @@ def test_quantize_prints_one_object_and_leaves_a_run(
     check_equal_quantization(quantized, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_without_a_method_smaller_plans_are_fitted(caplet: Caplet, trained: Path, tmp_path: Path) -> None:
     options = ("--calibration-size", 120, *MEASURED, "--json")
     done = caplet("quantize", trained / "model.safetensors", "--out", tmp_path / "run", *options)

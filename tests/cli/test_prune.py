@@ -12,6 +12,7 @@ def prune(model: Path, out: Path, *more: object) -> tuple[object, ...]:
     return ("prune", model, "--calibration-size", 120, "--out", out, "--epochs", 0, "--score", "length", *more)
 
 
+@pytest.mark.slow
 def test_prune_then_quantize_then_export(caplet: Caplet, trained: Path, tmp_path: Path) -> None:
     model, out = trained / "model.safetensors", tmp_path / "pruned"
     done = caplet(*prune(model, out, "--macs", 0.5, "--space", "digit.capsules=24", "--units", "channels", "--json"))

@@ -258,16 +258,3 @@ def test_cache_that_cannot_be_written_only_costs_time(tmp_path, images, monkeypa
     write_archive(path, images)
     assert len(load_data("cifar10", path).test) == 20
     assert "not stored for the next run" in caplog.text
-
-
-@pytest.mark.shared
-@pytest.mark.slow
-def test_real_archive_has_the_reference_images(shared):
-    splits = load_data("cifar10", shared / "data" / "cifar10-jpeg.tar.xz")
-    assert splits.info["sizes"] == {"train": 45_000, "calibration": 5_000, "test": 10_000}
-    assert splits.info["note"] == "CIFAR-10 (JPEG)"
-    assert splits.calibration.class_counts() == (500,) * 10
-    stored = np.load(shared / "models" / "deep_cifar10.reference.npz")
-    listed = splits.test.subset(list(range(0, 10_000, 5))).subset(stored["index"])
-    assert np.array_equal(listed.images.numpy(), stored["images"])
-    assert np.array_equal(listed.labels.numpy(), stored["labels"])

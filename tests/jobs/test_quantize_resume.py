@@ -173,6 +173,7 @@ def test_a_run_in_parts_equals_a_whole_one_and_measures_as_much(
     assert results(tmp_path) == results(folder)
 
 
+@pytest.mark.slow
 def test_a_line_that_a_kill_cut_off_is_measured_again(
     model: CapsNet, splits: Splits, tmp_path: Path, counts: Counter[str], whole: Whole
 ) -> None:

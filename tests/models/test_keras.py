@@ -14,7 +14,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from caplet.api import evaluate, load_data
 from caplet.errors import ModelError
 from caplet.models.base import CapsNet
 from caplet.models.importers import detect, import_model
@@ -337,16 +336,6 @@ def test_damaged_archives(tmp_path: Path) -> None:
         archive.writestr("model.weights.h5", bytes(1 << 24))
     with pytest.raises(ModelError, match="unpacks to more than"):
         import_model(tmp_path / "bomb.keras")
-
-
-@pytest.mark.shared
-@pytest.mark.slow
-def test_public_counts(shared: Path) -> None:
-    mnist, cifar = load_data("mnist", root=shared / "data"), load_data(str(shared / "data" / "cifar10-jpeg.tar.xz"))
-    cases = (("q7_mnist_bn", mnist, 9_799), ("q7_cifar_same", cifar, 7_664), ("q7_cifar_same_bn", cifar, 7_204))
-    for name, splits, correct in cases:
-        model = import_model(shared / "models" / f"{name}.h5")
-        assert evaluate(model, splits.test).accuracy.correct == correct, name
 
 
 @pytest.mark.parametrize("archive", [False, True])

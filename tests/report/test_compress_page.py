@@ -12,6 +12,8 @@ from caplet.jobs.compress.settings import checked
 from caplet.jobs.report import write_report
 from conftest import MEASURE, Page, look_up, read_page
 
+pytestmark = pytest.mark.slow  # the compression takes seconds
+
 SETTINGS: dict[str, Any] = {
     "data": "digits",
     "prune": {"probes": [0.5], "probe_steps": 5, "least_steps": 60},

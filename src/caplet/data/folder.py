@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -193,7 +193,7 @@ def decode_tree(tree: ImageTree, request: DataRequest) -> DecodedTree:
         files, size=request.size, channels=request.channels, background=request.background, progress=request.progress
     )
     sizes = counts[0], counts[1], counts[2]
-    formats = tuple(sorted({Path(file.name).suffix.lower() for file in files}))
+    formats = tuple(sorted({_ending(file.name) for file in files}))
     classes, numbers = tree.classes, np.array(labels, dtype=np.int64)
     return DecodedTree(images, numbers, sizes, classes, formats, joined(tree.note, said))
 
@@ -240,8 +240,10 @@ def scan_archive(path: Path) -> FoundFolder:
         for parts, size, opened in entries:
             folder, name = top, "/".join(parts)
             for part in parts[:-1]:
-                folder = folder.folders.setdefault(part, FoundFolder(folder.where / part))
-            ending = Path(name).suffix.lower()
+                if part not in folder.folders:
+                    folder.folders[part] = FoundFolder(folder.where / part)
+                folder = folder.folders[part]
+            ending = _ending(name)
             if ending not in endings():
                 folder.others[ending] += 1
                 continue
@@ -258,7 +260,7 @@ def scan_archive(path: Path) -> FoundFolder:
             folder.images.append(ImageFile(f"{path.name}:{name}", data))
     for folder in top.below():
         folder.folders = dict(sorted(folder.folders.items()))
-        folder.images.sort(key=lambda image: PurePosixPath(image.name).name)
+        folder.images.sort(key=lambda image: image.name.rpartition("/")[2])
     return top
 
 
@@ -277,7 +279,7 @@ def members(path: Path) -> Iterator[Iterator[tuple[tuple[str, ...], int, Opener]
     check_regular(path, "the archive", kind=DataError)
     try:
         with zipfile.ZipFile(path) if path.name.lower().endswith(".zip") else tarfile.open(path, "r:*") as archive:
-            entries = ((PurePosixPath(name).parts, size, opened) for name, size, opened in _entries(archive))
+            entries = ((_parts(name), size, opened) for name, size, opened in _entries(archive))
             yield (entry for entry in entries if _is_plain(entry[0]))
     except DataError:
         raise
@@ -286,6 +288,18 @@ def members(path: Path) -> Iterator[Iterator[tuple[tuple[str, ...], int, Opener]
     except Exception as error:  # a damaged archive can raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: damaged or incomplete archive ({reason}): fetch it again") from error
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """As ``PurePosixPath(name).parts``, in a fraction of its time: archives have tens of thousands of names."""
+    top = ("/",) if name.startswith("/") else ()
+    return (*top, *(part for part in name.split("/") if part not in ("", ".")))
+
+
+def _ending(name: str) -> str:
+    """As ``Path(name).suffix.lower()`` of a name that does not begin with a dot, in a fraction of its time."""
+    _, dot, ending = name.rpartition("/")[2].rpartition(".")
+    return f"{dot}{ending}".lower() if ending and dot else ""
 
 
 def _is_plain(parts: tuple[str, ...]) -> bool:
