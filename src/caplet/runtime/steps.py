@@ -14,6 +14,7 @@ from caplet.program.c.structure import KERNEL, Ref, Struct, Value, constants, st
 from caplet.program.op import Op
 from caplet.program.ops import Conv2d, Convolution, ConvVotes, DenseVotes, Routing
 from caplet.program.program import Program
+from caplet.program.tensor import IntArray
 from caplet.program.verify import verify
 
 CACHE_LINE = 64
@@ -43,9 +44,8 @@ def aligned(size: int) -> NDArray[np.uint8]:
 
 
 _NOWHERE = (1 << 64) - 1
-_BYTES, _PAIRS, _SIGNED, _NO_BYTES = (
-    constants()[f"CAPLET_{name}"] for name in ("BYTES", "PAIRS", "SIGNED_BYTES", "NO_BYTES")
-)
+_BYTES, _PAIRS = constants()["CAPLET_BYTES"], constants()["CAPLET_PAIRS"]
+_NO_BYTES, _SIGNED, _CHAINED = (constants()[f"CAPLET_{name}_BYTES"] for name in ("NO", "SIGNED", "CHAINED"))
 _INT8, _UINT8, _INT16, _UINT16 = (constants()[f"CAPLET_{sign}INT{bits}"] for bits in (8, 16) for sign in ("", "U"))
 _TOGETHER, _ARENAS = 6, 1 << 25
 """Images that take each step together, as the rows of the kernels' tiles, and bytes that their arenas may take."""
@@ -270,28 +270,27 @@ class StepBuilder:
         dot, channels = self.library.caplet_host_bytes(), int(conv.fields["in_channels"])  # type: ignore[arg-type]
         of_bytes = dot != _NO_BYTES and source in (_INT8, _UINT8) and bool((np.abs(filters + 0.5) < 128).all())
         flipped = of_bytes and (source == _INT8) == (dot != _SIGNED)
-        size = 1 if of_bytes else 2
         cells = [int(conv.fields[f"out_{axis}"]) for axis in ("rows", "columns")]  # type: ignore[arg-type]
         stride = int(conv.fields["stride"])  # type: ignore[arg-type]
         rows, columns = ((n - 1) * stride + k for n, k in zip(cells, (kernel_rows, kernel_columns), strict=True))
-        # Elements of a window that are neighbours in the map, filled up with weights of 0 to whole words.
-        run = kernel_columns * depth if depth == channels else depth
-        runs, each = filters.reshape(outputs, -1, run), 4 // size
-        padded = np.zeros((outputs, runs.shape[1], -(-run // each) * each), dtype=f"int{8 * size}")
-        padded[..., :run] = runs
-        words = padded.reshape(outputs, -1).view(np.uint32)
-        starts = np.arange(kernel_rows)[:, None] * columns * channels
-        if run == depth and depth != channels:
-            starts = starts + np.arange(kernel_columns) * channels
-        taps = starts.reshape(-1, 1) * size + 4 * np.arange(padded.shape[2] // each)
+        words, taps = _words(filters, columns, channels, 1 if of_bytes else 2)
+        if of_bytes and dot == _CHAINED:
+            most = int(self.tensors[op.input].format.max_code) + 128 * flipped  # type: ignore[union-attr]
+            found = _chains(words.view(np.int8).reshape(*words.shape, 4), most, self.library.caplet_host_width())
+            of_bytes = found.shape[1] <= _LONGEST * len(taps)
+            if of_bytes:
+                words, taps = found["word"], taps[found["at"][:: self.library.caplet_host_width()]]
+            else:
+                flipped, (words, taps) = False, _words(filters, columns, channels, 2)
         start = np.zeros(-(-outputs // 64) * 64, dtype=np.int32)
         if flipped:
             start[:outputs] = (128 if dot == _SIGNED else -128) * filters.reshape(outputs, -1).sum(axis=1)
-        map_bytes = _up(rows * columns * channels * size + 4)
+        map_bytes = _up(rows * columns * channels * (1 if of_bytes else 2) + 4)
         self._shares(self.together * map_bytes)
         arrays = {"weights": self._panels(words[None]), "start": start, "taps": taps.astype(np.uint32)}
         fields: dict[str, Value] = {name: self._array(values) for name, values in arrays.items()}
         fields |= {"words": words.shape[1], "rows": rows, "columns": columns, "map_bytes": map_bytes}
+        fields |= {"panel_taps": words.shape[1] if taps.ndim > 1 else 0}
         method = _BYTES if of_bytes else _PAIRS
         return Struct("caplet_host_conv", {"conv": conv, **fields, "method": method, "flipped": int(flipped)})
 
@@ -303,6 +302,63 @@ class StepBuilder:
         # Not through Descriptions.array: a copy would lose the alignment.
         self.descriptions.arrays[name] = block
         return Ref(name)
+
+
+_LONGEST = 1.35
+"""Chains of bytes take up to this many times the words: they are that much faster than pairs of int16."""
+
+
+def _words(filters: IntArray, columns: int, channels: int, size: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Filters (N, rows, columns, depth) as words of elements of ``size`` bytes that are neighbours in a map, filled up
+    with 0: uint32 (N, words), and the words' offsets in bytes in a map of ``columns`` columns."""
+    outputs, kernel_rows, kernel_columns, depth = filters.shape
+    run = kernel_columns * depth if depth == channels else depth
+    runs, each = filters.reshape(outputs, -1, run), 4 // size
+    padded = np.zeros((outputs, runs.shape[1], -(-run // each) * each), dtype=f"int{8 * size}")
+    padded[..., :run] = runs
+    starts = (np.arange(kernel_rows)[:, None] * columns + np.arange(kernel_columns)) * channels
+    starts = starts[:, : 1 if depth == channels else None].reshape(-1, 1) * size
+    taps = starts + 4 * np.arange(padded.shape[2] // each)
+    return padded.reshape(outputs, -1).view(np.uint32), taps.reshape(-1).astype(np.uint32)
+
+
+def _chains(words: NDArray[np.int8], most: int, width: int) -> NDArray[Any]:
+    """Weights (N, words, 4) so that products of two neighbouring words with codes up to ``most`` sum up in 16 bits.
+
+    What is too much for a word's weights comes once more, in a further word at the same place. Returns (N, words) of
+    "word" and of "at", the number of the word that it was; "at" is the same within every panel of ``width`` rows.
+    """
+    panels = []
+    for start in range(0, len(words), width):
+        rest, numbers, parts = words[start : start + width].astype(np.int16), np.arange(words.shape[1]), []
+        while len(numbers):
+            odd = len(numbers) % 2
+            numbers, rest = np.pad(numbers, (0, odd), "edge"), np.pad(rest, ((0, 0), (0, odd), (0, 0)))
+            # Two words' first and second elements make one sum, their third and fourth ones another.
+            sums = rest.reshape(len(rest), -1, 2, 2, 2).swapaxes(2, 3).reshape(len(rest), -1, 2, 4)
+            kept = _at_most(sums, 32767 // most) - _at_most(-sums, 32768 // most)
+            kept = kept.reshape(len(rest), -1, 2, 2, 2).swapaxes(2, 3).reshape(rest.shape)
+            part = np.empty(kept.shape[:2], dtype=[("word", np.uint32), ("at", np.int64)])
+            part["word"], part["at"] = kept.astype(np.int8).view(np.uint32)[..., 0], numbers
+            parts.append(part)
+            left = (rest != kept).any(axis=(0, 2))
+            numbers, rest = numbers[left], (rest - kept)[:, left]
+        panels.append(np.concatenate(parts, axis=1))
+    longest = max(panel.shape[1] for panel in panels)
+    return np.concatenate([np.pad(panel, ((0, 0), (0, longest - panel.shape[1]))) for panel in panels])
+
+
+def _at_most(parts: NDArray[np.int16], room: int) -> NDArray[np.int16]:
+    """The positive ones of (..., 4) integers, the largest made smaller so that their sum is at most ``room``."""
+    parts = np.clip(parts, 0, None)
+    over = parts.sum(axis=-1) > room
+    rows = parts[over]
+    order = rows.argsort(axis=-1)
+    ascending = np.take_along_axis(rows, order, -1)
+    kept = np.minimum(ascending, np.clip(room - (ascending.cumsum(axis=-1) - ascending), 0, None))
+    np.put_along_axis(rows, order, kept, -1)
+    parts[over] = rows
+    return parts
 
 
 def _up(size: int) -> int:

@@ -19,13 +19,17 @@ enum {
     CAPLET_PAIRS = 1  /* of two int16_t */
 };
 
-/* Products of four bytes that the processor sums at once, with int8_t: none, of uint8_t, of int8_t. */
-enum { CAPLET_NO_BYTES = 0, CAPLET_UNSIGNED_BYTES = 1, CAPLET_SIGNED_BYTES = 2 };
+/*
+ * Products of four bytes with int8_t that the processor sums at once: none, of uint8_t, of int8_t; or of uint8_t, two
+ * sums of two products each, which must fit int16_t together with those of the next word.
+ */
+enum { CAPLET_NO_BYTES = 0, CAPLET_UNSIGNED_BYTES = 1, CAPLET_SIGNED_BYTES = 2, CAPLET_CHAINED_BYTES = 3 };
 
 /*
  * A convolution by tiles of sums. The input is copied into a map (rows, columns, in_channels) with its border, of
  * map_bytes bytes; where `flipped`, with the top bit of each byte flipped: of uint8_t to int8_t, or the other way.
- * words: 32-bit words of a window, each of elements that are neighbours in the map, taps: their offsets in bytes.
+ * words: 32-bit words of a window, each of elements that are neighbours in the map, taps: their offsets in bytes, for
+ * each panel panel_taps (0 or words) further.
  * weights: panels (words, lanes), one after the other: a lane holds a filter's elements of a word. Lanes are rounded up
  * to a vector's, elements beyond the filters are zero.
  * start: int32_t (lanes of all panels), where the sums start.
@@ -39,6 +43,7 @@ typedef struct {
     uint32_t rows;
     uint32_t columns;
     uint32_t map_bytes;
+    uint32_t panel_taps;
     uint8_t method;
     uint8_t flipped;
 } caplet_host_conv;

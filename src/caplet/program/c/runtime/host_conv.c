@@ -114,6 +114,8 @@ static void convolve_windows(const caplet_host_conv *op, const uint8_t *maps, ui
     const caplet_conv_op *conv = &op->conv;
     const uint32_t total = conv->out_rows * conv->out_columns;
     const uint32_t bytes = op->method == CAPLET_BYTES ? 1u : 2u;
+    const uint32_t tile = op->method == CAPLET_BYTES ? CAPLET_BYTE_TILE : CAPLET_TILE;
+    const uint32_t *taps = op->taps;
     const uint32_t slowly = conv->acc.wide || conv->out.rounding == CAPLET_STOCHASTIC;
     const uint8_t *x[WINDOWS];
     int32_t sums[WINDOWS * CAPLET_WIDTH];
@@ -127,7 +129,7 @@ static void convolve_windows(const caplet_host_conv *op, const uint8_t *maps, ui
         const uint32_t place = position / conv->out_columns * op->columns + position % conv->out_columns;
         x[p] = maps + (size_t)(window / total) * op->map_bytes + (size_t)type * conv->depth * bytes;
         x[p] += (size_t)place * conv->stride * conv->in_channels * bytes;
-        if (p >= windows && p % CAPLET_TILE == CAPLET_TILE - 1) {
+        if (p >= windows + CAPLET_TILE) {
             break;
         }
     }
@@ -144,10 +146,11 @@ static void convolve_windows(const caplet_host_conv *op, const uint8_t *maps, ui
         }
         for (k = 0; k < op->words; k += WORDS) {
             const uint32_t words = op->words - k < WORDS ? op->words - k : WORDS;
-            for (p = 0; p < windows; p += CAPLET_TILE) {
-                sum_tile(x + p, op->taps + k, weights + (size_t)k * width, words, sums + p * width);
+            for (p = 0; p < windows; p += tile) {
+                sum_tile(x + p, taps + k, weights + (size_t)k * width, words, sums + p * width);
             }
         }
+        taps += op->panel_taps;
         if (!slowly) {
             caplet_scale_panel(&conv->acc, &conv->out, filter, count, &scale);
         }

@@ -32,13 +32,22 @@
 #include <arm_neon.h>
 #endif
 
-/* Positions of a tile; vectors of its filters, as many as leave registers for the sums. */
+/* Windows of a tile; vectors of its filters, as many as leave registers for the sums. */
 #if CAPLET_LANES == 16 || defined(__aarch64__)
 #define CAPLET_PANEL 4
 #else
 #define CAPLET_PANEL 2
 #endif
 enum { CAPLET_TILE = 6, CAPLET_WIDTH = CAPLET_PANEL * CAPLET_LANES };
+
+/* Before a loop that shall become straight code, and before one that shall stay one. */
+#if defined(__clang__)
+#define CAPLET_STRAIGHT _Pragma("clang loop unroll(full)")
+#define CAPLET_ROLLED _Pragma("clang loop unroll(disable)")
+#else
+#define CAPLET_STRAIGHT _Pragma("GCC unroll 8")
+#define CAPLET_ROLLED _Pragma("GCC unroll 1")
+#endif
 
 typedef int32_t caplet_lanes __attribute__((vector_size(4 * CAPLET_LANES)));
 typedef int32_t caplet_loose __attribute__((vector_size(4 * CAPLET_LANES), aligned(1), may_alias));
@@ -77,19 +86,24 @@ CAPLET_COPIED caplet_lanes caplet_dot_pairs(caplet_lanes acc, caplet_lanes a, ca
 }
 
 /*
- * acc + the products of the four bytes of every lane, those of b signed. Those of a are unsigned where
- * CAPLET_DOT_BYTES is CAPLET_UNSIGNED_BYTES; there are none where it is CAPLET_NO_BYTES.
+ * acc + the products of the four bytes of every lane of a and b, those of b signed, those of a as CAPLET_DOT_BYTES
+ * says: one of host.h. Where they are chained, also those of c and d, in 16 bits before they are added to acc.
  */
 #if defined(CAPLET_EMULATE_DOT) || (defined(__AVX512VNNI__) && CAPLET_LANES == 16) || defined(__AVXVNNI__)
 #define CAPLET_DOT_BYTES CAPLET_UNSIGNED_BYTES
+#elif CAPLET_LANES == 8
+#define CAPLET_DOT_BYTES CAPLET_CHAINED_BYTES
 #elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
 #define CAPLET_DOT_BYTES CAPLET_SIGNED_BYTES
 #else
 #define CAPLET_DOT_BYTES CAPLET_NO_BYTES
 #endif
 
-CAPLET_COPIED caplet_lanes caplet_dot_bytes(caplet_lanes acc, caplet_lanes a, caplet_lanes b)
+CAPLET_COPIED caplet_lanes caplet_dot_bytes(caplet_lanes acc, caplet_lanes a, caplet_lanes b, caplet_lanes c,
+                                            caplet_lanes d)
 {
+    (void)c;
+    (void)d;
 #if defined(CAPLET_EMULATE_DOT)
     acc += (a & 255) * ((b << 24) >> 24) + ((a >> 8) & 255) * ((b << 16) >> 24);
     return acc + ((a >> 16) & 255) * ((b << 8) >> 24) + ((a >> 24) & 255) * (b >> 24);
@@ -97,6 +111,10 @@ CAPLET_COPIED caplet_lanes caplet_dot_bytes(caplet_lanes acc, caplet_lanes a, ca
     return (caplet_lanes)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
 #elif defined(__AVXVNNI__) && CAPLET_LANES == 8
     return (caplet_lanes)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)a, (__m256i)b);
+#elif CAPLET_LANES == 8
+    return acc + (caplet_lanes)_mm256_madd_epi16(
+                     _mm256_set1_epi16(1), _mm256_add_epi16(_mm256_maddubs_epi16((__m256i)a, (__m256i)b),
+                                                            _mm256_maddubs_epi16((__m256i)c, (__m256i)d)));
 #elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
     return (caplet_lanes)vdotq_s32((int32x4_t)acc, (int8x16_t)a, (int8x16_t)b);
 #else
@@ -106,55 +124,65 @@ CAPLET_COPIED caplet_lanes caplet_dot_bytes(caplet_lanes acc, caplet_lanes a, ca
 #endif
 }
 
+/* Windows of a tile of bytes, and words that it takes at once. */
+enum { CAPLET_CHAIN = CAPLET_DOT_BYTES == CAPLET_CHAINED_BYTES ? 2 : 1, CAPLET_BYTE_TILE = CAPLET_CHAIN > 1 ? 4 : 6 };
+
+/* The word at `from` in every lane. */
+CAPLET_COPIED caplet_lanes caplet_spread_word(const uint8_t *from)
+{
+    const caplet_lanes zero = {0};
+    int32_t word;
+    memcpy(&word, from, sizeof word);
+    return zero + word;
+}
+
 /*
- * sums (CAPLET_TILE, vectors * CAPLET_LANES) += the products of windows and filters. x: the windows' places; taps: for
- * each word its offset in bytes; w: (words, vectors * CAPLET_LANES) words of the filters.
+ * sums (windows, vectors * CAPLET_LANES) += the products of windows and filters. x: the windows' places; taps: for each
+ * word its offset in bytes; w: (words, vectors * CAPLET_LANES) words of the filters. windows: CAPLET_TILE, or
+ * CAPLET_BYTE_TILE `of_bytes`; words is then a multiple of CAPLET_CHAIN.
  */
 CAPLET_COPIED void caplet_sum_tile(const uint8_t *const *x, const uint32_t *taps, const int32_t *w, uint32_t words,
                                    int32_t *sums, uint32_t vectors, uint32_t of_bytes)
 {
-#define CAPLET_EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
-#define CAPLET_EACH_VECTOR(DO, R) \
-    DO(R, 0)                      \
-    if (vectors > 1) {            \
-        DO(R, 1)                  \
-    }                             \
-    if (vectors > 2) {            \
-        DO(R, 2)                  \
-    }                             \
-    if (vectors > 3) {            \
-        DO(R, 3)                  \
+    const uint32_t windows = of_bytes ? CAPLET_BYTE_TILE : CAPLET_TILE;
+    const uint32_t step = of_bytes ? CAPLET_CHAIN : 1;
+    caplet_lanes s[CAPLET_TILE][CAPLET_PANEL];
+    caplet_lanes f[2][CAPLET_PANEL];
+    const uint8_t *at[CAPLET_TILE];
+    uint32_t k, r, v;
+    CAPLET_STRAIGHT
+    for (r = 0; r < windows; r++) {
+        at[r] = x[r];
+        CAPLET_STRAIGHT
+        for (v = 0; v < vectors; v++) {
+            s[r][v] = caplet_load_lanes(sums + (r * vectors + v) * CAPLET_LANES);
+        }
     }
-#define CAPLET_SUM(R, V) s##R##V = caplet_load_lanes(sums + (R * vectors + V) * CAPLET_LANES);
-#define CAPLET_KEEP(R, V) caplet_store_lanes(sums + (R * vectors + V) * CAPLET_LANES, s##R##V);
-#define CAPLET_DOT(R, V) s##R##V = of_bytes ? caplet_dot_bytes(s##R##V, a, w##V) : caplet_dot_pairs(s##R##V, a, w##V);
-#define CAPLET_DECLARE(R) \
-    const uint8_t *const x##R = x[R]; \
-    caplet_lanes s##R##0, s##R##1 = zero, s##R##2 = zero, s##R##3 = zero;
-#define CAPLET_LOAD_ROW(R) CAPLET_EACH_VECTOR(CAPLET_SUM, R)
-#define CAPLET_KEEP_ROW(R) CAPLET_EACH_VECTOR(CAPLET_KEEP, R)
-#define CAPLET_DOT_ROW(R)                                \
-    {                                                    \
-        int32_t word;                                    \
-        caplet_lanes a;                                  \
-        memcpy(&word, x##R + at, sizeof word);           \
-        a = zero + word;                                 \
-        CAPLET_EACH_VECTOR(CAPLET_DOT, R)                \
+    CAPLET_ROLLED
+    for (k = 0; k < words; k += step) {
+        CAPLET_STRAIGHT
+        for (v = 0; v < step * vectors; v++) {
+            f[v / vectors][v % vectors] = caplet_load_lanes(w + v * CAPLET_LANES);
+        }
+        CAPLET_STRAIGHT
+        for (r = 0; r < windows; r++) {
+            const caplet_lanes a = caplet_spread_word(at[r] + taps[k]);
+            const caplet_lanes c = step > 1 ? caplet_spread_word(at[r] + taps[k + 1]) : a;
+            CAPLET_STRAIGHT
+            for (v = 0; v < vectors; v++) {
+                s[r][v] = of_bytes ? caplet_dot_bytes(s[r][v], a, f[0][v], c, f[step - 1][v])
+                                   : caplet_dot_pairs(s[r][v], a, f[0][v]);
+            }
+        }
+        w += step * vectors * CAPLET_LANES;
     }
-    const caplet_lanes zero = {0};
-    uint32_t k;
-    CAPLET_EACH_ROW(CAPLET_DECLARE)
-    CAPLET_EACH_ROW(CAPLET_LOAD_ROW)
-    for (k = 0; k < words; k++) {
-        const uint32_t at = taps[k];
-        const caplet_lanes w0 = caplet_load_lanes(w);
-        const caplet_lanes w1 = vectors > 1 ? caplet_load_lanes(w + CAPLET_LANES) : zero;
-        const caplet_lanes w2 = vectors > 2 ? caplet_load_lanes(w + 2 * CAPLET_LANES) : zero;
-        const caplet_lanes w3 = vectors > 3 ? caplet_load_lanes(w + 3 * CAPLET_LANES) : zero;
-        CAPLET_EACH_ROW(CAPLET_DOT_ROW)
-        w += vectors * CAPLET_LANES;
+    CAPLET_STRAIGHT
+    for (r = 0; r < windows; r++) {
+        CAPLET_STRAIGHT
+        for (v = 0; v < vectors; v++) {
+            caplet_store_lanes(sums + (r * vectors + v) * CAPLET_LANES, s[r][v]);
+        }
     }
-    CAPLET_EACH_ROW(CAPLET_KEEP_ROW)
 }
 
 typedef void caplet_tile(const uint8_t *const *x, const uint32_t *taps, const int32_t *w, uint32_t words,
