@@ -43,7 +43,7 @@ int strcmp(const char *a, const char *b) { while (*a && *a == *b) { a++; b++; } 
 int main(void)
 {
     const int file = semihosting_open("differing.bin", SEMIHOSTING_WRITE);
-    const caplet_host_memory memory = {arena, sizeof arena, 1};
+    const caplet_host_memory memory = {arena, sizeof arena, 1, 1};
     uint32_t counts[2] = {0, 0};
     uint32_t i, c, k;
     for (i = 0; i < sizeof tests / sizeof *tests; i++) {

@@ -56,7 +56,7 @@ class NativeModel:
     def trace(self, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Every tensor but coupling, which is never stored: name -> codes (N, *shape), int64. Memory grows with N."""
         self.program.check_images(images)
-        memory, tensors = self._steps.memory(), self.program.tensors
+        memory, tensors = self._steps.memory(traced=True), self.program.tensors
         ends = (np.empty((1, tensors[name].bytes), np.uint8) for name in (self.program.output, self.program.lengths))
         capsules, lengths = ends
         parts: dict[str, list[NDArray[Any]]] = {}

@@ -2,17 +2,19 @@
 
 import ctypes
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caplet.fixed.rounding import Rounding
+from caplet.fixed.squash import squash_factor
 from caplet.program.arena import MemoryMap, plan_memory
 from caplet.program.c.describe import Descriptions
 from caplet.program.c.structure import KERNEL, Ref, Struct, Value, constants, structures
 from caplet.program.op import Op
-from caplet.program.ops import Conv2d, Convolution, ConvVotes, DenseVotes, Routing
+from caplet.program.ops import Conv2d, Convolution, ConvVotes, DenseVotes, Routing, Squash
 from caplet.program.program import Program
 from caplet.program.tensor import IntArray
 from caplet.program.verify import verify
@@ -67,10 +69,10 @@ class Steps:
     places: dict[str, int]
     alive: list[Any]
 
-    def memory(self) -> "Memory":
-        """Memory for one thread."""
+    def memory(self, traced: bool = False) -> "Memory":
+        """Memory for one thread. traced: every tensor is written to its place."""
         arenas = aligned(self.together * self.arena_bytes + self.scratch_bytes)
-        fields = (arenas.ctypes.data, self.arena_bytes, self.together)
+        fields = (arenas.ctypes.data, self.arena_bytes, self.together, int(traced))
         return Memory(STRUCTURES["caplet_host_memory"](*fields), arenas)
 
 
@@ -148,6 +150,10 @@ class StepBuilder:
             return self._convolution(op, struct) or struct
         if not self.portable and isinstance(op, DenseVotes):
             return self._dense_votes(op, struct) or struct
+        if not self.portable and isinstance(op, Squash) and struct.fields["kernel"] == Ref("caplet_squash_bytes"):
+            factors = _factors(*(int(self.tensors[name].format.frac_bits) for name in (op.input, op.output)))
+            fields: dict[str, Value] = {"squash": struct, "factors": self._array(factors), "lengths": len(factors)}
+            return Struct("caplet_host_squash", fields)
         return struct
 
     def _step(self, step: Any, op: Op) -> None:
@@ -157,8 +163,8 @@ class StepBuilder:
         inputs = [self.place(name) for name in op.inputs]
         step.inputs = self._address(np.array(inputs, dtype=np.uint64))
         step.input_count = len(inputs)
-        own = {"caplet_host_conv": "HOST_CONV", "caplet_host_votes": "HOST_VOTES"}
-        kind = own.get(struct.type, op.kind.upper())
+        host = struct.type.startswith("caplet_host_")
+        kind = struct.type.removeprefix("caplet_").upper() if host else op.kind.upper()
         if not self.portable and isinstance(op, Routing) and self._routes_bytes(op, struct):
             kind = "HOST_ROUTING"
         step.kind = constants()[f"CAPLET_STEP_{kind}"]
@@ -241,7 +247,7 @@ class StepBuilder:
         if names[0] != "caplet_weigh_bytes" or not routed or self._noisy(op.coupling):
             return False
         inputs, outputs, dim = self.tensors[op.votes].shape
-        stride = -(-inputs // 64) * 64
+        stride = (-(-inputs // 64) | 1) * 64
         self._shares(outputs * ((dim + 4) * stride + 4 * 64) + 4 * outputs * dim + 5 * CACHE_LINE)
         return True
 
@@ -304,8 +310,19 @@ class StepBuilder:
         return Ref(name)
 
 
+_LENGTHS = 1 << 14
 _LONGEST = 1.35
 """Chains of bytes take up to this many times the words: they are that much faster than pairs of int16."""
+
+
+@cache
+def _factors(in_frac: int, out_frac: int) -> NDArray[Any]:
+    """The factors of capsules by their squared lengths, as ``caplet_squash_factor``."""
+    multiplier, shift = squash_factor(np.arange(_LENGTHS), in_frac, out_frac)
+    factors = np.zeros(_LENGTHS, dtype=np.dtype(STRUCTURES["caplet_squash_factor"]))
+    left = np.clip(33 - shift, 0, None)
+    factors["multiplier"], factors["left"], factors["right"] = multiplier, left, shift + left - 32
+    return factors
 
 
 def _words(filters: IntArray, columns: int, channels: int, size: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:

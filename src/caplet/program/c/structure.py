@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-HOST_ONLY = frozenset({"host.c", "host.h", "host_conv.c", "host_routing.c", "host_tile.h", "host_votes.c"})
+_KERNELS = ("conv.c", "maps.c", "routing.c", "tile.h", "votes.c")
+HOST_ONLY = frozenset({"host.c", "host.h", *(f"host_{name}" for name in _KERNELS)})
 """Files that only the host runtime compiles; an exported model does not contain them."""
 
 

@@ -65,6 +65,9 @@ static void run_step(const caplet_host_step *step, void *arena)
     case CAPLET_STEP_LISTING: caplet_listing(step->op, x, y); break;
     case CAPLET_STEP_SQUASH: caplet_squash(step->op, x, y, 0); break;
     case CAPLET_STEP_ADD: caplet_add(step->op, x, place(arena, step->inputs[1]), y); break;
+#if CAPLET_LANES
+    case CAPLET_STEP_HOST_SQUASH: caplet_host_squash_bytes((const caplet_host_squash *)step->op, x, y); break;
+#endif
     case CAPLET_STEP_CONV_VOTES:
     case CAPLET_STEP_DENSE_VOTES: run_votes(step, arena); break;
     case CAPLET_STEP_ROUTING: run_routing(step, arena); break;
@@ -72,10 +75,12 @@ static void run_step(const caplet_host_step *step, void *arena)
     }
 }
 
-/* A step on images that lie next_image bytes apart; scratch: what they share. */
-static void run_together(const caplet_host_step *step, uint8_t *arena, uint64_t next_image, uint32_t images,
-                         void *scratch)
+/* A step on the first images of the memory. */
+static void run_together(const caplet_host_step *step, const caplet_host_memory *memory, uint32_t images)
 {
+    uint8_t *arena = (uint8_t *)memory->arenas;
+    const uint64_t next_image = memory->arena_bytes;
+    void *scratch = arena + memory->together * next_image;
     uint32_t image;
 #if CAPLET_LANES
     if (step->kind == CAPLET_STEP_HOST_CONV) {
@@ -92,9 +97,10 @@ static void run_together(const caplet_host_step *step, uint8_t *arena, uint64_t 
     for (image = 0; image < images; image++) {
 #if CAPLET_LANES
         if (step->kind == CAPLET_STEP_HOST_ROUTING) {
-            const caplet_routing_memory memory = routing_memory(step, arena);
+            caplet_routing_memory places = routing_memory(step, arena);
+            places.logits = memory->traced ? places.logits : NULL;
             caplet_host_route((const caplet_routing_op *)step->op, (const int8_t *)place(arena, step->inputs[0]),
-                              &memory, scratch);
+                              &places, scratch);
         } else
 #endif
         {
@@ -121,7 +127,7 @@ void caplet_host_run(const caplet_host_step *steps, uint32_t count, const caplet
             memcpy(arenas + i * size + input, images + (first + i) * image_bytes, (size_t)image_bytes);
         }
         for (i = 0; i < count; i++) {
-            run_together(&steps[i], arenas, size, together, arenas + memory->together * size);
+            run_together(&steps[i], memory, together);
         }
         for (i = 0; i < together; i++) {
             memcpy((uint8_t *)capsules + (first + i) * capsule_bytes, arenas + i * size + output,

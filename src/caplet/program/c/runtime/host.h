@@ -70,10 +70,27 @@ void caplet_host_dense_votes(const caplet_host_votes *op, const void *const *x, 
 
 /*
  * As caplet_routing with stored votes and a table of exponentials, where weigh is caplet_weigh_bytes, and update, if
- * any, one of caplet_update_bytes. scratch: aligned to 64 bytes, of caplet_host_routing_bytes bytes.
+ * any, one of caplet_update_bytes. memory->logits: NULL where nobody looks at them. scratch: aligned to 64 bytes, all
+ * that the arrays of a routing_room take.
  */
 void caplet_host_route(const caplet_routing_op *op, const int8_t *votes, const caplet_routing_memory *memory,
                        void *scratch);
+
+/* The factor of a capsule: codes << left times multiplier, of which the upper 32 bits are rounded and shifted right. */
+typedef struct {
+    int32_t multiplier;
+    uint8_t left;
+    uint8_t right;
+} caplet_squash_factor;
+
+/* A squash by caplet_squash_bytes. factors: of squared lengths below `lengths`. */
+typedef struct {
+    caplet_squash_op squash;
+    const caplet_squash_factor *factors;
+    uint32_t lengths;
+} caplet_host_squash;
+
+void caplet_host_squash_bytes(const caplet_host_squash *op, const void *x, void *y);
 
 enum {
     CAPLET_STEP_INPUT_QUANTIZE = 0,
@@ -90,7 +107,8 @@ enum {
     CAPLET_STEP_LISTING = 11,
     CAPLET_STEP_HOST_CONV = 12, /* op is a caplet_host_conv */
     CAPLET_STEP_HOST_VOTES = 13, /* a caplet_host_votes */
-    CAPLET_STEP_HOST_ROUTING = 14
+    CAPLET_STEP_HOST_ROUTING = 14,
+    CAPLET_STEP_HOST_SQUASH = 15 /* a caplet_host_squash */
 };
 
 enum { CAPLET_STEP_MEMORY = 5 };
@@ -130,12 +148,13 @@ CAPLET_EXPORT uint32_t caplet_host_bytes(void);
 
 /*
  * Where images lie: arenas of `arena_bytes` for `together` images that take each step together, then scratch that all
- * of them share.
+ * of them share. traced: every tensor is written to its place.
  */
 typedef struct {
     void *arenas;
     uint64_t arena_bytes;
     uint32_t together;
+    uint32_t traced;
 } caplet_host_memory;
 
 /*

@@ -8,7 +8,7 @@
 #if CAPLET_LANES
 
 /* Windows whose sums are made together, and words of them at a time. */
-enum { WINDOWS = 32 * CAPLET_TILE, WORDS = 512 };
+enum { WINDOWS = 40 * CAPLET_TILE, WORDS = 512 };
 
 #define DEFINE_TILE(NAME, VECTORS, OF_BYTES)                                                                          \
     static CAPLET_APART void NAME(const uint8_t *const *x, const uint32_t *taps, const int32_t *w, uint32_t words,    \
@@ -118,6 +118,7 @@ static void convolve_windows(const caplet_host_conv *op, const uint8_t *maps, ui
     const uint32_t *taps = op->taps;
     const uint32_t slowly = conv->acc.wide || conv->out.rounding == CAPLET_STOCHASTIC;
     const uint8_t *x[WINDOWS];
+    uint8_t *to[WINDOWS];
     int32_t sums[WINDOWS * CAPLET_WIDTH];
     caplet_panel_scale scale;
     uint32_t filter;
@@ -129,6 +130,8 @@ static void convolve_windows(const caplet_host_conv *op, const uint8_t *maps, ui
         const uint32_t place = position / conv->out_columns * op->columns + position % conv->out_columns;
         x[p] = maps + (size_t)(window / total) * op->map_bytes + (size_t)type * conv->depth * bytes;
         x[p] += (size_t)place * conv->stride * conv->in_channels * bytes;
+        to[p] = y + window / total * next_image + (size_t)type * row_bytes;
+        to[p] = (uint8_t *)caplet_at_writable(to[p], conv->out.type, position * conv->out_channels);
         if (p >= windows + CAPLET_TILE) {
             break;
         }
@@ -141,8 +144,8 @@ static void convolve_windows(const caplet_host_conv *op, const uint8_t *maps, ui
         caplet_tile *const sum_tile = caplet_tile_of(vectors, op->method == CAPLET_BYTES);
         uint32_t k;
         count = left < CAPLET_WIDTH ? left : CAPLET_WIDTH;
-        for (p = 0; p < windows; p++) {
-            memcpy(sums + p * width, op->start + filter, width * sizeof *sums);
+        for (p = 0; p < windows * width; p += CAPLET_LANES) {
+            caplet_store_lanes(sums + p, caplet_load_lanes(op->start + filter + p % width));
         }
         for (k = 0; k < op->words; k += WORDS) {
             const uint32_t words = op->words - k < WORDS ? op->words - k : WORDS;
@@ -155,13 +158,12 @@ static void convolve_windows(const caplet_host_conv *op, const uint8_t *maps, ui
             caplet_scale_panel(&conv->acc, &conv->out, filter, count, &scale);
         }
         for (p = 0; p < windows; p++) {
-            const uint32_t index = (first + p) % total * conv->out_channels + filter;
-            uint8_t *row = y + (first + p) / total * next_image + (size_t)type * row_bytes;
-            void *to = caplet_at_writable(row, conv->out.type, index);
+            uint8_t *codes = (uint8_t *)caplet_at_writable(to[p], conv->out.type, filter);
             if (slowly) {
-                store_slowly(conv, sums + p * width, filter, count, to, type * total * conv->out_channels + index);
+                const uint32_t element = (type * total + (first + p) % total) * conv->out_channels + filter;
+                store_slowly(conv, sums + p * width, filter, count, codes, element);
             } else {
-                caplet_store_panel(&scale, &conv->out, sums + p * width, vectors, count, to);
+                caplet_store_panel(&scale, &conv->out, sums + p * width, vectors, count, codes);
             }
         }
     }

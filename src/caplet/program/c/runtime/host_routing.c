@@ -9,6 +9,11 @@
 /* Input capsules of a vector, and those whose coupling is made together. */
 enum { ALONG = 2 * CAPLET_LANES, GROUP = 64 };
 
+/* Columns of votes that are transposed together. */
+enum { COLUMNS = 32 };
+typedef uint64_t columns __attribute__((vector_size(COLUMNS)));
+typedef uint64_t loose_columns __attribute__((vector_size(COLUMNS), aligned(1), may_alias));
+
 typedef int8_t narrow_codes __attribute__((vector_size(ALONG), aligned(1), may_alias));
 typedef int16_t codes_16 __attribute__((vector_size(2 * ALONG)));
 
@@ -28,44 +33,48 @@ CAPLET_COPIED caplet_lanes widen(const int8_t *from)
     return (caplet_lanes)__builtin_convertvector(*(const narrow_codes *)from, codes_16);
 }
 
-/* Swaps of the halves of eight bytes, of their quarters and of single bytes, between rows. */
+/*
+ * Eight rows of COLUMNS bytes to columns: swaps of the halves of every eight bytes, of their quarters and of single
+ * bytes, between rows.
+ */
 static inline void transpose_8(const int8_t *from, size_t from_row, int8_t *to, size_t to_row)
 {
     static const uint64_t masks[3] = {0x00000000FFFFFFFFu, 0x0000FFFF0000FFFFu, 0x00FF00FF00FF00FFu};
-    uint64_t rows[8];
-    uint32_t r;
-    uint32_t step;
+    columns rows[8];
+    uint32_t r, step, block;
     for (r = 0; r < 8; r++) {
-        memcpy(&rows[r], from + r * from_row, sizeof *rows);
+        rows[r] = *(const loose_columns *)(from + r * from_row);
     }
+    CAPLET_STRAIGHT
     for (step = 0; step < 3; step++) {
         const uint32_t distance = 4u >> step;
+        CAPLET_STRAIGHT
         for (r = 0; r < 8; r++) {
             if (!(r & distance)) {
-                const uint64_t low = rows[r];
-                const uint64_t high = rows[r + distance];
-                const uint64_t mask = masks[step];
-                rows[r] = (low & mask) | (high & mask) << (8 * distance);
-                rows[r + distance] = (low >> (8 * distance) & mask) | (high & ~mask);
+                const columns low = rows[r];
+                const columns high = rows[r + distance];
+                rows[r] = (low & masks[step]) | (high & masks[step]) << (8 * distance);
+                rows[r + distance] = (low >> (8 * distance) & masks[step]) | (high & ~masks[step]);
             }
         }
     }
-    for (r = 0; r < 8; r++) {
-        memcpy(to + r * to_row, &rows[r], sizeof *rows);
+    for (block = 0; block < COLUMNS / 8; block++) {
+        for (r = 0; r < 8; r++) {
+            const uint64_t column = rows[r][block];
+            memcpy(to + (8 * block + r) * to_row, &column, sizeof column);
+        }
     }
 }
 
 static void transpose_votes(const int8_t *votes, uint32_t inputs, uint32_t count, int8_t *to, uint32_t stride)
 {
-    const uint32_t whole = count < 8 ? 0 : inputs & ~7u;
+    const uint32_t whole = count < COLUMNS ? 0 : inputs & ~7u;
     uint32_t i;
     uint32_t j;
     for (i = 0; i < whole; i += 8) {
-        for (j = 0; j + 8 <= count; j += 8) {
-            transpose_8(votes + (size_t)i * count + j, count, to + (size_t)j * stride + i, stride);
-        }
-        if (j < count) { /* some columns once more */
-            transpose_8(votes + (size_t)i * count + count - 8, count, to + (size_t)(count - 8) * stride + i, stride);
+        for (j = 0; j < count; j += COLUMNS) {
+            const uint32_t first = count - j < COLUMNS ? count - COLUMNS : j; /* some columns once more */
+            transpose_8(votes + (size_t)i * count + first, count, to + (size_t)first * stride + i, stride);
         }
     }
     for (j = 0; j < count; j++) {
@@ -117,14 +126,6 @@ static void add_up(const routing_room *room, uint32_t count, int32_t factor, int
     }
 }
 
-CAPLET_COPIED caplet_lanes clip(caplet_lanes x, int32_t low, int32_t high)
-{
-    caplet_lanes beyond = x < low;
-    x = (x & ~beyond) | (low & beyond);
-    beyond = x > high;
-    return (x & ~beyond) | (high & beyond);
-}
-
 /* Adds the rounded agreements to the logits. The even input capsules of a vector are summed apart from the odd ones. */
 static void agree_along(const caplet_routing_op *op, const int8_t *activation, const routing_room *room)
 {
@@ -150,8 +151,8 @@ static void agree_along(const caplet_routing_op *op, const int8_t *activation, c
                 even = caplet_dot_pairs(even, v, zero + (a & 0xFFFF));
                 odd = caplet_dot_pairs(odd, v, zero + (int32_t)((uint32_t)a << 16));
             }
-            even = clip(even >> right, -most, most);
-            odd = clip(odd >> right, -most, most);
+            even = caplet_clip_lanes(even >> right, -most, most);
+            odd = caplet_clip_lanes(odd >> right, -most, most);
             sums = (codes_16)((even & 0xFFFF) | (odd << 16)) + (codes_16)caplet_load_lanes(logits + i);
             beyond = sums < (int16_t)op->logits.low;
             sums = (sums & ~beyond) | ((none + (int16_t)op->logits.low) & beyond);
@@ -217,7 +218,8 @@ void caplet_host_route(const caplet_routing_op *op, const int8_t *votes, const c
 {
     const uint32_t count = op->outputs * op->dim;
     const uint32_t biases = op->types * op->dim;
-    const uint32_t stride = (op->inputs + GROUP - 1) / GROUP * GROUP;
+    /* An odd number of cache lines, so that not all rows of a column meet in a few of them. */
+    const uint32_t stride = ((op->inputs + GROUP - 1) / GROUP | 1u) * GROUP;
     const uint32_t noisy = op->preactivation.rounding == CAPLET_STOCHASTIC;
     const caplet_scale scale = caplet_scale_of(&op->acc, &op->preactivation, 0, 0);
     const caplet_squash_op squash = {op->squash, op->activation, op->outputs, op->dim, op->preactivation.frac,
@@ -263,7 +265,7 @@ void caplet_host_route(const caplet_routing_op *op, const int8_t *votes, const c
         }
         op->squash(&squash, memory->preactivation, memory->activation, iteration * count);
     }
-    if (memory->logits != NULL) { /* where the trace looks for them */
+    if (memory->logits != NULL) {
         for (i = 0; i < op->inputs; i++) {
             for (j = 0; j < op->outputs; j++) {
                 ((int8_t *)memory->logits)[i * op->outputs + j] = (int8_t)room.logits[(size_t)j * stride + i];

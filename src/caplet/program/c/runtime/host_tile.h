@@ -204,35 +204,40 @@ typedef struct {
 void caplet_scale_panel(const caplet_accumulator *acc, const caplet_format *out, uint32_t first, uint32_t count,
                         caplet_panel_scale *scale);
 
-/* Codes of the sums of one position. sums: `vectors` vectors; y: the first code of `count`, of out->type. */
-CAPLET_COPIED void caplet_store_panel(const caplet_panel_scale *restrict scale, const caplet_format *out,
-                                      const int32_t *restrict sums, uint32_t vectors, uint32_t count, void *y)
+CAPLET_COPIED caplet_lanes caplet_clip_lanes(caplet_lanes x, int32_t low, int32_t high)
+{
+    caplet_lanes beyond = x < low;
+    x = (x & ~beyond) | (low & beyond);
+    beyond = x > high;
+    return (x & ~beyond) | (high & beyond);
+}
+
+/* Codes of the sums of one window. sums: `vectors` vectors; y: the first code of `count`, of out->type. */
+CAPLET_COPIED void caplet_store_panel(const caplet_panel_scale *scale, const caplet_format *out, const int32_t *sums,
+                                      uint32_t vectors, uint32_t count, void *y)
 {
     int32_t codes[CAPLET_WIDTH];
-    const int32_t low = out->low;
-    const int32_t high = out->high;
-    uint32_t v;
     uint32_t f;
-    for (v = 0; v < vectors * CAPLET_LANES; v += CAPLET_LANES) {
-        CAPLET_WHOLE_LOOP
-        for (f = v; f < v + CAPLET_LANES; f++) {
-            const int32_t sum = (int32_t)(((uint32_t)sums[f] << scale->left[f]) + (uint32_t)scale->add[f]);
-            codes[f] = caplet_clip32(sum >> scale->right[f], low, high);
-        }
+    for (f = 0; f < vectors * CAPLET_LANES; f += CAPLET_LANES) {
+        const caplet_lanes left = caplet_load_lanes(scale->left + f);
+        const caplet_lanes sum = (caplet_load_lanes(sums + f) << left) + caplet_load_lanes(scale->add + f);
+        caplet_store_lanes(codes + f, caplet_clip_lanes(sum >> caplet_load_lanes(scale->right + f), out->low, out->high));
     }
-#define CAPLET_STORE_CODES(T)                             \
-    do {                                                  \
-        T *restrict to = (T *)y;                          \
-        if (count == CAPLET_WIDTH) {                      \
-            CAPLET_WHOLE_LOOP                             \
-            for (f = 0; f < CAPLET_WIDTH; f++) {          \
-                to[f] = (T)codes[f];                      \
-            }                                             \
-        } else {                                          \
-            for (f = 0; f < count; f++) {                 \
-                to[f] = (T)codes[f];                      \
-            }                                             \
-        }                                                 \
+#if defined(__AVX2__) && CAPLET_LANES == 8
+    if (count == CAPLET_WIDTH && out->type <= CAPLET_UINT8) { /* compilers need thrice the instructions */
+        const __m256i pairs = _mm256_packs_epi32((__m256i)caplet_load_lanes(codes), (__m256i)caplet_load_lanes(codes + 8));
+        const __m256i ordered = _mm256_permute4x64_epi64(pairs, 0xD8);
+        const __m128i first = _mm256_castsi256_si128(ordered), second = _mm256_extracti128_si256(ordered, 1);
+        _mm_storeu_si128((__m128i *)y, out->type == CAPLET_INT8 ? _mm_packs_epi16(first, second)
+                                                                : _mm_packus_epi16(first, second));
+        return;
+    }
+#endif
+#define CAPLET_STORE_CODES(T)             \
+    do {                                  \
+        for (f = 0; f < count; f++) {     \
+            ((T *)y)[f] = (T)codes[f];    \
+        }                                 \
     } while (0)
     CAPLET_WITH_TYPE(out->type, CAPLET_STORE_CODES)
 }
