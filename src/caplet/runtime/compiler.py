@@ -157,7 +157,6 @@ def load_library(path: Path) -> ctypes.CDLL:
     u32, u64, pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
     library.caplet_host_run.argtypes = [pointer, u32, pointer, pointer, *[u64] * 5, pointer, u64, u64, pointer]
     library.caplet_host_run.restype = None
-    for number in (library.caplet_host_lanes, library.caplet_host_width, library.caplet_host_bytes):
-        number.argtypes, number.restype = [], u32
+    library.caplet_host_traits.argtypes, library.caplet_host_traits.restype = [pointer], None
     library.caplet_host_kernel.argtypes, library.caplet_host_kernel.restype = [ctypes.c_char_p], pointer
     return library

@@ -118,7 +118,10 @@ class StepBuilder:
         self.tensors = program.tensors
         self.descriptions = descriptions
         self.plan = plan
-        self.portable = portable or not library.caplet_host_lanes()
+        traits = (ctypes.c_uint32 * 3)()
+        library.caplet_host_traits(traits)
+        self._lanes, self._width, self._dot = traits
+        self.portable = portable or not self._lanes
         self._alive: list[Any] = []
         self._places: dict[str, int] = {}
         self.names = {buffer.name for buffer in plan.buffers} | set(plan.shared)
@@ -234,7 +237,7 @@ class StepBuilder:
         pairs = np.zeros((inputs, outputs, 2 * words), dtype=np.int16)
         pairs[..., :dim] = integers.transpose(0, 2, 1)
         panels = self._panels(pairs.view(np.uint32))
-        scales = -(-outputs // self.library.caplet_host_width()) * 3 * 4 * self.library.caplet_host_width()
+        scales = -(-outputs // self._width) * 3 * self._width * 4
         self._shares(scales + inputs * self.together * words * 4)
         taps = self._array(4 * np.arange(words, dtype=np.uint32))
         fields: dict[str, Value] = {"votes": votes, "weights": self._array(panels), "taps": taps}
@@ -257,40 +260,39 @@ class StepBuilder:
     def _panels(self, rows: NDArray[np.uint32]) -> NDArray[np.uint32]:
         """Rows (groups, N, words) as the kernels take them: panels of lanes, (words, lanes) each."""
         groups, count, words = rows.shape
-        lanes, width = self.library.caplet_host_lanes(), self.library.caplet_host_width()
-        padded = np.zeros((groups, -(-count // lanes) * lanes, words), dtype=np.uint32)
+        padded = np.zeros((groups, -(-count // self._lanes) * self._lanes, words), dtype=np.uint32)
         padded[:, :count] = rows
-        whole = padded.shape[1] // width * width
-        panels = padded[:, :whole].reshape(groups, -1, width, words).swapaxes(2, 3).reshape(groups, -1)
+        whole = padded.shape[1] // self._width * self._width
+        panels = padded[:, :whole].reshape(groups, -1, self._width, words).swapaxes(2, 3).reshape(groups, -1)
         rest = padded[:, whole:].swapaxes(1, 2).reshape(groups, -1)
         return np.concatenate([panels, rest], axis=1)
 
     def _convolution(self, op: Convolution, conv: Struct) -> Struct | None:
         """Descriptor of ``caplet_host_convolve``; None where its sums of 32 bits do not do, and in groups."""
         filters = op.weight.integers
-        outputs, kernel_rows, kernel_columns, depth = filters.shape
+        outputs, *kernel = filters.shape[:3]
         source = conv.fields["in_type"]
         wide = conv.fields["acc"].fields["wide_products"]  # type: ignore[union-attr]
         if wide or source == _UINT16 or filters.max() > 32767 or (isinstance(op, Conv2d) and op.groups > 1):
             return None
-        dot, channels = self.library.caplet_host_bytes(), int(conv.fields["in_channels"])  # type: ignore[arg-type]
-        of_bytes = dot != _NO_BYTES and source in (_INT8, _UINT8) and bool((np.abs(filters + 0.5) < 128).all())
-        flipped = of_bytes and (source == _INT8) == (dot != _SIGNED)
+        channels = int(conv.fields["in_channels"])  # type: ignore[arg-type]
+        of_bytes = self._dot != _NO_BYTES and source in (_INT8, _UINT8) and bool((np.abs(filters + 0.5) < 128).all())
+        flipped = of_bytes and (source == _INT8) == (self._dot != _SIGNED)
         cells = [int(conv.fields[f"out_{axis}"]) for axis in ("rows", "columns")]  # type: ignore[arg-type]
         stride = int(conv.fields["stride"])  # type: ignore[arg-type]
-        rows, columns = ((n - 1) * stride + k for n, k in zip(cells, (kernel_rows, kernel_columns), strict=True))
+        rows, columns = ((n - 1) * stride + k for n, k in zip(cells, kernel, strict=True))
         words, taps = _words(filters, columns, channels, 1 if of_bytes else 2)
-        if of_bytes and dot == _CHAINED:
+        if of_bytes and self._dot == _CHAINED:
             most = int(self.tensors[op.input].format.max_code) + 128 * flipped  # type: ignore[union-attr]
-            found = _chains(words.view(np.int8).reshape(*words.shape, 4), most, self.library.caplet_host_width())
+            found = _chains(words.view(np.int8).reshape(*words.shape, 4), most, self._width)
             of_bytes = found.shape[1] <= _LONGEST * len(taps)
             if of_bytes:
-                words, taps = found["word"], taps[found["at"][:: self.library.caplet_host_width()]]
+                words, taps = found["word"], taps[found["at"][:: self._width]]
             else:
                 flipped, (words, taps) = False, _words(filters, columns, channels, 2)
         start = np.zeros(-(-outputs // 64) * 64, dtype=np.int32)
         if flipped:
-            start[:outputs] = (128 if dot == _SIGNED else -128) * filters.reshape(outputs, -1).sum(axis=1)
+            start[:outputs] = (128 if self._dot == _SIGNED else -128) * filters.reshape(outputs, -1).sum(axis=1)
         map_bytes = _up(rows * columns * channels * (1 if of_bytes else 2) + 4)
         self._shares(self.together * map_bytes)
         arrays = {"weights": self._panels(words[None]), "start": start, "taps": taps.astype(np.uint32)}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_KERNELS = ("conv.c", "maps.c", "routing.c", "tile.h", "votes.c")
+_KERNELS = ("conv.c", "routing.c", "squash.c", "tile.h", "votes.c")
 HOST_ONLY = frozenset({"host.c", "host.h", *(f"host_{name}" for name in _KERNELS)})
 """Files that only the host runtime compiles; an exported model does not contain them."""
 

@@ -8,15 +8,6 @@ static void *place(void *arena, uint64_t offset)
     return offset == CAPLET_NOWHERE ? NULL : (uint8_t *)arena + offset;
 }
 
-static caplet_routing_memory routing_memory(const caplet_host_step *step, void *arena)
-{
-    const caplet_routing_memory memory = {
-        place(arena, step->memory[0]), place(arena, step->memory[1]), place(arena, step->output),
-        place(arena, step->memory[3]), (uint16_t *)place(arena, step->memory[2]),
-        (uint32_t *)place(arena, step->memory[4])};
-    return memory;
-}
-
 /* The places of a step's inputs, in room for pointers. */
 static const void **inputs_of(const caplet_host_step *step, void *arena)
 {
@@ -36,23 +27,35 @@ static void run_votes(const caplet_host_step *step, void *arena)
     uint32_t i;
     for (i = 0; i < step->count; i++) {
         if (sources != NULL) {
-            caplet_dense_votes((const caplet_dense_votes_op *)step->op, sources, i, row, place(arena, step->memory[1]));
+            caplet_dense_votes(step->op, sources, i, row, place(arena, step->memory[1]));
         } else {
-            caplet_conv_votes((const caplet_conv_op *)step->op, x, i, row, place(arena, step->memory[0]));
+            caplet_conv_votes(step->op, x, i, row, place(arena, step->memory[0]));
         }
         row += step->row_bytes;
     }
 }
 
-static void run_routing(const caplet_host_step *step, void *arena)
+static void run_routing(const caplet_host_step *step, void *arena, uint32_t traced, void *scratch)
 {
     const caplet_votes votes = {place(arena, step->inputs[0]), NULL, NULL, NULL, NULL, NULL, step->count};
-    const caplet_routing_memory memory = routing_memory(step, arena);
-    caplet_routing((const caplet_routing_op *)step->op, &votes, &memory);
+    caplet_routing_memory memory = {
+        place(arena, step->memory[0]), place(arena, step->memory[1]), place(arena, step->output),
+        place(arena, step->memory[3]), (uint16_t *)place(arena, step->memory[2]),
+        (uint32_t *)place(arena, step->memory[4])};
+#if CAPLET_LANES
+    if (step->kind == CAPLET_STEP_HOST_ROUTING) {
+        memory.logits = traced ? memory.logits : NULL;
+        caplet_host_route(step->op, votes.stored, &memory, scratch);
+        return;
+    }
+#endif
+    (void)traced;
+    (void)scratch;
+    caplet_routing(step->op, &votes, &memory);
 }
 
 /* A step on one image. */
-static void run_step(const caplet_host_step *step, void *arena)
+static void run_step(const caplet_host_step *step, void *arena, uint32_t traced, void *scratch)
 {
     const void *x = place(arena, step->inputs[0]);
     void *y = place(arena, step->output);
@@ -66,11 +69,12 @@ static void run_step(const caplet_host_step *step, void *arena)
     case CAPLET_STEP_SQUASH: caplet_squash(step->op, x, y, 0); break;
     case CAPLET_STEP_ADD: caplet_add(step->op, x, place(arena, step->inputs[1]), y); break;
 #if CAPLET_LANES
-    case CAPLET_STEP_HOST_SQUASH: caplet_host_squash_bytes((const caplet_host_squash *)step->op, x, y); break;
+    case CAPLET_STEP_HOST_SQUASH: caplet_host_squash_bytes(step->op, x, y); break;
 #endif
     case CAPLET_STEP_CONV_VOTES:
     case CAPLET_STEP_DENSE_VOTES: run_votes(step, arena); break;
-    case CAPLET_STEP_ROUTING: run_routing(step, arena); break;
+    case CAPLET_STEP_HOST_ROUTING:
+    case CAPLET_STEP_ROUTING: run_routing(step, arena, traced, scratch); break;
     default: caplet_lengths(step->op, x, y); break;
     }
 }
@@ -83,32 +87,21 @@ static void run_together(const caplet_host_step *step, const caplet_host_memory 
     void *scratch = arena + memory->together * next_image;
     uint32_t image;
 #if CAPLET_LANES
+    const void *x = place(arena, step->inputs[0]);
+    void *y = place(arena, step->output);
     if (step->kind == CAPLET_STEP_HOST_CONV) {
-        caplet_host_convolve((const caplet_host_conv *)step->op, place(arena, step->inputs[0]),
-                             place(arena, step->output), next_image, images, step->row_bytes, scratch);
+        caplet_host_convolve(step->op, x, y, next_image, images, step->row_bytes, scratch);
         return;
     }
     if (step->kind == CAPLET_STEP_HOST_VOTES) {
-        caplet_host_dense_votes((const caplet_host_votes *)step->op, inputs_of(step, arena),
-                                place(arena, step->output), next_image, images, step->row_bytes, scratch);
+        caplet_host_dense_votes(step->op, inputs_of(step, arena), y, next_image, images, step->row_bytes, scratch);
         return;
     }
 #endif
     for (image = 0; image < images; image++) {
-#if CAPLET_LANES
-        if (step->kind == CAPLET_STEP_HOST_ROUTING) {
-            caplet_routing_memory places = routing_memory(step, arena);
-            places.logits = memory->traced ? places.logits : NULL;
-            caplet_host_route((const caplet_routing_op *)step->op, (const int8_t *)place(arena, step->inputs[0]),
-                              &places, scratch);
-        } else
-#endif
-        {
-            run_step(step, arena);
-        }
+        run_step(step, arena, memory->traced, scratch);
         arena += next_image;
     }
-    (void)scratch;
 }
 
 void caplet_host_run(const caplet_host_step *steps, uint32_t count, const caplet_host_memory *memory,
@@ -138,26 +131,14 @@ void caplet_host_run(const caplet_host_step *steps, uint32_t count, const caplet
     }
 }
 
-uint32_t caplet_host_lanes(void)
-{
-    return CAPLET_LANES;
-}
-
-uint32_t caplet_host_width(void)
+void caplet_host_traits(uint32_t *traits)
 {
 #if CAPLET_LANES
-    return CAPLET_WIDTH;
+    traits[0] = CAPLET_LANES;
+    traits[1] = CAPLET_WIDTH;
+    traits[2] = CAPLET_DOT_BYTES;
 #else
-    return 0;
-#endif
-}
-
-uint32_t caplet_host_bytes(void)
-{
-#if CAPLET_LANES
-    return CAPLET_DOT_BYTES;
-#else
-    return CAPLET_NO_BYTES;
+    memset(traits, 0, 3 * sizeof *traits);
 #endif
 }
 

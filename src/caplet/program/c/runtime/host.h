@@ -137,14 +137,11 @@ typedef struct {
 /* The function of this name, NULL if there is none: the address of a kernel for a descriptor. */
 CAPLET_EXPORT void *caplet_host_kernel(const char *name);
 
-/* 32-bit words of a vector, 0 where there are none: then no step may be of a HOST kind. */
-CAPLET_EXPORT uint32_t caplet_host_lanes(void);
-
-/* Lanes of a full panel. */
-CAPLET_EXPORT uint32_t caplet_host_width(void);
-
-/* CAPLET_NO_BYTES .. CAPLET_SIGNED_BYTES. */
-CAPLET_EXPORT uint32_t caplet_host_bytes(void);
+/*
+ * 32-bit words of a vector; lanes of a full panel; CAPLET_NO_BYTES .. CAPLET_CHAINED_BYTES. All are 0 where no step may
+ * be of a HOST kind.
+ */
+CAPLET_EXPORT void caplet_host_traits(uint32_t *traits);
 
 /*
  * Where images lie: arenas of `arena_bytes` for `together` images that take each step together, then scratch that all

@@ -10,32 +10,28 @@
 /* Windows whose sums are made together, and words of them at a time. */
 enum { WINDOWS = 40 * CAPLET_TILE, WORDS = 512 };
 
-#define DEFINE_TILE(NAME, VECTORS, OF_BYTES)                                                                          \
-    static CAPLET_APART void NAME(const uint8_t *const *x, const uint32_t *taps, const int32_t *w, uint32_t words,    \
-                                  int32_t *sums)                                                                      \
-    {                                                                                                                 \
-        caplet_sum_tile(x, taps, w, words, sums, VECTORS, OF_BYTES);                                                  \
+/* A function of its own for each number of vectors; those beyond CAPLET_PANEL are never called. */
+#define DEFINE_TILES(VECTORS)                                                                                        \
+    static CAPLET_APART void pairs_##VECTORS(const uint8_t *const *x, const uint32_t *taps, const int32_t *w,        \
+                                             uint32_t words, int32_t *sums)                                          \
+    {                                                                                                                \
+        caplet_sum_tile(x, taps, w, words, sums, VECTORS < CAPLET_PANEL ? VECTORS : CAPLET_PANEL, 0);                \
+    }                                                                                                                \
+    static CAPLET_APART void bytes_##VECTORS(const uint8_t *const *x, const uint32_t *taps, const int32_t *w,        \
+                                             uint32_t words, int32_t *sums)                                          \
+    {                                                                                                                \
+        caplet_sum_tile(x, taps, w, words, sums, VECTORS < CAPLET_PANEL ? VECTORS : CAPLET_PANEL, 1);                \
     }
 
-DEFINE_TILE(pairs_1, 1, 0)
-DEFINE_TILE(pairs_2, 2, 0)
-DEFINE_TILE(bytes_1, 1, 1)
-DEFINE_TILE(bytes_2, 2, 1)
-#if CAPLET_PANEL == 4
-DEFINE_TILE(pairs_3, 3, 0)
-DEFINE_TILE(pairs_4, 4, 0)
-DEFINE_TILE(bytes_3, 3, 1)
-DEFINE_TILE(bytes_4, 4, 1)
-#endif
+DEFINE_TILES(1)
+DEFINE_TILES(2)
+DEFINE_TILES(3)
+DEFINE_TILES(4)
 
 caplet_tile *caplet_tile_of(uint32_t vectors, uint32_t of_bytes)
 {
-#if CAPLET_PANEL == 4
-    static caplet_tile *const tiles[2][CAPLET_PANEL] = {{pairs_1, pairs_2, pairs_3, pairs_4},
-                                                        {bytes_1, bytes_2, bytes_3, bytes_4}};
-#else
-    static caplet_tile *const tiles[2][CAPLET_PANEL] = {{pairs_1, pairs_2}, {bytes_1, bytes_2}};
-#endif
+    static caplet_tile *const tiles[2][4] = {{pairs_1, pairs_2, pairs_3, pairs_4},
+                                             {bytes_1, bytes_2, bytes_3, bytes_4}};
     return tiles[of_bytes][vectors - 1];
 }
 
@@ -121,9 +117,7 @@ static void convolve_windows(const caplet_host_conv *op, const uint8_t *maps, ui
     uint8_t *to[WINDOWS];
     int32_t sums[WINDOWS * CAPLET_WIDTH];
     caplet_panel_scale scale;
-    uint32_t filter;
-    uint32_t count;
-    uint32_t p;
+    uint32_t filter, count, p;
     for (p = 0; p < WINDOWS; p++) {
         const uint32_t window = p < windows ? first + p : first; /* a tile may be left with some */
         const uint32_t position = window % total;
@@ -173,16 +167,17 @@ void caplet_host_convolve(const caplet_host_conv *op, const void *x, void *y, ui
                           uint32_t row_bytes, void *scratch)
 {
     const uint32_t windows = images * op->conv.out_rows * op->conv.out_columns;
-    uint32_t image;
-    uint32_t type;
-    uint32_t first;
+    const uint32_t blocks = (windows + WINDOWS - 1) / WINDOWS;
+    const uint32_t tiles = (windows + CAPLET_TILE - 1) / CAPLET_TILE;
+    const uint32_t most = (tiles + blocks - 1) / blocks * CAPLET_TILE; /* about as many in each */
+    uint32_t image, type, first;
     for (image = 0; image < images; image++) {
         copy_map(op, (const uint8_t *)x + image * next_image, (uint8_t *)scratch + (size_t)image * op->map_bytes);
     }
     for (type = 0; type < op->conv.types; type++) {
-        for (first = 0; first < windows; first += WINDOWS) {
-            convolve_windows(op, (const uint8_t *)scratch, first, windows - first < WINDOWS ? windows - first : WINDOWS,
-                             type, (uint8_t *)y, next_image, row_bytes);
+        for (first = 0; first < windows; first += most) {
+            convolve_windows(op, (const uint8_t *)scratch, first, windows - first < most ? windows - first : most, type,
+                             (uint8_t *)y, next_image, row_bytes);
         }
     }
 }

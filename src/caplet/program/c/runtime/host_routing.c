@@ -69,8 +69,7 @@ static inline void transpose_8(const int8_t *from, size_t from_row, int8_t *to, 
 static void transpose_votes(const int8_t *votes, uint32_t inputs, uint32_t count, int8_t *to, uint32_t stride)
 {
     const uint32_t whole = count < COLUMNS ? 0 : inputs & ~7u;
-    uint32_t i;
-    uint32_t j;
+    uint32_t i, j;
     for (i = 0; i < whole; i += 8) {
         for (j = 0; j < count; j += COLUMNS) {
             const uint32_t first = count - j < COLUMNS ? count - COLUMNS : j; /* some columns once more */
@@ -105,24 +104,16 @@ CAPLET_COPIED int32_t sum_along(const int8_t *votes, const int16_t *coupling, ui
     return sum;
 }
 
-static void weigh_along(const caplet_routing_op *op, const routing_room *room, const int16_t *coupling, int32_t *acc)
+/* acc (outputs, dim) = the votes weighted by coupling, or where it is NULL all by `factor`. */
+static void weigh_along(const caplet_routing_op *op, const routing_room *room, const int16_t *coupling, int32_t factor,
+                        int32_t *acc)
 {
-    const int8_t *votes = room->votes;
-    uint32_t g;
-    uint32_t d;
-    for (g = 0; g < op->outputs; g++) {
-        for (d = 0; d < op->dim; d++) {
-            *acc++ = sum_along(votes, coupling + (size_t)g * room->stride, room->stride);
-            votes += room->stride;
-        }
-    }
-}
-
-static void add_up(const routing_room *room, uint32_t count, int32_t factor, int32_t *acc)
-{
+    const uint32_t stride = room->stride;
     uint32_t j;
-    for (j = 0; j < count; j++) {
-        acc[j] = factor * sum_along(room->votes + (size_t)j * room->stride, NULL, room->stride);
+    for (j = 0; j < op->outputs * op->dim; j++) {
+        const int8_t *votes = room->votes + (size_t)j * stride;
+        acc[j] = coupling != NULL ? sum_along(votes, coupling + (size_t)(j / op->dim) * stride, stride)
+                                  : factor * sum_along(votes, NULL, stride);
     }
 }
 
@@ -134,9 +125,7 @@ static void agree_along(const caplet_routing_op *op, const int8_t *activation, c
     const int32_t most = 1 << 9; /* a longer step leads to the end of any logits' range */
     const caplet_lanes zero = {0};
     const codes_16 none = {0};
-    uint32_t g;
-    uint32_t i;
-    uint32_t d;
+    uint32_t g, i, d;
     for (g = 0; g < op->outputs; g++) {
         const int8_t *votes = room->votes + (size_t)g * op->dim * room->stride;
         int16_t *logits = room->logits + (size_t)g * room->stride;
@@ -173,8 +162,7 @@ static void soften(const caplet_routing_op *op, const routing_room *room, uint32
     const uint32_t most = (uint32_t)out->high;
     int16_t largest[GROUP];
     uint32_t sums[GROUP];
-    uint32_t g;
-    uint32_t i;
+    uint32_t g, i;
     memcpy(largest, room->logits + first, sizeof largest);
     for (g = 1; g < op->outputs; g++) {
         const int16_t *logits = room->logits + (size_t)g * room->stride + first;
@@ -227,10 +215,7 @@ void caplet_host_route(const caplet_routing_op *op, const int8_t *votes, const c
     uint8_t *rest = (uint8_t *)scratch;
     int32_t *acc = (int32_t *)memory->acc;
     routing_room room;
-    uint32_t iteration;
-    uint32_t i;
-    uint32_t j;
-    uint32_t k;
+    uint32_t iteration, i, j, k;
     room.stride = stride;
     room.votes = (int8_t *)take(&rest, (size_t)count * stride);
     room.logits = (int16_t *)take(&rest, 2 * (size_t)op->outputs * stride);
@@ -246,13 +231,13 @@ void caplet_host_route(const caplet_routing_op *op, const int8_t *votes, const c
     for (iteration = 0; iteration < op->iterations; iteration++) {
         if (iteration == 0) {
             caplet_softmax(op, NULL, 1, NULL, memory->coupling, 0);
-            add_up(&room, count, memory->coupling[0], acc);
+            weigh_along(op, &room, NULL, memory->coupling[0], acc);
         } else {
             agree_along(op, (const int8_t *)memory->activation, &room);
             for (i = 0; i < op->inputs; i += GROUP) {
                 soften(op, &room, i, op->inputs - i < GROUP ? op->inputs - i : GROUP);
             }
-            weigh_along(op, &room, room.coupling, acc);
+            weigh_along(op, &room, room.coupling, 1, acc);
         }
         for (j = 0; j < count; j += biases) {
             for (k = 0; k < biases; k++) {

@@ -65,7 +65,7 @@ CAPLET_COPIED void caplet_store_lanes(void *to, caplet_lanes x)
 /* acc + the products of the two int16_t of every lane; sums wrap around. */
 CAPLET_COPIED caplet_lanes caplet_dot_pairs(caplet_lanes acc, caplet_lanes a, caplet_lanes b)
 {
-#if defined(CAPLET_EMULATE_DOT)
+#if defined(CAPLET_EMULATE_DOT) || !(defined(__SSE2__) || (defined(__aarch64__) && defined(__ARM_NEON)))
     return acc + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
 #elif defined(__AVX512VNNI__) && CAPLET_LANES == 16
     return (caplet_lanes)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
@@ -77,11 +77,9 @@ CAPLET_COPIED caplet_lanes caplet_dot_pairs(caplet_lanes acc, caplet_lanes a, ca
     return acc + (caplet_lanes)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #elif defined(__SSE2__)
     return acc + (caplet_lanes)_mm_madd_epi16((__m128i)a, (__m128i)b);
-#elif defined(__aarch64__) && defined(__ARM_NEON)
+#else
     const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
     return acc + (caplet_lanes)vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
-#else
-    return acc + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
 #endif
 }
 
@@ -221,12 +219,13 @@ CAPLET_COPIED void caplet_store_panel(const caplet_panel_scale *scale, const cap
     for (f = 0; f < vectors * CAPLET_LANES; f += CAPLET_LANES) {
         const caplet_lanes left = caplet_load_lanes(scale->left + f);
         const caplet_lanes sum = (caplet_load_lanes(sums + f) << left) + caplet_load_lanes(scale->add + f);
-        caplet_store_lanes(codes + f, caplet_clip_lanes(sum >> caplet_load_lanes(scale->right + f), out->low, out->high));
+        const caplet_lanes code = sum >> caplet_load_lanes(scale->right + f);
+        caplet_store_lanes(codes + f, caplet_clip_lanes(code, out->low, out->high));
     }
 #if defined(__AVX2__) && CAPLET_LANES == 8
     if (count == CAPLET_WIDTH && out->type <= CAPLET_UINT8) { /* compilers need thrice the instructions */
-        const __m256i pairs = _mm256_packs_epi32((__m256i)caplet_load_lanes(codes), (__m256i)caplet_load_lanes(codes + 8));
-        const __m256i ordered = _mm256_permute4x64_epi64(pairs, 0xD8);
+        const __m256i a = (__m256i)caplet_load_lanes(codes), b = (__m256i)caplet_load_lanes(codes + 8);
+        const __m256i ordered = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8);
         const __m128i first = _mm256_castsi256_si128(ordered), second = _mm256_extracti128_si256(ordered, 1);
         _mm_storeu_si128((__m128i *)y, out->type == CAPLET_INT8 ? _mm_packs_epi16(first, second)
                                                                 : _mm_packus_epi16(first, second));

@@ -11,9 +11,7 @@ static void copy_capsules(const caplet_host_votes *op, const void *const *x, uin
                           int16_t *to)
 {
     const uint32_t dim = op->votes.in_dim;
-    uint32_t input;
-    uint32_t image;
-    uint32_t k;
+    uint32_t input, image, k;
     for (input = 0; input < op->inputs; input++) {
         const void *const *from = x;
         uint32_t first;

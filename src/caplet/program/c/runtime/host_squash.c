@@ -1,4 +1,4 @@
-/* Squash and per-channel affine of maps for PCs. */
+/* Squash of bytes for PCs: the factors of short capsules come from a table. */
 #include "host_tile.h"
 
 #if CAPLET_LANES
@@ -37,14 +37,10 @@ CAPLET_COPIED void squash(const caplet_host_squash *op, const int8_t *from, int8
 
 void caplet_host_squash_bytes(const caplet_host_squash *op, const void *x, void *y)
 {
-    const int8_t *from = (const int8_t *)x;
-    int8_t *to = (int8_t *)y;
-    if (op->squash.dim == 4) {
-        squash(op, from, to, 4);
-    } else if (op->squash.dim == 8) {
-        squash(op, from, to, 8);
-    } else {
-        squash(op, from, to, op->squash.dim);
+    switch (op->squash.dim) { /* compilers make straight code for these */
+    case 4: squash(op, x, y, 4); break;
+    case 8: squash(op, x, y, 8); break;
+    default: squash(op, x, y, op->squash.dim); break;
     }
 }
 
