@@ -58,9 +58,9 @@ class SingleOp:
         images = self.pack(inputs, self.op.inputs)
         first, last = self._extent(self.outputs)
         results = np.empty((batch, last - first), dtype=np.uint8)
-        memory = steps.memory(traced=True)
+        memory, arenas = steps.memory(traced=True)
         library.caplet_host_run(
-            *(ctypes.addressof(steps.table), 1, memory.address),
+            *(ctypes.addressof(steps.table), 1, ctypes.addressof(memory)),
             *(images.ctypes.data, batch, images.shape[1], start),
             *(first, results.shape[1], results.ctypes.data),
             *(first, 0, results.ctypes.data),

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from caplet.program.interpreter import RunResult
 from caplet.program.program import Program
 from caplet.runtime.compiler import build_library, load_library
-from caplet.runtime.steps import Memory, make_steps
+from caplet.runtime.steps import make_steps
 
 _CHUNK = 60
-Bytes = NDArray[np.uint8]
+Codes = NDArray[Any]
 
 
 class NativeModel:
@@ -46,7 +46,7 @@ class NativeModel:
         def chunk(start: int) -> None:
             memory = free.pop()
             part = slice(start, start + size)
-            self._run(memory, images[part], capsules[part], lengths[part])
+            self._run(memory[0], images[part], capsules[part], lengths[part])
             free.append(memory)
 
         with ThreadPoolExecutor(workers) as pool:
@@ -56,7 +56,7 @@ class NativeModel:
     def trace(self, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Every tensor but coupling, which is never stored: name -> codes (N, *shape), int64. Memory grows with N."""
         self.program.check_images(images)
-        memory, tensors = self._steps.memory(traced=True), self.program.tensors
+        (memory, arenas), tensors = self._steps.memory(traced=True), self.program.tensors
         ends = (np.empty((1, tensors[name].bytes), np.uint8) for name in (self.program.output, self.program.lengths))
         capsules, lengths = ends
         parts: dict[str, list[NDArray[Any]]] = {}
@@ -65,7 +65,7 @@ class NativeModel:
                 self._run(memory, image[None], capsules, lengths, index, 1)
                 for name in op.outputs:
                     if name in self._steps.places:
-                        parts.setdefault(name, []).append(self._tensor(memory.arenas, name))
+                        parts.setdefault(name, []).append(self._tensor(arenas, name))
         return {name: np.stack(codes) for name, codes in parts.items()}
 
     def _tensor(self, arena: NDArray[np.uint8], name: str) -> NDArray[Any]:
@@ -73,22 +73,14 @@ class NativeModel:
         codes = arena[start : start + spec.bytes].view(spec.c_type.removesuffix("_t"))
         return codes.reshape(spec.shape).astype(np.int64)
 
-    def _run(
-        self,
-        memory: Memory,
-        images: Bytes,
-        capsules: NDArray[Any],
-        lengths: NDArray[Any],
-        first: int = 0,
-        count: int = 0,
-    ) -> None:
+    def _run(self, memory: Any, images: Codes, capsules: Codes, lengths: Codes, first: int = 0, count: int = 0) -> None:
         """Steps ``first`` to ``first + count - 1`` on each image; to the last one where ``count`` is 0."""
         steps, places, program = self._steps, self._steps.places, self.program
         pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
         self._library.caplet_host_run(
             ctypes.addressof(steps.table[first]),
             count or len(steps.table),
-            memory.address,
+            ctypes.addressof(memory),
             pixels.ctypes.data,
             len(pixels),
             pixels[0].nbytes,

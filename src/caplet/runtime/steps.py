@@ -69,23 +69,11 @@ class Steps:
     places: dict[str, int]
     alive: list[Any]
 
-    def memory(self, traced: bool = False) -> "Memory":
-        """Memory for one thread. traced: every tensor is written to its place."""
+    def memory(self, traced: bool = False) -> tuple[Any, NDArray[np.uint8]]:
+        """For one thread, a ``caplet_host_memory`` and its arenas. traced: every tensor is written to its place."""
         arenas = aligned(self.together * self.arena_bytes + self.scratch_bytes)
         fields = (arenas.ctypes.data, self.arena_bytes, self.together, int(traced))
-        return Memory(STRUCTURES["caplet_host_memory"](*fields), arenas)
-
-
-@dataclass(frozen=True)
-class Memory:
-    """A ``caplet_host_memory``, and the arenas that it points to; the first image's comes first."""
-
-    struct: Any
-    arenas: NDArray[np.uint8]
-
-    @property
-    def address(self) -> int:
-        return ctypes.addressof(self.struct)
+        return STRUCTURES["caplet_host_memory"](*fields), arenas
 
 
 def make_steps(program: Program, library: ctypes.CDLL) -> Steps:
@@ -149,11 +137,13 @@ class StepBuilder:
     def struct(self, op: Op) -> Struct:
         """The descriptor of ``op`` as the host runtime takes it."""
         struct = self.descriptions.of(op)
-        if not self.portable and isinstance(op, Convolution):
+        if self.portable:
+            return struct
+        if isinstance(op, Convolution):
             return self._convolution(op, struct) or struct
-        if not self.portable and isinstance(op, DenseVotes):
+        if isinstance(op, DenseVotes):
             return self._dense_votes(op, struct) or struct
-        if not self.portable and isinstance(op, Squash) and struct.fields["kernel"] == Ref("caplet_squash_bytes"):
+        if isinstance(op, Squash) and struct.fields["kernel"] == Ref("caplet_squash_bytes"):
             factors = _factors(*(int(self.tensors[name].format.frac_bits) for name in (op.input, op.output)))
             fields: dict[str, Value] = {"squash": struct, "factors": self._array(factors), "lengths": len(factors)}
             return Struct("caplet_host_squash", fields)
@@ -234,9 +224,8 @@ class StepBuilder:
         if wide or self._noisy(op.output) or integers.max() > 32767 or _UINT16 in types:
             return None
         words = -(-dim // 2)
-        pairs = np.zeros((inputs, outputs, 2 * words), dtype=np.int16)
-        pairs[..., :dim] = integers.transpose(0, 2, 1)
-        panels = self._panels(pairs.view(np.uint32))
+        pairs = np.pad(integers.transpose(0, 2, 1).astype(np.int16), ((0, 0), (0, 0), (0, dim % 2)))
+        panels = self._panels(np.ascontiguousarray(pairs).view(np.uint32))
         scales = -(-outputs // self._width) * 3 * self._width * 4
         self._shares(scales + inputs * self.together * words * 4)
         taps = self._array(4 * np.arange(words, dtype=np.uint32))
@@ -297,10 +286,9 @@ class StepBuilder:
         self._shares(self.together * map_bytes)
         arrays = {"weights": self._panels(words[None]), "start": start, "taps": taps.astype(np.uint32)}
         fields: dict[str, Value] = {name: self._array(values) for name, values in arrays.items()}
-        fields |= {"words": words.shape[1], "rows": rows, "columns": columns, "map_bytes": map_bytes}
-        fields |= {"panel_taps": words.shape[1] if taps.ndim > 1 else 0}
-        method = _BYTES if of_bytes else _PAIRS
-        return Struct("caplet_host_conv", {"conv": conv, **fields, "method": method, "flipped": int(flipped)})
+        fields |= {"words": words.shape[1], "rows": rows, "columns": columns, "map_bytes": map_bytes, "conv": conv}
+        fields |= {"panel_taps": words.shape[1] if taps.ndim > 1 else 0, "method": _BYTES if of_bytes else _PAIRS}
+        return Struct("caplet_host_conv", {**fields, "flipped": int(flipped)})
 
     def _array(self, values: np.ndarray) -> Ref:
         """An array that starts at a cache line."""

@@ -176,8 +176,6 @@ static void soften(const caplet_routing_op *op, const routing_room *room, uint32
         uint32_t *e = room->exponentials + g * GROUP;
         for (i = 0; i < count; i++) {
             e[i] = op->exponentials[largest[i] - logits[i]];
-        }
-        for (i = 0; i < count; i++) {
             sums[i] += e[i];
         }
     }

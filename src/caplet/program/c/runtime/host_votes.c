@@ -43,8 +43,7 @@ void caplet_host_dense_votes(const caplet_host_votes *op, const void *const *x, 
     copy_capsules(op, x, next_image, images, (int16_t *)(void *)from);
     for (input = 0; input < op->inputs; input++) {
         const void *const *unused = x;
-        uint32_t image;
-        uint32_t first;
+        uint32_t image, first;
         const caplet_source *source = caplet_source_of(&op->votes, &unused, input, &first);
         for (first = 0; first < op->votes.votes; first += CAPLET_WIDTH) {
             const uint32_t left = op->votes.votes - first;
