@@ -58,7 +58,7 @@ class SingleOp:
         images = self.pack(inputs, self.op.inputs)
         first, last = self._extent(self.outputs)
         results = np.empty((batch, last - first), dtype=np.uint8)
-        memory, arenas = steps.memory(traced=True)
+        memory, _arenas = steps.memory(traced=True)
         library.caplet_host_run(
             *(ctypes.addressof(steps.table), 1, ctypes.addressof(memory)),
             *(images.ctypes.data, batch, images.shape[1], start),
