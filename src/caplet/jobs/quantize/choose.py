@@ -46,7 +46,7 @@ STEPS = (*range(-32, -12, 4), *range(-12, 5))
 LARGER = (1, 2, 3, *range(5, 40, 2))
 """By how many plans larger than the first one those are that are looked at where it is rejected."""
 RESERVE = 1
-"""Plans from the smallest that other images accept to the first that fresh ones see: where fits saw those, at least."""
+"""Plans from the smallest that other images accept to the first that fresh ones see."""
 HOPELESS = 1.25
 """A plan that trials let expect so many times the tolerance, and smaller ones, are not looked at."""
 
@@ -222,7 +222,7 @@ def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[li
 
     def keeps(correct: Correct) -> bool:
         one = rung(found.best, found, promise, (fits.before, correct))
-        if one.limit + 50 * math.sqrt(one.changed / len(correct)) > promise.tolerance:
+        if one.limit + 100 * math.sqrt(one.changed / len(correct)) > promise.tolerance:
             return False
         return worst_limit(fits.before, correct, promise.error, as_is, len(promise.fresh.images)) <= promise.tolerance
 
@@ -233,9 +233,7 @@ def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[li
     last = fits.smallest(plans, at, keeps) if plans else None
     if last is not None and fits.lower:
         plans = [*plans[: last + 1], *fits.lowered(plans[last], keeps)]
-    start = last or 0
-    if promise.fresh.trial is None or (start > 0 and plans[start - 1].plan in fits.known):
-        start = max(0, start - RESERVE)
+    start = max(0, (last or 0) - RESERVE)
     rungs = [expected(candidate) for candidate in plans]
     tried = max((index for index, one in enumerate(rungs) if one.plan in fits.known), default=start)
     hopeless = HOPELESS * promise.tolerance

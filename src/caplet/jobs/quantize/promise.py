@@ -364,7 +364,7 @@ def smallest_accepted(rungs: int, start: int, look: Callable[[int, float], bool]
         return start
     remaining, step = (1 - _SEQUENCE_ERROR) * error, 1
     while start > 0:
-        start, step = max(0, start - step), 4 * step
+        start, step = max(0, start - step), 2 * step
         spent = remaining / 2 if start else remaining
         remaining -= spent
         if look(start, spent):

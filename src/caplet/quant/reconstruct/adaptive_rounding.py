@@ -20,6 +20,7 @@ from torch import Tensor
 from caplet.fixed import ChannelFormat, FixedFormat, PlanFormat
 
 _EPSILON = 1e-12
+_TOGETHER = 32  # columns whose moves reach the gradient of later ones in one product
 
 
 class Linear(Protocol):
@@ -29,11 +30,15 @@ class Linear(Protocol):
         blocks: number of blocks of columns.
         unit: consecutive columns that belong together (a capsule's components); shrinking keeps their correlations.
         scale: float (groups, rows, 1): the weight of each row in the error, already part of :meth:`columns`.
+        same: whether quantization did nothing to the inputs.
+        moments: second moments of the columns, one tensor for each block, as far as a fit has computed them.
     """
 
     blocks: int
     unit: int
     scale: Tensor
+    same: bool
+    moments: list[Tensor]
 
     def columns(self, block: int) -> Tensor:
         """The inputs as quantized, float (groups, rows, columns)."""
@@ -108,7 +113,7 @@ def fit(linear: Linear, weight: Tensor, grid: Grid, *, sweeps: int, shrink: floa
     nearest = [grid.snap(matrix) for matrix in wanted]
     groups, rows, _ = linear.scale.shape
     error = torch.zeros(groups, rows, wanted[0].shape[2])  # of the quantized inputs with float weights
-    for block, exact in enumerate(wanted):
+    for block, exact in enumerate([] if linear.same else wanted):
         error.baddbmm_(linear.difference(block), exact)
     plain = error.clone()
     for block, (rounded, exact) in enumerate(zip(nearest, wanted, strict=True)):
@@ -120,7 +125,7 @@ def fit(linear: Linear, weight: Tensor, grid: Grid, *, sweeps: int, shrink: floa
     del plain
     if sweeps:
         chosen = [matrix.clone() for matrix in wanted]
-        moments: list[Tensor] = []
+        moments = linear.moments
         for _ in range(sweeps):
             for block in range(linear.blocks):
                 inputs = linear.columns(block)
@@ -162,13 +167,17 @@ def _round_block(
     before = chosen.clone()
     step = grid.step
     inverse = 1.0 / curvature.diagonal(dim1=1, dim2=2)
-    for column in range(chosen.shape[1]):
-        old = chosen[:, column]
-        target = old - gradient[:, column] * inverse[:, column, None]
-        new = torch.floor(target / step + 0.5).clamp_(grid.low, grid.high).mul_(step)
-        moved = new - old
-        gradient.baddbmm_(curvature[:, :, column, None], moved.unsqueeze(1))
-        chosen[:, column] = new
+    count = chosen.shape[1]
+    for first in range(0, count, _TOGETHER):
+        last = min(first + _TOGETHER, count)
+        for column in range(first, last):
+            old = chosen[:, column]
+            target = old - gradient[:, column] * inverse[:, column, None]
+            new = torch.floor(target / step + 0.5).clamp_(grid.low, grid.high).mul_(step)
+            coming = slice(column + 1, last)  # gradients of columns that have had their turn are not read again
+            gradient[:, coming].baddbmm_(curvature[:, coming, column, None], (new - old).unsqueeze(1))
+            chosen[:, column] = new
+        gradient[:, last:].baddbmm_(curvature[:, last:, first:last], chosen[:, first:last] - before[:, first:last])
     return chosen - before
 
 

@@ -54,7 +54,9 @@ class ConvLinear:
         depthwise: bool = False,
     ) -> None:
         self._shape, self._depthwise = weight, depthwise
-        self._quantized, self._exact = _channels_last(quantized, padding), _channels_last(exact, padding)
+        self.same, self.moments = torch.equal(quantized, exact), list[Tensor]()
+        self._exact = _channels_last(exact, padding)
+        self._quantized = self._exact if self.same else _channels_last(quantized, padding)
         images, height, width = quantized.shape[0], *(size + 2 * padding for size in quantized.shape[2:])
         out_height, out_width = ((size - k) // stride + 1 for size, k in zip((height, width), weight[2:], strict=True))
         total = images * out_height * out_width
@@ -130,6 +132,7 @@ class CapsuleLinear:
         self.unit = layer.in_dim
         voters = slice(None) if layer.input_indices is None else torch.tensor(layer.input_indices)
         self._quantized, self._exact = quantized[:, voters], exact[:, voters]
+        self.same, self.moments = torch.equal(quantized, exact), list[Tensor]()
         self._out = (layer.out_capsules, layer.dim)
         coupling, preactivation = _routing(layer, exact)  # (T, N, G, I), (T, N, G, D)
         self._coupling = coupling.permute(2, 0, 1, 3).flatten(1, 2)  # G, T * N, I
