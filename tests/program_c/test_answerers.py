@@ -10,8 +10,8 @@ import pytest
 
 from caplet.program import interpreter
 from caplet.program.file import program_digest
-from caplet.runtime import frames
-from caplet.runtime.frames import Frame, FrameReader
+from caplet.runtime import line as frames
+from caplet.runtime.line import Frame, FrameReader
 from package_builds import ARDUINO, PORTS, RUN_SKETCH, WARN, need, objects, package, sample, sh
 
 ANSWERERS = {

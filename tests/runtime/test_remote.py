@@ -20,11 +20,11 @@ from caplet.errors import BoardError, ConfigError, DataError, ToolMissing
 from caplet.program import interpreter
 from caplet.program.c.emit import RUNTIME_FOLDER, EmitSettings, Export, emit
 from caplet.program.program import Program
-from caplet.runtime import frames, remote
+from caplet.runtime import line as frames
+from caplet.runtime import remote
 from caplet.runtime.compiler import compilers
 from caplet.runtime.emulator import BOARDS, Board, build_firmware
-from caplet.runtime.frames import Frame, FrameReader, Greeting
-from caplet.runtime.ports import check_port, is_port, open_port
+from caplet.runtime.line import Frame, FrameReader, Greeting, check_port, is_port, open_port
 from caplet.runtime.remote import run_on_board
 from caplet.runtime.traces import codes_of
 from noisy_line import BadLine, noise
@@ -191,14 +191,10 @@ def stranger(says: bytes) -> Iterator[str]:
         thread.join(5)
 
 
-def greeting(**changes: object) -> bytes:
-    program = sample()
-    channels, rows, columns = program.image_shape
-    digest = bytes.fromhex(remote.program_digest(program))
-    given = Greeting(1, 0, 240, (rows, columns, channels), program.tensors[program.output].shape, 99, digest)
-    made = replace(given, **changes)  # type: ignore[arg-type]
-    shape = made.shape + made.capsules
-    return struct.pack("<BBB5HI32s", made.protocol, made.traits, made.payload, *shape, made.arena_bytes, made.digest)
+def greeting(**changes: int) -> bytes:
+    tensors, digest = sample().tensors, bytes.fromhex(remote.program_digest(sample()))
+    shapes = (*tensors[sample().input].shape, *tensors[sample().output].shape)
+    return struct.pack("<BBB5HI32s", *Greeting(1, 0, 240, *shapes, 99, digest)._replace(**changes))
 
 
 def said(*answers: Frame) -> bytes:
@@ -210,16 +206,17 @@ def said(*answers: Frame) -> bytes:
     ("says", "message"),
     [
         (b"", r"no answer within 0 s \(not a byte\); is it the firmware"),
+        (b"ok", "no answer, such as b'ok"),
         (b"Hello, world!\r\n" * 20, r"sent [\d,]+ bytes that are no answer, such as b'Hello, world!"),
         (bytes(range(1, 256)) * 40, "bytes that are no answer"),
         (b"\0" * 500, "bytes that are no answer"),
         (said(Frame(frames.GREETING, 0, b"\2later")), "speaks version 2 of the protocol, caplet 1"),
-        (said(Frame(frames.GREETING, 0, greeting(shape=(9, 9, 1)))), r"images of \(9, 9, 1\)"),
+        (said(Frame(frames.GREETING, 0, greeting(rows=9))), r"images and gives capsules of \(9, "),
         (said(Frame(frames.GREETING, 0, greeting()), Frame(frames.REFUSED, 0, b"\2")), "images of another size"),
         (said(Frame(frames.GREETING, 0, greeting()), Frame(frames.REFUSED, 0, b"\x09")), "with reason 9"),
         (said(Frame(frames.GREETING, 0, greeting())), "no codes within|no answer"),
     ],
-    ids=["silent", "babbling", "noise", "zeros", "version", "shape", "size", "reason", "mute"],
+    ids=["silent", "short", "babbling", "noise", "zeros", "version", "shape", "size", "reason", "mute"],
 )
 def test_who_cannot_be_used(says: bytes, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_START", 0.4)
@@ -331,7 +328,7 @@ def test_frames() -> None:
                 assert FrameReader().feed(data[:at] + data[at + 1 :]) == []
     decoder = FrameReader()
     assert decoder.feed(b"x" * 100_000) == []
-    assert len(decoder.sample) == 40
+    assert len(decoder.strange) == 40
     assert decoder.feed(frame.encode()) == [frame]
 
 

@@ -23,7 +23,7 @@ from caplet.program.onnx.translate import CAPSULES, IMAGES, PREDICTION, to_onnx
 from caplet.progress import Note, Progress, silent
 from caplet.quant.measure.evaluator import predict
 from caplet.runs.records import Verified
-from caplet.runtime.ports import check_port, is_port
+from caplet.runtime.line import check_port, is_port
 from caplet.runtime.remote import WAIT, run_on_board
 from caplet.runtime.traces import first_difference
 

@@ -15,9 +15,8 @@ from caplet.program import interpreter
 from caplet.program.file import program_digest
 from caplet.program.program import Program
 from caplet.progress import Progress
-from caplet.runtime import frames
-from caplet.runtime.frames import Frame, FrameReader, Greeting
-from caplet.runtime.ports import Port, open_port
+from caplet.runtime import line
+from caplet.runtime.line import Frame, FrameReader, Greeting, Port, open_port
 from caplet.runtime.traces import BYTE_ORDERS, Difference, codes_of, first_difference
 
 WAIT = 60.0
@@ -69,13 +68,13 @@ def run_on_board(
     after it whose codes differ.
 
     Args:
-        where: as for :func:`caplet.runtime.ports.open_port`.
+        where: as for :func:`caplet.runtime.line.open_port`.
         images: uint8 (N, channels, rows, columns), N >= 1.
         wait: seconds that the board may take for one image.
         progress: called after each image.
 
     Raises:
-        ConfigError, ToolMissing: see :func:`caplet.runtime.ports.open_port`.
+        ConfigError, ToolMissing: see :func:`caplet.runtime.line.open_port`.
         DataError: images of another size than the Program's.
         BoardError: the line cannot be opened; the board is silent or babbles, runs another Program, or fails.
     """
@@ -141,7 +140,7 @@ class _Board:
         while True:
             try:
                 self._port = self._port or open_port(self._where)
-                payload = next(self._ask(frames.HELLO, b"", max(end - time.monotonic(), _PAUSE))).payload
+                payload = next(self._ask(line.HELLO, b"", max(end - time.monotonic(), _PAUSE))).payload
                 break
             except _BeginAgain as error:
                 if time.monotonic() > end:
@@ -155,25 +154,24 @@ class _Board:
     def _accepted(self, payload: bytes) -> Greeting:
         greeting = Greeting.of(payload)
         again = "export and flash again, with the same version of caplet"
-        if greeting is None or greeting.protocol != frames.PROTOCOL or greeting.payload < 5:
+        if greeting is None or greeting.protocol != line.PROTOCOL or greeting.payload < 5:
             version = payload[0] if payload else "none"
-            self._fail(f"the board speaks version {version} of the protocol, caplet {frames.PROTOCOL}; {again}")
+            self._fail(f"the board speaks version {version} of the protocol, caplet {line.PROTOCOL}; {again}")
         digest, name = program_digest(self._program), self._program.name
         if greeting.digest.hex() != digest:
             self._fail(
                 f"the board runs another model: SHA-256 {greeting.digest.hex()[:12]}..., where that of {name} is"
                 f" {digest[:12]}...; flash an export of {name}"
             )
-        channels, rows, columns = self._program.image_shape
-        mine = (rows, columns, channels), self._program.tensors[self._program.output].shape
-        if (greeting.shape, greeting.capsules) != mine:
-            theirs = f"images of {greeting.shape}, capsules of {greeting.capsules}"
-            self._fail(f"the board has {theirs}, where {name} has {mine[0]} and {mine[1]}; {again}")
+        tensors = self._program.tensors
+        mine = (*tensors[self._program.input].shape, *tensors[self._program.output].shape)
+        if greeting[3:8] != mine:
+            self._fail(f"the board takes images and gives capsules of {greeting[3:8]}, {name} of {mine}; {again}")
         return greeting
 
     def classify(self, index: int, image: bytes, traced: bool) -> _Answer:
         """Send an image and get its codes; from its beginning again where the board was reset meanwhile."""
-        traced &= bool(self.greeting.traits & frames.TRACES)
+        traced &= bool(self.greeting.traits & line.TRACES)
         why = ""
         for attempt in range(_ATTEMPTS):
             try:
@@ -181,7 +179,7 @@ class _Board:
                     self.greet()
                 step = self.greeting.payload - 4
                 for at in range(0, len(image), step):
-                    next(self._ask(frames.IMAGE, at.to_bytes(4, "little") + image[at : at + step], _START))
+                    next(self._ask(line.IMAGE, at.to_bytes(4, "little") + image[at : at + step], _START))
                 return self._run(image, traced)
             except _BeginAgain as error:
                 self.resets, why = self.resets + 1, str(error)
@@ -189,21 +187,23 @@ class _Board:
 
     def _run(self, image: bytes, traced: bool) -> _Answer:
         request = struct.pack("<BII", traced, len(image), zlib.crc32(image))
-        size = 2 * int(np.prod(self.greeting.capsules))
+        size = 2 * self._program.tensors[self._program.output].elements
         tensors = sum(spec.bytes for spec in self._program.tensors.values()) if traced else 0
         pieces: dict[str, dict[int, bytes]] = {"": {}}
         for _ in range(_ATTEMPTS):  # a second run sends what was lost of the tensors
-            for frame in self._ask(frames.RUN, request, self._wait + (size + tensors) / _BYTES_PER_SECOND):
-                if frame.type == frames.CODES:
+            for frame in self._ask(line.RUN, request, self._wait + (size + tensors) / _BYTES_PER_SECOND):
+                if frame.type == line.CODES:
                     name, at, data = self._piece(frame.payload)
                     pieces.setdefault(name, {})[at] = data
-                elif frame.type == frames.DONE and len(frame.payload) == 8 and len(_whole(pieces[""])) == size:
+                elif frame.type == line.DONE and len(frame.payload) == 8 and len(_whole(pieces[""])) == size:
                     break  # without all codes it is asked, and answered, once more
             microseconds, sent = struct.unpack("<II", frame.payload)
             if not traced or sum(len(part) for found in pieces.values() for part in found.values()) >= sent:
                 break
-        capsules = np.frombuffer(_whole(pieces.pop("")), "<i2").reshape(self.greeting.capsules)
-        specs, order = self._program.tensors, BYTE_ORDERS[bool(self.greeting.traits & frames.BIG_ENDIAN_TENSORS)]
+        capsules = np.frombuffer(_whole(pieces.pop("")), "<i2").reshape(
+            self._program.tensors[self._program.output].shape
+        )
+        specs, order = self._program.tensors, BYTE_ORDERS[bool(self.greeting.traits & line.BIG_ENDIAN_TENSORS)]
         if unknown := sorted(pieces.keys() - specs.keys()):
             self._fail(f"traces the tensor {unknown[0]!r}, which {self._program.name} does not have")
         found = {name: codes_of(specs[name], _whole(parts), order) for name, parts in pieces.items()}
@@ -235,7 +235,7 @@ class _Board:
                     came = self._port.read()
                     self._received += len(came)
                     for frame in self._reader.feed(came):
-                        if frame.type == frames.GREETING and frame.number == 0 and request != frames.HELLO:
+                        if frame.type == line.GREETING and frame.number == 0 and request != line.HELLO:
                             raise _BeginAgain("the board was reset")
                         if frame.number == self._number:
                             self._refused(frame)
@@ -244,25 +244,26 @@ class _Board:
                 if now >= end:
                     self._fail(self._silence(seconds, request))
                 self.repeats += 1
-                if request == frames.RUN:  # the board may be at work
+                if request == line.RUN:  # the board may be at work
                     pause = min(2 * pause, _LONGEST_PAUSE)
         except OSError as error:
             self.close()
             raise _BeginAgain(f"the line was cut: {error.strerror or error}") from error
 
     def _refused(self, frame: Frame) -> None:
-        if frame.type == frames.REFUSED:
+        if frame.type == line.REFUSED:
             reason = frame.payload[0] if frame.payload else 0
             if reason in (_NO_HELLO, _OTHER_IMAGE):
                 raise _BeginAgain("the board was reset" if reason == _NO_HELLO else "the image did not arrive")
             self._fail(f"the board {_REFUSALS.get(reason, f'refuses, with reason {reason}')}")
 
     def _silence(self, seconds: float, request: int) -> str:
-        if request == frames.RUN:
+        if request == line.RUN:
             return f"no codes within {seconds:.0f} s; where the board is that slow, give --wait"
         text = f"no answer within {seconds:.0f} s"
-        if request == frames.HELLO:
-            what = f"it sent {self._received:,} bytes that are no answer, such as {self._reader.sample!r}"
+        if request == line.HELLO:
+            strange = (self._reader.strange + self._reader.rest)[:40]
+            what = f"it sent {self._received:,} bytes that are no answer, such as {strange!r}"
             text += f" ({what if self._received else 'not a byte'})"
             text += "; is it the firmware that answers (docs/device.md), at this speed, and the line's only reader?"
         return text

@@ -1,10 +1,16 @@
-"""Lines to a board: a serial port, by the Python package pyserial, or a TCP connection."""
+"""A line to a board: a serial port, by the Python package pyserial, or a TCP connection; and the frames on it.
+
+A frame has a type, a number and a payload, checked by CRC-32 (docs/device.md).
+"""
 
 import errno
 import re
 import socket
+import struct
+import zlib
 from contextlib import suppress
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 from caplet.errors import BoardError, ConfigError, ToolMissing
 
@@ -118,3 +124,99 @@ class _Serial:
     def close(self) -> None:
         with suppress(OSError):
             self._port.close()
+
+
+PROTOCOL = 1
+HELLO, IMAGE, RUN = 0x01, 0x02, 0x03
+GREETING, TAKEN, CODES, DONE, REFUSED = 0x81, 0x82, 0x83, 0x84, 0xFF
+"""Types of frames: what a computer asks, and what a board answers."""
+TRACES, BIG_ENDIAN_TENSORS, HAS_CLOCK = 1, 2, 4
+"""Bits of a greeting."""
+_HEAD, _CRC, _LONGEST = 3, 4, 256
+_GREETING = struct.Struct("<BBB5HI32s")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One message. number: that of the request; 0 in what a board says unasked."""
+
+    type: int
+    number: int
+    payload: bytes = b""
+
+    def encode(self) -> bytes:
+        """Its bytes on the line, between two bytes 0.
+
+        >>> Frame(HELLO, 7).encode().hex(" ")
+        '00 03 01 07 05 e2 25 c2 b1 00'
+        """
+        data = bytes((self.type, self.number, len(self.payload))) + self.payload
+        data += zlib.crc32(data).to_bytes(_CRC, "little")
+        return b"\0" + b"".join(bytes((len(part) + 1,)) + part for part in data.split(b"\0")) + b"\0"
+
+
+class FrameReader:
+    """Finds frames among the bytes of a line; what is damaged is passed over.
+
+    >>> reader = FrameReader()
+    >>> reader.feed(b"noise" + Frame(RUN, 1, b"a").encode()), reader.strange
+    ([Frame(type=3, number=1, payload=b'a')], b'noise')
+    """
+
+    def __init__(self) -> None:
+        self.strange = b""
+        """The first bytes that belonged to no frame, at most 40."""
+        self.rest = b""
+        """What may become one."""
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """The frames that these bytes complete."""
+        *parts, self.rest = (self.rest + data).split(b"\0")
+        if len(self.rest) > _LONGEST:  # a frame is shorter
+            parts, self.rest = [*parts, self.rest], b"\xff"  # which spoils what else comes of it
+        frames = []
+        for part in filter(None, parts):
+            frame = _decode(part)
+            if frame is not None:
+                frames.append(frame)
+            else:
+                self.strange = (self.strange + part)[:40]
+        return frames
+
+
+def _decode(part: bytes) -> Frame | None:
+    if len(part) > _LONGEST:
+        return None
+    pieces, at = [], 0
+    while at < len(part):
+        end = at + part[at]
+        if end > len(part):
+            return None
+        pieces.append(part[at + 1 : end])
+        at = end
+    data = b"\0".join(pieces)
+    if len(data) < _HEAD + _CRC or data[2] != len(data) - _HEAD - _CRC:
+        return None
+    if zlib.crc32(data[:-_CRC]).to_bytes(_CRC, "little") != data[-_CRC:]:
+        return None
+    return Frame(data[0], data[1], data[_HEAD:-_CRC])
+
+
+class Greeting(NamedTuple):
+    """What a board says of itself. payload: the most bytes that a frame to it may carry; digest: of its Program."""
+
+    protocol: int
+    traits: int
+    payload: int
+    rows: int
+    columns: int
+    channels: int
+    classes: int
+    dim: int
+    arena_bytes: int
+    digest: bytes
+
+    @classmethod
+    def of(cls, payload: bytes) -> "Greeting | None":
+        """None where it is not as long as one of this version."""
+        return cls(*_GREETING.unpack(payload)) if len(payload) == _GREETING.size else None
