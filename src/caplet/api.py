@@ -58,6 +58,7 @@ from caplet.models.importers.adopt import adopt
 from caplet.models.registry import NAMED, build, named_model
 from caplet.program import Program
 from caplet.program.c.emit import EmitSettings, Export
+from caplet.program.cycles import DeviceTime, device_times
 from caplet.program.file import load_program, save_program
 from caplet.program.interpreter import run
 from caplet.quant.choices import Granularity, Method, SensitivitySettings
@@ -81,6 +82,7 @@ __all__ = [
     "Comparison",
     "CompressSettings",
     "CompressedModel",
+    "DeviceTime",
     "Diff",
     "EmitSettings",
     "Engine",
@@ -112,6 +114,7 @@ __all__ = [
     "check_onnx",
     "compress",
     "compress_settings",
+    "device_times",
     "diff_runs",
     "estimate_compression",
     "evaluate",

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from caplet import api
-from caplet.errors import ModelError
-from caplet.jobs import inspect as check
-from caplet.jobs.inspect import DEVICES, STACK_BYTES, check_model
+from caplet.errors import ModelError, PlanError
+from caplet.jobs.inspect import check_model
 from caplet.lower.handlers import HANDLERS
 from caplet.nn.caps import DenseCaps
-from caplet.program import plan_memory
+from caplet.program import cycles, plan_memory
+from caplet.program.cycles import DEVICES, STACK_BYTES, Device
 
 
 def test_what_is_predicted_is_what_ships(quantized: Path, trained: Path) -> None:
@@ -44,12 +44,25 @@ def test_a_program_is_looked_at_as_it_is(quantized: Path) -> None:
 def test_the_smallest_device_that_holds_it(quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = api.load_program(quantized / "model_satisfied.caplet")
     flash = program.firmware_bytes
-    ram = plan_memory(program, "small").bytes + STACK_BYTES
-    small, fits = check.Device("small", flash - 1, ram), check.Device("fits", flash, ram)
-    monkeypatch.setattr(check, "DEVICES", (small, fits))
-    assert check_model(program).fits[0].device == "fits"
-    monkeypatch.setattr(check, "DEVICES", (small, check.Device("little RAM", flash, ram - 1)))
-    assert check_model(program).fits[0].device is None
+    least, enough = 0, plan_memory(program, "small").bytes
+    while least < enough:
+        middle = (least + enough) // 2
+        try:
+            plan_memory(program, middle)
+            enough = middle
+        except PlanError:
+            least = middle + 1
+    ram = least + STACK_BYTES
+    core = ("Cortex-M4", 64)
+    small, fits = Device("small", *core, flash - 1, ram), Device("fits", *core, flash, ram)
+    monkeypatch.setattr(cycles, "DEVICES", (small, fits))
+    found = check_model(program).fits[0]
+    assert found.device == "fits"
+    assert [time.lacks for time in found.times] == ["flash", ""]
+    assert found.times[1].milliseconds is not None
+    monkeypatch.setattr(cycles, "DEVICES", (small, Device("little RAM", *core, flash, ram - 1)))
+    found = check_model(program).fits[0]
+    assert (found.device, [time.lacks for time in found.times]) == (None, ["flash", "RAM"])
 
 
 def test_an_unsupported_layer_is_named_with_a_way_out(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

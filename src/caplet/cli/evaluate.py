@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from caplet.cli.options import with_options
-from caplet.cli.output import bar, console, print_json
+from caplet.cli.output import bar, console, estimates, print_json
 from caplet.cli.shared import DataOptions, Engine, ImageOptions, ImportOptions, Json, Limit, Quiet, origin, parse_ram
 from caplet.errors import NotExact
 from caplet.progress import silent
@@ -72,7 +72,7 @@ def verify(
 
     Example: caplet verify runs/q7 --on interpreter,native,cortex-m4 --images 50 --data mnist --root ~/data
     """
-    from caplet.api import find_program, load_program, parse_targets, record_verified, verify_engines
+    from caplet.api import device_times, find_program, load_program, parse_targets, record_verified, verify_engines
 
     targets = parse_targets(on)
     program = load_program(find_program(run))
@@ -83,8 +83,9 @@ def verify(
     if run.is_dir():
         record_verified(run, program, images_of.data or "random images", results)
     if json:
-        print_json({"engines": results, **told})
+        print_json({"engines": results, "times": device_times(program), **told})
     else:
+        console().print(estimates(device_times(program)))
         for result in results:
             verdict = "identical" if not result.differing else f"{result.differing:,} differ"
             console().print(f"{result.target}: {result.codes:,} codes of {result.images:,} images: {verdict}")

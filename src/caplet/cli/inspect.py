@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caplet.cli.options import with_options
-from caplet.cli.output import console, kilobytes, print_json, show_table
+from caplet.cli.output import console, estimates, kilobytes, print_json, show_table
 from caplet.cli.shared import ImportOptions, Json, origin
 from caplet.errors import ModelError
 
@@ -76,6 +76,7 @@ def _show_check(found: "Check") -> None:
             f" ({kilobytes(fit.small_ram_bytes)} with votes recomputed), {fit.accumulator_bits}-bit accumulators;"
             f" smallest device: {fit.device or 'none of those known to caplet'}"
         )
+        out.print(f"  {estimates(fit.times)}")
     if found.minutes is not None:
         least, most = (f"{value:.1f}" if value < 10 else f"{value:.0f}" for value in found.minutes)
         out.print(

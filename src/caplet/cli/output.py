@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from caplet.api import DeviceTime
+
 
 def console() -> "Console":
     """Console for tables: stdout. Text is printed as it is: paths and class names are no markup, lines do not wrap."""
@@ -88,6 +90,12 @@ def kilobytes(count: float) -> str:
     if count >= 1e6:
         return f"{count / 1e6:.2f} MB"
     return f"{count / 1e3:.1f} KB" if count >= 1e3 else f"{count:.0f} B"
+
+
+def estimates(times: "Iterable[DeviceTime]") -> str:
+    """A line on how long an image takes on devices."""
+    words = (f"{time.device.name} {time}" for time in times)
+    return f"an image takes about (estimates, no chip was measured): {'; '.join(words)}"
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from caplet.models.cost import FLOAT_BYTES, cost_of
 from caplet.nn.layer import Layer
 from caplet.program import Program
 from caplet.program.arena import plan_memory
+from caplet.program.cycles import DeviceTime, device_times
 from caplet.program.verify import verify
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.plan import QuantPlan
@@ -102,31 +103,9 @@ def _notes(model: Program) -> dict[str, str]:
 
 WIDTHS = (8, 4)
 """Uniform widths for which a Program is predicted."""
-STACK_BYTES = 2_000
-"""RAM for the stack, with room to spare (0.5 KB for a small network)."""
 PASSES = (9, 14)
 """Full passes over the calibration images that Q-CapsNets searches took in benchmarks/records."""
 _NOISE_IMAGES, _TIMED_IMAGES = 16, 32
-
-
-@dataclass(frozen=True)
-class Device:
-    """A microcontroller: bytes of flash and of RAM."""
-
-    name: str
-    flash: int
-    ram: int
-
-
-DEVICES = (
-    Device("STM32F103C8 (Cortex-M3)", 64 * 1024, 20 * 1024),
-    Device("STM32G071RB (Cortex-M0+)", 128 * 1024, 36 * 1024),
-    Device("nRF52832 (Cortex-M4)", 512 * 1024, 64 * 1024),
-    Device("STM32F411RE (Cortex-M4)", 512 * 1024, 128 * 1024),
-    Device("nRF52840 (Cortex-M4)", 1024 * 1024, 256 * 1024),
-    Device("STM32F767ZI (Cortex-M7)", 2048 * 1024, 512 * 1024),
-)
-"""Common microcontrollers with their nominal sizes, the smallest first."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +128,9 @@ class DeviceFit:
         flash_bytes: packed constants, without code.
         ram_bytes, small_ram_bytes: the arena with all votes stored, and with none.
         accumulator_bits: of the widest accumulator.
-        device: the smallest device of :data:`DEVICES` that holds it with code and stack, votes recomputed where that
-            is needed; None where none does.
+        device: the first of :data:`caplet.program.cycles.DEVICES` that holds it with code and stack, votes recomputed
+            where that is needed; None where none does.
+        times: how long an image takes on each of them, an estimate.
     """
 
     bits: int | None
@@ -159,6 +139,7 @@ class DeviceFit:
     small_ram_bytes: int
     accumulator_bits: int
     device: str | None
+    times: tuple[DeviceTime, ...]
 
 
 @dataclass(frozen=True)
@@ -239,9 +220,9 @@ def _fit(program: Program, bits: int | None) -> DeviceFit:
     proof = verify(program)
     fast, small = (plan_memory(program, ram, proof=proof).bytes for ram in ("fast", "small"))
     widest = max((8 * bound.bytes for bound in proof.accumulators), default=32)
-    flash, ram = program.firmware_bytes, small + STACK_BYTES
-    device = next((device.name for device in DEVICES if flash <= device.flash and ram <= device.ram), None)
-    return DeviceFit(bits, program.flash_bytes, fast, small, widest, device)
+    times = device_times(program, proof)
+    device = next((time.device.name for time in times if not time.lacks), None)
+    return DeviceFit(bits, program.flash_bytes, fast, small, widest, device, times)
 
 
 def _seconds_per_image(model: CapsNet, plan: QuantPlan) -> float:

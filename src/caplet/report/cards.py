@@ -12,6 +12,7 @@ from caplet.runs.records import (
     DETAILS,
     CompressMetrics,
     FinetuneMetrics,
+    ModelDetails,
     PruneMetrics,
     QatMetrics,
     QuantizeMetrics,
@@ -141,8 +142,15 @@ def _quantized(run: RunRecords[QuantizeMetrics]) -> Card:
         tuple(_quantize_limits(run)),
         tuple(_models(metrics)),
         () if run.verify is None or verified_reason(run) else tuple(map(_engine, run.verify.engines)),
-        tuple(_quantize_notes(metrics)),
+        (*_quantize_notes(metrics), *_times(details)),
     )
+
+
+def _times(details: ModelDetails | None) -> Iterator[str]:
+    """How long an image is expected to take on devices."""
+    if details is not None and details.times:
+        found = "; ".join(f"{name} {text}" for name, text in details.times.items())
+        yield f"An image takes about, by estimates for memory without wait states, no chip was measured: {found}."
 
 
 def _quantize_notes(metrics: QuantizeMetrics) -> Iterator[str]:
@@ -283,7 +291,7 @@ def _compressed(run: RunRecords[CompressMetrics]) -> Card:
         tuple(facts),
         tuple(_compress_limits(metrics)),
         exact=tuple(map(_engine, metrics.verified)),
-        notes=tuple(notes),
+        notes=(*notes, *_times(run.details)),
     )
 
 

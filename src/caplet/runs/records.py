@@ -104,6 +104,7 @@ class ModelDetails:
     tensors: tuple[TensorRecord, ...]
     ops: tuple[str, ...]
     memory: Mapping[str, Row]
+    times: Mapping[str, str] = field(default_factory=dict)  # estimates by device, in words; not in older runs
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,7 @@ class Verified:
 
     Attributes:
         target: the engine.
-        images, codes: how many were compared.
-        differing: codes that differ from the reference interpreter's.
+        images, codes, differing: how many were compared; codes that differ from the reference interpreter's.
         first: the first difference in words, or None.
         seconds, device: wall time; flash, RAM and instructions of an emulated device, or None.
     """

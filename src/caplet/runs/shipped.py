@@ -19,6 +19,7 @@ from caplet.files import digest, write_text
 from caplet.fixed.format import SHIFT_BITS
 from caplet.program import Program
 from caplet.program.arena import plan_memory
+from caplet.program.cycles import device_times
 from caplet.program.document import format_text
 from caplet.program.file import dumps
 from caplet.program.verify import verify
@@ -91,7 +92,7 @@ def record_flips(run: Path, images: ImageSet, role: str, float_: Classes, intege
 
 
 def record_details(run: Path, programs: Mapping[str, Program]) -> None:
-    """Write ``details.json``: by role, stored tensors, accumulators, memory plans with all and no votes stored."""
+    """Write ``details.json``: by role, tensors, accumulators, memory plans with all and no votes stored, times."""
     models: dict[str, Any] = {}
     for role, program in programs.items():
         proof = verify(program)
@@ -101,6 +102,7 @@ def record_details(run: Path, programs: Mapping[str, Program]) -> None:
             "ops": [op.name for op in program.ops],
             "accumulators": proof.to_json(),
             "memory": {ram: plan_memory(program, ram, proof=proof).to_json() for ram in ("fast", "small")},
+            "times": {time.device.name: str(time) for time in device_times(program, proof)},
         }
     write_record(run / DETAILS, {"models": models})
 
