@@ -2,8 +2,8 @@
 
 A case is one input through one op; ops are drawn at random over shapes, formats (1 to 16 bits), roundings, weights and
 extremes, and each takes `--batch` inputs. About half of the ops run on the device's path (bit-packed constants), the
-others on the host's. Every op runs on the library compiled with -O3 for this machine, and on one with the kernels of
-processors with the DSP extension, their instructions in plain C; every fifth one also on -O0.
+others on the host's. Every op runs on the library compiled with -O3 for this machine, and on two with instructions of
+others in plain C: those of the DSP extension, and the products of AVX-512 VNNI; every fifth one also on -O0.
 
 With --boards, the ops run in firmware on emulated boards instead, as devices compute them.
 
@@ -39,7 +39,8 @@ EMULATED = ("-DCAPLET_EMULATE_DSP", f"-I{Path(__file__).parents[1] / 'tests' / '
 
 def compare(cases: int, batch: int, seed: int) -> dict[str, object]:
     """Run the cases; returns counts per kind of op, and what differs first, if anything does."""
-    fast, plain, dsp = (load_library(build_library(flags=flags)) for flags in ((), ("-O0",), EMULATED))
+    all_flags = ((), ("-O0",), EMULATED, ("-DCAPLET_EMULATE_DOT", "-Wno-psabi"))
+    fast, plain, dsp, dot = (load_library(build_library(flags=flags)) for flags in all_flags)
     draw = RandomOps(seed)
     counts = {kind: {"ops": 0, "cases": 0, "codes": 0, "differing_codes": 0} for kind in OPS}
     first = None
@@ -48,7 +49,7 @@ def compare(cases: int, batch: int, seed: int) -> dict[str, object]:
         single = draw.draw(kind)
         inputs = draw.inputs(single, batch)
         expected = single.interpret(inputs)
-        libraries = [fast, dsp, plain] if number % 5 == 0 else [fast, dsp]
+        libraries = [fast, dsp, dot, plain] if number % 5 == 0 else [fast, dsp, dot]
         for library in libraries:
             found = single.run(library, inputs)
             for name, codes in expected.items():

@@ -17,6 +17,7 @@ from caplet.program.op import OPS
 from caplet.program.program import Program
 from caplet.runtime import NativeModel, build_library, compiler, compilers
 from caplet.runtime.compiler import load_library
+from caplet.runtime.steps import _chains
 from caplet.runtime.traces import first_difference
 from random_ops import RandomOps
 from sample_programs import SampleSettings, sample_backbone, sample_deep, sample_shallow
@@ -46,6 +47,23 @@ def test_random_ops_equal_the_interpreter(kind: str, flags: tuple[str, ...]) -> 
         found = single.run(library, inputs)
         for name, expected in single.interpret(inputs).items():
             assert np.array_equal(found[name], expected), (single.op, name)
+
+
+@pytest.mark.parametrize("most", [255, 63, 1])
+def test_chains_of_bytes_keep_the_weights_and_their_sums_within_16_bits(most: int) -> None:
+    rng = np.random.default_rng(most)
+    weights = np.clip(rng.normal(0, 40, (21, 15, 4)).round(), -128, 127).astype(np.int8)
+    weights[5] = -128
+    weights[:, 7] = 127
+    chains = _chains(weights, most, 16)
+    parts = chains["word"].copy().view(np.int8).reshape(*chains.shape, 4).astype(np.int64)
+    whole = np.zeros(weights.shape, dtype=np.int64)
+    np.add.at(whole, (np.arange(21)[:, None], chains["at"]), parts)
+    assert np.array_equal(whole, weights)
+    sums = most * parts.reshape(21, -1, 2, 2, 2)
+    assert np.clip(sums, 0, None).sum(axis=(2, 4)).max() <= 32767
+    assert np.clip(sums, None, 0).sum(axis=(2, 4)).min() >= -32768
+    assert all((chains["at"][panel] == chains["at"][panel.start]).all() for panel in (slice(0, 16), slice(16, 21)))
 
 
 @needs_compiler

@@ -95,6 +95,8 @@ class RandomOps:
         kind = self.size(0, 5)
         if kind < 2:
             codes[...] = fmt.min_code if kind else fmt.max_code
+        elif kind == 2:  # small ones, as networks have them, with a few large ones among them
+            codes = np.where(self.rng.random(shape) < 0.05, codes, codes // max(1, fmt.max_code // 6))
         return Constant(key, codes, fmt)
 
     def out_frac(self, product_frac: int) -> int:
