@@ -49,8 +49,7 @@ static void run_routing(const caplet_host_step *step, void *arena, uint32_t trac
         return;
     }
 #endif
-    (void)traced;
-    (void)scratch;
+    (void)traced, (void)scratch;
     caplet_routing(step->op, &votes, &memory);
 }
 

@@ -100,8 +100,7 @@ CAPLET_COPIED caplet_lanes caplet_dot_pairs(caplet_lanes acc, caplet_lanes a, ca
 CAPLET_COPIED caplet_lanes caplet_dot_bytes(caplet_lanes acc, caplet_lanes a, caplet_lanes b, caplet_lanes c,
                                             caplet_lanes d)
 {
-    (void)c;
-    (void)d;
+    (void)c, (void)d;
 #if defined(CAPLET_EMULATE_DOT)
     acc += (a & 255) * ((b << 24) >> 24) + ((a >> 8) & 255) * ((b << 16) >> 24);
     return acc + ((a >> 16) & 255) * ((b << 8) >> 24) + ((a >> 24) & 255) * (b >> 24);
@@ -116,8 +115,7 @@ CAPLET_COPIED caplet_lanes caplet_dot_bytes(caplet_lanes acc, caplet_lanes a, ca
 #elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
     return (caplet_lanes)vdotq_s32((int32x4_t)acc, (int8x16_t)a, (int8x16_t)b);
 #else
-    (void)a;
-    (void)b;
+    (void)a, (void)b;
     return acc;
 #endif
 }
