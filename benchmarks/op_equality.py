@@ -2,8 +2,10 @@
 
 A case is one input through one op; ops are drawn at random over shapes, formats (1 to 16 bits), roundings, weights and
 extremes, and each takes `--batch` inputs. About half of the ops run on the device's path (bit-packed constants), the
-others on the host's. Every op runs on the library compiled with -O3 for this machine, and on two with instructions of
-others in plain C: those of the DSP extension, and the products of AVX-512 VNNI; every fifth one also on -O0.
+others on the host's. Every op runs on the library compiled with -O3 for this machine, and on three with instructions of
+others in plain C: those of the DSP extension, of Helium, and the products of AVX-512 VNNI; every fifth one also on -O0.
+
+With --part K N, only the K-th of N parts runs, with ops of its own; its record can be joined with the others' by hand.
 
 With --boards, the ops run in firmware on emulated boards instead, as devices compute them.
 
@@ -35,12 +37,13 @@ from random_ops import RandomOps
 
 RECORDS = Path(__file__).parent / "records"
 EMULATED = ("-DCAPLET_EMULATE_DSP", f"-I{Path(__file__).parents[1] / 'tests' / 'support'}", "-O2")
+HELIUM = (*EMULATED, "-DCAPLET_EMULATE_HELIUM")
 
 
-def compare(cases: int, batch: int, seed: int) -> dict[str, object]:
+def compare(cases: int, batch: int, seed: tuple[int, ...]) -> dict[str, object]:
     """Run the cases; returns counts per kind of op, and what differs first, if anything does."""
-    all_flags = ((), ("-O0",), EMULATED, ("-DCAPLET_EMULATE_DOT", "-Wno-psabi"))
-    fast, plain, dsp, dot = (load_library(build_library(flags=flags)) for flags in all_flags)
+    all_flags = ((), ("-O0",), EMULATED, HELIUM, ("-DCAPLET_EMULATE_DOT", "-Wno-psabi"))
+    fast, plain, dsp, helium, dot = (load_library(build_library(flags=flags)) for flags in all_flags)
     draw = RandomOps(seed)
     counts = {kind: {"ops": 0, "cases": 0, "codes": 0, "differing_codes": 0} for kind in OPS}
     first = None
@@ -49,7 +52,7 @@ def compare(cases: int, batch: int, seed: int) -> dict[str, object]:
         single = draw.draw(kind)
         inputs = draw.inputs(single, batch)
         expected = single.interpret(inputs)
-        libraries = [fast, dsp, dot, plain] if number % 5 == 0 else [fast, dsp, dot]
+        libraries = [fast, dsp, helium, dot, plain] if number % 5 == 0 else [fast, dsp, helium, dot]
         for library in libraries:
             found = single.run(library, inputs)
             for name, codes in expected.items():
@@ -84,6 +87,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=1_000_000)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--part", type=int, nargs=2, metavar=("K", "N"), help="only the K-th of N parts")
     parser.add_argument("--boards", nargs="*", default=[], help="emulated ones of device_kernels.py")
     parser.add_argument("--no-record", action="store_true")
     settings = parser.parse_args()
@@ -101,7 +105,8 @@ def main() -> int:
         if not settings.no_record:
             (RECORDS / f"{now:%Y-%m-%d}-op-equality-boards.json").write_text(json.dumps(record, indent=1) + "\n")
         return int(any(entry["differing_cases"] for entry in boards.values()))
-    result = compare(settings.cases, settings.batch, settings.seed)
+    part, parts = settings.part or (1, 1)
+    result = compare(settings.cases // parts, settings.batch, (settings.seed, part) if parts > 1 else (settings.seed,))
     kinds = result["kinds"]
     assert isinstance(kinds, dict)
     total = {key: sum(entry[key] for entry in kinds.values()) for key in ("ops", "cases", "codes", "differing_codes")}
@@ -120,7 +125,7 @@ def main() -> int:
     print(json.dumps({key: record[key] for key in ("command", "seconds", "total", "first_difference")}, indent=2))
     if not settings.no_record:
         RECORDS.mkdir(exist_ok=True)
-        path = RECORDS / f"op_equality-{now:%Y-%m-%d}.json"
+        path = RECORDS / f"op_equality-{now:%Y-%m-%d}{f'-part-{part}-of-{parts}' if parts > 1 else ''}.json"
         path.write_text(json.dumps(record, indent=2) + "\n")
         print(f"wrote {path}")
     return 1 if total["differing_codes"] else 0

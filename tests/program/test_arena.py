@@ -71,9 +71,10 @@ class Device:
         program = self.program
         proof = verify(program)
         for op in program.ops:
+            made = isinstance(op, Routing) and self.plan.stored[op.votes] < program.tensors[op.votes].shape[0]
             scratch = {
                 f"{op.name}/{what}": size
-                for what, size in workspace(op, program.tensors, proof, self.plan.rooms.get(op.name, 0)).items()
+                for what, size in workspace(op, program.tensors, proof, self.plan.rooms.get(op.name, 0), made).items()
             }
             if (
                 isinstance(op, DenseVotes | ConvVotes)
@@ -86,7 +87,7 @@ class Device:
                 if self.plan.stored[op.votes] < spec.shape[0]:
                     inner = workspace(votes, program.tensors, proof, self.plan.rooms.get(votes.name, 0))
                     scratch |= {f"{votes.name}/{what}": size for what, size in inner.items()}
-                    rows = routing_rows(spec.shape[1])
+                    rows = routing_rows(spec.shape[1], made=True)
                     scratch[f"{votes.name}/vote_rows"] = rows * spec.bytes // spec.shape[0]
                     self.write_if_stored(op.votes)
                     for name in scratch:
@@ -155,8 +156,12 @@ def test_a_budget_stores_as_many_votes_as_fit() -> None:
 
 def test_too_small_a_budget_is_refused_with_the_cause() -> None:
     program = sample_shallow()
-    need = plan_memory(program, "small").bytes
-    with pytest.raises(PlanError, match=rf"needs {need}, during (conv1|primary|digit) \(\w+"):
+    with pytest.raises(PlanError, match=r"needs \d+, during (conv1|primary|digit)\S* \(\w+") as refused:
+        plan_memory(program, 1)
+    need = int(str(refused.value).split("needs ")[1].split(",")[0])
+    assert plan_memory(program, need).bytes == need
+    assert need <= plan_memory(program, "small").bytes <= need * 33 / 32
+    with pytest.raises(PlanError, match=f"needs {need}"):
         plan_memory(program, need - 1)
     with pytest.raises(PlanError, match="'fast', 'small' or a number"):
         plan_memory(program, "tiny")

@@ -33,10 +33,15 @@ def images_for(program: Program, count: int, seed: int = 0) -> np.ndarray:
 
 EMULATED_DOT = ("-O1", "-DCAPLET_EMULATE_DOT", "-Wno-psabi")
 EMULATED_DSP = ("-O1", "-DCAPLET_EMULATE_DSP", f"-I{Path(__file__).parents[1] / 'support'}")
+EMULATED_HELIUM = (*EMULATED_DSP, "-DCAPLET_EMULATE_HELIUM")
 
 
 @needs_compiler
-@pytest.mark.parametrize("flags", [(), ("-O0",), EMULATED_DSP, EMULATED_DOT], ids=["O3", "O0", "dsp", "dot"])
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("-O0",), EMULATED_DSP, EMULATED_HELIUM, EMULATED_DOT],
+    ids=["O3", "O0", "dsp", "helium", "dot"],
+)
 @pytest.mark.parametrize("kind", list(OPS))
 def test_random_ops_equal_the_interpreter(kind: str, flags: tuple[str, ...]) -> None:
     library = load_library(build_library(flags=flags))

@@ -35,7 +35,7 @@ Tensors = dict[str, TensorSpec]
 class RandomOps:
     """Draws ops and inputs for them; the same seed draws the same ones."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int | tuple[int, ...]) -> None:
         self.rng = np.random.default_rng(seed)
         self.bytes = False
 
@@ -201,6 +201,8 @@ def _add(draw: RandomOps) -> tuple[Op, Tensors]:
 
 def _dense_votes(draw: RandomOps) -> tuple[Op, Tensors]:
     in_dim, outputs, dim = draw.size(1, 8), draw.size(1, 6), draw.size(1, 17)
+    if draw.bytes:  # kernels of their own
+        in_dim, outputs, dim = 4 * draw.size(1, 2), draw.size(2, 10), (draw.size(2, 17), 6, 16)[draw.size(0, 2)]
     tensors: Tensors = {}
     for number in range(draw.size(1, 3)):
         maps = (draw.size(1, 3), draw.size(1, 3), draw.size(1, 3) * in_dim)
@@ -218,11 +220,14 @@ def _dense_votes(draw: RandomOps) -> tuple[Op, Tensors]:
     weight = draw.constant("w", (inputs, in_dim, outputs * dim), log=True)
     product = tensors["x0"].format.frac_bits + weight.format.frac_bits
     tensors["y"] = draw.spec("y", (inputs, outputs, dim), draw.out_frac(product))
-    return DenseVotes("op", sources, "y", weight, dim, draw.channel_shifts(outputs * dim), selected), tensors
+    shifts = None if draw.bytes else draw.channel_shifts(outputs * dim)
+    return DenseVotes("op", sources, "y", weight, dim, shifts, selected), tensors
 
 
 def _routing(draw: RandomOps) -> tuple[Op, Tensors]:
     inputs, types, dim, iterations = draw.size(1, 12), draw.size(1, 6), draw.size(1, 17), draw.size(1, 4)
+    if draw.bytes:  # kernels of their own, several rounds of them
+        inputs, dim = draw.size(1, 50), (draw.size(1, 40), 6, 16)[draw.size(0, 2)]
     rows, columns = draw.size(1, 2), draw.size(1, 2)
     outputs = rows * columns * types
     votes = draw.spec("v", (inputs, outputs, dim), draw.size(-4, 14))

@@ -199,7 +199,8 @@ def _requests(
         buffers[name] = Buffer(name, size, first, end)
 
     for index, op in enumerate(ops):
-        scratch = workspace(op, tensors, proof, rooms.get(op.name, 0))
+        made = isinstance(op, Routing) and stored[op.votes] < tensors[op.votes].shape[0]
+        scratch = workspace(op, tensors, proof, rooms.get(op.name, 0), made)
         if isinstance(op, DenseVotes | ConvVotes):
             inputs, outputs, dim = tensors[op.output].shape
             rows, end, row = stored[op.output], last[op.output], outputs * dim * tensors[op.output].element_bytes
@@ -207,7 +208,7 @@ def _requests(
             if rows:
                 add(op.output, rows * row, first, end)
             if rows < inputs:
-                add(f"{op.name}/vote_rows", routing_rows(outputs) * row, end, end)
+                add(f"{op.name}/vote_rows", routing_rows(outputs, made=True) * row, end, end)
             for what, size in scratch.items():
                 add(f"{op.name}/{what}", size, first, first)
             continue
@@ -317,13 +318,14 @@ def votes_together(weight: Constant) -> int:
     return votes if votes <= fit or not needs_unpacking(weight) else max(2, fit // 2 * 2)
 
 
-def routing_rows(outputs: int) -> int:
-    """Input capsules that a routing to ``outputs`` capsules takes together: up to 12, while their scratch is small."""
-    return max(1, min(12, 256 // outputs))
+def routing_rows(outputs: int, made: bool = False) -> int:
+    """Input capsules that a routing to ``outputs`` capsules takes together, while their scratch is small: up to 16, or
+    12 where votes are made again, which takes room for them, too."""
+    return max(1, min(12 if made else 16, 256 // outputs))
 
 
-def workspace(op: Op, tensors: Tensors, proof: Proof, room: int = 0) -> dict[str, int]:
-    """Scratch of one op: purpose -> bytes.
+def workspace(op: Op, tensors: Tensors, proof: Proof, room: int = 0, made: bool = False) -> dict[str, int]:
+    """Scratch of one op: purpose -> bytes. made: a routing whose votes are not all stored.
 
     * ``scratch`` (convolutions): gathered windows, sums and unpacked filters, as :func:`divide` chooses in ``room``.
     * ``scratch`` (dense votes): unpacked weights of :func:`votes_together` votes.
@@ -338,7 +340,7 @@ def workspace(op: Op, tensors: Tensors, proof: Proof, room: int = 0) -> dict[str
         return {"scratch": size} if needs_unpacking(op.weight) else {}
     if isinstance(op, Routing):
         _, outputs, dim = tensors[op.votes].shape
-        count = routing_rows(outputs) * outputs
+        count = routing_rows(outputs, made) * outputs
         several = {"exponentials": 4 * outputs} if op.iterations > 1 else {}
         acc = outputs * dim * proof.find(op.name, "acc").bytes
         return {"acc": acc, "coupling": 2 * count, **several}

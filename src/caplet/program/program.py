@@ -12,9 +12,8 @@ from caplet.program.op import Op
 from caplet.program.ops import Convolution, ConvVotes, DenseVotes, Routing
 from caplet.program.tensor import Constant, TensorSpec
 
-CODE_BYTES = 17 * 1024
-"""Flash of the runtime's code and tables and of a model's descriptors, as arm-none-eabi-gcc -O2 makes them for
-Cortex-M4: it depends little on the model."""
+CODE_BYTES = 14 * 1024
+"""Of a network without a Program: what :attr:`Program.code_bytes` is for many."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,16 @@ class Program:
 
     @property
     def firmware_bytes(self) -> int:
-        """Flash that an exported model is expected to take: its constants, and :data:`CODE_BYTES`."""
-        return self.flash_bytes + CODE_BYTES
+        """Flash that an exported model is expected to take: its constants, and its code."""
+        return self.flash_bytes + self.code_bytes
+
+    @property
+    def code_bytes(self) -> int:
+        """Flash of code, tables and descriptors, by arm-none-eabi-gcc -O2 for Cortex-M4, within a tenth: what all need,
+        then for each kind of op, for each op, and for weights that must be unpacked."""
+        weights = [op.weight for op in self.ops if isinstance(op, Convolution | DenseVotes)]
+        unpacks = any(weight.format.bits not in (8, 16) for weight in weights)
+        return 8_600 + 450 * len({op.kind for op in self.ops}) + 130 * len(self.ops) + 1_200 * unpacks
 
     def __hash__(self) -> int:
         return hash((self.name, self.seed, self.ops))

@@ -30,14 +30,15 @@ _SIGNED, _UNSIGNED, _POWERS = (constants()[f"CAPLET_{kind}"] for kind in ("SIGNE
 class Descriptions:
     """Descriptors of the ops of one Program, and the arrays that they refer to: of one axis, of structures of one type.
 
-    unpacked: constants are arrays of int8 or int16 instead of bit-packed, where there is memory for them. rooms: of
-    :class:`caplet.program.arena.MemoryMap`.
+    unpacked: constants are arrays of int8 or int16 instead of bit-packed, where there is memory for them. rooms and
+    stored: of :class:`caplet.program.arena.MemoryMap`; all votes where ``stored`` says nothing.
     """
 
     program: Program
     proof: Proof
     unpacked: bool = False
     rooms: Mapping[str, int] = field(default_factory=dict)
+    stored: Mapping[str, int] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     structs: dict[str, tuple[Struct, ...]] = field(default_factory=dict)
     names: Identifiers = field(default_factory=Identifiers)
@@ -174,12 +175,14 @@ def _convolution(op: ops.Convolution, to: Descriptions) -> dict[str, Value]:
     acc = to.proof.find(op.name, "acc")
     types = (codes_type(source), unpacked_type(op.weight))
     any_type = acc.products >= 1 << 31 or _UINT16 in types
-    noisy = to.spec(op.output).rounding is Rounding.STOCHASTIC
+    store = acc.bytes == 8 or to.spec(op.output).rounding is Rounding.STOCHASTIC
+    codes = {_INT8: "signed", _UINT8: "unsigned"}.get(types[0], "words")
+    whole = codes != "words" and types[1] == _INT8 and not store  # bytes throughout
     return {
-        "spread": _kernel({_INT8: "spread_signed", _UINT8: "spread_unsigned"}.get(types[0], "spread_words")),
-        "multiply": _kernel("multiply_bytes" if types[1] == _INT8 else "multiply_words"),
+        "spread": _kernel("spread_words" if codes == "words" else f"{'spread' if whole else 'widen'}_{codes}"),
+        "multiply": _kernel("multiply_words" if types[1] != _INT8 else f"multiply_{'bytes' if whole else 'mixed'}"),
         "any": _kernel("convolve_any", any_type),
-        "store": _kernel("store_any", acc.bytes == 8 or noisy),
+        "store": _kernel("store_any", store),
         "unpack": _kernel("unpack", to.needs_unpacking(op.weight)),
         "weight": to.constant(op.weight, lambda codes: in_pairs(codes.reshape(groups, out // groups, -1))),
         "acc": to.accumulator(op, product, op.bias, op.channel_shifts),
@@ -282,13 +285,15 @@ def _routing(op: ops.Routing, to: Descriptions) -> dict[str, Value]:
     routed = op.logits is not None
     activation, coupling = to.spec(op.activation), to.spec(op.coupling)
     narrow = to.proof.find(op.name, "acc").bytes == 4 and element_type(votes) == _INT8
-    weigh = "weigh_bytes" if narrow and fixed(coupling).max_code <= 32767 else "weigh_any"
+    brief = votes.shape[1] * votes.shape[2] <= 8192  # vectors of 16 bits count the votes of seven rows
+    weigh = "weigh_bytes" if narrow and brief and fixed(coupling).max_code <= 32767 else "weigh_any"
     update = "update_any"
     if routed and narrow_agreement(op, to) and {element_type(votes), element_type(activation)} == {_INT8}:
         whole = fixed(to.spec(op.logits or op.coupling)).bits == 8 and votes.shape[2] in (6, 16)
         update = f"update_bytes_{votes.shape[2]}" if whole else "update_bytes"
     exponentials, scale = Ref(), sum_bits(votes.shape[1])
-    if op.logits is not None and (fmt := fixed(to.spec(op.logits))).bits <= 8:
+    noisy = coupling.rounding is Rounding.STOCHASTIC
+    if op.logits is not None and not noisy and (fmt := fixed(to.spec(op.logits))).bits <= 8 and fmt.signed:
         key = f"exponentials {fmt.bits} {fmt.frac_bits} {scale}"
         values = negative_exponential(np.arange(1 << fmt.bits), fmt.frac_bits, scale)
         exponentials = to.array(key, values.astype(np.uint32))
@@ -303,7 +308,7 @@ def _routing(op: ops.Routing, to: Descriptions) -> dict[str, Value]:
         # With one iteration there are no logits, and the runtime does not look at their format.
         "logits": to.format(op.logits or op.coupling),
         **_named("inputs outputs dim", votes.shape),
-        "rows": routing_rows(votes.shape[1]),
+        "rows": routing_rows(votes.shape[1], to.stored.get(op.votes, votes.shape[0]) < votes.shape[0]),
         "agreement_shift": op.agreement_shift(to.program.tensors) if routed else 0,
         "agreement_wide": int(routed and to.proof.find(op.name, "agreement").bytes == 8),
         "votes_type": element_type(votes),

@@ -323,7 +323,8 @@ void caplet_store_votes(const caplet_votes *votes, uint32_t first, uint32_t coun
  * Dynamic routing of votes (inputs, outputs, dim). acc.bias: (types, dim), element (g % types) * dim + d for output g.
  * agreement_shift: rounding shift from agreements to logits; agreement_wide: agreements need int64_t.
  * scale_bits: fraction bits of the exponentials. exponentials: uint32_t[2^(bits of the logits)], of every distance
- *   below the largest logit; NULL where `compute` makes them. rows: input capsules that are taken together.
+ *   below the largest logit, where logits are int8_t and coupling has no noise; else NULL, and `compute` makes them.
+ *   rows: input capsules that are taken together, at most 16.
  */
 typedef struct caplet_routing_op {
     caplet_weigher *weigh;

@@ -3,8 +3,7 @@
 
 void caplet_channel_affine(const caplet_channel_affine_op *op, const void *x, void *y)
 {
-    uint32_t channel;
-    uint32_t pixel;
+    uint32_t channel, pixel;
     for (channel = 0; channel < op->channels; channel++) {
         const int32_t factor = caplet_code(&op->scale, channel);
         const caplet_scale scale = caplet_scale_of(&op->acc, &op->out, channel, channel);

@@ -11,8 +11,7 @@ CAPLET_COPIED void sum_two(const int8_t *w, const uint32_t *x, uint32_t dim, int
     if (dim >= 2) {
         const uint32_t word = caplet_load4(w);
         *first = caplet_multiply_pairs_from(caplet_signed_02(word), x[0], *first);
-        *second = caplet_multiply_pairs_from(caplet_signed_13(word), x[0], *second);
-        k = 2;
+        *second = caplet_multiply_pairs_from(caplet_signed_13(word), x[0], *second), k = 2;
     }
     for (; k + 2 <= dim; k += 2) {
         const uint32_t word = caplet_load4(w + 2 * k);
@@ -22,8 +21,7 @@ CAPLET_COPIED void sum_two(const int8_t *w, const uint32_t *x, uint32_t dim, int
 #endif
     for (; k < dim; k++) {
         const int32_t code = ((const int16_t *)(const void *)x)[k];
-        *first += w[2 * k] * code;
-        *second += w[2 * k + 1] * code;
+        *first += w[2 * k] * code, *second += w[2 * k + 1] * code;
     }
 }
 
@@ -34,54 +32,110 @@ CAPLET_COPIED void sum_two(const int8_t *w, const uint32_t *x, uint32_t dim, int
 CAPLET_COPIED void vote_bytes(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule,
                               const int8_t *w, uint32_t dim, uint32_t count, uint32_t full, uint8_t *row)
 {
-    const uint32_t right = (uint32_t)(source->acc.product_frac - op->out.frac);
-    const int32_t add = right > 0 && op->out.rounding == CAPLET_NEAREST ? (int32_t)1 << (right - 1) : 0;
-    const int32_t low = op->out.low;
-    const int32_t high = op->out.high;
+    uint32_t right = (uint32_t)(source->acc.product_frac - op->out.frac);
+    const uint32_t lift = full && source->type == CAPLET_INT8 && right - 8u <= 8u ? 16u - right : 0u;
+    const int32_t low = op->out.low, high = op->out.high;
     const uint8_t *const end = row + (count & ~1u);
-    uint32_t components[MOST_COMPONENTS / 2]; /* int16_t, two to a word */
-    int16_t *const x = (int16_t *)(void *)components;
+    union {
+        int16_t one[MOST_COMPONENTS];
+        uint32_t two[MOST_COMPONENTS / 2];
+    } x;
+    int32_t add;
     uint32_t k;
     CAPLET_UNROLL
     for (k = 0; k < dim; k++) {
-        x[k] = source->type == CAPLET_INT8 ? ((const int8_t *)capsule)[k] : ((const uint8_t *)capsule)[k];
+        const int32_t code = source->type == CAPLET_INT8 ? ((const int8_t *)capsule)[k] : ((const uint8_t *)capsule)[k];
+        x.one[k] = (int16_t)caplet_left32(code, lift);
     }
-#define VOTE_TWO(PAIR)                                                                                             \
-    do {                                                                                                           \
-        int32_t first = add;                                                                                       \
-        int32_t second = add;                                                                                      \
-        sum_two(w + 2 * (PAIR) * dim, components, dim, &first, &second);                                           \
-        first >>= right;                                                                                           \
-        second >>= right;                                                                                          \
-        row[2 * (PAIR)] = (uint8_t)(full ? caplet_signed_byte(first) : caplet_clip32(first, low, high));           \
-        row[2 * (PAIR) + 1] = (uint8_t)(full ? caplet_signed_byte(second) : caplet_clip32(second, low, high));     \
+    right += lift;
+    add = right > 0 && op->out.rounding == CAPLET_NEAREST ? (int32_t)1 << (right - 1) : 0;
+#define VOTE_TWO(PAIR, CODE_OF)                                                     \
+    do {                                                                            \
+        int32_t first = add;                                                        \
+        int32_t second = add;                                                       \
+        sum_two(w + 2 * (PAIR) * dim, x.two, dim, &first, &second);            \
+        row[2 * (PAIR)] = (uint8_t)CODE_OF(first);                                  \
+        row[2 * (PAIR) + 1] = (uint8_t)CODE_OF(second);                             \
     } while (0)
-    for (; full && row + 4 <= end; row += 4) { /* twice the code, where speed was asked for */
-        VOTE_TWO(0);
-        VOTE_TWO(1);
+#define CLIPPED(SUM) caplet_clip32((SUM) >> right, low, high)
+    /* Sums of a few products of bytes are below 2^17: lifted, their upper halves are the codes. */
+    for (; full && right == 16 && row + 4 <= end; row += 4) { /* twice the code, where speed was asked for */
+        VOTE_TWO(0, caplet_upper_byte);
+        VOTE_TWO(1, caplet_upper_byte);
         w += 4 * dim;
     }
     for (; row < end; row += 2) {
-        VOTE_TWO(0);
+        VOTE_TWO(0, CLIPPED);
         w += 2 * dim;
     }
     if (count & 1u) {
         int32_t sum = add;
         for (k = 0; k < dim; k++) {
-            sum += w[k] * x[k];
+            sum += w[k] * x.one[k];
         }
-        *row = (uint8_t)caplet_clip32(sum >> right, low, high);
+        *row = (uint8_t)CLIPPED(sum);
     }
 }
 
-#define DEFINE_VOTE(NAME, DIM, FULL)                                                                                \
-    void NAME(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule, const void *w,     \
-              uint32_t first, uint32_t count, void *row, uint32_t element)                                          \
-    {                                                                                                               \
-        (void)element;                                                                                              \
-        vote_bytes(op, source, capsule, (const int8_t *)w, DIM, count, FULL, (uint8_t *)row + first);               \
-    }
+#ifdef CAPLET_HELIUM
+#define CAPLET_APART_FROM_VECTORS CAPLET_APART
 
+/*
+ * `count` votes, an even number of at least 16, of a capsule x of four components above -128: then two products fit 16
+ * bits together, as does half the sum of all. right: at least 2, after rounding to nearest.
+ */
+CAPLET_COPIED void vote_sixteens(const int8_t *w, const int8_t *x, uint32_t count, uint32_t right, int8_t *row)
+{
+    const int16_t x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3];
+    const int32_t shift = 1 - (int32_t)right;
+    uint32_t step = count & 15u ? count & 15u : 16u; /* the first ones are partly made again */
+    uint32_t blocks;
+    for (blocks = (count + 15u) >> 4; blocks > 0; blocks--, w += 4 * step, row += step, step = 16) {
+        const int16x8x4_t f = vld4q_s16((const int16_t *)(const void *)w); /* component by component */
+        const int8x16_t w0 = vreinterpretq_s8_s16(f.val[0]), w1 = vreinterpretq_s8_s16(f.val[1]);
+        const int8x16_t w2 = vreinterpretq_s8_s16(f.val[2]), w3 = vreinterpretq_s8_s16(f.val[3]);
+        int16x8_t even = vmlaq_n_s16(vmulq_n_s16(vmovlbq_s8(w0), x0), vmovlbq_s8(w1), x1);
+        int16x8_t odd = vmlaq_n_s16(vmulq_n_s16(vmovltq_s8(w0), x0), vmovltq_s8(w1), x1);
+        even = vhaddq_s16(even, vmlaq_n_s16(vmulq_n_s16(vmovlbq_s8(w2), x2), vmovlbq_s8(w3), x3));
+        odd = vhaddq_s16(odd, vmlaq_n_s16(vmulq_n_s16(vmovltq_s8(w2), x2), vmovltq_s8(w3), x3));
+        even = vrshlq_n_s16(even, shift);
+        vstrbq_s8(row, vqmovntq_s16(vqmovnbq_s16(vreinterpretq_s8_s16(even), even), vrshlq_n_s16(odd, shift)));
+    }
+}
+
+/* Makes votes of four components that take all of int8_t, or says that it does not. */
+CAPLET_COPIED uint32_t vote_vectors(const caplet_dense_votes_op *op, const caplet_source *source, const int8_t *x,
+                                    const int8_t *w, uint32_t dim, uint32_t count, int8_t *row)
+{
+    const uint32_t right = (uint32_t)(source->acc.product_frac - op->out.frac);
+    if (dim != 4 || count < 16 || count % 2 > 0 || source->type != CAPLET_INT8 || op->out.rounding != CAPLET_NEAREST ||
+        right - 2u > 14u || x[0] == -128 || x[1] == -128 || x[2] == -128 || x[3] == -128) {
+        return 0;
+    }
+    vote_sixteens(w, x, count, right, row);
+    return 1;
+}
+#else
+#define CAPLET_APART_FROM_VECTORS inline
+#define vote_vectors(op, source, x, w, dim, count, row) 0u
+#endif
+
+/* On vectors if they do, else by a function of its own. */
+#define DEFINE_VOTE(NAME, DIM, FULL)                                                                                  \
+    static CAPLET_APART_FROM_VECTORS void NAME##_others(const caplet_dense_votes_op *op, const caplet_source *source, \
+                                                        const void *x, const int8_t *w, uint32_t count, uint8_t *row) \
+    {                                                                                                                 \
+        vote_bytes(op, source, x, w, DIM, count, FULL, row);                                                          \
+    }                                                                                                                 \
+    void NAME(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule, const void *w,       \
+              uint32_t first, uint32_t count, void *row, uint32_t element)                                            \
+    {                                                                                                                 \
+        (void)element;                                                                                                \
+        if (!FULL || !vote_vectors(op, source, (const int8_t *)capsule, (const int8_t *)w, DIM, count,                \
+                                   (int8_t *)row + first)) {                                                          \
+            NAME##_others(op, source, capsule, (const int8_t *)w, count, (uint8_t *)row + first);                     \
+        }                                                                                                             \
+    }
 DEFINE_VOTE(caplet_vote_bytes_4, 4, 1)
 DEFINE_VOTE(caplet_vote_bytes_8, 8, 1)
 DEFINE_VOTE(caplet_vote_bytes, op->in_dim, 0)
@@ -90,8 +144,7 @@ void caplet_vote_any(const caplet_dense_votes_op *op, const caplet_source *sourc
                      uint32_t first, uint32_t count, void *row, uint32_t element)
 {
     const uint8_t type = caplet_constant_type(&op->weight);
-    uint32_t j;
-    uint32_t k;
+    uint32_t j, k;
     for (j = 0; j < count; j++) {
         const uint32_t paired = (j | 1u) < count;
         const uint32_t at = (j & ~1u) * op->in_dim + (paired ? j & 1u : 0u);
@@ -107,30 +160,40 @@ void caplet_vote_any(const caplet_dense_votes_op *op, const caplet_source *sourc
     }
 }
 
-const caplet_source *caplet_source_of(const caplet_dense_votes_op *op, const void *const **x, uint32_t input,
-                                      uint32_t *first)
+static inline const caplet_source *source_of(const caplet_dense_votes_op *op, const void *const **x, uint32_t input,
+                                             uint32_t *first)
 {
     const caplet_source *source = op->sources;
     uint32_t local = op->selected != NULL ? op->selected[input] : input;
-    uint32_t positions = source->rows * source->columns;
+    uint32_t positions = source->rows * source->columns, type;
     while (local >= source->types * positions) {
-        local -= source->types * positions;
-        source++;
+        local -= source->types * positions, source++;
         ++*x;
         positions = source->rows * source->columns;
     }
     /* Capsule (type * rows + row) * columns + column of a map (rows, columns, types * in_dim). */
-    *first = (local % positions * source->types + local / positions) * op->in_dim;
+    type = local / positions;
+    *first = ((local - type * positions) * source->types + type) * op->in_dim;
     return source;
+}
+
+const caplet_source *caplet_source_of(const caplet_dense_votes_op *op, const void *const **x, uint32_t input,
+                                      uint32_t *first)
+{
+    return source_of(op, x, input, first);
 }
 
 void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, uint32_t input, void *row, void *scratch)
 {
     uint32_t first;
-    const caplet_source *source = caplet_source_of(op, &x, input, &first);
+    const caplet_source *source = source_of(op, &x, input, &first);
     const void *capsule = caplet_at(*x, source->type, first);
-    uint32_t count;
-    uint32_t j;
+    uint32_t count, j;
+    if (op->unpack == NULL) {
+        const void *w = caplet_row(&op->weight, NULL, input * op->votes * op->in_dim, op->votes * op->in_dim, NULL);
+        op->kernel(op, source, capsule, w, 0, op->votes, row, input * op->votes);
+        return;
+    }
     for (j = 0; j < op->votes; j += count) {
         const void *w;
         count = op->votes - j < op->block ? op->votes - j : op->block;

@@ -23,7 +23,6 @@ static inline int32_t caplet_high(uint32_t pair)
 #if defined(CAPLET_EMULATE_DSP)
 #include "emulated_dsp.h"
 #elif defined(__ARM_FEATURE_DSP) && defined(__GNUC__) && !defined(__ARM_BIG_ENDIAN) && !defined(CAPLET_PORTABLE)
-
 #define CAPLET_DSP 1
 
 /* The rotation is part of the instruction, which compilers do not find by themselves. */
@@ -97,7 +96,6 @@ static inline void caplet_load_two(const uint32_t *from, uint32_t *first, uint32
 {
     __asm__ volatile("ldrd %0, %1, %2" : "=r"(*first), "=r"(*second) : "m"(*(const uint64_t *)(const void *)from));
 }
-
 #endif
 
 /* The nearest value of int8_t, and of uint8_t: one instruction of many Arm processors. */
@@ -113,6 +111,13 @@ static inline int32_t caplet_unsigned_byte(int32_t x)
     __asm__("usat %0, #8, %0" : "+r"(x));
     return x;
 }
+
+/* The signed byte of the upper half of a word. */
+static inline int32_t caplet_upper_byte(int32_t x)
+{
+    __asm__("ssat %0, #8, %0, asr #16" : "+r"(x));
+    return x;
+}
 #else
 static inline int32_t caplet_signed_byte(int32_t x)
 {
@@ -123,10 +128,13 @@ static inline int32_t caplet_unsigned_byte(int32_t x)
 {
     return x < 0 ? 0 : x > 255 ? 255 : x;
 }
+
+static inline int32_t caplet_upper_byte(int32_t x)
+{
+    return caplet_signed_byte(x >> 16);
+}
 #endif
-
 #ifdef CAPLET_DSP
-
 /* Four bytes, or two, at any address. */
 static inline uint32_t caplet_load4(const void *from)
 {
@@ -141,7 +149,17 @@ static inline uint32_t caplet_load2(const void *from)
     __builtin_memcpy(&half, from, sizeof half);
     return half;
 }
-
 #endif
 
+/*
+ * Vectors of 16 bytes: Helium, of Cortex-M55 and M85. Where CAPLET_HELIUM is defined, kernels use the intrinsics of
+ * Arm's C language extensions (ACLE); CAPLET_PORTABLE and CAPLET_EMULATE_HELIUM as above.
+ */
+#if defined(CAPLET_EMULATE_HELIUM)
+#include "emulated_helium.h"
+#define CAPLET_HELIUM 1
+#elif defined(__ARM_FEATURE_MVE) && defined(__GNUC__) && !defined(__ARM_BIG_ENDIAN) && !defined(CAPLET_PORTABLE)
+#include <arm_mve.h>
+#define CAPLET_HELIUM 1
+#endif
 #endif

@@ -15,8 +15,7 @@ uint32_t caplet_bit_length(uint64_t n)
     uint32_t step;
     for (step = 16; step > 0; step >>= 1) {
         if (rest >> step) {
-            rest >>= step;
-            bits += step;
+            rest >>= step, bits += step;
         }
     }
     return bits + rest;
@@ -29,14 +28,10 @@ uint32_t caplet_bit_length(uint64_t n)
 /* One digit of 16 bits of a quotient: of (high, next) by divisor, 2^31 or more and above high; the rest in *high. */
 static inline uint32_t digit_of(uint32_t *high, uint32_t next, uint32_t divisor)
 {
-    const uint32_t top = divisor >> 16;
-    const uint32_t low = divisor & 0xFFFFu;
-    const uint32_t dividend = *high << 16 | next;
-    uint32_t digit = *high / top;
-    uint32_t rest = *high - digit * top;
+    const uint32_t top = divisor >> 16, low = divisor & 0xFFFFu, dividend = *high << 16 | next;
+    uint32_t digit = *high / top, rest = *high - digit * top;
     if (digit * low > (rest << 16 | next)) {
-        digit--;
-        rest += top;
+        digit--, rest += top;
         digit -= rest <= 0xFFFFu && digit * low > (rest << 16 | next) ? 1u : 0u;
     }
     *high = dividend - digit * divisor;
@@ -53,10 +48,8 @@ uint32_t caplet_divide(uint64_t n, uint32_t divisor)
     const uint32_t shift = 32u - caplet_bit_length(divisor);
     const uint64_t normal = n << shift;
     const uint32_t low = (uint32_t)normal;
-    uint32_t high = (uint32_t)(normal >> 32);
-    uint32_t quotient;
-    divisor <<= shift;
-    quotient = digit_of(&high, low >> 16, divisor) << 16;
+    uint32_t high = (uint32_t)(normal >> 32), quotient;
+    divisor <<= shift, quotient = digit_of(&high, low >> 16, divisor) << 16;
     return quotient | digit_of(&high, low & 0xFFFFu, divisor);
 #endif
 }
@@ -79,8 +72,7 @@ static uint32_t isqrt32(uint32_t n) /* 2^30 .. 2^32 - 1 */
 
 uint32_t caplet_isqrt(uint64_t n)
 {
-    const uint32_t top = (uint32_t)(n >> 30);
-    const uint32_t high = isqrt32(top);
+    const uint32_t top = (uint32_t)(n >> 30), high = isqrt32(top);
     const uint32_t low = (((top - high * high) << 15) + ((uint32_t)(n >> 15) & 32767u)) / (2u * high);
     const uint32_t root = (high << 15) + low;
     return (uint64_t)root * root > n ? root - 1u : root;

@@ -222,11 +222,11 @@ typedef struct {
 } caplet_chunk;
 
 /*
- * A chunk of the windows at `positions` output positions from `position` on, as a patch: int16_t (count / 2,
- * CAPLET_POSITIONS, 2), elements in pairs. Positions outside the input are 0.
+ * A chunk of the windows at `positions` output positions from `position` on, as a patch. Positions outside the input
+ * are 0.
  */
 void caplet_gather(const caplet_conv_op *op, const void *x, uint32_t first_channel, uint32_t position,
-                   uint32_t positions, const caplet_chunk *part, int16_t *patch);
+                   uint32_t positions, const caplet_chunk *part, void *patch);
 
 /*
  * The convolution of channels first_channel .. first_channel + depth - 1 of x with the filters of the output channels

@@ -76,5 +76,4 @@ CAPLET_HELPER int32_t caplet_requantize(const void *sums, uint8_t wide, uint32_t
     return wide ? caplet_requantize64(((const int64_t *)sums)[index], scale, out, element)
                 : caplet_requantize32(((const int32_t *)sums)[index], scale, out, element);
 }
-
 #endif

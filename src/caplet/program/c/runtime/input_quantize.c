@@ -3,13 +3,15 @@
 
 void caplet_input_quantize(const caplet_input_quantize_op *op, const uint8_t *x, void *y)
 {
-    uint32_t index = 0;
-    uint32_t pixel;
-    uint32_t channel;
-    for (pixel = 0; pixel < op->pixels; pixel++) {
-        for (channel = 0; channel < op->channels; channel++) {
-            caplet_store(y, op->out.type, index, caplet_code(&op->table, channel * 256u + x[index]));
-            index++;
-        }
+    const uint8_t *table = (const uint8_t *)op->table.data;
+    const uint32_t channels = op->channels, count = op->pixels * channels;
+    uint32_t channel = 0, index = 0;
+    for (; index < count && op->table.bits != 8; index++) {
+        caplet_store(y, op->out.type, index, caplet_code(&op->table, channel * 256u + x[index]));
+        channel = channel + 1 < channels ? channel + 1 : 0u;
+    }
+    for (; index < count; index++) { /* codes as they are stored */
+        ((uint8_t *)y)[index] = table[channel * 256u + x[index]];
+        channel = channel + 1 < channels ? channel + 1 : 0u;
     }
 }

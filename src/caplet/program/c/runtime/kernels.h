@@ -23,15 +23,19 @@ struct caplet_routing_op;
 typedef void caplet_unpacker(const struct caplet_constant *constant, uint32_t first, uint32_t count, void *scratch);
 caplet_unpacker caplet_unpack;
 
-/* Elements of windows to a patch; see patch.c. x: of uint8_t, int8_t or int16_t. */
-typedef void caplet_spreader(const void *x, const uint32_t *from, uint32_t n, int16_t *patch, uint32_t k);
-caplet_spreader caplet_spread_unsigned;
+/* n elements of each window, from `from` on, as elements k .. k + n - 1 of a patch of `taps`; see patch.c. */
+typedef void caplet_spreader(const void *const *from, uint32_t n, void *patch, uint32_t k, uint32_t taps);
+caplet_spreader caplet_spread_unsigned; /* with caplet_multiply_bytes */
 caplet_spreader caplet_spread_signed;
+caplet_spreader caplet_widen_unsigned; /* with others */
+caplet_spreader caplet_widen_signed;
 caplet_spreader caplet_spread_words;
 
-/* Products of gathered windows with a pair of filters; see multiply.c. */
-typedef void caplet_multiplier(const void *weights, const int16_t *x, uint32_t taps, uint32_t fresh, int32_t *sums);
-caplet_multiplier caplet_multiply_bytes; /* weights are int8_t */
+/* Products of gathered windows with one or two filters; see multiply.c. */
+typedef void caplet_multiplier(const void *weights, const void *patch, uint32_t taps, uint32_t filters,
+                               uint32_t fresh, int32_t *sums);
+caplet_multiplier caplet_multiply_bytes; /* weights are int8_t, codes bytes, and no `store` */
+caplet_multiplier caplet_multiply_mixed; /* weights are int8_t */
 caplet_multiplier caplet_multiply_words; /* int16_t */
 
 /* A whole convolution: of uint16_t codes or weights, or with sums of 64 bits. */
@@ -57,11 +61,11 @@ caplet_voter caplet_vote_bytes;   /* all of 8 bits, in_dim at most 64, no left s
 caplet_voter caplet_vote_bytes_4; /* the same, with in_dim 4 and votes that take all of int8_t */
 caplet_voter caplet_vote_bytes_8;
 
-/* acc[g, d] += sum over r of coupling[g, r] * votes[r, g, d], for `rows` rows. coupling: (outputs, op->rows). */
+/* acc[g, d] += sum over r of coupling[g, r] * votes[r, g, d], rows up to 16. coupling: (outputs, op->rows). */
 typedef void caplet_weigher(const struct caplet_routing_op *op, const void *votes, const uint16_t *coupling,
                             uint32_t rows, void *acc);
 caplet_weigher caplet_weigh_any;
-caplet_weigher caplet_weigh_bytes; /* int8_t votes, int32_t sums, coupling codes below 2^15 */
+caplet_weigher caplet_weigh_bytes; /* int8_t votes, at most 8192 in a row; int32_t sums; coupling codes below 2^15 */
 
 /* acc (outputs, dim) += the sum of `rows` rows of votes, at most 128 of them. */
 typedef void caplet_adder(const struct caplet_routing_op *op, const void *votes, uint32_t rows, void *acc);

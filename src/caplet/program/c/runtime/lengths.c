@@ -16,8 +16,7 @@ void caplet_lengths(const caplet_lengths_op *op, const void *x, void *y)
 
 uint32_t caplet_longest(const void *y, uint32_t count, uint8_t wide)
 {
-    uint32_t best = 0;
-    uint32_t i;
+    uint32_t best = 0, i;
     for (i = 1; i < count; i++) {
         const uint32_t longer = wide ? ((const uint64_t *)y)[i] > ((const uint64_t *)y)[best]
                                      : ((const uint32_t *)y)[i] > ((const uint32_t *)y)[best];

@@ -4,10 +4,7 @@
 void caplet_max_pool2d(const caplet_max_pool2d_op *op, const void *x, void *y)
 {
     const caplet_scale scale = caplet_plain_scale(op->right);
-    uint32_t index = 0;
-    uint32_t row;
-    uint32_t column;
-    uint32_t channel;
+    uint32_t index = 0, row, column, channel;
     for (row = 0; row < op->out_rows; row++) {
         uint32_t top, left, rows, columns, skipped;
         caplet_clip_axis(row * op->stride, op->padding, op->kernel, op->in_rows, &top, &rows, &skipped);
@@ -15,8 +12,7 @@ void caplet_max_pool2d(const caplet_max_pool2d_op *op, const void *x, void *y)
             caplet_clip_axis(column * op->stride, op->padding, op->kernel, op->in_columns, &left, &columns, &skipped);
             for (channel = 0; channel < op->channels; channel++) {
                 int32_t largest = INT32_MIN;
-                uint32_t i;
-                uint32_t j;
+                uint32_t i, j;
                 for (i = top; i < top + rows; i++) {
                     for (j = left; j < left + columns; j++) {
                         const uint32_t from = (i * op->in_columns + j) * op->channels + channel;

@@ -29,14 +29,12 @@ int32_t caplet_code(const caplet_constant *constant, uint32_t index)
 {
     const uint8_t bits = constant->bits;
     const uint8_t *bytes = (const uint8_t *)constant->data;
-    const uint32_t start = index * bits;
-    const uint32_t skip = start & 7u;
+    const uint32_t start = index * bits, skip = start & 7u;
     uint32_t word;
     if (bits == 16 && constant->kind == CAPLET_SIGNED) {
         return ((const int16_t *)constant->data)[index];
     }
-    bytes += start >> 3;
-    word = bytes[0];
+    bytes += start >> 3, word = bytes[0];
     if (skip + bits > 8) {
         word |= (uint32_t)bytes[1] << 8;
     }
@@ -79,12 +77,7 @@ int32_t caplet_code(const caplet_constant *constant, uint32_t index)
 static uint32_t unpack_eights(const uint8_t *bytes, uint8_t bits, uint32_t count, int8_t *to)
 {
     switch (bits) {
-        UNPACK_EIGHTS(2)
-        UNPACK_EIGHTS(3)
-        UNPACK_EIGHTS(4)
-        UNPACK_EIGHTS(5)
-        UNPACK_EIGHTS(6)
-        UNPACK_EIGHTS(7)
+        UNPACK_EIGHTS(2) UNPACK_EIGHTS(3) UNPACK_EIGHTS(4) UNPACK_EIGHTS(5) UNPACK_EIGHTS(6) UNPACK_EIGHTS(7)
     default:
         break;
     }
@@ -93,31 +86,26 @@ static uint32_t unpack_eights(const uint8_t *bytes, uint8_t bits, uint32_t count
 
 void caplet_unpack(const caplet_constant *constant, uint32_t first, uint32_t count, void *scratch)
 {
-    const uint8_t bits = constant->bits;
-    const uint8_t type = caplet_constant_type(constant);
+    const uint8_t bits = constant->bits, type = caplet_constant_type(constant);
     const uint32_t start = first * bits;
     const uint8_t *bytes = (const uint8_t *)constant->data + (start >> 3);
     const uint32_t mask = ((uint32_t)1 << bits) - 1u;
-    uint32_t word;
-    uint32_t held;
+    uint32_t word, held;
     uint32_t i = 0;
     if (constant->kind == CAPLET_SIGNED && (start & 7u) == 0) {
-        i = count - unpack_eights(bytes, bits, count, (int8_t *)scratch);
-        bytes += (i >> 3) * bits;
+        i = count - unpack_eights(bytes, bits, count, (int8_t *)scratch), bytes += (i >> 3) * bits;
         if (i == count) {
             return;
         }
     }
     /* word holds `held` bits that were read and not used yet, the next ones lowest. */
-    word = (uint32_t)*bytes++ >> (start & 7u);
-    held = 8u - (start & 7u);
+    word = (uint32_t)*bytes++ >> (start & 7u), held = 8u - (start & 7u);
     for (; i < count; i++) {
         while (held < bits) {
             word |= (uint32_t)*bytes++ << held;
             held += 8u;
         }
         caplet_store(scratch, type, i, integer_of(word & mask, bits, constant->kind));
-        word >>= bits;
-        held -= bits;
+        word >>= bits, held -= bits;
     }
 }

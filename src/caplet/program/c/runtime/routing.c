@@ -8,12 +8,14 @@
 /* preactivation = the weighted sums with bias (g % types, d). */
 static void requantize_sums(const caplet_routing_op *op, const caplet_routing_memory *memory, uint32_t iteration)
 {
-    const uint32_t count = op->outputs * op->dim;
-    const uint32_t biases = op->types * op->dim;
+    const uint32_t count = op->outputs * op->dim, biases = op->types * op->dim;
+    caplet_scale scale = caplet_scale_of(&op->acc, &op->preactivation, 0, 0);
     uint32_t j;
     for (j = 0; j < count; j++) {
-        const caplet_scale scale = caplet_scale_of(&op->acc, &op->preactivation, 0, j % biases);
         const uint32_t element = iteration * count + j;
+        if (op->acc.bias.data != NULL) {
+            scale = caplet_scale_of(&op->acc, &op->preactivation, 0, j % biases);
+        }
         caplet_store(memory->preactivation, op->preactivation.type, j,
                      caplet_requantize(memory->acc, op->acc.wide, j, &scale, &op->preactivation, element));
     }
@@ -26,8 +28,7 @@ void caplet_routing(const caplet_routing_op *op, const caplet_votes *votes, cons
     const uint32_t uniform = op->coupling.rounding != CAPLET_STOCHASTIC;
     const caplet_squash_op squash = {op->squash, op->activation, op->outputs, op->dim, op->preactivation.frac,
                                      op->preactivation.type};
-    uint32_t iteration;
-    uint32_t input;
+    uint32_t iteration, input;
     uint32_t rows;
     if (memory->logits != NULL) {
         const uint32_t bytes = op->inputs * op->outputs * caplet_element_bytes(op->logits.type);

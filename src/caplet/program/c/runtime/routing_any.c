@@ -23,8 +23,7 @@ void caplet_weigh_any(const caplet_routing_op *op, const void *rows_of_votes, co
                       void *acc)
 {
     const uint32_t dim = op->dim;
-    uint32_t r;
-    uint32_t g;
+    uint32_t r, g;
     uint32_t d;
     for (r = 0; r < rows; r++) {
         const void *votes = caplet_at(rows_of_votes, op->votes_type, r * op->outputs * dim);
@@ -62,8 +61,7 @@ void caplet_update_any(const caplet_routing_op *op, const void *activation, cons
 {
     const uint32_t extra = op->agreement_shift < 0 ? (uint32_t)-op->agreement_shift : 0u;
     const uint32_t right = op->agreement_shift < 0 ? 0u : (uint32_t)op->agreement_shift;
-    uint32_t r;
-    uint32_t g;
+    uint32_t r, g;
     uint32_t e = 0;
     for (r = 0; r < rows; r++) {
         const void *row = caplet_at(votes, op->votes_type, r * op->outputs * op->dim);

@@ -1,21 +1,11 @@
 /* Dynamic routing of bytes: the weighted sums, and the agreements. */
 #include "fixed.h"
 
+#ifndef CAPLET_HELIUM
 /* Rows of votes that are weighed, and whose agreements are made, together. */
 enum { TOGETHER = 4, MOST_DIM = 64 };
 
-/* Capsules of 16 dimensions are common; where compilers know the length of a loop, they make straight code of it. */
-#define WITH_DIM(CALL)       \
-    do {                     \
-        if (op->dim == 16) { \
-            CALL(16);        \
-        } else {             \
-            CALL(op->dim);   \
-        }                    \
-    } while (0)
-
 #ifdef CAPLET_DSP
-
 /* s0, s1 += weight * the bytes 0 and 2, and 1 and 3, of a word: components of two rows. */
 #define WEIGH_TWO(WORD, S0, S1)                                             \
     do {                                                                    \
@@ -32,8 +22,7 @@ static inline void weigh_rows(int32_t *restrict sums, const uint32_t *restrict w
     const uint32_t *w;
     for (; dim >= 4; dim -= 4) {
         int32_t s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3];
-        from = v;
-        w = weights;
+        from = v, w = weights;
         if (dim == 6) { /* all at once */
             int32_t s4 = sums[4], s5 = sums[5];
             do {
@@ -52,13 +41,11 @@ static inline void weigh_rows(int32_t *restrict sums, const uint32_t *restrict w
             WEIGH_TWO(caplet_high_halves(a, b), s2, s3);
             from += 2 * row;
         } while (w < end);
-        sums[0] = s0, sums[1] = s1, sums[2] = s2, sums[3] = s3;
-        v += 4, sums += 4;
+        sums[0] = s0, sums[1] = s1, sums[2] = s2, sums[3] = s3, v += 4, sums += 4;
     }
     for (; dim > 0; dim--) {
         int32_t sum = *sums;
-        from = v++;
-        w = weights;
+        from = v++, w = weights;
         do {
             sum = caplet_multiply_pairs(caplet_low_halves((uint32_t)from[0], (uint32_t)from[row]), *w++, sum);
             from += 2 * row;
@@ -71,8 +58,7 @@ static inline void weigh_rows(int32_t *restrict sums, const uint32_t *restrict w
 static CAPLET_APART uint32_t weigh_pairs(const caplet_routing_op *op, const int8_t *votes, const uint16_t *coupling,
                                          uint32_t rows, int32_t *acc)
 {
-    const uint32_t outputs = op->outputs;
-    const uint32_t dim = op->dim;
+    const uint32_t outputs = op->outputs, dim = op->dim;
     uint32_t g;
     if (rows < 2 || (op->rows & 1u)) {
         return 0;
@@ -80,9 +66,7 @@ static CAPLET_APART uint32_t weigh_pairs(const caplet_routing_op *op, const int8
     for (g = 0; g < outputs; g++) {
         const uint32_t *weights = (const uint32_t *)(const void *)coupling;
         weigh_rows(acc, weights, weights + rows / 2, votes, outputs * dim, dim);
-        votes += dim;
-        acc += dim;
-        coupling += op->rows;
+        votes += dim, acc += dim, coupling += op->rows;
     }
     return rows & ~1u;
 }
@@ -122,20 +106,15 @@ CAPLET_COPIED void agree(const int8_t *a, const int8_t *v, uint32_t row, uint32_
         }
         sum = *logits + (sum >> right);
         *logits = (int8_t)(format == NULL ? caplet_signed_byte(sum) : caplet_clip32(sum, format->low, format->high));
-        logits += outputs;
-        v += row;
+        logits += outputs, v += row;
     }
 }
-
 #else
-
 /* sums[d] += the sum of weights[r] * v[r * row + d] over TOGETHER rows. */
 static inline void weigh_four(int32_t *restrict sums, const int32_t *restrict weights, const int8_t *restrict v,
                               uint32_t row, uint32_t dim)
 {
-    const int8_t *restrict v1 = v + row;
-    const int8_t *restrict v2 = v1 + row;
-    const int8_t *restrict v3 = v2 + row;
+    const int8_t *restrict v1 = v + row, *restrict v2 = v1 + row, *restrict v3 = v2 + row;
     uint32_t d;
     CAPLET_WHOLE_LOOP
     for (d = 0; d < dim; d++) {
@@ -147,30 +126,22 @@ static inline void weigh_four(int32_t *restrict sums, const int32_t *restrict we
 static uint32_t weigh_pairs(const caplet_routing_op *op, const int8_t *votes, const uint16_t *coupling, uint32_t rows,
                             int32_t *acc)
 {
-    const uint32_t dim = op->dim;
-    const uint32_t row = op->outputs * dim;
-    uint32_t r;
-    uint32_t g;
+    const uint32_t dim = op->dim, row = op->outputs * dim;
+    uint32_t r, g;
     for (r = 0; r + TOGETHER <= rows; r += TOGETHER) {
         int32_t *sums = acc;
         for (g = 0; g < op->outputs; g++) {
             const uint16_t *codes = coupling + g * op->rows + r;
             const int32_t weights[TOGETHER] = {codes[0], codes[1], codes[2], codes[3]};
-#define WEIGH_FOUR(DIM) weigh_four(sums, weights, votes, row, DIM)
-            WITH_DIM(WEIGH_FOUR);
-            votes += dim;
-            sums += dim;
+            weigh_four(sums, weights, votes, row, dim);
+            votes += dim, sums += dim;
         }
         votes += (TOGETHER - 1) * row;
     }
     return r;
 }
 
-/*
- * Adds the agreements with one output capsule, shifted, to its logits, which lie `outputs` apart. a: the capsule; v:
- * its votes by the first of `rows` input capsules; format: of the logits, NULL where they take all of int8_t. Compilers
- * make straight code of it where dim is known.
- */
+/* The same. */
 CAPLET_COPIED void agree(const int8_t *restrict a, const int8_t *restrict v, uint32_t row, uint32_t rows, uint32_t dim,
                          int32_t start, uint32_t right, const caplet_format *format, int8_t *restrict logits,
                          uint32_t outputs)
@@ -184,11 +155,9 @@ CAPLET_COPIED void agree(const int8_t *restrict a, const int8_t *restrict v, uin
         }
         sum = *logits + (sum >> right);
         *logits = (int8_t)(format == NULL ? caplet_signed_byte(sum) : caplet_clip32(sum, format->low, format->high));
-        logits += outputs;
-        v += row;
+        logits += outputs, v += row;
     }
 }
-
 #endif
 
 void caplet_weigh_bytes(const caplet_routing_op *op, const void *votes, const uint16_t *coupling, uint32_t rows,
@@ -200,8 +169,7 @@ void caplet_weigh_bytes(const caplet_routing_op *op, const void *votes, const ui
     v += r * op->outputs * dim;
     for (; r < rows; r++) {
         int32_t *restrict sums = (int32_t *)acc;
-        uint32_t g;
-        uint32_t d;
+        uint32_t g, d;
         for (g = 0; g < op->outputs; g++) {
             const int32_t weight = coupling[g * op->rows + r];
             for (d = 0; d < dim; d++) {
@@ -212,14 +180,12 @@ void caplet_weigh_bytes(const caplet_routing_op *op, const void *votes, const ui
 }
 
 #ifdef CAPLET_DSP
-
 void caplet_add_bytes(const caplet_routing_op *op, const void *votes, uint32_t rows, void *acc)
 {
     const uint32_t row = op->outputs * op->dim;
     const int8_t *v = (const int8_t *)votes;
     int32_t *sums = (int32_t *)acc;
-    uint32_t j;
-    uint32_t r;
+    uint32_t j, r;
     for (j = 0; j + 4 <= row; j += 4) {
         uint32_t even = 0; /* sums of 16 bits of components 0 and 2, and 1 and 3 */
         uint32_t odd = 0;
@@ -227,35 +193,26 @@ void caplet_add_bytes(const caplet_routing_op *op, const void *votes, uint32_t r
         CAPLET_UNROLL
         for (r = rows; r > 0; r--) {
             const uint32_t word = caplet_load4(from);
-            even = caplet_add_signed_02(even, word);
-            odd = caplet_add_signed_13(odd, word);
+            even = caplet_add_signed_02(even, word), odd = caplet_add_signed_13(odd, word);
             from += row;
         }
-        sums[0] += caplet_low(even);
-        sums[1] += caplet_low(odd);
-        sums[2] += caplet_high(even);
-        sums[3] += caplet_high(odd);
-        v += 4;
-        sums += 4;
+        sums[0] += caplet_low(even), sums[1] += caplet_low(odd), sums[2] += caplet_high(even);
+        sums[3] += caplet_high(odd), v += 4, sums += 4;
     }
     for (; j < row; j++) {
         for (r = 0; r < rows; r++) {
             *sums += v[r * row];
         }
-        v++;
-        sums++;
+        v++, sums++;
     }
 }
-
 #else
-
 void caplet_add_bytes(const caplet_routing_op *op, const void *votes, uint32_t rows, void *acc)
 {
     const uint32_t row = op->outputs * op->dim;
     const int8_t *restrict v = (const int8_t *)votes;
     int32_t *restrict sums = (int32_t *)acc;
-    uint32_t r = 0;
-    uint32_t j;
+    uint32_t r = 0, j;
     for (; r + TOGETHER <= rows; r += TOGETHER) {
         for (j = 0; j < row; j++) {
             sums[j] += v[j] + v[row + j] + v[2 * row + j] + v[3 * row + j];
@@ -268,7 +225,6 @@ void caplet_add_bytes(const caplet_routing_op *op, const void *votes, uint32_t r
         }
     }
 }
-
 #endif
 
 /* Agreements of every output capsule. */
@@ -283,8 +239,7 @@ CAPLET_COPIED void update(const caplet_routing_op *op, const void *activation, c
     uint32_t g;
     for (g = 0; g < outputs; g++) {
         agree(a, v, outputs * dim, rows, dim, term, right, format, (int8_t *)logits + g, outputs);
-        a += dim;
-        v += dim;
+        a += dim, v += dim;
     }
 }
 
@@ -295,7 +250,7 @@ CAPLET_COPIED void update(const caplet_routing_op *op, const void *activation, c
         (void)element;                                                                                             \
         update(op, activation, votes, rows, DIM, FORMAT, logits);                                                  \
     }
-
 DEFINE_UPDATE(caplet_update_bytes, op->dim, &op->logits)
 DEFINE_UPDATE(caplet_update_bytes_6, 6, NULL)
 DEFINE_UPDATE(caplet_update_bytes_16, 16, NULL)
+#endif

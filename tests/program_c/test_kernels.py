@@ -1,0 +1,48 @@
+"""Parts of kernels that random ops meet too seldom at their extremes."""
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from caplet.program.c.structure import runtime_files
+from caplet.runtime.compiler import compilers, find_compiler
+
+_SOURCE = """#include "softmax.c"
+#include "fixed.c"
+
+/* How many reciprocals of sums differ from the quotient by a division of 64 bits: one by one, and four at a time. */
+uint32_t differing(const uint32_t *sums, uint32_t count, uint32_t scale_bits)
+{
+    uint32_t found = 0;
+    uint32_t i;
+    for (i = 0; i < count; i++) {
+        const uint32_t exact = (uint32_t)(((uint64_t)1 << (scale_bits + 31)) / sums[i]);
+        uint32x4_t four = vdupq_n_u32(sums[i]);
+        four = reciprocals_of(four, scale_bits);
+        found += reciprocal_of(sums[i], scale_bits) != exact || four.v[0] != exact || four.v[3] != exact;
+    }
+    return found;
+}
+"""
+
+
+@pytest.mark.skipif(not compilers(), reason="no C compiler")
+def test_reciprocals_are_quotients(tmp_path: Path) -> None:
+    for name, text in runtime_files().items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "differing.c").write_text(_SOURCE)
+    support = Path(__file__).parents[1] / "support"
+    flags = ["-O2", "-shared", "-fPIC", "-DCAPLET_EMULATE_DSP", "-DCAPLET_EMULATE_HELIUM", f"-I{support}"]
+    find_compiler().build([*flags, "differing.c", "-o", "differing.so"], "differing.so", tmp_path)
+    library = ctypes.CDLL(str(tmp_path / "differing.so"))
+    draw = np.random.default_rng(0)
+    for scale_bits in range(19, 25):
+        low, high = 1 << scale_bits, 1 << 31
+        powers = 1 << np.arange(scale_bits, 32)
+        edges = np.concatenate([powers + shift for shift in range(-3, 4)])
+        logarithmic = np.exp2(draw.uniform(scale_bits, 31, size=200_000)).astype(np.int64)
+        sums = np.concatenate([edges, np.arange(low, low + 20_000), np.arange(high - 20_000, high + 1), logarithmic])
+        sums = sums[(sums >= low) & (sums <= high)].astype(np.uint32)
+        assert library.differing(sums.ctypes.data_as(ctypes.c_void_p), len(sums), scale_bits) == 0, scale_bits
