@@ -14,7 +14,7 @@ from caplet.jobs.compress.choose import choose
 from caplet.jobs.compress.curves import IMAGES, Context, Measurement
 from caplet.jobs.compress.finish import SENSITIVITY, CompressedModel, Finish
 from caplet.jobs.compress.settings import BATCH, CompressSettings, settings_template
-from caplet.jobs.quantize.promise import SEARCH_FRACTION, check_tolerance
+from caplet.jobs.quantize.promise import FIRST_IMAGES, SEARCH_FRACTION, check_tolerance
 from caplet.jobs.report import write_report
 from caplet.jobs.run import begin, check, correct_images, held_out
 from caplet.jobs.timing import FORWARD, forward_rate, training_rate
@@ -83,7 +83,8 @@ def compress(
     if settings.accept == "confidence":  # refuse before anything is trained what can be refused
         if settings.validation in (None, "calibration"):
             fresh = len(splits.calibration) - round(SEARCH_FRACTION * len(splits.calibration))
-            if model is not None and settings.validation is None and not held_out(model, splits):
+            familiar = model is not None and settings.validation is None and not held_out(model, splits)
+            if familiar and fresh >= 2 * FIRST_IMAGES:
                 fresh //= 2  # those that are not moved decide alone, too
         elif settings.validation in ("train", "test"):
             raise ConfigError(f"compress: validation: {settings.validation} images may not decide; give a folder")

@@ -214,7 +214,7 @@ def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[li
     """The same of plans to be fitted. The first one to look at is larger than other images ask for, where one is known:
     a rejection there costs error, smaller plans do not."""
 
-    as_is = ~moved(fits.images) if promise.fresh.familiar else None
+    as_is = None if promise.fresh.as_is is None else ~moved(fits.images)
 
     def expected(candidate: Candidate) -> Rung:
         known = fits.known.get(candidate.plan)

@@ -79,8 +79,9 @@ class FreshImages:
 
     @cached_property
     def as_is(self) -> Correct | None:
-        """Which images are not moved, bool (n,): on these alone the loss must be within the tolerance, too."""
-        return ~moved(self.images) if self.familiar else None
+        """Which images are not moved, bool (n,): on these alone the loss must be within the tolerance, too; None where
+        there are too few to ask for that."""
+        return ~moved(self.images) if self.familiar and len(self.images) >= 2 * FIRST_IMAGES else None
 
 
 def divide(model: CapsNet, splits: Splits, validation: str | None, trained: bool = False) -> tuple[Splits, FreshImages]:
