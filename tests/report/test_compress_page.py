@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
 def run(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A compression with one limit that is kept and one that is not."""
     folder, file = tmp_path_factory.mktemp("compress") / "run", trained / "model.safetensors"
-    limits = {"max_drop": 20.0, "flash": "19KB", "ram": "8KB"}
+    limits = {"max_drop": 20.0, "flash": "12KB", "ram": "8KB"}
     settings = checked({**SETTINGS, "model": str(file), "limits": limits})
     api.compress(api.load_float(file), api.load_data("digits", calibration_size=120), folder, settings)
     return folder

@@ -230,9 +230,7 @@ def test_lines_that_do_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
         closed = server.getsockname()[1]
     with pytest.raises(BoardError, match=r"cannot be opened: .*refused; is the bridge, or the emulator, running"):
         open_port(f"tcp:127.0.0.1:{closed}")
-    with pytest.raises(BoardError, match="cannot be opened"):
-        open_port("tcp:127.0.0.1:99999")
-    for wrong in ("serial:", "tcp:here", "tcp:1:2:3", "tcp::5", "serial"):
+    for wrong in ("serial:", "tcp:here", "tcp:1:2:3", "tcp::5", "serial", "tcp:h:0", "tcp:127.0.0.1:99999", "tcp:h:\u0663"):
         with pytest.raises(ConfigError, match="the rule is serial:PORT"):
             check_port(wrong)
     assert not is_port("native")
@@ -367,3 +365,18 @@ def test_firmware_in_an_emulator_over_its_serial_port(board: Board, tmp_path: Pa
     assert (run.differing, run.codes) == (0, run.capsules.size)
     assert run.arena_bytes == export.plan.bytes
     assert (run.microseconds > 0).all()
+
+
+def test_a_line_that_sends_back_what_it_gets_is_no_board() -> None:
+    program = sample()
+
+    def echo(server: socket.socket) -> None:
+        line, _ = server.accept()
+        with line:
+            while data := line.recv(4096):
+                line.sendall(data)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=echo, args=(server,), daemon=True).start()
+        with pytest.raises(BoardError, match="sends back what is sent to it; is this the right port"):
+            run_on_board(program, images_for(program, 1), f"tcp:127.0.0.1:{server.getsockname()[1]}", wait=5)

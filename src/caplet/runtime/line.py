@@ -18,8 +18,8 @@ BAUD = 115_200
 """Bits per second where ``serial:PORT@BAUD`` gives none."""
 _TICK, _CONNECT, _WRITE = 0.02, 5.0, 10.0
 """Seconds: of one read, of a connection attempt, of one write."""
-_SERIAL = re.compile(r"serial:(?P<port>.+?)(@(?P<baud>\d+))?")
-_TCP = re.compile(r"tcp:(?P<host>\[[^\]]+\]|[^:\[\]]+):(?P<port>\d{1,5})")
+_SERIAL = re.compile(r"serial:(?P<port>.+?)(@(?P<baud>[1-9][0-9]{0,8}))?")
+_TCP = re.compile(r"tcp:(?P<host>\[[^\]]+\]|[^:\[\]]+):(?P<port>[0-9]{1,5})")
 
 
 class Port(Protocol):
@@ -40,8 +40,9 @@ def is_port(where: str) -> bool:
 
 def check_port(where: str) -> str:
     """``where`` if it is well-formed. Raises ConfigError."""
-    if not _SERIAL.fullmatch(where) and not _TCP.fullmatch(where):
-        raise ConfigError(f"--on {where}: the rule is serial:PORT, serial:PORT@BAUD or tcp:HOST:PORT")
+    tcp = _TCP.fullmatch(where)
+    if not (_SERIAL.fullmatch(where) if tcp is None else 1 <= int(tcp["port"]) <= 65_535):
+        raise ConfigError(f"--on {where}: the rule is serial:PORT, serial:PORT@BAUD or tcp:HOST:PORT, PORT 1..65535")
     return where
 
 

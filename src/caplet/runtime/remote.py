@@ -118,6 +118,14 @@ class _Answer:
     tensors: dict[str, NDArray[np.int64]]
 
 
+_ANSWERS = {
+    line.HELLO: (line.GREETING, line.REFUSED),
+    line.IMAGE: (line.TAKEN, line.REFUSED),
+    line.RUN: (line.CODES, line.DONE, line.REFUSED),
+}
+"""What answers a request; another frame with its number is none."""
+
+
 class _Board:
     """The other end of a line."""
 
@@ -154,7 +162,7 @@ class _Board:
     def _accepted(self, payload: bytes) -> Greeting:
         greeting = Greeting.of(payload)
         again = "export and flash again, with the same version of caplet"
-        if greeting is None or greeting.protocol != line.PROTOCOL or greeting.payload < 5:
+        if greeting is None or greeting.protocol != line.PROTOCOL or not 5 <= greeting.payload <= 240:
             version = payload[0] if payload else "none"
             self._fail(f"the board speaks version {version} of the protocol, caplet {line.PROTOCOL}; {again}")
         digest, name = program_digest(self._program), self._program.name
@@ -237,7 +245,9 @@ class _Board:
                     for frame in self._reader.feed(came):
                         if frame.type == line.GREETING and frame.number == 0 and request != line.HELLO:
                             raise _BeginAgain("the board was reset")
-                        if frame.number == self._number:
+                        if frame.number == self._number and frame.type == request:
+                            self._fail("the line sends back what is sent to it; is this the right port?")
+                        if frame.number == self._number and frame.type in _ANSWERS[request]:
                             self._refused(frame)
                             again = max(again, now + _PAUSE)
                             yield frame

@@ -87,7 +87,8 @@ CAPLET_COPIED caplet_lanes caplet_dot_pairs(caplet_lanes acc, caplet_lanes a, ca
  * acc + the products of the four bytes of every lane of a and b, those of b signed, those of a as CAPLET_DOT_BYTES
  * says: one of host.h. Where they are chained, also those of c and d, in 16 bits before they are added to acc.
  */
-#if defined(CAPLET_EMULATE_DOT) || (defined(__AVX512VNNI__) && CAPLET_LANES == 16) || defined(__AVXVNNI__)
+#if defined(CAPLET_EMULATE_DOT) || (defined(__AVX512VNNI__) && CAPLET_LANES == 16) || \
+    (defined(__AVXVNNI__) && CAPLET_LANES == 8)
 #define CAPLET_DOT_BYTES CAPLET_UNSIGNED_BYTES
 #elif CAPLET_LANES == 8
 #define CAPLET_DOT_BYTES CAPLET_CHAINED_BYTES
