@@ -230,7 +230,16 @@ def test_lines_that_do_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
         closed = server.getsockname()[1]
     with pytest.raises(BoardError, match=r"cannot be opened: .*refused; is the bridge, or the emulator, running"):
         open_port(f"tcp:127.0.0.1:{closed}")
-    for wrong in ("serial:", "tcp:here", "tcp:1:2:3", "tcp::5", "serial", "tcp:h:0", "tcp:127.0.0.1:99999", "tcp:h:\u0663"):
+    for wrong in (
+        "serial:",
+        "tcp:here",
+        "tcp:1:2:3",
+        "tcp::5",
+        "serial",
+        "tcp:h:0",
+        "tcp:127.0.0.1:99999",
+        "tcp:h:\u0663",
+    ):
         with pytest.raises(ConfigError, match="the rule is serial:PORT"):
             check_port(wrong)
     assert not is_port("native")
@@ -379,4 +388,4 @@ def test_a_line_that_sends_back_what_it_gets_is_no_board() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=echo, args=(server,), daemon=True).start()
         with pytest.raises(BoardError, match="sends back what is sent to it; is this the right port"):
-            run_on_board(program, images_for(program, 1), f"tcp:127.0.0.1:{server.getsockname()[1]}", wait=5)
+            run_on_board(f"tcp:127.0.0.1:{server.getsockname()[1]}", program, images_for(program, 1), wait=5)
