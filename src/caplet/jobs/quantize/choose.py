@@ -6,30 +6,24 @@ missed the target is looked at too: fitted, it may keep it.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
-from itertools import takewhile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caplet.acceptance import Acceptance
-from caplet.data.imageset import ImageSet
 from caplet.jobs.quantize.accept import Choice, Shipper
 from caplet.jobs.quantize.promise import Promise, moved, new_loss_limit, smallest_accepted, worst_limit
+from caplet.jobs.quantize.trials import Correct, Fits, Lazy, T
 from caplet.jobs.run import correct_images
 from caplet.progress import Note
 from caplet.quant.choices import Method
-from caplet.quant.plan.formats import FormatSource
-from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
-from caplet.quant.plan.units import Widths
-from caplet.quant.reconstruct.reduce_bitwidths import reduce_bitwidths
 from caplet.quant.search.search import Candidate, Request, SearchResult
 from caplet.runs.promised import Look
 
-Correct = NDArray[np.bool_]
 Search = Callable[[Request], SearchResult]
 TIGHTER = (0.5, 0.25, 0.0)
 """Fractions of the tolerance that further searches may lose on their own images, where fresh ones will ask for more."""
@@ -39,12 +33,6 @@ RUNGS = 6
 """Plans on the ladder that are smaller than the first one looked at."""
 LUCK = 0.5
 """Of the answers that a search's plan gains on the images of the search, the fraction that new ones may confirm."""
-FINER = math.sqrt(2)
-"""Ratio of the total noises of neighbouring plans whose fits may be looked at."""
-STEPS = (*range(-32, -12, 4), *range(-12, 5))
-"""Such plans, from the noise that the search accepted: quieter ones, by and by with a quarter each, and louder ones."""
-LARGER = (1, 2, 3, *range(5, 40, 2))
-"""By how many plans larger than the first one those are that are looked at where it is rejected."""
 RESERVE = 1
 """Plans from the smallest that other images accept to the first that fresh ones see."""
 HOPELESS = 1.25
@@ -93,93 +81,10 @@ def rung(
     if integers is not None:
         before, after, luck = *integers, 1.0
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
-    n, fresh = len(before), len(promise.fresh.images)
+    n, fresh = len(before), len(promise.fresh.images) if integers is not None else promise.fresh.least
     expected = round(lost * fresh / n), round(luck * min(gained, lost) * fresh / n)
     limit = new_loss_limit(fresh, *expected, promise.error)
     return Rung(candidate, found, (lost + gained) / n, 100 * (lost - gained) / n, limit)
-
-
-@dataclass(frozen=True)
-class Fits:
-    """Looks at the integers of fitted plans, on the images of the search or on those for trials.
-
-    Fits take most of the noise out of weights, so those of a search are wider than they need be. Where the search knows
-    the plans of least memory for every noise, they are computed again with what a fit leaves.
-
-    Attributes:
-        lower: widths fall point by point, too, with formats from ``source``.
-        images: looked at.
-        known: by plan, which of the images its fitted integers have right.
-    """
-
-    shipper: Shipper
-    source: FormatSource
-    request: Request
-    lower: bool
-    images: ImageSet
-    note: Note
-    known: dict[QuantPlan, Correct] = field(default_factory=dict)
-
-    @cached_property
-    def before(self) -> Correct:
-        """Which of the images the float model has right."""
-        return correct_images(self.shipper.reference, self.images)
-
-    def integers(self, candidate: Candidate, about: str) -> Correct | None:
-        """Which of the images the fitted integers have right; None where the hardware cannot run them."""
-        program, memory = self.shipper.program(candidate.plan, draft=True), candidate.memory
-        size = f"fitted, {about}: W {memory.weight_reduction:.2f}x, A {memory.activation_reduction:.2f}x"
-        if problem := self.shipper.misfit(program):
-            self.note(f"{size}: the plan does not run on {self.shipper.hardware.name}: {problem}")
-            return None
-        correct = self.shipper.hits(program, self.images)
-        self.note(f"{size}: {int(correct.sum()):,} of {len(correct):,} correct")
-        self.known[candidate.plan] = correct
-        return correct
-
-    def frontier(self, found: SearchResult) -> tuple[list[Candidate], int]:
-        """Plans of rising noise, each smaller than the one before, and which has the noise that the search accepted."""
-        if found.satisfied is None or found.frontier is None:
-            return [], 0
-        plans, start = list[QuantPlan](), 0
-        for step in STEPS:
-            plan = found.frontier.plan(found.frontier.noise * FINER**step)
-            if plan is not None and plan not in plans:
-                plans.append(plan)
-            start = start if step else max(0, len(plans) - 1)
-        return [_with(self.shipper, found.satisfied, plan) for plan in plans], start
-
-    def smallest(self, plans: Sequence[Candidate], start: int, keeps: Callable[[Correct], bool]) -> int | None:
-        """The last of plans, each smaller than the one before, in a row from the start whose integers are accepted.
-
-        Where those of the start are not, larger ones follow, up to the first that is.
-        """
-
-        def look(index: int) -> bool:
-            correct = self.integers(plans[index], f"plan {index + 1} of {len(plans)}")
-            return correct is not None and keeps(correct)
-
-        if not look(start):
-            return next((start - step for step in LARGER if start >= step and look(start - step)), None)
-        while start + 1 < len(plans) and look(start + 1):
-            start += 1
-        return start
-
-    def lowered(self, base: Candidate, keeps: Callable[[Correct], bool]) -> list[Candidate]:
-        """The plan with lower widths, point by point, whose fitted integers are accepted; the largest first."""
-        accepted: list[Candidate] = []
-
-        def holds(plan: QuantPlan, about: str) -> bool:
-            candidate = _with(self.shipper, base, plan)
-            correct = self.integers(candidate, about)
-            if met := correct is not None and keeps(correct):
-                accepted.append(candidate)
-            return met
-
-        request, model = self.request, self.shipper.model
-        steps = reduce_bitwidths(model, base.plan, self.source, request.rule, holds, request.hardware)
-        self.shipper.fitter.steps.extend(steps)
-        return accepted
 
 
 def search_tighter(search: Search, results: list[SearchResult], promise: Promise, request: Request, note: Note) -> None:
@@ -210,42 +115,35 @@ def ladder(results: Sequence[SearchResult], promise: Promise) -> tuple[list[Rung
     return [*ordered[: start + 1], *_thinned(smaller)], start
 
 
-def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[list[Rung], int]:
+def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[Lazy[Rung], int]:
     """The same of plans to be fitted. The first one to look at is larger than other images ask for, where one is known:
     a rejection there costs error, smaller plans do not."""
-
-    as_is = None if promise.fresh.as_is is None else ~moved(fits.images)
+    fresh, images = promise.fresh, fits.images
+    partly_moved = fresh.as_is is not None and (fresh.trial is not None or fresh.held_out is None)
+    as_is, n = (~moved(images), len(fresh.images)) if partly_moved else (None, fresh.least)
 
     def expected(candidate: Candidate) -> Rung:
         known = fits.known.get(candidate.plan)
         return rung(candidate, found, promise, None if known is None else (fits.before, known))
 
-    def keeps(correct: Correct) -> bool:
+    def verdict(correct: Correct) -> float:
         one = rung(found.best, found, promise, (fits.before, correct))
-        if one.limit + 100 * math.sqrt(one.changed / len(correct)) > promise.tolerance:
-            return False
-        return worst_limit(fits.before, correct, promise.error, as_is, len(promise.fresh.images)) <= promise.tolerance
+        limit = one.limit + 100 * math.sqrt(one.changed / len(correct))
+        worst = worst_limit(fits.before, correct, promise.error, as_is, n)
+        return max(limit, worst) / promise.tolerance
 
-    plans, at = fits.frontier(found)
-    if not plans:
-        plans = sorted(_proposed(found, fits.shipper, fits.request), key=lambda one: -_size(one))
-        at = len(plans) - 1
-    last = fits.smallest(plans, at, keeps) if plans else None
+    plans, at = fits.plans(found, sorted(_proposed(found, fits.shipper, fits.request), key=lambda one: -_size(one)))
+    last = fits.smallest(plans, at, verdict)
     if last is not None and fits.lower:
-        plans = [*plans[: last + 1], *fits.lowered(plans[last], keeps)]
-    start = max(0, (last or 0) - RESERVE)
-    rungs = [expected(candidate) for candidate in plans]
-    tried = max((index for index, one in enumerate(rungs) if one.plan in fits.known), default=start)
-    hopeless = HOPELESS * promise.tolerance
-    smaller = list(
-        takewhile(lambda one: one.plan not in fits.known or one.limit <= hopeless, rungs[start + 1 : tried + 1])
-    )
-    if tried == start or (smaller and smaller[-1] is rungs[tried]):
-        smaller += rungs[tried + 1 :]
-    return [*rungs[: start + 1], *(_thinned(smaller) if fits.lower else smaller)], start
+        whole = [*(plans[index] for index in range(last + 1)), *_thinned(fits.lowered(plans[last], verdict))]
+        plans = Lazy(len(whole), whole.__getitem__)
+    start, hopeless = max(0, (last or 0) - RESERVE), HOPELESS * promise.tolerance
+    beyond = (i for i in range(start + 1, len(plans)) if plans.made(i) and plans[i].plan in fits.known)
+    end = next((i for i in beyond if expected(plans[i]).limit > hopeless), len(plans))
+    return Lazy(end, lambda index: expected(plans[index])), start
 
 
-def _thinned(smaller: Sequence[Rung]) -> list[Rung]:
+def _thinned(smaller: Sequence[T]) -> list[T]:
     """At most :data:`RUNGS` of them, evenly spaced, the last one among them."""
     step = max(1, math.ceil(len(smaller) / RUNGS))
     return list(smaller[::-1][::step][::-1])
@@ -266,11 +164,20 @@ def as_promised(
         results = [search(asked)]
         if fits is None:
             search_tighter(search, results, promise, asked, note)
-            rungs, start = ladder(results, promise)
-            rungs = rungs or [rung(one, results[0], promise) for one in _proposed(results[0], shipper, asked)]
+            found, start = ladder(results, promise)
+            found = found or [rung(one, results[0], promise) for one in _proposed(results[0], shipper, asked)]
+            rungs = Lazy(len(found), found.__getitem__)
         else:
             rungs, start = fitted_ladder(fits, results[0], promise)
-        index = smallest_accepted(len(rungs), start, lambda i, e: accepts(rungs[i], e), promise.error)
+        verdicts: dict[QuantPlan, bool] = {}
+
+        def look(index: int, error: float) -> bool:
+            plan = rungs[index].plan  # neighbours may be equal
+            if plan not in verdicts:
+                verdicts[plan] = accepts(rungs[index], error)
+            return verdicts[plan]
+
+        index = smallest_accepted(len(rungs), start, look, promise.error)
         return (None if index is None else rungs[index]), results
 
     def accepts(one: Rung, error: float) -> bool:
@@ -320,10 +227,11 @@ def as_measured(shipper: Shipper, request: Request, found: SearchResult, fits: F
     Where the fit of an accepted plan misses the target, the same plan is looked at with weights rounded to nearest.
     """
     acceptance = Acceptance(found.reference.correct_images, request.tolerance, request.relative)
-    fitted = _fitted(fits, found, acceptance)
-    for candidate in (*fitted, *_proposed(found, shipper, request)):
+    plain = [(False, candidate) for candidate in _proposed(found, shipper, request)]
+    fitted = ((True, candidate) for candidate in _fitted(fits, found, acceptance))
+    for by_fit, candidate in chain(fitted, plain):
         kept = _kept(shipper, candidate, acceptance, note)
-        if kept is None and shipper.fitter.active and found.satisfied is not None and candidate not in fitted:
+        if kept is None and shipper.fitter.active and found.satisfied is not None and not by_fit:
             # With nearest rounding the search had accepted it.
             shipper.fitter.leave(candidate.plan)
             note("the same plan with weights rounded to nearest:")
@@ -334,26 +242,31 @@ def as_measured(shipper: Shipper, request: Request, found: SearchResult, fits: F
             if warning := acceptance.warning(kept):
                 note(warning)
             reason = found.reason if found.met else "the plan of the budget keeps the target once it is reconstructed"
-            if candidate in fitted:
+            if by_fit:
                 reason = "the smallest plan whose fitted integers keep the target"
             return Choice(True, (("satisfied", candidate, kept),), found, reason)
     missed = "the integers of every plan that the search accepted miss the target"
     return Choice(False, _missing(shipper, found), found, missed if found.met else found.reason)
 
 
-def _fitted(fits: Fits | None, found: SearchResult, acceptance: Acceptance) -> list[Candidate]:
+def _fitted(fits: Fits | None, found: SearchResult, acceptance: Acceptance) -> Iterator[Candidate]:
     """Plans whose fitted integers keep the target on the search's images, the smallest first."""
     if fits is None:
-        return []
-    plans, start = fits.frontier(found)
-    at = fits.smallest(plans, start, acceptance.accepts) if plans else None
-    accepted = [] if at is None else plans[: at + 1]
-    if fits.lower and not accepted:
-        plans = list(_proposed(found, fits.shipper, fits.request)[:1])
-        accepted = plans if plans and fits.smallest(plans, 0, acceptance.accepts) is not None else []
-    if fits.lower and accepted:
-        accepted = [*accepted, *fits.lowered(accepted[-1], acceptance.accepts)]
-    return accepted[::-1]
+        return
+    allowed = int(acceptance.reference.sum()) - acceptance.needed()
+
+    def verdict(correct: Correct) -> float:
+        lost = int(acceptance.reference.sum()) - int(correct.sum())
+        return (max(lost, 0) + 1) / (allowed + 1)
+
+    proposed = _proposed(found, fits.shipper, fits.request)
+    plans, at = fits.plans(found, proposed[:1] if fits.lower else ())
+    last = fits.smallest(plans, at, verdict)
+    if last is None:
+        return
+    if fits.lower:
+        yield from fits.lowered(plans[last], verdict)[::-1]
+    yield from (plans[index] for index in range(last, -1, -1))
 
 
 def _unlimited(request: Request, found: SearchResult) -> bool:
@@ -387,9 +300,3 @@ def _kept(shipper: Shipper, candidate: Candidate, acceptance: Acceptance, note: 
     met = acceptance.accepts(hits)
     note(f"integers on the calibration split: {acceptance.describe(hits)}: {'accepted' if met else 'rejected'}")
     return hits if met else None
-
-
-def _with(shipper: Shipper, candidate: Candidate, plan: QuantPlan) -> Candidate:
-    """The candidate with another plan, whose result on the search's images is not known."""
-    widths = Widths(tuple(plan.points), tuple(fmt.bits for fmt in plan.points.values()))
-    return replace(candidate, widths=widths, plan=plan, memory=count_memory(shipper.model, plan).total)

@@ -83,6 +83,11 @@ class FreshImages:
         there are too few to ask for that."""
         return ~moved(self.images) if self.familiar and len(self.images) >= 2 * FIRST_IMAGES else None
 
+    @property
+    def least(self) -> int:
+        """Images of the smallest set that must accept a plan alone."""
+        return len(self.images) if self.as_is is None else int(self.as_is.sum())
+
 
 def divide(model: CapsNet, splits: Splits, validation: str | None, trained: bool = False) -> tuple[Splits, FreshImages]:
     """The splits with the calibration images that the search may see, and the images that decide.
@@ -275,8 +280,8 @@ class Promise:
         self._reference, self._float = reference, np.zeros(0, dtype=bool)
         self._held_out: Correct | None = None
         self.searched: Correct | None = None
-        n = len(fresh.images) if fresh.as_is is None else int(fresh.as_is.sum())
-        check_tolerance(tolerance, n, error, fresh.about if fresh.as_is is None else f"{fresh.about} as they are")
+        about = fresh.about if fresh.as_is is None else f"{fresh.about} as they are"
+        check_tolerance(tolerance, fresh.least, error, about)
 
     def with_error(self, error: float) -> "Promise":
         """The same promise, to be kept with another error."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from caplet.errors import ConfigError, PlanError
 from caplet.fixed import ChannelFormat, FixedFormat, LogFormat, PlanFormat, Rounding
-from caplet.models.base import CapsNet
+from caplet.models.base import CapsNet, State
 from caplet.nn.layer import Layer
 from caplet.nn.points import Role, Storage
 from caplet.quant.choices import Part
@@ -129,6 +129,7 @@ class Reconstructor:
             calibration = calibrate(self.model, self.images[: settings.tuning_images])
             self._fresh = {key: partial(calibration.format, key) for key in keys}
         self.tuned: dict[QuantPlan, QuantPlan] = {}  # first exponents by the formats that they were tuned from
+        self.exact: list[list[State]] = []  # inputs of the float model's first stages
         self.store = BlockStore(folder, identity(model, self.images, settings))
 
     def fit(self, plan: QuantPlan) -> Reconstruction:
@@ -158,7 +159,7 @@ class _Run:
         self.source, self.store, self.tuned = model, owner.store, owner.tuned
         self._images, self._tuning_images = images, images[: self.settings.tuning_images]
         self.model = copy.deepcopy(model)
-        self.exact = Chain(model, images)
+        self.exact = Chain(model, images, known=owner.exact)
         self.handler = FakeQuant(plan, model.points())
         self.quantized = Chain(self.model, images, self.handler)
         self.reports: list[BlockReport] = []

@@ -1,0 +1,174 @@
+"""Trials of fitted plans: their integers on images that neither the fits nor the fresh look see.
+
+Fits take most of the noise out of weights, so the plans of a search are wider than they need be. Where the search knows
+the plans of least memory for every noise, smaller ones are fitted and looked at.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caplet.data.imageset import ImageSet
+from caplet.jobs.quantize.accept import Shipper
+from caplet.jobs.run import correct_images
+from caplet.progress import Note
+from caplet.quant.plan.formats import FormatSource
+from caplet.quant.plan.memory import count_memory
+from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.plan.units import Widths
+from caplet.quant.reconstruct.reduce_bitwidths import reduce_bitwidths
+from caplet.quant.search.search import Candidate, Request, SearchResult
+
+FINER = math.sqrt(2)
+"""Ratio of the total noises of neighbouring plans whose fits may be looked at."""
+QUIETEST, LOUDEST = -32, 4
+"""The first and the last of such plans, counted from the noise that the search accepted."""
+_GROWTH, _SLOPES = 0.15, (0.05, 0.5)
+"""The logarithm of what a trial says grows by so much from a plan to the next: where nothing is known, and within."""
+_RANGE, _FARTHEST = (1e-3, 1e3), 10
+"""What trials say is taken to be within; the next trial is at most so many plans farther on."""
+
+Correct = NDArray[np.bool_]
+Verdict = Callable[[Correct], float]
+"""What a trial says of its images that are correct, bool (n,): a plan is accepted up to 1, and rejected beyond."""
+T = TypeVar("T")
+
+
+class Lazy(Generic[T]):
+    """A sequence whose items are made when they are asked for."""
+
+    def __init__(self, count: int, make: Callable[[int], T]) -> None:
+        self._count, self._make, self._made = count, make, dict[int, T]()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def made(self, index: int) -> bool:
+        """Whether an item has been asked for."""
+        return index in self._made
+
+    def __getitem__(self, index: int) -> T:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        if index not in self._made:
+            self._made[index] = self._make(index)
+        return self._made[index]
+
+
+def last_accepted(count: int, start: int, trial: Callable[[int], float]) -> int | None:
+    """The last of ``count`` plans of rising noise that a trial accepts, or the one before; None where none is accepted.
+
+    The logarithm of what trials say rises about linearly from plan to plan, so a few trials, each where the line
+    through earlier ones crosses the limit, do for many plans.
+
+    Args:
+        start: the first plan to try.
+        trial: what the trial of plan number ``index`` says: accepted up to 1.
+
+    >>> tried = []
+    >>> last_accepted(30, 25, lambda index: tried.append(index) or 1.2 ** (index - 12.5)), tried
+    (12, [25, 15, 12, 13])
+    """
+    known: dict[int, float] = {}
+    low, high, at = -1, count, start
+    while True:
+        here = known[at] = math.log(min(max(trial(at), _RANGE[0]), _RANGE[1]))
+        low, high = (at, high) if here <= 0 else (low, at)
+        if high - low <= (2 if low >= 0 and high < count else 1):
+            return low if low >= 0 else None
+        slope, others = _GROWTH, [index for index in known if index != at]
+        if others:
+            near = min(others, key=lambda index: abs(index - at))
+            slope = min(max((here - known[near]) / (at - near), _SLOPES[0]), _SLOPES[1])
+        step = min(max(math.ceil(here / slope), -_FARTHEST), _FARTHEST)
+        at = min(max(at - step, low + 1), high - 1)
+
+
+@dataclass(frozen=True)
+class Fits:
+    """Looks at the integers of fitted plans, on the images of the search or on those for trials.
+
+    Attributes:
+        lower: widths fall point by point, too, with formats from ``source``.
+        images: looked at.
+        known: by plan, which of the images its fitted integers have right.
+    """
+
+    shipper: Shipper
+    source: FormatSource
+    request: Request
+    lower: bool
+    images: ImageSet
+    note: Note
+    known: dict[QuantPlan, Correct] = field(default_factory=dict)
+
+    @cached_property
+    def before(self) -> Correct:
+        """Which of the images the float model has right."""
+        return correct_images(self.shipper.reference, self.images)
+
+    def integers(self, candidate: Candidate, about: str) -> Correct | None:
+        """Which of the images the fitted integers have right; None where the hardware cannot run them."""
+        if candidate.plan in self.known:
+            return self.known[candidate.plan]
+        program, memory = self.shipper.program(candidate.plan, draft=True), candidate.memory
+        size = f"fitted, {about}: W {memory.weight_reduction:.2f}x, A {memory.activation_reduction:.2f}x"
+        if problem := self.shipper.misfit(program):
+            self.note(f"{size}: the plan does not run on {self.shipper.hardware.name}: {problem}")
+            return None
+        correct = self.shipper.hits(program, self.images)
+        self.note(f"{size}: {int(correct.sum()):,} of {len(correct):,} correct")
+        self.known[candidate.plan] = correct
+        return correct
+
+    def plans(self, found: SearchResult, others: Sequence[Candidate]) -> tuple[Lazy[Candidate], int]:
+        """Plans of rising noise and falling memory, and which of them to try first: that of the noise that the search
+        accepted, the last of ``others`` where it knows no such plans."""
+        base, frontier = found.satisfied, found.frontier
+        if base is None or frontier is None:
+            return Lazy(len(others), others.__getitem__), len(others) - 1
+
+        def make(index: int) -> Candidate:
+            plan = frontier.plan(frontier.noise * FINER ** (QUIETEST + index))
+            if plan is not None:
+                return with_plan(self.shipper, base, plan)
+            return plans[index + 1] if index < -QUIETEST else base  # so quiet a plan exceeds the budgets
+
+        plans = Lazy(LOUDEST - QUIETEST + 1, make)
+        return plans, -QUIETEST
+
+    def smallest(self, plans: Lazy[Candidate], start: int, verdict: Verdict) -> int | None:
+        """The last of plans whose integers are accepted, as :func:`last_accepted` finds it."""
+
+        def trial(index: int) -> float:
+            correct = self.integers(plans[index], f"plan {index + 1} of {len(plans)}")
+            return math.inf if correct is None else verdict(correct)
+
+        return last_accepted(len(plans), start, trial) if len(plans) else None
+
+    def lowered(self, base: Candidate, verdict: Verdict) -> list[Candidate]:
+        """The plan with lower widths, point by point, whose fitted integers are accepted; the largest first."""
+        accepted: list[Candidate] = []
+
+        def holds(plan: QuantPlan, about: str) -> bool:
+            candidate = with_plan(self.shipper, base, plan)
+            correct = self.integers(candidate, about)
+            if met := correct is not None and verdict(correct) <= 1:
+                accepted.append(candidate)
+            return met
+
+        request, model = self.request, self.shipper.model
+        steps = reduce_bitwidths(model, base.plan, self.source, request.rule, holds, request.hardware)
+        self.shipper.fitter.steps.extend(steps)
+        return accepted
+
+
+def with_plan(shipper: Shipper, candidate: Candidate, plan: QuantPlan) -> Candidate:
+    """The candidate with another plan, whose result on the search's images is not known."""
+    widths = Widths(tuple(plan.points), tuple(fmt.bits for fmt in plan.points.values()))
+    return replace(candidate, widths=widths, plan=plan, memory=count_memory(shipper.model, plan).total)

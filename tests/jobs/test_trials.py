@@ -1,0 +1,48 @@
+"""Which fitted plans are tried: few of many, each made only when it is asked for."""
+
+import math
+
+import pytest
+
+from caplet.jobs.quantize.trials import Lazy, last_accepted
+
+
+@pytest.mark.parametrize("growth", [1.05, 1.2, 1.6])
+@pytest.mark.parametrize("limit", range(0, 37, 4))
+def test_the_last_accepted_plan_is_found_to_one_by_few_trials(growth: float, limit: int) -> None:
+    tried: list[int] = []
+
+    def trial(index: int) -> float:
+        tried.append(index)
+        return growth ** (index - limit - 0.5)
+
+    found = last_accepted(37, 32, trial)
+    assert found in (limit, limit - 1)
+    assert len(tried) == len(set(tried)) <= 8
+
+
+def test_the_ends_are_found_and_nothing_is_found_where_nothing_is_accepted() -> None:
+    assert last_accepted(37, 32, lambda index: 0.5) == 36
+    assert last_accepted(37, 32, lambda index: 2.0) is None
+    assert last_accepted(37, 32, lambda index: math.inf if index > 3 else 0.0) in (2, 3)
+    assert last_accepted(1, 0, lambda index: 1.0) == 0
+
+
+def test_what_is_found_was_accepted_where_trials_contradict_each_other() -> None:
+    said = {32: 1.3, 30: 0.9, 31: 1.1, 29: 1.2, 28: 0.7}
+    found = last_accepted(37, 32, lambda index: said.get(index, 1.5 if index > 32 else 0.8))
+    assert found is not None
+    assert said.get(found, 0.8) <= 1
+
+
+def test_items_are_made_once_and_only_when_asked_for() -> None:
+    made: list[int] = []
+
+    def make(index: int) -> str:
+        made.append(index)
+        return f"plan {index}"
+
+    plans = Lazy(5, make)
+    assert [plans[3], plans[3], len(plans), plans.made(3), plans.made(2)] == ["plan 3", "plan 3", 5, True, False]
+    assert made == [3]
+    assert [*Lazy(3, make)] == ["plan 0", "plan 1", "plan 2"]
