@@ -64,3 +64,31 @@ def test_nothing_to_do_and_empty_batch():
 def test_negative_shift():
     with pytest.raises(ConfigError, match="at least 0 pixels, found -1"):
         augment(torch.rand(1, 1, 8, 8), torch.Generator(), shift=-1)
+
+
+@pytest.mark.parametrize("cutout", [1, 3, 4, 40])
+def test_cutout_blanks_one_square_of_every_image(cutout: int) -> None:
+    images = torch.rand(1000, 3, 9, 7) + 0.1
+    made = augment(images, torch.Generator().manual_seed(1), shift=0, cutout=cutout)
+    blank = made == 0
+    assert torch.equal(made[~blank], images[~blank])
+    assert (blank == blank[:, :1]).all()  # the same in every channel
+    for hole in blank[:, 0]:
+        rows, columns = (hole.any(axis).nonzero().flatten().tolist() for axis in (1, 0))
+        assert hole.sum() == len(rows) * len(columns)
+        for found, side in ((rows, 9), (columns, 7)):
+            assert found == list(range(found[0], found[-1] + 1))
+            assert len(found) == cutout or found[0] == 0 or found[-1] == side - 1
+    assert blank[:, 0].any(0).all()  # every pixel is hit in some image
+
+
+def test_cutout_comes_after_the_other_draws() -> None:
+    images = torch.rand(20, 1, 8, 8) + 0.1
+    plain = augment(images, torch.Generator().manual_seed(4), shift=2, flip=True)
+    made = augment(images, torch.Generator().manual_seed(4), shift=2, flip=True, cutout=3)
+    assert torch.equal(made[made > 0], plain[made > 0])
+
+
+def test_a_negative_cutout_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cutout"):
+        augment(torch.rand(1, 1, 4, 4), torch.Generator(), cutout=-1)

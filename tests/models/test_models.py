@@ -206,3 +206,41 @@ def test_stage_is_immutable() -> None:
     assert isinstance(stage, Stage)
     with pytest.raises(AttributeError):
         stage.name = "other"  # type: ignore[misc]
+
+
+def with_norms(**changes: Any) -> ShallowCaps:
+    """A small network whose batch norms have statistics, scales (some negative) and offsets."""
+    convs = [{"kernel": 3, "channels": channels, "batch_norm": 1e-3} for channels in (5, 6)]
+    sizes = {"image": (2, 11, 12), "primary_types": 3, "primary_dim": 2, "primary_kernel": 3, "class_dim": 5}
+    torch.manual_seed(0)
+    model = build("shallow", {**sizes, "stem": convs, **changes})
+    assert isinstance(model, ShallowCaps)
+    for layer in model.stem:
+        norm = layer.batch_norm
+        for tensor in (norm.weight, norm.bias, norm.running_mean):
+            torch.nn.init.normal_(tensor)
+        torch.nn.init.uniform_(norm.running_var, 0.1, 3.0)
+    return model.eval()
+
+
+def test_folded_batch_norms_compute_the_same() -> None:
+    model = with_norms()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    folded = model.folded()
+    assert torch.equal(state, torch.get_rng_state())
+    assert [conv.batch_norm for conv in folded.config.stem] == [None, None]
+    images = torch.rand(8, 2, 11, 12)
+    with torch.no_grad():
+        assert torch.allclose(folded(images), model(images), atol=1e-5)
+        assert model(images).norm(dim=-1).max() > 0.01
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not folded.training
+
+
+def test_batch_norms_stay_where_the_next_layer_cannot_do_for_them() -> None:
+    padded = [{"kernel": 3, "channels": 5, "batch_norm": 1e-3, "padding": padding} for padding in (0, 1, "same")]
+    model = with_norms(stem=padded, primary_bias=False).folded()
+    assert [conv.batch_norm for conv in model.config.stem] == [1e-3] * 3
+    without = build("shallow", SHALLOW["odd image"] | {"primary_types": 3, "primary_dim": 2, "primary_kernel": 3})
+    assert without.folded().config == without.config

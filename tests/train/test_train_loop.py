@@ -173,3 +173,18 @@ def test_mixed_precision_routes_in_float32(tiny: Make, few_digits: Splits) -> No
     assert not torch.is_autocast_enabled("cpu")
     with mixed(model, torch.device("cpu"), "float32"):
         assert not torch.is_autocast_enabled("cpu")
+
+
+def test_hard_margins_begin_where_they_are_told_to(tiny: Make, few_digits: Splits, tmp_path: Path) -> None:
+    settings = tiny(hard_margins=0.5)  # 2 epochs of 6 steps
+    used: list[tuple[float, ...]] = []
+    original = task.margin_loss
+
+    def note(lengths: torch.Tensor, labels: torch.Tensor, *margins: float) -> torch.Tensor:
+        used.append(margins)
+        return original(lengths, labels, *margins)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, "margin_loss", note)
+        train(settings, few_digits, tmp_path, progress=False)
+    assert used == [(0.9, 0.1, 0.5)] * 6 + [(0.95, 0.05, 0.8)] * 6

@@ -203,8 +203,10 @@ def decode_all(
     return result, "; ".join(notes)
 
 
-def augment(images: Tensor, generator: torch.Generator, *, shift: int = 2, flip: bool = False) -> Tensor:
-    """Shift each image by its own random whole-pixel offset and mirror each with probability 1/2.
+def augment(
+    images: Tensor, generator: torch.Generator, *, shift: int = 2, flip: bool = False, cutout: int = 0
+) -> Tensor:
+    """Shift each image by its own random whole-pixel offset, mirror each with probability 1/2, blank out a square.
 
     Offsets are uniform in ``-shift .. shift``, down and across independently; pixels that come in from outside are 0.
     The draws depend on the generator's state and the batch size alone, so a resumed run repeats them.
@@ -214,15 +216,17 @@ def augment(images: Tensor, generator: torch.Generator, *, shift: int = 2, flip:
         generator: source of the randomness; it advances.
         shift: largest offset in pixels; 0 for none.
         flip: mirror left and right at random.
+        cutout: side in pixels of a square of zeros at a random place of each image, cut off at the border where its
+            centre is near; 0 for none (DeVries and Taylor 2017, "Improved regularization of CNNs with cutout").
 
     Returns:
         A new tensor of the same shape, dtype, device and memory format (the input itself if there is nothing to do).
 
     Raises:
-        ConfigError: ``shift`` is negative.
+        ConfigError: ``shift`` or ``cutout`` is negative.
     """
-    if shift < 0:
-        raise ConfigError(f"augmentation shift must be at least 0 pixels, found {shift}")
+    if min(shift, cutout) < 0:
+        raise ConfigError(f"augmentation shift and cutout must be at least 0 pixels, found {shift} and {cutout}")
     count, _, height, width = images.shape
     result = images
     if shift and count:
@@ -234,6 +238,14 @@ def augment(images: Tensor, generator: torch.Generator, *, shift: int = 2, flip:
     if flip and count:
         mirrored = torch.rand(count, generator=generator, device=generator.device) < 0.5
         result = torch.where(mirrored.to(images.device)[:, None, None, None], result.flip(3), result)
+    if cutout and count:
+        inside = []
+        for side in (height, width):
+            first = torch.randint(0, side, (count, 1), generator=generator, device=generator.device) - cutout // 2
+            places = torch.arange(side, device=generator.device)
+            inside.append(((places >= first) & (places < first + cutout)).to(images.device))
+        square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+        result = result.masked_fill(square, 0.0)
     if result is images:
         return images
     channels_last = images.is_contiguous(memory_format=torch.channels_last)

@@ -32,7 +32,7 @@ class TrainRun:
     """A finished training run.
 
     Attributes:
-        model: the kept weights, evaluation mode.
+        model: the kept weights, evaluation mode; batch norms are in the layers that read them, where they can be.
         model_path: its checkpoint.
         test: accuracy on the test split, opened once.
         metrics: what ``metrics.json`` holds.
@@ -132,7 +132,8 @@ def train_by_recipe(
         result = run_training(
             settings, splits, run, resume=resume, progress=progress, accelerate=accelerate, tensorboard=tensorboard
         )
-        answers = open_test_split(splits, result.model, {}, silent)
+        model = result.model.folded()
+        answers = open_test_split(splits, model, {}, silent)
         test = answers.accuracy()
         metrics = {
             "recipe": recipe,
@@ -142,15 +143,15 @@ def train_by_recipe(
             "epochs": len(result.history),
             "seconds": round(result.seconds, 1),
             "images_per_second": round(result.images_per_second, 1),
-            "parameters": result.model.parameter_count(),
+            "parameters": model.parameter_count(),
             "history": result.history,
         }
         write_bytes(run / CURVES, learning_curves(result.history, f"{recipe} on {splits.info['name']}", result.epoch))
         metrics = ship(run, splits, metrics, answers)
         notes = {key: metrics[key] for key in ("recipe", "test", "epoch", "data")}
-        result.model.notes = {**notes, **training_notes(splits)}
-        save_model(result.model, run / MODEL, result.model.notes)
-        return TrainRun(result.model, run / MODEL, test, metrics)
+        model.notes = {**notes, **training_notes(splits)}
+        save_model(model, run / MODEL, model.notes)
+        return TrainRun(model, run / MODEL, test, metrics)
 
 
 def check_settings(settings: TrainSettings) -> None:

@@ -157,6 +157,10 @@ class CapsNet(nn.Module, ABC):
         """
         raise ModelError(f"model family {self.family}: it cannot be pruned, for its settings cannot say other sizes")
 
+    def folded(self) -> "CapsNet":
+        """The model with batch norms taken into the layers that read them; itself where there is nothing to take."""
+        return self
+
     def parameter_count(self) -> int:
         """Number of trained parameters."""
         return sum(p.numel() for p in self.parameters())

@@ -69,10 +69,33 @@ _Q7 = ShallowCapsConfig(
     class_dim=6,
     class_bias=False,
 )
+
+
+def _small(image: tuple[int, int, int], stem: tuple[tuple[int, int, int], ...], types: int, stride: int) -> NamedModel:
+    """Small kernels, batch norms and narrow capsules.
+
+    Args:
+        stem: kernel, channels and stride of each convolution.
+        types, stride: of the primary capsules.
+    """
+    config = ShallowCapsConfig(
+        image=image,
+        stem=tuple(StemConv(kernel=k, channels=c, stride=s, batch_norm=1e-3) for k, c, s in stem),
+        primary_types=types,
+        primary_dim=4,
+        primary_kernel=3,
+        primary_stride=stride,
+        class_dim=5,
+    )
+    return NamedModel("shallow", config, f"small, with batch norms, {'x'.join(map(str, image))}")
+
+
 for _name, _named in {
     "shallow": NamedModel("shallow", ShallowCapsConfig(), "ShallowCaps of Sabour et al. 2017, 1x28x28"),
     "shallow-digits": NamedModel("shallow", _DIGITS, "small ShallowCaps for scikit-learn's 8x8 digits"),
     "q7-mnist": NamedModel("shallow", _Q7, "the public Q7-CapsNets network for MNIST, 1x28x28"),
+    "small-28": _small((1, 28, 28), ((5, 32, 2), (3, 32, 1), (3, 64, 2)), types=8, stride=1),
+    "small-32": _small((3, 32, 32), ((3, 32, 1), (3, 32, 1), (3, 64, 2), (3, 64, 2)), types=16, stride=2),
     "deep": NamedModel("deep", DeepCapsConfig(), "DeepCaps of the Q-CapsNets code, 3x32x32"),
     "deep-28": NamedModel("deep", DeepCapsConfig(image=(1, 28, 28)), "DeepCaps for MNIST-like images, 1x28x28"),
     "deep-64": NamedModel("deep", DeepCapsConfig(image=(3, 64, 64)), "DeepCaps for 64x64 colour images"),

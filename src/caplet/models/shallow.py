@@ -98,6 +98,31 @@ class ShallowCaps(CapsNet):
         self.digit = DenseCaps("digit", *inputs, *outputs, bias=config.class_bias, input_indices=config.kept)
         self.to(memory_format=torch.channels_last)
 
+    @torch.no_grad()
+    def folded(self) -> "ShallowCaps":
+        """A copy that computes the same, up to rounding, without the batch norms that the next layer can do for them.
+
+        ``w . (scale x + offset) + b`` is ``(w scale) . x + (w . offset + b)``. Not where that layer lays zeros around
+        the map, which would have to be offsets, nor where it has no bias.
+        """
+        norms = [conv.batch_norm for conv in self.config.stem]
+        tensors = {name: value.clone() for name, value in self.state_dict().items()}
+        for index, (layer, reader) in enumerate(zip(self._stem, (*self._stem[1:], self.primary), strict=True)):
+            if layer.batch_norm is None or reader.padding or any(reader.extra) or reader.bias is None:
+                continue
+            scale, offset = layer.affine()
+            name = "primary" if reader is self.primary else f"stem.{index + 1}"
+            tensors[f"{name}.bias"] += torch.einsum("oihw,i->o", reader.weight, offset)
+            tensors[f"{name}.weight"] *= scale.view(-1, 1, 1)
+            norms[index] = None
+            tensors = {key: value for key, value in tensors.items() if not key.startswith(f"stem.{index}.batch_norm.")}
+        stem = (c.model_copy(update={"batch_norm": n}) for c, n in zip(self.config.stem, norms, strict=True))
+        with torch.random.fork_rng(devices=[]):
+            model = ShallowCaps(self.config.model_copy(update={"stem": tuple(stem)}))
+        model.load_state_dict(tensors)
+        model.notes = self.notes
+        return model.train(self.training)
+
     def resized(self, sizes: Mapping[str, int], places: Mapping[str, tuple[int, ...] | None]) -> ShallowCapsConfig:
         counts = (sizes[f"{layer.name}.channels"] for layer in self._stem)
         stem = (conv.model_copy(update={"channels": n}) for conv, n in zip(self.config.stem, counts, strict=True))

@@ -32,8 +32,11 @@ class LoopSettings(Settings):
         clip_norm: largest norm of all gradients together; None for no clipping.
         ema: decay of the averaged weights, which are what is evaluated and returned; 0 for no averaging. The decay is
             at most (1 + t) / (10 + t) at step t, so that the average forgets the initial weights.
-        shift, flip: augmentation: largest random shift in pixels; random mirroring.
+        shift, flip, cutout: augmentation: largest random shift in pixels; random mirroring; side of a random square of
+            zeros.
         margin_positive, margin_negative, margin_down_weight: m+, m- and lambda of the margin loss.
+        hard_margins: from this fraction of all steps on, m+, m- and lambda are 0.95, 0.05 and 0.8 (as Rajasegaran et
+            al. 2019 end their training); None for never.
         freeze: leave the CNN under the capsules as it is, its batch norms' statistics included.
         precision: ``bfloat16`` runs everything but routing in mixed precision.
         patience: stop after so many epochs without a better calibration accuracy; None never stops early.
@@ -57,10 +60,12 @@ class LoopSettings(Settings):
 
     shift: Pixels = 0
     flip: bool = False
+    cutout: Pixels = 0
 
     margin_positive: Fraction = 0.9
     margin_negative: Fraction = 0.1
     margin_down_weight: Positive = 0.5
+    hard_margins: Fraction | None = None
 
     freeze: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -25,6 +25,8 @@ from caplet.train.settings import LoopSettings, TrainSettings
 INITIALISATION_IMAGES = 256
 #: What a random draw is for; part of its key.
 SHUFFLE, AUGMENT, INITIALISE = range(3)
+#: m+, m- and lambda of the margin loss where the settings ask for hard margins.
+HARD_MARGINS = (0.95, 0.05, 0.8)
 
 Call = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 Settings = TypeVar("Settings", bound=LoopSettings)
@@ -51,9 +53,11 @@ class Task(ABC, Generic[Settings]):
         network: what is trained; its state is in the checkpoint.
         average: a second model of the same structure, for the averaged weights.
         limit: steps after which the run ends although epochs are left; None for no limit.
+        done: the fraction of all steps that lies behind, set before each step.
     """
 
     limit: int | None = None
+    done: float = 0.0
 
     def __init__(self, settings: Settings, network: TrainedNetwork, average: CapsNet) -> None:
         self.settings = settings
@@ -111,6 +115,8 @@ class Task(ABC, Generic[Settings]):
         """
         settings = self.settings
         margins = (settings.margin_positive, settings.margin_negative, settings.margin_down_weight)
+        if settings.hard_margins is not None and self.done >= settings.hard_margins:
+            margins = HARD_MARGINS
         accuracy = (longest(capsules.detach()) == labels).float().mean()
         return {"margin": margin_loss(lengths(capsules), labels, *margins), "accuracy": accuracy}
 

@@ -166,12 +166,13 @@ class Trainer:
         global_step = self.global_step
         images = to_float(self.splits.train.images[chosen])
         draws = generator(settings.seed, AUGMENT, position.epoch, position.step)
-        images = augment(images, draws, shift=settings.shift, flip=settings.flip)
+        images = augment(images, draws, shift=settings.shift, flip=settings.flip, cutout=settings.cutout)
         labels = self.splits.train.labels[chosen]
         images, labels = backend.part(images), backend.part(labels)
         lr = learning_rate(settings, global_step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["multiplier"]
+        self.task.done = global_step / self.steps
         parts = self.task.losses(self.wrapped, images, labels)
         loss = parts["loss"]
         zero = torch.zeros_like(loss)
