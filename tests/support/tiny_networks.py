@@ -208,6 +208,36 @@ CONFIGS: dict[str, ModelConfig] = {
         class_dim=3,
         iterations=2,
     ),
+    "backbone-same": BackboneCapsConfig(
+        image=(3, 10, 10),
+        classes=3,
+        trunk=TrunkSettings(
+            blocks=(
+                TrunkBlock(
+                    name="stem",
+                    nodes=(ConvNode(name="conv", channels=5, stride=2, padding="same", activation=_RELU6),),
+                ),
+                TrunkBlock(
+                    name="features1",
+                    nodes=(
+                        ConvNode(name="expand", channels=7, kernel=1, activation=_RELU6),
+                        ConvNode(name="same", source="expand", channels=7, kernel=4, padding="same", depthwise=True),
+                        ConvNode(
+                            name="project", source="same", channels=5, kernel=2, padding="same", activation=_LINEAR
+                        ),
+                        SumNode(name="sum", source="project", relu=False),
+                    ),
+                ),
+                TrunkBlock(name="last", nodes=(ConvNode(name="conv", channels=6, kernel=2, stride=2, padding="same"),)),
+            ),
+            mean=(0.4, 0.5, 0.6),
+            std=(0.25, 0.2, 0.3),
+        ),
+        primary_types=4,
+        primary_dim=3,
+        class_dim=4,
+        iterations=2,
+    ),
     "backbone-gated": BackboneCapsConfig(
         image=(1, 9, 9),
         classes=3,
@@ -243,6 +273,7 @@ PRUNED = (
     "deep",
     "deep-kept",
     "backbone",
+    "backbone-same",
     "backbone-gated",
 )
 """Networks that show every rule of pruning."""

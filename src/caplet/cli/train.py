@@ -25,6 +25,10 @@ def command(
         bool, typer.Option("--accelerate", help="Several devices through Hugging Face accelerate.")
     ] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard logs.")] = False,
+    features: Annotated[
+        Path | None,
+        typer.Option("--features", help="Folder that keeps what a frozen CNN gives for every image, for more runs."),
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the recipes and exit.")] = False,
 ) -> None:
     """Train a capsule network; the model kept is the best on the calibration split, never on the test split.
@@ -33,6 +37,8 @@ def command(
     that --resume goes on from, to the result of an uninterrupted run.
 
     Example: caplet train --recipe shallow-fashion-mnist --root ~/data
+    A frozen CNN (--freeze) is computed once for every image; training reads its features from files (docs/backbones.md).
+
     Example: caplet train --model resnet18-caps --data cifar10 --root ~/data --size 64 --pretrained torchvision --freeze
     """
     from caplet.api import BACKBONE_RECIPE, parse_changes, recipes, train_model
@@ -55,6 +61,7 @@ def command(
         force=run.force,
         accelerate=accelerate,
         tensorboard=tensorboard,
+        features=features,
         progress=not run.quiet,
     )
     if run.as_json:

@@ -102,6 +102,7 @@ def train_by_recipe(
     accelerate: bool = False,
     tensorboard: bool = False,
     progress: bool = True,
+    features: str | Path | None = None,
 ) -> TrainRun:
     """Train a model by a recipe (or a TOML settings file) and write its run folder.
 
@@ -113,6 +114,7 @@ def train_by_recipe(
         data: another dataset than the recipe's; ``root`` ... ``limit`` as :func:`load_data`.
         changes: settings to change, as a dict or as ``NAME=VALUE`` texts.
         resume, force: see :func:`caplet.runs.folder.open_run`.
+        features: see :func:`caplet.train.loop.train`.
 
     Raises:
         ConfigError, DataError, ModelError, ArtefactError: see their messages.
@@ -129,9 +131,8 @@ def train_by_recipe(
     taken = {key: splits.info[key] for key in ("size", "channels", "limit", "hashes")}
     resolved = {**settings.model_dump(mode="json"), "recipe": recipe, "data": taken}
     with begin("train", out, splits, resolved, resume=resume, force=force) as run:
-        result = run_training(
-            settings, splits, run, resume=resume, progress=progress, accelerate=accelerate, tensorboard=tensorboard
-        )
+        how: dict[str, Any] = {"accelerate": accelerate, "tensorboard": tensorboard, "features": features}
+        result = run_training(settings, splits, run, resume=resume, progress=progress, **how)
         model = result.model.folded()
         answers = open_test_split(splits, model, {}, silent)
         test = answers.accuracy()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from caplet.errors import ModelError, suggest
+from caplet.errors import ModelError, choose, suggest
 from caplet.models.architectures import ARCHITECTURES
 from caplet.models.base import CapsNet, ModelConfig, Stage, layer_stage
 from caplet.models.timm_trunk import PREFIX, timm_trunk
@@ -61,7 +61,7 @@ class BackboneCaps(CapsNet):
             blocks.append(module)
         self.trunk = nn.ModuleList(blocks)
         self._trunk = tuple(blocks)
-        self.frozen = False
+        self.frozen = 0
         if shape[1] != shape[2]:
             size = f"{shape[1]}x{shape[2]}"
             raise ModelError(f"layer primary: its kernel is square, the trunk's last map is {size}: use square images")
@@ -91,19 +91,21 @@ class BackboneCaps(CapsNet):
         }
         return self.config.model_copy(update=changes)
 
-    def freeze_backbone(self) -> None:
+    def freeze_backbone(self, last: str | None = None) -> int:
         """From now on the trunk is not trained: no gradients, and batch norms that stay as they are, also in training.
 
-        For good: ``train()`` leaves the trunk in evaluation mode.
+        For good: ``train()`` leaves the frozen blocks, all or those up to ``last``, in evaluation mode.
         """
-        self.frozen = True
-        self.trunk.requires_grad_(False)
-        self.trunk.eval()
+        names = [block.block.name for block in self._trunk]
+        self.frozen = 1 + names.index(choose(last or names[-1], names, "block of the trunk", ModelError))
+        for block in self._trunk[: self.frozen]:
+            block.requires_grad_(False).eval()
+        return 1 + self.frozen
 
     def train(self, mode: bool = True) -> "BackboneCaps":
         super().train(mode)
-        if self.frozen:
-            self.trunk.eval()
+        for block in self._trunk[: self.frozen]:
+            block.eval()
         return self
 
 

@@ -115,9 +115,10 @@ class CapsNet(nn.Module, ABC):
     def stages(self) -> tuple[Stage, ...]:
         """The model's stages in order; the first is ``input``, the last gives the class capsules."""
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, first: int = 0) -> Tensor:
+        """The class capsules of images; or, of what stage ``first`` - 1 gives, those of the stages from there on."""
         state: State = (images,)
-        for stage in self.stages():
+        for stage in self.stages()[first:]:
             state = stage.run(state)
         return state[0]
 
@@ -165,8 +166,15 @@ class CapsNet(nn.Module, ABC):
         """Number of trained parameters."""
         return sum(p.numel() for p in self.parameters())
 
-    def freeze_backbone(self) -> None:
-        """From now on the CNN under the capsules is not trained. Raises ModelError: there is none."""
+    def freeze_backbone(self, last: str | None = None) -> int:
+        """From now on the CNN under the capsules is not trained, or not up to its block ``last``.
+
+        Returns:
+            How many stages do not change any more.
+
+        Raises:
+            ModelError: there is no CNN, or no such block.
+        """
         raise ModelError(f"model {self.family}: no backbone to freeze; leave freeze out, or choose a model on a CNN")
 
     def check_images(self, images: Tensor) -> None:

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +96,11 @@ class _Leaves(Tracer):
         return isinstance(module, nn.BatchNorm2d) or _is_gate(module) or not list(module.children())
 
 
+def _is_same(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether it is timm's convolution that pads its input as TensorFlow does, by the input's size."""
+    return isinstance(module, nn.Conv2d) and type(module).__name__ == "Conv2dSame"
+
+
 def _is_gate(module: nn.Module) -> bool:
     return type(module).__name__ in ("SqueezeExcite", "SEModule")
 
@@ -147,7 +152,7 @@ class _Walker:
             self._outputs[node] = self._source(node, read)
         elif type(module) is nn.Identity and read in self._pending:
             self._pending[node] = self._pending[read]
-        elif type(module) is nn.Conv2d:
+        elif type(module) is nn.Conv2d or _is_same(module):
             self._pending[node] = (self._checked(module, path), path, self._source(node, read))
         elif isinstance(module, nn.BatchNorm2d):
             self._norm(node, module, path)
@@ -188,7 +193,7 @@ class _Walker:
             channels=conv.out_channels,
             kernel=conv.kernel_size[0],
             stride=conv.stride[0],
-            padding=int(conv.padding[0]),
+            padding="same" if _is_same(conv) else int(conv.padding[0]),
             depthwise=conv.groups > 1,
             activation=Activation.NONE,
         )

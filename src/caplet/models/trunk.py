@@ -29,13 +29,16 @@ class _Node(FrozenModel):
 
 
 class ConvNode(_Node):
-    """A convolution with batch norm and activation; a depthwise one has as many channels as it reads."""
+    """A convolution with batch norm and activation; a depthwise one has as many channels as it reads.
+
+    ``padding`` is as :class:`caplet.nn.layer.Window` has it; ``"same"`` is that of networks trained with TensorFlow.
+    """
 
     kind: Literal["conv"] = "conv"
     channels: Size
     kernel: Side = 3
     stride: Side = 1
-    padding: Pixels = 0
+    padding: Pixels | Literal["same"] = 0
     depthwise: bool = False
     activation: Activation = Activation.RELU
 
@@ -140,8 +143,17 @@ def _make(name: str, node: Node, shapes: dict[str, MapShape], signed: bool, eps:
     """The layer of a node, which reads maps of ``shapes`` that are signed or not."""
     shape = shapes[node.source]
     if isinstance(node, ConvNode):
-        window, activation = (node.kernel, node.stride, node.padding), node.activation
-        return ConvNorm(name, shape, node.channels, *window, depthwise=node.depthwise, activation=activation, eps=eps)
+        return ConvNorm(
+            name,
+            shape,
+            node.channels,
+            node.kernel,
+            node.stride,
+            node.padding,
+            depthwise=node.depthwise,
+            activation=node.activation,
+            eps=eps,
+        )
     if isinstance(node, PoolNode):
         return MaxPool(name, shape, node.kernel, node.stride, node.padding, signed=signed)
     if isinstance(node, GateNode):

@@ -190,7 +190,7 @@ class ConvNorm(Window):
         channels: int,
         kernel: int,
         stride: int = 1,
-        padding: int = 0,
+        padding: Padding = 0,
         *,
         depthwise: bool = False,
         activation: Activation = Activation.RELU,
@@ -213,6 +213,7 @@ class ConvNorm(Window):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.extended(x)
         if self.handler is None and self.norm.training:
             x = F.conv2d(x, self.weight, None, self.stride, self.padding, 1, self.groups)
             return FUNCTIONS[self.activation](self.norm(x))

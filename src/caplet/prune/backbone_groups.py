@@ -74,7 +74,9 @@ class PlainTrunk(nn.Module):
 
     def _run(self, layer: Layer, *inputs: Tensor) -> Tensor:
         if isinstance(layer, ConvNorm):
-            return FUNCTIONS[layer.activation](self.norms[layer.name](self.convs[layer.name](inputs[0])))
+            return FUNCTIONS[layer.activation](
+                self.norms[layer.name](self.convs[layer.name](layer.extended(inputs[0])))
+            )
         if isinstance(layer, MaxPool):
             return F.max_pool2d(inputs[0], layer.kernel, layer.stride, layer.padding)
         if isinstance(layer, MapSum):

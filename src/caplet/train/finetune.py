@@ -103,6 +103,10 @@ class FinetuneTask(Task[Tuning]):
         self.teacher_digest = "none" if self.teacher is None else weights_digest(self.teacher)
         self.answers = answers
 
+    @property
+    def sees_outputs_only(self) -> bool:
+        return self.teacher is None  # a teacher answers to images
+
     def to(self, device: torch.device) -> None:
         super().to(device)
         if self.teacher is not None:

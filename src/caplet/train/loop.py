@@ -1,5 +1,6 @@
 """The training loop: plain, seeded, and resumable to exactly the result of an uninterrupted run."""
 
+import shutil
 import signal
 import threading
 import time
@@ -15,13 +16,14 @@ import torch
 from caplet.data.splits import Splits
 from caplet.errors import ArtefactError
 from caplet.models.base import CapsNet
+from caplet.train.features import FeatureStore
 from caplet.train.logs import ProgressLine, csv_log, tensorboard_log
 from caplet.train.settings import TrainSettings
 from caplet.train.state import fingerprint, load_state, save_state
 from caplet.train.task import RecipeTask, Task
 from caplet.train.trainer import Backend, Trainer
 
-CHECKPOINT, LOG = "train.ckpt", "train.csv"
+CHECKPOINT, LOG, FEATURES = "train.ckpt", "train.csv", "features"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def train(
     device: str | None = None,
     checkpoint_minutes: float = 5.0,
     log_steps: int = 50,
+    features: str | Path | None = None,
 ) -> TrainResult:
     """Train what the settings or a task say; only ``splits.train`` and ``splits.calibration`` are looked at.
 
@@ -75,6 +78,8 @@ def train(
         device: ``cpu``, ``cuda``, ...; None for the GPU if there is one (ignored with ``accelerate``).
         checkpoint_minutes: time between checkpoints within an epoch.
         log_steps: a row in the log every so many steps.
+        features: the folder that keeps what frozen stages give for every image, for runs to come; None for one in
+            ``out_dir``, which is removed at the end.
 
     Raises:
         ModelError, ConfigError: settings that name an unknown model or block, or do not fit the data.
@@ -102,6 +107,12 @@ def train(
             except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
                 raise ArtefactError(f"{checkpoint} does not fit this run; delete it to start anew") from error
         main, position = trainer.backend.main, trainer.position
+        begun = saved is None or saved[1].get("features", False)  # a run goes on as it began
+        if begun and task.on_features and not accelerate:
+            kept = Path(features) if features is not None else out / FEATURES
+            if features is None and not resume:
+                shutil.rmtree(kept, ignore_errors=True)
+            task.read_features(FeatureStore(kept, task.frozen, settings, progress, stop.is_set), splits)
 
         def save() -> None:
             if main:
@@ -135,6 +146,8 @@ def train(
             if trainer.backend.any(stop.is_set()):
                 raise KeyboardInterrupt
         model, accuracy = trainer.result()
+    if features is None:
+        shutil.rmtree(out / FEATURES, ignore_errors=True)
     return TrainResult(
         model=model,
         history=position.history,

@@ -11,6 +11,7 @@ from caplet.models.base import CapsNet
 from caplet.nn.decoder import longest
 from caplet.nn.functional import lengths
 from caplet.nn.precision import mixed
+from caplet.train.features import Features
 
 
 def margin_loss(
@@ -76,11 +77,12 @@ class ClassificationScore:
 
 
 def evaluate(
-    model: CapsNet, images: ImageSet, *, precision: str = "float32", batch_size: int = 128
+    model: CapsNet, images: ImageSet | Features, *, precision: str = "float32", batch_size: int = 128, first: int = 0
 ) -> ClassificationScore:
     """Classify a set with the model in evaluation mode (its mode is restored).
 
     Args:
+        images: or features, what stage ``first`` - 1 gives for them.
         precision: ``float32`` or ``bfloat16`` (mixed, see :func:`caplet.nn.precision.mixed`).
     """
     device = next(model.parameters()).device
@@ -90,7 +92,7 @@ def evaluate(
     try:
         with torch.inference_mode(), mixed(model, device, precision):
             for pixels, labels in images.batches(batch_size, device=device):
-                capsules = model(pixels).float()
+                capsules = model(pixels, first).float()
                 correct += int((longest(capsules) == labels).sum())
                 loss += float(margin_loss(lengths(capsules), labels)) * len(labels)
     finally:

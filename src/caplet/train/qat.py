@@ -107,6 +107,10 @@ class QatTask(FinetuneTask[QatSettings]):
         self.handler = StraightThrough(plan, self.specs, self.learned.parameters)
 
     @property
+    def sees_outputs_only(self) -> bool:
+        return False  # frozen weights are rounded, too
+
+    @property
     def plan(self) -> QuantPlan:
         return self.handler.plan
 

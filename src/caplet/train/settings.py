@@ -38,6 +38,10 @@ class LoopSettings(Settings):
         hard_margins: from this fraction of all steps on, m+, m- and lambda are 0.95, 0.05 and 0.8 (as Rajasegaran et
             al. 2019 end their training); None for never.
         freeze: leave the CNN under the capsules as it is, its batch norms' statistics included.
+        freeze_to: leave it so only up to this block of it (``caplet inspect`` names them).
+        views: of a frozen CNN each image is seen in so many ways: as it is, mirrored (with ``flip``), then shifted at
+            random (with ``shift``). What it gives for them is computed once and kept in files, where training needs
+            no more of an image. None for the first ones, without shifts; 0 computes it anew in every step.
         precision: ``bfloat16`` runs everything but routing in mixed precision.
         patience: stop after so many epochs without a better calibration accuracy; None never stops early.
         keep: which epoch's weights are returned: the ``best`` on the calibration split, or the ``last``.
@@ -68,6 +72,8 @@ class LoopSettings(Settings):
     hard_margins: Fraction | None = None
 
     freeze: bool = False
+    freeze_to: str | None = None
+    views: Annotated[int, Field(ge=0, le=64)] | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     patience: Many | None = None
     keep: Literal["best", "last"] = "best"
@@ -97,6 +103,8 @@ class TrainSettings(LoopSettings):
     """Another dataset than the recipe's: its name, or the path of an image folder."""
     freeze: bool = option(False, "Training")
     """Do not train the CNN under the capsules, nor its batch norms' statistics."""
+    freeze_to: str | None = option(None, "Training")
+    """Freeze the CNN only up to this block of it; later ones are trained with the capsules."""
     calibration_size: Many | None = None
 
     decoder: Literal["none", "dense", "conv"] = "none"

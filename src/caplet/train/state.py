@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import TypeAdapter
 
@@ -15,6 +16,14 @@ from caplet.files import read_bytes, write_bytes
 from caplet.train.settings import LoopSettings
 
 FORMAT, VERSION = "caplet-training", 1
+SHUFFLE, AUGMENT, INITIALISE, VIEW = range(4)
+"""What a random draw is for; part of its key."""
+
+
+def generator(*key: int) -> torch.Generator:
+    """A generator whose seed is a hash of ``key``."""
+    (seed,) = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
 
 
 @dataclass

@@ -4,11 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from caplet.data.images import augment
 from caplet.data.imageset import ImageSet, to_float
+from caplet.data.splits import Splits
 from caplet.models.assemble import skeleton
 from caplet.models.base import CapsNet
 from caplet.models.importers.pretrained import load_pretrained
@@ -16,15 +17,15 @@ from caplet.models.registry import build, named_model
 from caplet.nn.decoder import ConvDecoder, Decoder, DenseDecoder, longest
 from caplet.nn.functional import lengths
 from caplet.nn.precision import mixed
+from caplet.train.features import Features, FeatureStore, view_count
 from caplet.train.initialise import initialise
 from caplet.train.loss import ClassificationScore, evaluate, margin_loss, reconstruction_loss
 from caplet.train.optimise import make_optimizer
 from caplet.train.settings import LoopSettings, TrainSettings
+from caplet.train.state import INITIALISE, generator
 
 #: Training images that data-dependent initialisation looks at.
 INITIALISATION_IMAGES = 256
-#: What a random draw is for; part of its key.
-SHUFFLE, AUGMENT, INITIALISE = range(3)
 #: m+, m- and lambda of the margin loss where the settings ask for hard margins.
 HARD_MARGINS = (0.95, 0.05, 0.8)
 
@@ -33,7 +34,13 @@ Settings = TypeVar("Settings", bound=LoopSettings)
 
 
 class TrainedNetwork(nn.Module):
-    """Model and decoder as one module: (images, labels) -> (class capsules, reconstruction or None)."""
+    """Model and decoder as one module: (images, labels) -> (class capsules, reconstruction or None).
+
+    Attributes:
+        first: the model's first stage to run; features stand for images where it is not 0.
+    """
+
+    first = 0
 
     def __init__(self, model: CapsNet, decoder: Decoder | None = None) -> None:
         super().__init__()
@@ -41,7 +48,7 @@ class TrainedNetwork(nn.Module):
         self.decoder = decoder
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        capsules = self.model(images)
+        capsules = self.model(images, self.first)
         return capsules, None if self.decoder is None else self.decoder(capsules, labels)
 
 
@@ -54,17 +61,20 @@ class Task(ABC, Generic[Settings]):
         average: a second model of the same structure, for the averaged weights.
         limit: steps after which the run ends although epochs are left; None for no limit.
         done: the fraction of all steps that lies behind, set before each step.
+        frozen: how many of the model's stages do not change.
     """
 
     limit: int | None = None
     done: float = 0.0
+    frozen: int = 0
 
     def __init__(self, settings: Settings, network: TrainedNetwork, average: CapsNet) -> None:
         self.settings = settings
         self.network = network
         self.average = average
-        if settings.freeze:
-            network.model.freeze_backbone()
+        self._features: dict[str, Features] = {}
+        if settings.freeze or settings.freeze_to:
+            self.frozen = network.model.freeze_backbone(settings.freeze_to)
 
     @property
     def model(self) -> CapsNet:
@@ -79,6 +89,31 @@ class Task(ABC, Generic[Settings]):
     def identity(self) -> dict[str, str]:
         """What beside settings and data must be equal for a run to be resumed, by name."""
         return {}
+
+    @property
+    def on_features(self) -> bool:
+        """Whether training reads what the frozen stages give from files, and does not compute it in every step."""
+        return self.frozen > 0 and self.settings.views != 0 and self.sees_outputs_only
+
+    @property
+    def sees_outputs_only(self) -> bool:
+        """Whether a step needs nothing of an image but what the model's stages make of it."""
+        return False
+
+    def read_features(self, store: FeatureStore, splits: Splits) -> None:
+        """Compute what the frozen stages give, or find it in ``store``; from now on it stands for the images."""
+        for images, views in ((splits.train, view_count(self.settings)), (splits.calibration, 1)):
+            name = "train" if images is splits.train else "calibration"
+            self._features[images.sha256()] = store.of(self.model, images, name, views)
+        self.network.first = self.frozen
+
+    def batch(self, images: ImageSet, chosen: Tensor, draws: torch.Generator) -> Tensor:
+        """What a step trains on: the images at the positions ``chosen``, augmented, float (B, C, H, W); or features."""
+        if self._features:
+            return self._features[images.sha256()].drawn(chosen, draws)
+        pixels = to_float(images.images[chosen])
+        settings = self.settings
+        return augment(pixels, draws, shift=settings.shift, flip=settings.flip, cutout=settings.cutout)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """A new optimiser of everything that is trained; each group has its ``multiplier`` on the learning rate."""
@@ -125,7 +160,8 @@ class Task(ABC, Generic[Settings]):
 
     def evaluate(self, images: ImageSet) -> ClassificationScore:
         """The averaged weights on ``images``, in the settings' precision."""
-        return evaluate(self.average, images, precision=self.settings.precision)
+        known = self._features.get(images.sha256(), images)
+        return evaluate(self.average, known, precision=self.settings.precision, first=self.network.first)
 
     def final(self, images: ImageSet) -> float:
         """Accuracy of the averaged weights on ``images``, in float32."""
@@ -152,6 +188,10 @@ class RecipeTask(Task[TrainSettings]):
             load_pretrained(model, settings.pretrained)
         super().__init__(settings, TrainedNetwork(model, decoder), average)
 
+    @property
+    def sees_outputs_only(self) -> bool:
+        return self.network.decoder is None  # a decoder is compared with the pixels
+
     def start(self, images: ImageSet) -> None:
         """Data-dependent initialisation, if asked for."""
         settings = self.settings
@@ -167,12 +207,6 @@ class RecipeTask(Task[TrainSettings]):
             return {"loss": parts["margin"], **parts}
         error = reconstruction_loss(reconstruction, images)
         return {"loss": parts["margin"] + self.settings.reconstruction_weight * error, "reconstruction": error, **parts}
-
-
-def generator(*key: int) -> torch.Generator:
-    """A generator whose seed is a hash of ``key``."""
-    (seed,) = np.random.SeedSequence(key).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
 
 
 def build_model(settings: TrainSettings) -> CapsNet:

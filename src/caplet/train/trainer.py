@@ -9,15 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from caplet.data.images import augment
-from caplet.data.imageset import to_float
 from caplet.data.splits import Splits
 from caplet.errors import CapletError, ConfigError, DataError, ModelError
 from caplet.models.base import CapsNet
 from caplet.train.optimise import learning_rate, update_average
 from caplet.train.settings import LoopSettings
-from caplet.train.state import Position
-from caplet.train.task import AUGMENT, SHUFFLE, Task, generator
+from caplet.train.state import AUGMENT, SHUFFLE, Position, generator
+from caplet.train.task import Task
 
 
 class Backend:
@@ -144,6 +142,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
             "task": self.task.state(),
+            "features": self.task.network.first > 0,
             "best_task": self.best_task,
         }
 
@@ -164,9 +163,8 @@ class Trainer:
         started = time.monotonic()
         settings, position, backend = self.settings, self.position, self.backend
         global_step = self.global_step
-        images = to_float(self.splits.train.images[chosen])
         draws = generator(settings.seed, AUGMENT, position.epoch, position.step)
-        images = augment(images, draws, shift=settings.shift, flip=settings.flip, cutout=settings.cutout)
+        images = self.task.batch(self.splits.train, chosen, draws)
         labels = self.splits.train.labels[chosen]
         images, labels = backend.part(images), backend.part(labels)
         lr = learning_rate(settings, global_step, self.steps)
