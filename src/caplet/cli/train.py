@@ -37,7 +37,7 @@ def command(
     that --resume goes on from, to the result of an uninterrupted run.
 
     Example: caplet train --recipe shallow-fashion-mnist --root ~/data
-    A frozen CNN (--freeze) is computed once for every image; training reads its features from files (docs/backbones.md).
+    A frozen CNN (--freeze) is computed once for every image; training reads what it gave from files.
 
     Example: caplet train --model resnet18-caps --data cifar10 --root ~/data --size 64 --pretrained torchvision --freeze
     """
