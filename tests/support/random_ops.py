@@ -220,7 +220,7 @@ def _dense_votes(draw: RandomOps) -> tuple[Op, Tensors]:
     weight = draw.constant("w", (inputs, in_dim, outputs * dim), log=True)
     product = tensors["x0"].format.frac_bits + weight.format.frac_bits
     tensors["y"] = draw.spec("y", (inputs, outputs, dim), draw.out_frac(product))
-    shifts = None if draw.bytes else draw.channel_shifts(outputs * dim)
+    shifts = None if draw.bytes and draw.size(0, 1) else draw.channel_shifts(outputs * dim)
     return DenseVotes("op", sources, "y", weight, dim, shifts, selected), tensors
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caplet.fixed.format import FixedFormat
 from caplet.fixed.rounding import Rounding
+from caplet.fixed.softmax import negative_exponential, sum_bits
 from caplet.fixed.squash import squash_factor
 from caplet.program.arena import MemoryMap, plan_memory
 from caplet.program.c.describe import Descriptions
@@ -51,6 +53,8 @@ _NO_BYTES, _SIGNED, _CHAINED = (constants()[f"CAPLET_{name}_BYTES"] for name in 
 _INT8, _UINT8, _INT16, _UINT16 = (constants()[f"CAPLET_{sign}INT{bits}"] for bits in (8, 16) for sign in ("", "U"))
 _TOGETHER, _ARENAS = 6, 1 << 25
 """Images that take each step together, as the rows of the kernels' tiles, and bytes that their arenas may take."""
+_LOGITS = 12
+"""Widest logits, bits, of which the host routing has all exponentials in a table."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,8 @@ class StepBuilder:
 
     def _step(self, step: Any, op: Op) -> None:
         struct = self.struct(op)
+        routing = self._routing(op, struct) if isinstance(op, Routing) and not self.portable else None
+        struct = routing or struct
         step.op = ctypes.addressof(self._hold(STRUCTURES[struct.type]()))
         self._fill(self._alive[-1], struct)
         inputs = [self.place(name) for name in op.inputs]
@@ -158,8 +164,7 @@ class StepBuilder:
         step.input_count = len(inputs)
         host = struct.type.startswith("caplet_host_")
         kind = struct.type.removeprefix("caplet_").upper() if host else op.kind.upper()
-        if not self.portable and isinstance(op, Routing) and self._routes_bytes(op, struct):
-            kind = "HOST_ROUTING"
+        kind = "HOST_ROUTING" if routing else kind
         step.kind = constants()[f"CAPLET_STEP_{kind}"]
         step.output = self.place(op.activation if isinstance(op, Routing) else op.outputs[0])
         memory: list[int] = []
@@ -232,16 +237,21 @@ class StepBuilder:
         fields: dict[str, Value] = {"votes": votes, "weights": self._array(panels), "taps": taps}
         return Struct("caplet_host_votes", {**fields, "words": words, "inputs": inputs})
 
-    def _routes_bytes(self, op: Routing, struct: Struct) -> bool:
-        """Whether ``caplet_host_route`` does this routing."""
-        names = [struct.fields[name].name for name in ("weigh", "update", "exponentials")]  # type: ignore[union-attr]
-        routed = op.logits is None or (names[1].startswith("caplet_update_bytes") and bool(names[2]))
-        if names[0] != "caplet_weigh_bytes" or not routed or self._noisy(op.coupling):
-            return False
-        inputs, outputs, dim = self.tensors[op.votes].shape
+    def _routing(self, op: Routing, struct: Struct) -> Struct | None:
+        """Descriptor for ``caplet_host_route``; None where it does not do this routing."""
+        names = [struct.fields[name].name for name in ("weigh", "update")]  # type: ignore[union-attr]
+        if names[0] != "caplet_weigh_bytes" or names[1] == "caplet_update_any" or self._noisy(op.coupling):
+            return None
+        fields, (inputs, outputs, dim) = dict(struct.fields), self.tensors[op.votes].shape
+        if op.logits is not None:
+            logits = self.tensors[op.logits].format
+            if not isinstance(logits, FixedFormat) or not logits.signed or logits.bits > _LOGITS:
+                return None
+            values = negative_exponential(np.arange(1 << logits.bits), logits.frac_bits, sum_bits(outputs))
+            fields["exponentials"] = self._array(values.astype(np.uint32))
         stride = (-(-inputs // 64) | 1) * 64
         self._shares(outputs * ((dim + 4) * stride + 4 * 64) + 4 * outputs * dim + 5 * CACHE_LINE)
-        return True
+        return Struct(struct.type, fields)
 
     def _noisy(self, name: str) -> bool:
         return self.tensors[name].rounding is Rounding.STOCHASTIC

@@ -266,14 +266,16 @@ def _dense_votes(op: ops.DenseVotes, to: Descriptions) -> dict[str, Value]:
 
 def _vote_kernel(op: ops.DenseVotes, to: Descriptions, sources: list[Struct]) -> Ref:
     out, dim = to.spec(op.output), op.weight.shape[1]
-    rights = [
-        to.spec(source).format.frac_bits + op.weight.format.frac_bits - out.format.frac_bits for source in op.sources
-    ]
+    shifts = np.array([0]) if op.channel_shifts is None else op.channel_shifts
+    fracs = np.array([to.spec(source).format.frac_bits for source in op.sources])
+    rights = fracs[:, None] + shifts + op.weight.format.frac_bits - out.format.frac_bits
     narrow = all(to.proof.find(op.name, f"acc:{source}").bytes == 4 for source in op.sources)
     one_byte = all(source.fields["type"] in (_INT8, _UINT8) for source in sources) and out.element_bytes == 1
-    simple = narrow and one_byte and unpacked_type(op.weight) == _INT8 and op.channel_shifts is None and dim <= 64
-    if not simple or out.rounding is Rounding.STOCHASTIC or min(rights) < 0 or max(rights) > 30:
+    simple = narrow and one_byte and unpacked_type(op.weight) == _INT8 and dim <= 64
+    if not simple or out.rounding is Rounding.STOCHASTIC or rights.min() < 0 or rights.max() > 30:
         return _kernel("vote_any")
+    if op.channel_shifts is not None:
+        return _kernel(f"vote_channels_{dim}" if dim in (4, 8) else "vote_channels")
     whole = fixed(out) == FixedFormat(8, out.format.frac_bits, True)
     return _kernel(f"vote_bytes_{dim}" if whole and dim in (4, 8) else "vote_bytes")
 
@@ -287,10 +289,13 @@ def _routing(op: ops.Routing, to: Descriptions) -> dict[str, Value]:
     narrow = to.proof.find(op.name, "acc").bytes == 4 and element_type(votes) == _INT8
     brief = votes.shape[1] * votes.shape[2] <= 8192  # vectors of 16 bits count the votes of seven rows
     weigh = "weigh_bytes" if narrow and brief and fixed(coupling).max_code <= 32767 else "weigh_any"
+    logits = to.spec(op.logits or op.coupling)
+    types = {element_type(activation), element_type(logits)}
     update = "update_any"
-    if routed and narrow_agreement(op, to) and {element_type(votes), element_type(activation)} == {_INT8}:
-        whole = fixed(to.spec(op.logits or op.coupling)).bits == 8 and votes.shape[2] in (6, 16)
+    if routed and narrow_agreement(op, to) and types <= {_INT8, _INT16}:
+        whole = fixed(logits).bits == 8 and votes.shape[2] in (6, 16)
         update = f"update_bytes_{votes.shape[2]}" if whole else "update_bytes"
+        update = "update_mixed" if _INT16 in types else update
     exponentials, scale = Ref(), sum_bits(votes.shape[1])
     noisy = coupling.rounding is Rounding.STOCHASTIC
     if op.logits is not None and not noisy and (fmt := fixed(to.spec(op.logits))).bits <= 8 and fmt.signed:
@@ -317,9 +322,9 @@ def _routing(op: ops.Routing, to: Descriptions) -> dict[str, Value]:
 
 
 def narrow_agreement(op: ops.Routing, to: Descriptions) -> bool:
-    """Whether logits are bytes that int32 agreements change by a right shift without noise."""
-    logits = to.spec(op.logits or op.coupling)
-    exact = element_type(logits) == _INT8 and logits.rounding is not Rounding.STOCHASTIC
+    """Whether logits change by int32 agreements with votes of bytes, by a right shift without noise."""
+    exact = element_type(to.spec(op.votes)) == _INT8
+    exact &= to.spec(op.logits or op.coupling).rounding is not Rounding.STOCHASTIC
     small = to.proof.find(op.name, "agreement").bytes == 4 and to.spec(op.votes).shape[2] <= 64
     return exact and small and 0 <= op.agreement_shift(to.program.tensors) <= 30
 

@@ -25,6 +25,23 @@ CAPLET_COPIED void sum_two(const int8_t *w, const uint32_t *x, uint32_t dim, int
     }
 }
 
+typedef union {
+    int16_t one[MOST_COMPONENTS];
+    uint32_t two[MOST_COMPONENTS / 2];
+} capsule_codes;
+
+/* The components of a capsule of bytes, each times 2^lift. */
+CAPLET_COPIED void load_capsule(const caplet_source *source, const void *capsule, uint32_t dim, uint32_t lift,
+                                capsule_codes *x)
+{
+    uint32_t k;
+    CAPLET_UNROLL
+    for (k = 0; k < dim; k++) {
+        const int32_t code = source->type == CAPLET_INT8 ? ((const int8_t *)capsule)[k] : ((const uint8_t *)capsule)[k];
+        x->one[k] = (int16_t)caplet_left32(code, lift);
+    }
+}
+
 /*
  * `count` votes from weights of bytes, two by two. full: they take all of int8_t. Compilers make straight code of it
  * where dim and full are known.
@@ -36,17 +53,9 @@ CAPLET_COPIED void vote_bytes(const caplet_dense_votes_op *op, const caplet_sour
     const uint32_t lift = full && source->type == CAPLET_INT8 && right - 8u <= 8u ? 16u - right : 0u;
     const int32_t low = op->out.low, high = op->out.high;
     const uint8_t *const end = row + (count & ~1u);
-    union {
-        int16_t one[MOST_COMPONENTS];
-        uint32_t two[MOST_COMPONENTS / 2];
-    } x;
+    capsule_codes x;
     int32_t add;
-    uint32_t k;
-    CAPLET_UNROLL
-    for (k = 0; k < dim; k++) {
-        const int32_t code = source->type == CAPLET_INT8 ? ((const int8_t *)capsule)[k] : ((const uint8_t *)capsule)[k];
-        x.one[k] = (int16_t)caplet_left32(code, lift);
-    }
+    load_capsule(source, capsule, dim, lift, &x);
     right += lift;
     add = right > 0 && op->out.rounding == CAPLET_NEAREST ? (int32_t)1 << (right - 1) : 0;
 #define VOTE_TWO(PAIR, CODE_OF)                                                     \
@@ -70,12 +79,52 @@ CAPLET_COPIED void vote_bytes(const caplet_dense_votes_op *op, const caplet_sour
     }
     if (count & 1u) {
         int32_t sum = add;
+        uint32_t k;
         for (k = 0; k < dim; k++) {
             sum += w[k] * x.one[k];
         }
         *row = (uint8_t)CLIPPED(sum);
     }
 }
+
+/* The same, each vote with a shift of its own. */
+CAPLET_COPIED void vote_channels(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule,
+                                 const int8_t *w, uint32_t dim, uint32_t first, uint32_t count, uint8_t *row)
+{
+    const int8_t *shifts = source->acc.channel_shifts + first;
+    const int32_t shift = source->acc.product_frac - op->out.frac, low = op->out.low, high = op->out.high;
+    const uint32_t half = op->out.rounding == CAPLET_NEAREST;
+    capsule_codes x;
+    uint32_t k;
+    load_capsule(source, capsule, dim, 0, &x);
+    for (; count >= 2; count -= 2, shifts += 2, w += 2 * dim, row += 2) {
+        const uint32_t right = (uint32_t)(shift + shifts[0]), next = (uint32_t)(shift + shifts[1]);
+        int32_t sum = (int32_t)((half << right) >> 1);
+        int32_t other = (int32_t)((half << next) >> 1);
+        sum_two(w, x.two, dim, &sum, &other);
+        row[0] = (uint8_t)caplet_clip32(sum >> right, low, high);
+        row[1] = (uint8_t)caplet_clip32(other >> next, low, high);
+    }
+    if (count > 0) {
+        const uint32_t right = (uint32_t)(shift + shifts[0]);
+        int32_t sum = (int32_t)((half << right) >> 1);
+        for (k = 0; k < dim; k++) {
+            sum += w[k] * x.one[k];
+        }
+        *row = (uint8_t)caplet_clip32(sum >> right, low, high);
+    }
+}
+
+#define DEFINE_VOTE_CHANNELS(NAME, DIM)                                                                         \
+    void NAME(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule, const void *w, \
+              uint32_t first, uint32_t count, void *row, uint32_t element)                                      \
+    {                                                                                                           \
+        (void)element;                                                                                          \
+        vote_channels(op, source, capsule, (const int8_t *)w, DIM, first, count, (uint8_t *)row + first);       \
+    }
+DEFINE_VOTE_CHANNELS(caplet_vote_channels_4, 4)
+DEFINE_VOTE_CHANNELS(caplet_vote_channels_8, 8)
+DEFINE_VOTE_CHANNELS(caplet_vote_channels, op->in_dim)
 
 #ifdef CAPLET_HELIUM
 #define CAPLET_APART_FROM_VECTORS CAPLET_APART

@@ -1,5 +1,5 @@
 /*
- * Dynamic routing of bytes for PCs. Votes are transposed to (outputs * dim, inputs), so that weighted sums, agreements
+ * Dynamic routing of votes of bytes for PCs, with logits of at most 12 bits. Votes are transposed to (outputs * dim, inputs), so that weighted sums, agreements
  * and softmax all run along the input capsules, whatever the dimension.
  */
 #include "host_tile.h"
@@ -118,11 +118,11 @@ static void weigh_along(const caplet_routing_op *op, const routing_room *room, c
 }
 
 /* Adds the rounded agreements to the logits. The even input capsules of a vector are summed apart from the odd ones. */
-static void agree_along(const caplet_routing_op *op, const int8_t *activation, const routing_room *room)
+static void agree_along(const caplet_routing_op *op, const void *activation, const routing_room *room)
 {
     const uint32_t right = (uint32_t)op->agreement_shift;
     const int32_t term = (int32_t)caplet_rounding_term(&op->logits, right, 0);
-    const int32_t most = 1 << 9; /* a longer step leads to the end of any logits' range */
+    const int32_t most = 1 << 13; /* a longer step leads to the end of any logits' range, which has at most 12 bits */
     const caplet_lanes zero = {0};
     const codes_16 none = {0};
     uint32_t g, i, d;
@@ -136,7 +136,7 @@ static void agree_along(const caplet_routing_op *op, const int8_t *activation, c
             codes_16 beyond;
             for (d = 0; d < op->dim; d++) {
                 const caplet_lanes v = widen(votes + (size_t)d * room->stride + i);
-                const int32_t a = activation[d];
+                const int32_t a = caplet_load(activation, op->activation.type, g * op->dim + d);
                 even = caplet_dot_pairs(even, v, zero + (a & 0xFFFF));
                 odd = caplet_dot_pairs(odd, v, zero + (int32_t)((uint32_t)a << 16));
             }
@@ -149,7 +149,6 @@ static void agree_along(const caplet_routing_op *op, const int8_t *activation, c
             sums = (sums & ~beyond) | ((none + (int16_t)op->logits.high) & beyond);
             caplet_store_lanes(logits + i, (caplet_lanes)sums);
         }
-        activation += op->dim;
     }
 }
 
@@ -231,7 +230,7 @@ void caplet_host_route(const caplet_routing_op *op, const int8_t *votes, const c
             caplet_softmax(op, NULL, 1, NULL, memory->coupling, 0);
             weigh_along(op, &room, NULL, memory->coupling[0], acc);
         } else {
-            agree_along(op, (const int8_t *)memory->activation, &room);
+            agree_along(op, memory->activation, &room);
             for (i = 0; i < op->inputs; i += GROUP) {
                 soften(op, &room, i, op->inputs - i < GROUP ? op->inputs - i : GROUP);
             }
@@ -251,7 +250,7 @@ void caplet_host_route(const caplet_routing_op *op, const int8_t *votes, const c
     if (memory->logits != NULL) {
         for (i = 0; i < op->inputs; i++) {
             for (j = 0; j < op->outputs; j++) {
-                ((int8_t *)memory->logits)[i * op->outputs + j] = (int8_t)room.logits[(size_t)j * stride + i];
+                caplet_store(memory->logits, op->logits.type, i * op->outputs + j, room.logits[(size_t)j * stride + i]);
             }
         }
     }

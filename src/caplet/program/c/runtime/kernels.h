@@ -60,6 +60,9 @@ caplet_voter caplet_vote_any;
 caplet_voter caplet_vote_bytes;   /* all of 8 bits, in_dim at most 64, no left shift, no noise */
 caplet_voter caplet_vote_bytes_4; /* the same, with in_dim 4 and votes that take all of int8_t */
 caplet_voter caplet_vote_bytes_8;
+caplet_voter caplet_vote_channels;   /* as caplet_vote_bytes, with a shift for each vote */
+caplet_voter caplet_vote_channels_4; /* with in_dim 4 */
+caplet_voter caplet_vote_channels_8;
 
 /* acc[g, d] += sum over r of coupling[g, r] * votes[r, g, d], rows up to 16. coupling: (outputs, op->rows). */
 typedef void caplet_weigher(const struct caplet_routing_op *op, const void *votes, const uint16_t *coupling,
@@ -78,6 +81,7 @@ caplet_updater caplet_update_any;
 caplet_updater caplet_update_bytes;    /* all are int8_t, sums int32_t, no left shift, no noise, dim at most 64 */
 caplet_updater caplet_update_bytes_6;  /* the same, with dim 6 and logits that take all of int8_t */
 caplet_updater caplet_update_bytes_16; /* with dim 16 */
+caplet_updater caplet_update_mixed;    /* as caplet_update_bytes, with any signed activations and logits */
 
 /* Exponentials of a row of logits, and their sum, where there is no table of them. */
 typedef uint32_t caplet_exponential(const struct caplet_routing_op *op, const void *logits, uint32_t *exponentials);

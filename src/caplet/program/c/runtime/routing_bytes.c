@@ -1,9 +1,11 @@
 /* Dynamic routing of bytes: the weighted sums, and the agreements. */
 #include "fixed.h"
 
+enum { MOST_DIM = 64 };
+
 #ifndef CAPLET_HELIUM
 /* Rows of votes that are weighed, and whose agreements are made, together. */
-enum { TOGETHER = 4, MOST_DIM = 64 };
+enum { TOGETHER = 4 };
 
 #ifdef CAPLET_DSP
 /* s0, s1 += weight * the bytes 0 and 2, and 1 and 3, of a word: components of two rows. */
@@ -254,3 +256,57 @@ DEFINE_UPDATE(caplet_update_bytes, op->dim, &op->logits)
 DEFINE_UPDATE(caplet_update_bytes_6, 6, NULL)
 DEFINE_UPDATE(caplet_update_bytes_16, 16, NULL)
 #endif
+
+/* The place of component d of `dim` among pairs: of whole fours, 0 and 2, and 1 and 3, are pairs where those help. */
+static inline uint32_t place_of(uint32_t d, uint32_t dim)
+{
+#ifdef CAPLET_DSP
+    return (d | 3u) < dim && ((d ^ (d >> 1)) & 1u) ? d ^ 3u : d;
+#else
+    return (void)dim, d;
+#endif
+}
+
+void caplet_update_mixed(const caplet_routing_op *op, const void *activation, const void *votes, uint32_t rows,
+                         void *logits, uint32_t element)
+{
+    const uint32_t right = (uint32_t)op->agreement_shift, outputs = op->outputs, dim = op->dim, row = outputs * dim;
+    const int32_t term = (int32_t)caplet_rounding_term(&op->logits, right, 0);
+    const int32_t low = op->logits.low, high = op->logits.high;
+    const uint32_t words = op->logits.type == CAPLET_INT16;
+    union {
+        int16_t one[MOST_DIM];
+        uint32_t two[MOST_DIM / 2];
+    } a;
+    uint32_t g, r, d;
+    (void)element;
+    for (g = 0; g < outputs; g++) {
+        const int8_t *v = (const int8_t *)votes + g * dim;
+        int8_t *bytes = (int8_t *)logits + g;
+        int16_t *codes = (int16_t *)logits + g;
+        for (d = 0; d < dim; d++) {
+            a.one[place_of(d, dim)] = (int16_t)caplet_load(activation, op->activation.type, g * dim + d);
+        }
+        for (r = rows; r > 0; r--) {
+            int32_t sum = term;
+            d = 0;
+#ifdef CAPLET_DSP
+            for (; d + 4 <= dim; d += 4) {
+                const uint32_t word = caplet_load4(v + d);
+                sum = caplet_multiply_pairs(caplet_signed_02(word), a.two[d / 2], sum);
+                sum = caplet_multiply_pairs(caplet_signed_13(word), a.two[d / 2 + 1], sum);
+            }
+#endif
+            for (; d < dim; d++) {
+                sum += a.one[d] * v[d];
+            }
+            sum = caplet_clip32((words ? *codes : *bytes) + (sum >> right), low, high);
+            if (words) {
+                *codes = (int16_t)sum;
+            } else {
+                *bytes = (int8_t)sum;
+            }
+            v += row, codes += outputs, bytes += outputs;
+        }
+    }
+}
