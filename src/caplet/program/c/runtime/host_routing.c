@@ -250,7 +250,8 @@ void caplet_host_route(const caplet_routing_op *op, const int8_t *votes, const c
     if (memory->logits != NULL) {
         for (i = 0; i < op->inputs; i++) {
             for (j = 0; j < op->outputs; j++) {
-                caplet_store(memory->logits, op->logits.type, i * op->outputs + j, room.logits[(size_t)j * stride + i]);
+                const int32_t logit = room.logits[(size_t)j * stride + i];
+                caplet_store(memory->logits, op->logits.type, i * op->outputs + j, logit);
             }
         }
     }
