@@ -1,6 +1,7 @@
 /*
- * Dynamic routing of votes of bytes for PCs, with logits of at most 12 bits. Votes are transposed to (outputs * dim, inputs), so that weighted sums, agreements
- * and softmax all run along the input capsules, whatever the dimension.
+ * Dynamic routing of votes of bytes for PCs, with logits of at most 12 bits. Votes are transposed to
+ * (outputs * dim, inputs), so that weighted sums, agreements and softmax all run along the input capsules, whatever the
+ * dimension.
  */
 #include "host_tile.h"
 
