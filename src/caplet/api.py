@@ -49,6 +49,8 @@ from caplet.jobs.sensitivity import SensitivityResult, sensitivity
 from caplet.jobs.trace import Comparison, Trace, parse_levels, record_trace, trace_levels
 from caplet.jobs.train import TrainRun, parse_changes
 from caplet.jobs.train import train_by_recipe as train_model
+from caplet.jobs.trained import PREFIX as TRAINED_PREFIX
+from caplet.jobs.trained import ShippedNetwork, model_file, trained_networks
 from caplet.lower import lower as lower_model
 from caplet.models.assemble import skeleton
 from caplet.models.backbone import backbone_caps
@@ -103,6 +105,7 @@ __all__ = [
     "Rounding",
     "SensitivityResult",
     "SensitivitySettings",
+    "ShippedNetwork",
     "Trace",
     "TrainRun",
     "Verified",
@@ -154,6 +157,7 @@ __all__ = [
     "sensitivity",
     "trace_levels",
     "train_model",
+    "trained_networks",
     "verify_engines",
     "write_report",
     "write_settings",
@@ -164,6 +168,8 @@ def load(path: str | Path, image_size: int | None = None, assume: Mapping[str, A
     """Load any model file: a ``.caplet`` Program, a native checkpoint, or a foreign checkpoint to import.
 
     Args:
+        path: of the file; ``trained:NAME`` is the Program of a network of :func:`trained_networks`, which come with
+            the package, and ``trained:NAME.safetensors`` the same in float.
         image_size: side of the images of an imported model, where its file leaves it open.
         assume: what such a file does not say, such as ``{"activation": "leaky_relu:0.3", "channels": "bgr"}``; its
             names are activation, iterations, padding, strides, channels and normalize (docs/runs.md). What was
@@ -172,7 +178,10 @@ def load(path: str | Path, image_size: int | None = None, assume: Mapping[str, A
     Raises:
         ModelError, ArtefactError: missing, damaged, or of no known kind; an assumption that is unknown or not open.
     """
-    path = Path(path)
+    return _load(model_file(path), image_size, assume)
+
+
+def _load(path: Path, image_size: int | None, assume: Mapping[str, Any] | None) -> CapsNet | Program:
     if path.suffix != ".caplet":
         return load_model(path, image_size, assume)
     if assume:
@@ -182,7 +191,7 @@ def load(path: str | Path, image_size: int | None = None, assume: Mapping[str, A
 
 def load_float(path: str | Path, image_size: int | None = None, assume: Mapping[str, Any] | None = None) -> CapsNet:
     """As :func:`load`, for what needs a float model. Raises ModelError for a ``.caplet`` file."""
-    model = load(path, image_size, assume)
+    model = _load(model_file(path, ".safetensors"), image_size, assume)
     if isinstance(model, Program):
         raise ModelError(f"{path} holds integers already; give the float model that it was made from")
     return model
@@ -216,12 +225,12 @@ def inspect(
     if isinstance(model, CapsNet | Program):
         return inspect_model(model)
     named = _ready_made(model)
-    return inspect_model(load(model, image_size, assume), Path(model)) if named is None else inspect_model(named)
+    return inspect_model(load(model, image_size, assume), model_file(model)) if named is None else inspect_model(named)
 
 
 def _ready_made(name: str | Path) -> CapsNet | None:
     """The ready-made model of a name, untrained; None for a file, or where no name is like it. Raises ModelError."""
-    if Path(name).exists():
+    if str(name).startswith(TRAINED_PREFIX) or Path(name).exists():
         return None
     if (known := str(name)) in NAMED:
         named = named_model(known)

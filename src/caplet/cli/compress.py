@@ -82,12 +82,20 @@ def command(
 
 
 @with_options
-def demo(run: RunOptions) -> None:
+def demo(
+    run: RunOptions,
+    trained: Annotated[
+        bool, typer.Option("--trained", help="Only classify, with the digits network that comes with caplet: seconds.")
+    ] = False,
+) -> None:
     """Train a capsule net on 8x8 digits and compress it. Needs no data and a minute or two.
 
     It is `caplet compress` with a recipe: prune, fine-tune, quantize, write firmware, compare the integers of every
-    engine, and report.
+    engine, and report. With --trained nothing is trained or written: test images are classified at once.
     """
+    if trained:
+        _classify(run)
+        return
     note("training a small capsule network on scikit-learn's digits, then making it smaller")
     result = _compress(CompressSettings.of(DEMO), run.out or Path("runs/demo"), run)
     if not result.met:
@@ -169,3 +177,29 @@ def _verdict(metrics: dict[str, Any]) -> Iterator[str]:
     for side, rate in metrics["speed"]["sides"].items():
         told = "" if side == "float" else f", {rate['times']:.1f}x the float model's"
         yield f"{side}: {rate['median']:,.0f} images/s on {threads} thread{'s' * (threads > 1)}{told}"
+
+
+SHADES = " .:-=+*#%@"
+"""Characters for pixels, from black to white."""
+SHOWN = 4
+"""Images that are drawn, side by side."""
+
+
+def _classify(run: RunOptions) -> None:
+    """Classify the test images of scikit-learn's digits with the integers of ``trained:digits``; draw some."""
+    from caplet.api import evaluate, load, load_data
+
+    program, test = load("trained:digits"), load_data("digits").test
+    found = evaluate(program, test)
+    if run.as_json:
+        print_json({"model": "trained:digits", "accuracy": found.accuracy, "predictions": found.predictions.tolist()})
+        return
+    few = range(0, len(test), len(test) // SHOWN + 1)
+    pixels = test.images[list(few), 0].tolist()
+    for row in range(len(pixels[0])):
+        drawn = ("".join(2 * SHADES[value * len(SHADES) // 256] for value in image[row]) for image in pixels)
+        print("   ".join(drawn))
+    told = (f"{test.classes[int(test.labels[i])]} taken for {test.classes[found.predictions[i]]}" for i in few)
+    print("   ".join(text.ljust(2 * len(pixels[0])) for text in told).rstrip())
+    console().print(f"{test.name}: accuracy {found.accuracy} in integers ({found.engine}, {found.seconds:.2f} s)")
+    note("caplet models --trained lists more networks; caplet demo trains one and makes it smaller")

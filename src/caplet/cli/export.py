@@ -58,7 +58,7 @@ def command(
     from caplet.api import EmitSettings, export_c, find_program
 
     source = find_program(run)
-    folder = out or source.parent / ("export" if to == "c" else f"export-{to}")
+    folder = out or _beside(run, source) / ("export" if to == "c" else f"export-{to}")
     export = export_c(source, folder, EmitSettings(prefix=prefix, ram=parse_ram(ram), to=to))
     if json:
         print_json({"folder": str(export.folder), "prefix": export.prefix, "memory": export.plan.to_json()})
@@ -72,6 +72,11 @@ def command(
         note(f"how to use it: {export.folder / 'README.md'}")
 
 
+def _beside(run: Path, source: Path) -> Path:
+    """Where an export goes: beside the model, or for one that comes with caplet a folder in runs/."""
+    return Path("runs") / str(run).replace(":", "-") if str(run).startswith("trained:") else source.parent
+
+
 def _onnx(
     run: Path, out: Path | None, images: int, images_of: ImageOptions, importing: ImportOptions, json: bool
 ) -> None:
@@ -80,7 +85,7 @@ def _onnx(
     source = find_program(run) if run.is_dir() else run
     model = importing.load(source)
     pixels, told = images_of.pixels(images, model)
-    path = export_onnx(model, out or source.with_suffix(".onnx"))
+    path = export_onnx(model, out or _beside(run, source) / source.with_suffix(".onnx").name.replace(":", "-"))
     try:
         found = check_onnx(path, model, pixels)
     except ToolMissing as error:

@@ -11,7 +11,7 @@ from caplet.cli.shared import ImportOptions, Json, origin
 from caplet.errors import ModelError
 
 if TYPE_CHECKING:
-    from caplet.api import Check
+    from caplet.api import Check, ShippedNetwork
 
 
 POINTS = {"point": "{point}", "shape": "{shape}", "storage": "{storage}", "format": "{format}"}
@@ -117,10 +117,25 @@ def command(
         console().print(f"{name}: {value}")
 
 
-def models(json: Json = False) -> None:
-    """List the ready-made models with image size, groups and parameter counts."""
-    from caplet.api import list_models
+def models(
+    trained: Annotated[
+        bool, typer.Option("--trained", help="List the trained networks that come with caplet instead.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """List the ready-made models with image size, groups and parameter counts; or those that are trained already.
 
+    A trained one's name, such as trained:mnist, stands wherever a model's path is asked for: for its integers, or in
+    float where a float model is needed; trained:mnist.safetensors is the float one everywhere.
+
+    Example: caplet models --trained
+    Example: caplet eval trained:mnist --data mnist
+    """
+    from caplet.api import list_models, trained_networks
+
+    if trained:
+        _list_trained(list(trained_networks().values()), json)
+        return
     found = list_models()
     if json:
         print_json({"models": found})
@@ -130,3 +145,18 @@ def models(json: Json = False) -> None:
         {**row, "image": "x".join(map(str, row["image"])), "parameters": f"{row['parameters']:,}"} for row in found
     ]
     show_table(headings, [[str(row[name]) for name in headings] for row in texts], "Models", left=3, fold=True)
+
+
+def _list_trained(found: list["ShippedNetwork"], json: bool) -> None:
+    if json:
+        print_json({"trained": [network.to_json() for network in found]})
+        return
+    headings = ("path", "data", "accuracy of the integers (%)", "in float (%)", "integers", "float")
+    rows = []
+    for network in found:
+        tested = [
+            f"{each.percent:.2f} [{each.low:.2f}, {each.high:.2f}]" for each in (network.test, network.float_test)
+        ]
+        sizes = [kilobytes(path.stat().st_size) for path in (network.integers, network.float)]
+        rows.append((network.path, f"{network.data}, {network.test.n:,} test images", *tested, *sizes))
+    show_table(headings, rows, "Trained networks", left=2, fold=True)

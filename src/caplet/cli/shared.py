@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound="CapsNet | Program")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars, no notes.")]
-FloatModel = Annotated[Path, typer.Argument(help="A trained float model: .safetensors, or a .pt / .h5 to import.")]
+FloatModel = Annotated[
+    Path, typer.Argument(help="A trained float model: .safetensors, a .pt / .h5 to import, or trained:NAME.")
+]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change one setting, e.g. --set lr=1e-3. May be repeated.")
 ]
@@ -90,7 +92,7 @@ class RunOptions(Settings):
 
     def folder(self, model: Path, suffix: str) -> Path:
         """The run folder: ``--out``, or ``runs/NAME-SUFFIX``; runs/NAME/model.safetensors has the name NAME."""
-        name = model.resolve().parent.name if model.stem == "model" else model.stem
+        name = (model.resolve().parent.name if model.stem == "model" else model.stem).replace(":", "-")
         return self.out or Path("runs") / f"{name}-{suffix}"
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from caplet.data.imageset import to_float
 from caplet.errors import ArtefactError, ConfigError, ToolMissing, choose
 from caplet.files import write_bytes
+from caplet.jobs.trained import model_file
 from caplet.models.base import CapsNet
 from caplet.program import Program
 from caplet.program.c.emit import WEB, EmitSettings, Export, emit
@@ -35,12 +36,12 @@ _CHUNK = 16
 
 
 def find_program(path: str | Path) -> Path:
-    """The ``.caplet`` file that ``path`` means: itself, or the best one of a run folder.
+    """The ``.caplet`` file that ``path`` means: itself, the best one of a run folder, or that of ``trained:NAME``.
 
     Raises:
         ArtefactError: a folder without any (the message lists what is looked for), or a file of another kind.
     """
-    path = Path(path)
+    path = model_file(path)
     if not path.is_dir():
         if path.suffix != ".caplet":
             raise ArtefactError(f"{path}: not a .caplet file; `caplet quantize` makes one from a float model")

@@ -94,6 +94,7 @@ for _name, _named in {
     "shallow": NamedModel("shallow", ShallowCapsConfig(), "ShallowCaps of Sabour et al. 2017, 1x28x28"),
     "shallow-digits": NamedModel("shallow", _DIGITS, "small ShallowCaps for scikit-learn's 8x8 digits"),
     "q7-mnist": NamedModel("shallow", _Q7, "the public Q7-CapsNets network for MNIST, 1x28x28"),
+    "small-8": _small((1, 8, 8), ((3, 16, 1),), types=4, stride=2),
     "small-28": _small((1, 28, 28), ((5, 32, 2), (3, 32, 1), (3, 64, 2)), types=8, stride=1),
     "small-32": _small((3, 32, 32), ((3, 32, 1), (3, 32, 1), (3, 64, 2), (3, 64, 2)), types=16, stride=2),
     "deep": NamedModel("deep", DeepCapsConfig(), "DeepCaps of the Q-CapsNets code, 3x32x32"),

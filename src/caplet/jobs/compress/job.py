@@ -19,6 +19,7 @@ from caplet.jobs.report import write_report
 from caplet.jobs.run import begin, check, correct_images, held_out
 from caplet.jobs.timing import FORWARD, forward_rate, training_rate
 from caplet.jobs.train import fit_to_data, resolve_recipe
+from caplet.jobs.trained import model_file
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.models.cost import cost_of
@@ -72,7 +73,7 @@ def compress(
     if threads is not None:
         torch.set_num_threads(threads)
     if model is None and settings.model is not None:
-        model = load_model(settings.model, assume=settings.assume)
+        model = load_model(model_file(settings.model, ".safetensors"), assume=settings.assume)
     splits = load_splits(settings, bars) if splits is None else splits
     if model is not None:
         splits = check(splits, model, note=note)
@@ -158,7 +159,7 @@ def estimate_compression(
     rows: list[tuple[str, str, float]] = []  # stage, about, seconds
     if settings.recipe is None:
         assert settings.model is not None
-        model = load_model(settings.model, assume=settings.assume)
+        model = load_model(model_file(settings.model, ".safetensors"), assume=settings.assume)
         splits = check(splits, model)
     else:
         recipe = fit_to_data(resolve_recipe(settings.recipe, {}), splits)

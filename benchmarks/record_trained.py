@@ -1,0 +1,95 @@
+"""Put a trained network into the package, and record what it is worth: its float file first, then its integers.
+
+    caplet train --recipe small-mnist --root ../shared/data --out ~/runs/mnist
+    python benchmarks/record_trained.py float mnist ~/runs/mnist
+    caplet quantize trained:mnist.safetensors --data mnist --root ../shared/data --tolerance 0.2 --out ~/runs/mnist-q
+    python benchmarks/record_trained.py integers mnist ~/runs/mnist --quantized ~/runs/mnist-q --root ../shared/data
+
+``float`` rounds the checkpoint to 16 bits and writes src/caplet/models/trained/NAME.safetensors. ``integers`` copies
+the result of `caplet quantize` beside it, measures both once on the test split, and writes their row in index.json and
+benchmarks/records/<date>-trained-NAME.json with the curve. Nothing is chosen here: the test split comes last.
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from record_recipe import RECORDS, history
+
+from caplet.api import evaluate, find_program, load, load_data, load_float, save_model
+from caplet.files import digest
+from caplet.jobs.trained import FOLDER, ShippedNetwork
+from caplet.models.cost import cost_of
+
+INDEX = FOLDER / "index.json"
+
+
+def write_float(name: str, run: Path) -> None:
+    """Store a run's checkpoint in 16 bits."""
+    model = load_float(run / "model.safetensors")
+    kept = {key: model.notes[key] for key in ("recipe", "epoch", "classes", "data") if key in model.notes}
+    save_model(model.half(), FOLDER / f"{name}.safetensors", kept)
+
+
+def write_integers(name: str, run: Path, quantized: Path, root: str | None, note: str) -> None:
+    """Copy the integers, measure both files on the test split, write the row and the record."""
+    shutil.copyfile(find_program(quantized), FOLDER / f"{name}.caplet")
+    trained = json.loads((run / "settings.json").read_text())
+    settings = json.loads((quantized / "settings.json").read_text())
+    model, program = load_float(FOLDER / f"{name}.safetensors"), load(FOLDER / f"{name}.caplet")
+    splits = load_data(trained["dataset"], root, calibration_size=trained["calibration_size"])
+    in_float, in_integers = (evaluate(each, splits.test).accuracy for each in (model, program))
+    today = datetime.now(UTC).date().isoformat()
+    record = f"{today}-trained-{name}.json"
+    cost = cost_of(model)
+    row = ShippedNetwork(
+        name, trained["dataset"], trained["recipe"], cost.parameters, cost.macs, in_integers, in_float, record
+    )
+    rows: list[dict[str, Any]] = json.loads(INDEX.read_text()) if INDEX.exists() else []
+    rows = [*(other for other in rows if other["name"] != name), asdict(row)]
+    INDEX.write_text(json.dumps(rows, indent=1) + "\n")
+    curve = history(run / "train.csv")
+    files = {f"{name}{ending}": FOLDER / f"{name}{ending}" for ending in (".caplet", ".safetensors")}
+    found = {
+        "date": today,
+        "command": shlex.join(["python", "benchmarks/record_trained.py", *sys.argv[1:]]),
+        "train": {key: value for key, value in trained.items() if key != "data"},
+        "quantize": {key: settings[key] for key in settings if key not in ("data", "weights")},
+        "data": {key: splits.info[key] for key in ("name", "note", "sizes", "hashes")},
+        "network": asdict(row),
+        "bytes": {name: file.stat().st_size for name, file in files.items()},
+        "sha256": {name: digest(file.read_bytes()) for name, file in files.items()},
+        "calibration_accuracy": max(epoch["calibration_accuracy"] for epoch in curve),
+        "minutes": round(curve[-1]["seconds"] / 60, 1),
+        "note": note,
+        "history": curve,
+    }
+    (RECORDS / record).write_text(json.dumps(found, indent=1) + "\n")
+    print(f"{name}: {in_integers} in integers, {in_float} in float, {found['bytes']} bytes")
+
+
+def main() -> None:
+    """Parse, and do one of the two steps."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("float", "integers"))
+    parser.add_argument("name")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--quantized", type=Path)
+    parser.add_argument("--root")
+    parser.add_argument("--note", default="")
+    options = parser.parse_args()
+    FOLDER.mkdir(exist_ok=True)
+    if options.step == "float":
+        write_float(options.name, options.run)
+    else:
+        write_integers(options.name, options.run, options.quantized, options.root, options.note)
+
+
+if __name__ == "__main__":
+    main()
