@@ -122,6 +122,20 @@ def test_test_images_are_limited(settings: PapersSettings, tmp_path: Path) -> No
     assert "test images 7" in (tmp_path / "run" / "papers.md").read_text()
 
 
+def test_a_size_is_that_of_cnns_with_capsules(settings: PapersSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int | None]] = []
+
+    def load(name: str, root: Path, *, size: int | None, **rest: Any) -> Any:
+        asked.append((name, size))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(job, "load_data", load)
+    for row in ("efficient-lite0-cifar10-50", "qcapsnets-deep-cifar10"):
+        with pytest.raises(ConfigError, match="enough"):
+            job.Sources(changed(settings, size=64)).data(ROWS[row])
+    assert asked == [("cifar10", 64), ("cifar10", None)]
+
+
 def test_estimates(settings: PapersSettings) -> None:
     rows = list_papers(changed(settings, only=("q7-*", "deep-svhn")), estimate=True)
     found = {row["name"]: (row["minutes"], row["missing"]) for row in rows}

@@ -206,6 +206,25 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         load_pretrained(small("mobilenetv1"), "torchvision")
 
 
+def test_a_trunk_ends_with_a_block_where_asked_to(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = lively(torchvision.models.resnet18(weights=None)).state_dict()
+    whole, cut = (backbone_caps(name, image=(3, 32, 32)).eval() for name in ("resnet18", "resnet18@layer2_1"))
+    for model in (whole, cut):
+        read_trunk(model, state, "test")
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        middle: tuple[Tensor, ...] = (images,)
+        for stage in whole.stages()[: len(cut.stages()) - 2]:
+            middle = stage.run(middle)
+        assert torch.equal(last_map(cut, images), middle[0])
+    assert cut.primary.weight.shape[1:] == (128, 4, 4)
+    save_model(cut, tmp_path / "cut.safetensors")
+    assert load_model(tmp_path / "cut.safetensors").config == cut.config
+    with pytest.raises(ModelError, match="unknown block of backbone resnet18 'layer2_2'; did you mean 'layer2_1'"):
+        backbone_caps("resnet18@layer2_2")
+
+
 CONV = {"kind": "conv", "name": "conv", "channels": 4, "padding": 1}
 
 

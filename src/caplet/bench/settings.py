@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from caplet.errors import ConfigError
-from caplet.settings import Batch, Few, Many, Settings, option
+from caplet.settings import Batch, Few, Many, Settings, Side, option
 
 PANEL = "Measurement"
 
@@ -85,6 +85,8 @@ class PapersSettings(Settings):
     """Images cut from the training split for calibration and search."""
     test_images: Many | None = option(None, PANEL)
     """Look at so many test images at most, at even distances. Default: all."""
+    size: Side | None = option(None, PANEL)
+    """Side in pixels of the images for CNNs with capsules, which were trained on resized ones."""
     threads: Few | None = option(None, PANEL)
     """CPU threads."""
 

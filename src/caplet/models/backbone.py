@@ -17,6 +17,9 @@ from caplet.nn.caps import ConvCaps2d, DenseCaps, flatten_capsules
 from caplet.nn.conv import InputLayer
 from caplet.settings import Few, Side, Size
 
+END = "@"
+"""Between a trunk's name and its last block."""
+
 
 class BackboneCapsConfig(ModelConfig):
     """Settings of :class:`BackboneCaps`; they say every channel count, also of a pruned network.
@@ -114,6 +117,8 @@ def trunk_settings(
 ) -> TrunkSettings:
     """The trunk called ``name`` (``resnet18``, ``mobilenetv2``, ...); ``timm/NAME`` is timm's network of that name.
 
+    ``NAME@BLOCK`` ends with that block: on small images the later ones see hardly more than one position.
+
     Args:
         width: factor on every channel count.
         mean, std: normalisation of the images per channel, as pretrained weights need it; None for none, or timm's own
@@ -124,6 +129,12 @@ def trunk_settings(
             that is not above 0.
         ToolMissing: a network of timm's where timm is not installed.
     """
+    name, _, last = name.partition(END)
+    if last:
+        whole = trunk_settings(name, width, mean, std)
+        blocks = [block.name for block in whole.blocks]
+        end = blocks.index(choose(last, blocks, f"block of backbone {name}", ModelError))
+        return whole.model_copy(update={"blocks": whole.blocks[: end + 1]})
     if not width > 0:
         raise ModelError(f"backbone {name}: width {width}; the rule is above 0")
     if name.startswith(PREFIX):

@@ -10,7 +10,7 @@ import torch
 
 from caplet.bench.papers.page import PAGE, RECORD, page, record_of
 from caplet.bench.papers.rows import PaperRow, select
-from caplet.bench.papers.work import Rates
+from caplet.bench.papers.work import PruneCnn, Rates
 from caplet.bench.settings import PapersSettings
 from caplet.data import Splits, load_data
 from caplet.errors import CapletError
@@ -31,7 +31,7 @@ class Sources:
     """The models and the data of a call; the last ones loaded are kept."""
 
     settings: PapersSettings
-    _data: tuple[str, Splits] | None = None
+    _data: tuple[tuple[str, int | None], Splits] | None = None
 
     def missing(self, row: PaperRow) -> str | None:
         """Why a row cannot be made, as far as it shows before anything is loaded; None where nothing does."""
@@ -53,12 +53,12 @@ class Sources:
 
     def data(self, row: PaperRow) -> Splits:
         """The row's data. Raises DataError where they are not here."""
-        name = row.network.data
-        if self._data is None or self._data[0] != name:
-            settings = self.settings
+        settings, name = self.settings, row.network.data
+        size = settings.size if isinstance(row.work, PruneCnn) else None
+        if self._data is None or self._data[0] != (name, size):
             root = settings.roots.get(name, settings.roots.get(""))
-            splits = load_data(name, root, calibration_size=settings.calibration_size, download=False)
-            self._data = name, _limited(splits, settings.test_images)
+            splits = load_data(name, root, calibration_size=settings.calibration_size, size=size, download=False)
+            self._data = (name, size), _limited(splits, settings.test_images)
         return self._data[1]
 
 
@@ -109,7 +109,7 @@ def redo_papers(
         ArtefactError: the run folder cannot be used.
     """
     rows, sources = select(settings.only), Sources(settings)
-    limits = {"calibration_size": settings.calibration_size, "test_images": settings.test_images}
+    limits = {key: getattr(settings, key) for key in ("calibration_size", "test_images", "size")}
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     with open_run(out, {"job": "papers", **limits}, resume=resume, force=force) as run:

@@ -138,6 +138,12 @@ NETWORKS: dict[str, PaperNet] = {
         PaperNet(
             "mobilenetv1-cifar10", "MobileNetV1 with capsules", "cifar10", "caplet train --model mobilenetv1-caps"
         ),
+        PaperNet(
+            "lite0-cifar10",
+            "EfficientNet-Lite0 with capsules",
+            "cifar10",
+            "caplet train --model timm/tf_efficientnet_lite0 --pretrained FILE --data cifar10 --size 64",
+        ),
     )
 }
 """Every network that a row needs."""
@@ -205,8 +211,8 @@ def _efficient() -> Iterator[PaperRow]:
             settings = PruneSettings(macs=macs, teach=False, lr=1e-3)
             work = Prune(f"capsules and channels pruned to {macs:.0%} of the MACs, 1 epoch", settings)
             yield PaperRow(f"efficient-{name}-{macs:.0%}".replace("%", ""), EFFICIENT, NETWORKS[name], work)
-    for name in ("resnet50-cifar10", "resnet50-tiny-imagenet", "mobilenetv1-cifar10"):
-        for macs in (0.5, 0.25):
+    for name in ("resnet50-cifar10", "resnet50-tiny-imagenet", "mobilenetv1-cifar10", "lite0-cifar10"):
+        for macs in (0.75, 0.5, 0.25):
             cnn = PruneCnn(
                 f"CNN pruned to {macs:.0%} of the MACs, 3 epochs",
                 BackbonePruneSettings(macs=macs),

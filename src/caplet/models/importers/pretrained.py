@@ -11,7 +11,7 @@ from torch import Tensor
 from caplet.errors import ModelError
 from caplet.models.architectures import ARCHITECTURES
 from caplet.models.assemble import check_shape, listed
-from caplet.models.backbone import BackboneCaps
+from caplet.models.backbone import END, BackboneCaps
 from caplet.models.base import CapsNet, check_finite
 from caplet.models.importers.files import read_state_dict
 from caplet.models.timm_trunk import PREFIX, timm_trunk
@@ -44,7 +44,7 @@ def read_trunk(model: BackboneCaps, state: Mapping[str, Tensor], where: str) -> 
             modules.setdefault(module, {})[part] = tensor
     layers = [layer for layer in model.layers() if isinstance(layer, ConvNorm | SqueezeExcite)]
     targets = [(layer.name, target) for layer in layers for target in _targets(layer)]
-    network = model.config.architecture or ""
+    network, _, end = (model.config.architecture or "").partition(END)
     if network.startswith(PREFIX):
         known = timm_trunk(network.removeprefix(PREFIX)).modules
         names = [module for layer in layers for module in known[layer.name]]
@@ -59,7 +59,7 @@ def read_trunk(model: BackboneCaps, state: Mapping[str, Tensor], where: str) -> 
             check_shape(f"{module}.{part}", found[part], tuple(place.shape), where)
             with torch.no_grad():
                 place.copy_(found[part])
-    if len(names) > len(targets):
+    if len(names) > len(targets) and not end:
         rest = listed(names[len(targets) :])
         raise ModelError(f"{where}: tensors that the trunk has no place for: {rest}; is it another network?")
     check_finite(state, where)
@@ -105,7 +105,7 @@ def load_pretrained(model: CapsNet, source: str | Path) -> bool:
 
 def _cached(model: BackboneCaps, package: str) -> Path | None:
     """The file of the default weights in the cache of ``package``; None, with a warning, where it is not there."""
-    name = model.config.architecture or "of own settings"
+    name = (model.config.architecture or "of own settings").partition(END)[0]
     found = None
     if package == TIMM:
         if not name.startswith(PREFIX):
