@@ -57,7 +57,36 @@ DEFINE_MULTIPLY_ONE(multiply_one_of_words, int16_t)
             STORE_SUMS                                                  \
         }                                                               \
     }
+#ifdef CAPLET_DSP
+MULTIPLIER(caplet_multiply_words)
+{
+    const int8_t *w = (const int8_t *)weights; /* words of one weight of each filter; in groups not aligned to 4 bytes */
+    const uint32_t *pairs = (const uint32_t *)patch;
+    if (filters < CAPLET_PAIR) {
+        multiply_one_of_words((const int16_t *)weights, (const int16_t *)patch, taps, fresh, sums);
+        return;
+    }
+    LOAD_SUMS
+    for (; taps >= 2; taps -= 2, w += 8, pairs += CAPLET_POSITIONS) {
+        const uint32_t first = caplet_load4(w), second = caplet_load4(w + 4);
+        const uint32_t even = caplet_low_halves(first, second), odd = caplet_high_halves(first, second);
+        uint32_t p0, p1;
+        caplet_load_two(pairs, &p0, &p1);
+        a0 = caplet_multiply_pairs(even, p0, a0), b0 = caplet_multiply_pairs(odd, p0, b0);
+        a1 = caplet_multiply_pairs(even, p1, a1), b1 = caplet_multiply_pairs(odd, p1, b1);
+        caplet_load_two(pairs + 2, &p0, &p1);
+        a2 = caplet_multiply_pairs(even, p0, a2), b2 = caplet_multiply_pairs(odd, p0, b2);
+        a3 = caplet_multiply_pairs(even, p1, a3), b3 = caplet_multiply_pairs(odd, p1, b3);
+    }
+    if (taps > 0) {
+        const int16_t *x = (const int16_t *)(const void *)pairs;
+        TAP(x, (const int16_t *)(const void *)w);
+    }
+    STORE_SUMS
+}
+#else
 DEFINE_MULTIPLY(caplet_multiply_words, int16_t, multiply_one_of_words)
+#endif
 
 /* Weights of bytes by codes of 16 bits. Without vectors of bytes, codes that are bytes come so, too. */
 #ifdef CAPLET_HELIUM
