@@ -60,7 +60,7 @@ DEFINE_MULTIPLY_ONE(multiply_one_of_words, int16_t)
 #ifdef CAPLET_DSP
 MULTIPLIER(caplet_multiply_words)
 {
-    const int8_t *w = (const int8_t *)weights; /* words of one weight of each filter; in groups not aligned to 4 bytes */
+    const int8_t *w = (const int8_t *)weights; /* one weight of each filter, at any even address */
     const uint32_t *pairs = (const uint32_t *)patch;
     if (filters < CAPLET_PAIR) {
         multiply_one_of_words((const int16_t *)weights, (const int16_t *)patch, taps, fresh, sums);
