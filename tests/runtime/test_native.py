@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from caplet.errors import ArtefactError, DataError, ToolMissing
+from caplet.fixed.format import FixedFormat
 from caplet.fixed.rounding import Rounding
 from caplet.program import interpreter
+from caplet.program.c.describe import Descriptions
+from caplet.program.c.structure import Ref
 from caplet.program.op import OPS
 from caplet.program.program import Program
+from caplet.program.verify import lengths_format, verify
 from caplet.runtime import NativeModel, build_library, compiler, compilers
 from caplet.runtime.compiler import load_library
 from caplet.runtime.steps import _chains
@@ -187,3 +192,27 @@ def test_a_damaged_library_is_reported(tmp_path: Path) -> None:
     path.write_bytes(b"not a library")
     with pytest.raises(ArtefactError, match="delete the file"):
         load_library(path)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dim", [4, 8, 5])
+def test_what_fitted_plans_have_takes_fast_kernels(dim: int) -> None:
+    settings = SampleSettings(weight_bits=6, channel_shifts=True)
+    program = sample_shallow(3, settings, primary=(4, dim, 3))
+    wider = {"activation": 5, "logits": 2}  # bits more than 8 of the class capsules' small tensors
+    tensors = dict(program.tensors)
+    for name, more in wider.items():
+        spec = tensors[f"digit.{name}"]
+        assert isinstance(spec.format, FixedFormat)
+        fmt = FixedFormat(spec.format.bits + more, spec.format.frac_bits + more, spec.format.signed)
+        tensors[spec.name] = replace(spec, format=fmt)
+        if name == "activation":
+            lengths = tensors[program.lengths]
+            tensors[lengths.name] = replace(lengths, format=lengths_format(fmt, spec.shape[1]))
+    program = replace(program, tensors=tensors)
+    descriptions = Descriptions(program, verify(program))
+    fields = {op.kind: descriptions.of(op).fields for op in program.ops}
+    assert fields["dense_votes"]["kernel"] == Ref(f"caplet_vote_channels{'' if dim == 5 else f'_{dim}'}")
+    assert fields["routing"]["update"] == Ref("caplet_update_mixed")
+    images = images_for(program, 9)
+    assert first_difference(program, interpreter.trace(program, images), NativeModel(program).trace(images)) is None
