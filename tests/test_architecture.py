@@ -179,6 +179,7 @@ def test_every_op_is_handled_everywhere() -> None:
     from caplet.program.c.describe import DESCRIPTORS
     from caplet.program.document import _READ, _WRITE, _op_fields
     from caplet.program.interpreter import INTERPRET
+    from caplet.program.onnx.qdq import QDQ
     from caplet.program.onnx.translate import TRANSLATIONS
     from caplet.program.op import OPS, Op
     from caplet.program.verify import CHECKS
@@ -187,7 +188,7 @@ def test_every_op_is_handled_everywhere() -> None:
     assert set(OPS.values()) == concrete
     assert len(OPS) >= 9
     assert all(op.kind == kind for kind, op in OPS.items())
-    for functions in (INTERPRET, CHECKS, BOUNDS, DESCRIPTORS, TRANSLATIONS):
+    for functions in (INTERPRET, CHECKS, BOUNDS, DESCRIPTORS, TRANSLATIONS, QDQ):
         assert set(functions) == concrete, functions.what
     for op in concrete:
         declared = list(_op_fields(op))

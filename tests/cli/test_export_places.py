@@ -33,3 +33,21 @@ def test_a_place_has_a_folder_of_its_own(
     assert "not an empty folder" in caplet(*words).error()
     told = caplet(*words, "--json", "--out", str(tmp_path / "other"))
     assert told.json()["folder"] == str(tmp_path / "other")
+
+
+def test_onnx_in_qdq_form_says_how_many_codes_differ(caplet: Caplet, quantized: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    program = tmp_path / "model.caplet"
+    program.write_bytes((quantized / "model_satisfied.caplet").read_bytes())
+    words = ["export", str(program), "--to", "onnx", "--form", "qdq", "--images", "30"]
+    done = caplet(*words, "--data", "digits", "--json")
+    told = done.json()
+    assert told["file"] == str(tmp_path / "model.qdq.onnx")
+    assert told["form"] == "qdq"
+    assert (told["check"]["images"], told["check"]["values"]) == (30, 30 * 10 * 8)
+    assert f"calibration images: {told['check']['equal_predictions']} of 30 predictions equal" in done.err
+    assert f"{told['check']['differing']:,} of 2,400 class-capsule values differ" in done.err
+    assert ("wider than 8 bits" in done.err) == bool(told["wide"])
+    assert "random images" in caplet(*words).err
+    assert "--form qdq: only with --to onnx" in caplet("export", str(program), "--form", "qdq").error()

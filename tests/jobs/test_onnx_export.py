@@ -7,7 +7,7 @@ import pytest
 
 from caplet import api
 from caplet.data import Splits
-from caplet.errors import ToolMissing
+from caplet.errors import ConfigError, ToolMissing
 from caplet.jobs import export as job
 from caplet.jobs.export import check_onnx, export_onnx
 from tiny_networks import tiny
@@ -57,6 +57,28 @@ def test_a_difference_is_counted(quantized: Path, trained: Path, digits: Splits,
     found = check_onnx(path, program, digits.test.images[:50].numpy())
     assert found.differing > 0
     assert found.largest >= 1
+
+
+@pytest.mark.usefixtures("_packages")
+def test_the_difference_of_the_qdq_form_is_counted(quantized: Path, digits: Splits, tmp_path: Path) -> None:
+    import onnxruntime
+
+    program = api.load_program(quantized / "model_satisfied.caplet")
+    images = digits.calibration.images.numpy()[:80]
+    path = export_onnx(program, tmp_path / "model.onnx", "qdq")
+    found = check_onnx(path, program, images)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    prediction, capsules = session.run(["prediction", "capsules"], {"images": images})
+    expected = api.run(program, images)
+    gap = np.abs(capsules - expected.capsules)
+    assert (found.differing, found.largest, found.values) == ((gap > 0).sum(), gap.max(), gap.size)
+    assert found.equal_predictions == (prediction == expected.predictions).sum()
+    assert 0 < found.differing < found.values / 5
+    assert found.equal_predictions > 75
+    with pytest.raises(ConfigError, match="--form qdq: the model is a float model"):
+        export_onnx(tiny("shallow").model, tmp_path / "float.onnx", "qdq")
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, quantized: Path, tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ import typer
 from caplet.cli.options import with_options
 from caplet.cli.output import note, print_json
 from caplet.cli.shared import ImageOptions, ImportOptions, Json, parse_ram
-from caplet.errors import NotExact, ToolMissing
+from caplet.errors import ConfigError, NotExact, ToolMissing
+
+Form = Literal["exact", "qdq"]
+"""Of ONNX files."""
 
 
 @with_options
@@ -34,6 +37,10 @@ def command(
     images: Annotated[
         int, typer.Option("--images", help="Of onnx: images on which the file is compared with the model.", min=1)
     ] = 100,
+    form: Annotated[
+        Form,
+        typer.Option("--form", help="Of onnx: exact integers; or qdq, for faster kernels of int8, codes may differ."),
+    ] = "exact",
     json: Json = False,
 ) -> None:
     """Write what computes exactly the integers of the .caplet file, for the place that --to names.
@@ -50,11 +57,16 @@ def command(
     --to onnx: a .caplet file becomes an ONNX graph of the same integers; a float model is exported, its routing
     unrolled; where onnxruntime is installed, the file is run and compared (exit code 6 if a code differs).
 
+    --to onnx --form qdq: QuantizeLinear and DequantizeLinear around Conv and MatMul, for the int8 kernels of
+    onnxruntime, OpenVINO and others; how many codes differ is counted on calibration images of --data, and printed.
+
     Example: caplet export runs/fmnist --to arduino --ram small
     """
     if to == "onnx":
-        _onnx(run, out, images, images_of, importing, json)
+        _onnx(run, out, images, form, images_of, importing, json)
         return
+    if form != "exact":
+        raise ConfigError(f"--form {form}: only with --to onnx; leave it out")
     from caplet.api import EmitSettings, export_c, find_program
 
     source = find_program(run)
@@ -78,27 +90,39 @@ def _beside(run: Path, source: Path) -> Path:
 
 
 def _onnx(
-    run: Path, out: Path | None, images: int, images_of: ImageOptions, importing: ImportOptions, json: bool
+    run: Path,
+    out: Path | None,
+    images: int,
+    form: Form,
+    images_of: ImageOptions,
+    importing: ImportOptions,
+    json: bool,
 ) -> None:
     from caplet.api import Program, check_onnx, export_onnx, find_program
 
     source = find_program(run) if run.is_dir() else run
     model = importing.load(source)
-    pixels, told = images_of.pixels(images, model)
-    path = export_onnx(model, out or _beside(run, source) / source.with_suffix(".onnx").name.replace(":", "-"))
+    pixels, told = images_of.pixels(images, model, calibration=form == "qdq")
+    name = source.with_suffix(".onnx" if form == "exact" else f".{form}.onnx").name.replace(":", "-")
+    path = export_onnx(model, out or _beside(run, source) / name, form)
+    wide = model.wide if form == "qdq" and isinstance(model, Program) else ()
+    if wide:
+        note(f"wider than 8 bits, so that the kernels around them stay float: {', '.join(wide)}")
     try:
         found = check_onnx(path, model, pixels)
     except ToolMissing as error:
         found = None
         note(f"not checked: {error}")
     if json:
-        print_json({"file": str(path), "bytes": path.stat().st_size, "check": found, **told})
+        extra = {"form": form, "wide": wide} if form == "qdq" else {}
+        print_json({"file": str(path), "bytes": path.stat().st_size, "check": found, **extra, **told})
     else:
         note(f"{path}: {path.stat().st_size:,} bytes")
     if found is not None:
+        shown = f", {'calibration' if images_of.data else 'random'} images" if form == "qdq" else ""
         note(
-            f"onnxruntime: {found.equal_predictions:,} of {found.images:,} predictions equal; {found.differing:,} of"
-            f" {found.values:,} class-capsule values differ, by at most {found.largest:.3g}"
+            f"onnxruntime{shown}: {found.equal_predictions:,} of {found.images:,} predictions equal;"
+            f" {found.differing:,} of {found.values:,} class-capsule values differ, by at most {found.largest:.3g}"
         )
-        if isinstance(model, Program) and found.differing:
+        if isinstance(model, Program) and form == "exact" and found.differing:
             raise NotExact(f"{path}: {found.differing:,} of {found.values:,} codes differ in onnxruntime")

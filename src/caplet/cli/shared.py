@@ -126,9 +126,12 @@ class ImageOptions(FileOptions):
         return check(splits, *models, note=note)
 
     def pixels(
-        self, images: int, model: "CapsNet | Program", progress: bool = False
+        self, images: int, model: "CapsNet | Program", progress: bool = False, calibration: bool = False
     ) -> tuple["NDArray[np.uint8]", dict[str, str]]:
-        """Evenly spaced test images, or random ones of the model's shape, uint8 (N, C, H, W); for --json their note."""
+        """Evenly spaced images of the test split, or of ``calibration``, or random ones of the model's shape.
+
+        They are uint8 (N, C, H, W); for --json their note.
+        """
         import numpy as np
 
         from caplet.api import CapsNet
@@ -137,7 +140,8 @@ class ImageOptions(FileOptions):
             shape = model.config.image if isinstance(model, CapsNet) else model.image_shape
             return np.random.default_rng(0).integers(0, 256, (images, *shape), dtype=np.uint8), {"data_note": ""}
         splits = self.load(progress, None, model)
-        return splits.test.evenly_spaced(images).images.numpy(), {"data_note": splits.info["note"]}
+        split = splits.calibration if calibration else splits.test
+        return split.evenly_spaced(images).images.numpy(), {"data_note": splits.info["note"]}
 
 
 class DataOptions(ImageOptions):

@@ -20,6 +20,7 @@ from caplet.program.c.emit import WEB, EmitSettings, Export, emit
 from caplet.program.file import load_program
 from caplet.program.interpreter import run, trace
 from caplet.program.onnx.graph import INSTALL, OPSET, require_onnx
+from caplet.program.onnx.qdq import to_qdq
 from caplet.program.onnx.translate import CAPSULES, IMAGES, PREDICTION, to_onnx
 from caplet.progress import Note, Progress, silent
 from caplet.quant.measure.evaluator import predict
@@ -30,6 +31,7 @@ from caplet.runtime.traces import first_difference
 
 Target = Literal["interpreter", "native", "cortex-m4", "riscv32"]
 TARGETS: tuple[Target, ...] = ("interpreter", "native", "cortex-m4", "riscv32")
+OnnxForm = Literal["exact", "qdq"]
 PREFERRED = ("model.caplet", *(f"model_{role}.caplet" for role in ("finetuned", "satisfied", "accuracy", "memory")))
 """Of a run folder: what a compression chose, then the results of the other jobs."""
 _CHUNK = 16
@@ -207,18 +209,26 @@ class OnnxCheck:
     largest: float
 
 
-def export_onnx(model: CapsNet | Program, out: str | Path) -> Path:
+def export_onnx(model: CapsNet | Program, out: str | Path, form: OnnxForm = "exact") -> Path:
     """Write ``model`` as an ONNX file.
 
-    A Program becomes a graph of exact integers (see :mod:`caplet.program.onnx`); a float model is exported by torch
-    with its routing unrolled: input ``images`` float32 (N, C, H, W) in [0, 1], output ``capsules`` float32.
+    A Program becomes a graph of exact integers (see :mod:`caplet.program.onnx`), or with ``form="qdq"`` one for kernels
+    of int8, whose codes may differ (:mod:`caplet.program.onnx.qdq`; :func:`check_onnx` tells how many). A float model
+    is exported by torch with its routing unrolled: input ``images`` float32 (N, C, H, W) in [0, 1], output ``capsules``
+    float32.
 
     Raises:
+        ConfigError: a float model in QDQ form.
         ToolMissing: onnx, or for a float model onnxscript, is not installed.
         ArtefactError: the file cannot be written.
     """
     require_onnx()
-    data = to_onnx(model).SerializeToString() if isinstance(model, Program) else _float_bytes(model)
+    if isinstance(model, Program):
+        data = (to_qdq if form == "qdq" else to_onnx)(model).SerializeToString()
+    elif form == "qdq":
+        raise ConfigError("--form qdq: the model is a float model; quantize it first, then export the .caplet file")
+    else:
+        data = _float_bytes(model)
     path = Path(out)
     write_bytes(path, data, todo="choose another --out")
     return path
@@ -252,6 +262,9 @@ def _float_bytes(model: CapsNet) -> bytes:
 def check_onnx(path: str | Path, model: CapsNet | Program, images: NDArray[np.uint8]) -> OnnxCheck:
     """Run ``images`` through an exported file in onnxruntime, and compare with the model it was made from.
 
+    On x86, onnxruntime is told to add products of bytes exactly (``session.x64quantprecision``): without that,
+    processors without VNNI saturate some sums of the QDQ form.
+
     Args:
         images: uint8 (N, C, H, W), N >= 1.
 
@@ -264,6 +277,7 @@ def check_onnx(path: str | Path, model: CapsNet | Program, images: NDArray[np.ui
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     equal = values = differing = 0
     largest = 0.0

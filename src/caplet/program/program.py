@@ -75,6 +75,16 @@ class Program:
         raise KeyError(f"{routing.name}: no op writes the votes {routing.votes!r}")
 
     @property
+    def wide(self) -> tuple[str, ...]:
+        """Tensors and weights that bytes do not hold."""
+        names = [name for name, spec in self.tensors.items() if name != self.lengths and spec.format.bits > 8]
+        weights = [op.weight for op in self.ops if isinstance(op, Convolution | DenseVotes)]
+        wide = (
+            weight.key for weight in weights if not np.array_equal(weight.integers.astype(np.int8), weight.integers)
+        )
+        return (*names, *wide)
+
+    @property
     def flash_bytes(self) -> int:
         """Bytes of the bit-packed constants, one for each shift of a channel, two for each selected input capsule."""
         selected = sum(len(op.selected or ()) for op in self.ops if isinstance(op, DenseVotes))

@@ -5,7 +5,7 @@ class capsules' codes, int32, N x classes x dimensions) and ``lengths`` (their s
 scales are powers of two; the metadata names every tensor's bits and fraction bits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from caplet.fixed.format import FixedFormat
 from caplet.fixed.rounding import Rounding, stochastic_noise
 from caplet.fixed.softmax import softmax as integer_softmax
 from caplet.program import ops
-from caplet.program.onnx.graph import IR_VERSION, OPSET, Graph, Value, require_onnx, softmax, squash
+from caplet.program.onnx.graph import IR_VERSION, OPSET, Graph, Value, softmax, squash
 from caplet.program.op import Op, Shifts
 from caplet.program.program import Program
 from caplet.program.tensor import Constant
@@ -36,18 +36,23 @@ def to_onnx(program: Program) -> "onnx.ModelProto":
 
     Raises ToolMissing: the package onnx is not installed. PlanError: the Program does not verify.
     """
-    require_onnx()
+    verify(program)
+    work = Translation(program, Graph())
+    work.values[program.input] = work.graph.transpose(IMAGES, (0, 2, 3, 1))
+    for op in program.ops:
+        TRANSLATIONS[type(op)](op, work)
+    return assemble(program, work.graph, work.values[program.output], work.values[program.lengths], OPSET, {})
+
+
+def assemble(
+    program: Program, graph: Graph, capsules: Value, lengths: Value, opset: int, notes: Mapping[str, str]
+) -> "onnx.ModelProto":
+    """The model of a finished graph, from class capsules' codes and their squared lengths, and with more metadata."""
     import onnx
     from onnx import TensorProto, helper
 
-    verify(program)
-    work = Translation(program, Graph())
-    graph = work.graph
-    work.values[program.input] = graph.transpose(IMAGES, (0, 2, 3, 1))
-    for op in program.ops:
-        TRANSLATIONS[type(op)](op, work)
-    graph.cast(work.values[program.output], np.int32, to=CAPSULES)
-    lengths = graph.cast(work.values[program.lengths], np.int64, to=LENGTHS)
+    graph.cast(capsules, np.int32, to=CAPSULES)
+    lengths = graph.cast(lengths, np.int64, to=LENGTHS)
     graph.op("ArgMax", lengths, attributes={"axis": 1, "keepdims": 0, "select_last_index": 0}, to=PREDICTION)
     outputs = (
         (PREDICTION, TensorProto.INT64, ()),
@@ -62,13 +67,13 @@ def to_onnx(program: Program) -> "onnx.ModelProto":
             [helper.make_tensor_value_info(name, kind, ["N", *shape]) for name, kind, shape in outputs],
             graph.initializers,
         ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        opset_imports=[helper.make_opsetid("", opset)],
         ir_version=IR_VERSION,
         producer_name="caplet",
     )
     formats = {name: f"{spec.format.bits},{spec.format.frac_bits}" for name, spec in program.tensors.items()}
     properties = {f"format {name}": text for name, text in formats.items()}
-    helper.set_model_props(model, {"labels": "\n".join(program.labels), **properties})
+    helper.set_model_props(model, {"labels": "\n".join(program.labels), **properties, **notes})
     onnx.checker.check_model(model)
     return model
 

@@ -66,7 +66,7 @@ CAPLET_COPIED void vote_bytes(const caplet_dense_votes_op *op, const caplet_sour
         row[2 * (PAIR)] = (uint8_t)CODE_OF(first);                                  \
         row[2 * (PAIR) + 1] = (uint8_t)CODE_OF(second);                             \
     } while (0)
-#define CLIPPED(SUM) caplet_clip32((SUM) >> right, low, high)
+#define CLIPPED(SUM) (full ? caplet_signed_byte((SUM) >> right) : caplet_clip32((SUM) >> right, low, high))
     /* Sums of a few products of bytes are below 2^17: lifted, their upper halves are the codes. */
     for (; full && right == 16 && row + 4 <= end; row += 4) { /* twice the code, where speed was asked for */
         VOTE_TWO(0, caplet_upper_byte);
