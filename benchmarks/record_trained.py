@@ -12,9 +12,7 @@ benchmarks/records/<date>-trained-NAME.json with the curve. Nothing is chosen he
 
 import argparse
 import json
-import shlex
 import shutil
-import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,7 +56,13 @@ def write_integers(name: str, run: Path, quantized: Path, root: str | None, note
     files = {f"{name}{ending}": FOLDER / f"{name}{ending}" for ending in (".caplet", ".safetensors")}
     found = {
         "date": today,
-        "command": shlex.join(["python", "benchmarks/record_trained.py", *sys.argv[1:]]),
+        "commands": [
+            f"caplet train --recipe {row.recipe} --root ROOT --out RUN",
+            f"python benchmarks/record_trained.py float {name} RUN",
+            f"caplet quantize trained:{name}.safetensors --data {row.data} --root ROOT"
+            f" --tolerance {settings['tolerance']} --accept {settings['accept']} --out QUANTIZED",
+            f"python benchmarks/record_trained.py integers {name} RUN --quantized QUANTIZED --root ROOT",
+        ],
         "train": {key: value for key, value in trained.items() if key != "data"},
         "quantize": {key: settings[key] for key in settings if key not in ("data", "weights")},
         "data": {key: splits.info[key] for key in ("name", "note", "sizes", "hashes")},

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps
-from caplet.nn.conv import Activation, ConvNorm, ConvReLU, InputLayer, MapSum, MaxPool, SqueezeExcite
+from caplet.nn.conv import Activation, ClassScores, ConvNorm, ConvReLU, InputLayer, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.layer import Layer
 
 Case = tuple[Callable[[], Layer], tuple[tuple[int, ...], ...]]
@@ -36,5 +36,6 @@ CASES: dict[str, Case] = {
     "max pool": (lambda: MaxPool("x", (3, 9, 8), 3, 2, 1), ((3, 9, 8),)),
     "map sum": (lambda: MapSum("x", (3, 5, 6), relu=True), ((3, 5, 6), (3, 5, 6))),
     "squeeze and excite": (lambda: SqueezeExcite("x", (6, 5, 6), 2, signed=False), ((6, 5, 6),)),
+    "class scores": (lambda: ClassScores("x", (3, 5, 6), 4), ((3, 5, 6),)),
     "residual add": (lambda: ResidualAdd("x", (3, 4, 5, 6)), ((3, 4, 5, 6), (3, 4, 5, 6))),
 }

@@ -12,6 +12,8 @@ import torch
 
 from caplet.data import ImageSet, Splits
 from caplet.errors import CapletError, ConfigError, DataError, ModelError
+from caplet.models.checkpoint import load_model, save_model
+from caplet.models.plain import PlainCnn
 from caplet.nn.caps import DenseCaps
 from caplet.nn.precision import mixed
 from caplet.train import task
@@ -188,3 +190,29 @@ def test_hard_margins_begin_where_they_are_told_to(tiny: Make, few_digits: Split
         patch.setattr(task, "margin_loss", note)
         train(settings, few_digits, tmp_path, progress=False)
     assert used == [(0.9, 0.1, 0.5)] * 6 + [(0.95, 0.05, 0.8)] * 6
+
+
+def test_a_plain_cnn_of_the_size_of_a_model_trains_by_the_same_settings(
+    tiny: Make, digits: Splits, tmp_path: Path
+) -> None:
+    capsules = build_model(tiny())
+    settings = tiny(model="cnn-like:shallow-digits", epochs=8, initial_norms={"digit": 0.3})
+    result = train(settings, digits, tmp_path, progress=False)
+    assert isinstance(result.model, PlainCnn)
+    assert result.model.parameter_count() == pytest.approx(capsules.parameter_count(), rel=0.04)
+    assert result.calibration_accuracy > 0.5
+    save_model(result.model, tmp_path / "cnn.safetensors")
+    assert evaluate(load_model(tmp_path / "cnn.safetensors"), digits.calibration).accuracy == (
+        result.calibration_accuracy
+    )
+
+
+def test_training_that_does_not_start_is_said(
+    tiny: Make, digits: Splits, few_digits: Splits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny(lr=1e-9, epochs=1, initial_norm=None), few_digits, tmp_path / "a")
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "warning: training has not started" in shown
+    assert "initial_norms.digit=1.5" in shown
+    train(tiny(epochs=2), digits, tmp_path / "b")
+    assert "not started" not in capsys.readouterr().err.splitlines()[-1]

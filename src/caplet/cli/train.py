@@ -39,6 +39,7 @@ def command(
     Example: caplet train --recipe shallow-fashion-mnist --root ~/data
     A frozen CNN (--freeze) is computed once for every image; training reads what it gave from files.
 
+    Example: caplet train --recipe small-mnist --model cnn-like:small-28 --root ~/data
     Example: caplet train --model resnet18-caps --data cifar10 --root ~/data --size 64 --pretrained torchvision --freeze
     """
     from caplet.api import BACKBONE_RECIPE, parse_changes, recipes, train_model
@@ -47,7 +48,7 @@ def command(
         print_json({"recipes": recipes()}) if run.as_json else console().print("\n".join(recipes()))
         return
     model = given.get("model")
-    if recipe is None and model is not None:
+    if recipe is None and model is not None and not model.startswith("cnn-like:"):
         recipe = BACKBONE_RECIPE
     if recipe is None:
         raise typer.BadParameter(f"name one of: {', '.join(recipes())}", param_hint="--recipe")

@@ -15,6 +15,7 @@ from caplet.jobs.run import begin, open_test_split, ship, training_notes
 from caplet.metrics import Accuracy
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import save_model
+from caplet.models.plain import CNN_LIKE, PlainCnn
 from caplet.models.registry import named_model
 from caplet.progress import silent
 from caplet.report.training import learning_curves
@@ -160,12 +161,13 @@ def check_settings(settings: TrainSettings) -> None:
     with torch.random.fork_rng(devices=[]):
         model = build_model(settings)
         make_optimizer(settings, model, build_decoder(settings, model))
-    check_targets(model, settings.initial_norms)
+    if not isinstance(model, PlainCnn):
+        check_targets(model, settings.initial_norms)
 
 
 def fit_to_data(settings: TrainSettings, splits: Splits) -> TrainSettings:
     """The settings with the model's image shape and number of classes overridden where the data have others."""
-    config = named_model(settings.model).config
+    config = named_model(settings.model.removeprefix(CNN_LIKE)).config
     named = {"image": config.image, "classes": config.classes, **settings.overrides}
     differing: dict[str, Any] = {}
     if tuple(named["image"]) != (image := tuple(splits.train.image_shape)):

@@ -17,7 +17,17 @@ from caplet.errors import ModelError
 from caplet.fixed import ChannelFormat, FixedFormat, Rounding, stochastic_noise
 from caplet.models.base import CapsNet
 from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps
-from caplet.nn.conv import SLOPE_FRAC, Activation, ConvNorm, ConvReLU, InputLayer, MapSum, MaxPool, SqueezeExcite
+from caplet.nn.conv import (
+    SLOPE_FRAC,
+    Activation,
+    ClassScores,
+    ConvNorm,
+    ConvReLU,
+    InputLayer,
+    MapSum,
+    MaxPool,
+    SqueezeExcite,
+)
 from caplet.nn.layer import Layer
 from caplet.nn.points import PointSpec
 from caplet.program import Constant, Program, TensorSpec, ops
@@ -184,6 +194,11 @@ def _map_sum(low: Lowering, layer: MapSum, sources: tuple[str, ...]) -> None:
 def _squeeze_excite(low: Lowering, layer: SqueezeExcite, sources: tuple[str, ...]) -> None:
     todo = "use a trunk without, such as MobileNetV2 or ResNet-18"
     raise ModelError(f"layer {layer.name}: a squeeze-and-excite gate cannot become integers; {todo}")
+
+
+@HANDLERS.of(ClassScores)
+def _class_scores(low: Lowering, layer: ClassScores, sources: tuple[str, ...]) -> None:
+    raise ModelError(f"layer {layer.name}: a plain CNN is there to compare with, in float; use a capsule network")
 
 
 def _conv(

@@ -7,7 +7,7 @@ from typing import Any
 from caplet.errors import ModelError
 from caplet.models.base import CapsNet
 from caplet.nn.caps import ConvCaps2d, DenseCaps, ResidualAdd, RoutedConvCaps
-from caplet.nn.conv import ConvNorm, ConvReLU, InputLayer, MapSum, MaxPool, SqueezeExcite
+from caplet.nn.conv import ClassScores, ConvNorm, ConvReLU, InputLayer, MapSum, MaxPool, SqueezeExcite
 from caplet.nn.layer import Layer
 from caplet.nn.points import Storage
 
@@ -130,6 +130,8 @@ def macs_of(layer: Layer) -> Macs:
         return Macs()
     if isinstance(layer, ConvReLU | ConvNorm | ConvCaps2d):
         return Macs(conv=layer.weight.numel() * prod(layer.positions))
+    if isinstance(layer, ClassScores):
+        return Macs(conv=layer.weight.numel())
     if isinstance(layer, SqueezeExcite):
         return Macs(conv=layer.reduce.numel() + layer.expand.numel())
     if isinstance(layer, RoutedConvCaps):

@@ -7,6 +7,7 @@ from caplet.models.architectures import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_S
 from caplet.models.backbone import BackboneCaps, BackboneCapsConfig, primary_types_for, trunk_settings
 from caplet.models.base import CapsNet, ModelConfig
 from caplet.models.deep import DeepCaps, DeepCapsConfig
+from caplet.models.plain import PlainCnn
 from caplet.models.shallow import ShallowCaps, ShallowCapsConfig, StemConv
 from caplet.models.timm_trunk import PREFIX
 from caplet.registry import Registry
@@ -55,7 +56,7 @@ def _on_trunk(
     return NamedModel("backbone", config, f"capsules on {about}, 3x64x64")
 
 
-for _model in (ShallowCaps, DeepCaps, BackboneCaps):
+for _model in (ShallowCaps, DeepCaps, BackboneCaps, PlainCnn):
     FAMILIES.add(_model.family, _model)
 
 _DIGITS = ShallowCapsConfig(

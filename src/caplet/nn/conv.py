@@ -302,3 +302,29 @@ class SqueezeExcite(Layer):
         expand, expand_bias = self.tap("expand", self.expand), self.tap("expand_bias", self.expand_bias)
         gate = self.tap("gate", F.hardsigmoid(F.linear(hidden, expand, expand_bias)))
         return self.tap("activation", x * gate[:, :, None, None])
+
+
+class ClassScores(Layer):
+    """The end of a plain CNN: softmax of a matrix times every channel's mean over the map. In float only.
+
+    Input float (B, C, H, W) -> class probabilities, float (B, classes, 1).
+    """
+
+    def __init__(self, name: str, shape: MapShape, classes: int) -> None:
+        super().__init__(name)
+        channels = shape[0]
+        self.weight = nn.Parameter(torch.empty(classes, channels))
+        self.bias = nn.Parameter(torch.zeros(classes))
+        nn.init.xavier_uniform_(self.weight)
+        self.declare(
+            flash("weight", Role.WEIGHT, ("out", "in"), (classes, channels)),
+            flash("bias", Role.BIAS, ("out",), (classes,)),
+            ram("mean", Role.ACTIVATION, ("channel",), (channels,), signed=False),
+            ram("scores", Role.PREACTIVATION, ("out",), (classes,), signed=True),
+            ram("activation", Role.ACTIVATION, ("out", "dim"), (classes, 1), signed=False, bound=(0, 1), output=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.tap("mean", x.mean((2, 3)))
+        scores = F.linear(mean, self.tap("weight", self.weight), self.tap("bias", self.bias))
+        return self.tap("activation", torch.softmax(self.tap("scores", scores), 1)[:, :, None])

@@ -132,11 +132,13 @@ class ProgressLine(Progress):
         status += f"  best {best:.2%}" if best >= 0 else ""
         self.update(self.task_ids[0], advance=1, description=f"epoch {row['epoch']}", status=status)
 
-    def epoch(self, row: dict[str, Any]) -> None:
-        """Print an epoch's line."""
+    def epoch(self, row: dict[str, Any], warning: str = "") -> None:
+        """Print an epoch's line, and what must be said of it."""
         self.console.print(
             f"epoch {row['epoch']:3d}  loss {row['loss']:.4f}  train {row['accuracy']:.2%}"
             f"  calibration {row['calibration_accuracy']:.2%}  {row['images_per_second']:.0f} img/s"
             f"  {row['seconds']:.0f} s",
             highlight=False,
         )
+        if warning:
+            self.console.print(f"warning: {warning}", highlight=False, soft_wrap=True)

@@ -138,7 +138,7 @@ def train(
             row = trainer.end_epoch()
             for log in logs:
                 log(row)
-            bar.epoch(row)
+            bar.epoch(row, trainer.not_started())
             save()
             last_saved = time.monotonic()
             if on_epoch is not None:

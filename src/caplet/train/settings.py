@@ -97,7 +97,8 @@ class TrainSettings(LoopSettings):
     where = "training settings"
 
     model: str = option(..., "Training")
-    """Another ready-made model (`caplet models`) than the recipe's; alone, a CNN with capsules: resnet18-caps."""
+    """Another ready-made model (`caplet models`) than the recipe's; alone, a CNN with capsules: resnet18-caps.
+    cnn-like:MODEL is a plain CNN with the parameters and MACs of that model, trained by the same recipe."""
     overrides: dict[str, Any] = Field(default={})
     dataset: str = option(..., "Data", flag="--data")
     """Another dataset than the recipe's: its name, or the path of an image folder."""

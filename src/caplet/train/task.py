@@ -13,6 +13,7 @@ from caplet.data.splits import Splits
 from caplet.models.assemble import skeleton
 from caplet.models.base import CapsNet
 from caplet.models.importers.pretrained import load_pretrained
+from caplet.models.plain import CNN_LIKE, PlainCnn, class_loss, cnn_like
 from caplet.models.registry import build, named_model
 from caplet.nn.decoder import ConvDecoder, Decoder, DenseDecoder, longest
 from caplet.nn.functional import lengths
@@ -145,6 +146,8 @@ class Task(ABC, Generic[Settings]):
     def measured(self, capsules: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """``margin``, the margin loss with the settings' margins, and ``accuracy``, the fraction that is correct.
 
+        A plain CNN's ``margin`` is the cross-entropy.
+
         Args:
             capsules: the class capsules, float32 (B, classes, D). labels: int64 (B,).
         """
@@ -153,6 +156,8 @@ class Task(ABC, Generic[Settings]):
         if settings.hard_margins is not None and self.done >= settings.hard_margins:
             margins = HARD_MARGINS
         accuracy = (longest(capsules.detach()) == labels).float().mean()
+        if isinstance(self.model, PlainCnn):
+            return {"margin": class_loss(capsules[:, :, 0], labels), "accuracy": accuracy}
         return {"margin": margin_loss(lengths(capsules), labels, *margins), "accuracy": accuracy}
 
     def stepped(self, global_step: int, steps: int) -> None:
@@ -193,9 +198,9 @@ class RecipeTask(Task[TrainSettings]):
         return self.network.decoder is None  # a decoder is compared with the pixels
 
     def start(self, images: ImageSet) -> None:
-        """Data-dependent initialisation, if asked for."""
+        """Data-dependent initialisation, if asked for; a plain CNN has no capsules to initialise."""
         settings = self.settings
-        if settings.initial_norm is not None:
+        if settings.initial_norm is not None and not isinstance(self.model, PlainCnn):
             pixels = to_float(self.some(images, INITIALISATION_IMAGES)).to(next(self.model.parameters()).device)
             initialise(self.model, pixels, settings.initial_norm, settings.initial_norms)
 
@@ -212,13 +217,15 @@ class RecipeTask(Task[TrainSettings]):
 def build_model(settings: TrainSettings) -> CapsNet:
     """The untrained model that the settings name, initialised from torch's global generator.
 
+    ``cnn-like:MODEL`` names a plain CNN of the size that MODEL has with the settings' overrides.
+
     Raises:
         ModelError: unknown model, or an override that is unknown or invalid.
     """
-    named = named_model(settings.model)
+    named = named_model(settings.model.removeprefix(CNN_LIKE))
     config = {**named.config.model_dump(), **settings.overrides}
-    skeleton(named.family, config, named.family)  # refuses what no machine has room for
-    return build(named.family, config)
+    planned = skeleton(named.family, config, named.family)  # refuses what no machine has room for
+    return PlainCnn(cnn_like(planned)) if settings.model.startswith(CNN_LIKE) else build(named.family, config)
 
 
 def build_decoder(settings: TrainSettings, model: CapsNet) -> Decoder | None:

@@ -216,6 +216,18 @@ class Trainer:
         position.epoch, position.step, position.sums = position.epoch + 1, 0, {}
         return row
 
+    def not_started(self) -> str:
+        """What to say after an epoch that did no better than always the most frequent class; empty for nothing."""
+        labels, found = self.splits.train.labels, self.position.history[-1]["accuracy"]
+        chance = int(labels.bincount().max()) / len(labels)
+        if found > chance + 3 * math.sqrt(chance * (1 - chance) / len(labels)):
+            return ""
+        return (
+            f"training has not started: {found:.1%} of the training images were classified correctly, and {chance:.1%}"
+            " are of the most frequent class; begin with longer class capsules (--set initial_norms.digit=1.5), change"
+            " lr, or look at the labels"
+        )
+
     def _row(self, kind: str, lr: float, values: dict[str, float]) -> dict[str, Any]:
         """A row of the log, at the position of now."""
         position = self.position
