@@ -15,7 +15,7 @@ from caplet.program.ops import Conv2d, ConvVotes, DenseVotes
 from caplet.quant.choices import Part
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.units import uniform_plan
-from caplet.quant.reconstruct.reconstruct import reconstruct
+from caplet.quant.reconstruct.reconstruct import Reconstructor, reconstruct
 from caplet.quant.reconstruct.scale_search import with_channel_formats
 from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 from caplet.runs.folder import RENAMED, open_run
@@ -132,6 +132,18 @@ def test_the_same_seed_gives_the_same_codes_and_another_one_other_rows(digits: A
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["primary.weight"], other["primary.weight"])
+
+
+@pytest.mark.slow
+def test_fits_of_several_plans_equal_fits_alone(case: Any) -> None:
+    """What one keeps of the float network does not change under the next."""
+    images, settings = case.images[:30], quick((Part.SCALES, Part.BIAS, Part.ROUNDING))
+    several = Reconstructor(case.model, images, settings)
+    for bits in (3, 4):
+        found, alone = several.fit(plan_of(case, bits)), reconstruct(case.model, plan_of(case, bits), images, settings)
+        assert found.plan == alone.plan
+        for name, tensor in alone.model.state_dict().items():
+            assert torch.equal(found.model.state_dict()[name], tensor), (bits, name)
 
 
 def test_an_interrupted_run_goes_on_with_the_blocks_it_has(digits: Any, tmp_path: Path) -> None:
