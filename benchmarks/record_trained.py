@@ -3,7 +3,8 @@
     caplet train --recipe small-mnist --root ../shared/data --out ~/runs/mnist
     python benchmarks/record_trained.py float mnist ~/runs/mnist
     caplet quantize trained:mnist.safetensors --data mnist --root ../shared/data --tolerance 0.2 --out ~/runs/mnist-q
-    python benchmarks/record_trained.py integers mnist ~/runs/mnist --quantized ~/runs/mnist-q --root ../shared/data
+    caplet train --recipe small-mnist --model cnn-like:small-28 --root ../shared/data --out ~/runs/cnn
+    python benchmarks/record_trained.py integers mnist ~/runs/mnist --quantized ~/runs/mnist-q --cnn ~/runs/cnn
 
 ``float`` rounds the checkpoint to 16 bits and writes src/caplet/models/trained/NAME.safetensors. ``integers`` copies
 the result of `caplet quantize` beside it, measures both once on the test split, and writes their row in index.json and
@@ -23,7 +24,9 @@ from record_recipe import RECORDS, history
 from caplet.api import evaluate, find_program, load, load_data, load_float, save_model
 from caplet.files import digest
 from caplet.jobs.trained import FOLDER, ShippedNetwork
+from caplet.models.base import CapsNet
 from caplet.models.cost import cost_of
+from caplet.nn.conv import ConvNorm
 
 INDEX = FOLDER / "index.json"
 
@@ -35,19 +38,21 @@ def write_float(name: str, run: Path) -> None:
     save_model(model.half(), FOLDER / f"{name}.safetensors", kept)
 
 
-def write_integers(name: str, run: Path, quantized: Path, root: str | None, note: str) -> None:
-    """Copy the integers, measure both files on the test split, write the row and the record."""
+def write_integers(name: str, run: Path, quantized: Path, cnn: Path | None, root: str | None, note: str) -> None:
+    """Copy the integers, measure both files, and a CNN, on the test split; write the row and the record."""
     shutil.copyfile(find_program(quantized), FOLDER / f"{name}.caplet")
     trained = json.loads((run / "settings.json").read_text())
     settings = json.loads((quantized / "settings.json").read_text())
     model, program = load_float(FOLDER / f"{name}.safetensors"), load(FOLDER / f"{name}.caplet")
     splits = load_data(trained["dataset"], root, calibration_size=trained["calibration_size"])
     in_float, in_integers = (evaluate(each, splits.test).accuracy for each in (model, program))
+    plain = None if cnn is None else load_float(cnn / "model.safetensors")
+    of_cnn = None if plain is None else evaluate(plain, splits.test).accuracy
     today = datetime.now(UTC).date().isoformat()
     record = f"{today}-trained-{name}.json"
     cost = cost_of(model)
     row = ShippedNetwork(
-        name, trained["dataset"], trained["recipe"], cost.parameters, cost.macs, in_integers, in_float, record
+        name, trained["dataset"], trained["recipe"], cost.parameters, cost.macs, in_integers, in_float, of_cnn, record
     )
     rows: list[dict[str, Any]] = json.loads(INDEX.read_text()) if INDEX.exists() else []
     rows = [*(other for other in rows if other["name"] != name), asdict(row)]
@@ -67,6 +72,7 @@ def write_integers(name: str, run: Path, quantized: Path, root: str | None, note
         "quantize": {key: settings[key] for key in settings if key not in ("data", "weights")},
         "data": {key: splits.info[key] for key in ("name", "note", "sizes", "hashes")},
         "network": asdict(row),
+        "cnn": None if plain is None else _about(plain),
         "bytes": {name: file.stat().st_size for name, file in files.items()},
         "sha256": {name: digest(file.read_bytes()) for name, file in files.items()},
         "calibration_accuracy": max(epoch["calibration_accuracy"] for epoch in curve),
@@ -78,6 +84,13 @@ def write_integers(name: str, run: Path, quantized: Path, root: str | None, note
     print(f"{name}: {in_integers} in integers, {in_float} in float, {found['bytes']} bytes")
 
 
+def _about(cnn: CapsNet) -> dict[str, Any]:
+    """Parameters, MACs, and channels and stride of every convolution."""
+    cost = cost_of(cnn)
+    convs = [(layer.out_shape[0], layer.stride) for layer in cnn.layers() if isinstance(layer, ConvNorm)]
+    return {"parameters": cost.parameters, "macs": cost.macs, "channels and stride": convs}
+
+
 def main() -> None:
     """Parse, and do one of the two steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -85,6 +98,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("run", type=Path)
     parser.add_argument("--quantized", type=Path)
+    parser.add_argument("--cnn", type=Path, help="run folder of a plain CNN of its size, trained by the same recipe")
     parser.add_argument("--root")
     parser.add_argument("--note", default="")
     options = parser.parse_args()
@@ -92,7 +106,7 @@ def main() -> None:
     if options.step == "float":
         write_float(options.name, options.run)
     else:
-        write_integers(options.name, options.run, options.quantized, options.root, options.note)
+        write_integers(options.name, options.run, options.quantized, options.cnn, options.root, options.note)
 
 
 if __name__ == "__main__":

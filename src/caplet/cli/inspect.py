@@ -147,16 +147,16 @@ def models(
     show_table(headings, [[str(row[name]) for name in headings] for row in texts], "Models", left=3, fold=True)
 
 
-def _list_trained(found: list["ShippedNetwork"], json: bool) -> None:
+def _list_trained(networks: list["ShippedNetwork"], json: bool) -> None:
     if json:
-        print_json({"trained": [network.to_json() for network in found]})
+        print_json({"trained": [network.to_json() for network in networks]})
         return
-    headings = ("path", "data", "accuracy of the integers (%)", "in float (%)", "integers", "float")
+    headings = ("path", "n", "integers (%)", "float (%)", "CNN (%)", "size", "float size")
     rows = []
-    for network in found:
-        tested = [
-            f"{each.percent:.2f} [{each.low:.2f}, {each.high:.2f}]" for each in (network.test, network.float_test)
-        ]
+    for network in networks:
+        found = (network.test, network.float_test, network.cnn_test)
+        tested = ["-" if each is None else f"{each.percent:.2f} [{each.low:.2f}, {each.high:.2f}]" for each in found]
         sizes = [kilobytes(path.stat().st_size) for path in (network.integers, network.float)]
-        rows.append((network.path, f"{network.data}, {network.test.n:,} test images", *tested, *sizes))
-    show_table(headings, rows, "Trained networks", left=2, fold=True)
+        rows.append((network.path, f"{network.test.n:,}", *tested, *sizes))
+    title = "Trained networks: accuracy on n test images, of a plain CNN of that size too, and bytes"
+    show_table(headings, rows, title, left=1, fold=True)

@@ -31,6 +31,7 @@ class ShippedNetwork:
         data, recipe: what it was trained on, and by.
         parameters, macs: of the float network; multiply-accumulates for one image.
         test, float_test: accuracy on the test split, of the integers and in float.
+        cnn_test: in float, of a plain CNN of the same size that was trained by the same recipe; None if none was.
         record: the record of that measurement in the project's repository.
     """
 
@@ -41,6 +42,7 @@ class ShippedNetwork:
     macs: int
     test: Accuracy
     float_test: Accuracy
+    cnn_test: Accuracy | None
     record: str
 
     @property
