@@ -18,6 +18,7 @@ __all__ = [  # noqa: F405
     "PruneSettings",
     "QuantizeSettings",
     "SensitivitySettings",
+    "WorkerSettings",
     "__version__",
     "adopt",
     "backbone_caps",

@@ -73,6 +73,7 @@ from caplet.runs.records import Verified
 from caplet.runs.shipped import record_verified
 from caplet.runtime.engine import Engine
 from caplet.train.settings import recipe_names as recipes
+from caplet.workers.team import WorkerSettings
 
 BACKBONE_RECIPE = "backbone-cifar10"
 """The recipe for a CNN with capsules where only the model is named."""
@@ -109,6 +110,7 @@ __all__ = [
     "Trace",
     "TrainRun",
     "Verified",
+    "WorkerSettings",
     "adopt",
     "backbone_caps",
     "build",

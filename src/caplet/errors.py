@@ -43,6 +43,10 @@ class BoardError(CapletError):
     """A board, or the line to it, cannot be used: absent, busy, silent, or running another model."""
 
 
+class WorkerError(CapletError):
+    """Another process that measures, or the way to it, cannot be used; or what it measured failed."""
+
+
 class TargetNotMet(CapletError):
     """The search ended without meeting its target; the best result found was still written."""
 

@@ -8,6 +8,7 @@ from caplet.cli.options import with_options
 from caplet.cli.output import bar, note, print_json, show_table
 from caplet.cli.shared import DataOptions, FloatModel, ImportOptions, RunOptions
 from caplet.quant.choices import SensitivitySettings
+from caplet.workers.team import WorkerSettings
 
 if TYPE_CHECKING:
     from caplet.api import SensitivityResult
@@ -19,6 +20,7 @@ def command(
     data: DataOptions,
     importing: ImportOptions,
     run: RunOptions,
+    workers: WorkerSettings,
     model: FloatModel,
 ) -> None:
     """Round one tensor at a time, everything else in float, at every width, on several draws of calibration images.
@@ -34,8 +36,9 @@ def command(
     loaded = importing.load_float(model)
     splits = data.load(not run.quiet, None, loaded)
     folder = run.out or Path("runs") / f"{model.stem}-sensitivity"
-    with bar(not run.quiet) as (_, measured):
-        result = sensitivity(loaded, splits, folder, settings, resume=run.resume, force=run.force, progress=measured)
+    with bar(not run.quiet) as (note_, measured):
+        kept = {"resume": run.resume, "force": run.force}
+        result = sensitivity(loaded, splits, folder, settings, **kept, progress=measured, note=note_, workers=workers)
     if run.as_json:
         print_json(result.metrics)
     else:

@@ -9,12 +9,13 @@ from caplet.data import Splits
 from caplet.files import write_bytes
 from caplet.jobs.run import begin, check
 from caplet.models.base import CapsNet
-from caplet.progress import Progress
+from caplet.progress import Note, Progress, silent
 from caplet.quant.choices import SensitivitySettings
 from caplet.quant.measure.sensitivity import draw_indices, measure_sensitivity, summarise
 from caplet.report.noise import sensitivity_pictures
 from caplet.runs.folder import METRICS, write_record
 from caplet.train.loss import margin_loss
+from caplet.workers.team import WorkerSettings
 
 ROWS, PICTURE = "sensitivity.jsonl", "sensitivity.svg"
 
@@ -43,6 +44,8 @@ def sensitivity(
     resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
+    note: Note = silent,
+    workers: WorkerSettings | None = None,
 ) -> SensitivityResult:
     """Measure, on calibration images, what rounding each point of ``model`` alone does at each width.
 
@@ -50,9 +53,12 @@ def sensitivity(
         out: the run folder. See :func:`caplet.runs.folder.open_run` for ``resume`` and ``force``.
         settings: what to measure.
         progress: called with (rows done, rows in all).
+        note: called with one line about workers.
+        workers: who measures; None for this process alone.
 
     Raises:
-        ConfigError: settings out of range, too few calibration images.
+        ConfigError: settings out of range, too few calibration images, no scheduler at the cluster's address.
+        WorkerError: a worker cannot be used, or what it measured failed. ToolMissing: see :class:`WorkerSettings`.
         ModelError: NaN weights, images of another size. ArtefactError: the run folder cannot be used.
     """
     splits = check(splits, model)
@@ -60,12 +66,14 @@ def sensitivity(
     settings = (settings or SensitivitySettings()).within(len(chosen))
     draw_indices(len(chosen), settings)
     resolved = settings.model_dump(mode="json")
-    with begin("sensitivity", out, splits, resolved, model, resume=resume, force=force) as run:
+    with (
+        (workers or WorkerSettings()).open(note) as team,
+        begin("sensitivity", out, splits, resolved, model, resume=resume, force=force) as run,
+    ):
         began = time.perf_counter()
         log = run / ROWS
-        rows = measure_sensitivity(
-            model, chosen.images, chosen.labels, settings, loss=margin_loss, log_path=log, progress=progress
-        )
+        asked = model, chosen.images, chosen.labels, settings
+        rows = measure_sensitivity(*asked, loss=margin_loss, log_path=log, progress=progress, team=team)
         records = summarise(rows)
         title = f"{model.family}, one point at a time: {settings.draws} draws of {settings.images} calibration images"
         write_bytes(run / PICTURE, sensitivity_pictures(records, title))

@@ -25,8 +25,9 @@ from caplet.progress import Progress
 from caplet.quant.choices import SensitivitySettings
 from caplet.quant.measure.effects import Effect, Loss, Perturber
 from caplet.quant.measure.log import MeasurementLog, images_digest, model_identity
-from caplet.quant.plan.calibrate import calibrate
+from caplet.quant.plan.calibrate import Calibration, calibrate
 from caplet.quant.plan.formats import FormatRule, bits_of
+from caplet.workers.team import Team
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ def measure_sensitivity(
     loss: Loss | None = None,
     log_path: str | Path | None = None,
     progress: Progress | None = None,
+    team: Team | None = None,
 ) -> list[SensitivityRow]:
     """Measure every point at every width on every draw.
 
@@ -130,6 +132,7 @@ def measure_sensitivity(
         loss: see :class:`caplet.quant.measure.effects.Perturber`.
         log_path: JSON-lines file; rows that it holds already are not measured again.
         progress: called with (rows done, rows in all).
+        team: measures; None for this process alone.
 
     Returns:
         Rows by draw, then point in order of execution, then descending bits. Widths that come to the same bits at a
@@ -140,7 +143,6 @@ def measure_sensitivity(
         ArtefactError: the log cannot be used, or is of another model, other images or other settings.
     """
     settings = (settings or SensitivitySettings()).within(len(images))
-    rule, rounding = FormatRule(settings.exponents, settings.log2_weights), Rounding(settings.rounding)
     draws = draw_indices(len(images), settings)
     identity = {
         **model_identity(model),
@@ -149,23 +151,46 @@ def measure_sensitivity(
     }
     log = MeasurementLog(log_path, "sensitivity log", identity)
     known = {(row.key, row.bits, row.draw): row for row in log.parsed(SensitivityRow.from_json, "a row")}
-    tasks = list(_tasks(model.points(), settings.widths, rule))
+    rule = FormatRule(settings.exponents, settings.log2_weights)
+    tasks = [(*task, draw) for draw in range(len(draws)) for task in _tasks(model.points(), settings.widths, rule)]
+    team = team or Team()
+    drawn = [(images[index], labels[index]) for index in draws]
+    parcel = team.parcel(_Draws, model, drawn, settings, loss)
+    missing = [(parcel, task) for task in tasks if task not in known]
+    measured = team.map(_Draws.row, missing, lambda task: f"{task[0]} at {task[1]} bits, draw {task[2]}")
     rows: list[SensitivityRow] = []
-    for draw, index in enumerate(draws):
-        missing = [task for task in tasks if (*task, draw) not in known]
-        if missing:
-            calibration = calibrate(model, images[index])
-            perturber = Perturber(model, images[index], labels[index], loss=loss)
-        for key, bits in tasks:
-            row = known.get((key, bits, draw))
-            if row is None:
-                fmt = calibration.format(key, bits, rule, rounding)
-                row = SensitivityRow(key, bits, draw, fmt, perturber.effect({key: fmt}, rounding, settings.seed))
-                log.add(row.to_json())
-            rows.append(row)
-            if progress is not None:
-                progress(len(rows), len(tasks) * len(draws))
+    for task in tasks:
+        row = known.get(task)
+        if row is None:
+            row = next(measured)
+            log.add(row.to_json())
+        rows.append(row)
+        if progress is not None:
+            progress(len(rows), len(tasks))
     return rows
+
+
+class _Draws:
+    """The model on every draw's images; what a draw needs is computed when its first row is asked for."""
+
+    def __init__(
+        self, model: CapsNet, drawn: Sequence[tuple[Tensor, Tensor]], settings: SensitivitySettings, loss: Loss | None
+    ) -> None:
+        self._model, self._drawn, self._settings, self._loss = model, drawn, settings, loss
+        self._now: tuple[int, Calibration, Perturber] | None = None
+
+    def row(self, task: tuple[str, int, int]) -> SensitivityRow:
+        """One point at one width on one draw."""
+        key, bits, draw = task
+        if self._now is None or self._now[0] != draw:
+            images, labels = self._drawn[draw]
+            self._now = None  # before the next one is made
+            perturber = Perturber(self._model, images, labels, loss=self._loss)
+            self._now = draw, calibrate(self._model, images), perturber
+        settings = self._settings
+        rule, rounding = FormatRule(settings.exponents, settings.log2_weights), Rounding(settings.rounding)
+        fmt = self._now[1].format(key, bits, rule, rounding)
+        return SensitivityRow(key, bits, draw, fmt, self._now[2].effect({key: fmt}, rounding, settings.seed))
 
 
 def _tasks(specs: Mapping[str, PointSpec], widths: Sequence[int], rule: FormatRule) -> Iterator[tuple[str, int]]:

@@ -1,0 +1,232 @@
+"""Lists of tasks over this process, local processes and a Dask cluster: equal results, lost workers, failures, ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from caplet.errors import ConfigError, WorkerError
+from caplet.workers import cluster as cluster_module
+from caplet.workers.team import HOPELESS, Failed, Team, WorkerSettings
+from worker_tasks import Sheet, hopeless, product, slow_product, troubled
+
+SUPPORT = Path(__file__).parents[1] / "support"
+
+
+def name(task: int) -> str:
+    return f"task {task}"
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[str]:
+    """The address of a Dask scheduler with two worker processes."""
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as started:
+        yield started.scheduler_address
+
+
+@pytest.fixture(params=["--workers 1", "--workers 2", "cluster"])
+def settings(request: pytest.FixtureRequest) -> WorkerSettings:
+    if request.param == "cluster":
+        return WorkerSettings(cluster=request.getfixturevalue("scheduler"))
+    return WorkerSettings(workers=int(request.param[-1]))
+
+
+def processes_of(pid: int) -> set[int]:
+    """Processes that ``pid`` started, and those that they did."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rsplit(")", 1)[1].split()[1])
+        except (OSError, IndexError):
+            continue
+        if parent == pid:
+            found |= {int(path.parent.name)} | processes_of(int(path.parent.name))
+    return found
+
+
+def test_results_come_in_order_and_parcels_once_per_worker(settings: WorkerSettings, tmp_path: Path) -> None:
+    with settings.open() as team:
+        parcels = [team.parcel(Sheet, factor, tmp_path) for factor in (3, 5)]
+        tasks = [(parcel, task) for parcel in parcels for task in range(20)]
+        found = list(team.map(product, tasks, name))
+    assert [value for value, _ in found] == [3 * task for task in range(20)] + [5 * task for task in range(20)]
+    workers = {pid for _, pid in found}
+    assert len(workers) <= 2
+    assert (workers == {os.getpid()}) == (settings.workers == 1)
+    assert len(list(tmp_path.iterdir())) <= 2 * len(workers)
+
+
+def test_failures_name_their_tasks_and_the_others_go_on(scheduler: str, tmp_path: Path) -> None:
+    for settings in (WorkerSettings(workers=2), WorkerSettings(cluster=scheduler)):
+        given = range(7) if settings.cluster is None else range(5)  # Dask's own patience with exits takes long
+        with settings.open() as team:
+            tasks = [(team.parcel(Sheet, 2, tmp_path), task) for task in given]
+            done: list[int] = []
+            with pytest.raises(WorkerError) as failed:
+                done.extend(team.map(troubled, tasks, name))
+        assert done == [2 * task for task in given if task not in (2, 4, 5)]
+        text = str(failed.value)
+        assert "task 2: MemoryError: cannot allocate 9 GB (on " in text
+        assert "so did task 4" in text
+        if settings.cluster is None:
+            assert "task 5" in text
+
+
+def test_where_nothing_succeeds_the_rest_is_not_tried(tmp_path: Path) -> None:
+    with WorkerSettings(workers=2).open() as team:
+        tasks = [(team.parcel(Sheet, 2, tmp_path), task) for task in range(100)]
+        found = dict(team.completed(hopeless, tasks, name))
+    failures = [each for each in found.values() if isinstance(each, Failed)]
+    assert len(failures) == len(found) == 100
+    tried = [each for each in failures if isinstance(each.error, ValueError)]
+    assert HOPELESS <= len(tried) < 20
+    assert "task 99: not tried, for" in str(found[99])
+
+
+def test_in_this_process_errors_pass_as_they_are(tmp_path: Path) -> None:
+    team = Team()
+    tasks = [(team.parcel(Sheet, 2, tmp_path), task) for task in range(7)]
+    with pytest.raises(MemoryError, match="9 GB"):
+        list(team.map(troubled, tasks, name))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
+def test_killed_workers_lose_nothing(tmp_path: Path) -> None:
+    random, stop, killed = Random(0), threading.Event(), []
+
+    def kill() -> None:
+        while not stop.wait(random.uniform(0.0, 0.5)):
+            at_work = [int(path.name.split("-")[1]) for path in tmp_path.glob("works-*")]
+            if at_work and len(killed) < 5:
+                victim = random.choice(at_work)
+                (tmp_path / f"works-{victim}").unlink(missing_ok=True)
+                killed.append(victim)
+                os.kill(victim, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    with WorkerSettings(workers=2).open() as team:
+        tasks = [(team.parcel(Sheet, 7, tmp_path), task) for task in range(60)]
+        killer.start()
+        try:
+            found = list(team.map(slow_product, tasks, name))
+        finally:
+            stop.set()
+            killer.join()
+    assert len(killed) >= 2
+    assert found == [7 * task for task in range(60)]
+
+
+def test_more_workers_than_tasks_start_no_more_processes_than_tasks(tmp_path: Path) -> None:
+    before = processes_of(os.getpid())
+    with WorkerSettings(workers=50).open() as team:
+        parcel = team.parcel(Sheet, 1, tmp_path)
+        assert [value for value, _ in team.map(product, [(parcel, 0), (parcel, 1)], name)] == [0, 1]
+        assert len(processes_of(os.getpid()) - before) <= 3  # two, and loky's tracker of its files
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {support!r})
+from worker_tasks import Sheet, slow_product
+from caplet.workers.team import WorkerSettings
+with WorkerSettings(workers=2).open() as team:
+    parcel = team.parcel(Sheet, 7, Path({folder!r}))
+    for value in team.map(slow_product, [(parcel, task) for task in range(10000)], str):
+        print(value, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupt_ends_every_process(tmp_path: Path, number: signal.Signals) -> None:
+    code = SCRIPT.format(support=str(SUPPORT), folder=str(tmp_path))
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "0\n"
+    started = processes_of(child.pid)
+    assert len(started) >= 2
+    child.send_signal(number)
+    child.stdout.close()
+    child.wait(30)
+    until = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in started) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+
+
+def test_no_scheduler_at_the_address() -> None:
+    from caplet.cli.main import app
+
+    pytest.importorskip("distributed")
+    for address, reason in (("tcp://127.0.0.1:9", "no scheduler answers there"), ("nonsense://x", "no scheduler")):
+        with pytest.raises(ConfigError, match=reason), WorkerSettings(cluster=address).open():
+            pass
+    done = CliRunner().invoke(app, ["sensitivity", "m.pt", "--cluster", "tcp://127.0.0.1:9", "--workers", "2"])
+    assert "both given" in str(done.exception)
+
+
+def test_a_worker_of_another_version_is_refused_by_name(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> str:
+        with pytest.raises(WorkerError) as error, WorkerSettings(cluster=scheduler).open() as team:
+            list(team.map(product, [(team.parcel(Sheet, 1, Path()), 0)], name))
+        assert str(error.value).startswith("worker tcp://")
+        return str(error.value)
+
+    import torch
+
+    for place, value, told in (
+        (cluster_module, "9.9", "it has caplet "),
+        (torch, "1.0", "it has torch "),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, "__version__", value)
+            text = refused()
+            assert told in text
+            assert f", here {value}; install the same" in text
+    monkeypatch.setattr(cluster_module, "code_digest", _other_code)
+    assert "caplet's code" in refused()
+
+
+def _other_code() -> str:
+    return "0" * 64
+
+
+def test_a_task_is_refused_by_a_worker_of_another_version() -> None:
+    from caplet.workers.task import measure
+
+    with pytest.raises(WorkerError, match=r"has caplet .*, the run caplet 9\.9; install the same"):
+        measure("caplet 9.9", 1, 0, dict, product, 0)
+
+
+def test_sensitivities_are_the_same_bytes(settings: WorkerSettings, trained: Path, tmp_path: Path) -> None:
+    from caplet import api
+
+    def files(folder: Path, workers: WorkerSettings | None) -> dict[str, Any]:
+        chosen = api.SensitivitySettings(widths="2,5", draws=2, images=20)
+        seen: list[tuple[int, int]] = []
+        result = api.sensitivity(
+            api.load_float(trained / "model.safetensors"),
+            api.load_data("digits", calibration_size=120),
+            folder,
+            chosen,
+            progress=lambda done, total: seen.append((done, total)),
+            workers=workers,
+        )
+        assert [done for done, _ in seen] == list(range(1, seen[0][1] + 1))
+        names = ("sensitivity.jsonl", "sensitivity.svg", "settings.json", "splits.json")
+        return {name: (folder / name).read_bytes() for name in names} | {"points": result.metrics["points"]}
+
+    assert files(tmp_path / "there", settings) == files(tmp_path / "here", WorkerSettings(workers=1))
