@@ -12,6 +12,7 @@ from caplet.cli.options import help_of, with_options
 from caplet.cli.output import console, going_on, note, print_json, show_table
 from caplet.cli.shared import ImportOptions, Json, Quiet
 from caplet.progress import silent
+from caplet.workers.team import WorkerSettings
 
 COMPARE = "models"
 
@@ -44,6 +45,7 @@ def group() -> None:
 @with_options
 def papers(
     settings: PapersSettings,
+    workers: WorkerSettings,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/papers"),
     list_: Annotated[bool, typer.Option("--list", help="Only list the rows and what each needs.")] = False,
     dry_run: Annotated[
@@ -80,7 +82,8 @@ def papers(
             console().print(f"in all about {sum(row['minutes'] or 0.0 for row in rows):.0f} minutes")
         return
     with going_on(tells=True):
-        result = redo_papers(settings, out, resume=resume, force=force, note=silent if quiet else note)
+        told = silent if quiet else note
+        result = redo_papers(settings, out, resume=resume, force=force, note=told, workers=workers)
     if json:
         print_json({**result.record, "folder": str(result.folder)})
         return

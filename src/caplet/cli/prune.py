@@ -11,6 +11,7 @@ from caplet.cli.shared import DataOptions, FloatModel, ImportOptions, Limit, Run
 from caplet.errors import TargetNotMet
 from caplet.jobs.prune.settings import BackboneTuning, PruneSettings
 from caplet.prune.choices import BackbonePruneSettings
+from caplet.workers.team import WorkerSettings
 
 if TYPE_CHECKING:
     from caplet.api import PruneResult
@@ -98,6 +99,7 @@ def backbone(
     tuning: BackboneTuning,
     data: DataOptions,
     run: RunOptions,
+    workers: WorkerSettings,
     limit: Limit = None,
 ) -> None:
     """Remove channels of the CNN under capsules: the best of several candidates to one target, then fine-tuning.
@@ -120,6 +122,7 @@ def backbone(
         force=run.force,
         note=run.note,
         bars=not run.quiet,
+        workers=workers,
     )
     metrics = result.metrics
     if run.as_json:

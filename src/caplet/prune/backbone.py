@@ -29,7 +29,10 @@ from caplet.prune.order import best_units, resized_cost
 from caplet.prune.refit import refitted
 from caplet.prune.scores import SCORES, Loss, Values, measure_scores
 from caplet.prune.structure import Keep, Structure, cut, kept_sizes, structure_of
+from caplet.workers.team import Team
 
+State = dict[str, Tensor]
+"""Statistics of batch norms by name."""
 _STRONGEST = 4.0
 """The largest ``t`` of :func:`propose`: exp(-4) keeps 2 % of the channels."""
 _STEPS = 13
@@ -93,6 +96,7 @@ def prune_backbone(
     settings: BackbonePruneSettings,
     loss: Loss,
     note: Note = silent,
+    team: Team | None = None,
 ) -> BackbonePruned:
     """Prune the trunk of ``model``; the result is an ordinary backbone model with smaller settings.
 
@@ -101,6 +105,7 @@ def prune_backbone(
         calibration: images on which scores are measured and candidates are judged.
         loss: the training loss, for scores with gradients.
         note: called with one line per candidate.
+        team: measures the candidates; None for this process alone.
 
     Raises:
         ModelError: the model has no trunk, or takes other images.
@@ -122,25 +127,43 @@ def prune_backbone(
     drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed))[: settings.images]
     pixels = train.images[drawn]
     found: list[BackboneCandidate] = []
-    best: tuple[BackboneCandidate, CapsNet] | None = None
-    for index, (selection, macs) in enumerate(propose(model, structure, scores, settings)):
-        smaller = cut(model, selection, structure)
-        recalibrate(smaller, pixels)
-        candidate = BackboneCandidate(index, selection, macs, *judge(smaller, calibration))
+    best: tuple[BackboneCandidate, State] | None = None
+    team, proposed = team or Team(), list(propose(model, structure, scores, settings))
+    parcel = team.parcel(_Trial, model, pixels, calibration)
+    numbered = [(parcel, (index, selection)) for index, (selection, _) in enumerate(proposed)]
+    measured = team.map(_Trial.measure, numbered, lambda task: f"candidate {task[0]}")
+    for index, ((selection, macs), (judged, statistics)) in enumerate(zip(proposed, measured, strict=True)):
+        candidate = BackboneCandidate(index, selection, macs, *judged)
         found.append(candidate)
         if best is None or candidate.rank > best[0].rank:
-            best = candidate, smaller
+            best = candidate, statistics
         note(f"candidate {index}: calibration {candidate.accuracy}, best so far number {best[0].index}")
     assert best is not None
-    if not settings.refit:
-        return BackbonePruned(best[1], best[0], tuple(found), None)
     chosen = best[0].selection
+    smaller = cut(model, chosen, structure)
+    smaller.load_state_dict(best[1], strict=False)
+    if not settings.refit:
+        return BackbonePruned(smaller, best[0], tuple(found), None)
     result, _ = refitted(model, cut(model, chosen, structure), chosen, pixels, structure=structure, seed=settings.seed)
     recalibrate(result, pixels)
     after, margin = judge(result, calibration)
     better = (after.correct, margin) > best[0].rank
     note(f"candidate {best[0].index} refitted: calibration {after}{'' if better else ', no better: left as it was'}")
-    return BackbonePruned(result if better else best[1], best[0], tuple(found), after)
+    return BackbonePruned(result if better else smaller, best[0], tuple(found), after)
+
+
+class _Trial:
+    """What candidates are measured on."""
+
+    def __init__(self, model: BackboneCaps, pixels: Tensor, calibration: ImageSet) -> None:
+        self._model, self._structure = model, structure_of(model)
+        self._pixels, self._calibration = pixels, calibration
+
+    def measure(self, task: tuple[int, Mapping[str, Keep]]) -> tuple[tuple[Accuracy, float], State]:
+        """What :func:`judge` says of the candidate, and the statistics of its batch norms."""
+        smaller = cut(self._model, task[1], self._structure)
+        recalibrate(smaller, self._pixels)
+        return judge(smaller, self._calibration), dict(smaller.named_buffers())
 
 
 def propose(

@@ -40,6 +40,15 @@ class Done:
     outputs: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Begun:  # a stage to be done: digest of its inputs, whether an interrupted call left files, seconds that it took
+    name: str
+    folder: Path
+    inputs: str
+    resume: bool
+    spent: float
+
+
 class Stages:
     """Does stages in a run folder and remembers them in ``stages.json``.
 
@@ -71,6 +80,19 @@ class Stages:
         Raises:
             ArtefactError: a file cannot be read, written or removed; the stage's own errors pass through.
         """
+        begun = self.begin(name, inputs, outputs)
+        if isinstance(begun, Done):
+            return begun
+        began = time.perf_counter()
+        try:
+            work(begun.folder, begun.resume)
+        except BaseException:
+            self._remember(name, StageRecord(begun.inputs, begun.spent + time.perf_counter() - began))
+            raise
+        return self.finish(begun, time.perf_counter() - began, outputs)
+
+    def begin(self, name: str, inputs: Mapping[str, Any], outputs: tuple[str, ...]) -> Begun | Done:
+        """The first part of :meth:`do`, for work that is done elsewhere: what to do, or that it is done."""
         folder, asked = self.run / name, digest(json.dumps(dict(inputs), sort_keys=True))
         before = self._records.get(name, StageRecord("", 0.0))
         equal = before.inputs == asked
@@ -85,19 +107,17 @@ class Stages:
                 shutil.rmtree(folder)
         spent = before.seconds if resume else 0.0
         self.note(f"{name}: going on" if resume else name)
-        began = time.perf_counter()
-        try:
-            self._remember(name, StageRecord(asked, spent))
-            work(folder, resume)
-        except BaseException:
-            self._remember(name, StageRecord(asked, spent + time.perf_counter() - began))
-            raise
-        found = _hashes(folder, outputs)
+        self._remember(name, StageRecord(asked, spent))
+        return Begun(name, folder, asked, resume, spent)
+
+    def finish(self, begun: Begun, seconds: float, outputs: tuple[str, ...]) -> Done:
+        """The last part of :meth:`do`, after ``seconds`` of work."""
+        found = _hashes(begun.folder, outputs)
         if found is None:
-            raise ArtefactError(f"{folder}: the stage ended without {', '.join(outputs)}; start it again")
-        seconds = round(spent + time.perf_counter() - began, 1)
-        self._remember(name, StageRecord(asked, seconds, found))
-        return Done(folder, seconds, False, found)
+            raise ArtefactError(f"{begun.folder}: the stage ended without {', '.join(outputs)}; start it again")
+        seconds = round(begun.spent + seconds, 1)
+        self._remember(begun.name, StageRecord(begun.inputs, seconds, found))
+        return Done(begun.folder, seconds, False, found)
 
     def _remember(self, name: str, record: StageRecord) -> None:
         self._records[name] = record

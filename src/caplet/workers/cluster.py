@@ -71,8 +71,8 @@ class Cluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        if self._client.status == "running":
-            self._client.run(forget, wait=False, on_error="ignore")
+        if error is None and self._client.status == "running":
+            self._client.run(forget, on_error="ignore")
         self.executor.shutdown(wait=False)
         self._parcels.clear()
         self._client.close(timeout=SECONDS)

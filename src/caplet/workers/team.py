@@ -196,6 +196,11 @@ class WorkerSettings(Settings):
         if self.workers is not None and self.cluster is not None:
             raise ValueError("workers and cluster are both given; choose one")
 
+    @property
+    def given(self) -> bool:
+        """Whether it is said who measures: then one thread computes each value, also in this process."""
+        return self.workers is not None or self.cluster is not None
+
     @contextmanager
     def open(self, note: Note = silent) -> Iterator[Team]:
         """The team, for a ``with`` block; at its end, an interrupt included, all that it started ends.

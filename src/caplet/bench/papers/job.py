@@ -1,6 +1,8 @@
 """Redo the rows of papers' tables that have their model and data here; each is a folder, done once for equal inputs."""
 
-from collections.abc import Iterator, Mapping
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,21 +11,22 @@ from typing import Any
 import torch
 
 from caplet.bench.papers.page import PAGE, RECORD, page, record_of
-from caplet.bench.papers.rows import PaperRow, select
+from caplet.bench.papers.rows import ROWS, PaperRow, select
 from caplet.bench.papers.work import PruneCnn, Rates
 from caplet.bench.settings import PapersSettings
 from caplet.data import Splits, load_data
-from caplet.errors import CapletError
-from caplet.files import file_digest, write_text
+from caplet.errors import CapletError, WorkerError
+from caplet.files import file_digest, read_text, write_text
 from caplet.jobs.run import check
 from caplet.jobs.timing import forward_rate, training_rate
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.progress import Note, silent
-from caplet.runs.folder import environment, open_run, read_record, write_record
-from caplet.runs.stages import Stages
+from caplet.runs.folder import environment, open_run, read_record, sweep, write_record
+from caplet.runs.stages import Begun, Done, Stages
+from caplet.workers.team import Failed, Team, WorkerSettings
 
-ROW = "row.json"
+ROW, MARK = "row.json", ".workers"
 
 
 @dataclass
@@ -92,6 +95,7 @@ def redo_papers(
     resume: bool = False,
     force: bool = False,
     note: Note = silent,
+    workers: WorkerSettings | None = None,
 ) -> PapersResult:
     """Make every chosen row whose model and data are here, and write the page and its record after each.
 
@@ -102,9 +106,12 @@ def redo_papers(
     Args:
         out: the run folder. ``resume`` goes on with it under equal limits; ``force`` also under others. Which rows are
             asked for may change: the page has all that the folder holds.
-        note: called with one line of text at every decision.
+        note: called with one line of text at every decision; of a row that a worker makes, when it is done.
+        workers: who makes the rows; None for this process alone. A cluster's workers must see the run folder, the
+            models and the data under the same paths.
 
     Raises:
+        WorkerError: a worker cannot be used.
         ConfigError: no row fits a pattern; other limits than those of the folder to go on with.
         ArtefactError: the run folder cannot be used.
     """
@@ -112,21 +119,86 @@ def redo_papers(
     limits = {key: getattr(settings, key) for key in ("calibration_size", "test_images", "size")}
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    with open_run(out, {"job": "papers", **limits}, resume=resume, force=force) as run:
-        made = _Made(run, limits)
+    with (
+        (workers or WorkerSettings()).open(note) as team,
+        open_run(out, {"job": "papers", **limits}, resume=resume, force=force) as run,
+    ):
+        made, stages = _Made(run, limits), Stages(run, note)
         made.write()
+        begun: list[tuple[PaperRow, Begun, int]] = []
         for row in rows:
             missing = sources.missing(row)
             if missing is None:
                 try:
-                    made.rows[row.name] = _make(row, sources, Stages(run, note), note), None
+                    if team.away and isinstance(found := stages.begin(*_stage(row, sources), (ROW,)), Begun):
+                        begun.append((row, found, len(sources.data(row).calibration)))
+                    else:
+                        made.rows[row.name] = _make(row, sources, stages, note), None
                 except CapletError as error:
                     missing = str(error)
                     note(f"{row.name}: {error}")
             if missing is not None and not made.has(row):
                 made.rows[row.name] = None, missing
             made.write()
+        for row, made_there in _elsewhere(team, begun, settings, stages, note):
+            made.rows[row.name] = made_there
+            made.write()
     return PapersResult(run, made.record())
+
+
+def _stage(row: PaperRow, sources: Sources) -> tuple[str, dict[str, Any]]:
+    """A row's name, and all that it depends on."""
+    hashes = sources.data(row).info["hashes"]
+    return row.name, {"work": row.work.to_json(), "model": sources.digest(row), "data": hashes}
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A row for a worker; ``mark`` is a file in the run folder with the text ``token``."""
+
+    name: str
+    folder: Path
+    resume: bool
+    mark: Path
+    token: str
+
+
+def _elsewhere(
+    team: Team, begun: Sequence[tuple[PaperRow, Begun, int]], settings: PapersSettings, stages: Stages, note: Note
+) -> Iterator[tuple[PaperRow, tuple[dict[str, Any] | None, str | None]]]:
+    """Rows that workers make, as they are done, each with its values, or why there are none."""
+    run = stages.run.resolve()
+    paths = ({name: path.resolve() for name, path in found.items()} for found in (settings.models, settings.roots))
+    chosen = PapersSettings(**{**settings.model_dump(), **dict(zip(("models", "roots"), paths, strict=True))})
+    mark, token = run / MARK, secrets.token_hex()
+    parcel = team.parcel(Sources, chosen)
+    tasks = [(parcel, _Task(row.name, run / row.name, found.resume, mark, token)) for row, found, _ in begun]
+    write_text(mark, token)
+    try:
+        for number, result in team.completed(_row, tasks, lambda task: task.name):
+            row, found, images = begun[number]
+            seconds, notes, error = (0.0, [], str(result)) if isinstance(result, Failed) else result
+            for text in (*notes, *([f"{row.name}: {error}"] if error else ())):
+                note(text)
+            yield row, (None, error) if error else (_figures(stages.finish(found, seconds, (ROW,)), images), None)
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def _row(sources: Sources, task: _Task) -> tuple[float, list[str], str]:
+    """Make a row; seconds, notes, and why it cannot be made, or nothing."""
+    if not task.mark.exists() or read_text(task.mark) != task.token:
+        raise WorkerError(f"the worker does not see {task.mark.parent} as it is here; choose a folder that both share")
+    notes: list[str] = []
+    began = time.perf_counter()
+    again = task.folder.exists()  # left by a worker that was lost
+    if again:
+        sweep(task.folder)
+    try:
+        _write(ROWS[task.name], sources, task.folder, task.resume or again, notes.append)
+    except CapletError as error:
+        return 0.0, notes, str(error)
+    return time.perf_counter() - began, notes, ""
 
 
 @dataclass
@@ -158,16 +230,22 @@ class _Made:
 
 def _make(row: PaperRow, sources: Sources, stages: Stages, note: Note) -> dict[str, Any]:
     """One row, or what is left of it to do; JSON values of :class:`caplet.bench.papers.work.RowResult`, and seconds."""
-    splits = sources.data(row)
-    inputs = {"work": row.work.to_json(), "model": sources.digest(row), "data": splits.info["hashes"]}
 
     def work(folder: Path, resume: bool) -> None:
-        found = row.work.run(sources.model(row), splits, folder, resume, note)
-        write_record(folder / ROW, {**found.to_json(), "data_note": splits.info["note"]})
+        _write(row, sources, folder, resume, note)
 
-    done = stages.do(row.name, inputs, work, (ROW,))
+    return _figures(stages.do(*_stage(row, sources), work, (ROW,)), len(sources.data(row).calibration))
+
+
+def _write(row: PaperRow, sources: Sources, folder: Path, resume: bool, note: Note) -> None:
+    splits = sources.data(row)
+    found = row.work.run(sources.model(row), splits, folder, resume, note)
+    write_record(folder / ROW, {**found.to_json(), "data_note": splits.info["note"]})
+
+
+def _figures(done: Done, calibration_images: int) -> dict[str, Any]:
     found: dict[str, Any] = read_record(done.folder / ROW, dict)
-    return {**found, "seconds": done.seconds, "calibration_images": len(splits.calibration)}
+    return {**found, "seconds": done.seconds, "calibration_images": calibration_images}
 
 
 def list_papers(settings: PapersSettings, *, estimate: bool = False) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ from caplet.train.finetune import FinetuneTask, weights_digest
 from caplet.train.loop import train
 from caplet.train.loss import margin_loss
 from caplet.train.settings import FinetuneSettings
+from caplet.workers.team import WorkerSettings
 
 PRUNED, CANDIDATES, TUNING = "pruned.safetensors", "candidates.json", "tune"
 
@@ -30,6 +31,7 @@ def prune_backbone_model(
     force: bool = False,
     note: Note = silent,
     bars: bool = False,
+    workers: WorkerSettings | None = None,
 ) -> PruneResult:
     """Prune ``model``'s CNN, fine-tune it under the unpruned model, and write a run folder.
 
@@ -38,12 +40,13 @@ def prune_backbone_model(
 
     Args:
         tuning: of fine-tuning; None for none.
+        workers: who measures candidates; None for this process alone.
 
     Raises:
         ModelError: the model has no CNN, takes other images, or holds NaN weights.
         ConfigError: a target that no network of this kind meets; see :func:`caplet.prune.backbone.prune_backbone`.
         ToolMissing: torch-pruning is asked for and not installed.
-        ArtefactError: the run folder cannot be used.
+        ArtefactError: the run folder cannot be used. WorkerError: a worker cannot be used, or a candidate failed there.
     """
     splits = check(splits, model, note=note)
     resolved = {
@@ -53,7 +56,8 @@ def prune_backbone_model(
     }
     with begin("prune-backbone", out, splits, resolved, model, resume=resume, force=force) as run:
         if not (run / CANDIDATES).exists():
-            found = prune_backbone(model, splits.train, splits.calibration, settings, margin_loss, note)
+            with (workers or WorkerSettings()).open(note) as team:
+                found = prune_backbone(model, splits.train, splits.calibration, settings, margin_loss, note, team)
             save_model(found.model, run / PRUNED, training_notes(splits, model))
             candidates = [candidate.to_json() for candidate in found.candidates]
             record = {"best": found.best.index, "refitted": found.refitted, "candidates": candidates}
