@@ -6,15 +6,17 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from caplet.errors import ConfigError, WorkerError
-from caplet.workers import cluster as cluster_module
-from caplet.workers.team import HOPELESS, Failed, Team, WorkerSettings
+from caplet.workers import places
+from caplet.workers.team import HOPELESS, Failed, Team, WorkerSettings, measure
 from worker_tasks import Sheet, hopeless, product, slow_product, troubled
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -168,27 +170,26 @@ def test_a_worker_of_another_version_is_refused_by_name(scheduler: str, monkeypa
         assert str(error.value).startswith("worker tcp://")
         return str(error.value)
 
-    import torch
-
-    for place, value, told in (
-        (cluster_module, "9.9", "it has caplet "),
-        (torch, "1.0", "it has torch "),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(place, "__version__", value)
-            text = refused()
-            assert told in text
-            assert f", here {value}; install the same" in text
-    monkeypatch.setattr(cluster_module, "code_digest", _other_code)
-    assert "caplet's code" in refused()
+    for other in ("caplet 9.9 and torch 9.9", "caplet 0.1.0 (code 0) and torch 1.0"):
+        monkeypatch.setattr(places, "identity", Other(other))
+        text = refused()
+        assert "it has caplet " in text
+        assert f", here is {other}; install the same" in text
 
 
-def _other_code() -> str:
-    return f"of process {os.getpid()}"
+@dataclass
+class Other:
+    """Says that another version asks; at a worker, what is there."""
+
+    text: str
+
+    def __call__(self) -> str:
+        return self.text
+
+    def __reduce__(self) -> Any:
+        return eval, ("__import__('caplet.workers.team', fromlist=['identity']).identity",)
 
 
 def test_a_task_is_refused_by_a_worker_of_another_version() -> None:
-    from caplet.workers.task import measure
-
-    with pytest.raises(WorkerError, match=r"has caplet .*, the run caplet 9\.9; install the same"):
+    with pytest.raises(WorkerError, match=r"has caplet .*, here is caplet 9\.9; install the same"):
         measure("caplet 9.9", 1, 0, dict, product, 0)

@@ -1,25 +1,28 @@
 """A list of independent measurements over a :class:`concurrent.futures.Executor`; results come in the list's order.
 
-Whoever measures, a value is computed by one torch thread from the same bytes, so it is the same to the last bit on
-processors with the same instructions. What is written from the results therefore does not tell how many workers there
-were, nor which of them was first or was lost.
+Whoever measures, one torch thread computes a value from the same bytes, so it is the same to the last bit on processors
+with the same instructions. What is written from results tells neither how many workers there were nor which were lost.
 """
 
+import os
+import pickle
+import socket
+import sys
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from threading import get_ident
+from typing import Any, NamedTuple, TypeVar
 
 from caplet.errors import CapletError, WorkerError
+from caplet.files import digest
 from caplet.progress import Note, silent
 from caplet.settings import Few, Settings, option
-from caplet.workers.task import forget, identity, measure
+from caplet.version import __version__
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,39 +30,105 @@ LOSSES = 5
 """How often a task may lose its worker before it is taken to be the reason (out of memory, say)."""
 HOPELESS = 8
 """After so many failures, and not one success, the rest is not tried."""
-_LOOK = 1.0
-"""Seconds after which a team looks again at how many workers it has."""
+LOOK = 1.0
+"""Seconds after which the number of workers is looked up again."""
+_KEPT = 2  # prepared parcels of a thread
+_prepared: dict[int, OrderedDict[Hashable, Any]] = {}
 
 
-@dataclass(frozen=True, eq=False)
-class Parcel:
-    """What many tasks need, such as a model and images: it travels to each worker once.
+@cache
+def identity() -> str:
+    """What values depend on beside the task. A version number does not tell two states of a source tree apart."""
+    import torch
 
-    Attributes:
-        key: of its contents.
-        source: see :func:`caplet.workers.task.measure`.
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    code = digest(*(path.read_bytes().replace(b"\r\n", b"\n") for path in files))
+    return f"caplet {__version__} (code {code[:12]}) and torch {torch.__version__}"
+
+
+class OtherVersion(WorkerError):
+    """A worker has another caplet or torch: no result of its would be the same."""
+
+
+class Parcel(NamedTuple):
+    """What many tasks need, such as a model and images, by a key of its contents; it travels to each worker once.
+
+    ``source`` makes it, or is a file, or bytes, with ``(prepare, contents)`` pickled.
     """
 
     key: Hashable
     source: Any
 
 
-@dataclass(frozen=True)
-class Failed:
-    """In the place of a result.
-
-    Attributes:
-        name: of the task.
-        error: what became of it.
-    """
+class Failed(NamedTuple):
+    """In the place of a result: the task's name, and its error."""
 
     name: str
     error: Exception
 
     def __str__(self) -> str:
-        where = "".join(f" (on {note})" for note in getattr(self.error, "__notes__", ())[:1])
         kind = "" if isinstance(self.error, CapletError) else f"{type(self.error).__name__}: "
-        return f"{self.name}: {kind}{self.error}{where}"
+        return f"{self.name}: {kind}{self.error}{''.join(getattr(self.error, '__notes__', ())[:1])}"
+
+
+def packed(prepare: Callable[..., Any], contents: tuple[Any, ...]) -> tuple[str, bytes]:
+    """The key and the bytes of a parcel that travels."""
+    content = pickle.dumps((prepare, contents), protocol=pickle.HIGHEST_PROTOCOL)
+    return digest(content), content
+
+
+def measure(
+    expected: str | None, threads: int | None, key: Hashable, source: Any, function: Callable[[Any, T], R], task: T
+) -> R:
+    """``function(prepared, task)``, where it is measured.
+
+    Args:
+        expected: :func:`identity` of who asks; None where it is the same installation.
+        threads: of torch; None leaves them alone.
+        key, source: of the parcel.
+
+    Raises:
+        OtherVersion: caplet or torch is another one here. What ``function`` raises passes, with a note on the place.
+    """
+    here = f" (on {socket.gethostname()}, process {os.getpid()})"
+    if expected is not None and expected != identity():
+        raise OtherVersion(f"a worker{here} is refused: it has {identity()}, here is {expected}; install the same")
+    before = _set_threads(threads)
+    try:
+        known = _prepared.setdefault(get_ident(), OrderedDict())
+        if key not in known:
+            while len(known) >= _KEPT:
+                known.popitem(last=False)
+            known[key] = _prepare(source)
+            _set_threads(threads)  # torch may have come with it
+        known.move_to_end(key)
+        return function(known[key], task)
+    except Exception as error:
+        error.add_note(here)
+        raise
+    finally:
+        _set_threads(before)
+
+
+def _prepare(source: Any) -> Any:
+    if callable(source):
+        return source()
+    prepare, contents = pickle.loads(source.read_bytes() if isinstance(source, Path) else source)
+    return prepare(*contents)
+
+
+def _set_threads(count: int | None) -> int | None:
+    """Torch's threads until now; None, and nothing is set, where there is no torch yet."""
+    torch = sys.modules.get("torch")
+    before: int | None = None if torch is None else torch.get_num_threads()
+    if torch is not None and count is not None:
+        torch.set_num_threads(count)
+    return before
+
+
+def forget() -> None:
+    """Let go of all that was prepared in this process."""
+    _prepared.clear()
 
 
 class ThisProcess(Executor):
@@ -73,39 +142,30 @@ class ThisProcess(Executor):
 
 
 class Team:
-    """Measures lists of tasks, here or elsewhere.
+    """Measures lists of tasks in this process, with ``threads`` of torch (None: all); other places are sub-classes."""
 
-    Args:
-        executor: runs them.
-        threads: of torch for each; None for all of this process.
-        slots: how many workers there are, now; may raise WorkerError.
-        pack: ``(prepare, contents)`` to a parcel; None where nothing travels.
-        expected: what workers must have, see :func:`caplet.workers.task.measure`.
-        lost: ``lost(error)``: how many workers an error says were lost with a task; 0 where it is the task's own.
-    """
+    away = False
+    """Whether other processes measure."""
+    expected: str | None = None
 
-    def __init__(
-        self,
-        executor: Executor | None = None,
-        threads: int | None = None,
-        slots: Callable[[], int] = lambda: 1,
-        pack: Callable[[Callable[..., Any], tuple[Any, ...]], Parcel] | None = None,
-        lost: Callable[[Exception], int] = lambda error: 0,
-        expected: str | None = None,
-    ) -> None:
-        self._executor, self._threads, self._slots, self._expected = executor, threads, slots, expected
-        self._pack, self._lost = pack, lost
+    def __init__(self, threads: int | None = None, executor: Executor | None = None) -> None:
+        self.threads, self.executor = threads, executor or ThisProcess()
 
-    @property
-    def away(self) -> bool:
-        """Whether other processes measure."""
-        return self._pack is not None
+    def slots(self) -> int:
+        """How many tasks to have under way. Raises WorkerError where nobody can measure any more."""
+        return 1
+
+    def lost(self, error: Exception) -> int:
+        """How many workers an error says were lost with a task; 0 where it is the task's own."""
+        return 0
 
     def parcel(self, prepare: Callable[..., Any], *contents: Any) -> Parcel:
         """What tasks need: ``prepare(*contents)``, a function of a module, is called once by each worker."""
-        if self._pack is None:
-            return Parcel(object(), partial(prepare, *contents))
-        return self._pack(prepare, contents)
+        return Parcel(object(), partial(prepare, *contents))
+
+    def close(self, kill: bool) -> None:
+        """End what was started; ``kill`` where work is still under way."""
+        forget()
 
     def map(
         self, function: Callable[[Any, T], R], tasks: Sequence[tuple[Parcel, T]], name: Callable[[T], str]
@@ -113,7 +173,7 @@ class Team:
         """``function(prepared, task)`` of every task, in their order.
 
         Args:
-            function: of a module; it must depend on its arguments alone.
+            function: of a module; it depends on its arguments alone.
             tasks: each with the parcel it needs; those with the same one best stand together.
             name: what errors call a task.
 
@@ -133,44 +193,45 @@ class Team:
                 else:
                     yield result
         if failed:
-            more = f"; so did {', '.join(each.name for each in failed[1:4])}" if failed[1:] else ""
-            more += f" and {len(failed) - 4} others" if failed[4:] else ""
-            raise WorkerError(f"failed: {failed[0]}{more}; everything else was measured") from failed[0].error
+            others = f"; so did {', '.join(each.name for each in failed[1:4])}" if failed[1:] else ""
+            others += f" and {len(failed) - 4} more" if failed[4:] else ""
+            raise WorkerError(f"failed: {failed[0]}{others}; all others were measured") from failed[0].error
 
     def completed(
         self, function: Callable[[Any, T], R], tasks: Sequence[tuple[Parcel, T]], name: Callable[[T], str]
     ) -> Iterator[tuple[int, R | Failed]]:
         """As :meth:`map`, with each task's number, in the order in which they are done; failures in their place."""
-        executor = self._executor or ThisProcess()
         waiting, losses, ends = deque(range(len(tasks))), Counter[int](), Counter[bool]()
         running: dict[Future[R], int] = {}
         try:
             while waiting or running:
-                wanted = 2 * self._slots() if self.away else 1  # the next task is there when one is done
-                while waiting and len(running) < wanted:
+                slots = self.slots()
+                while waiting and len(running) < slots:
                     parcel, task = tasks[waiting[0]]
-                    arguments = (self._expected, self._threads, parcel.key, parcel.source, function, task)
-                    running[executor.submit(measure, *arguments)] = waiting.popleft()
+                    asked = (self.expected, self.threads, *parcel, function, task)
+                    running[self.executor.submit(measure, *asked)] = waiting.popleft()
                 if not running:  # no worker yet
-                    time.sleep(_LOOK)
-                for future in wait(running, _LOOK, FIRST_COMPLETED).done:
+                    time.sleep(LOOK)
+                for future in wait(running, LOOK, FIRST_COMPLETED).done:
                     number = running.pop(future)
                     found: R | Failed
                     try:
                         found = future.result()
+                    except OtherVersion:
+                        raise
                     except Exception as error:
-                        lost = self._lost(error)
+                        lost = self.lost(error)
                         losses[number] += lost
                         if lost and losses[number] < LOSSES:
                             waiting.appendleft(number)
                             continue
-                        told = f"its worker was lost {losses[number]} times (out of memory?)"
-                        found = Failed(name(tasks[number][1]), WorkerError(told) if lost else error)
+                        told = WorkerError(f"its worker was lost {losses[number]} times (out of memory?)")
+                        found = Failed(name(tasks[number][1]), told if lost else error)
                     ends[isinstance(found, Failed)] += 1
                     yield number, found
                 if ends[True] >= HOPELESS and not ends[False]:
-                    told = f"not tried, for {ends[True]} tasks failed and none succeeded"
-                    yield from ((each, Failed(name(tasks[each][1]), WorkerError(told))) for each in waiting)
+                    told = WorkerError(f"not tried, for {ends[True]} tasks failed and none succeeded")
+                    yield from ((each, Failed(name(tasks[each][1]), told)) for each in waiting)
                     waiting.clear()
         finally:
             for future in running:
@@ -178,11 +239,7 @@ class Team:
 
 
 class WorkerSettings(Settings):
-    """Who measures.
-
-    Raises:
-        ConfigError: both a number of processes and a cluster.
-    """
+    """Who measures. Raises ConfigError for both a number of processes and a cluster."""
 
     where = "workers"
 
@@ -209,18 +266,14 @@ class WorkerSettings(Settings):
             ConfigError: no scheduler at the address. ToolMissing: no ``distributed`` is installed.
             WorkerError: a worker has another caplet or torch.
         """
-        with ExitStack() as stack:
-            stack.callback(forget)
-            if self.cluster is not None:
-                from caplet.workers.cluster import Cluster
+        from caplet.workers.places import Cluster, Processes
 
-                cluster = stack.enter_context(Cluster(self.cluster, note))
-                yield Team(cluster.executor, 1, cluster.slots, cluster.pack, cluster.lost, identity())
-            elif self.workers is not None and self.workers > 1:
-                from caplet.workers.local import LocalProcesses, lost, pack
-
-                folder = Path(stack.enter_context(TemporaryDirectory(prefix="caplet-")))  # for this user alone
-                processes = stack.enter_context(LocalProcesses(self.workers))
-                yield Team(processes, 1, lambda: processes.count, partial(pack, folder), lost)
-            else:
-                yield Team(threads=self.workers)
+        several = self.workers is not None and self.workers > 1
+        team = Cluster(self.cluster, note) if self.cluster else Processes(self.workers or 1) if several else None
+        team = team or Team(self.workers)
+        try:
+            yield team
+        except BaseException:
+            team.close(kill=True)
+            raise
+        team.close(kill=False)

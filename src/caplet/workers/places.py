@@ -1,0 +1,190 @@
+"""Where else measurements are made: processes on this machine, and the workers of a Dask scheduler."""
+
+import logging
+import os
+import signal
+import time
+from asyncio import CancelledError as Cancelled
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Thread
+from typing import Any, TypeVar
+
+from caplet.errors import ConfigError, ToolMissing, WorkerError
+from caplet.files import write_bytes
+from caplet.progress import Note
+from caplet.workers.team import LOOK, OtherVersion, Parcel, Team, forget, identity, packed
+
+R = TypeVar("R")
+SECONDS = 5.0
+"""To wait for an answer from a scheduler's address."""
+_ENVIRONMENT = {  # glibc's malloc keeps freed blocks, as in the command line itself
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+}
+
+
+class LocalProcesses(Executor):
+    """Runs every task in one of ``count`` processes, which start when there is a task for them.
+
+    Each is a pool of one, so that a lost one takes its own task with it, and no other.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._threads = ThreadPoolExecutor(count)
+        self._idle: list[Any] = []
+        self._all: set[Any] = set()
+
+    def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> "Future[R]":
+        """See :class:`concurrent.futures.Executor`. A future whose process ends raises BrokenProcessPool."""
+        return self._threads.submit(self._run, fn, args, kwargs)
+
+    def _run(self, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+        from loky.process_executor import ProcessPoolExecutor
+
+        try:
+            pool = self._idle.pop()
+        except IndexError:
+            pool = ProcessPoolExecutor(1, initializer=_serve, env=_ENVIRONMENT)
+            self._all.add(pool)
+        try:
+            result: R = pool.submit(fn, *args, **kwargs).result()
+        except BrokenProcessPool:
+            self._all.discard(pool)
+            pool.shutdown(wait=False, kill_workers=True)
+            raise
+        except BaseException:
+            self._idle.append(pool)
+            raise
+        self._idle.append(pool)
+        return result
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Kill the processes; what has not begun is cancelled."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for pool in tuple(self._all):
+            pool.shutdown(wait=wait, kill_workers=True)
+
+
+def _serve() -> None:
+    """Leave Ctrl-C to the process that asks, and end within two seconds of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
+class Processes(Team):
+    """Measures in ``count`` processes on this machine; parcels are files that only this user can read."""
+
+    away = True
+
+    def __init__(self, count: int) -> None:
+        super().__init__(1, LocalProcesses(count))
+        self._count, self._folder = count, TemporaryDirectory(prefix="caplet-")
+
+    def slots(self) -> int:
+        return 2 * self._count  # the next task is there when one is done
+
+    def lost(self, error: Exception) -> int:
+        from loky.process_executor import TerminatedWorkerError
+
+        return int(isinstance(error, TerminatedWorkerError))
+
+    def parcel(self, prepare: Callable[..., Any], *contents: Any) -> Parcel:
+        key, content = packed(prepare, contents)
+        path = Path(self._folder.name) / key
+        if not path.exists():
+            write_bytes(path, content)
+        return Parcel(key, path)
+
+    def close(self, kill: bool) -> None:
+        self.executor.shutdown()
+        self._folder.cleanup()
+
+
+class Cluster(Team):
+    """Measures on the workers of a scheduler that somebody else has started: hosts, Slurm, PBS, Kubernetes.
+
+    Parcels are results of tasks: the scheduler can have one made again where the workers that held it are lost.
+
+    Args:
+        address: such as ``tcp://host:8786``; ``tls://`` with Dask's own configuration.
+        note: called with one line while there are no workers.
+
+    Raises:
+        ToolMissing: no ``distributed`` is installed. ConfigError: no scheduler at the address.
+        OtherVersion: a worker has another caplet or torch; it is named.
+    """
+
+    away = True
+
+    def __init__(self, address: str, note: Note) -> None:
+        try:
+            from distributed import Client
+        except ImportError:
+            raise ToolMissing("--cluster needs Dask's distributed: pip install 'caplet[cluster]'") from None
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors are said in one line, here
+        connect: Any = Client  # its functions have no types
+        try:
+            self._client = connect(address, timeout=SECONDS, set_as_default=False)
+        except Exception as error:
+            text = f"--cluster {address}: no scheduler answers there ({type(error).__name__}: {error})"
+            raise ConfigError(f"{text}; start one with: dask scheduler") from None
+        super().__init__(1, self._client.get_executor(pure=False))
+        self._address, self._note, self.expected = address, note, identity()
+        self._known: dict[str, int] = {}
+        self._looked = -LOOK
+        self._parcels: dict[str, Parcel] = {}
+        for worker, found in self._client.run(identity, on_error="return").items():
+            if found != self.expected:
+                self.close(kill=True)
+                other = f"{type(found).__name__}: {found}" if isinstance(found, Exception) else found
+                raise OtherVersion(
+                    f"worker {worker} is refused: it has {other}, here is {self.expected}; install the same"
+                )
+
+    def slots(self) -> int:
+        if time.monotonic() - self._looked > LOOK:
+            known = self._known
+            try:
+                self._known = dict(self._client.nthreads())
+            except (OSError, TimeoutError, Cancelled) as error:
+                raise self._gone() from error
+            if not self._known and (known or self._looked < 0):
+                self._note(f"no worker at {self._address}; waiting (start some with: dask worker {self._address})")
+            self._looked = time.monotonic()
+        return 2 * sum(self._known.values())
+
+    def lost(self, error: Exception) -> int:
+        from distributed import KilledWorker
+
+        if isinstance(error, CancelledError | Cancelled):
+            if self._client.status != "running":
+                raise self._gone() from error
+            return 1
+        return 3 if isinstance(error, KilledWorker) else 0  # which Dask says after several
+
+    def _gone(self) -> WorkerError:
+        return WorkerError(f"--cluster {self._address}: the scheduler went away")
+
+    def parcel(self, prepare: Callable[..., Any], *contents: Any) -> Parcel:
+        key, content = packed(prepare, contents)
+        if key not in self._parcels:
+            self._parcels[key] = Parcel(key, self._client.submit(bytes, content, key=f"caplet-{key}"))
+        return self._parcels[key]
+
+    def close(self, kill: bool) -> None:
+        if not kill and self._client.status == "running":
+            self._client.run(forget, on_error="ignore")
+        self.executor.shutdown(wait=False)
+        self._client.close(timeout=SECONDS)
