@@ -57,12 +57,12 @@ def counter() -> Iterator[Counter[str]]:
         count(searching, "calibrate", "calibration")
         answer = MeasurementCache.answer
 
-        def answered(self: MeasurementCache, asked: Any, measure: Any, *more: Any) -> float:
+        def answered(self: MeasurementCache, asked: Any, measure: Any) -> float:
             def measured() -> float:
                 found[Path(str(self._log.path)).stem] += 1
                 return float(measure())
 
-            return answer(self, asked, measured, *more)
+            return answer(self, asked, measured)
 
         patch.setattr(MeasurementCache, "answer", answered)
         measure = Evaluator._measure

@@ -15,7 +15,6 @@ from caplet.prune.backbone import BackbonePruned, prune_backbone
 from caplet.prune.choices import BackbonePruneSettings
 from caplet.train.loss import margin_loss
 from caplet.workers.team import WorkerSettings
-from quantize_requests import as_measured
 
 ALONE = WorkerSettings(workers=1)
 
@@ -98,28 +97,3 @@ def test_a_run_folder_that_a_worker_does_not_see(tmp_path: Path) -> None:
         task = _Task("q7-mnist-8", tmp_path / "q7-mnist-8", False, tmp_path / ".workers", "token")
         with pytest.raises(WorkerError, match=r"does not see .* choose a folder that both share"):
             _row(None, task)  # type: ignore[arg-type]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("parts", [(), ("bias", "rounding")], ids=["plain", "fitted"])
-def test_quantize_writes_the_same_logs_and_the_same_network(
-    settings: WorkerSettings, trained: Path, tmp_path: Path, parts: tuple[str, ...]
-) -> None:
-    if settings == ALONE:
-        pytest.skip("the reference")
-    chosen = as_measured(tolerance=5.0, method="ilp", reconstruct=parts)
-    splits = api.load_data("digits", calibration_size=120)
-
-    def files(folder: Path, **more: Any) -> dict[str, Any]:
-        result = api.quantize(api.load_float(trained / "model.safetensors"), splits, folder, chosen, **more)
-        names = ("tuning.jsonl", "sensitivities.jsonl", "model_satisfied.caplet", "plan_satisfied.json")
-        return {name: (folder / name).read_bytes() for name in names} | {
-            "costs": result.metrics["search"]["full_passes"]
-        }
-
-    here = files(tmp_path / "here")
-    assert here["sensitivities.jsonl"].count(b"\n") > 10
-    assert files(tmp_path / "there", workers=settings) == here == files(tmp_path / "alone", workers=ALONE)
-    lines = here["sensitivities.jsonl"].splitlines(keepends=True)
-    (tmp_path / "there" / "sensitivities.jsonl").write_bytes(b"".join(lines[:5]))
-    assert files(tmp_path / "there", workers=settings, resume=True) | {"costs": here["costs"]} == here

@@ -75,7 +75,7 @@ def test_where_nothing_succeeds_the_rest_is_not_tried(tmp_path: Path) -> None:
     assert len(failures) == len(found) == 100
     tried = [each for each in failures if isinstance(each.error, ValueError)]
     assert HOPELESS <= len(tried) < 20
-    assert "task 99: not tried, for" in str(found[99])
+    assert "task 99: given up, for" in str(found[99])
 
 
 def test_in_this_process_errors_pass_as_they_are(tmp_path: Path) -> None:

@@ -31,8 +31,6 @@ from caplet.prune.scores import SCORES, Loss, Values, measure_scores
 from caplet.prune.structure import Keep, Structure, cut, kept_sizes, structure_of
 from caplet.workers.team import Team
 
-State = dict[str, Tensor]
-"""Statistics of batch norms by name."""
 _STRONGEST = 4.0
 """The largest ``t`` of :func:`propose`: exp(-4) keeps 2 % of the channels."""
 _STEPS = 13
@@ -127,17 +125,16 @@ def prune_backbone(
     drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed))[: settings.images]
     pixels = train.images[drawn]
     found: list[BackboneCandidate] = []
-    best: tuple[BackboneCandidate, State] | None = None
-    team, proposed = team or Team(), list(propose(model, structure, scores, settings))
+    best: tuple[BackboneCandidate, dict[str, Tensor]] | None = None
+    team = team or Team()
     parcel = team.parcel(_Trial, model, pixels, calibration)
-    numbered = [(parcel, (index, selection)) for index, (selection, _) in enumerate(proposed)]
-    measured = team.map(_Trial.measure, numbered, lambda task: f"candidate {task[0]}")
-    for index, ((selection, macs), (judged, statistics)) in enumerate(zip(proposed, measured, strict=True)):
-        candidate = BackboneCandidate(index, selection, macs, *judged)
+    proposed = enumerate(propose(model, structure, scores, settings))
+    tasks = [(parcel, (index, *proposal)) for index, proposal in proposed]
+    for candidate, statistics in team.map(_Trial.measure, tasks, lambda task: f"candidate {task[0]}"):
         found.append(candidate)
         if best is None or candidate.rank > best[0].rank:
             best = candidate, statistics
-        note(f"candidate {index}: calibration {candidate.accuracy}, best so far number {best[0].index}")
+        note(f"candidate {candidate.index}: calibration {candidate.accuracy}, best so far number {best[0].index}")
     assert best is not None
     chosen = best[0].selection
     smaller = cut(model, chosen, structure)
@@ -159,11 +156,13 @@ class _Trial:
         self._model, self._structure = model, structure_of(model)
         self._pixels, self._calibration = pixels, calibration
 
-    def measure(self, task: tuple[int, Mapping[str, Keep]]) -> tuple[tuple[Accuracy, float], State]:
-        """What :func:`judge` says of the candidate, and the statistics of its batch norms."""
-        smaller = cut(self._model, task[1], self._structure)
+    def measure(self, task: tuple[int, Mapping[str, Keep], int]) -> tuple[BackboneCandidate, dict[str, Tensor]]:
+        """The candidate of a number, a selection and its multiply-accumulates; the statistics of its batch norms."""
+        index, selection, macs = task
+        smaller = cut(self._model, selection, self._structure)
         recalibrate(smaller, self._pixels)
-        return judge(smaller, self._calibration), dict(smaller.named_buffers())
+        candidate = BackboneCandidate(index, selection, macs, *judge(smaller, self._calibration))
+        return candidate, dict(smaller.named_buffers())
 
 
 def propose(

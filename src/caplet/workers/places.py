@@ -8,24 +8,22 @@ from asyncio import CancelledError as Cancelled
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
+from threading import Thread, local
 from typing import Any, TypeVar
 
 from caplet.errors import ConfigError, ToolMissing, WorkerError
 from caplet.files import write_bytes
 from caplet.progress import Note
-from caplet.workers.team import LOOK, OtherVersion, Parcel, Team, forget, identity, packed
+from caplet.workers.team import Parcel, Team, forget, identity, packed
 
 R = TypeVar("R")
 SECONDS = 5.0
 """To wait for an answer from a scheduler's address."""
-_ENVIRONMENT = {  # glibc's malloc keeps freed blocks, as in the command line itself
-    "OMP_NUM_THREADS": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
-}
+_MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}  # as the command line sets it
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", **_MALLOC}
 
 
 class LocalProcesses(Executor):
@@ -35,38 +33,33 @@ class LocalProcesses(Executor):
     """
 
     def __init__(self, count: int) -> None:
-        self._threads = ThreadPoolExecutor(count)
-        self._idle: list[Any] = []
-        self._all: set[Any] = set()
+        self._threads, self._own, self._all = ThreadPoolExecutor(count), local(), list[Any]()
+        self._ended = False
 
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> "Future[R]":
         """See :class:`concurrent.futures.Executor`. A future whose process ends raises BrokenProcessPool."""
-        return self._threads.submit(self._run, fn, args, kwargs)
+        return self._threads.submit(self._run, partial(fn, *args, **kwargs))
 
-    def _run(self, fn: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+    def _run(self, call: Callable[[], R]) -> R:
         from loky.process_executor import ProcessPoolExecutor
 
+        if getattr(self._own, "pool", None) is None:
+            self._own.pool = ProcessPoolExecutor(1, initializer=_serve, env=_ENVIRONMENT)
+            self._all.append(self._own.pool)
+        if self._ended:
+            raise CancelledError
         try:
-            pool = self._idle.pop()
-        except IndexError:
-            pool = ProcessPoolExecutor(1, initializer=_serve, env=_ENVIRONMENT)
-            self._all.add(pool)
-        try:
-            result: R = pool.submit(fn, *args, **kwargs).result()
+            result: R = self._own.pool.submit(call).result()
         except BrokenProcessPool:
-            self._all.discard(pool)
-            pool.shutdown(wait=False, kill_workers=True)
+            self._own.pool = None
             raise
-        except BaseException:
-            self._idle.append(pool)
-            raise
-        self._idle.append(pool)
         return result
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Kill the processes; what has not begun is cancelled."""
+        self._ended = True
         self._threads.shutdown(wait=False, cancel_futures=True)
-        for pool in tuple(self._all):
+        for pool in self._all:
             pool.shutdown(wait=wait, kill_workers=True)
 
 
@@ -90,10 +83,8 @@ class Processes(Team):
 
     def __init__(self, count: int) -> None:
         super().__init__(1, LocalProcesses(count))
-        self._count, self._folder = count, TemporaryDirectory(prefix="caplet-")
-
-    def slots(self) -> int:
-        return 2 * self._count  # the next task is there when one is done
+        self.under_way = 2 * count  # the next task is there when one is done
+        self._folder = TemporaryDirectory(prefix="caplet-")
 
     def lost(self, error: Exception) -> int:
         from loky.process_executor import TerminatedWorkerError
@@ -123,10 +114,10 @@ class Cluster(Team):
 
     Raises:
         ToolMissing: no ``distributed`` is installed. ConfigError: no scheduler at the address.
-        OtherVersion: a worker has another caplet or torch; it is named.
+        WorkerError: a worker has another caplet or torch; it is named.
     """
 
-    away = True
+    away, under_way = True, 10**9  # Dask has queues of its own
 
     def __init__(self, address: str, note: Note) -> None:
         try:
@@ -141,41 +132,27 @@ class Cluster(Team):
             text = f"--cluster {address}: no scheduler answers there ({type(error).__name__}: {error})"
             raise ConfigError(f"{text}; start one with: dask scheduler") from None
         super().__init__(1, self._client.get_executor(pure=False))
-        self._address, self._note, self.expected = address, note, identity()
-        self._known: dict[str, int] = {}
-        self._looked = -LOOK
+        self._address, self.expected = address, identity()
         self._parcels: dict[str, Parcel] = {}
-        for worker, found in self._client.run(identity, on_error="return").items():
-            if found != self.expected:
+        workers = self._client.run(identity, on_error="return")
+        if not workers:
+            note(f"no worker at {address} yet; waiting (start some with: dask worker {address})")
+        for worker, found in workers.items():
+            if found != self.expected and not isinstance(found, OSError):  # which says that it has gone
                 self.close(kill=True)
-                other = f"{type(found).__name__}: {found}" if isinstance(found, Exception) else found
-                raise OtherVersion(
+                other = repr(found) if isinstance(found, Exception) else found
+                raise WorkerError(
                     f"worker {worker} is refused: it has {other}, here is {self.expected}; install the same"
                 )
-
-    def slots(self) -> int:
-        if time.monotonic() - self._looked > LOOK:
-            known = self._known
-            try:
-                self._known = dict(self._client.nthreads())
-            except (OSError, TimeoutError, Cancelled) as error:
-                raise self._gone() from error
-            if not self._known and (known or self._looked < 0):
-                self._note(f"no worker at {self._address}; waiting (start some with: dask worker {self._address})")
-            self._looked = time.monotonic()
-        return 2 * sum(self._known.values())
 
     def lost(self, error: Exception) -> int:
         from distributed import KilledWorker
 
         if isinstance(error, CancelledError | Cancelled):
             if self._client.status != "running":
-                raise self._gone() from error
+                raise WorkerError(f"--cluster {self._address}: the scheduler went away") from error
             return 1
         return 3 if isinstance(error, KilledWorker) else 0  # which Dask says after several
-
-    def _gone(self) -> WorkerError:
-        return WorkerError(f"--cluster {self._address}: the scheduler went away")
 
     def parcel(self, prepare: Callable[..., Any], *contents: Any) -> Parcel:
         key, content = packed(prepare, contents)

@@ -8,7 +8,6 @@ import os
 import pickle
 import socket
 import sys
-import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -30,8 +29,6 @@ LOSSES = 5
 """How often a task may lose its worker before it is taken to be the reason (out of memory, say)."""
 HOPELESS = 8
 """After so many failures, and not one success, the rest is not tried."""
-LOOK = 1.0
-"""Seconds after which the number of workers is looked up again."""
 _KEPT = 2  # prepared parcels of a thread
 _prepared: dict[int, OrderedDict[Hashable, Any]] = {}
 
@@ -44,10 +41,6 @@ def identity() -> str:
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
     code = digest(*(path.read_bytes().replace(b"\r\n", b"\n") for path in files))
     return f"caplet {__version__} (code {code[:12]}) and torch {torch.__version__}"
-
-
-class OtherVersion(WorkerError):
-    """A worker has another caplet or torch: no result of its would be the same."""
 
 
 class Parcel(NamedTuple):
@@ -88,18 +81,19 @@ def measure(
         key, source: of the parcel.
 
     Raises:
-        OtherVersion: caplet or torch is another one here. What ``function`` raises passes, with a note on the place.
+        WorkerError: caplet or torch is another one here. What ``function`` raises passes, with a note on the place.
     """
     here = f" (on {socket.gethostname()}, process {os.getpid()})"
     if expected is not None and expected != identity():
-        raise OtherVersion(f"a worker{here} is refused: it has {identity()}, here is {expected}; install the same")
+        raise WorkerError(f"a worker{here} is refused: it has {identity()}, here is {expected}; install the same")
     before = _set_threads(threads)
     try:
         known = _prepared.setdefault(get_ident(), OrderedDict())
         if key not in known:
             while len(known) >= _KEPT:
                 known.popitem(last=False)
-            known[key] = _prepare(source)
+            prepare = source if callable(source) else _unpacked(source)
+            known[key] = prepare()
             _set_threads(threads)  # torch may have come with it
         known.move_to_end(key)
         return function(known[key], task)
@@ -107,14 +101,13 @@ def measure(
         error.add_note(here)
         raise
     finally:
-        _set_threads(before)
+        if callable(source):  # in the process that asks
+            _set_threads(before)
 
 
-def _prepare(source: Any) -> Any:
-    if callable(source):
-        return source()
+def _unpacked(source: Path | bytes) -> Callable[[], Any]:
     prepare, contents = pickle.loads(source.read_bytes() if isinstance(source, Path) else source)
-    return prepare(*contents)
+    return partial(prepare, *contents)
 
 
 def _set_threads(count: int | None) -> int | None:
@@ -146,14 +139,12 @@ class Team:
 
     away = False
     """Whether other processes measure."""
+    under_way = 1
+    """Tasks that are submitted at once."""
     expected: str | None = None
 
     def __init__(self, threads: int | None = None, executor: Executor | None = None) -> None:
         self.threads, self.executor = threads, executor or ThisProcess()
-
-    def slots(self) -> int:
-        """How many tasks to have under way. Raises WorkerError where nobody can measure any more."""
-        return 1
 
     def lost(self, error: Exception) -> int:
         """How many workers an error says were lost with a task; 0 where it is the task's own."""
@@ -186,12 +177,11 @@ class Team:
         for number, found in self.completed(function, tasks, name):
             results[number] = found
             while due in results:
-                result = results.pop(due)
-                due += 1
-                if isinstance(result, Failed):
+                if isinstance(result := results.pop(due), Failed):
                     failed.append(result)
                 else:
                     yield result
+                due += 1
         if failed:
             others = f"; so did {', '.join(each.name for each in failed[1:4])}" if failed[1:] else ""
             others += f" and {len(failed) - 4} more" if failed[4:] else ""
@@ -205,19 +195,16 @@ class Team:
         running: dict[Future[R], int] = {}
         try:
             while waiting or running:
-                slots = self.slots()
-                while waiting and len(running) < slots:
+                while waiting and len(running) < self.under_way:
                     parcel, task = tasks[waiting[0]]
-                    asked = (self.expected, self.threads, *parcel, function, task)
+                    asked: Any = (self.expected, self.threads, *parcel, function, task)
                     running[self.executor.submit(measure, *asked)] = waiting.popleft()
-                if not running:  # no worker yet
-                    time.sleep(LOOK)
-                for future in wait(running, LOOK, FIRST_COMPLETED).done:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
                     number = running.pop(future)
                     found: R | Failed
                     try:
                         found = future.result()
-                    except OtherVersion:
+                    except WorkerError:
                         raise
                     except Exception as error:
                         lost = self.lost(error)
@@ -230,9 +217,9 @@ class Team:
                     ends[isinstance(found, Failed)] += 1
                     yield number, found
                 if ends[True] >= HOPELESS and not ends[False]:
-                    told = WorkerError(f"not tried, for {ends[True]} tasks failed and none succeeded")
-                    yield from ((each, Failed(name(tasks[each][1]), told)) for each in waiting)
-                    waiting.clear()
+                    told = WorkerError(f"given up, for {ends[True]} tasks failed and none succeeded")
+                    yield from ((each, Failed(name(tasks[each][1]), told)) for each in (*running.values(), *waiting))
+                    return
         finally:
             for future in running:
                 future.cancel()
@@ -253,11 +240,6 @@ class WorkerSettings(Settings):
         if self.workers is not None and self.cluster is not None:
             raise ValueError("workers and cluster are both given; choose one")
 
-    @property
-    def given(self) -> bool:
-        """Whether it is said who measures: then one thread computes each value, also in this process."""
-        return self.workers is not None or self.cluster is not None
-
     @contextmanager
     def open(self, note: Note = silent) -> Iterator[Team]:
         """The team, for a ``with`` block; at its end, an interrupt included, all that it started ends.
@@ -268,9 +250,8 @@ class WorkerSettings(Settings):
         """
         from caplet.workers.places import Cluster, Processes
 
-        several = self.workers is not None and self.workers > 1
-        team = Cluster(self.cluster, note) if self.cluster else Processes(self.workers or 1) if several else None
-        team = team or Team(self.workers)
+        team = Team(self.workers) if (self.workers or 1) == 1 else Processes(self.workers or 1)
+        team = team if self.cluster is None else Cluster(self.cluster, note)
         try:
             yield team
         except BaseException:

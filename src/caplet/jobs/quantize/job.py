@@ -23,7 +23,6 @@ from caplet.models.base import CapsNet
 from caplet.nn.points import Role
 from caplet.progress import Note, Progress, silent
 from caplet.quant.choices import Exponents, Part
-from caplet.quant.measure.ahead import Ahead
 from caplet.quant.measure.early_decision import EarlyRule
 from caplet.quant.measure.evaluator import DEFAULT_CACHE_BYTES, Evaluator
 from caplet.quant.measure.log import MeasurementCache, images_digest, model_identity
@@ -43,7 +42,6 @@ from caplet.quant.search.simplify_routing import simplify_routing
 from caplet.runs.folder import write_record
 from caplet.runs.records import SEARCH
 from caplet.runtime.engine import Engine
-from caplet.workers.team import WorkerSettings
 
 CALIBRATION, TUNING, SENSITIVITIES = "calibration.npz", "tuning.jsonl", "sensitivities.jsonl"
 """What a search measured besides its probes, for a resumed run."""
@@ -152,7 +150,6 @@ def quantize(
     progress: Progress | None = None,
     promise: Promise | None = None,
     reference: CapsNet | None = None,
-    workers: WorkerSettings | None = None,
 ) -> QuantizeResult:
     """Find a plan for ``model``, ship it as a ``.caplet`` file, and measure the shipped integers.
 
@@ -166,14 +163,13 @@ def quantize(
         progress: called with (images done, images in all) during every measurement.
         promise: decides instead of images that the settings name; the search then sees all of ``splits.calibration``.
         reference: the network against which losses count in the end; None for ``model``.
-        workers: who measures the noise of units for the integer program; None for this process alone.
 
     Raises:
         ModelError: NaN weights, images of another size, a layer without an integer form.
         ConfigError: settings out of range, a budget below the smallest possible one.
-        ArtefactError: the run folder cannot be used. WorkerError: a worker cannot be used, or its measurement failed.
+        ArtefactError: the run folder cannot be used.
     """
-    settings, engine, workers = settings or QuantizeSettings(), Engine(engine), workers or WorkerSettings()
+    settings, engine = settings or QuantizeSettings(), Engine(engine)
     splits = check(splits, model, note=note)
     request, method = request_of(settings), METHODS.find(settings.method)
     if Part.PER_CHANNEL in settings.reconstruct and request.weight_bits is not None:  # shifts are stored, too
@@ -193,10 +189,7 @@ def quantize(
         seen = len(searched.calibration)
         note(f"the search sees {seen:,} images, {len(fresh.images):,} {fresh.about} decide{agree}")
         Promise(fresh, partial(correct_images, model), request.tolerance, error)  # refuses too few images
-    with (
-        workers.open(note) as team,
-        begin("quantize", out, splits, resolved, model, resume=resume, force=force) as run,
-    ):
+    with begin("quantize", out, splits, resolved, model, resume=resume, force=force) as run:
         began = time.perf_counter()
         if settings.simplify_routing:
             asked, images = request, searched.calibration
@@ -230,8 +223,7 @@ def quantize(
             after_fit = FittedNoise(model, chosen, formats, fitting, noises.answer)
         warn_about(searched, request, evaluator, note)
         footprint_of, on_step = partial(footprint, model), lambda step: note(describe_step(step))
-        ahead = Ahead(team, tuned, noises) if workers.given else None
-        bench = Workbench(evaluator, formats, footprint_of, on_step, noises, after_fit, ahead)
+        bench = Workbench(evaluator, formats, footprint_of, on_step, noises, after_fit)
         if fresh is not None:  # of the whole loss, that of simpler routing in it
             points = request_of(settings).acceptance(evaluator.float_result()).points
             promise = Promise(fresh, partial(correct_images, reference), points, error, note)

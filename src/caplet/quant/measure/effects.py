@@ -182,21 +182,12 @@ class Perturber:
         self._staged = StagedModel(model)
         self._images, self._labels, self._batch_size = images, labels, batch_size
         self._cache, self._digest = cache or MeasurementCache(None, "effects", {}), images_digest(images)
-        self.spent, self._begun = 0.0, False
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy for a worker computes the float model itself."""
-        return {name: value for name, value in vars(self).items() if name != "_batches"}
-
-    def _begin(self) -> None:
-        """Count the float model's pass, once."""
-        self.spent += 0 if self._begun else self.n
-        self._begun = True
+        self.spent = 0.0
 
     @cached_property
     def _batches(self) -> list[_Batch]:
         """The float model on all images, from the first measurement on."""
-        self._begin()
+        self.spent += self.n
         batches = zip(*(torch.split(x, self._batch_size) for x in (self._images, self._labels)), strict=True)
         return [self._reference(to_float(images), labels) for images, labels in batches]
 
@@ -221,13 +212,7 @@ class Perturber:
         def measure() -> float:
             return self.effect(formats, rounding, seed).length_noise / self.n / self._classes
 
-        def spared() -> None:
-            first = self._staged.first_stage(formats)
-            if first < len(self._staged):
-                self._begin()
-                self.spent += self.n * float(self._staged.tail_cost[first])
-
-        return self._cache.answer(asked, measure, spared)
+        return self._cache.answer(asked, measure)
 
     def _one(
         self, batch: _Batch, first: int, formats: Mapping[str, PlanFormat], rounding: Rounding, seed: int

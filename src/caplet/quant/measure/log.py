@@ -3,7 +3,7 @@
 import base64
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -122,10 +122,6 @@ class MeasurementLog:
             os.fsync(stream.fileno())
 
 
-class Unmeasured(Exception):
-    """Something is not known that may not be measured now."""
-
-
 class MeasurementCache:
     """Numbers by what was asked; each is measured once, by this run or by the interrupted one whose file this is.
 
@@ -143,42 +139,15 @@ class MeasurementCache:
         self._log = MeasurementLog(path, what, identity, replace=True)
         answers = self._log.parsed(lambda row: (_key(row["asked"]), float(row["answer"])), "an answer")
         self._known = dict(answers)
-        self._offered: dict[str, float] = {}
-        self.sealed = False
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A copy for a worker knows nothing, and keeps what it measures in memory."""
-        return MeasurementCache, (None, "answers", {})
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """What was measured: ``asked`` and ``answer``, in order."""
-        return self._log.rows
-
-    def offer(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Take :attr:`rows` of a copy: where one is asked for, it is written down as if it had been measured here."""
-        self._offered |= {_key(row["asked"]): float(row["answer"]) for row in rows}
-
-    def answer(
-        self, asked: Mapping[str, Any], measure: Callable[[], float], spared: Callable[[], None] = lambda: None
-    ) -> float:
+    def answer(self, asked: Mapping[str, Any], measure: Callable[[], float]) -> float:
         """The number for what is ``asked``, plain JSON values; ``measure`` is called where it is not known.
 
-        Args:
-            spared: called instead where the number was offered.
-
-        Raises:
-            ArtefactError: the answer cannot be written. Unmeasured: it is not known, and the cache ``sealed``.
+        Raises ArtefactError when the answer cannot be written.
         """
         key = _key(asked)
         if key not in self._known:
-            if key in self._offered:
-                spared()
-                answer = self._offered.pop(key)
-            elif self.sealed:
-                raise Unmeasured
-            else:
-                answer = measure()
+            answer = measure()
             self._log.add({"asked": asked, "answer": answer})
             self._known[key] = answer
         return self._known[key]

@@ -69,10 +69,6 @@ class FittedNoise:
         self._references: list[tuple[tuple[State, ...], Tensor]] = []
         self._view: tuple[str, View] | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy for a worker computes the float model itself."""
-        return {**vars(self), "_references": [], "_view": None}
-
     def __call__(self, key: str, width: int) -> float:
         """Mean squared change of the class capsules' lengths when the weights ``key`` are fitted to ``width`` bits."""
         fmt = self._source.format(key, width)

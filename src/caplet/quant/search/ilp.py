@@ -10,7 +10,7 @@ tensors of capsule networks, the noise measure and the repair are caplet's.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
@@ -141,7 +141,6 @@ class IlpSearch(PlanSearch):
         self.sensitivity = UnitSensitivity(bench, request, rounding, self.units)
         firsts = [unit.at_most(FIRST_WIDTH) for unit in self.units]
         self.fitted = False
-        self._look_ahead(enumerate(firsts))
         self.noises = [{width: self._noise_of(index, width)} for index, width in enumerate(firsts)]
         self.menu = [self._choices(index) for index in range(len(self.units))]
         self.weights = sum(unit.elements for unit in self.units if unit.storage is Storage.FLASH)
@@ -184,38 +183,22 @@ class IlpSearch(PlanSearch):
 
     def _noise_of(self, index: int, width: int) -> float:
         """What the unit adds at a width; its weights as they are after a fit, once plans are to be fitted."""
-        weights = self._fits(index)
-        if weights and (measure := self.bench.fitted_noise) is not None:
+        weights = [key for key in self.units[index].points if self.specs[key].role is Role.WEIGHT]
+        if self.fitted and weights and (measure := self.bench.fitted_noise) is not None:
             return _FITTED * math.fsum(measure(key, width) for key in weights)
         return self.sensitivity.noise(index, width)
 
-    def _fits(self, index: int) -> list[str]:
-        """The unit's weights that count as they are after a fit."""
-        fitted = self.fitted and self.bench.fitted_noise is not None
-        return [key for key in self.units[index].points if fitted and self.specs[key].role is Role.WEIGHT]
-
-    def _look_ahead(self, asked: Iterable[tuple[int, int]]) -> None:
-        """Have workers measure what :meth:`_noise_of` needs for units and widths, if there are workers."""
-        if self.bench.ahead is not None:
-            asked = list(asked)
-            self.bench.ahead(self.sensitivity.ask, [each for each in asked if not self._fits(each[0])])
-            if self.bench.fitted_noise is not None:
-                weights = [(key, width) for index, width in asked for key in self._fits(index)]
-                self.bench.ahead(self.bench.fitted_noise, weights)
-
     def _measure(self, chosen: Sequence[UnitChoice]) -> bool:
         """Measure the noise of choices that so far was guessed; whether there were any."""
-        wanted = []
+        new = False
         for choice in chosen:
-            unit = self.units[choice.unit]
+            unit, noises = self.units[choice.unit], self.noises[choice.unit]
             width = min(choice.width, unit.at_most(max(MEASURED_WIDTH, unit.widths[0])))
-            if width not in self.noises[choice.unit]:
-                wanted.append((choice.unit, width))
-        self._look_ahead(wanted)
-        for index, width in wanted:
-            self.noises[index][width] = self._noise_of(index, width)
-            self.menu[index] = self._choices(index)
-        return bool(wanted)
+            if width not in noises:
+                noises[width] = self._noise_of(choice.unit, width)
+                self.menu[choice.unit] = self._choices(choice.unit)
+                new = True
+        return new
 
     def _budgets(self) -> list[SumLimit]:
         """The request's limits on bits. Raises ConfigError where the narrowest widths exceed one."""
@@ -287,12 +270,10 @@ class IlpSearch(PlanSearch):
         """See :class:`caplet.quant.search.allocate.Frontier`; weights and activations count alike."""
         if not self.fitted:
             self.fitted = True
-            flash = [
-                (i, unit.at_most(FIRST_WIDTH)) for i, unit in enumerate(self.units) if unit.storage is Storage.FLASH
-            ]
-            self._look_ahead(flash)
-            for index, width in flash:
-                self.noises[index] = {width: self._noise_of(index, width)}
+            for index, unit in enumerate(self.units):
+                if unit.storage is Storage.FLASH:
+                    width = unit.at_most(FIRST_WIDTH)
+                    self.noises[index] = {width: self._noise_of(index, width)}
             self.menu = [self._choices(index) for index in range(len(self.units))]
         chosen = self._solve(self._goal(0.5), [SumLimit(_noise, noise)])
         return None if chosen is None else self.plan(self._widths(chosen))

@@ -11,7 +11,6 @@ bisection, which gives the answer of one step at a time wherever accuracy falls 
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -20,7 +19,6 @@ from caplet.fixed.format import MAX_BITS
 from caplet.nn.points import Storage
 from caplet.quant.choices import Method
 from caplet.quant.measure.effects import Perturber
-from caplet.quant.plan.formats import FormatRule, FormatSource
 from caplet.quant.plan.units import Unit, Widths, unit_bits
 from caplet.quant.search.search import PlanSearch, Request, SearchResult, Workbench, run_each
 
@@ -162,12 +160,11 @@ class UnitSensitivity:
     """
 
     def __init__(self, bench: Workbench, request: Request, rounding: Rounding, units: Sequence[Unit]) -> None:
-        self.bench, self.units = bench, tuple(units)
+        self.bench, self.request, self.rounding, self.units = bench, request, rounding, tuple(units)
         evaluator = bench.evaluator
         count = min(bench.sensitivity_images, len(evaluator))
         chosen = torch.arange(count) * len(evaluator) // count
         self.perturber = Perturber(evaluator.model, evaluator.images[chosen], cache=bench.cache)
-        self.ask = UnitNoise(self.perturber, bench.source, self.units, request.rule, rounding, request.seed)
         self._known: dict[tuple[int, int], float] = {}
 
     @property
@@ -178,26 +175,10 @@ class UnitSensitivity:
     def noise(self, index: int, width: int) -> float:
         """The noise of unit ``index`` at ``width`` bits."""
         if (index, width) not in self._known:
-            self._known[index, width] = self.ask(index, width)
+            choose, rule = self.bench.source.format, self.request.rule
+            formats = {key: choose(key, width, rule, self.rounding) for key in self.units[index].points}
+            self._known[index, width] = self.perturber.noise(formats, self.rounding, self.request.seed)
         return self._known[index, width]
-
-
-@dataclass(frozen=True, eq=False)
-class UnitNoise:
-    """The noise of a unit by its index and width, measured each time; a worker can have a copy."""
-
-    perturber: Perturber
-    source: FormatSource
-    units: tuple[Unit, ...]
-    rule: FormatRule
-    rounding: Rounding
-    seed: int
-
-    def __call__(self, index: int, width: int) -> float:
-        """See :class:`UnitSensitivity`."""
-        choose = self.source.format
-        formats = {key: choose(key, width, self.rule, self.rounding) for key in self.units[index].points}
-        return self.perturber.noise(formats, self.rounding, self.seed)
 
 
 def longest_run(length: int, holds: Callable[[int], bool], *, gallop: bool = False) -> int:

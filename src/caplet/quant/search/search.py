@@ -13,7 +13,6 @@ from caplet.acceptance import Acceptance
 from caplet.errors import ConfigError, PlanError
 from caplet.fixed import Rounding
 from caplet.quant.choices import Granularity, Method
-from caplet.quant.measure.ahead import Ahead
 from caplet.quant.measure.evaluator import Evaluator, PlanResult
 from caplet.quant.measure.log import MeasurementCache
 from caplet.quant.plan.formats import FormatRule, FormatSource
@@ -148,7 +147,6 @@ class Workbench:
         on_step: called after every decision.
         cache: sensitivities of an interrupted run of the same model; None for none.
         fitted_noise: None where plans are not fitted; else ilp only looks for the noise that the target bears.
-        ahead: measures, by workers, what sensitivities and fitted noise will be asked for; None where nobody does.
         sensitivity_images: how many of the evaluator's images sensitivities are measured on, at even distances.
     """
 
@@ -158,7 +156,6 @@ class Workbench:
     on_step: Callable[[Step], None] = lambda step: None
     cache: MeasurementCache | None = None
     fitted_noise: FittedWeights | None = None
-    ahead: Ahead | None = None
     sensitivity_images: int = 64
 
 
