@@ -29,7 +29,8 @@ import torch
 from caplet import api
 from caplet.quant.measure.sensitivity import measure_sensitivity
 from caplet.train.loss import margin_loss
-from caplet.workers.team import Team, WorkerSettings
+from caplet.workers.settings import WorkerSettings
+from caplet.workers.team import Team
 
 FILES = ("sensitivity.jsonl", "sensitivity.svg")
 RUN = """

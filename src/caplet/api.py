@@ -73,7 +73,7 @@ from caplet.runs.records import Verified
 from caplet.runs.shipped import record_verified
 from caplet.runtime.engine import Engine
 from caplet.train.settings import recipe_names as recipes
-from caplet.workers.team import WorkerSettings
+from caplet.workers.settings import WorkerSettings
 
 BACKBONE_RECIPE = "backbone-cifar10"
 """The recipe for a CNN with capsules where only the model is named."""

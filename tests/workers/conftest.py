@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from caplet.workers.team import WorkerSettings
+from caplet.workers.settings import WorkerSettings
 
 
 @pytest.fixture(scope="session")

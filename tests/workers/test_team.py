@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from caplet.errors import ConfigError, WorkerError
 from caplet.workers import places
-from caplet.workers.team import HOPELESS, Failed, Team, WorkerSettings, measure
+from caplet.workers.settings import WorkerSettings
+from caplet.workers.team import HOPELESS, Failed, Team, measure
 from worker_tasks import Sheet, hopeless, product, slow_product, troubled
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -125,7 +126,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {support!r})
 from worker_tasks import Sheet, slow_product
-from caplet.workers.team import WorkerSettings
+from caplet.workers.settings import WorkerSettings
 with WorkerSettings(workers=2).open() as team:
     parcel = team.parcel(Sheet, 7, Path({folder!r}))
     for value in team.map(slow_product, [(parcel, task) for task in range(10000)], str):

@@ -12,7 +12,7 @@ from caplet.cli.options import help_of, with_options
 from caplet.cli.output import console, going_on, note, print_json, show_table
 from caplet.cli.shared import ImportOptions, Json, Quiet
 from caplet.progress import silent
-from caplet.workers.team import WorkerSettings
+from caplet.workers.settings import WorkerSettings
 
 COMPARE = "models"
 

@@ -11,7 +11,7 @@ from caplet.cli.shared import DataOptions, FloatModel, ImportOptions, Limit, Run
 from caplet.errors import TargetNotMet
 from caplet.jobs.prune.settings import BackboneTuning, PruneSettings
 from caplet.prune.choices import BackbonePruneSettings
-from caplet.workers.team import WorkerSettings
+from caplet.workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from caplet.api import PruneResult

@@ -8,7 +8,7 @@ from caplet.cli.options import with_options
 from caplet.cli.output import bar, note, print_json, show_table
 from caplet.cli.shared import DataOptions, FloatModel, ImportOptions, RunOptions
 from caplet.quant.choices import SensitivitySettings
-from caplet.workers.team import WorkerSettings
+from caplet.workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from caplet.api import SensitivityResult

@@ -15,7 +15,7 @@ from caplet.quant.measure.sensitivity import draw_indices, measure_sensitivity, 
 from caplet.report.noise import sensitivity_pictures
 from caplet.runs.folder import METRICS, write_record
 from caplet.train.loss import margin_loss
-from caplet.workers.team import WorkerSettings
+from caplet.workers.settings import WorkerSettings
 
 ROWS, PICTURE = "sensitivity.jsonl", "sensitivity.svg"
 

@@ -24,7 +24,8 @@ from caplet.models.checkpoint import load_model
 from caplet.progress import Note, silent
 from caplet.runs.folder import environment, open_run, read_record, sweep, write_record
 from caplet.runs.stages import Begun, Done, Stages
-from caplet.workers.team import Failed, Team, WorkerSettings
+from caplet.workers.settings import WorkerSettings
+from caplet.workers.team import Failed, Team
 
 ROW, MARK = "row.json", ".workers"
 

@@ -15,7 +15,7 @@ from caplet.train.finetune import FinetuneTask, weights_digest
 from caplet.train.loop import train
 from caplet.train.loss import margin_loss
 from caplet.train.settings import FinetuneSettings
-from caplet.workers.team import WorkerSettings
+from caplet.workers.settings import WorkerSettings
 
 PRUNED, CANDIDATES, TUNING = "pruned.safetensors", "candidates.json", "tune"
 

@@ -14,7 +14,7 @@ from caplet.models.backbone import backbone_caps
 from caplet.prune.backbone import BackbonePruned, prune_backbone
 from caplet.prune.choices import BackbonePruneSettings
 from caplet.train.loss import margin_loss
-from caplet.workers.team import WorkerSettings
+from caplet.workers.settings import WorkerSettings
 
 ALONE = WorkerSettings(workers=1)
 
