@@ -6,7 +6,7 @@ import torch
 from caplet.errors import ModelError
 from caplet.models.assemble import named_tensors, skeleton
 from caplet.models.cost import cost_of
-from caplet.models.plain import PlainCnn, class_loss, cnn_like
+from caplet.models.plain import PlainCnn, cnn_like
 from caplet.models.registry import NAMED, build
 
 
@@ -31,12 +31,6 @@ def test_it_gives_class_probabilities() -> None:
     expected = torch.softmax(x.mean((2, 3)) @ model.scores.weight.T + model.scores.bias, 1)
     assert torch.allclose(found[:, :, 0], expected, atol=1e-6)
     assert sum(tensor.numel() for tensor in named_tensors(model).values()) >= model.parameter_count()
-
-
-def test_the_loss_is_cross_entropy() -> None:
-    scores, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
-    expected = torch.nn.functional.cross_entropy(scores, labels)
-    assert torch.allclose(class_loss(torch.softmax(scores, 1), labels), expected, atol=1e-6)
 
 
 def test_a_size_that_no_cnn_has_is_refused() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from caplet.train.loss import margin_loss, reconstruction_loss
+from caplet.train.loss import cross_entropy, margin_loss, reconstruction_loss
 
 
 def test_margin_loss_by_hand() -> None:
@@ -38,3 +38,9 @@ def test_reconstruction_loss_times_0_392_is_the_papers_on_28x28() -> None:
     reconstruction = images.roll(1, 0)
     paper = 0.0005 * (images - reconstruction).square().sum((1, 2, 3)).mean()
     assert float(0.392 * reconstruction_loss(reconstruction, images)) == pytest.approx(float(paper), rel=1e-5)
+
+
+def test_cross_entropy_of_probabilities_is_that_of_the_scores() -> None:
+    scores, labels = torch.tensor([[2.0, -1.0, 0.5], [0.0, 300.0, -300.0]]), torch.tensor([2, 1])
+    expected = torch.nn.functional.cross_entropy(scores, labels)
+    assert torch.allclose(cross_entropy(torch.softmax(scores, 1), labels), expected, atol=1e-6)

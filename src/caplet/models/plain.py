@@ -8,8 +8,7 @@ import math
 from itertools import combinations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from caplet.errors import ModelError
 from caplet.models.base import CapsNet, ModelConfig, Stage, layer_stage
@@ -58,11 +57,6 @@ class PlainCnn(CapsNet):
         for block in self._trunk:
             stages.append(block.stage(stages[-1].outputs[0]))
         return (*stages, layer_stage(self.scores, stages[-1].outputs))
-
-
-def class_loss(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of class probabilities float (B, classes), averaged over the batch."""
-    return F.nll_loss(probabilities.float().clamp_min(1e-30).log(), labels)
 
 
 def cnn_like(model: CapsNet) -> PlainCnnConfig:

@@ -47,6 +47,11 @@ def margin_loss(
     return torch.where(true, present, absent).sum(1).mean()
 
 
+def cross_entropy(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of class probabilities float (B, classes) with labels int64 (B,), averaged over the batch."""
+    return F.nll_loss(probabilities.float().clamp_min(1e-30).log(), labels)
+
+
 def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
     """Mean squared error per pixel and channel, averaged over the batch.
 

@@ -13,14 +13,14 @@ from caplet.data.splits import Splits
 from caplet.models.assemble import skeleton
 from caplet.models.base import CapsNet
 from caplet.models.importers.pretrained import load_pretrained
-from caplet.models.plain import CNN_LIKE, PlainCnn, class_loss, cnn_like
+from caplet.models.plain import CNN_LIKE, PlainCnn, cnn_like
 from caplet.models.registry import build, named_model
 from caplet.nn.decoder import ConvDecoder, Decoder, DenseDecoder, longest
 from caplet.nn.functional import lengths
 from caplet.nn.precision import mixed
 from caplet.train.features import Features, FeatureStore, view_count
 from caplet.train.initialise import initialise
-from caplet.train.loss import ClassificationScore, evaluate, margin_loss, reconstruction_loss
+from caplet.train.loss import ClassificationScore, cross_entropy, evaluate, margin_loss, reconstruction_loss
 from caplet.train.optimise import make_optimizer
 from caplet.train.settings import LoopSettings, TrainSettings
 from caplet.train.state import INITIALISE, generator
@@ -157,7 +157,7 @@ class Task(ABC, Generic[Settings]):
             margins = HARD_MARGINS
         accuracy = (longest(capsules.detach()) == labels).float().mean()
         if isinstance(self.model, PlainCnn):
-            return {"margin": class_loss(capsules[:, :, 0], labels), "accuracy": accuracy}
+            return {"margin": cross_entropy(capsules[:, :, 0], labels), "accuracy": accuracy}
         return {"margin": margin_loss(lengths(capsules), labels, *margins), "accuracy": accuracy}
 
     def stepped(self, global_step: int, steps: int) -> None:
