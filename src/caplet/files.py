@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 Kind = type[CapletError]
+LOCK = ".lock"
+"""Of a folder: the file that :func:`locked` locks."""
 _UNPACKED = 1 << 28
 _PAGE = "a web page, not the file itself: download the file that the page is about"
 _POINTER = "a Git LFS pointer, not the file itself: run `git lfs pull` in its repository"
@@ -224,6 +226,34 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, option: str) -> Iterator[None]:
+    """Create the folder ``path`` and keep other processes out that lock it, too; ``option`` chooses another one.
+
+    Raises ArtefactError where it cannot be written, or another process has it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path / LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        reason = "it is a file" if path.is_file() else why(error)
+        raise ArtefactError(f"cannot write to the folder {path}: {reason}; choose another {option}") from error
+    try:
+        with contextlib.suppress(ImportError):  # not a POSIX system: no advisory locks to take
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise ArtefactError(
+            f"the folder {path} is in use by another caplet process; wait for it or choose another {option}"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def write_bytes(path: str | Path, data: Buffer, what: str = "", todo: str = "") -> None:

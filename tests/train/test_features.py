@@ -14,6 +14,7 @@ from test_backbone_training import BACKBONE, NODES
 from caplet.data import Splits
 from caplet.data.imageset import to_float
 from caplet.errors import ArtefactError, ConfigError, ModelError
+from caplet.files import locked
 from caplet.models.trunk import TrunkModule
 from caplet.train import features
 from caplet.train.features import FeatureStore, view_count
@@ -134,6 +135,13 @@ def test_damaged_features_are_refused(tiny: Make, few_digits: Splits, tmp_path: 
         files.of(task.model, few_digits.train, "train", 1)
 
 
+def test_two_processes_do_not_write_one_folder(tiny: Make, few_digits: Splits, tmp_path: Path) -> None:
+    files, task = store(tiny, tmp_path)
+    with locked(tmp_path, "--features"), pytest.raises(ArtefactError, match=r"in use by .*; wait for it or choose"):
+        files.of(task.model, few_digits.train, "train", 1)
+    files.of(task.model, few_digits.train, "train", 1)
+
+
 def test_values_beyond_float16_are_refused(tiny: Make, few_digits: Splits, tmp_path: Path) -> None:
     files, task = store(tiny, tmp_path)
     with torch.no_grad():
@@ -174,7 +182,7 @@ def test_a_stopped_run_on_features_gives_what_an_uninterrupted_one_gives(
     resumed = train(settings, few_digits, tmp_path / "b", progress=False, resume=True)
     for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == sorted(
+    assert sorted(path.name for path in (tmp_path / "shared").glob("[!.]*")) == sorted(
         f"{name}.{kind}" for name in ("train-0", "train-1", "calibration-0") for kind in ("npy", "json")
     )
 

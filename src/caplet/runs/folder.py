@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from caplet.errors import ArtefactError, ConfigError
-from caplet.files import access, read_json, why, write_bytes, write_json
+from caplet.files import LOCK, access, locked, read_json, write_bytes, write_json
 
 SETTINGS, ENVIRONMENT, SPLITS, METRICS = "settings.json", "environment.json", "splits.json", "metrics.json"
-_LOCK, _UNFINISHED = ".lock", ".part"
+_UNFINISHED = ".part"
 RUNNING = f".run{_UNFINISHED}"
 """In the folder from a run's start to its end: where it is left, the run stopped, and other files may be older."""
 _TODO = "delete the folder or use --force"
@@ -106,8 +106,8 @@ def open_run(
     if resume and force:
         raise ConfigError("--resume goes on with a run and --force overwrites it; give one of them")
     settings = plain(settings)
-    with _locked(run):
-        occupied = sorted(name for name in os.listdir(run) if name != _LOCK and not _unfinished(name))
+    with locked(run, "--out"):
+        occupied = sorted(name for name in os.listdir(run) if name != LOCK and not _unfinished(name))
         if resume and SETTINGS in occupied:
             _check_same(run, settings)
         elif resume and occupied:
@@ -160,31 +160,6 @@ def environment() -> Environment:
         os.cpu_count(),
         versions,
     )
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Create the folder ``path`` and hold its lock."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
-    except OSError as error:
-        reason = "it is a file" if path.is_file() else why(error)
-        raise ArtefactError(f"cannot write to the folder {path}: {reason}; choose another --out") from error
-    try:
-        with suppress(ImportError):  # not a POSIX system: no advisory locks to take
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise ArtefactError(
-            f"the folder {path} is in use by another caplet process; wait for it or choose another --out"
-        ) from None
-    try:
-        yield
-    finally:
-        os.close(lock)
 
 
 def _check_same(run: Path, settings: dict[str, Any]) -> None:

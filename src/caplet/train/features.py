@@ -19,7 +19,7 @@ from torch import Tensor
 from caplet.data.images import augment
 from caplet.data.imageset import ImageSet, to_float
 from caplet.errors import ArtefactError, ConfigError, ModelError
-from caplet.files import access, digest, file_digest, read_json, write_json
+from caplet.files import access, digest, file_digest, locked, read_json, write_json
 from caplet.models.assemble import tensor_parts
 from caplet.models.base import CapsNet
 from caplet.nn.precision import mixed
@@ -97,10 +97,12 @@ class FeatureStore:
 
         Raises:
             ConfigError: the folder has features of other images, of another network or of other settings.
-            ArtefactError: a file is damaged, or cannot be written. ModelError: values that float16 has no room for.
+            ArtefactError: a file is damaged, or cannot be written; another process has the folder.
+            ModelError: values that float16 has no room for.
             KeyboardInterrupt: ``stopped`` said so; what is done stays.
         """
-        return Features(tuple(self._view(model, images, name, view) for view in range(views)), images.labels)
+        with locked(self.folder, "--features"):
+            return Features(tuple(self._view(model, images, name, view) for view in range(views)), images.labels)
 
     def _view(self, model: CapsNet, images: ImageSet, name: str, view: int) -> np.ndarray:
         path = self.folder / f"{name}-{view}.npy"
@@ -118,7 +120,6 @@ class FeatureStore:
         with torch.inference_mode():
             sizes = (len(images), *self._run(model, to_float(images.images[:1])).shape[1:])
         with access("write the features", path):
-            self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 mode: Literal["r+", "w+"] = "r+" if record["done"] else "w+"
                 array = np.lib.format.open_memmap(path, mode, np.float16, sizes)
