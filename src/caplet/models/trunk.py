@@ -143,17 +143,8 @@ def _make(name: str, node: Node, shapes: dict[str, MapShape], signed: bool, eps:
     """The layer of a node, which reads maps of ``shapes`` that are signed or not."""
     shape = shapes[node.source]
     if isinstance(node, ConvNode):
-        return ConvNorm(
-            name,
-            shape,
-            node.channels,
-            node.kernel,
-            node.stride,
-            node.padding,
-            depthwise=node.depthwise,
-            activation=node.activation,
-            eps=eps,
-        )
+        window, activation = (node.kernel, node.stride, node.padding), node.activation
+        return ConvNorm(name, shape, node.channels, *window, depthwise=node.depthwise, activation=activation, eps=eps)
     if isinstance(node, PoolNode):
         return MaxPool(name, shape, node.kernel, node.stride, node.padding, signed=signed)
     if isinstance(node, GateNode):
