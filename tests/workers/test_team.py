@@ -1,5 +1,6 @@
 """Lists of tasks over this process, local processes and a Dask cluster: equal results, lost workers, failures, ends."""
 
+import json
 import os
 import signal
 import subprocess
@@ -162,6 +163,29 @@ def test_no_scheduler_at_the_address() -> None:
             pass
     done = CliRunner().invoke(app, ["sensitivity", "m.pt", "--cluster", "tcp://127.0.0.1:9", "--workers", "2"])
     assert "both given" in str(done.exception)
+
+
+def test_a_scheduler_that_goes_away_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("distributed")
+    where = tmp_path / "scheduler.json"
+    words = ("--port", "0", "--dashboard-address", ":0", "--host", "127.0.0.1", "--scheduler-file", str(where))
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", *words]
+    quiet, path = subprocess.DEVNULL, os.pathsep.join([str(SUPPORT), *sys.path])  # it reads tasks, too
+    environment = {**os.environ, "PYTHONPATH": path}
+    with subprocess.Popen(command, stdout=quiet, stderr=quiet, env=environment) as scheduler:
+        until = time.monotonic() + 60
+        while not where.exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        time.sleep(0.5)  # the file is whole
+        address, notes = json.loads(where.read_text())["address"], list[str]()
+        with WorkerSettings(cluster=address).open(notes.append) as team:
+            assert notes[0].startswith(f"no worker at {address} yet")
+            tasks = [(team.parcel(Sheet, 1, tmp_path), 0)]
+            threading.Timer(1.0, scheduler.kill).start()
+            with pytest.raises(WorkerError, match=f"{address}: the scheduler went away"):
+                list(team.map(product, tasks, name))
+    said = capfd.readouterr()
+    assert "Traceback" not in said.out + said.err
 
 
 def test_a_worker_of_another_version_is_refused_by_name(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:

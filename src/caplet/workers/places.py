@@ -124,7 +124,8 @@ class Cluster(Team):
             from distributed import Client
         except ImportError:
             raise ToolMissing("--cluster needs Dask's distributed: pip install 'caplet[cluster]'") from None
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors are said in one line, here
+        for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]:
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are said in one line, here
         connect: Any = Client  # its functions have no types
         try:
             self._client = connect(address, timeout=SECONDS, set_as_default=False)
