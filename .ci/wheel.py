@@ -3,8 +3,8 @@
     python .ci/wheel.py
 
 It takes torch and the other dependencies from the environment that runs it, so that only the wheel itself is new. What
-is tested: the command line starts, the package's data (recipes, C runtime, templates) came along, the demo's network
-trains and its C is written, and type checkers see the signatures.
+is tested: the command line starts, the package's data (recipes, trained networks, C runtime, templates) came along, the
+demo's network trains and its C is written, and type checkers see the signatures.
 """
 
 import os
@@ -42,6 +42,7 @@ def main() -> None:
             raise SystemExit(f"caplet came from {where.strip()}, not from the wheel")
         start = (sys.executable, "-c", "from caplet.cli import main; main()")
         run(*start, "--version")
+        run(*start, "demo", "--trained")
         recipe = ("--recipe", "digits", "--limit", "200", "--set", "epochs=1", "--set", "calibration_size=100")
         run(*start, "train", *recipe, "--out", "trained", "--quiet")
         run(*start, "quantize", "trained/model.safetensors", "--calibration-size", "100", "--tolerance", "100",
