@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"])
 RUN = ("arithmetic.md", "adding.md", "networks.md")
 """Pages whose Python runs without any data."""
-METHODS = ("qcapsnets", "progressive", "ilp", "reconstruction", "routing", "finetune", "pruning", "backbones")
+METHODS = ("qcapsnets", "progressive", "ilp", "reconstruction", "routing", "finetune", "pruning", "backbones", "sweep")
 """Pages of methods."""
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

@@ -46,6 +46,8 @@ from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.report import write_report
 from caplet.jobs.run import Evaluation, evaluate
 from caplet.jobs.sensitivity import SensitivityResult, sensitivity
+from caplet.jobs.sweep.job import sweep
+from caplet.jobs.sweep.settings import SweepSettings
 from caplet.jobs.trace import Comparison, Trace, parse_levels, record_trace, trace_levels
 from caplet.jobs.train import TrainRun, parse_changes
 from caplet.jobs.train import train_by_recipe as train_model
@@ -107,6 +109,7 @@ __all__ = [
     "SensitivityResult",
     "SensitivitySettings",
     "ShippedNetwork",
+    "SweepSettings",
     "Trace",
     "TrainRun",
     "Verified",
@@ -157,6 +160,7 @@ __all__ = [
     "save_program",
     "search",
     "sensitivity",
+    "sweep",
     "trace_levels",
     "train_model",
     "trained_networks",

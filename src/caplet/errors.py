@@ -39,6 +39,10 @@ class ArtefactError(CapletError):
     """A file or folder of results cannot be read or written."""
 
 
+class FolderInUse(ArtefactError):
+    """Another process works in the folder."""
+
+
 class BoardError(CapletError):
     """A board, or the line to it, cannot be used: absent, busy, silent, or running another model."""
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from typing_extensions import Buffer
 
-from caplet.errors import ArtefactError, CapletError
+from caplet.errors import ArtefactError, CapletError, FolderInUse
 
 if TYPE_CHECKING:
     import numpy as np
@@ -229,10 +229,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, option: str) -> Iterator[None]:
+def locked(path: Path, option: str, *, wait: bool = False) -> Iterator[None]:
     """Create the folder ``path`` and keep other processes out that lock it, too; ``option`` chooses another one.
 
-    Raises ArtefactError where it cannot be written, or another process has it.
+    Raises ArtefactError where it cannot be written, FolderInUse where another process has it, unless told to ``wait``.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -244,10 +244,10 @@ def locked(path: Path, option: str) -> Iterator[None]:
         with contextlib.suppress(ImportError):  # not a POSIX system: no advisory locks to take
             import fcntl
 
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         os.close(lock)
-        raise ArtefactError(
+        raise FolderInUse(
             f"the folder {path} is in use by another caplet process; wait for it or choose another {option}"
         ) from None
     try:

@@ -11,6 +11,7 @@ from caplet.cli.shared import DataOptions, FileOptions, ImageOptions, ImportOpti
 from caplet.jobs.compress.settings import CompressSettings, Limits, Pruning, Quantizing
 from caplet.jobs.prune.settings import BackboneTuning, PruneSettings, TuningOptions
 from caplet.jobs.quantize.settings import QuantizeSettings
+from caplet.jobs.sweep.settings import SweepSettings
 from caplet.prune.choices import BackbonePruneSettings
 from caplet.quant.choices import SensitivitySettings
 from caplet.settings import Settings
@@ -53,6 +54,8 @@ BAD: list[tuple[type[Settings], str, str, int]] = [
     (ImportOptions, "inspect absent.pt", "--image-size wide", 2),
     (ImportOptions, "check absent.pt", "--image-size 0", 3),
     (DataOptions, "eval absent.pt", "--calibration-size all", 2),
+    (SweepSettings, "sweep", "--trials few", 2),
+    (SweepSettings, "sweep", "--epochs 0", 3),
 ]
 
 

@@ -26,6 +26,7 @@ from caplet.cli import (
     quantize,
     report,
     sensitivity,
+    sweep,
     trace,
     train,
 )
@@ -117,7 +118,12 @@ def options(
 
 
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
-    "The main job": {"compress": compress.command, "demo": compress.demo, "init": compress.init},
+    "The main job": {
+        "compress": compress.command,
+        "demo": compress.demo,
+        "init": compress.init,
+        "sweep": sweep.command,
+    },
     "Building blocks": {
         "train": train.command,
         "prune": prune.command,

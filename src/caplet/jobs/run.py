@@ -133,6 +133,7 @@ def begin(
     *,
     resume: bool = False,
     force: bool = False,
+    shared: bool = False,
 ) -> Iterator[Path]:
     """Open a run folder for the ``with`` block, with the resolved settings and the ids of the splits in it.
 
@@ -148,7 +149,7 @@ def begin(
     """
     layout = {} if model is None else {"family": model.family, "config": model.config.model_dump(mode="json")}
     data = {"data": splits.info["name"], "data_hashes": splits.info["hashes"]}
-    with open_run(out, {"job": job, **layout, **data, **settings}, resume=resume, force=force) as run:
+    with open_run(out, {"job": job, **layout, **data, **settings}, resume=resume, force=force, shared=shared) as run:
         splits.save_ids(run / SPLITS)
         yield run
 

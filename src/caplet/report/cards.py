@@ -1,7 +1,7 @@
 """The card of a run: what was reached, and which limits hold."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from caplet.metrics import Accuracy, Paired
@@ -20,6 +20,7 @@ from caplet.runs.records import (
     TrainMetrics,
     Verified,
 )
+from caplet.runs.swept import SweepMetrics
 
 Fact = tuple[str, Number, str]
 """A large figure: its name, the number, and a line below it."""
@@ -116,7 +117,7 @@ def _against_float(test: Accuracy, pair: Paired) -> str:
     )
 
 
-def _quantized(run: RunRecords[QuantizeMetrics]) -> Card:
+def _quantized(run: RunRecords[Any]) -> Card:
     """The card of a quantization: float against integers, limits, every model, engines."""
     metrics, details = run.metrics, run.details
     model, weights = metrics.models[0], metrics.float.weight_bytes
@@ -289,21 +290,22 @@ def _compressed(run: RunRecords[CompressMetrics]) -> Card:
         "Limits met" if metrics.met else "Limits not met",
         headline,
         tuple(facts),
-        tuple(_compress_limits(metrics)),
+        tuple(_found_limits(metrics)),
         exact=tuple(map(_engine, metrics.verified)),
         notes=(*notes, *_times(run.details)),
     )
 
 
-def _compress_limits(metrics: CompressMetrics) -> Iterator[Limit]:
+def _found_limits(metrics: CompressMetrics | SweepMetrics) -> Iterator[Limit]:
     loss = "Loss on calibration images" if metrics.promise is None else _NEW_IMAGES
     for name, title, asked_text, found_text in (
+        ("errors", "Errors on calibration images", _PERCENT, _PERCENT),
         ("max_drop", loss, "{:g} pp".format, "{:+.2f} pp".format),
         ("flash", "Flash", bytes_text, bytes_text),
         ("ram", "RAM", bytes_text, bytes_text),
         ("macs", "Multiply-accumulates", "{:,}".format, "{:,}".format),
     ):
-        asked = metrics.limits[name]["asked"]
+        asked = metrics.limits.get(name, {}).get("asked")
         if asked is not None:
             found = _number(metrics, f"limits.{name}.found", found_text)
             yield (title, f"at most {asked_text(asked)}", found, name not in metrics.missed)
@@ -342,6 +344,14 @@ def _finetuned(run: RunRecords[FinetuneMetrics | QatMetrics]) -> Card:
     return Card(None, "Fine-tuned", headline, tuple(facts), notes=notes)
 
 
+def _swept(run: RunRecords[SweepMetrics]) -> Card:
+    """The card of a sweep: its winner's, with the sweep's limits."""
+    notes = [f"The best network misses a limit; what would have to give: {text}." for text in run.metrics.outlook]
+    notes.append("Calibration images chose among networks, so they flatter the winner. No limit looked at test images.")
+    limits = tuple(_found_limits(run.metrics))
+    return replace(_quantized(run), limits=limits, notes=(*notes, *_times(run.details)))
+
+
 _CARDS: dict[str, Callable[[RunRecords[Any]], Card]] = {
     "train": _trained,
     "quantize": _quantized,
@@ -349,4 +359,5 @@ _CARDS: dict[str, Callable[[RunRecords[Any]], Card]] = {
     "finetune": _finetuned,
     "qat": _finetuned,
     "compress": _compressed,
+    "sweep": _swept,
 }

@@ -15,7 +15,7 @@ STYLES = ("s0", "s1", "s3", "s4", "s2")
 class Dot(NamedTuple):
     """A marked point, with classes of the style sheet (``"s0 hollow"``) and what is shown on hovering.
 
-    ``below``: its y is off the chart, far below: drawn at the lower edge as a triangle.
+    ``below``: its y is off the chart, far below: drawn at the lower edge as a triangle. ``href``: where a click leads.
     """
 
     x: float
@@ -23,6 +23,7 @@ class Dot(NamedTuple):
     style: str = "s0"
     tip: str = ""
     below: bool = False
+    href: str = ""
 
 
 class Series(NamedTuple):
@@ -82,7 +83,7 @@ def chart(
         if dot.below:
             canvas.triangle(x.at(dot.x), floor - 1, 4.5, f"dot {dot.style}", tip=dot.tip)
         else:
-            canvas.circle(x.at(dot.x), y.at(dot.y), 4.5, f"dot {dot.style}", tip=dot.tip)
+            canvas.circle(x.at(dot.x), y.at(dot.y), 4.5, f"dot {dot.style}", tip=dot.tip, href=dot.href)
     for index, row in enumerate(words):
         base, at = 17 + 1.3 * _LINE * index, _LEFT
         for style, word in row:

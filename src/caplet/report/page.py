@@ -13,6 +13,7 @@ from caplet.report.predictions import changed, confusion
 from caplet.report.provenance import provenance
 from caplet.report.pruning import activity, remaining, rounds
 from caplet.report.search import front, search
+from caplet.report.sweeps import network, pareto
 from caplet.report.tensors import memory, widths
 from caplet.report.training import by_epoch, by_step
 from caplet.runs.finished import RunRecords
@@ -27,6 +28,8 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "finetune": (by_epoch, provenance),
     "qat": (by_epoch, widths, memory, confusion, changed, noise, provenance),
     "prune": (rounds, by_step, remaining, activity, provenance),
+    "trial": (network, by_epoch, provenance),
+    "sweep": (pareto, widths, search, memory, confusion, changed, noise, provenance),
     "compress": (tradeoff, pairs, speed, widths, memory, confusion, changed, noise, stages, provenance),
 }
 """What a page shows of a run, by its job, in order."""

@@ -39,9 +39,12 @@ class Canvas:
         """A rectangle. ``style`` is a class; ``mix`` from 0 to 1 blends from the low to the high colour."""
         self._add("rect", {"x": x, "y": y, "width": width, "height": height}, style, tip, mix)
 
-    def circle(self, x: float, y: float, radius: float, style: str, *, tip: str = "") -> None:
-        """A circle around a point."""
-        self._add("circle", {"cx": x, "cy": y, "r": radius}, style, tip)
+    def circle(self, x: float, y: float, radius: float, style: str, *, tip: str = "", href: str = "") -> None:
+        """A circle around a point; ``href`` is where a click on it leads."""
+        dot = self._add("circle", {"cx": x, "cy": y, "r": radius}, style, tip)
+        if href:
+            self.root.remove(dot)
+            ElementTree.SubElement(self.root, "a", {"href": href}).append(dot)
 
     def line(self, x1: float, y1: float, x2: float, y2: float, style: str) -> None:
         """A straight line."""

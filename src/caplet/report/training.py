@@ -7,6 +7,7 @@ from caplet.report.content import Figure, Section, Table
 from caplet.report.svg import Canvas, picture_file
 from caplet.runs.finished import RunRecords
 from caplet.runs.records import FinetuneMetrics, PruneMetrics, QatMetrics, Row, TrainMetrics
+from caplet.runs.swept import TrialMetrics
 
 
 def learning_curves(history: Sequence[Row], title: str, kept: int | None = None) -> bytes:
@@ -20,9 +21,9 @@ def learning_curves(history: Sequence[Row], title: str, kept: int | None = None)
     return picture_file(title, _charts(history, kept), columns=2)
 
 
-def by_epoch(run: RunRecords[TrainMetrics | FinetuneMetrics | QatMetrics]) -> Section | str:
+def by_epoch(run: RunRecords[TrainMetrics | TrialMetrics | FinetuneMetrics | QatMetrics]) -> Section | str:
     """Loss and accuracy of a training or fine-tuning run by epoch."""
-    metrics = run.metrics if isinstance(run.metrics, TrainMetrics) else run.metrics.finetune
+    metrics = run.metrics if isinstance(run.metrics, TrainMetrics | TrialMetrics) else run.metrics.finetune
     history, epoch = metrics.history, metrics.epoch
     if not history:
         return "Learning curves: no epoch was recorded."

@@ -8,8 +8,8 @@ from typing import Any, Generic, TypeVar, get_args
 
 from caplet.errors import ArtefactError
 from caplet.files import access
-from caplet.runs import records
-from caplet.runs.folder import ENVIRONMENT, METRICS, RUNNING, SETTINGS, Environment, read_record, reading, typed
+from caplet.runs import records, swept
+from caplet.runs.folder import ENVIRONMENT, METRICS, SETTINGS, Environment, is_finished, read_record, reading, typed
 
 COMPRESSED = "compressed"
 """The role of the one model that a compression ships."""
@@ -51,6 +51,8 @@ JOBS: dict[str, type[RunRecords[Any]]] = {
     "finetune": RunRecords[records.FinetuneMetrics],
     "qat": RunRecords[records.QatMetrics],
     "compress": RunRecords[records.CompressMetrics],
+    "trial": RunRecords[swept.TrialMetrics],
+    "sweep": RunRecords[swept.SweepMetrics],
 }
 
 
@@ -63,7 +65,7 @@ def read_run(path: str | Path) -> RunRecords[Any]:
     folder = Path(path)
     if not folder.is_dir():
         raise ArtefactError(f"{folder}: no such folder; give the --out of a caplet run")
-    if not (folder / METRICS).exists() or (folder / RUNNING).exists():
+    if not is_finished(folder):
         if not (folder / SETTINGS).exists():
             raise ArtefactError(f"{folder} holds no run (no {SETTINGS}); give the --out of a caplet run")
         raise ArtefactError(

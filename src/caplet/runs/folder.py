@@ -84,7 +84,7 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def open_run(
-    path: str | Path, settings: dict[str, Any], *, resume: bool = False, force: bool = False
+    path: str | Path, settings: dict[str, Any], *, resume: bool = False, force: bool = False, shared: bool = False
 ) -> Iterator[Path]:
     """Open a run folder for writing and keep other processes out of it for the duration of the ``with`` block.
 
@@ -95,6 +95,7 @@ def open_run(
         path: created with its parents.
         settings: the resolved settings, JSON values; written to ``settings.json``.
         resume: the folder may hold an earlier part of the same run; its settings must be equal.
+        shared: several processes work on the run: wait for the folder, and join a run that has not come to its end.
         force: the folder may hold anything; files of the new run replace files of the same name, one by one.
 
     Raises:
@@ -106,9 +107,10 @@ def open_run(
     if resume and force:
         raise ConfigError("--resume goes on with a run and --force overwrites it; give one of them")
     settings = plain(settings)
-    with locked(run, "--out"):
+    with locked(run, "--out", wait=shared):
         occupied = sorted(name for name in os.listdir(run) if name != LOCK and not _unfinished(name))
-        if resume and SETTINGS in occupied:
+        joins = shared and not force and METRICS not in occupied
+        if (resume or joins) and SETTINGS in occupied:
             _check_same(run, settings)
         elif resume and occupied:
             raise ArtefactError(
@@ -160,6 +162,11 @@ def environment() -> Environment:
         os.cpu_count(),
         versions,
     )
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a folder holds a run that came to its end."""
+    return (run / METRICS).exists() and not (run / RUNNING).exists()
 
 
 def _check_same(run: Path, settings: dict[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""``caplet sweep``: which small capsule network, for some images and limits."""

@@ -1,0 +1,230 @@
+"""Sweeps: seeded, gone on with, joined, within limits, decided without the test split."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caplet import api
+from caplet.data import Splits
+from caplet.errors import ArtefactError, ConfigError, TargetNotMet
+from caplet.jobs.sweep import job
+from caplet.jobs.sweep.job import JOURNAL, _Sweep, sweep
+from caplet.jobs.sweep.networks import Maker
+from caplet.jobs.sweep.settings import SweepSettings
+from caplet.metrics import Accuracy
+from caplet.program.arena import plan_memory
+from caplet.progress import silent
+from caplet.runs.finished import read_run
+from caplet.runs.folder import RUNNING
+from caplet.runs.swept import SweepMetrics, TrialMetrics
+
+optuna = pytest.importorskip("optuna")
+
+TINY: dict[str, Any] = {"flash": "32KB", "trials": 3, "trial_images": 640, "trial_epochs": 2, "epochs": 2}
+TINY |= {"finalists": 2, "tolerance": 5}
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return api.load_data("digits", calibration_size=100)
+
+
+@pytest.fixture(scope="module")
+def notes() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(splits: Splits, notes: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sweep") / "digits"
+    assert sweep(splits, out, SweepSettings.of(TINY), note=notes.append)["met"]
+    return out
+
+
+def trials(splits: Splits, run: Path, note: Callable[[str], None] = silent, **changes: Any) -> list[TrialMetrics]:
+    """The trials of a sweep alone, by number, without what the clock says."""
+    run.mkdir(exist_ok=True)
+    part = _Sweep(run, Maker(SweepSettings.of(TINY | changes), splits), optuna, note)
+    part.trials()
+    found = part.found("made", "stopped", "failed", "rejected")
+    return sorted((TrialMetrics(**{**vars(each), "seconds": 0}) for each in found), key=lambda each: each.number)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(splits: Splits, run: Path) -> list[TrialMetrics]:
+    return trials(splits, run)
+
+
+def test_the_run_is_one_that_the_rest_understands(run: Path, splits: Splits) -> None:
+    records = read_run(run)
+    assert (records.job, (run / RUNNING).exists()) == ("sweep", False)
+    metrics = records.metrics
+    assert isinstance(metrics, SweepMetrics)
+    program = api.load_program(api.find_program(run))
+    assert program.firmware_bytes == metrics.limits["flash"]["found"] <= 32_000
+    arenas = [plan_memory(program, ram).bytes for ram in ("fast", "small")]
+    assert min(arenas) == metrics.limits["ram"]["found"]
+    assert api.evaluate(program, splits.test).accuracy == metrics.models[0].test
+    assert api.load_model(run / "model.safetensors").config.classes == 10
+    assert api.diff_runs(run, run).pair is not None
+
+
+def test_the_most_accurate_finalist_wins_and_the_arena_is_no_larger_than_it_was(run: Path) -> None:
+    metrics = read_run(run).metrics
+    full = [each for each in metrics.networks if each.state == "full"]
+    won = next(each for each in full if each.number == metrics.winner)
+    assert len(full) == min(2, len(metrics.front))
+    assert won.percent == max(each.percent for each in full)
+    assert metrics.limits["ram"]["found"] <= won.ram
+    assert metrics.limits["flash"]["found"] <= won.flash
+
+
+def test_every_decision_is_made_before_the_test_split_is_opened_once(notes: list[str], run: Path) -> None:
+    assert sum("test split" in text for text in notes) == 1
+    after = notes[next(index for index, text in enumerate(notes) if "test split" in text) + 1 :]
+    assert after == []
+
+
+def test_a_line_tells_of_each_trial_what_is_best_and_the_time_left(notes: list[str], run: Path) -> None:
+    assert [text for text in notes if re.match(r"trial \d+ \(3 of 3\): [\d.]+ %, [\d,]+ bytes of flash", text)]
+    assert sum(bool(re.match(r"  best so far .*; about \d+ minutes left", text)) for text in notes) == 3
+
+
+def test_every_mark_that_was_made_leads_to_its_page(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    links = set(re.findall(r'<a href="([\w/]+/report\.html)">', page))
+    made = {each.folder for each in read_run(run).metrics.networks if each.folder}
+    assert links == {f"{folder}/report.html" for folder in made}
+    for folder in made:
+        assert "calibration images" in (run / folder / "report.html").read_text()
+
+
+def test_the_same_seed_draws_and_makes_the_same(
+    splits: Splits, uninterrupted: list[TrialMetrics], tmp_path: Path
+) -> None:
+    assert trials(splits, tmp_path / "again") == uninterrupted
+    assert trials(splits, tmp_path / "other", seed=1, trials=1) != uninterrupted[:1]
+
+
+def test_an_interrupted_trial_is_gone_on_with(
+    splits: Splits, uninterrupted: list[TrialMetrics], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value, calls = _Sweep.valued, []
+
+    def interrupted(self: _Sweep, found: TrialMetrics) -> TrialMetrics:
+        calls.append(found.number)
+        if len(calls) == 4:  # after the first epoch of the second trial
+            raise KeyboardInterrupt
+        return value(self, found)
+
+    monkeypatch.setattr(_Sweep, "valued", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trials(splits, tmp_path)
+    assert len(set(calls)) == 2
+    with (tmp_path / JOURNAL).open("ab") as journal:
+        journal.write(b'{"op_code": 4, "worker')  # as a kill leaves it
+    assert trials(splits, tmp_path) == uninterrupted
+
+
+def test_more_trials_go_on_with_a_finished_sweep(splits: Splits, run: Path, tmp_path: Path) -> None:
+    before = read_run(run).metrics
+    more = SweepSettings.of(TINY | {"trials": 4})
+    with pytest.raises(ArtefactError, match="use --resume"):
+        sweep(splits, run, more)
+    sweep(splits, run, more, resume=True)
+    taken = [each for each in read_run(run).metrics.networks if each.state in ("made", "stopped")]
+    assert len(taken) == 4
+    assert {each.number for each in before.networks if each.state == "made"} < {each.number for each in taken}
+
+
+JOIN = """
+import sys
+from pathlib import Path
+from caplet import api
+sys.path.insert(0, {tests!r})
+from test_sweep import TINY
+api.sweep(api.load_data("digits", calibration_size=100), {out!r}, api.SweepSettings.of(TINY))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_sweep(splits: Splits, uninterrupted: list[TrialMetrics], tmp_path: Path) -> None:
+    code = JOIN.format(tests=str(Path(__file__).parent), out=str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as other:
+        sweep(splits, tmp_path, SweepSettings.of(TINY))
+        error = other.communicate()[1]
+    assert other.returncode == 0, error
+    networks = read_run(tmp_path).metrics.networks
+    assert [each.state for each in networks].count("made") + [each.state for each in networks].count("stopped") == 3
+    numbers = [each.number for each in networks if each.state != "full"]
+    assert numbers == [*range(len(numbers))]
+
+
+@pytest.mark.parametrize("settings", [{"flash": "9KB"}, {"ram": "500"}, {"macs": "100"}])
+def test_limits_that_nothing_meets_say_what_the_nearest_network_needs(
+    settings: dict[str, str], splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "REFUSED", 15)
+    name = {"flash": "bytes of flash", "ram": "bytes of RAM", "macs": "multiply-accumulates"}[next(iter(settings))]
+    with pytest.raises(TargetNotMet, match=rf"among 15 that were drawn.*: .*[\d,]+ {name} instead of") as caught:
+        sweep(splits, tmp_path / "run", SweepSettings.of(settings))
+    assert caught.value.exit_code == 5
+
+
+def test_an_accuracy_that_is_missed_is_written_and_said(splits: Splits, run: Path) -> None:
+    part = _Sweep(run, Maker(SweepSettings.of(TINY | {"min_accuracy": 99.9}), splits), optuna, silent)
+    metrics = part.finish(*part.finals())
+    assert (metrics["met"], metrics["missed"]) == (False, ["errors"])
+    assert "instead of 99.90 %" in metrics["outlook"][0]
+
+
+def test_the_smallest_network_is_found_by_bisection(splits: Splits, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven networks on the front, of which the fifth and larger ones have the accuracy."""
+    front = [TrialMetrics(at, "made", "", flash=at, accuracy=Accuracy(at, 10, 10.0 * at, 0, 0)) for at in range(7)]
+    tried: list[int] = []
+
+    def full(self: _Sweep, trial: TrialMetrics, count: int) -> TrialMetrics:
+        tried.append(trial.number)
+        return trial
+
+    monkeypatch.setattr(_Sweep, "found", lambda self, *states: front)
+    monkeypatch.setattr(_Sweep, "full", full)
+    for changes, expected in (
+        ({"min_accuracy": 40.0, "finalists": 9}, [3, 5, 4]),
+        ({"max_drop": 20.0, "finalists": 9}, [6, 3, 5, 4]),
+        ({"max_drop": 20.0, "finalists": 2}, [6, 3]),
+        ({"finalists": 3}, [6, 5, 4]),
+    ):
+        tried.clear()
+        part = _Sweep(run, Maker(SweepSettings.of(TINY | changes), splits), optuna, silent)
+        assert part.finals()[1] == [front[at] for at in expected]
+        assert tried == expected
+
+
+def test_other_settings_data_or_folders_are_refused(splits: Splits, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="setting 'seed' was 0 and is now 3"):
+        sweep(splits, run, SweepSettings.of(TINY | {"seed": 3}), resume=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtefactError, match="it is a file"):
+        sweep(splits, tmp_path / "file", SweepSettings.of(TINY))
+    with pytest.raises(ConfigError, match="one of them"):
+        sweep(splits, tmp_path / "none", resume=True, force=True)
+    with pytest.raises(ConfigError, match="both given"):
+        SweepSettings(min_accuracy=90, max_drop=1)
+    with pytest.raises(ConfigError, match="leaning_rate"):
+        sweep(splits, tmp_path / "none", SweepSettings(train={"leaning_rate": 1}))
+    assert not (tmp_path / "none").exists()
+
+
+def test_without_optuna_it_says_what_to_install(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ConfigError, match=r"pip install 'caplet\[sweep\]'"):
+        sweep(splits, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
