@@ -16,6 +16,7 @@ from caplet.prune.choices import BackbonePruneSettings
 from caplet.quant.choices import SensitivitySettings
 from caplet.settings import Settings
 from caplet.train.settings import FinetuneSettings, TrainSettings
+from caplet.workers.settings import WorkerSettings
 from conftest import Caplet
 
 QUANTIZE, PRUNE, SENSITIVITY = (f"{name} absent.pt" for name in ("quantize", "prune", "sensitivity"))
@@ -54,6 +55,8 @@ BAD: list[tuple[type[Settings], str, str, int]] = [
     (ImportOptions, "inspect absent.pt", "--image-size wide", 2),
     (ImportOptions, "check absent.pt", "--image-size 0", 3),
     (DataOptions, "eval absent.pt", "--calibration-size all", 2),
+    (WorkerSettings, SENSITIVITY, "--workers two", 2),
+    (WorkerSettings, SENSITIVITY, "--workers 0", 3),
     (SweepSettings, "sweep", "--trials few", 2),
     (SweepSettings, "sweep", "--epochs 0", 3),
 ]
