@@ -51,3 +51,18 @@ def test_onnx_in_qdq_form_says_how_many_codes_differ(caplet: Caplet, quantized: 
     assert ("wider than 8 bits" in done.err) == bool(told["wide"])
     assert "random images" in caplet(*words).err
     assert "--form qdq: only with --to onnx" in caplet("export", str(program), "--form", "qdq").error()
+
+
+def test_a_dead_board_leaves_the_other_engines_results(caplet: Caplet, quantized: Path, tmp_path: Path) -> None:
+    program = tmp_path / "model.caplet"
+    program.write_bytes((quantized / "model_satisfied.caplet").read_bytes())
+    words = ["verify", str(program), "--on", "tcp:127.0.0.1:1,interpreter", "--images", "2"]
+    done = caplet(*words)
+    assert done.code == 3
+    assert "interpreter:" in done.out
+    assert "identical" in done.out
+    assert "error: tcp:127.0.0.1:1: cannot be opened" in done.err
+    told = caplet(*words, "--json")
+    assert told.code == 3
+    assert '"target": "interpreter"' in told.out
+    assert '"error": "tcp:127.0.0.1:1: cannot be opened' in told.out

@@ -9,7 +9,7 @@ import pytest
 
 from caplet import api
 from caplet.data import Splits
-from caplet.errors import ArtefactError, ConfigError, ModelError, ToolMissing
+from caplet.errors import ArtefactError, BoardError, ConfigError, ModelError, ToolMissing
 from caplet.jobs.export import find_program, parse_targets, verify_engines
 from caplet.jobs.inspect import inspect_model
 from caplet.jobs.quantize.job import quantize
@@ -177,6 +177,36 @@ def test_verification_of_the_interpreter(quantized: Path, digits: Splits) -> Non
     assert result.codes > 4 * 1000
     with pytest.raises(ConfigError, match="no image"):
         verify_engines(program, digits.test.images.numpy()[:0])
+
+
+def test_a_board_that_cannot_be_used_keeps_what_the_others_found(quantized: Path, digits: Splits) -> None:
+    program, found = load_program(find_program(quantized)), []
+    targets = parse_targets("tcp:127.0.0.1:1,interpreter,tcp:127.0.0.1:2")
+    with pytest.raises(BoardError, match=r"tcp:127.0.0.1:1: cannot be opened.*; and tcp:127.0.0.1:2: cannot be op"):
+        verify_engines(program, digits.test.images.numpy()[:2], targets, done=found.append)
+    assert [(each.target, each.differing) for each in found] == [("interpreter", 0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "--on '': names no engine; the choice is interpreter, native, cortex-m4, riscv32, or a board at serial:"),
+        (" , ", "names no engine"),
+        ("nativ", r"--on: unknown engine 'nativ'; did you mean 'native'\? \(known: .*; or a board at serial:PORT"),
+        ("/dev/ttyACM0", "--on /dev/ttyACM0: no engine; a board is named serial:PORT or tcp:HOST:PORT"),
+        ("COM3", "--on COM3: no engine; a board is named serial:PORT"),
+        ("SERIAL:/dev/x", "in small letters"),
+        ("serial:", "--on serial:: the rule is serial:PORT, such as serial:/dev/ttyACM0"),
+        ("tcp:host", "tcp:HOST:PORT with a PORT from 1 to 65535"),
+    ],
+)
+def test_engines_that_are_none(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_targets(text)
+
+
+def test_an_engine_named_twice_runs_once() -> None:
+    assert parse_targets("native,, interpreter, native,") == ("native", "interpreter")
 
 
 def test_the_public_names_load_on_first_use() -> None:

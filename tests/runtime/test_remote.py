@@ -137,7 +137,10 @@ def test_tensors_are_traced(loud: float, tracing: Path) -> None:
     with BadLine([tracing], noise(5, loud) if loud else bytes) as line:
         run = run_on_board(line.where, program, images)
     assert (run.differing, run.first) == (0, None)
-    assert run.tensors == len(program.tensors) - 2  # but the image and the lengths
+    assert (
+        run.tensors == len(program.tensors) - 2
+    )  # but the image and the coupling, of which there is one row at a time
+    assert run.missing == ("digit.coupling",)
     assert run.codes > run.capsules.size
 
 
@@ -389,3 +392,70 @@ def test_a_line_that_sends_back_what_it_gets_is_no_board() -> None:
         threading.Thread(target=echo, args=(server,), daemon=True).start()
         with pytest.raises(BoardError, match="sends back what is sent to it; is this the right port"):
             run_on_board(f"tcp:127.0.0.1:{server.getsockname()[1]}", program, images_for(program, 1), wait=5)
+
+
+class Slow:
+    """A board in Python that answers with the right codes; its line is cut at the first run, and it then stays deaf."""
+
+    def __init__(self, program: Program, images: np.ndarray, deaf: float) -> None:
+        self._codes = interpreter.run(program, images).capsules.astype("<i2")
+        self._deaf, self._cut = deaf, False
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.where = f"tcp:127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            line, _ = self._server.accept()
+            with line:
+                if self._cut:
+                    threading.Event().wait(self._deaf)
+                self._answer(line)
+
+    def _answer(self, line: socket.socket) -> None:
+        reader, done = FrameReader(), dict[int, int]()
+        while data := line.recv(4096):
+            for frame in reader.feed(data):
+                if frame.type == frames.HELLO:
+                    line.sendall(Frame(frames.GREETING, frame.number, greeting()).encode())
+                elif frame.type == frames.IMAGE:
+                    line.sendall(Frame(frames.TAKEN, frame.number).encode())
+                elif not self._cut:
+                    self._cut = True
+                    return
+                else:
+                    codes = self._codes[done.setdefault(frame.number, len(done))].tobytes()
+                    for at in range(0, len(codes), 200):
+                        piece = b"\0" + at.to_bytes(4, "little") + codes[at : at + 200]
+                        line.sendall(Frame(frames.CODES, frame.number, piece).encode())
+                    line.sendall(Frame(frames.DONE, frame.number, struct.pack("<II", 5, len(codes))).encode())
+
+
+def test_a_board_at_work_when_its_line_was_cut_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_START", 0.5)
+    program = sample()
+    images, said = images_for(program, 2), []
+    board = Slow(program, images, deaf=2)
+    run = run_on_board(board.where, program, images, wait=20, note=said.append)
+    assert (run.differing, run.resets) == (0, 1)
+    assert len(said) == 1
+    assert "the line was cut" in said[0]
+    assert "waiting for the board, 20 s at most" in said[0]
+    assert run.repeats < 25, "40 at one pace: it is asked less and less"
+    deaf = Slow(program, images, deaf=60)
+    with pytest.raises(
+        BoardError, match=r"no answer within [12] s after the line was cut; where an image takes longer, g"
+    ):
+        run_on_board(deaf.where, program, images, wait=1)
+
+
+@needs_compiler
+def test_tensors_that_a_board_does_not_send_are_named(tmp_path: Path) -> None:
+    """Votes that are made again lie nowhere."""
+    program = sample()
+    export = emit(program, tmp_path / "export", EmitSettings(ram="small", in_place=False))
+    with BadLine([answerer(export, "-DCAPLET_TRACE_HOOK", "-DCAPLET_SERVE_PAYLOAD=64")]) as line:
+        run = run_on_board(line.where, program, images_for(program, 1))
+    assert run.differing == 0
+    assert "digit.votes" in run.missing
+    assert run.tensors + len(run.missing) == len(program.tensors) - 1  # the image

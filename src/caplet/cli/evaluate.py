@@ -1,15 +1,18 @@
 """``caplet eval`` and ``caplet verify``: a model on images, and the same integers on every engine."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from caplet.cli.options import with_options
-from caplet.cli.output import bar, console, estimates, print_json
+from caplet.cli.output import bar, console, estimates, note, print_json
 from caplet.cli.shared import DataOptions, Engine, ImageOptions, ImportOptions, Json, Limit, Quiet, origin, parse_ram
-from caplet.errors import NotExact
+from caplet.errors import BoardError, NotExact, ToolMissing
 from caplet.progress import silent
+
+if TYPE_CHECKING:
+    from caplet.api import Verified
 
 
 @with_options
@@ -75,14 +78,24 @@ def verify(
     from caplet.api import device_times, find_program, load_program, parse_targets, record_verified, verify_engines
 
     targets = parse_targets(on)
+    results: list[Verified] = []
+    failure: BoardError | ToolMissing | None = None
     program = load_program(find_program(run))
     pixels, told = images_of.pixels(images, program, progress=not quiet)
     with bar(not quiet) as (say, move):
         say = silent if quiet else say
-        results = verify_engines(program, pixels, targets, ram=parse_ram(ram), wait=wait, note=say, progress=move)
+        try:
+            verify_engines(
+                program, pixels, targets, ram=parse_ram(ram), wait=wait, note=say, progress=move, done=results.append
+            )
+        except (BoardError, ToolMissing) as error:
+            failure = error
+    if failure is not None and not results:
+        raise failure
     if run.is_dir():
         record_verified(run, program, images_of.data or "random images", results)
     if json:
+        told |= {"error": str(failure)} if failure is not None else {}
         print_json({"engines": results, "times": device_times(program), **told})
     else:
         console().print(estimates(device_times(program)))
@@ -95,4 +108,8 @@ def verify(
                 )
     for result in results:
         if result.differing:
+            if failure is not None:
+                note(str(failure))
             raise NotExact(f"{result.target}: {result.differing:,} of {result.codes:,} codes differ; {result.first}")
+    if failure is not None:
+        raise failure

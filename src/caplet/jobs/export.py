@@ -1,6 +1,7 @@
 """Export a Program as C or for the web, a model as ONNX, and verify that every engine computes the same integers."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from caplet.data.imageset import to_float
-from caplet.errors import ArtefactError, ConfigError, ToolMissing, choose
+from caplet.errors import ArtefactError, BoardError, ConfigError, ToolMissing, choose, suggest
 from caplet.files import write_bytes
 from caplet.jobs.trained import model_file
 from caplet.models.base import CapsNet
@@ -76,13 +77,28 @@ def export_c(source: str | Path | Program, out: str | Path, settings: EmitSettin
 
 
 def parse_targets(text: str) -> tuple[str, ...]:
-    """Engines and lines to boards from a list such as ``"interpreter,native"``. Raises ConfigError for an unknown one.
+    """Engines and lines to boards from a list such as ``"interpreter,native"``, each once.
 
-    >>> parse_targets("native, serial:/dev/ttyACM0")
+    Raises ConfigError for an unknown one, or where there is none.
+
+    >>> parse_targets("native, serial:/dev/ttyACM0, native")
     ('native', 'serial:/dev/ttyACM0')
     """
-    words = [word.strip() for word in text.split(",")]
-    return tuple(check_port(word) if is_port(word) else choose(word, TARGETS, "engine") for word in words)
+    words = dict.fromkeys(filter(None, (word.strip() for word in text.split(","))))
+    if not words:
+        raise ConfigError(f"--on {text!r}: names no engine; the choice is {', '.join(TARGETS)}, {_LINES}")
+    return tuple(check_port(word) if is_port(word) else _engine(word) for word in words)
+
+
+_LINES = "or a board at serial:PORT or tcp:HOST:PORT"
+
+
+def _engine(word: str) -> Target:
+    if word in TARGETS:
+        return choose(word, TARGETS, "engine")
+    if word.lower().startswith(("/dev/", "com", "tty", "serial", "tcp")):
+        raise ConfigError(f"--on {word}: no engine; a board is named serial:PORT or tcp:HOST:PORT, in small letters")
+    raise ConfigError(f"--on: unknown engine {word!r}{suggest(word, TARGETS)} (known: {', '.join(TARGETS)}; {_LINES})")
 
 
 def verify_engines(
@@ -94,6 +110,7 @@ def verify_engines(
     wait: float = WAIT,
     note: Note = silent,
     progress: Progress | None = None,
+    done: Callable[[Verified], None] | None = None,
 ) -> list[Verified]:
     """Run ``images`` on every engine and compare every code with the reference interpreter's int64 arithmetic.
 
@@ -106,6 +123,7 @@ def verify_engines(
         images: uint8 (N, C, H, W), N >= 1.
         wait: seconds that a board may take for one image.
         progress: called after each image of a board.
+        done: called with what each engine did. One that cannot be used raises its error after the others have run.
 
     Raises:
         ConfigError: no image.
@@ -114,13 +132,25 @@ def verify_engines(
     """
     if not len(images):
         raise ConfigError("verify: no image to run; ask for at least one")
-    results = []
+    results: list[Verified] = []
+    failed: list[BoardError | ToolMissing] = []
     for target in targets:
         note(f"{target}: {len(images):,} images")
         began = time.perf_counter()
-        run = _board(target, program, images, wait, progress) if is_port(target) else _run(target, program, images, ram)
-        codes, differing, first, device = run
+        try:
+            if is_port(target):
+                outcome = _board(target, program, images, wait, progress, note)
+            else:
+                outcome = _run(target, program, images, ram)
+        except (BoardError, ToolMissing) as error:
+            failed.append(error)
+            continue
+        codes, differing, first, device = outcome
         results.append(Verified(target, len(images), codes, differing, first, time.perf_counter() - began, device))
+        if done is not None:
+            done(results[-1])
+    if failed:
+        raise type(failed[0])("; and ".join(map(str, failed))) from failed[0]
     return results
 
 
@@ -174,9 +204,13 @@ def _device(name: str, program: Program, images: NDArray[np.uint8], ram: str | i
     return run.capsules.size, run.differing, None if run.first is None else str(run.first), device
 
 
-def _board(where: str, program: Program, images: NDArray[np.uint8], wait: float, progress: Progress | None) -> Outcome:
-    run = run_on_board(where, program, images, wait, progress)
-    device = {"arena_bytes": run.arena_bytes, "traced_tensors": run.tensors}
+def _board(
+    where: str, program: Program, images: NDArray[np.uint8], wait: float, progress: Progress | None, note: Note
+) -> Outcome:
+    run = run_on_board(where, program, images, wait, progress, note)
+    device: dict[str, Any] = {"arena_bytes": run.arena_bytes, "traced_tensors": run.tensors}
+    if run.missing:
+        device["tensors_not_sent"] = ", ".join(run.missing)
     device |= {"requests_repeated": run.repeats, "images_begun_again": run.resets}
     if measured := sorted(run.microseconds[run.microseconds > 0].tolist()):
         low, middle, high = measured[0], measured[len(measured) // 2], measured[-1]

@@ -42,7 +42,10 @@ def check_port(where: str) -> str:
     """``where`` if it is well-formed. Raises ConfigError."""
     tcp = _TCP.fullmatch(where)
     if not (_SERIAL.fullmatch(where) if tcp is None else 1 <= int(tcp["port"]) <= 65_535):
-        raise ConfigError(f"--on {where}: the rule is serial:PORT, serial:PORT@BAUD or tcp:HOST:PORT, PORT 1..65535")
+        raise ConfigError(
+            f"--on {where}: the rule is serial:PORT, such as serial:/dev/ttyACM0 or serial:COM3, serial:PORT@BAUD, or"
+            " tcp:HOST:PORT with a PORT from 1 to 65535"
+        )
     return where
 
 

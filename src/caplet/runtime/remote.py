@@ -14,7 +14,7 @@ from caplet.errors import BoardError
 from caplet.program import interpreter
 from caplet.program.file import program_digest
 from caplet.program.program import Program
-from caplet.progress import Progress
+from caplet.progress import Note, Progress, silent
 from caplet.runtime import line
 from caplet.runtime.line import Frame, FrameReader, Greeting, Port, open_port
 from caplet.runtime.traces import BYTE_ORDERS, Difference, codes_of, first_difference
@@ -24,7 +24,7 @@ WAIT = 60.0
 _START, _BYTES_PER_SECOND = 10.0, 500.0
 """Seconds for an answer that needs no run, a board's start included; what the slowest line carries."""
 _PAUSE, _LONGEST_PAUSE = 0.5, 8.0
-"""Seconds until a request is repeated; at most, where the board may be at work."""
+"""Seconds until a request is repeated; at most, where the board may be at work, which it is asked less and less."""
 _ATTEMPTS = 5
 """How often an image is begun, as boards are reset and lines cut, and how often its tensors are asked for."""
 _REFUSALS = {
@@ -45,7 +45,8 @@ class BoardRun:
 
     capsules: int32 (N, classes, D). codes: how many were compared, those of traced tensors included; differing: of
     these; first: where, or None. microseconds: int64 (N,), as the board measured them; 0 where it did not.
-    tensors: traced and compared. repeats: requests that were sent again; resets: how often an image was begun again.
+    tensors: traced and compared; missing: tensors that a tracing firmware did not send, or not whole.
+    repeats: requests that were sent again; resets: how often an image was begun again.
     """
 
     capsules: NDArray[np.int32]
@@ -55,12 +56,18 @@ class BoardRun:
     microseconds: NDArray[np.int64]
     arena_bytes: int
     tensors: int
+    missing: tuple[str, ...]
     repeats: int
     resets: int
 
 
 def run_on_board(
-    where: str, program: Program, images: NDArray[np.uint8], wait: float = WAIT, progress: Progress | None = None
+    where: str,
+    program: Program,
+    images: NDArray[np.uint8],
+    wait: float = WAIT,
+    progress: Progress | None = None,
+    note: Note = silent,
 ) -> BoardRun:
     """Send images to a board and compare every code with the interpreter's.
 
@@ -72,6 +79,7 @@ def run_on_board(
         images: uint8 (N, channels, rows, columns), N >= 1.
         wait: seconds that the board may take for one image.
         progress: called after each image.
+        note: called with what is waited for, where the line was cut.
 
     Raises:
         ConfigError, ToolMissing: see :func:`caplet.runtime.line.open_port`.
@@ -81,9 +89,9 @@ def run_on_board(
     expected = interpreter.run(program, images).capsules
     found, microseconds = np.zeros_like(expected), np.zeros(len(images), np.int64)
     traced: dict[int, dict[str, NDArray[np.int64]]] = {}
-    board = _Board(where, program, wait)
+    board = _Board(where, program, wait, note)
     try:
-        board.greet()
+        board.greet(_START)
         for index, pixels in enumerate(np.ascontiguousarray(images.transpose(0, 2, 3, 1))):
             answer = board.classify(index, pixels.tobytes(), index == 0)
             found[index], microseconds[index] = answer.capsules, answer.microseconds
@@ -105,8 +113,10 @@ def run_on_board(
         first = first or (place and replace(place, index=(index, *place.index[1:])))
     first = first or first_difference(program, {program.output: expected}, {program.output: found})
     count = sum(map(len, traced.values()))
+    lost = program.tensors.keys() - {program.input} - set(traced[0]) if board.traces else set()
+    missing = tuple(name for name in program.tensors if name in lost)
     arena = board.greeting.arena_bytes
-    return BoardRun(found, codes, differing, first, microseconds, arena, count, board.repeats, board.resets)
+    return BoardRun(found, codes, differing, first, microseconds, arena, count, missing, board.repeats, board.resets)
 
 
 @dataclass(frozen=True)
@@ -129,12 +139,18 @@ _ANSWERS = {
 class _Board:
     """The other end of a line."""
 
-    def __init__(self, where: str, program: Program, wait: float) -> None:
-        self._where, self._program, self._wait = where, program, wait
+    def __init__(self, where: str, program: Program, wait: float, note: Note) -> None:
+        self._where, self._program, self._wait, self._note = where, program, wait, note
         self._port: Port | None = open_port(where)
         self._reader = FrameReader()
         self._number = self._received = self.repeats = self.resets = 0
+        self._at_work = False
         self.greeting: Greeting
+
+    @property
+    def traces(self) -> bool:
+        """Whether it sends tensors, after :meth:`greet`."""
+        return bool(self.greeting.traits & line.TRACES)
 
     def close(self) -> None:
         """Close the line; :meth:`greet` opens it again."""
@@ -142,9 +158,9 @@ class _Board:
             self._port.close()
         self._port = None
 
-    def greet(self) -> None:
-        """Say hello, and check who answers. A line that was cut, and a board that starts, get some seconds."""
-        end = time.monotonic() + _START
+    def greet(self, seconds: float) -> None:
+        """Say hello, and check who answers, within ``seconds``: a line may be cut, a board start or be at work."""
+        end = time.monotonic() + seconds
         while True:
             try:
                 self._port = self._port or open_port(self._where)
@@ -157,6 +173,7 @@ class _Board:
                 if self._port is not None or time.monotonic() > end:  # it is open, and silent; or it does not open
                     raise
             time.sleep(_PAUSE / 2)
+        self._at_work = False
         self.greeting = self._accepted(payload)
 
     def _accepted(self, payload: bytes) -> Greeting:
@@ -179,12 +196,14 @@ class _Board:
 
     def classify(self, index: int, image: bytes, traced: bool) -> _Answer:
         """Send an image and get its codes; from its beginning again where the board was reset meanwhile."""
-        traced &= bool(self.greeting.traits & line.TRACES)
+        traced &= self.traces
         why = ""
         for attempt in range(_ATTEMPTS):
             try:
                 if attempt > 0:
-                    self.greet()
+                    seconds = _START + self._wait * self._at_work
+                    self._note(f"{self._where}: {why}; waiting for the board, {seconds:.0f} s at most")
+                    self.greet(seconds)
                 step = self.greeting.payload - 4
                 for at in range(0, len(image), step):
                     next(self._ask(line.IMAGE, at.to_bytes(4, "little") + image[at : at + step], _START))
@@ -233,7 +252,8 @@ class _Board:
         Raises BoardError where nothing more comes within the time, _BeginAgain where the board or the line was reset.
         """
         self._number = self._number % 255 + 1
-        data, end, pause = Frame(request, self._number, payload).encode(), time.monotonic() + seconds, _PAUSE
+        data, began, pause = Frame(request, self._number, payload).encode(), time.monotonic(), _PAUSE
+        end = began + seconds
         assert self._port is not None
         try:
             while True:
@@ -254,10 +274,11 @@ class _Board:
                 if now >= end:
                     self._fail(self._silence(seconds, request))
                 self.repeats += 1
-                if request == line.RUN:  # the board may be at work
+                if request == line.RUN or now - began > _START:  # the board may be at work
                     pause = min(2 * pause, _LONGEST_PAUSE)
         except OSError as error:
             self.close()
+            self._at_work |= request == line.RUN  # and deaf until it is done
             raise _BeginAgain(f"the line was cut: {error.strerror or error}") from error
 
     def _refused(self, frame: Frame) -> None:
@@ -271,11 +292,14 @@ class _Board:
         if request == line.RUN:
             return f"no codes within {seconds:.0f} s; where the board is that slow, give --wait"
         text = f"no answer within {seconds:.0f} s"
+        if self._at_work:
+            return f"{text} after the line was cut; where an image takes longer, give --wait"
         if request == line.HELLO:
             strange = (self._reader.strange + self._reader.rest)[:40]
             what = f"it sent {self._received:,} bytes that are no answer, such as {strange!r}"
             text += f" ({what if self._received else 'not a byte'})"
             text += "; is it the firmware that answers (docs/device.md), at this speed, and the line's only reader?"
+            text += " A board that is still at work answers when it is done."
         return text
 
     def _fail(self, text: str) -> NoReturn:
