@@ -1,6 +1,8 @@
 """What a frozen trunk gives for every image: computed once, as it would be in every step, never of other images."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +118,30 @@ def test_features_of_other_images_weights_and_settings_are_refused(
     files, task = store(tiny, tmp_path, precision="bfloat16")
     with pytest.raises(ConfigError, match="features of other settings"):
         files.of(task.model, few_digits.train, "train", 2)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="a system that cannot reserve room for a file")
+def test_a_full_disk_is_an_error_and_no_crash(
+    tiny: Make, few_digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    files, task = store(tiny, tmp_path)
+    with pytest.raises(ArtefactError, match=r"cannot write the features.*no space left on device"):
+        files.of(task.model, few_digits.train, "train", 1)
+
+
+def test_a_record_of_more_images_than_there_are_is_refused(tiny: Make, few_digits: Splits, tmp_path: Path) -> None:
+    files, task = store(tiny, tmp_path)
+    files.of(task.model, few_digits.train, "train", 1)
+    beside = tmp_path / "train-0.json"
+    record = json.loads(beside.read_text())
+    for done in (-1, len(few_digits.train) + 1):
+        beside.write_text(json.dumps({**record, "done": done}))
+        with pytest.raises(ArtefactError, match=f"is damaged: done is {done}"):
+            files.of(task.model, few_digits.train, "train", 1)
 
 
 def test_damaged_features_are_refused(tiny: Make, few_digits: Splits, tmp_path: Path) -> None:

@@ -218,3 +218,9 @@ class Other:
 def test_a_task_is_refused_by_a_worker_of_another_version() -> None:
     with pytest.raises(WorkerError, match=r"has caplet .*, here is caplet 9\.9; install the same"):
         measure("caplet 9.9", 1, 0, dict, product, 0)
+
+
+def test_processes_without_number_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"workers: 17 are too many for 2 processors; give at most 16"):
+        WorkerSettings(workers=17).open().__enter__()

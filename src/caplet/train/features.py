@@ -4,6 +4,7 @@ A frozen part has few views of an image to see: the image, its mirror image, the
 view is an array float16 (images, ...); a record beside it says what it was computed from, and must agree with the run.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ class FeatureStore:
         if beside.exists():
             found = read_json(beside, "the record of features")
             record |= found if isinstance(found, dict) else {}
-            if type(record["done"]) is not int:
+            if type(record["done"]) is not int or not 0 <= record["done"] <= len(images):
                 raise ArtefactError(f"{beside} is damaged: done is {record['done']!r:.40}; delete {self.folder}")
             for what, value in made.items():
                 if record[what] != value:
@@ -127,6 +128,9 @@ class FeatureStore:
                     raise ValueError(f"it has {array.dtype} {array.shape}, not float16 {sizes}")
                 if "sha256" in record and record["sha256"] != file_digest(path):
                     raise ValueError("it has not the content that was written")
+                if hasattr(os, "posix_fallocate"):  # a disk that gets full under a mapped file would end the process
+                    with path.open("r+b") as file:
+                        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
             except ValueError as error:
                 raise ArtefactError(f"{path} is damaged: {error}; delete {self.folder}") from error
         if record["done"] < len(images):

@@ -1,12 +1,17 @@
 """Who measures: the options that commands with lists of measurements have."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from caplet.errors import ConfigError
 from caplet.progress import Note, silent
 from caplet.settings import Few, Settings, option
 from caplet.workers.places import Cluster, Processes
 from caplet.workers.team import Team
+
+CROWD = 8
+"""At most so many processes for each processor: more only take memory, until nothing else runs."""
 
 
 class WorkerSettings(Settings):
@@ -29,10 +34,13 @@ class WorkerSettings(Settings):
         """The team, for a ``with`` block; at its end, an interrupt included, all that it started ends.
 
         Raises:
-            ConfigError: no scheduler at the address. ToolMissing: no ``distributed`` is installed.
+            ConfigError: no scheduler at the address; many more processes than processors.
+            ToolMissing: no ``distributed`` is installed.
             WorkerError: a worker has another caplet or torch.
         """
-        team = Team(self.workers) if (self.workers or 1) == 1 else Processes(self.workers or 1)
+        if (count := self.workers or 1) > (most := CROWD * (cores := os.cpu_count() or 1)):
+            raise ConfigError(f"workers: {count} are too many for {cores} processors; give at most {most}")
+        team = Team(self.workers) if count == 1 else Processes(count)
         team = team if self.cluster is None else Cluster(self.cluster, note)
         try:
             yield team
