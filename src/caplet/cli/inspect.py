@@ -7,7 +7,7 @@ import typer
 
 from caplet.cli.options import with_options
 from caplet.cli.output import console, estimates, kilobytes, print_json, show_table
-from caplet.cli.shared import ImportOptions, Json, origin
+from caplet.cli.shared import ImportOptions, Json, Memory, bytes_of, origin
 from caplet.errors import ModelError
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ def check(
     images: Annotated[
         int, typer.Option("--images", help="Calibration images that the search would see.", min=1)
     ] = 5000,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images of a training step.", min=1)] = 64,
+    memory: Memory = None,
     json: Json = False,
 ) -> None:
     """Say what of a model is supported, what it would take at 8 and 4 bits, on which device, and how long a search is.
@@ -41,7 +43,7 @@ def check(
     from caplet.api import check_model
 
     loaded = importing.load(model)
-    found = check_model(loaded, images)
+    found = check_model(loaded, images, batch_size, bytes_of(memory))
     if json:
         print_json({**vars(found), **origin(loaded)})
     else:
@@ -69,6 +71,8 @@ def _show_check(found: "Check") -> None:
             for layer in found.layers
         ]
         show_table(("layer", "type", "integers", "parameters", "MACs"), rows, left=3, fold=True)
+    if found.training is not None:
+        out.print(str(found.training))
     for fit in found.fits:
         what = "as it is" if fit.bits is None else f"{fit.bits} bits everywhere"
         out.print(

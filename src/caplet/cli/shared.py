@@ -28,6 +28,10 @@ Changes = Annotated[
 Limit = Annotated[
     int | None, typer.Option("--limit", help="Use only so many images of each split.", rich_help_panel=DATA)
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option("--memory", help="Memory that training keeps to, e.g. 8GB. Default: most of the machine's."),
+]
 Engine = Annotated[
     Literal["auto", "native", "interpreter"],
     typer.Option(
@@ -151,6 +155,11 @@ class DataOptions(ImageOptions):
     """Dataset name (mnist, fashion-mnist, cifar10, svhn, digits, ...), or path of a folder, archive, .npz or .csv."""
     calibration_size: Many | None = option(None, DATA)
     """Images cut from the training split for calibration and search."""
+
+
+def bytes_of(text: str | None) -> int | None:
+    """Bytes of ``8GB``; None of nothing. Raises ConfigError."""
+    return None if text is None else parse_bytes(text)
 
 
 def parse_ram(text: str) -> str | int:

@@ -7,7 +7,7 @@ import typer
 
 from caplet.cli.options import with_options
 from caplet.cli.output import console, note, print_json
-from caplet.cli.shared import Changes, FileOptions, Limit, RunOptions
+from caplet.cli.shared import Changes, FileOptions, Limit, Memory, RunOptions, bytes_of
 from caplet.train.settings import TrainSettings
 
 
@@ -24,6 +24,7 @@ def command(
     accelerate: Annotated[
         bool, typer.Option("--accelerate", help="Several devices through Hugging Face accelerate.")
     ] = False,
+    memory: Memory = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard logs.")] = False,
     features: Annotated[
         Path | None,
@@ -63,6 +64,7 @@ def command(
         accelerate=accelerate,
         tensorboard=tensorboard,
         features=features,
+        memory=bytes_of(memory),
         progress=not run.quiet,
     )
     if run.as_json:

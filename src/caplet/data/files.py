@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import platformdirs
 
 from caplet import files
+from caplet.data.pixels import cache_dir
 from caplet.data.source import DataRequest
 from caplet.errors import ArtefactError, DataError
 from caplet.files import access, write_atomic
@@ -66,12 +66,6 @@ def read_bytes(path: Path) -> bytes:
 def file_hash(path: Path, algorithm: str = "sha256") -> str:
     """Digest of a file's content in hexadecimal digits. Raises DataError when it cannot be read."""
     return files.file_digest(path, algorithm, _TODO, DataError)
-
-
-def cache_dir() -> Path:
-    """The cache folder (not created): ``$CAPLET_CACHE``, or the user cache folder of the system."""
-    chosen = os.environ.get("CAPLET_CACHE")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("caplet", appauthor=False)
 
 
 def _entry(key: str) -> Path:

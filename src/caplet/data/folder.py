@@ -82,8 +82,8 @@ class FoundFolder:
 def scan_folder(path: Path, depth: int = 5) -> FoundFolder:
     """What is in a folder, down to ``depth`` levels below it. Raises DataError when a folder cannot be read."""
     folders, files = list_folder(path)
-    images = [ImageFile(str(path / name), path / name) for name in files if Path(name).suffix.lower() in endings()]
-    others = Counter(ending for name in files if (ending := Path(name).suffix.lower()) not in endings())
+    images = [ImageFile(str(path / name)) for name in files if _ending(name) in endings()]
+    others = Counter(ending for name in files if (ending := _ending(name)) not in endings())
     return FoundFolder(path, {name: scan_folder(path / name, depth - 1) for name in folders if depth}, images, others)
 
 

@@ -2,13 +2,14 @@
 
 import io
 import os
-from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from caplet.data.files import read_bytes
 from caplet.data.imageset import ImageSet
+from caplet.data.pixels import pixel_array
 from caplet.errors import ConfigError, DataError
 
 
@@ -69,12 +71,12 @@ def endings() -> dict[str, str]:
     return {ending: kind for ending, kind in Image.registered_extensions().items() if kind in known}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image still to decode: the name that messages show, and its file, its bytes, or Pillow's image."""
+    """An image still to decode: the name that messages show, and its bytes or Pillow's image; None: the named file."""
 
     name: str
-    data: Path | bytes | Image.Image
+    data: bytes | Image.Image | None = None
 
 
 def decode_one(
@@ -92,7 +94,7 @@ def decode_one(
     Raises:
         DataError: the file is not an image, is damaged, or has more than 16 bits per channel.
     """
-    data = read_bytes(file.data) if isinstance(file.data, Path) else file.data
+    data = read_bytes(Path(file.name)) if file.data is None else file.data
     try:
         with data if isinstance(data, Image.Image) else _opened(data) as opened:
             image: Image.Image = ImageOps.exif_transpose(opened)
@@ -164,24 +166,21 @@ def decode_all(
 
     if not files:
         raise DataError("no images to decode")
-    chunks = [files[i : i + _CHUNK] for i in range(0, len(files), _CHUNK)]
     shape: tuple[int, ...] = ()
-    facts, gain, over_black = Counter[str](), 0, dict[int, np.ndarray]()
+    facts, gain, clear = Counter[str](), 0, list[int]()
     grounds = ("white", "black") if background is None else (background,)
-    pool = ThreadPoolExecutor(max_workers=os.cpu_count())
-    try:
-        done = pool.map(lambda chunk: [decode_one(file, size, channels, grounds) for file in chunk], chunks)
-        console = Console(stderr=True)
-        hidden = not (progress and console.is_terminal)
-        shown = track(done, "Decoding images", len(chunks), console=console, transient=True, disable=hidden)
-        for place, ((pixels, *more), found) in enumerate(chain.from_iterable(shown)):
+    console = Console(stderr=True)
+    hidden = not (progress and console.is_terminal)
+    about: dict[str, Any] = {"total": len(files), "console": console, "transient": True, "disable": hidden}
+    with closing(_decoded(files, size, channels, grounds)) as decoded:
+        for place, ((pixels, *more), found) in enumerate(track(decoded, "Decoding images", **about)):
             facts.update(found)
             for other in more:
-                over_black[place] = other
+                clear.append(place)
                 gain += _contrast(other) - _contrast(pixels)
             if place == 0:
                 shape = pixels.shape[:2]
-                result = np.empty((len(files), 1, *shape), dtype=np.uint8)
+                result = pixel_array((len(files), 1, *shape))
             if pixels.shape[:2] != shape:
                 raise DataError(
                     f"images differ in size: {files[0].name} is {shape[1]} x {shape[0]} pixels, {files[place].name} is "
@@ -189,18 +188,38 @@ def decode_all(
                     "have them resized"
                 )
             if pixels.ndim == 3 and result.shape[1] == 1:  # the first colour image: all become RGB
-                result = np.repeat(result, 3, axis=1)
+                gray, result = result, pixel_array((len(files), 3, *shape))
+                result[:place] = gray[:place]
             result[place] = _planes(pixels)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    for place, pixels in over_black.items() if gain > 0 else ():
-        result[place] = _planes(pixels)
+    if gain > 0:
+        over_black = _decoded([files[place] for place in clear], size, channels, ("black",))
+        for place, ((pixels,), _) in zip(clear, over_black, strict=True):
+            result[place] = _planes(pixels)
     most, less = ("black", "white") if gain > 0 else ("white", "black")
     notes = [f"{count:,} of {len(files):,} images {fact}" for fact, count in facts.items()]
     if facts[_CLEAR]:
         why = f"{most}, which keeps more contrast than {less} (--background states another)"
         notes.append(f"transparent pixels were laid over {background or why}")
     return result, "; ".join(notes)
+
+
+def _decoded(
+    files: Sequence[ImageFile], size: tuple[int, int] | None, channels: int | None, grounds: Sequence[str]
+) -> Generator[tuple[list[np.ndarray], list[str]]]:
+    """:func:`decode_one` of each file, in order, on all cores, a few images ahead of who takes them."""
+    workers = os.cpu_count() or 1
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[Future[list[tuple[list[np.ndarray], list[str]]]]] = deque()
+    try:
+        for start in range(0, len(files), _CHUNK):
+            if len(waiting) > 2 * workers:
+                yield from waiting.popleft().result()
+            chunk = files[start : start + _CHUNK]
+            waiting.append(pool.submit(lambda chunk: [decode_one(f, size, channels, grounds) for f in chunk], chunk))
+        while waiting:
+            yield from waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def augment(

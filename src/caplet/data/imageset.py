@@ -1,4 +1,4 @@
-"""A set of labelled images held in memory: the one form in which caplet passes data around."""
+"""A set of labelled images, in memory or mapped into it: the one form in which caplet passes data around."""
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caplet.data.pixels import taken
 from caplet.errors import ConfigError, DataError
 from caplet.files import digest
 
@@ -38,7 +39,8 @@ class ImageSet:
     """Images, labels and ids of one split. Treat the tensors as read-only: the hash is computed once.
 
     Attributes:
-        images: uint8 (N, C, H, W), contiguous, on the CPU; pixels 0..255.
+        images: uint8 (N, C, H, W), contiguous, on the CPU; pixels 0..255. Large ones are a mapped file, see
+            :func:`caplet.data.pixels.pixel_array`.
         labels: int64 (N,), each in ``0 .. len(classes) - 1``.
         ids: int64 (N,), the image's position in the original split (see ``Splits.info["test_split"]``); unique, and
             kept by :meth:`subset`, so that a selection can be saved and rebuilt.
@@ -160,7 +162,7 @@ class ImageSet:
             )
         return replace(
             self,
-            images=self.images[index],
+            images=taken(self.images, index),
             labels=self.labels[index],
             ids=self.ids[index],
             name=self.name if name is None else name,

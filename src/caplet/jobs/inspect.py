@@ -26,6 +26,9 @@ from caplet.quant.plan.units import uniform_plan
 from caplet.quant.simulate.fake_quant import fake_quantized
 from caplet.runs.records import TensorRecord
 from caplet.runs.shipped import program_tensors, tensor_record
+from caplet.train.finetune import FinetuneTask
+from caplet.train.memory import Fit, fit, usable_memory
+from caplet.train.settings import FinetuneSettings
 
 FLOAT_BITS = 32
 TABLE = "table"
@@ -153,6 +156,7 @@ class Check:
         fits: predictions by width, empty where a layer is not supported.
         images: calibration images that ``minutes`` is about.
         problems: what stands in the way of integers, and what to do about it; empty where nothing does.
+        training: what a training step takes of memory; None for a Program.
         minutes: least and most minutes that a search of `caplet quantize` is expected to take here; None for a Program,
             or where a layer is not supported.
     """
@@ -166,13 +170,15 @@ class Check:
     problems: tuple[str, ...]
     images: int
     minutes: tuple[float, float] | None
+    training: Fit | None = None
 
 
-def check_model(model: CapsNet | Program, images: int = 5000) -> Check:
+def check_model(model: CapsNet | Program, images: int = 5000, batch_size: int = 64, memory: int | None = None) -> Check:
     """Check a model without any data; exponents are chosen on noise, which hardly moves sizes.
 
     Args:
         images: calibration images that the search would see.
+        batch_size: of training. memory: bytes that it should keep to; None for most of this machine's.
 
     Raises:
         ModelError: a weight is not finite.
@@ -198,7 +204,10 @@ def check_model(model: CapsNet | Program, images: int = 5000) -> Check:
             each = images * _seconds_per_image(model, plans[0]) / 60
             minutes = PASSES[0] * each, PASSES[1] * each
     size = FLOAT_BYTES * cost.parameters
-    return Check(_title(model), cost.parameters, cost.macs, size, layers, fits, problems, images, minutes)
+    task = FinetuneTask(FinetuneSettings(epochs=1, batch_size=batch_size), model)
+    limit = usable_memory(torch.device("cpu")) if memory is None else memory
+    training = fit(task, model.config.image, batch_size, limit)
+    return Check(_title(model), cost.parameters, cost.macs, size, layers, fits, problems, images, minutes, training)
 
 
 def _problem(layer: Layer) -> str | None:

@@ -102,6 +102,7 @@ def train_by_recipe(
     force: bool = False,
     accelerate: bool = False,
     tensorboard: bool = False,
+    memory: int | None = None,
     progress: bool = True,
     features: str | Path | None = None,
 ) -> TrainRun:
@@ -114,6 +115,7 @@ def train_by_recipe(
         recipe: a name of ``recipes()``, or the path of a TOML file of :class:`TrainSettings`.
         data: another dataset than the recipe's; ``root`` ... ``limit`` as :func:`load_data`.
         changes: settings to change, as a dict or as ``NAME=VALUE`` texts.
+        memory: see :func:`caplet.train.loop.train`.
         resume, force: see :func:`caplet.runs.folder.open_run`.
         features: see :func:`caplet.train.loop.train`.
 
@@ -132,8 +134,8 @@ def train_by_recipe(
     taken = {key: splits.info[key] for key in ("size", "channels", "limit", "hashes")}
     resolved = {**settings.model_dump(mode="json"), "recipe": recipe, "data": taken}
     with begin("train", out, splits, resolved, resume=resume, force=force) as run:
-        how: dict[str, Any] = {"accelerate": accelerate, "tensorboard": tensorboard, "features": features}
-        result = run_training(settings, splits, run, resume=resume, progress=progress, **how)
+        how: dict[str, Any] = {"tensorboard": tensorboard, "features": features, "memory": memory}
+        result = run_training(settings, splits, run, resume=resume, accelerate=accelerate, progress=progress, **how)
         model = result.model.folded()
         answers = open_test_split(splits, model, {}, silent)
         test = answers.accuracy()

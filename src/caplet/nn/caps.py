@@ -11,7 +11,7 @@ from caplet.errors import ModelError
 from caplet.nn.conv import OIHW
 from caplet.nn.layer import Layer, Padding, Window
 from caplet.nn.points import PointSpec, Role, flash, ram
-from caplet.nn.routing import route
+from caplet.nn.routing import in_parts, route
 
 TDHW = ("type", "dim", "row", "column")
 UNIT = (-1.0, 1.0)
@@ -141,6 +141,9 @@ class DenseCaps(Layer):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        return in_parts(self, self._routed, x)
+
+    def _routed(self, x: Tensor) -> Tensor:
         if self.input_indices is not None:
             x = x.index_select(1, torch.tensor(self.input_indices, device=x.device))
         votes = torch.bmm(x.transpose(0, 1), self.tap("weight", self.weight))  # I, B, G*D
@@ -195,6 +198,9 @@ class RoutedConvCaps(Window):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        return in_parts(self, self._routed, x)
+
+    def _routed(self, x: Tensor) -> Tensor:
         batch, in_types = x.shape[:2]
         types, dim, rows, columns = self.out_shape
         weight, vote_bias = self.tap("weight", self.weight), self.tap("vote_bias", self.vote_bias)

@@ -22,6 +22,8 @@ class Layer(nn.Module):
         name: unique within the model, e.g. ``"block1.l1"``; point keys are ``"<name>.<point>"``.
     """
 
+    votes_at_once: int | None = None  # images of which routing keeps votes; None for all (caplet.nn.routing.in_parts)
+
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name

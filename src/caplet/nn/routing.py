@@ -1,13 +1,33 @@
 """Dynamic routing by agreement in float, and its gradient (Sabour et al. 2017, equations 1 to 3 and procedure 1)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from caplet.nn.functional import no_autocast, squash_backward, squash_reference
 from caplet.nn.layer import Layer
+
+
+def in_parts(layer: Layer, routed: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``routed(x)``, for so many images at a time as the layer keeps votes of; each part's votes are computed twice.
+
+    The second time is when its gradient is. Results are those of the whole but for the order of sums in a matrix
+    product, which may depend on the number of images; with a handler attached, all images are routed together.
+
+    Args:
+        routed: input capsules (B, ...) -> output capsules (B, ...), each image by itself.
+    """
+    most = layer.votes_at_once
+    if most is None or len(x) <= most or layer.handler is not None:
+        return routed(x)
+    if not torch.is_grad_enabled():
+        return torch.cat([routed(part) for part in torch.split(x, most)])
+    parts = (checkpoint(routed, part, use_reentrant=False, preserve_rng_state=False) for part in torch.split(x, most))
+    return torch.cat([*parts])
 
 
 def route(layer: Layer, votes: Tensor, bias: Tensor | None, iterations: int) -> Tensor:

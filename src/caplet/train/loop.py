@@ -58,6 +58,7 @@ def train(
     accelerate: bool = False,
     tensorboard: bool = False,
     device: str | None = None,
+    memory: int | None = None,
     checkpoint_minutes: float = 5.0,
     log_steps: int = 50,
     features: str | Path | None = None,
@@ -76,6 +77,8 @@ def train(
         accelerate: run through Hugging Face ``accelerate`` (several devices; its configuration picks them).
         tensorboard: also write ``out_dir/tensorboard``.
         device: ``cpu``, ``cuda``, ...; None for the GPU if there is one (ignored with ``accelerate``).
+        memory: bytes to keep to; None for 80 % of the machine's, or of the GPU's. Where a step takes more with all
+            votes kept, those of some images are kept at once, and computed again for the gradient.
         checkpoint_minutes: time between checkpoints within an epoch.
         log_steps: a row in the log every so many steps.
         features: the folder that keeps what frozen stages give for every image, for runs to come; None for one in
@@ -85,7 +88,7 @@ def train(
         ModelError, ConfigError: settings that name an unknown model or block, or do not fit the data.
         ConfigError: resuming with other settings or data than the checkpoint's; accelerate is not installed.
         ArtefactError: the folder holds a run and ``resume`` is off; a file cannot be read or written.
-        CapletError: the loss is not finite.
+        CapletError: the loss is not finite; memory ran out (the message has a batch size that fits).
         KeyboardInterrupt: on SIGINT or SIGTERM, after the running step and a checkpoint.
     """
     task = RecipeTask(what) if isinstance(what, TrainSettings) else what
@@ -98,7 +101,7 @@ def train(
     with ExitStack() as stack:
         stop = stack.enter_context(_catch_signals())
         stack.enter_context(_cpu_threads(settings.threads))
-        trainer = Trainer(task, splits, Backend(accelerate, device))
+        trainer = Trainer(task, splits, Backend(accelerate, device), memory)
         if saved is None:
             trainer.start()
         else:
@@ -113,6 +116,7 @@ def train(
             if features is None and not resume:
                 shutil.rmtree(kept, ignore_errors=True)
             task.read_features(FeatureStore(kept, task.frozen, settings, progress, stop.is_set), splits)
+        stack.enter_context(trainer.fit.explained(task))
 
         def save() -> None:
             if main:
@@ -122,6 +126,7 @@ def train(
         if tensorboard and main:
             logs.append(stack.enter_context(tensorboard_log(out / "tensorboard", trainer.global_step)))
         bar = stack.enter_context(ProgressLine(trainer.steps, trainer.global_step, progress and main))
+        bar.console.print(str(trainer.fit), highlight=False, soft_wrap=True)
         last_saved = time.monotonic()
         while not trainer.finished:
             for row in trainer.epoch_steps():

@@ -90,6 +90,8 @@ class QatTask(FinetuneTask[QatSettings]):
         ModelError: from a step, NaN in the float weights (the point is named).
     """
 
+    in_parts = False
+
     def __init__(
         self, settings: QatSettings, model: CapsNet, teacher: CapsNet | None, plan: QuantPlan, note: Note = silent
     ) -> None:

@@ -38,6 +38,7 @@ class Position:
         best_accuracy, best_epoch: of the epoch whose weights are kept; -1 before the first.
         waited: epochs since the calibration accuracy last rose.
         stopped: the run ended early for lack of patience.
+        votes_at_once: images of which votes are kept at once; None for a batch's.
         seconds, images: time spent training (all parts of a resumed run) and images trained on.
     """
 
@@ -51,6 +52,7 @@ class Position:
     stopped: bool = False
     seconds: float = 0.0
     images: int = 0
+    votes_at_once: int | None = None
 
 
 def fingerprint(settings: LoopSettings, splits: Splits) -> dict[str, str]:

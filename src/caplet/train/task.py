@@ -63,9 +63,11 @@ class Task(ABC, Generic[Settings]):
         limit: steps after which the run ends although epochs are left; None for no limit.
         done: the fraction of all steps that lies behind, set before each step.
         frozen: how many of the model's stages do not change.
+        in_parts: whether votes can be computed in parts of a batch; not where each tensor's numbers are looked at.
     """
 
     limit: int | None = None
+    in_parts: bool = True
     done: float = 0.0
     frozen: int = 0
 

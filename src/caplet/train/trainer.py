@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from caplet.data.splits import Splits
 from caplet.errors import CapletError, ConfigError, DataError, ModelError
 from caplet.models.base import CapsNet
+from caplet.train.memory import Fit, fit, keep_votes_of, usable_memory
 from caplet.train.optimise import learning_rate, update_average
 from caplet.train.settings import LoopSettings
 from caplet.train.state import AUGMENT, SHUFFLE, Position, generator
@@ -80,6 +81,9 @@ _MEASURED = ("loss", "margin", "reconstruction", "distillation", "accuracy")
 class Trainer:
     """A run in progress: networks, optimiser, averaged weights and position.
 
+    Args:
+        memory: bytes that a step should keep to; None for most of the machine's or the GPU's.
+
     Every random draw comes from a generator keyed by (seed, purpose, epoch, step), so the position is all that has to
     be remembered about randomness.
 
@@ -89,7 +93,7 @@ class Trainer:
         ConfigError: the batch cannot be shared equally among the processes.
     """
 
-    def __init__(self, task: Task[Any], splits: Splits, backend: Backend) -> None:
+    def __init__(self, task: Task[Any], splits: Splits, backend: Backend, memory: int | None = None) -> None:
         self.task, self.splits, self.backend = task, splits, backend
         self.settings: LoopSettings = task.settings
         _check_fit(task.model, splits)
@@ -102,6 +106,8 @@ class Trainer:
         self.steps = self.steps_per_epoch * self.settings.epochs
         if task.limit is not None:
             self.steps = min(self.steps, task.limit)
+        limit = usable_memory(backend.device, backend.processes) if memory is None else memory
+        self.fit: Fit = fit(task, splits.train.image_shape, self.batch_size // backend.processes, limit)
         task.to(backend.device)
         self.average = task.average
         self.best: dict[str, Tensor] = {}
@@ -122,12 +128,15 @@ class Trainer:
 
     def start(self) -> None:
         """Start a new run: what its task begins with, and the average from these weights."""
+        self.position.votes_at_once = self.fit.at_once
+        keep_votes_of(self.task, self.fit.at_once)
         self.task.start(self.splits.train)
         self.average.load_state_dict(self.task.model.state_dict())
 
     def restore(self, position: Position, tensors: dict[str, Any]) -> None:
         """Go on from a checkpoint's position and state."""
         self.position = position
+        keep_votes_of(self.task, position.votes_at_once)
         self.task.network.load_state_dict(tensors["network"])
         self.average.load_state_dict(tensors["average"])
         self.optimizer.load_state_dict(tensors["optimizer"])
