@@ -192,7 +192,7 @@ def fit(task: Task[Any], shape: tuple[int, ...], batch: int, limit: int) -> Fit:
     """
     routing = routing_memory(task.model, batch)
     values = sum(spec.elements for spec in task.model.points().values() if spec.storage is Storage.RAM)
-    most = FLOAT_BYTES * (_LIVE * max(batch, EVALUATED) * values + _WEIGHTS * task.model.parameter_count())
+    most = LIBRARIES + FLOAT_BYTES * (_LIVE * max(batch, EVALUATED) * values + _WEIGHTS * task.model.parameter_count())
     if most <= limit or not task.in_parts:
         return Fit(shape, batch, routing, limit)
     at_once = batch
