@@ -176,8 +176,9 @@ class Fit:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         found = self.batch // 2
         if task.in_parts:
-            taken = self.needed or step_memory(task, self.shape, self.batch)
-            found = fitting_batch(task, self.shape, self.batch, min(self.limit, int(USABLE * taken)))
+            taken = (self.needed or step_memory(task, self.shape, self.batch)) - LIBRARIES
+            limit = min(self.limit, int(USABLE * taken) + LIBRARIES)
+            found = fitting_batch(task, self.shape, self.batch, limit)
         raise CapletError(f"out of memory at batch size {self.batch}: {_todo(found)} ({reason})")
 
 
