@@ -116,7 +116,7 @@ def test_killed_workers_lose_nothing(tmp_path: Path) -> None:
 
 def test_more_workers_than_tasks_start_no_more_processes_than_tasks(tmp_path: Path) -> None:
     before = processes_of(os.getpid())
-    with WorkerSettings(workers=50).open() as team:
+    with WorkerSettings(workers=8).open() as team:
         parcel = team.parcel(Sheet, 1, tmp_path)
         assert [value for value, _ in team.map(product, [(parcel, 0), (parcel, 1)], name)] == [0, 1]
         assert len(processes_of(os.getpid()) - before) <= 3  # two, and loky's tracker of its files
@@ -152,6 +152,19 @@ def test_an_interrupt_ends_every_process(tmp_path: Path, number: signal.Signals)
     while any(Path(f"/proc/{pid}").exists() for pid in started) and time.monotonic() < until:
         time.sleep(0.1)
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.parametrize("address", ["nonsense://x", "tcp://127.0.0.1:9"])
+def test_an_address_without_scheduler_is_one_line_and_no_more(address: str, tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    words = ["sensitivity", "trained:digits", "--data", "digits", "--quiet", "--out", str(tmp_path / "s")]
+    child = subprocess.run(
+        [sys.executable, "-m", "caplet", *words, "--cluster", address], capture_output=True, text=True, timeout=120
+    )
+    assert child.returncode == 3
+    assert "no scheduler answers there" in child.stderr
+    assert "Traceback" not in child.stderr
+    assert "Exception ignored" not in child.stderr
 
 
 def test_no_scheduler_at_the_address() -> None:

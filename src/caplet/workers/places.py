@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import time
 from asyncio import CancelledError as Cancelled
 from collections.abc import Callable
@@ -103,6 +104,16 @@ class Processes(Team):
         self._folder.cleanup()
 
 
+def _reach(address: str) -> None:
+    """Raise ValueError or OSError unless something listens there: of a client that does not connect, Dask leaves a
+    traceback behind."""
+    scheme, _, place = address.rpartition("://")
+    host, _, port = place.rpartition(":")
+    if scheme not in ("", "tcp", "tls") or not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("the rule is tcp://host:port or tls://host:port")
+    socket.create_connection((host.strip("[]"), int(port)), SECONDS).close()
+
+
 class Cluster(Team):
     """Measures on the workers of a scheduler that somebody else has started: hosts, Slurm, PBS, Kubernetes.
 
@@ -128,6 +139,7 @@ class Cluster(Team):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are said in one line, here
         connect: Any = Client  # its functions have no types
         try:
+            _reach(address)
             self._client = connect(address, timeout=SECONDS, set_as_default=False)
         except Exception as error:
             text = f"--cluster {address}: no scheduler answers there ({type(error).__name__}: {error})"
