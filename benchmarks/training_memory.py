@@ -20,7 +20,7 @@ import torch
 
 from caplet.models.registry import named_model
 from caplet.train import memory
-from caplet.train.memory import keep_votes_of, step_memory
+from caplet.train.memory import go_through, keep_votes_of, step_memory
 from caplet.train.settings import TrainSettings
 from caplet.train.task import RecipeTask
 
@@ -53,17 +53,7 @@ def measure(model: str, side: int, batch: int, at_once: int, decoder: str, preci
     keep_votes_of(task, at_once or None)
     there = sum(p.numel() * p.element_size() for net in (task.network, task.average) for p in net.parameters())
     before = resident()
-    task.network.train()
-    optimizer = task.optimizer()
-    for _ in range(2):
-        images = torch.rand(batch, *image).to(memory_format=torch.channels_last)
-        loss = task.losses(task.network, images, torch.zeros(batch, dtype=torch.int64))["loss"]
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        optimizer.step()
-    del loss, images
-    with torch.no_grad():
-        task.average.eval()(torch.rand(batch, *image))
+    go_through(task, lambda count: torch.rand(count, *image).to(memory_format=torch.channels_last), batch)
     measured = resident() - before + there
     return {"predicted_bytes": predicted, "measured_bytes": measured, "predicted_over_measured": predicted / measured}
 

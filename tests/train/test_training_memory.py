@@ -61,15 +61,7 @@ def test_prediction_is_what_tensors_take(tiny: Make) -> None:
     predicted = step_memory(task, SHAPE, batch)
     with memory._Live() as live:
         task = RecipeTask(task.settings)
-        task.network.train()
-        optimizer = task.optimizer()
-        for _ in range(2):
-            loss = task.losses(task.network, torch.rand(batch, *SHAPE), torch.zeros(batch, dtype=torch.int64))["loss"]
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            optimizer.step()
-        with torch.no_grad():
-            task.average.eval()(torch.rand(memory.EVALUATED, *SHAPE))
+        memory.go_through(task, lambda count: torch.rand(count, *SHAPE), batch)
     assert predicted == pytest.approx(live.peak + memory.LIBRARIES, abs=0.02 * live.peak)
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,19 +94,23 @@ def step_memory(task: Task[Any], shape: tuple[int, ...], batch: int, at_once: in
         copied = copy.deepcopy(bare, made)
         del made, empty
         keep_votes_of(copied, at_once)
-        copied.network.train()
         copied.network.first = 0
-        optimizer = copied.optimizer()
-        for _ in range(2):
-            images, labels = torch.empty(batch, *shape), torch.zeros(batch, dtype=torch.int64)
-            loss = copied.losses(copied.network, images, labels)["loss"]
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            optimizer.step()
-        del loss, images
-        with torch.no_grad():
-            copied.average.eval()(torch.empty(EVALUATED, *shape))
+        go_through(copied, lambda count: torch.empty(count, *shape), batch)
     return int(live.peak) + LIBRARIES
+
+
+def go_through(task: Task[Any], images: Callable[[int], Tensor], batch: int) -> None:
+    """Two training steps with ``batch`` new images each, and an evaluation of the averaged network."""
+    task.network.train()
+    optimizer = task.optimizer()
+    for _ in range(2):
+        loss = task.losses(task.network, images(batch), torch.zeros(batch, dtype=torch.int64))["loss"]
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimizer.step()
+    del loss
+    with torch.no_grad():
+        task.average.eval()(images(EVALUATED))
 
 
 def _networks(task: Task[Any]) -> list[nn.Module]:
