@@ -143,9 +143,10 @@ def begin(
         job: what the run does; stands in ``settings.json``, so that readers need not guess.
         settings: everything that the outcome depends on beside the model's layout and the data, JSON values.
         model: what the job works on, if it is there already.
+        resume, force, shared: see :func:`caplet.runs.folder.open_run`.
 
     Raises:
-        ArtefactError, ConfigError: see :func:`caplet.runs.folder.open_run`.
+        ArtefactError, ConfigError: see there.
     """
     layout = {} if model is None else {"family": model.family, "config": model.config.model_dump(mode="json")}
     data = {"data": splits.info["name"], "data_hashes": splits.info["hashes"]}
