@@ -31,6 +31,7 @@ class Linear(Protocol):
         unit: consecutive columns that belong together (a capsule's components); shrinking keeps their correlations.
         scale: float (groups, rows, 1): the weight of each row in the error, already part of :meth:`columns`.
         same: whether quantization did nothing to the inputs.
+        nbytes: memory of what is held of the inputs.
         moments: second moments of the columns, one tensor for each block, as far as a fit has computed them.
     """
 
@@ -38,6 +39,7 @@ class Linear(Protocol):
     unit: int
     scale: Tensor
     same: bool
+    nbytes: int
     moments: list[Tensor]
 
     def columns(self, block: int) -> Tensor:
@@ -162,21 +164,21 @@ def _round_block(
     """One pass over the columns of a block; changes ``chosen`` in place and returns by how much, same shape."""
     pull = shrink * _within_units(moments, linear.unit)
     pull.diagonal(dim1=1, dim2=2).add_(_EPSILON)
-    curvature = moments + pull
+    curvature = moments + pull  # symmetric
+    diagonal = curvature.diagonal(dim1=1, dim2=2).unsqueeze(-1)
     gradient = torch.bmm(inputs.transpose(1, 2), error) / inputs.shape[1] + torch.bmm(pull, chosen - wanted)
     before = chosen.clone()
-    step = grid.step
-    inverse = 1.0 / curvature.diagonal(dim1=1, dim2=2)
-    count = chosen.shape[1]
+    gradients, pulls, values, inverses = (of.unbind(1) for of in (gradient, curvature, chosen, 1.0 / diagonal))
+    step, count = grid.step, len(values)
     for first in range(0, count, _TOGETHER):
         last = min(first + _TOGETHER, count)
         for column in range(first, last):
-            old = chosen[:, column]
-            target = old - gradient[:, column] * inverse[:, column, None]
-            new = torch.floor(target / step + 0.5).clamp_(grid.low, grid.high).mul_(step)
+            old = values[column]
+            target = torch.addcmul(old, gradients[column], inverses[column], value=-1.0).div_(step).add_(0.5)
+            new = target.floor_().clamp_(grid.low, grid.high).mul_(step)
             coming = slice(column + 1, last)  # gradients of columns that have had their turn are not read again
-            gradient[:, coming].baddbmm_(curvature[:, coming, column, None], (new - old).unsqueeze(1))
-            chosen[:, column] = new
+            gradient[:, coming].baddbmm_(pulls[column][:, coming, None], new.sub(old).unsqueeze(1))
+            old.copy_(new)
         gradient[:, last:].baddbmm_(curvature[:, last:, first:last], chosen[:, first:last] - before[:, first:last])
     return chosen - before
 

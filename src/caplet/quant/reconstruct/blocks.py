@@ -25,7 +25,8 @@ from caplet.version import __version__
 
 _KEY = "caplet-reconstruction"
 _BATCH = 64
-_KNOWN_BYTES = 1 << 30
+KNOWN_BYTES = 1 << 30
+"""Most memory for what would otherwise be computed again."""
 
 
 class Chain:
@@ -36,7 +37,7 @@ class Chain:
         images: uint8 (N, C, H, W).
         handler: attached while the model runs, None for float.
         known: the inputs of the first stages, filled by the first of several chains of one model, as far as they take
-            at most :data:`_KNOWN_BYTES`.
+            at most :data:`KNOWN_BYTES`.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Chain:
             for index, state in enumerate(self._states):
                 self._states[index] = self._run(state)
             known = self._known
-            if known is not None and len(known) == self._number and _bytes([*known, self._states]) <= _KNOWN_BYTES:
+            if known is not None and len(known) == self._number and _bytes([*known, self._states]) <= KNOWN_BYTES:
                 known.append(list(self._states))
         self._number += 1
 

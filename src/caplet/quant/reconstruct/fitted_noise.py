@@ -21,7 +21,7 @@ from caplet.nn.points import Handler, PointSpec
 from caplet.quant.choices import Part
 from caplet.quant.plan.formats import FormatSource
 from caplet.quant.reconstruct.adaptive_rounding import fit, weight_grid
-from caplet.quant.reconstruct.blocks import Chain
+from caplet.quant.reconstruct.blocks import KNOWN_BYTES, Chain
 from caplet.quant.reconstruct.equalization import folded
 from caplet.quant.reconstruct.linear_maps import View, make_view, parameter_of
 from caplet.quant.reconstruct.settings import ReconstructSettings
@@ -67,7 +67,8 @@ class FittedNoise:
         self._layers = {f"{layer.name}.weight": layer for layer in self._model.layers() if "weight" in layer.specs}
         self._asked = {"images": digest(images.contiguous().numpy().data), "settings": settings.model_dump(mode="json")}
         self._references: list[tuple[tuple[State, ...], Tensor]] = []
-        self._view: tuple[str, View] | None = None
+        self._views: dict[str, View] = {}
+        self._inputs: list[list[State]] = []  # of the first stages
 
     def __call__(self, key: str, width: int) -> float:
         """Mean squared change of the class capsules' lengths when the weights ``key`` are fitted to ``width`` bits."""
@@ -102,16 +103,19 @@ class FittedNoise:
         return float(torch.cat(changes).double().mean())
 
     def _view_of(self, key: str) -> View:
-        """The layer on its float inputs; that of the last layer asked for is kept."""
-        if self._view is None or self._view[0] != key:
-            self._view = None
+        """The layer on its float inputs; those of the layers asked for last are kept, as far as memory goes."""
+        view = self._views.pop(key, None)
+        if view is None:
             layer = self._layers[key]
             inputs = self._inputs_of(layer)
-            self._view = key, make_view(layer, inputs, inputs, self._settings)
-        return self._view[1]
+            view = make_view(layer, inputs, inputs, self._settings)
+            while self._views and sum(kept[0].nbytes for kept in (view, *self._views.values())) > KNOWN_BYTES:
+                del self._views[next(iter(self._views))]
+        self._views[key] = view  # the last one used comes last
+        return view
 
     def _inputs_of(self, layer: Layer) -> Tensor:
-        chain = Chain(self._model, self._fit_on)
+        chain = Chain(self._model, self._fit_on, known=self._inputs)
         while all(layer is not other for other in chain.stage.layers):
             chain.advance()
         return chain.input_of(layer)

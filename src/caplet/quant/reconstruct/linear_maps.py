@@ -57,6 +57,7 @@ class ConvLinear:
         self.same, self.moments = torch.equal(quantized, exact), list[Tensor]()
         self._exact = _channels_last(exact, padding)
         self._quantized = self._exact if self.same else _channels_last(quantized, padding)
+        self.nbytes = self._exact.nbytes + (0 if self.same else self._quantized.nbytes)
         images, height, width = quantized.shape[0], *(size + 2 * padding for size in quantized.shape[2:])
         out_height, out_width = ((size - k) // stride + 1 for size, k in zip((height, width), weight[2:], strict=True))
         total = images * out_height * out_width
@@ -136,6 +137,7 @@ class CapsuleLinear:
         self._out = (layer.out_capsules, layer.dim)
         coupling, preactivation = _routing(layer, exact)  # (T, N, G, I), (T, N, G, D)
         self._coupling = coupling.permute(2, 0, 1, 3).flatten(1, 2)  # G, T * N, I
+        self.nbytes = self._quantized.nbytes + self._exact.nbytes + self._coupling.nbytes
         per_block = max(1, _COLUMNS // layer.in_dim)
         self._ranges = [
             slice(start, min(start + per_block, layer.in_capsules)) for start in range(0, layer.in_capsules, per_block)

@@ -7,7 +7,7 @@ that brings the lengths of the class capsules nearest to the float model's.
 With an exponent per output channel each channel has its own best range, for one small shift each.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -34,11 +34,19 @@ _HARM = 1e-2
 """A step that adds more than this fraction of the error is not tried again in a later sweep."""
 _GAIN = 1e-3
 """A step must take away at least this fraction of the error, or it is no more than noise."""
+_FIRST, _CLEAR = 4, 0.1
+"""A step that adds more than the fraction ``_CLEAR`` of the error on a part of the images, one in ``_FIRST``, is not
+looked at on the others: most steps are of this kind."""
 _REACH = 4
 """Exponents of channels are tried this far on both sides of the whole tensor's."""
 _MOVES = (0, -1, -2, -3, 1)
 """By how much a channel's exponent may leave that of least squared error among the weights; the first of equals is
 taken."""
+
+
+_TINY = 1e-30
+_Result = tuple[list[State], float]
+"""States before every stage, and the sum of squared differences of the class capsules' lengths, of some images."""
 
 
 class ComputedOnly(FakeQuant):
@@ -65,10 +73,11 @@ class ScaleSearch:
         self._specs = model.points()
         self._weights = WeightCache()
         self._handler = FakeQuant if constants else ComputedOnly
-        self._images = to_float(images)
+        first = -(-len(images) // _FIRST)
+        self._parts = [to_float(part) for part in (images[:first], images[first:]) if len(part)]
         self._harmful: set[tuple[str, PlanFormat]] = set()
         with torch.no_grad():
-            self._wanted = lengths(source.eval()(self._images))
+            self._wanted = [lengths(source.eval()(part)) for part in self._parts]
 
     def search(self, plan: QuantPlan, keys: Iterable[str], sweeps: int = 2) -> tuple[QuantPlan, float, float]:
         """Move the exponents of the fixed-point points ``keys``, in order of execution, until nothing helps.
@@ -82,24 +91,24 @@ class ScaleSearch:
         """
         wanted = set(keys)
         order = [key for key in self._specs if key in wanted and isinstance(plan.points[key], FixedFormat)]
-        states, error = self._run(plan, [(self._images,)])
-        before = error
+        results = [self._run(plan, part, [(images,)]) for part, images in enumerate(self._parts)]
+        before = self._mean(results)
         self._harmful.clear()
         for _ in range(sweeps):
             start = plan
             for key in order:
-                plan, states, error = self._move(plan, key, states, error)
+                plan, results = self._move(plan, key, results)
             if plan == start:
                 break
-        return plan, before, error
+        return plan, before, self._mean(results)
 
-    def _move(
-        self, plan: QuantPlan, key: str, states: list[State], error: float
-    ) -> tuple[QuantPlan, list[State], float]:
+    def _mean(self, results: Sequence[_Result]) -> float:
+        return sum(error for _, error in results) / sum(wanted.numel() for wanted in self._wanted)
+
+    def _move(self, plan: QuantPlan, key: str, results: list[_Result]) -> tuple[QuantPlan, list[_Result]]:
         """Step by step in the direction that helps."""
         fmt = plan.points[key]
         assert isinstance(fmt, FixedFormat)
-        prefix = states[: self._staged.stage_of[key] + 1]
         for direction in (1, -1):
             start = plan
             for distance in range(1, _FARTHEST + 1):
@@ -107,15 +116,27 @@ class ScaleSearch:
                 tried = plan.with_formats({key: moved})
                 if (key, moved) in self._harmful or not self._works(tried):
                     break
-                found, reached = self._run(tried, prefix)
-                if reached >= (1 - _GAIN) * error:
-                    if reached > (1 + _HARM) * error:
+                found, change = self._change(tried, key, results)
+                if change >= -_GAIN:
+                    if change > _HARM:
                         self._harmful.add((key, moved))
                     break
-                plan, states, error = tried, found, reached
+                plan, results = tried, found
             if plan != start:
                 break
-        return plan, states, error
+        return plan, results
+
+    def _change(self, plan: QuantPlan, key: str, results: Sequence[_Result]) -> tuple[list[_Result], float]:
+        """The results under ``plan``, which differs at ``key`` only, and the fraction that it adds to the error; of
+        the first part alone where that is clear."""
+        first, found, change = self._staged.stage_of[key] + 1, list[_Result](), 0.0
+        for part, (states, _) in enumerate(results):
+            found.append(self._run(plan, part, states[:first]))
+            error, reached = (sum(one for _, one in of[: part + 1]) for of in (results, found))
+            change = (reached - error) / max(error, _TINY)
+            if change > _CLEAR:
+                break
+        return found, change
 
     def _works(self, plan: QuantPlan) -> bool:
         """Whether softmax and squash can work with the formats."""
@@ -124,8 +145,8 @@ class ScaleSearch:
             return True
         return False
 
-    def _run(self, plan: QuantPlan, prefix: list[State]) -> tuple[list[State], float]:
-        """The states before every stage under ``plan``, of which the first are known, and the error."""
+    def _run(self, plan: QuantPlan, part: int, prefix: list[State]) -> _Result:
+        """What ``plan`` gives on a part of the images, of which the first states are known."""
         states = list(prefix)
         handler = self._handler(plan, self._specs, weights=self._weights)
 
@@ -137,7 +158,7 @@ class ScaleSearch:
             state = tuple(tensor.clone() for tensor in states[-1])
             capsules = self._staged.run_from(first, state, handler, keep=keep)[0]
         states.pop()
-        return states, float((lengths(capsules) - self._wanted).square().mean())
+        return states, float((lengths(capsules) - self._wanted[part]).square().sum())
 
 
 def with_channel_formats(model: CapsNet, plan: QuantPlan) -> QuantPlan:
