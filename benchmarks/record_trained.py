@@ -5,10 +5,12 @@
     caplet quantize trained:mnist.safetensors --data mnist --root ../shared/data --tolerance 0.2 --out ~/runs/mnist-q
     caplet train --recipe small-mnist --model cnn-like:small-28 --root ../shared/data --out ~/runs/cnn
     python benchmarks/record_trained.py integers mnist ~/runs/mnist --quantized ~/runs/mnist-q --cnn ~/runs/cnn
+    python benchmarks/record_trained.py cnn fashion-mnist ~/runs/cnn-fashion
 
 ``float`` rounds the checkpoint to 16 bits and writes src/caplet/models/trained/NAME.safetensors. ``integers`` copies
 the result of `caplet quantize` beside it, measures both once on the test split, and writes their row in index.json and
-benchmarks/records/<date>-trained-NAME.json with the curve. Nothing is chosen here: the test split comes last.
+benchmarks/records/<date>-trained-NAME.json with the curve. ``cnn`` adds a CNN that was trained later to both. Nothing
+is chosen here: the test split comes last.
 """
 
 import argparse
@@ -84,6 +86,28 @@ def write_integers(name: str, run: Path, quantized: Path, cnn: Path | None, root
     print(f"{name}: {in_integers} in integers, {in_float} in float, {found['bytes']} bytes")
 
 
+def add_cnn(name: str, run: Path, root: str | None) -> None:
+    """Measure a CNN of the network's size, and put it into the row and the record that are there."""
+    plain = load_float(run / "model.safetensors")
+    rows: list[dict[str, Any]] = json.loads(INDEX.read_text())
+    row = next(row for row in rows if row["name"] == name)
+    trained = json.loads((run / "settings.json").read_text())
+    if (trained["recipe"], trained["dataset"]) != (row["recipe"], row["data"]):
+        raise SystemExit(f"{run} was trained by {trained['recipe']} on {trained['dataset']}: not what {name} was")
+    splits = load_data(trained["dataset"], root, calibration_size=trained["calibration_size"])
+    row["cnn_test"] = asdict(evaluate(plain, splits.test).accuracy)
+    path = RECORDS / row["record"]
+    found = json.loads(path.read_text())
+    commands = [
+        f"caplet train --recipe {row['recipe']} --model {trained['model']} --root ROOT --out CNN",
+        f"python benchmarks/record_trained.py cnn {name} CNN --root ROOT",
+    ]
+    found |= {"network": row, "cnn": _about(plain), "commands": [*found["commands"], *commands]}
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    INDEX.write_text(json.dumps(rows, indent=1) + "\n")
+    print(f"{name}: CNN {row['cnn_test']}")
+
+
 def _about(cnn: CapsNet) -> dict[str, Any]:
     """Parameters, MACs, and channels and stride of every convolution."""
     cost = cost_of(cnn)
@@ -92,9 +116,9 @@ def _about(cnn: CapsNet) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Parse, and do one of the two steps."""
+    """Parse, and do one of the steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("float", "integers"))
+    parser.add_argument("step", choices=("float", "integers", "cnn"))
     parser.add_argument("name")
     parser.add_argument("run", type=Path)
     parser.add_argument("--quantized", type=Path)
@@ -105,6 +129,8 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     if options.step == "float":
         write_float(options.name, options.run)
+    elif options.step == "cnn":
+        add_cnn(options.name, options.run, options.root)
     else:
         write_integers(options.name, options.run, options.quantized, options.cnn, options.root, options.note)
 
