@@ -44,6 +44,8 @@ _MOVES = (0, -1, -2, -3, 1)
 taken."""
 
 
+_ENOUGH = 0.05
+"""A sweep that takes away less than this fraction of the error is the last one."""
 _TINY = 1e-30
 _Result = tuple[list[State], float]
 """States before every stage, and the sum of squared differences of the class capsules' lengths, of some images."""
@@ -80,7 +82,7 @@ class ScaleSearch:
             self._wanted = [lengths(source.eval()(part)) for part in self._parts]
 
     def search(self, plan: QuantPlan, keys: Iterable[str], sweeps: int = 2) -> tuple[QuantPlan, float, float]:
-        """Move the exponents of the fixed-point points ``keys``, in order of execution, until nothing helps.
+        """Move the exponents of the fixed-point points ``keys``, in order of execution, until little helps.
 
         Args:
             sweeps: passes over all keys at most.
@@ -95,10 +97,10 @@ class ScaleSearch:
         before = self._mean(results)
         self._harmful.clear()
         for _ in range(sweeps):
-            start = plan
+            start = self._mean(results)
             for key in order:
                 plan, results = self._move(plan, key, results)
-            if plan == start:
+            if self._mean(results) >= (1 - _ENOUGH) * start:
                 break
         return plan, before, self._mean(results)
 
