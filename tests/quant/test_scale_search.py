@@ -1,5 +1,6 @@
 """Exponents tuned together: the error never rises, widths stay, and a bad exponent is found again."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from caplet.nn.points import Role, Storage
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import uniform_plan
+from caplet.quant.reconstruct import scale_search
 from caplet.quant.reconstruct.equalization import folded
 from caplet.quant.reconstruct.scale_search import ChannelFormats, ComputedOnly, ScaleSearch, with_channel_formats
 from caplet.quant.simulate.fake_quant import fake_quantized
@@ -50,6 +52,26 @@ def test_it_holds_on_other_images(digits: Any) -> None:
     tuned, _, _ = ScaleSearch(digits.model, digits.model, digits.images[:32]).search(plan, plan.points)
     others = digits.images[32:232]
     assert length_error(digits, tuned, others) < 0.9 * length_error(digits, plan, others)
+
+
+def test_steps_that_are_clearly_worse_are_not_looked_at_on_all_images(
+    digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, looked_at = plan_of(digits, 6), list[int]()
+
+    def tuned() -> tuple[QuantPlan, float, float]:
+        looked_at.clear()
+        search = ScaleSearch(digits.model, digits.model, digits.images[:48])
+        run = search._run
+        monkeypatch.setattr(
+            search, "_run", lambda plan, part, prefix: looked_at.append(part) or run(plan, part, prefix)
+        )
+        return search.search(plan, plan.points)
+
+    early, images = tuned(), sum(12 if part == 0 else 36 for part in looked_at)
+    monkeypatch.setattr(scale_search, "_CLEAR", math.inf)
+    assert tuned() == early
+    assert images < 0.75 * 48 * len(looked_at) / 2
 
 
 @pytest.mark.parametrize("off", [-3, 3])
