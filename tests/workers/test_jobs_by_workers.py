@@ -1,5 +1,6 @@
 """Jobs measured by workers leave what one process leaves."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ from caplet.train.loss import margin_loss
 from caplet.workers.settings import WorkerSettings
 
 ALONE = WorkerSettings(workers=1)
+
+
+@pytest.fixture
+def away(request: pytest.FixtureRequest) -> WorkerSettings:
+    """Other processes: the cluster, whose processes are there already, or two of this machine where Dask is missing."""
+    if find_spec("distributed") is None:
+        return WorkerSettings(workers=2)
+    return WorkerSettings(cluster=request.getfixturevalue("scheduler"))
 
 
 def test_sensitivities_are_the_same_bytes(settings: WorkerSettings, trained: Path, tmp_path: Path) -> None:
@@ -38,7 +47,7 @@ def test_sensitivities_are_the_same_bytes(settings: WorkerSettings, trained: Pat
     assert files(tmp_path / "there", settings) == files(tmp_path / "here", ALONE)
 
 
-def test_candidates_of_a_backbone_are_the_same(settings: WorkerSettings, digits: Splits) -> None:
+def test_candidates_of_a_backbone_are_the_same(away: WorkerSettings, digits: Splits) -> None:
     torch.manual_seed(2)
     model = backbone_caps("resnet18", image=(1, 8, 8), width=0.125, class_dim=4).eval()
     train, calibration = digits.train.subset(range(80)), digits.calibration.subset(range(60))
@@ -49,7 +58,7 @@ def test_candidates_of_a_backbone_are_the_same(settings: WorkerSettings, digits:
         with workers.open() as team:
             return prune_backbone(model, train, calibration, chosen, margin_loss, notes.append, team), notes
 
-    (here, said_here), (there, said_there) = pruned(ALONE), pruned(settings)
+    (here, said_here), (there, said_there) = pruned(ALONE), pruned(away)
     assert said_here == said_there
     assert [each.to_json() for each in here.candidates] == [each.to_json() for each in there.candidates]
     assert here.refitted == there.refitted
@@ -59,7 +68,7 @@ def test_candidates_of_a_backbone_are_the_same(settings: WorkerSettings, digits:
 
 @pytest.mark.slow
 def test_rows_of_papers_are_the_same(
-    settings: WorkerSettings, tiny_mnist: Path, tiny_28: Path, trained: Path, tmp_path: Path
+    away: WorkerSettings, tiny_mnist: Path, tiny_28: Path, trained: Path, tmp_path: Path
 ) -> None:
     models = {"q7-mnist": tiny_28, "shallow-mnist": trained / "model.safetensors"}
     only = ["q7-mnist-8", "q7-mnist-qcapsnets", "efficient-shallow-mnist-50"]
@@ -76,13 +85,13 @@ def test_rows_of_papers_are_the_same(
         }
         return rows, files, notes
 
-    rows, files, _ = made("there", settings)
+    rows, files, _ = made("there", away)
     assert (rows, files) == made("here", ALONE)[:2]
     assert len(files) >= 2
     assert [row["name"] for row in rows if row["measured"]] == ["q7-mnist-8", "q7-mnist-qcapsnets"]
     assert "1x8x8" in rows[0]["missing"]  # the failure of one row names it, the others are made
     assert not (tmp_path / "there" / ".workers").exists()
-    again, _, notes = made("there", settings, resume=True)
+    again, _, notes = made("there", away, resume=True)
     assert again == rows
     assert "q7-mnist-8: unchanged, skipped" in notes
 
