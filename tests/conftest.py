@@ -23,6 +23,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one worker per core: their threads wo
 settings.register_profile("any-machine", deadline=None)  # a slow machine is no failure
 settings.load_profile("any-machine")
 
+SLOW = 4
+"""Seconds of a slow test whose mark does not say how many."""
+
 SHARED = Path(os.environ.get("CAPLET_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
@@ -31,9 +34,12 @@ def _shared_is_here() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that the workers end together. Skip ``shared`` where the folder is absent."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    """Long files first, so that the workers end together. Skip ``shared`` where the folder is absent."""
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        if slow := item.get_closest_marker("slow"):
+            seconds[item.path] += slow.args[0] if slow.args else SLOW
+    items.sort(key=lambda item: -seconds[item.path])
     if not _shared_is_here():
         for item in items:
             if item.get_closest_marker("shared"):

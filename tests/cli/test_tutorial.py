@@ -24,7 +24,7 @@ def has_device() -> bool:
     return True
 
 
-@pytest.mark.slow
+@pytest.mark.slow(50)
 def test_the_tutorial_runs(caplet: Caplet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = PAGE.read_text(encoding="utf-8").replace("\\\n", " ")

@@ -10,7 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kills.py"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 @pytest.mark.skipif(sys.platform == "win32", reason="signals and fork")
 def test_a_compression_killed_at_random_points_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     record = tmp_path / "record.json"

@@ -9,7 +9,7 @@ from caplet.api import evaluate, load_data
 from caplet.data import Splits
 from caplet.models.importers import import_model
 
-pytestmark = [pytest.mark.shared, pytest.mark.slow]
+pytestmark = [pytest.mark.shared, pytest.mark.slow(25)]
 
 
 @pytest.fixture(scope="module")
