@@ -280,6 +280,7 @@ def test_where_no_plan_within_the_budget_is_accepted_it_says_what_would_be(
     assert (done.code, done.json()["met"]) == (0, True)
 
 
+@pytest.mark.slow
 def test_the_split_that_a_network_never_saw_is_known_from_its_file(
     caplet: Caplet, trained: Path, tmp_path: Path
 ) -> None:

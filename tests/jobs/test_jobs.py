@@ -67,6 +67,7 @@ def test_quantize_settings_speak_in_one_line(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("rounding", ["stochastic", "truncate"])
+@pytest.mark.slow
 def test_every_rounding_ships(trained: Path, digits: Splits, tmp_path: Path, rounding: Any) -> None:
     model = api.load_float(trained / "model.safetensors")
     settings = QuantizeSettings(

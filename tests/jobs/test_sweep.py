@@ -104,6 +104,7 @@ def test_every_mark_that_was_made_leads_to_its_page(run: Path) -> None:
         assert "calibration images" in (run / folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_seed_draws_and_makes_the_same(
     splits: Splits, uninterrupted: list[TrialMetrics], tmp_path: Path
 ) -> None:

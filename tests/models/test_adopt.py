@@ -541,6 +541,7 @@ def test_an_image_that_does_not_fit_and_a_forward_that_takes_more() -> None:
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.slow
 def test_from_a_module_to_integers(name: str, tmp_path: Path) -> None:
     """A module that its user trained: adopted, quantized on real images, every integer verified in C."""
     make, layers, outputs, _ = STRUCTURES[name]

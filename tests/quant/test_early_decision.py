@@ -242,6 +242,7 @@ def questions(early: Evaluator, case: Any) -> list[Any]:
     return [answers(early.decide(uniform(case, width), reference - lost)) for width, lost in asked]
 
 
+@pytest.mark.slow
 def test_a_resumed_evaluator_answers_the_same_at_every_cut(digits: Any, tmp_path: Path) -> None:
     path = tmp_path / "probes.jsonl"
     expected = questions(evaluator(digits, log_path=path), digits)

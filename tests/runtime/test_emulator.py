@@ -93,6 +93,7 @@ def test_zig_builds_firmware_too(board: Board) -> None:
 
 
 @needs_device
+@pytest.mark.slow
 def test_the_first_difference_is_located(monkeypatch: pytest.MonkeyPatch) -> None:
     """A firmware with another bias than the interpreter's: the tensor that the bias enters is named."""
     program = sample_shallow(0)

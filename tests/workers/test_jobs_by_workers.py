@@ -47,6 +47,7 @@ def test_sensitivities_are_the_same_bytes(settings: WorkerSettings, trained: Pat
     assert files(tmp_path / "there", settings) == files(tmp_path / "here", ALONE)
 
 
+@pytest.mark.slow
 def test_candidates_of_a_backbone_are_the_same(away: WorkerSettings, digits: Splits) -> None:
     torch.manual_seed(2)
     model = backbone_caps("resnet18", image=(1, 8, 8), width=0.125, class_dim=4).eval()
