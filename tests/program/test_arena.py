@@ -9,9 +9,10 @@ import pytest
 from caplet.errors import PlanError
 from caplet.fixed import Rounding
 from caplet.program import Program, plan_memory, trace, verify
-from caplet.program.arena import MemoryMap, routing_rows, workspace
-from caplet.program.ops import ConvVotes, DenseVotes, Routing
-from sample_programs import SampleSettings, sample_deep, sample_shallow
+from caplet.program.arena import MemoryMap, lead
+from caplet.program.ops import Conv2d, ConvVotes, DenseVotes, MaxPool2d, Routing
+from caplet.program.scratch import routing_rows, workspace
+from sample_programs import SampleSettings, sample_chain, sample_deep, sample_shallow
 
 PROGRAMS = [
     sample_shallow(),
@@ -19,6 +20,7 @@ PROGRAMS = [
     sample_deep(),
     sample_deep(1, SampleSettings(weight_bits=4, activation_bits=12, log_weights=True)),
     sample_deep(2, SampleSettings(weight_bits=16, activation_bits=16, rounding=Rounding.STOCHASTIC)),
+    *(sample_chain(seed) for seed in range(4)),
 ]
 RAM: list[str | int] = ["fast", "small", 1500, 2500, 6000]
 
@@ -72,10 +74,9 @@ class Device:
         proof = verify(program)
         for op in program.ops:
             made = isinstance(op, Routing) and self.plan.stored[op.votes] < program.tensors[op.votes].shape[0]
-            scratch = {
-                f"{op.name}/{what}": size
-                for what, size in workspace(op, program.tensors, proof, self.plan.rooms.get(op.name, 0), made).items()
-            }
+            room, whole = self.plan.rooms.get(op.name, 0), op.name in self.plan.behind
+            needs = workspace(op, program.tensors, proof, room, made, whole)
+            scratch = {f"{op.name}/{what}": size for what, size in needs.items()}
             if (
                 isinstance(op, DenseVotes | ConvVotes)
                 and self.plan.stored[op.output] < program.tensors[op.output].shape[0]
@@ -132,10 +133,60 @@ def test_buffers_that_are_live_together_do_not_overlap(ram: str | int) -> None:
         for a, b in combinations(plan.buffers, 2):
             together = a.first <= b.last and b.first <= a.last
             apart = a.offset + a.bytes <= b.offset or b.offset + b.bytes <= a.offset
-            assert apart or not together, (a, b)
+            over = {(op.inputs[0], op.outputs[0]) for op in program.ops if op.name in plan.behind}
+            roots = {(plan.shared.get(source, source), output) for source, output in over}
+            assert apart or not together or (a.name, b.name) in roots or (b.name, a.name) in roots, (a, b)
         used = sum(size for _, size in plan.peak)
         assert used <= plan.bytes
         assert plan.peak == tuple(sorted(plan.peak, key=lambda item: (-item[1], item[0])))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_is_written_over_an_input_has_been_read(seed: int) -> None:
+    """Byte by byte, as the kernels go: four positions are read before their codes are written, of depthwise
+    convolutions channel by channel; pools read and write one element after the other."""
+    program = sample_chain(seed)
+    plan = plan_memory(program, "small")
+    for op in program.ops:
+        if op.name not in plan.behind:
+            continue
+        assert isinstance(op, Conv2d | MaxPool2d)
+        (rows, columns, depth), (out_rows, out_columns, channels) = (
+            program.tensors[n].shape for n in (op.input, op.output)
+        )
+        distance = plan.offset(op.input) - plan.offset(op.output)
+        kernel = op.kernel if isinstance(op, MaxPool2d) else op.weight.shape[1]
+        separate = isinstance(op, MaxPool2d) or op.groups > 1
+        together = 1 if isinstance(op, MaxPool2d) else 4
+        written: set[int] = set()
+        for lane in range(channels if separate and together == 4 else 1):
+            for first in range(0, out_rows * out_columns, together):
+                some = range(first, min(first + together, out_rows * out_columns))
+                for position in some:
+                    top, left = (at * op.stride - op.padding for at in divmod(position, out_columns))
+                    ys = range(max(top, 0), min(top + kernel, rows))
+                    xs = range(max(left, 0), min(left + kernel, columns))
+                    lanes = [lane] if separate and together == 4 else range(depth)
+                    read = {distance + (y * columns + x) * depth + c for y in ys for x in xs for c in lanes}
+                    assert not read & written, (op.name, position)
+                lanes = [lane] if separate and together == 4 else range(channels)
+                written |= {position * channels + c for position in some for c in lanes}
+
+
+def test_a_chain_of_convolutions_takes_less_than_two_maps() -> None:
+    """Two 3x3 convolutions of 16 x 16 x 8 codes: two rows and six positions lie between the maps, at most."""
+    program = sample_chain(1)
+    for op in program.ops:
+        way = lead(op, program.tensors, verify(program))
+        if isinstance(op, Conv2d) and op.groups == 1 and op.stride == 1 and way is not None:
+            _, columns, depth = program.tensors[op.input].shape
+            _, out_columns, channels = program.tensors[op.output].shape
+            if depth == channels and out_columns == columns:
+                assert 0 < way[0] <= (op.padding * columns + op.padding + 4) * depth, op.name
+    plan, proof = plan_memory(program, "small"), verify(program)
+    assert plan.bytes < plan_memory(program, "small", proof=proof, in_place=False).bytes
+    assert plan.behind
+    assert all(size > 0 for size in plan.behind.values())
 
 
 def test_a_budget_stores_as_many_votes_as_fit() -> None:

@@ -20,7 +20,7 @@ from caplet.program.program import Program
 from caplet.program.tensor import TensorSpec
 from caplet.runtime.compiler import Compiler, compilers
 from caplet.runtime.traces import first_difference, read_traces
-from sample_programs import SampleSettings, sample_backbone, sample_deep, sample_shallow
+from sample_programs import SampleSettings, sample_backbone, sample_chain, sample_deep, sample_shallow
 
 COMPILERS = {compiler.command[-1] if len(compiler.command) == 1 else "zig": compiler for compiler in compilers()}
 pytestmark = pytest.mark.skipif(not COMPILERS, reason="no C compiler: neither cc, gcc, clang nor ziglang is installed")
@@ -118,6 +118,21 @@ def test_exported_codes_are_the_interpreters(
     expected = interpreter.run(program, images).capsules
     assert np.array_equal(run_files(export, images), expected.reshape(-1))
     assert subprocess.run(["./program"], cwd=tmp_path, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5, 6, 7, 8, 10, 11])
+def test_outputs_over_inputs_that_have_been_read(
+    seed: int, tmp_path: Path, runtime_object: Callable[[Compiler, list[str]], Path]
+) -> None:
+    settings = SampleSettings(*((8, 8), (5, 8), (8, 12), (4, 6))[seed % 4], channel_shifts=seed % 3 == 0)
+    program = sample_chain(seed, settings)
+    export = emit(program, tmp_path, EmitSettings(ram=("small", "fast")[seed % 2]), images_for(program))
+    assert export.plan.behind, "another seed, please"
+    compiler = COMPILERS.get("cc") or next(iter(COMPILERS.values()))
+    flags = ["-O0", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
+    build(export, compiler, flags, runtime_object(compiler, flags))
+    images = images_for(program, 6)
+    assert np.array_equal(run_files(export, images), interpreter.run(program, images).capsules.reshape(-1))
 
 
 BARE = """

@@ -4,7 +4,7 @@ The weights are random integers, but the formats are chosen so that codes spread
 saturation.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil, log2, sqrt
 
 import numpy as np
@@ -272,3 +272,31 @@ def sample_backbone(
     x = build.grouped("block2.depthwise", rectified, (3, 2, 1), 2)
     x = build.conv_caps("primary", x, 3, 4, (3, 1, 0), flat=True)
     return build.finish("sample_backbone", build.dense("digit", (x,), 4, *classes), seed)
+
+
+def sample_chain(seed: int, settings: SampleSettings | None = None) -> Program:
+    """Convolutions of all kinds and pools, one after the other, of random sizes; then capsules."""
+    build = _Builder(settings or SampleSettings(), np.random.default_rng(seed))
+    rng = build.rng
+    depth, high, wide = (int(rng.integers(low, end)) for low, end in ((1, 4), (12, 20), (12, 20)))
+    x = build.start((depth, high, wide))
+    for number in range(6):
+        rows, columns, _ = build.tensors[x].shape
+        kernel = int(rng.integers(1, min(rows, columns, 5) + 1))
+        stride = int(rng.integers(1, 3)) if min(rows, columns) > 6 else 1
+        window = (kernel, stride, int(rng.integers(0, kernel // 2 + 1)))
+        kind = rng.integers(5) if number else 4
+        if kind == 0:
+            x = build.max_pool(f"pool{number}", x, window)
+        elif kind == 1:
+            x = build.grouped(f"depthwise{number}", x, window, int(rng.integers(1, 3)))
+        else:
+            x = build.conv(f"conv{number}", x, int(rng.integers(1, 14)), window, bool(rng.integers(2)), "activation")
+        if kind > 0 and rng.integers(3) == 0:  # more zeros after the input than before it, or fewer
+            last = build.ops[-1]
+            assert isinstance(last, Conv2d)
+            build.ops[-1] = replace(last, same=True)
+            shape = (-(-rows // stride), -(-columns // stride), build.tensors[x].shape[2])
+            build.tensors[x] = replace(build.tensors[x], shape=shape)
+    x = build.conv_caps("primary", x, 2, 4, (1, 1, 0))
+    return build.finish("sample_chain", build.dense("digit", (x,), 4, 3, 4), seed)

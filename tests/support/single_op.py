@@ -7,13 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caplet.program import interpreter
-from caplet.program.arena import ALIGNMENT, Buffer, MemoryMap, workspace
+from caplet.program.arena import ALIGNMENT, Buffer, MemoryMap
 from caplet.program.bounds import BOUNDS, code_range
 from caplet.program.c.describe import Descriptions
 from caplet.program.c.structure import Struct
 from caplet.program.op import Op
 from caplet.program.ops import InputQuantize, Routing
 from caplet.program.program import Program
+from caplet.program.scratch import workspace
 from caplet.program.tensor import TensorSpec
 from caplet.program.verify import CHECKS, Proof
 from caplet.runtime.steps import StepBuilder, Steps

@@ -3,7 +3,8 @@
 Lifetimes are counted in ops: a tensor lives from the op that writes it to the last op that reads it (the class capsules
 and their lengths to the end). The raw image lies outside the arena, as do all constants. Coupling is never stored
 whole (see :func:`workspace`). Squash, channel affine, LeakyReLU and add work in place where their input dies with them
-and an element keeps its size; so do preactivation and activation of a routing.
+and an element keeps its size; so do preactivation and activation of a routing. Convolutions and pools may write over
+the part of a dying input that they have read: their output then starts some bytes before it (see :func:`lead`).
 
 Votes need not be stored whole. Of the votes of I input capsules the first ``stored[votes]`` are stored; the others are
 recomputed, one input capsule at a time, in every iteration. With all of them stored the votes op runs once, before the
@@ -12,10 +13,12 @@ routing; otherwise it runs within the routing, and its sources stay alive until 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import lcm
 from typing import Any
 
+import numpy as np
+
 from caplet.errors import PlanError
-from caplet.fixed.format import FixedFormat
 from caplet.program.op import Op, Tensors
 from caplet.program.ops import (
     Add,
@@ -25,11 +28,13 @@ from caplet.program.ops import (
     ConvVotes,
     DenseVotes,
     LeakyRelu,
+    MaxPool2d,
     Routing,
     Squash,
 )
 from caplet.program.program import Program
-from caplet.program.tensor import Constant
+from caplet.program.scratch import routing_rows, unpacked_bytes, workspace
+from caplet.program.tensor import WideFormat
 from caplet.program.verify import Proof, verify
 
 ALIGNMENT = 8
@@ -56,8 +61,9 @@ class MemoryMap:
 
     buffers: every buffer with its place, in order of first use. shared: tensors that lie in another tensor's buffer ->
     that buffer's name. bytes: the size of the arena. peak_op: the op during which most bytes are in use, and ``peak``
-    the buffers then, largest first. stored: votes tensor -> input capsules whose votes are stored. rooms: convolution
-    -> bytes in which its scratch is chosen.
+    the buffers then, largest first; of an input that is partly written over, the rest. stored: votes tensor -> input
+    capsules whose votes are stored. rooms: convolution -> bytes in which its scratch is chosen. behind: ops that write
+    over the input that they have read -> the bytes of it that their output takes at last.
     """
 
     buffers: tuple[Buffer, ...]
@@ -67,6 +73,7 @@ class MemoryMap:
     peak: tuple[tuple[str, int], ...]
     stored: Mapping[str, int]
     rooms: Mapping[str, int] = field(default_factory=dict)
+    behind: Mapping[str, int] = field(default_factory=dict)
 
     def offset(self, name: str) -> int:
         """Where a tensor or scratch buffer starts. Raises KeyError where it has no place in the arena."""
@@ -79,6 +86,7 @@ class MemoryMap:
             "peak": [{"name": name, "bytes": size} for name, size in self.peak],
             "stored_votes": dict(self.stored),
             "shared": dict(self.shared),
+            "behind": dict(self.behind),
             "buffers": [vars(buffer).copy() for buffer in self.buffers],
         }
 
@@ -157,29 +165,119 @@ class _Planner:
         while any(rooms.values()):
             wider = self.place(stored, rooms)
             if wider.bytes <= limit + room:  # what fills free bytes alone is not what the RAM is needed for
-                grew = wider.bytes > plan.bytes
-                return wider if grew else replace(wider, peak_op=plan.peak_op, peak=plan.peak)
+                same = wider.bytes == plan.bytes
+                return replace(wider, peak_op=plan.peak_op, peak=plan.peak) if same else wider
             rooms = {name: room * 3 // 4 for name, room in rooms.items()}  # free, but not in one piece
         return plan
 
     def place(self, stored: Mapping[str, int], rooms: Mapping[str, int] | None = None) -> MemoryMap:
-        program, rooms = self.program, rooms or {}
-        requests, shared = _requests(program, self.proof, stored, self.in_place, rooms)
-        placed: list[Buffer] = []
-        for request in sorted(requests, key=lambda b: (-b.bytes, b.first, b.name)):
-            offset = 0
-            clashes = [b for b in placed if b.first <= request.last and request.first <= b.last]
-            for other in sorted(clashes, key=lambda b: b.offset):
-                if offset + request.bytes <= other.offset:
+        """The smallest of some plans; one without ops that write over their input where that saves nothing."""
+        best = self._placed(stored, rooms or {}, frozenset())
+        if not self.in_place:
+            return best
+        for backwards in (False, True):
+            names = frozenset(op.name for op in self.program.ops)
+            while True:  # until every op that is to do so does: the others need no scratch for it
+                plan = self._placed(stored, rooms or {}, names, backwards)
+                if names == plan.behind.keys():
                     break
-                offset = max(offset, _aligned(other.offset + other.bytes))
+                names = frozenset(plan.behind)
+            best = min(best, plan, key=lambda one: one.bytes)
+        return best
+
+    def _placed(
+        self, stored: Mapping[str, int], rooms: Mapping[str, int], behind: frozenset[str], backwards: bool = False
+    ) -> MemoryMap:
+        """behind: ops that may write over their input. backwards: last buffers are placed first, not large ones."""
+        ops, tensors = self.program.ops, self.program.tensors
+        requests, shared = _requests(self.program, self.proof, stored, self.in_place, rooms, behind)
+        found = {buffer.name: buffer for buffer in requests}
+        pairs = {}
+        for index, op in enumerate(ops):
+            source = found.get(shared.get(op.inputs[0], op.inputs[0]))
+            if source is None or source.last != index or op.name not in behind:
+                continue
+            if (way := lead(op, tensors, self.proof)) is not None:
+                pairs[source.name, op.outputs[0]] = way
+        placed: list[Buffer] = []
+        for request in sorted(requests, key=lambda b: (-b.first if backwards else 0, -b.bytes, b.first, b.name)):
+            clashes = [b for b in placed if b.first <= request.last and request.first <= b.last]
+            offset, before = 0, -1
+            while offset != before:
+                before = offset
+                for other in clashes:
+                    offset = _after(replace(request, offset=offset), other, pairs)
             placed.append(replace(request, offset=offset))
-        live = [[b for b in placed if b.first <= index <= b.last] for index in range(len(program.ops))]
-        busiest = max(range(len(live)), key=lambda index: sum(b.bytes for b in live[index]))
-        peak = sorted(((b.name, b.bytes) for b in live[busiest]), key=lambda item: (-item[1], item[0]))
+        places = {b.name: b for b in placed}
+        over = {}
+        for host, output in pairs:
+            ends = (places[name].offset + places[name].bytes for name in (host, output))
+            both = min(ends) - max(places[host].offset, places[output].offset)
+            if both > 0:
+                over[host, output] = both
+
+        def needed(buffer: Buffer, index: int) -> int:
+            return buffer.bytes - over.get((buffer.name, ops[index].outputs[0]), 0)
+
+        live = [[(b.name, needed(b, i)) for b in placed if b.first <= i <= b.last] for i in range(len(ops))]
+        busiest = max(range(len(live)), key=lambda index: sum(size for _, size in live[index]))
+        peak = sorted(live[busiest], key=lambda item: (-item[1], item[0]))
         size = _aligned(max(b.offset + b.bytes for b in placed))
         placed.sort(key=lambda b: (b.first, b.offset))
-        return MemoryMap(tuple(placed), shared, size, program.ops[busiest].name, tuple(peak), dict(stored), dict(rooms))
+        outputs = {output: both for (_, output), both in over.items()}
+        found_behind = {op.name: outputs[op.outputs[0]] for op in ops if op.outputs[0] in outputs}
+        name = ops[busiest].name
+        return MemoryMap(tuple(placed), shared, size, name, tuple(peak), dict(stored), dict(rooms), found_behind)
+
+
+def _after(request: Buffer, other: Buffer, pairs: Mapping[tuple[str, str], tuple[int, int]]) -> int:
+    """The first place from ``request.offset`` on where it does not disturb ``other``, of a place of its own."""
+    start, end = request.offset, _aligned(other.offset + other.bytes)
+    if start + request.bytes <= other.offset or start >= end:
+        return start
+    if way := pairs.get((request.name, other.name)):  # read while the other is written
+        return min(end, other.offset + _multiple(max(way[0], start - other.offset), way[1]))
+    if way := pairs.get((other.name, request.name)):
+        least = _multiple(way[0], way[1])
+        behind = (other.offset - start) // way[1] * way[1]
+        return other.offset - behind if behind >= least else end
+    return end
+
+
+def _multiple(size: int, of: int) -> int:
+    return -(-size // of) * of
+
+
+POSITIONS = 4
+"""Output positions whose windows a convolution gathers before it writes any of them, at most."""
+
+
+def lead(op: Op, tensors: Tensors, proof: Proof) -> tuple[int, int] | None:
+    """How many bytes before its input the output of ``op`` starts at least, to be written over what has been read, and
+    of what number they are a multiple; None where the op needs its whole input to the end.
+
+    Position by position, all channels at once, is the order of pools and of convolutions in one group whose scratch is
+    for all filters; in depthwise ones every channel keeps to itself, if the distance is one of whole positions.
+    """
+    source, target = tensors[op.inputs[0]], tensors[op.outputs[0]]
+    step = ALIGNMENT
+    if isinstance(op, Conv2d):
+        # Others go filter by filter.
+        wide = isinstance(source.format, WideFormat) or source.format.max_code > 32767 or unpacked_bytes(op.weight) > 1
+        if wide or proof.find(op.name, "acc").products >> 31:
+            return None
+        if op.groups > 1:
+            if not op.groups == source.shape[2] == target.shape[2] or source.element_bytes != target.element_bytes:
+                return None
+            step = lcm(step, source.shape[2] * source.element_bytes)
+    elif not isinstance(op, MaxPool2d):
+        return None
+    rows, columns, channels = target.shape
+    firsts = [np.maximum(np.arange(count) * op.stride - op.padding, 0) for count in (rows, columns)]
+    read = (firsts[0][:, None] * source.shape[1] + firsts[1]).reshape(-1) * source.shape[2] * source.element_bytes
+    ahead = np.minimum.accumulate(read[::-1])[::-1]  # the first byte that this position or a later one reads
+    written = np.minimum(np.arange(rows * columns) + POSITIONS, rows * columns) * channels * target.element_bytes
+    return max(0, int((written - ahead).max())), step
 
 
 def _aligned(size: int) -> int:
@@ -187,7 +285,12 @@ def _aligned(size: int) -> int:
 
 
 def _requests(
-    program: Program, proof: Proof, stored: Mapping[str, int], in_place: bool, rooms: Mapping[str, int]
+    program: Program,
+    proof: Proof,
+    stored: Mapping[str, int],
+    in_place: bool,
+    rooms: Mapping[str, int],
+    behind: frozenset[str],
 ) -> tuple[list[Buffer], dict[str, str]]:
     """Buffers without offsets, and the tensors that share another's buffer."""
     tensors, ops = program.tensors, program.ops
@@ -200,7 +303,7 @@ def _requests(
 
     for index, op in enumerate(ops):
         made = isinstance(op, Routing) and stored[op.votes] < tensors[op.votes].shape[0]
-        scratch = workspace(op, tensors, proof, rooms.get(op.name, 0), made)
+        scratch = workspace(op, tensors, proof, rooms.get(op.name, 0), made, op.name in behind)
         if isinstance(op, DenseVotes | ConvVotes):
             inputs, outputs, dim = tensors[op.output].shape
             rows, end, row = stored[op.output], last[op.output], outputs * dim * tensors[op.output].element_bytes
@@ -247,101 +350,3 @@ def _last_reads(program: Program, stored: Mapping[str, int]) -> dict[str, int]:
                 last[name] = max(last[name], routings[op.output], index)
     last[program.output] = last[program.lengths] = len(program.ops) - 1
     return last
-
-
-def unpacked_bytes(weight: Constant) -> int:
-    """Bytes of one weight after unpacking: 1 where every integer fits int8, else 2."""
-    if isinstance(weight.format, FixedFormat):
-        return 1 if weight.format.bits + (not weight.format.signed) <= 8 else 2
-    return 1 if 1 << (weight.format.max_code - 1) <= 127 else 2
-
-
-def needs_unpacking(weight: Constant) -> bool:
-    """Whether packed codes must be unpacked before use: not where they lie in flash as int8 or int16 already."""
-    fmt = weight.format
-    return not (isinstance(fmt, FixedFormat) and fmt.signed and fmt.bits in (8, 16))
-
-
-@dataclass(frozen=True)
-class Division:
-    """How a convolution divides its work; ``block``, ``taps`` and ``held`` as in ``caplet_conv_op``.
-
-    bytes: of scratch. cost: instructions per product beyond those of undivided work, a rough estimate.
-    """
-
-    block: int
-    taps: int
-    held: bool
-    bytes: int
-    cost: float
-
-
-def divide(op: Convolution, room: int) -> Division:
-    """The division of least cost in ``room`` bytes of scratch; the smallest one where none fits.
-
-    A gathered element serves ``block`` filters; an interrupted sum is stored and loaded again every ``taps`` products;
-    weights that are not held are unpacked again for every four positions.
-    """
-    groups = op.groups if isinstance(op, Conv2d) else 1
-    filters, size = op.weight.shape[0] // groups, op.weight.codes.size // op.weight.shape[0]
-    packed, width = needs_unpacking(op.weight), unpacked_bytes(op.weight)
-    found = []
-    for block in {filters, *(count for count in (2, 4, 8, 16, 32, 64, 128) if count < filters)}:
-        for taps in {
-            size,
-            *(some for parts in (2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256) if (some := _part(size, parts))),
-        }:
-            fixed = 8 * (taps + taps % 2) + block * (8 if taps == size else 24)
-            cost = 1.75 / block + (0 if taps == size else 7 / taps)
-            if packed:
-                once = width * size * block
-                found.append(Division(block, taps, False, fixed + width * taps * min(2, block), cost + 0.6))
-                found.append(Division(block, taps, True, fixed + once, cost))
-            else:
-                found.append(Division(block, taps, True, fixed, cost))
-    fitting = [one for one in found if one.bytes <= room]
-    if not fitting:
-        return min(found, key=lambda one: (one.bytes, one.cost))
-    return min(fitting, key=lambda one: (one.cost, one.bytes))
-
-
-def _part(size: int, parts: int) -> int:
-    """A multiple of 4 of which ``parts`` hold ``size``; 0 where it is less than 16 or no division."""
-    some = -(-size // (4 * parts)) * 4
-    return some if 16 <= some < size else 0
-
-
-def votes_together(weight: Constant) -> int:
-    """Dense votes whose weights are unpacked at once: all, or an even number that takes 512 bytes at most."""
-    _, in_dim, votes = weight.shape
-    fit = 512 // (in_dim * unpacked_bytes(weight))
-    return votes if votes <= fit or not needs_unpacking(weight) else max(2, fit // 2 * 2)
-
-
-def routing_rows(outputs: int, made: bool = False) -> int:
-    """Input capsules that a routing to ``outputs`` capsules takes together, while their scratch is small: up to 16, or
-    12 where votes are made again, which takes room for them, too."""
-    return max(1, min(12 if made else 16, 256 // outputs))
-
-
-def workspace(op: Op, tensors: Tensors, proof: Proof, room: int = 0, made: bool = False) -> dict[str, int]:
-    """Scratch of one op: purpose -> bytes. made: a routing whose votes are not all stored.
-
-    * ``scratch`` (convolutions): gathered windows, sums and unpacked filters, as :func:`divide` chooses in ``room``.
-    * ``scratch`` (dense votes): unpacked weights of :func:`votes_together` votes.
-    * ``acc``, ``coupling``, ``exponentials`` (routing): the accumulators of the weighted sum over all G * D, G
-      coupling codes of 16 bits of each of :func:`routing_rows` input capsules, and G uint32 exponentials (several
-      iterations only).
-    """
-    if isinstance(op, Convolution):
-        return {"scratch": divide(op, room).bytes}
-    if isinstance(op, DenseVotes):
-        size = votes_together(op.weight) * op.weight.shape[1] * unpacked_bytes(op.weight)
-        return {"scratch": size} if needs_unpacking(op.weight) else {}
-    if isinstance(op, Routing):
-        _, outputs, dim = tensors[op.votes].shape
-        count = routing_rows(outputs, made) * outputs
-        several = {"exponentials": 4 * outputs} if op.iterations > 1 else {}
-        acc = outputs * dim * proof.find(op.name, "acc").bytes
-        return {"acc": acc, "coupling": 2 * count, **several}
-    return {}

@@ -14,10 +14,10 @@ from caplet.fixed.packing import pack_bits
 from caplet.fixed.rounding import Rounding, noise_keys
 from caplet.fixed.softmax import negative_exponential, sum_bits
 from caplet.program import ops
-from caplet.program.arena import divide, needs_unpacking, routing_rows, unpacked_bytes, votes_together
 from caplet.program.c.structure import KERNEL, Identifiers, Ref, Struct, Value, constants, structures
 from caplet.program.op import Op, bias_frac
 from caplet.program.program import Program
+from caplet.program.scratch import divide, needs_unpacking, routing_rows, unpacked_bytes, votes_together
 from caplet.program.tensor import Constant, IntArray, TensorSpec, WideFormat
 from caplet.program.verify import Proof
 from caplet.registry import Registry
@@ -30,8 +30,8 @@ _SIGNED, _UNSIGNED, _POWERS = (constants()[f"CAPLET_{kind}"] for kind in ("SIGNE
 class Descriptions:
     """Descriptors of the ops of one Program, and the arrays that they refer to: of one axis, of structures of one type.
 
-    unpacked: constants are arrays of int8 or int16 instead of bit-packed, where there is memory for them. rooms and
-    stored: of :class:`caplet.program.arena.MemoryMap`; all votes where ``stored`` says nothing.
+    unpacked: constants are arrays of int8 or int16 instead of bit-packed, where there is memory for them. rooms,
+    stored and behind: of :class:`caplet.program.arena.MemoryMap`; all votes where ``stored`` says nothing.
     """
 
     program: Program
@@ -39,6 +39,7 @@ class Descriptions:
     unpacked: bool = False
     rooms: Mapping[str, int] = field(default_factory=dict)
     stored: Mapping[str, int] = field(default_factory=dict)
+    behind: Mapping[str, int] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     structs: dict[str, tuple[Struct, ...]] = field(default_factory=dict)
     names: Identifiers = field(default_factory=Identifiers)
@@ -171,7 +172,7 @@ def _convolution(op: ops.Convolution, to: Descriptions) -> dict[str, Value]:
     out, *kernel = op.weight.shape
     product = source.format.frac_bits + op.weight.format.frac_bits
     groups = op.groups if isinstance(op, ops.Conv2d) else 1
-    division = divide(op, to.rooms.get(op.name, 0))
+    division = divide(op, to.rooms.get(op.name, 0), op.name in to.behind)
     acc = to.proof.find(op.name, "acc")
     types = (codes_type(source), unpacked_type(op.weight))
     any_type = acc.products >= 1 << 31 or _UINT16 in types

@@ -194,7 +194,7 @@ def _context(
     program: Program, proof: Proof, plan: MemoryMap, settings: EmitSettings, prefix: str, loaded: bool
 ) -> dict[str, Any]:
     names = Identifiers()
-    descriptions = Descriptions(program, proof, unpacked=loaded, rooms=plan.rooms, stored=plan.stored, names=names)
+    descriptions = Descriptions(program, proof, loaded, plan.rooms, plan.stored, plan.behind, names=names)
     symbols = {op.name: names.of(f"op {op.name}") for op in program.ops}
     structs = {op.name: descriptions.of(op) for op in program.ops}
     calls = CallWriter(program, plan, symbols)
