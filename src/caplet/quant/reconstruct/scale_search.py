@@ -37,15 +37,13 @@ _GAIN = 1e-3
 _FIRST, _CLEAR = 4, 0.1
 """A step that adds more than the fraction ``_CLEAR`` of the error on a part of the images, one in ``_FIRST``, is not
 looked at on the others: most steps are of this kind."""
+_ENOUGH = 0.05
+"""A sweep that takes away less than this fraction of the error is the last one."""
 _REACH = 4
 """Exponents of channels are tried this far on both sides of the whole tensor's."""
 _MOVES = (0, -1, -2, -3, 1)
 """By how much a channel's exponent may leave that of least squared error among the weights; the first of equals is
 taken."""
-
-
-_ENOUGH = 0.05
-"""A sweep that takes away less than this fraction of the error is the last one."""
 _TINY = 1e-30
 _Result = tuple[list[State], float]
 """States before every stage, and the sum of squared differences of the class capsules' lengths, of some images."""
