@@ -8,6 +8,7 @@ import torch
 
 from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
+from caplet.jobs.quantize.answers import FloatAnswers, PlanAnswers
 from caplet.jobs.quantize.promise import (
     FIRST_IMAGES,
     MANY_IMAGES,
@@ -44,7 +45,7 @@ class Population:
 
     def plan(self, lost: float, gained: float):
         after = np.where(self.before, self.order >= lost / 0.9, self.order < gained / 0.1)
-        return lambda images: after[images.ids.numpy()]
+        return lambda images: PlanAnswers(after[images.ids.numpy()])
 
 
 @pytest.mark.parametrize(("n", "lost", "gained"), [(5000, 0.004, 0.003), (50_000, 0.0006, 0.0003), (1000, 0.03, 0.03)])
@@ -96,12 +97,75 @@ def test_the_sequence_ends_at_the_first_rejection_and_goes_up_with_what_error_is
     assert smallest_accepted(3, 1, look(set()), 0.1) is None
 
 
+def test_a_plan_that_cannot_run_is_passed_over_and_costs_no_error() -> None:
+    spent: list[tuple[int, float]] = []
+
+    def look(accepted: set[int], misfits: set[int]):
+        spent.clear()
+
+        def decide(index: int, error: float) -> bool | None:
+            if index in misfits:
+                return None
+            spent.append((index, error))
+            return index in accepted
+
+        return decide
+
+    assert smallest_accepted(6, 2, look({2, 4}, {3}), 0.1) == 4
+    assert smallest_accepted(6, 2, look({1, 4}, {2}), 0.1) == 1  # 3 is rejected
+    assert smallest_accepted(6, 2, look({4, 5}, {0, 1, 2, 3}), 0.1) == 5  # what is larger cannot run
+    assert smallest_accepted(3, 1, look({0, 1, 2}, {0, 1, 2}), 0.1) is None
+    assert smallest_accepted(9, 8, look({3}, {7, 4}), 0.1) == 3
+    assert smallest_accepted(9, 8, look({0}, {7}), 0.1) == 0
+    assert [index for index, _ in spent] == [8, 6, 4, 0]
+    assert sum(error for _, error in spent) == pytest.approx(0.1)
+
+
+class Margins:
+    """A float model that changes few answers, all of them close ones, and is asked about images one set at a time."""
+
+    def __init__(self, n: int, gained_beyond: int = 0) -> None:
+        draws = np.random.default_rng(0)
+        self.margin = draws.random(n)
+        self.plan = draws.random(n) < 0.8
+        changed = (self.margin < 0.1) & (draws.random(n) < 0.2)
+        changed |= self.plan & (self.margin > 0.9) & (self.margin.argsort().argsort() >= n - gained_beyond)
+        self.float, self.asked = self.plan ^ changed, np.zeros(n, dtype=int)
+
+    def reference(self, images: ImageSet) -> np.ndarray:
+        self.asked[images.ids.numpy()] += 1
+        return self.float[images.ids.numpy()]
+
+
+def test_the_float_model_is_asked_where_the_plan_is_wrong_or_nearly_so_once() -> None:
+    """Every change is found where changes are close calls, for a third of the float model's work."""
+    found = Margins(4000)
+    answers = FloatAnswers(found.reference, numbered(4000).images)
+    first = answers.beside(PlanAnswers(found.plan[:1000], found.margin[:1000]))
+    assert (first == found.float[:1000]).all()
+    assert (answers.beside(PlanAnswers(found.plan, found.margin)) == found.float).all()
+    assert found.asked.max() == 1
+    assert 0.2 < found.asked.mean() < 0.4
+    assert answers.asked.sum() == found.asked.sum()
+    assert (FloatAnswers(found.reference, numbered(4000).images).beside(PlanAnswers(found.plan)) == found.float).all()
+
+
+def test_answers_gained_by_a_clear_margin_are_not_credited_and_lost_ones_are_always_seen() -> None:
+    found = Margins(4000, gained_beyond=100)
+    before = FloatAnswers(found.reference, numbered(4000).images).beside(PlanAnswers(found.plan, found.margin))
+    assert ((before & ~found.plan) == (found.float & ~found.plan)).all()
+    gained, seen = (of & found.plan for of in (~found.float, ~before))
+    assert (gained & ~seen).sum() > 50
+    assert not (seen & ~gained).any()
+
+
 def test_a_look_takes_more_images_only_while_the_answer_is_open() -> None:
     fresh, found = numbered(30_000), Population(30_000, 1)
     promise = Promise(fresh, found.reference, 1.0)
     assert promise.look(found.plan(0.001, 0.001), 0.05, changed=0.002).n == FIRST_IMAGES
     assert promise.look(found.plan(0.1, 0.0), 0.05, changed=0.01).n == FIRST_IMAGES  # hopeless at once
     assert promise.look(found.plan(0.02, 0.015), 0.05, changed=0.002).n == 30_000
+    assert promise.look(found.plan(0.0245, 0.015), 0.05, changed=0.002).n == FIRST_IMAGES  # all would hardly do
     assert promise.look(found.plan(0.001, 0.001), 0.05, changed=0.2, loss=0.9).n == MANY_IMAGES  # clear all the same
 
 
@@ -113,7 +177,7 @@ def test_held_out_images_must_agree(rate: float, accepted: bool) -> None:
     losing[10_000 : 10_000 + round(3000 * rate)] = True
     fresh = FreshImages(known.images, "training images", familiar=True, held_out=new)
     promise = Promise(fresh, lambda images: np.ones(len(images), dtype=bool), 0.5)
-    assert promise.look(lambda images: ~losing[images.ids.numpy()], 0.05).accepted == accepted
+    assert promise.look(lambda images: PlanAnswers(~losing[images.ids.numpy()]), 0.05).accepted == accepted
 
 
 @pytest.mark.parametrize(("lost", "accepted"), [(0.002, True), (0.01, False)])
@@ -124,10 +188,11 @@ def test_moved_images_cannot_make_up_for_losses_on_the_others(lost: float, accep
     even = np.arange(n) % 2 == 0
     before, after = ~(first & ~even), ~(first & even)
     promise = Promise(ones, lambda images: before[images.ids.numpy()], 0.5)
-    look = promise.look(lambda images: after[images.ids.numpy()], 0.05)
+    plan = lambda images: PlanAnswers(after[images.ids.numpy()])  # noqa: E731
+    look = promise.look(plan, 0.05)
     assert (look.lost, look.gained, look.accepted) == (look.gained, look.lost, accepted)
     told = replace(ones, familiar=False)
-    assert Promise(told, promise._reference, 0.5).look(lambda images: after[images.ids.numpy()], 0.05).accepted
+    assert Promise(told, promise._reference, 0.5).look(plan, 0.05).accepted
 
 
 def test_a_tolerance_that_the_images_cannot_show_is_refused_with_the_smallest_that_they_can() -> None:

@@ -28,6 +28,15 @@ def test_the_ends_are_found_and_nothing_is_found_where_nothing_is_accepted() -> 
     assert last_accepted(1, 0, lambda index: 1.0) == 0
 
 
+@pytest.mark.parametrize("misfits", [{32}, {12, 13}, {*range(20, 37)}, {*range(0, 12)}])
+def test_a_plan_that_cannot_run_is_passed_over_and_says_nothing_about_noise(misfits: set[int]) -> None:
+    found = last_accepted(37, 32, lambda index: None if index in misfits else 1.2 ** (index - 14.5))
+    runs = [index for index in range(37) if index not in misfits]
+    accepted = [index for index in runs if index <= 14]
+    assert found in accepted[-2:]
+    assert last_accepted(3, 1, lambda index: None) is None
+
+
 def test_what_is_found_was_accepted_where_trials_contradict_each_other() -> None:
     said = {32: 1.3, 30: 0.9, 31: 1.1, 29: 1.2, 28: 0.7}
     found = last_accepted(37, 32, lambda index: said.get(index, 1.5 if index > 32 else 0.8))

@@ -27,7 +27,7 @@ from caplet.quant.reconstruct.fitted_noise import FittedNoise
 from caplet.quant.reconstruct.scale_search import ChannelFormats
 from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 from caplet.quant.search.allocate import SumLimit, UnitChoice, allocate
-from caplet.quant.search.ilp import FrontPoint, most_accurate, pareto_front, search_ilp
+from caplet.quant.search.ilp import FIRST_WIDTH, FrontPoint, most_accurate, pareto_front, search_ilp
 from caplet.quant.search.methods import METHODS
 from caplet.quant.search.progressive import UnitSensitivity
 from caplet.quant.search.search import Candidate, Request
@@ -134,10 +134,18 @@ def test_the_frontier_gives_smaller_plans_for_more_noise_and_for_fitted_weights(
 
     nearest = bits(1)
     assert sum(bits(4)) < sum(nearest)
-    sensitivity = {key: 0.01 * 4.0**-5 for key in digits.model.points() if key.endswith(".weight")}
-    fitted = bits(1, lambda key, width: sensitivity[key] * 4.0**-width)
+    asked: dict[str, list[int]] = {}
+
+    def noise(key: str, width: int) -> float:
+        asked.setdefault(key, []).append(width)
+        return 0.01 * 4.0**-5 * 4.0**-width
+
+    fitted = bits(1, noise)
     assert fitted[0] < nearest[0]  # weights are narrower where a fit takes their noise away
     assert fitted[1] >= nearest[1] or sum(fitted) < sum(nearest)
+    for widths in asked.values():  # each takes a fit: only what lies below all measured widths is not guessed
+        assert widths == sorted(set(widths), reverse=True)
+        assert widths[0] == FIRST_WIDTH
 
 
 def test_the_noise_of_fitted_weights_falls_with_the_width_and_is_less_than_that_of_nearest_ones(digits: Any) -> None:

@@ -12,7 +12,8 @@ class Look:
 
     Attributes:
         n: images looked at.
-        lost, gained: of these, only the float model, or only the plan, classifies correctly.
+        lost, gained: of these, only the float model, or only the plan, classifies correctly; ``gained`` as far as they
+            were looked for.
         loss, limit: of accuracy, in percentage points: here, and its upper limit for new images.
         error: probability of accepting a plan whose loss is above the tolerance.
         accepted: whether the limit is within the tolerance, and held-out images, if any, agree.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from caplet.errors import ArtefactError, ToolMissing, choose
 from caplet.program import Program
-from caplet.program.interpreter import run
+from caplet.program.interpreter import RunResult, run
 
 _note = cache(logging.getLogger(__name__).warning)  # each text once; on stderr, where logging is not set up
 
@@ -29,7 +29,15 @@ class Engine(StrEnum):
 def predictions(
     program: Program, images: NDArray[np.uint8], engine: Engine | str = Engine.AUTO
 ) -> tuple[NDArray[np.int64], Engine]:
-    """Predicted classes, int64 (N,), of images uint8 (N, C, H, W), and the engine that computed them.
+    """Predicted classes, int64 (N,), of images, and the engine that computed them; see :func:`results`."""
+    found, used = results(program, images, engine)
+    return found.predictions, used
+
+
+def results(
+    program: Program, images: NDArray[np.uint8], engine: Engine | str = Engine.AUTO
+) -> tuple[RunResult, Engine]:
+    """What a Program computes of images uint8 (N, C, H, W), and the engine that computed it.
 
     ``auto`` is the native runtime where it can be compiled, else the interpreter, which is said once.
 
@@ -49,5 +57,5 @@ def predictions(
                 raise
             _note(f"the reference interpreter computes the integers, tens of times slower than compiled C: {error}")
         else:
-            return native.run(images).predictions, Engine.NATIVE
-    return run(program, images).predictions, Engine.INTERPRETER
+            return native.run(images), Engine.NATIVE
+    return run(program, images), Engine.INTERPRETER

@@ -16,6 +16,7 @@ from caplet.jobs.export import find_program
 from caplet.jobs.finetune import ROLE, finetune_model, finetune_settings
 from caplet.jobs.prune.job import prune
 from caplet.jobs.quantize.accept import artefacts
+from caplet.jobs.quantize.answers import PlanAnswers
 from caplet.jobs.quantize.job import CALIBRATION_IMAGES, quantize
 from caplet.jobs.quantize.promise import Promise
 from caplet.jobs.quantize.settings import QuantizeSettings
@@ -307,7 +308,7 @@ class Attempts:
             return np.asarray(classify(program, images) == images.labels.numpy())
 
         if expected is None and (promise := self.next_promise()) is not None:
-            expected = promise.look(correct, promise.error)
+            expected = promise.look(lambda images: PlanAnswers(correct(images)), promise.error)
         loss = paired(self.correct, correct(self.splits.calibration)).loss
         values: dict[str, float] = {
             "max_drop": loss if expected is None else expected.limit,

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from caplet.acceptance import Acceptance
 from caplet.data import Splits
 from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
 from caplet.fixed import FixedFormat
+from caplet.jobs.quantize.answers import Correct, PlanAnswers, answers_of
 from caplet.jobs.quantize.fitting import Fitter
 from caplet.jobs.quantize.settings import QuantizeSettings
-from caplet.jobs.run import SplitAnswers, classify, open_test_split, ship
+from caplet.jobs.run import SplitAnswers, open_test_split, ship
 from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired, accuracy
 from caplet.models.base import CapsNet
@@ -192,17 +192,22 @@ class Shipper:
         fit = self.fitter.draft(plan) if draft else self.fitter.fit(plan)
         return lower(fit.model, fit.plan, labels=self.splits.test.classes, meta={"family": self.model.family})
 
-    def hits(self, program: Program, images: ImageSet) -> NDArray[np.bool_]:
+    def answers(self, program: Program, images: ImageSet) -> PlanAnswers:
+        """What ``program`` answers on images, to be compared with the reference; without margins where that is another
+        network than the plan's, whose answers differ by more than rounding."""
+        found = answers_of(program, images, self.engine)
+        return found if self.reference is self.model else PlanAnswers(found.correct)
+
+    def hits(self, program: Program, images: ImageSet) -> Correct:
         """Which images ``program`` classifies correctly, bool (n,)."""
-        correct: NDArray[np.bool_] = classify(program, images, self.engine) == images.labels.numpy()
-        return correct
+        return answers_of(program, images, self.engine).correct
 
     def ship(
         self,
         role: str,
         candidate: Candidate,
         program: Program,
-        on_calibration: NDArray[np.bool_],
+        on_calibration: Correct,
         acceptance: Acceptance,
         answers: SplitAnswers,
     ) -> Shipped:
@@ -237,7 +242,7 @@ class Choice:
     """
 
     met: bool
-    plans: tuple[tuple[str, Candidate, NDArray[np.bool_]], ...]
+    plans: tuple[tuple[str, Candidate, Correct], ...]
     found: SearchResult
     reason: str
     promise: dict[str, Any] | None = None

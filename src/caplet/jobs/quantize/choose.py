@@ -8,15 +8,14 @@ missed the target is looked at too: fitted, it may keep it.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain
-
-import numpy as np
-from numpy.typing import NDArray
 
 from caplet.acceptance import Acceptance
 from caplet.jobs.quantize.accept import Choice, Shipper
+from caplet.jobs.quantize.answers import Correct, PlanAnswers
 from caplet.jobs.quantize.promise import Promise, moved, new_loss_limit, smallest_accepted, worst_limit
-from caplet.jobs.quantize.trials import Correct, Fits, Lazy, T
+from caplet.jobs.quantize.trials import Fits, Lazy, T
 from caplet.jobs.run import correct_images
 from caplet.progress import Note
 from caplet.quant.choices import Method
@@ -124,12 +123,13 @@ def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[La
 
     def expected(candidate: Candidate) -> Rung:
         known = fits.known.get(candidate.plan)
-        return rung(candidate, found, promise, None if known is None else (fits.before, known))
+        return rung(candidate, found, promise, None if known is None else (fits.before.beside(known), known.correct))
 
-    def verdict(correct: Correct) -> float:
-        one = rung(found.best, found, promise, (fits.before, correct))
+    def verdict(answers: PlanAnswers) -> float:
+        before, correct = fits.before.beside(answers), answers.correct
+        one = rung(found.best, found, promise, (before, correct))
         limit = one.limit + 100 * math.sqrt(one.changed / len(correct))
-        worst = worst_limit(fits.before, correct, promise.error, as_is, n)
+        worst = worst_limit(before, correct, promise.error, as_is, n)
         return max(limit, worst) / promise.tolerance
 
     plans, at = fits.plans(found, sorted(_proposed(found, fits.shipper, fits.request), key=lambda one: -_size(one)))
@@ -169,9 +169,9 @@ def as_promised(
             rungs = Lazy(len(found), found.__getitem__)
         else:
             rungs, start = fitted_ladder(fits, results[0], promise)
-        verdicts: dict[QuantPlan, bool] = {}
+        verdicts: dict[QuantPlan, bool | None] = {}
 
-        def look(index: int, error: float) -> bool:
+        def look(index: int, error: float) -> bool | None:
             plan = rungs[index].plan  # neighbours may be equal
             if plan not in verdicts:
                 verdicts[plan] = accepts(rungs[index], error)
@@ -180,12 +180,12 @@ def as_promised(
         index = smallest_accepted(len(rungs), start, look, promise.error)
         return (None if index is None else rungs[index]), results
 
-    def accepts(one: Rung, error: float) -> bool:
+    def accepts(one: Rung, error: float) -> bool | None:
         program = shipper.program(one.plan)
         if problem := shipper.misfit(program):
             note(f"the plan does not run on {shipper.hardware.name}: {problem}")
-            return False
-        looks.append((one, promise.look(lambda images: shipper.hits(program, images), error, one.changed, one.loss)))
+            return None
+        looks.append((one, promise.look(partial(shipper.answers, program), error, one.changed, one.loss)))
         return looks[-1][1].accepted
 
     chosen, results = smallest(request)
@@ -255,8 +255,8 @@ def _fitted(fits: Fits | None, found: SearchResult, acceptance: Acceptance) -> I
         return
     allowed = int(acceptance.reference.sum()) - acceptance.needed()
 
-    def verdict(correct: Correct) -> float:
-        lost = int(acceptance.reference.sum()) - int(correct.sum())
+    def verdict(answers: PlanAnswers) -> float:
+        lost = int(acceptance.reference.sum()) - int(answers.correct.sum())
         return (max(lost, 0) + 1) / (allowed + 1)
 
     proposed = _proposed(found, fits.shipper, fits.request)
@@ -289,7 +289,7 @@ def _missing(shipper: Shipper, found: SearchResult) -> tuple[tuple[str, Candidat
     return tuple((role, other, shipper.hits(shipper.program(other.plan), splits.calibration)) for role, other in roles)
 
 
-def _kept(shipper: Shipper, candidate: Candidate, acceptance: Acceptance, note: Note) -> NDArray[np.bool_] | None:
+def _kept(shipper: Shipper, candidate: Candidate, acceptance: Acceptance, note: Note) -> Correct | None:
     """Which calibration images the candidate's integers have right; None where it does not run or misses the target."""
     program = shipper.program(candidate.plan)
     problem = shipper.misfit(program)

@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.stats import norm
 
 from caplet.data import Splits
@@ -35,6 +34,7 @@ from caplet.data.imageset import ImageSet, to_float
 from caplet.data.splits import cut, in_turns
 from caplet.data.validation import load_validation
 from caplet.errors import ConfigError
+from caplet.jobs.quantize.answers import Correct, FloatAnswers, PlanAnswers
 from caplet.jobs.run import float_predictions, held_out
 from caplet.models.base import CapsNet
 from caplet.progress import Note, silent
@@ -52,10 +52,9 @@ MANY_IMAGES = 20_000
 """Most images of a first look: beyond, the chance of the new images themselves counts most."""
 _FIRST_ERROR = 0.3  # of a decision's error, what its first look may spend where there is a second
 _NEARLY = 0.8  # of all images: with as many in the first look, there is one look at all of them
+_LUCKIER = 1.5  # standard errors of a first look: a plan that needs more luck in further images has 2 % chances
 _RESERVE = 1.5  # images of a first look, relative to what should be enough
 _SEQUENCE_ERROR = 0.9  # of all error, what the first sequence may spend; the rest is for larger plans
-
-Correct = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,7 +276,7 @@ class Promise:
         note: Note = silent,
     ) -> None:
         self.fresh, self.tolerance, self.error, self._note = fresh, tolerance, error, note
-        self._reference, self._float = reference, np.zeros(0, dtype=bool)
+        self._reference, self._float = reference, FloatAnswers(reference, fresh.images)
         self._held_out: Correct | None = None
         self.searched: Correct | None = None
         about = fresh.about if fresh.as_is is None else f"{fresh.about} as they are"
@@ -296,65 +295,65 @@ class Promise:
         return {**asked, "images": images}
 
     def look(
-        self, correct: Callable[[ImageSet], Correct], error: float, changed: float = 0.01, loss: float = 0.0
+        self, plan: Callable[[ImageSet], PlanAnswers], error: float, changed: float = 0.01, loss: float = 0.0
     ) -> Look:
         """Decide about a plan, on as many images as it takes.
 
         Args:
-            correct: which images of a set the plan classifies correctly, bool (n,).
+            plan: what the plan answers on a set of n images.
             error: of the decision.
             changed, loss: what is expected, as for :func:`images_needed`; only the number of images depends on it.
         """
-        look = self._look(correct, error, changed, loss)
+        look = self._look(plan, error, changed, loss)
         images = self.fresh.held_out
         if not look.accepted or images is None:
             return look
         if self._held_out is None:
             self._held_out = self._reference(images)
-        lost = self._held_out.astype(int) - correct(images)
+        lost = self._held_out.astype(int) - plan(images).correct
         loss, chance = 100 * float(lost.mean()), 100 * math.sqrt(np.abs(lost).sum()) / len(lost)
         agree = loss - chance <= self.tolerance
         verdict = "accepted" if agree else "rejected"
         self._note(f"{len(images):,} held-out images: loss {loss:+.2f} points, give or take {chance:.2f}: {verdict}")
         return replace(look, accepted=agree)
 
-    def _look(self, correct: Callable[[ImageSet], Correct], error: float, changed: float, loss: float) -> Look:
+    def _look(self, plan: Callable[[ImageSet], PlanAnswers], error: float, changed: float, loss: float) -> Look:
         total = len(self.fresh.images)
         needed = images_needed(changed, max(loss, 0.0), self.tolerance, _FIRST_ERROR * error)
         parts = 1 if self.fresh.as_is is None else 2
         first = max(parts * FIRST_IMAGES, math.ceil(min(parts * _RESERVE * needed, MANY_IMAGES)))
         if first >= _NEARLY * total:
-            return self._judge(correct(self._first(total)), error)
-        answers = correct(self._first(first))
+            return self._judge(plan(self.fresh.images), error)
+        answers, left = plan(self.fresh.images.subset(range(first))), (1 - _FIRST_ERROR) * error
         look = self._judge(answers, _FIRST_ERROR * error)
-        if look.accepted or look.loss - (look.limit - look.loss) / 2 > self.tolerance:  # hopeless
+        if look.accepted or self._hopeless(look, left):
             return look
-        rest = correct(self.fresh.images.subset(range(first, total)))
-        return self._judge(np.concatenate([answers, rest]), (1 - _FIRST_ERROR) * error)
+        return self._judge(answers.then(plan(self.fresh.images.subset(range(first, total)))), left)
 
-    def _first(self, n: int) -> ImageSet:
-        return self.fresh.images if n == len(self.fresh.images) else self.fresh.images.subset(range(n))
+    def _hopeless(self, look: Look, error: float) -> bool:
+        """Whether all images would accept the plan only with a loss by :data:`_LUCKIER` standard errors smaller."""
+        total = len(self.fresh.images)
+        lost, gained = (round(count * total / look.n) for count in (look.lost, look.gained))
+        limit = new_loss_limit(total, lost, gained, error)
+        return limit - 100 * _LUCKIER * math.sqrt((look.lost + look.gained) / look.n**2) > self.tolerance
 
-    def _judge(self, plan: Correct, error: float) -> Look:
-        n, known = len(plan), len(self._float)
-        if n > known:
-            more = self._reference(self.fresh.images.subset(range(known, n)))
-            self._float = np.concatenate([self._float, more])
-        before = self._float[:n]
-        lost, gained = int((before & ~plan).sum()), int((~before & plan).sum())
+    def _judge(self, plan: PlanAnswers, error: float) -> Look:
+        before, after = self._float.beside(plan), plan.correct
+        n, lost, gained = len(after), int((before & ~after).sum()), int((~before & after).sum())
         as_is = self.fresh.as_is
-        limit = worst_limit(before, plan, error, None if as_is is None else as_is[:n])
+        limit = worst_limit(before, after, error, None if as_is is None else as_is[:n])
         look = Look(n, lost, gained, 100 * (lost - gained) / n, limit, error, limit <= self.tolerance)
         self._note(str(look))
         return look
 
 
-def smallest_accepted(rungs: int, start: int, look: Callable[[int, float], bool], error: float) -> int | None:
+def smallest_accepted(rungs: int, start: int, look: Callable[[int, float], bool | None], error: float) -> int | None:
     """Which of ``rungs`` plans, the largest first, is the smallest that is accepted; None where none is.
 
     Args:
         start: the plan to begin with, chosen without a look at the fresh images.
-        look: decides about plan number ``index`` with an error: ``look(index, error)``.
+        look: decides about plan number ``index`` with an error: ``look(index, error)``; None, with no look at the
+            images, for a plan that cannot run: as if it were not there.
         error: of the whole sequence.
 
     >>> smallest_accepted(5, 2, lambda index, error: index <= 3, 0.05)
@@ -362,17 +361,29 @@ def smallest_accepted(rungs: int, start: int, look: Callable[[int, float], bool]
     >>> smallest_accepted(5, 2, lambda index, error: index <= 0, 0.05)
     0
     """
-    if rungs == 0:
+    spent, accepted = _SEQUENCE_ERROR * error, None
+    for index in (*range(start, -1, -1), *range(start + 1, rungs)) if rungs else ():
+        if (accepted := look(index, spent)) is not None:
+            start = index
+            break
+    if accepted is None:
         return None
-    if look(start, _SEQUENCE_ERROR * error):
-        while start + 1 < rungs and look(start + 1, _SEQUENCE_ERROR * error):
-            start += 1
+    if accepted:
+        for index in range(start + 1, rungs):
+            verdict = look(index, spent)
+            if verdict is False:
+                break
+            start = start if verdict is None else index
         return start
-    remaining, step = (1 - _SEQUENCE_ERROR) * error, 1
+    remaining, step = error - spent, 1
     while start > 0:
         start, step = max(0, start - step), 2 * step
         spent = remaining / 2 if start else remaining
-        remaining -= spent
-        if look(start, spent):
+        verdict = look(start, spent)
+        if verdict:
             return start
+        if verdict is None:
+            step = 1
+        else:
+            remaining -= spent
     return None

@@ -7,14 +7,12 @@ the plans of least memory for every noise, smaller ones are fitted and looked at
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Generic, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
 
 from caplet.data.imageset import ImageSet
 from caplet.jobs.quantize.accept import Shipper
+from caplet.jobs.quantize.answers import FloatAnswers, PlanAnswers
 from caplet.jobs.run import correct_images
 from caplet.progress import Note
 from caplet.quant.plan.formats import FormatSource
@@ -33,9 +31,8 @@ _GROWTH, _SLOPES = 0.15, (0.05, 0.5)
 _RANGE, _FARTHEST = (1e-3, 1e3), 10
 """What trials say is taken to be within; the next trial is at most so many plans farther on."""
 
-Correct = NDArray[np.bool_]
-Verdict = Callable[[Correct], float]
-"""What a trial says of its images that are correct, bool (n,): a plan is accepted up to 1, and rejected beyond."""
+Verdict = Callable[[PlanAnswers], float]
+"""What a trial says of the answers to its images: a plan is accepted up to 1, and rejected beyond."""
 T = TypeVar("T")
 
 
@@ -60,7 +57,7 @@ class Lazy(Generic[T]):
         return self._made[index]
 
 
-def last_accepted(count: int, start: int, trial: Callable[[int], float]) -> int | None:
+def last_accepted(count: int, start: int, trial: Callable[[int], float | None]) -> int | None:
     """The last of ``count`` plans of rising noise that a trial accepts, or the one before; None where none is accepted.
 
     The logarithm of what trials say rises about linearly from plan to plan, so a few trials, each where the line
@@ -68,25 +65,30 @@ def last_accepted(count: int, start: int, trial: Callable[[int], float]) -> int 
 
     Args:
         start: the first plan to try.
-        trial: what the trial of plan number ``index`` says: accepted up to 1.
+        trial: what the trial of plan number ``index`` says: accepted up to 1; None for one that cannot run: as if it
+            were not there.
 
     >>> tried = []
     >>> last_accepted(30, 25, lambda index: tried.append(index) or 1.2 ** (index - 12.5)), tried
     (12, [25, 15, 12, 13])
     """
     known: dict[int, float] = {}
-    low, high, at = -1, count, start
+    left, low, high, at = [*range(count)], -1, count, start
     while True:
-        here = known[at] = math.log(min(max(trial(at), _RANGE[0]), _RANGE[1]))
-        low, high = (at, high) if here <= 0 else (low, at)
-        if high - low <= (2 if low >= 0 and high < count else 1):
+        said, step = trial(at), 0
+        left.remove(at)
+        if said is not None:
+            here = known[at] = math.log(min(max(said, _RANGE[0]), _RANGE[1]))
+            low, high = (at, high) if here <= 0 else (low, at)
+            slope, others = _GROWTH, [index for index in known if index != at]
+            if others:
+                near = min(others, key=lambda index: abs(index - at))
+                slope = min(max((here - known[near]) / (at - near), _SLOPES[0]), _SLOPES[1])
+            step = min(max(math.ceil(here / slope), -_FARTHEST), _FARTHEST)
+        left = [index for index in left if low < index < high]
+        if len(left) <= (1 if low >= 0 and high < count else 0):
             return low if low >= 0 else None
-        slope, others = _GROWTH, [index for index in known if index != at]
-        if others:
-            near = min(others, key=lambda index: abs(index - at))
-            slope = min(max((here - known[near]) / (at - near), _SLOPES[0]), _SLOPES[1])
-        step = min(max(math.ceil(here / slope), -_FARTHEST), _FARTHEST)
-        at = min(max(at - step, low + 1), high - 1)
+        at = min(left, key=lambda index: (abs(index - (at - step)), index))
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Fits:
     Attributes:
         lower: widths fall point by point, too, with formats from ``source``.
         images: looked at.
-        known: by plan, which of the images its fitted integers have right.
+        known: by plan, what its fitted integers answer.
     """
 
     shipper: Shipper
@@ -105,15 +107,15 @@ class Fits:
     lower: bool
     images: ImageSet
     note: Note
-    known: dict[QuantPlan, Correct] = field(default_factory=dict)
+    known: dict[QuantPlan, PlanAnswers] = field(default_factory=dict)
 
     @cached_property
-    def before(self) -> Correct:
-        """Which of the images the float model has right."""
-        return correct_images(self.shipper.reference, self.images)
+    def before(self) -> FloatAnswers:
+        """What the float model answers."""
+        return FloatAnswers(partial(correct_images, self.shipper.reference), self.images)
 
-    def integers(self, candidate: Candidate, about: str) -> Correct | None:
-        """Which of the images the fitted integers have right; None where the hardware cannot run them."""
+    def integers(self, candidate: Candidate, about: str) -> PlanAnswers | None:
+        """What the fitted integers answer; None where the hardware cannot run them."""
         if candidate.plan in self.known:
             return self.known[candidate.plan]
         program, memory = self.shipper.program(candidate.plan, draft=True), candidate.memory
@@ -121,10 +123,9 @@ class Fits:
         if problem := self.shipper.misfit(program):
             self.note(f"{size}: the plan does not run on {self.shipper.hardware.name}: {problem}")
             return None
-        correct = self.shipper.hits(program, self.images)
-        self.note(f"{size}: {int(correct.sum()):,} of {len(correct):,} correct")
-        self.known[candidate.plan] = correct
-        return correct
+        found = self.known[candidate.plan] = self.shipper.answers(program, self.images)
+        self.note(f"{size}: {int(found.correct.sum()):,} of {len(found.correct):,} correct")
+        return found
 
     def plans(self, found: SearchResult, others: Sequence[Candidate]) -> tuple[Lazy[Candidate], int]:
         """Plans of rising noise and falling memory, and which of them to try first: that of the noise that the search
@@ -145,9 +146,9 @@ class Fits:
     def smallest(self, plans: Lazy[Candidate], start: int, verdict: Verdict) -> int | None:
         """The last of plans whose integers are accepted, as :func:`last_accepted` finds it."""
 
-        def trial(index: int) -> float:
-            correct = self.integers(plans[index], f"plan {index + 1} of {len(plans)}")
-            return math.inf if correct is None else verdict(correct)
+        def trial(index: int) -> float | None:
+            found = self.integers(plans[index], f"plan {index + 1} of {len(plans)}")
+            return None if found is None else verdict(found)
 
         return last_accepted(len(plans), start, trial) if len(plans) else None
 
@@ -157,8 +158,8 @@ class Fits:
 
         def holds(plan: QuantPlan, about: str) -> bool:
             candidate = with_plan(self.shipper, base, plan)
-            correct = self.integers(candidate, about)
-            if met := correct is not None and verdict(correct) <= 1:
+            found = self.integers(candidate, about)
+            if met := found is not None and verdict(found) <= 1:
                 accepted.append(candidate)
             return met
 

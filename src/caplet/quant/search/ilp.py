@@ -189,12 +189,14 @@ class IlpSearch(PlanSearch):
         return self.sensitivity.noise(index, width)
 
     def _measure(self, chosen: Sequence[UnitChoice]) -> bool:
-        """Measure the noise of choices that so far was guessed; whether there were any."""
+        """Measure the noise of choices that so far was guessed; whether there were any. Of fitted weights, each of
+        which takes a fit, that of widths above a measured one is well guessed."""
         new = False
         for choice in chosen:
             unit, noises = self.units[choice.unit], self.noises[choice.unit]
             width = min(choice.width, unit.at_most(max(MEASURED_WIDTH, unit.widths[0])))
-            if width not in noises:
+            guessed = self.fitted and unit.storage is Storage.FLASH and width > min(noises)
+            if width not in noises and not guessed:
                 noises[width] = self._noise_of(choice.unit, width)
                 self.menu[choice.unit] = self._choices(choice.unit)
                 new = True
