@@ -190,13 +190,13 @@ class IlpSearch(PlanSearch):
 
     def _measure(self, chosen: Sequence[UnitChoice]) -> bool:
         """Measure the noise of choices that so far was guessed; whether there were any. Of fitted weights, each of
-        which takes a fit, that of widths above a measured one is well guessed."""
+        which takes a fit, that of widths above all measured ones, or right between two, is well guessed."""
         new = False
         for choice in chosen:
             unit, noises = self.units[choice.unit], self.noises[choice.unit]
             width = min(choice.width, unit.at_most(max(MEASURED_WIDTH, unit.widths[0])))
-            guessed = self.fitted and unit.storage is Storage.FLASH and width > min(noises)
-            if width not in noises and not guessed:
+            guessed = width > max(noises) or {width - 1, width + 1} <= noises.keys()
+            if width not in noises and not (guessed and self.fitted and unit.storage is Storage.FLASH):
                 noises[width] = self._noise_of(choice.unit, width)
                 self.menu[choice.unit] = self._choices(choice.unit)
                 new = True
