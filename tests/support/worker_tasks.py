@@ -4,6 +4,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass
@@ -45,3 +46,8 @@ def troubled(sheet: Sheet, task: int) -> int:
 def hopeless(sheet: Sheet, task: int) -> int:
     """Fails."""
     raise ValueError(f"{sheet.factor} x {task}")
+
+
+def fails(group: Any) -> None:
+    """Ends a process of a group with an error of its own."""
+    raise ValueError("no such thing")

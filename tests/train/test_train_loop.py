@@ -151,15 +151,6 @@ def test_threads_are_set_and_given_back(tiny: Make, few_digits: Splits, tmp_path
     assert torch.get_num_threads() == 1
 
 
-def test_accelerate_gives_the_same_on_one_device(tiny: Make, few_digits: Splits, tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
-    plain = train(tiny(epochs=1), few_digits, tmp_path / "a", progress=False, device="cpu")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        other = train(tiny(epochs=1), few_digits, tmp_path / "b", progress=False, accelerate=True)
-    assert torch.equal(plain.model.digit.weight, other.model.digit.weight)
-
-
 def test_mixed_precision_routes_in_float32(tiny: Make, few_digits: Splits) -> None:
     model, seen = build_model(tiny()), []
     digit = next(m for m in model.modules() if isinstance(m, DenseCaps))

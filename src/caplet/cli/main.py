@@ -32,8 +32,9 @@ from caplet.cli import (
 )
 from caplet.cli.options import help_of, one_line_paragraphs
 from caplet.cli.output import fail
-from caplet.errors import CapletError, suggest
+from caplet.errors import CapletError, ConfigError, suggest
 from caplet.version import __version__
+from caplet.workers.group import join, started_together
 
 HELP = """Prune, quantize and ship capsule networks: the integers you see here are the integers on the device.
 
@@ -47,6 +48,8 @@ same command with --resume goes on).
 
 READERS = ("diff", "doctor", "init", "models", "report")
 """Commands that read and write files, and compute no network."""
+TOGETHER = ("train", "finetune", "prune", "prune-backbone", "compress")
+"""Commands in which processes that torchrun started share training and scoring."""
 INTERRUPTED = "interrupted; a command that has --resume goes on with it where it stopped"
 
 
@@ -115,6 +118,10 @@ def options(
     """Options before the sub-command."""
     if context.invoked_subcommand not in READERS:
         keep_freed_memory()
+    if started_together():
+        if (name := context.invoked_subcommand) not in TOGETHER:
+            raise ConfigError(f"torchrun is for {', '.join(TOGETHER)}; start {name} by itself (docs/workers.md)")
+        join()
 
 
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {

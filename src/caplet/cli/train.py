@@ -21,9 +21,6 @@ def command(
     ] = None,
     set_: Changes = None,
     limit: Limit = None,
-    accelerate: Annotated[
-        bool, typer.Option("--accelerate", help="Several devices through Hugging Face accelerate.")
-    ] = False,
     memory: Memory = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard logs.")] = False,
     features: Annotated[
@@ -61,7 +58,6 @@ def command(
         limit=limit,
         resume=run.resume,
         force=run.force,
-        accelerate=accelerate,
         tensorboard=tensorboard,
         features=features,
         memory=bytes_of(memory),

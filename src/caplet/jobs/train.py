@@ -100,7 +100,6 @@ def train_by_recipe(
     limit: int | None = None,
     resume: bool = False,
     force: bool = False,
-    accelerate: bool = False,
     tensorboard: bool = False,
     memory: int | None = None,
     progress: bool = True,
@@ -135,7 +134,7 @@ def train_by_recipe(
     resolved = {**settings.model_dump(mode="json"), "recipe": recipe, "data": taken}
     with begin("train", out, splits, resolved, resume=resume, force=force) as run:
         how: dict[str, Any] = {"tensorboard": tensorboard, "features": features, "memory": memory}
-        result = run_training(settings, splits, run, resume=resume, accelerate=accelerate, progress=progress, **how)
+        result = run_training(settings, splits, run, resume=resume, progress=progress, **how)
         model = result.model.folded()
         answers = open_test_split(splits, model, {}, silent)
         test = answers.accuracy()

@@ -25,6 +25,7 @@ from caplet.prune.choices import UnitKind
 from caplet.prune.rules import DependencyGroup, Voters
 from caplet.prune.structure import Structure, structure_of
 from caplet.registry import Registry
+from caplet.workers.group import current
 
 Values = NDArray[np.float64]
 Scores: TypeAlias = Mapping[str, Values]
@@ -160,6 +161,8 @@ def measure_scores(
 ) -> dict[str, dict[str, Values]]:
     """Scores of every unit of every group of ``model``, by score and group, in one pass.
 
+    Processes that this one has joined share the batches; sums, and so the scores, are those of one process.
+
     Args:
         images: uint8 (N, C, H, W), of the calibration split.
         labels: int64 (N,), or None where no score needs them.
@@ -170,7 +173,7 @@ def measure_scores(
     Raises:
         ConfigError: unknown score, a score that needs labels without labels, too few images.
         ModelError: images of another size, a layer without a pruning rule.
-        CapletError: a gradient is not finite.
+        CapletError: a gradient is not finite. WorkerError: a process was lost.
     """
     chosen = [SCORES.find(name) for name in names]
     gradients = any(score.gradients for score in chosen)
@@ -178,28 +181,19 @@ def measure_scores(
     structure = structure_of(model)
     sizes = {name: group.size for name, group in structure.groups.items()}
     totals = {score.name: {name: np.zeros(size) for name, size in sizes.items()} for score in chosen}
-    places, voters = sites(structure, model), voter_layers(model, structure)
-    viewing = [score for score in chosen if score.without_images is None]
+    viewing = [score.name for score in chosen if score.without_images is None]
     model.eval()
-    for start in range(0, len(images) if viewing else 0, batch_size):
-        stop = min(start + batch_size, len(images))
-        record = Record(gradients)
-        with model.handle(record), torch.set_grad_enabled(gradients):
-            pixels = to_float(images[start:stop]).requires_grad_(gradients)
-            capsules = model(pixels)
-            if gradients:
-                assert labels is not None
-                _backward(loss(lengths(capsules), labels[start:stop]) * (stop - start), pixels)
-        for score in viewing:
-            for site in places:
-                if score.at_site is not None:
-                    totals[score.name][site.group.name] += score.at_site(site, record).double().numpy()
-            for layer, voting, sources in voters.values():
-                if score.at_votes is not None:
-                    voted = score.at_votes(record, layer, record.voting(voting, sources))
-                    totals[score.name][voting.group] += voted.double().numpy()
+
+    def told(done: int) -> None:
         if progress is not None:
-            progress(stop, len(images))
+            progress(min(done * batch_size, len(images)), len(images))
+
+    starts = range(0, len(images) if viewing else 0, batch_size)
+    batches = [slice(start, min(start + batch_size, len(images))) for start in starts]
+    seen = _Seen(model, images, labels if gradients else None, tuple(viewing), loss)
+    for found in current().each(_of_batch, seen, batches, told):  # summed in the order of the batches, whoever saw them
+        for name, space, values in found:
+            totals[name][space] += values
     for score in chosen:
         if score.without_images is not None:
             for name, group in structure.groups.items():
@@ -207,6 +201,39 @@ def measure_scores(
         elif score.types_from_votes:
             _from_votes(structure, totals[score.name])
     return totals
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What scores look at; ``labels`` where they need gradients."""
+
+    model: CapsNet
+    images: Tensor
+    labels: Tensor | None
+    scores: tuple[str, ...]
+    loss: Loss
+
+
+def _of_batch(seen: _Seen, batch: slice) -> list[tuple[str, str, Values]]:
+    """Score, group, and the sums over the images of one batch, float64 (size,); a group may come several times."""
+    model, labels = seen.model, seen.labels
+    structure, record = structure_of(model), Record(labels is not None)
+    places, voters = sites(structure, model), voter_layers(model, structure)
+    with model.handle(record), torch.set_grad_enabled(labels is not None):
+        pixels = to_float(seen.images[batch]).requires_grad_(labels is not None)
+        capsules = model(pixels)
+        if labels is not None:
+            _backward(seen.loss(lengths(capsules), labels[batch]) * len(pixels), pixels)
+    found: list[tuple[str, str, Values]] = []
+    for score in map(SCORES.find, seen.scores):
+        if score.at_site is not None:
+            for site in places:
+                found.append((score.name, site.group.name, score.at_site(site, record).double().numpy()))
+        if score.at_votes is not None:
+            for layer, voting, sources in voters.values():
+                voted = score.at_votes(record, layer, record.voting(voting, sources))
+                found.append((score.name, voting.group, voted.double().numpy()))
+    return found
 
 
 def check_scoring(model: CapsNet, images: Tensor, labels: Tensor | None, scores: Sequence[Score]) -> None:

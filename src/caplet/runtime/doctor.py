@@ -73,7 +73,6 @@ _PACKAGES = (
     ("numpy", "integers, the interpreter", True, "pip install numpy"),
     ("h5py", "Q7-CapsNets files (.h5)", True, "pip install h5py"),
     ("safetensors", "model files", True, "pip install safetensors"),
-    ("accelerate", "`caplet train --accelerate`", False, "pip install 'caplet[accelerate]'"),
     ("tensorboard", "`caplet train --tensorboard`", False, "pip install 'caplet[tensorboard]'"),
     ("serial", "`caplet verify --on serial:PORT`", False, "pip install 'caplet[serial]'"),
     ("onnx", "`caplet export --to onnx`", False, "pip install 'caplet[onnx]'"),

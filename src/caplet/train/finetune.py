@@ -8,7 +8,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from caplet.models.base import CapsNet
 from caplet.nn.functional import lengths
 from caplet.nn.precision import mixed
 from caplet.train.settings import FinetuneSettings
-from caplet.train.task import Call, Task, TrainedNetwork
+from caplet.train.task import Task, TrainedNetwork
 
 DEFAULT_BYTES = 1_000_000_000
 
@@ -112,6 +112,11 @@ class FinetuneTask(Task[Tuning]):
         if self.teacher is not None:
             self.teacher.to(device)
 
+    def to_send(self) -> Self:
+        bare = super().to_send()
+        bare.answers = None
+        return bare
+
     def identity(self) -> dict[str, str]:
         return {"data of the model": weights_digest(self.model), "data of the teacher": self.teacher_digest}
 
@@ -122,10 +127,10 @@ class FinetuneTask(Task[Tuning]):
             answer: Tensor = teacher(images).float()
         return answer
 
-    def losses(self, call: Call, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         settings = self.settings
         with mixed(self.network, images.device, settings.precision):
-            capsules = call(images, labels)[0].float()
+            capsules = self.network(images, labels)[0].float()
         parts = self.measured(capsules, labels)
         margin = settings.margin_weight * parts["margin"]
         if self.teacher is None:

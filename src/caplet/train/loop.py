@@ -16,12 +16,14 @@ import torch
 from caplet.data.splits import Splits
 from caplet.errors import ArtefactError
 from caplet.models.base import CapsNet
+from caplet.train.backend import Backend
 from caplet.train.features import FeatureStore
 from caplet.train.logs import ProgressLine, csv_log, tensorboard_log
 from caplet.train.settings import TrainSettings
 from caplet.train.state import fingerprint, load_state, save_state
 from caplet.train.task import RecipeTask, Task
-from caplet.train.trainer import Backend, Trainer
+from caplet.train.trainer import Trainer
+from caplet.workers.group import current
 
 CHECKPOINT, LOG, FEATURES = "train.ckpt", "train.csv", "features"
 
@@ -55,7 +57,6 @@ def train(
     resume: bool = False,
     progress: bool = True,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    accelerate: bool = False,
     tensorboard: bool = False,
     device: str | None = None,
     memory: int | None = None,
@@ -74,9 +75,8 @@ def train(
         resume: go on from ``train.ckpt``; without one, start anew.
         progress: progress bar and one line per epoch on stderr.
         on_epoch: called with each epoch's record.
-        accelerate: run through Hugging Face ``accelerate`` (several devices; its configuration picks them).
         tensorboard: also write ``out_dir/tensorboard``.
-        device: ``cpu``, ``cuda``, ...; None for the GPU if there is one (ignored with ``accelerate``).
+        device: ``cpu``, ``cuda``, ... of each process; None for its GPU if there is one.
         memory: bytes to keep to; None for 80 % of the machine's, or of the GPU's. Where a step takes more with all
             votes kept, those of some images are kept at once, and computed again for the gradient.
         checkpoint_minutes: time between checkpoints within an epoch.
@@ -86,7 +86,7 @@ def train(
 
     Raises:
         ModelError, ConfigError: settings that name an unknown model or block, or do not fit the data.
-        ConfigError: resuming with other settings or data than the checkpoint's; accelerate is not installed.
+        ConfigError: resuming with other settings or data than the checkpoint's; more processes than images in a batch.
         ArtefactError: the folder holds a run and ``resume`` is off; a file cannot be read or written.
         CapletError: the loss is not finite; memory ran out (the message has a batch size that fits).
         KeyboardInterrupt: on SIGINT or SIGTERM, after the running step and a checkpoint.
@@ -101,7 +101,7 @@ def train(
     with ExitStack() as stack:
         stop = stack.enter_context(_catch_signals())
         stack.enter_context(_cpu_threads(settings.threads))
-        trainer = Trainer(task, splits, Backend(accelerate, device), memory)
+        trainer = Trainer(task, splits, Backend(device), memory)
         if saved is None:
             trainer.start()
         else:
@@ -109,23 +109,23 @@ def train(
                 trainer.restore(*saved)
             except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
                 raise ArtefactError(f"{checkpoint} does not fit this run; delete it to start anew") from error
-        main, position = trainer.backend.main, trainer.position
+        position = trainer.position
         begun = saved is None or saved[1].get("features", False)  # a run goes on as it began
-        if begun and task.on_features and not accelerate:
+        if begun and task.on_features:
             kept = Path(features) if features is not None else out / FEATURES
             if features is None and not resume:
                 shutil.rmtree(kept, ignore_errors=True)
             task.read_features(FeatureStore(kept, task.frozen, settings, progress, stop.is_set), splits)
         stack.enter_context(trainer.fit.explained(task))
+        stack.enter_context(trainer.backend.training(task))
 
         def save() -> None:
-            if main:
-                save_state(checkpoint, position, made, trainer.state())
+            save_state(checkpoint, position, made, trainer.state())
 
-        logs = [csv_log(out / LOG, position.epoch, trainer.global_step)] if main else []
-        if tensorboard and main:
+        logs = [csv_log(out / LOG, position.epoch, trainer.global_step)]
+        if tensorboard:
             logs.append(stack.enter_context(tensorboard_log(out / "tensorboard", trainer.global_step)))
-        bar = stack.enter_context(ProgressLine(trainer.steps, trainer.global_step, progress and main))
+        bar = stack.enter_context(ProgressLine(trainer.steps, trainer.global_step, progress))
         bar.console.print(str(trainer.fit), highlight=False, soft_wrap=True)
         last_saved = time.monotonic()
         while not trainer.finished:
@@ -134,8 +134,7 @@ def train(
                 if row["global_step"] % log_steps == 0:
                     for log in logs:
                         log(row)
-                stopping = trainer.backend.any(stop.is_set())
-                if stopping or time.monotonic() - last_saved > 60 * checkpoint_minutes:
+                if (stopping := stop.is_set()) or time.monotonic() - last_saved > 60 * checkpoint_minutes:
                     save()
                     last_saved = time.monotonic()
                 if stopping:
@@ -148,7 +147,7 @@ def train(
             last_saved = time.monotonic()
             if on_epoch is not None:
                 on_epoch(row)
-            if trainer.backend.any(stop.is_set()):
+            if stop.is_set():
                 raise KeyboardInterrupt
         model, accuracy = trainer.result()
     if features is None:
@@ -176,11 +175,12 @@ def _cpu_threads(count: int | None) -> Iterator[None]:
 
 @contextmanager
 def _catch_signals() -> Iterator[threading.Event]:
-    """Gives an event that SIGINT and SIGTERM set; a second signal acts at once."""
+    """Gives an event that SIGINT and SIGTERM set; a second signal acts at once, where there is one process."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
+    alone = current().count == 1
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def restore() -> None:
@@ -189,7 +189,8 @@ def _catch_signals() -> Iterator[threading.Event]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         stop.set()
-        restore()
+        if alone:  # torchrun passes on what the terminal sends to all processes: it comes twice
+            restore()
 
     for number in before:
         signal.signal(number, handle)

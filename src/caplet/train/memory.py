@@ -85,8 +85,7 @@ def step_memory(task: Task[Any], shape: tuple[int, ...], batch: int, at_once: in
     :data:`LIBRARIES`. Votes of ``at_once`` images are kept; None for all.
     """
     with _Live() as live, FakeTensorMode(allow_non_fake_inputs=True):
-        bare, made = copy.copy(task), dict[int, Any]()
-        vars(bare).update(answers=None, _features={})  # of images
+        bare, made = task.to_send(), dict[int, Any]()
         for tensor in (t for module in _networks(task) for t in (*module.parameters(), *module.buffers())):
             empty = torch.empty(tensor.shape, dtype=tensor.dtype)
             trained = isinstance(tensor, nn.Parameter)
@@ -104,7 +103,7 @@ def go_through(task: Task[Any], images: Callable[[int], Tensor], batch: int) -> 
     task.network.train()
     optimizer = task.optimizer()
     for _ in range(2):
-        loss = task.losses(task.network, images(batch), torch.zeros(batch, dtype=torch.int64))["loss"]
+        loss = task.losses(images(batch), torch.zeros(batch, dtype=torch.int64))["loss"]
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()

@@ -5,7 +5,7 @@ will, with integer softmax and squash, and gradients pass straight through
 (:mod:`caplet.quant.simulate.straight_through`).
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BeforeValidator, field_validator
@@ -29,7 +29,6 @@ from caplet.settings import Many, Positive
 from caplet.train.finetune import FinetuneTask
 from caplet.train.loss import ClassificationScore, evaluate
 from caplet.train.settings import FinetuneSettings
-from caplet.train.task import Call
 
 FIT_IMAGES = 512
 """Training images on which a reconstruction fits the model that training starts from."""
@@ -125,6 +124,12 @@ class QatTask(FinetuneTask[QatSettings]):
         for parameter in self.learned.parameters.values():
             parameter.data = parameter.data.to(device)
 
+    def to_send(self) -> Self:
+        bare = super().to_send()
+        bare.note = silent
+        vars(bare).pop("_images", None)
+        return bare
+
     def identity(self) -> dict[str, str]:
         return {**super().identity(), "data of the plan": self.given.digest()}
 
@@ -149,9 +154,9 @@ class QatTask(FinetuneTask[QatSettings]):
                 self.plan = recalibrate(self.plan, self.specs, observe(self.model, self.plan, self._images))
         self.learned.start(self.plan)
 
-    def losses(self, call: Call, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         with self.model.handle(self.handler):
-            return super().losses(call, images, labels)
+            return super().losses(images, labels)
 
     def stepped(self, global_step: int, steps: int) -> None:
         moved = self.learned.follow(self.plan)  # as the trained scales say, where the integer functions accept them

@@ -1,8 +1,8 @@
 """What a run trains: the networks, how a batch becomes a loss, and how the averaged weights are judged."""
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,6 @@ INITIALISATION_IMAGES = 256
 #: m+, m- and lambda of the margin loss where the settings ask for hard margins.
 HARD_MARGINS = (0.95, 0.05, 0.8)
 
-Call = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 Settings = TypeVar("Settings", bound=LoopSettings)
 
 
@@ -122,6 +121,12 @@ class Task(ABC, Generic[Settings]):
         """A new optimiser of everything that is trained; each group has its ``multiplier`` on the learning rate."""
         return make_optimizer(self.settings, self.model, self.network.decoder)
 
+    def to_send(self) -> Self:
+        """A copy without what only the process that runs the training needs, and what is of images."""
+        bare = copy.copy(self)
+        bare._features = {}
+        return bare
+
     def prepare(self, images: ImageSet) -> None:
         """Before the first step of a new or resumed run; ``images`` is the training split."""
 
@@ -129,11 +134,10 @@ class Task(ABC, Generic[Settings]):
         """Before the first step of a new run."""
 
     @abstractmethod
-    def losses(self, call: Call, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Scalars of one batch: ``loss``, which carries the gradient, and the measured parts.
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Means over one batch: ``loss``, which carries the gradient, and the measured parts.
 
         Args:
-            call: the network, or what the backend wrapped it into.
             images: float (B, C, H, W). labels: int64 (B,).
 
         Returns:
@@ -206,9 +210,9 @@ class RecipeTask(Task[TrainSettings]):
             pixels = to_float(self.some(images, INITIALISATION_IMAGES)).to(next(self.model.parameters()).device)
             initialise(self.model, pixels, settings.initial_norm, settings.initial_norms)
 
-    def losses(self, call: Call, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         with mixed(self.network, images.device, self.settings.precision):
-            capsules, reconstruction = call(images, labels)
+            capsules, reconstruction = self.network(images, labels)
         parts = self.measured(capsules.float(), labels)
         if reconstruction is None:
             return {"loss": parts["margin"], **parts}

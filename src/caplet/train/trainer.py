@@ -7,75 +7,17 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from caplet.data.splits import Splits
 from caplet.errors import CapletError, ConfigError, DataError, ModelError
 from caplet.models.base import CapsNet
+from caplet.train.backend import MEASURED, Backend
 from caplet.train.memory import Fit, fit, keep_votes_of, usable_memory
 from caplet.train.optimise import learning_rate, update_average
 from caplet.train.settings import LoopSettings
 from caplet.train.state import AUGMENT, SHUFFLE, Position, generator
 from caplet.train.task import Task
-
-
-class Backend:
-    """One device, plain torch; or all processes that ``accelerate launch`` started, each with its part of every batch.
-
-    Args:
-        accelerate: run through accelerate, on the devices that its configuration picks.
-        device: without it; None for the GPU if there is one, or the CPU.
-
-    Attributes:
-        device: where the network lives.
-        main: whether this process writes files and shows progress.
-        processes: number of processes.
-
-    Raises:
-        ConfigError: accelerate is not installed, or the device is unknown or not there.
-    """
-
-    def __init__(self, accelerate: bool = False, device: str | None = None) -> None:
-        self.main, self.processes, self._index, self.accelerator = True, 1, 0, None
-        if accelerate:
-            try:
-                from accelerate import Accelerator
-            except ImportError as error:
-                raise ConfigError("accelerate is not installed: pip install 'caplet[accelerate]'") from error
-            self.accelerator = found = Accelerator()
-            self.device, self.main = found.device, found.is_main_process
-            self.processes, self._index = found.num_processes, found.process_index
-            return
-        name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            self.device = torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-
-    def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """The network to call and the optimiser to step in place of these."""
-        return (network, optimizer) if self.accelerator is None else self.accelerator.prepare(network, optimizer)
-
-    def part(self, batch: Tensor) -> Tensor:
-        """This process's part of a batch, on its device."""
-        size = len(batch) // self.processes
-        return batch[self._index * size : (self._index + 1) * size].to(self.device)
-
-    def backward(self, loss: Tensor) -> None:
-        """Compute gradients, averaged over the processes."""
-        (torch.autograd if self.accelerator is None else self.accelerator).backward(loss)
-
-    def mean(self, values: Tensor) -> list[float]:
-        """Values float (n,) averaged over the processes."""
-        averaged = values if self.accelerator is None else self.accelerator.reduce(values, reduction="mean")
-        return list(averaged.tolist())
-
-    def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set in any process."""
-        return flag if self.processes == 1 else self.mean(torch.tensor([float(flag)], device=self.device))[0] > 0
-
-
-_MEASURED = ("loss", "margin", "reconstruction", "distillation", "accuracy")
 
 
 class Trainer:
@@ -90,7 +32,7 @@ class Trainer:
     Raises:
         ModelError: the model does not fit the data.
         DataError: there is no training or calibration image.
-        ConfigError: the batch cannot be shared equally among the processes.
+        ConfigError: there are more processes than images in a batch.
     """
 
     def __init__(self, task: Task[Any], splits: Splits, backend: Backend, memory: int | None = None) -> None:
@@ -98,21 +40,19 @@ class Trainer:
         self.settings: LoopSettings = task.settings
         _check_fit(task.model, splits)
         self.batch_size: int = min(self.settings.batch_size, len(splits.train))
-        if self.batch_size % backend.processes:
-            raise ConfigError(
-                f"batch_size {self.batch_size} cannot be shared among {backend.processes} processes: choose a multiple"
-            )
+        if self.batch_size < (count := backend.group.count):
+            raise ConfigError(f"batch_size {self.batch_size} is too small for {count} processes: give each an image")
         self.steps_per_epoch: int = len(splits.train) // self.batch_size
         self.steps = self.steps_per_epoch * self.settings.epochs
         if task.limit is not None:
             self.steps = min(self.steps, task.limit)
-        limit = usable_memory(backend.device, backend.processes) if memory is None else memory
-        self.fit: Fit = fit(task, splits.train.image_shape, self.batch_size // backend.processes, limit)
+        limit = usable_memory(backend.device, backend.group.neighbours) if memory is None else memory
+        self.fit: Fit = fit(task, splits.train.image_shape, -(-self.batch_size // count), limit)
         task.to(backend.device)
         self.average = task.average
         self.best: dict[str, Tensor] = {}
         self.best_task: dict[str, Any] = {}
-        self.wrapped, self.optimizer = backend.prepare(task.network, task.optimizer())
+        self.optimizer = task.optimizer()
         self.position = Position()
         task.prepare(splits.train)
 
@@ -170,27 +110,22 @@ class Trainer:
             CapletError: the loss is not finite; the weights are as before the step.
         """
         started = time.monotonic()
-        settings, position, backend = self.settings, self.position, self.backend
+        settings, position = self.settings, self.position
         global_step = self.global_step
         draws = generator(settings.seed, AUGMENT, position.epoch, position.step)
         images = self.task.batch(self.splits.train, chosen, draws)
         labels = self.splits.train.labels[chosen]
-        images, labels = backend.part(images), backend.part(labels)
         lr = learning_rate(settings, global_step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["multiplier"]
         self.task.done = global_step / self.steps
-        parts = self.task.losses(self.wrapped, images, labels)
-        loss = parts["loss"]
-        zero = torch.zeros_like(loss)
-        values = backend.mean(torch.stack([parts.get(name, zero).detach() for name in _MEASURED]))
+        self.optimizer.zero_grad(set_to_none=True)
+        values = self.backend.gradients(self.task, images, labels)
         if not math.isfinite(values[0]):
             raise CapletError(
                 f"training diverged: the loss of step {position.step} in epoch {position.epoch + 1} is {values[0]} at"
                 f" learning rate {lr:.3g}; lower lr, lengthen warmup, or set clip_norm"
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        backend.backward(loss)
         if settings.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.task.network.parameters(), settings.clip_norm)
         self.optimizer.step()
@@ -198,13 +133,13 @@ class Trainer:
         self.task.stepped(global_step + 1, self.steps)
         count = len(chosen)
         seconds = time.monotonic() - started
-        sums = {name: value * count for name, value in zip(_MEASURED, values, strict=True)}
+        sums = {name: value * count for name, value in zip(MEASURED, values, strict=True)}
         for name, value in {**sums, "images": count, "seconds": seconds}.items():
             position.sums[name] = position.sums.get(name, 0.0) + value
         position.step += 1
         position.images += count
         position.seconds += seconds
-        return self._row("step", lr, dict(zip(_MEASURED, values, strict=True)))
+        return self._row("step", lr, dict(zip(MEASURED, values, strict=True)))
 
     def end_epoch(self) -> dict[str, Any]:
         """Evaluate the averaged weights on the calibration split, keep them if best; returns the epoch's log row."""
@@ -212,7 +147,7 @@ class Trainer:
         settings, position, sums = self.settings, self.position, self.position.sums
         score = self.task.evaluate(self.splits.calibration)
         position.seconds += time.monotonic() - started
-        means = {name: sums[name] / sums["images"] for name in _MEASURED}
+        means = {name: sums[name] / sums["images"] for name in MEASURED}
         means |= {"calibration_accuracy": score.accuracy, "calibration_loss": score.loss}
         row = self._row("epoch", learning_rate(settings, self.global_step - 1, self.steps), means)
         position.history.append(row)
