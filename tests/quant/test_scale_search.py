@@ -74,6 +74,23 @@ def test_steps_that_are_clearly_worse_are_not_looked_at_on_all_images(
     assert images < 0.75 * 48 * len(looked_at) / 2
 
 
+def test_a_later_search_takes_what_is_wanted_and_skips_hopeless_steps(digits: Any) -> None:
+    plan, images = plan_of(digits, 6), digits.images[:48]
+    first = ScaleSearch(digits.model, digits.model, images)
+    tuned, _, error = first.search(plan, plan.points)
+    again = ScaleSearch(digits.model, digits.model, images, wanted=first.wanted, hopeless=first.hopeless)
+    tried: list[QuantPlan] = []
+    run = again._run
+    again._run = lambda plan, part, prefix: tried.append(plan) or run(plan, part, prefix)  # type: ignore[method-assign]
+    found, before, after = again.search(tuned, plan.points)
+    assert before == error
+    assert after <= error
+    assert first.hopeless <= again.hopeless
+    steps = [(key, one.points[key]) for one in tried for key in changed(one, found)]
+    assert first.hopeless
+    assert not first.hopeless & {*steps}
+
+
 @pytest.mark.parametrize("off", [-3, 3])
 def test_an_exponent_that_is_far_off_comes_back(digits: Any, off: int) -> None:
     plan = plan_of(digits, 8)

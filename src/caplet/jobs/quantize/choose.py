@@ -34,6 +34,9 @@ LUCK = 0.5
 """Of the answers that a search's plan gains on the images of the search, the fraction that new ones may confirm."""
 RESERVE = 1
 """Plans from the smallest that other images accept to the first that fresh ones see."""
+NOTABLE = 1.03
+"""By so much must the product of the reductions of weights and activations be larger than that of the last plan
+accepted, or a plan is not worth a fit and a look."""
 HOPELESS = 1.25
 """A plan that trials let expect so many times the tolerance, and smaller ones, are not looked at."""
 
@@ -65,6 +68,11 @@ class Rung:
 def _size(candidate: Candidate) -> float:
     """Weights and activations counted alike, as fractions of their size in float."""
     return 1 / candidate.memory.weight_reduction + 1 / candidate.memory.activation_reduction
+
+
+def _reduction(candidate: Candidate) -> float:
+    """How many times smaller weights and activations are than in float, multiplied."""
+    return candidate.memory.weight_reduction * candidate.memory.activation_reduction
 
 
 def rung(
@@ -170,11 +178,16 @@ def as_promised(
         else:
             rungs, start = fitted_ladder(fits, results[0], promise)
         verdicts: dict[QuantPlan, bool | None] = {}
+        best = 0.0
 
         def look(index: int, error: float) -> bool | None:
-            plan = rungs[index].plan  # neighbours may be equal
-            if plan not in verdicts:
+            nonlocal best
+            plan, reduction = rungs[index].plan, _reduction(rungs[index].candidate)
+            if plan not in verdicts and reduction < NOTABLE * best:  # what is accepted decides, not by how much
+                return None
+            if plan not in verdicts:  # neighbours may be equal
                 verdicts[plan] = accepts(rungs[index], error)
+            best = reduction if verdicts[plan] else best
             return verdicts[plan]
 
         index = smallest_accepted(len(rungs), start, look, promise.error)

@@ -66,9 +66,24 @@ class ScaleSearch:
         source: the float model that gives the wanted lengths; it may be ``model`` itself.
         images: uint8 (N, C, H, W), a few dozen calibration images.
         constants: False leaves constants as they are during the search.
+        wanted: of an earlier search on the same ``source`` and images.
+        hopeless: steps that are not tried.
+
+    Attributes:
+        wanted: what ``source`` gives, part by part.
+        hopeless: steps, by point and format, that were clearly worse, and those given.
     """
 
-    def __init__(self, model: CapsNet, source: CapsNet, images: Tensor, *, constants: bool = True) -> None:
+    def __init__(
+        self,
+        model: CapsNet,
+        source: CapsNet,
+        images: Tensor,
+        *,
+        constants: bool = True,
+        wanted: list[Tensor] | None = None,
+        hopeless: Iterable[tuple[str, PlanFormat]] = (),
+    ) -> None:
         self._staged = StagedModel(model)
         self._specs = model.points()
         self._weights = WeightCache()
@@ -76,8 +91,9 @@ class ScaleSearch:
         first = -(-len(images) // _FIRST)
         self._parts = [to_float(part) for part in (images[:first], images[first:]) if len(part)]
         self._harmful: set[tuple[str, PlanFormat]] = set()
+        self._given, self.hopeless = frozenset(hopeless), set(hopeless)
         with torch.no_grad():
-            self._wanted = [lengths(source.eval()(part)) for part in self._parts]
+            self.wanted = wanted or [lengths(source.eval()(part)) for part in self._parts]
 
     def search(self, plan: QuantPlan, keys: Iterable[str], sweeps: int = 2) -> tuple[QuantPlan, float, float]:
         """Move the exponents of the fixed-point points ``keys``, in order of execution, until little helps.
@@ -93,7 +109,7 @@ class ScaleSearch:
         order = [key for key in self._specs if key in wanted and isinstance(plan.points[key], FixedFormat)]
         results = [self._run(plan, part, [(images,)]) for part, images in enumerate(self._parts)]
         before = self._mean(results)
-        self._harmful.clear()
+        self._harmful = set(self._given)
         for _ in range(sweeps):
             start = self._mean(results)
             for key in order:
@@ -103,7 +119,7 @@ class ScaleSearch:
         return plan, before, self._mean(results)
 
     def _mean(self, results: Sequence[_Result]) -> float:
-        return sum(error for _, error in results) / sum(wanted.numel() for wanted in self._wanted)
+        return sum(error for _, error in results) / sum(wanted.numel() for wanted in self.wanted)
 
     def _move(self, plan: QuantPlan, key: str, results: list[_Result]) -> tuple[QuantPlan, list[_Result]]:
         """Step by step in the direction that helps."""
@@ -120,6 +136,8 @@ class ScaleSearch:
                 if change >= -_GAIN:
                     if change > _HARM:
                         self._harmful.add((key, moved))
+                    if change > _CLEAR:
+                        self.hopeless.add((key, moved))
                     break
                 plan, results = tried, found
             if plan != start:
@@ -158,7 +176,7 @@ class ScaleSearch:
             state = tuple(tensor.clone() for tensor in states[-1])
             capsules = self._staged.run_from(first, state, handler, keep=keep)[0]
         states.pop()
-        return states, float((lengths(capsules) - self._wanted[part]).square().sum())
+        return states, float((lengths(capsules) - self.wanted[part]).square().sum())
 
 
 def with_channel_formats(model: CapsNet, plan: QuantPlan) -> QuantPlan:
