@@ -1,10 +1,14 @@
 """Which fitted plans are tried: few of many, each made only when it is asked for."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from caplet.jobs.quantize.trials import Lazy, last_accepted
+from caplet.jobs.quantize.choose import each_once
+from caplet.jobs.quantize.promise import smallest_accepted
+from caplet.jobs.quantize.trials import MISFITS, Lazy, last_accepted
 
 
 @pytest.mark.parametrize("growth", [1.05, 1.2, 1.6])
@@ -28,13 +32,34 @@ def test_the_ends_are_found_and_nothing_is_found_where_nothing_is_accepted() -> 
     assert last_accepted(1, 0, lambda index: 1.0) == 0
 
 
-@pytest.mark.parametrize("misfits", [{32}, {12, 13}, {*range(20, 37)}, {*range(0, 12)}])
+@pytest.mark.parametrize("misfits", [{32}, {12, 13}, {31, 32, 33}, {*range(0, 12)}])
 def test_a_plan_that_cannot_run_is_passed_over_and_says_nothing_about_noise(misfits: set[int]) -> None:
     found = last_accepted(37, 32, lambda index: None if index in misfits else 1.2 ** (index - 14.5))
     runs = [index for index in range(37) if index not in misfits]
     accepted = [index for index in runs if index <= 14]
     assert found in accepted[-2:]
-    assert last_accepted(3, 1, lambda index: None) is None
+    tried: list[int] = []
+    assert last_accepted(37, 32, lambda index: tried.append(index)) is None
+    assert len(tried) == MISFITS
+
+
+def test_looks_pass_over_equal_plans_hardly_smaller_ones_and_give_up_where_none_can_run() -> None:
+    sizes = [10.0, 9.9, 9.85, 9.0, 9.0, 8.5]
+    plans = [0, 1, 2, 3, 3, 5]  # two of them are one
+    seen: list[int] = []
+
+    def rung(plan: int, size: float) -> Any:
+        memory = SimpleNamespace(weight_reduction=2 / size, activation_reduction=2 / size)
+        return SimpleNamespace(plan=plan, candidate=SimpleNamespace(memory=memory))
+
+    rungs = [rung(*each) for each in zip(plans, sizes, strict=True)]
+    look = each_once(rungs, lambda one, error: seen.append(one.plan) or one.plan < 5)
+    assert smallest_accepted(6, 0, look, 0.05) == 4
+    assert seen == [0, 3, 5]
+    seen.clear()
+    other = [rung(plan, 10.0 - plan) for plan in range(9)]
+    assert smallest_accepted(9, 8, each_once(other, lambda one, error: seen.append(one.plan)), 0.05) is None
+    assert len(seen) == MISFITS
 
 
 def test_what_is_found_was_accepted_where_trials_contradict_each_other() -> None:

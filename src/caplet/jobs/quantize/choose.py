@@ -15,7 +15,7 @@ from caplet.acceptance import Acceptance
 from caplet.jobs.quantize.accept import Choice, Shipper
 from caplet.jobs.quantize.answers import Correct, PlanAnswers
 from caplet.jobs.quantize.promise import Promise, moved, new_loss_limit, smallest_accepted, worst_limit
-from caplet.jobs.quantize.trials import Fits, Lazy, T
+from caplet.jobs.quantize.trials import MISFITS, Fits, Lazy, T
 from caplet.jobs.run import correct_images
 from caplet.progress import Note
 from caplet.quant.choices import Method
@@ -34,9 +34,8 @@ LUCK = 0.5
 """Of the answers that a search's plan gains on the images of the search, the fraction that new ones may confirm."""
 RESERVE = 1
 """Plans from the smallest that other images accept to the first that fresh ones see."""
-NOTABLE = 1.03
-"""By so much must the product of the reductions of weights and activations be larger than that of the last plan
-accepted, or a plan is not worth a fit and a look."""
+NOTABLE = 0.98
+"""A plan larger than so much of the last one accepted is not worth a fit and a look."""
 HOPELESS = 1.25
 """A plan that trials let expect so many times the tolerance, and smaller ones, are not looked at."""
 
@@ -68,11 +67,6 @@ class Rung:
 def _size(candidate: Candidate) -> float:
     """Weights and activations counted alike, as fractions of their size in float."""
     return 1 / candidate.memory.weight_reduction + 1 / candidate.memory.activation_reduction
-
-
-def _reduction(candidate: Candidate) -> float:
-    """How many times smaller weights and activations are than in float, multiplied."""
-    return candidate.memory.weight_reduction * candidate.memory.activation_reduction
 
 
 def rung(
@@ -157,6 +151,28 @@ def _thinned(smaller: Sequence[T]) -> list[T]:
     return list(smaller[::-1][::step][::-1])
 
 
+def each_once(
+    rungs: Sequence[Rung] | Lazy[Rung], accepts: Callable[[Rung, float], bool | None]
+) -> Callable[[int, float], bool | None]:
+    """How :func:`smallest_accepted` looks at ``rungs``: at no plan twice (neighbours may be equal), nor at one that is
+    hardly smaller than the last one accepted, nor on and on at plans that cannot run."""
+    verdicts: dict[QuantPlan, bool | None] = {}
+    last = math.inf
+
+    def look(index: int, error: float) -> bool | None:
+        nonlocal last
+        plan, size = rungs[index].plan, _size(rungs[index].candidate)
+        if plan not in verdicts:
+            if size > NOTABLE * last:
+                return None
+            hopeless = [*verdicts.values()].count(None) >= MISFITS
+            verdicts[plan] = False if hopeless else accepts(rungs[index], error)
+        last = size if verdicts[plan] else last
+        return verdicts[plan]
+
+    return look
+
+
 def as_promised(
     shipper: Shipper, search: Search, request: Request, promise: Promise, fits: Fits | None, note: Note
 ) -> tuple[Choice, list[SearchResult]]:
@@ -177,19 +193,7 @@ def as_promised(
             rungs = Lazy(len(found), found.__getitem__)
         else:
             rungs, start = fitted_ladder(fits, results[0], promise)
-        verdicts: dict[QuantPlan, bool | None] = {}
-        best = 0.0
-
-        def look(index: int, error: float) -> bool | None:
-            nonlocal best
-            plan, reduction = rungs[index].plan, _reduction(rungs[index].candidate)
-            if plan not in verdicts and reduction < NOTABLE * best:  # what is accepted decides, not by how much
-                return None
-            if plan not in verdicts:  # neighbours may be equal
-                verdicts[plan] = accepts(rungs[index], error)
-            best = reduction if verdicts[plan] else best
-            return verdicts[plan]
-
+        look = each_once(rungs, accepts)
         index = smallest_accepted(len(rungs), start, look, promise.error)
         return (None if index is None else rungs[index]), results
 

@@ -26,6 +26,8 @@ FINER = math.sqrt(2)
 """Ratio of the total noises of neighbouring plans whose fits may be looked at."""
 QUIETEST, LOUDEST = -32, 4
 """The first and the last of such plans, counted from the noise that the search accepted."""
+MISFITS = 4
+"""Fitted plans that the hardware cannot run, after which no further ones are fitted."""
 _GROWTH, _SLOPES = 0.15, (0.05, 0.5)
 """The logarithm of what a trial says grows by so much from a plan to the next: where nothing is known, and within."""
 _RANGE, _FARTHEST = (1e-3, 1e3), 10
@@ -66,17 +68,18 @@ def last_accepted(count: int, start: int, trial: Callable[[int], float | None]) 
     Args:
         start: the first plan to try.
         trial: what the trial of plan number ``index`` says: accepted up to 1; None for one that cannot run: as if it
-            were not there.
+            were not there, up to :data:`MISFITS` of them.
 
     >>> tried = []
     >>> last_accepted(30, 25, lambda index: tried.append(index) or 1.2 ** (index - 12.5)), tried
     (12, [25, 15, 12, 13])
     """
     known: dict[int, float] = {}
-    left, low, high, at = [*range(count)], -1, count, start
+    left, low, high, at, misfits = [*range(count)], -1, count, start, 0
     while True:
         said, step = trial(at), 0
         left.remove(at)
+        misfits += said is None
         if said is not None:
             here = known[at] = math.log(min(max(said, _RANGE[0]), _RANGE[1]))
             low, high = (at, high) if here <= 0 else (low, at)
@@ -86,7 +89,7 @@ def last_accepted(count: int, start: int, trial: Callable[[int], float | None]) 
                 slope = min(max((here - known[near]) / (at - near), _SLOPES[0]), _SLOPES[1])
             step = min(max(math.ceil(here / slope), -_FARTHEST), _FARTHEST)
         left = [index for index in left if low < index < high]
-        if len(left) <= (1 if low >= 0 and high < count else 0):
+        if misfits == MISFITS or len(left) <= (1 if low >= 0 and high < count else 0):
             return low if low >= 0 else None
         at = min(left, key=lambda index: (abs(index - (at - step)), index))
 
