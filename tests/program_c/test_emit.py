@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,7 +21,15 @@ from caplet.program.program import Program
 from caplet.program.tensor import TensorSpec
 from caplet.runtime.compiler import Compiler, compilers
 from caplet.runtime.traces import first_difference, read_traces
-from sample_programs import SampleSettings, sample_backbone, sample_chain, sample_deep, sample_shallow
+from sample_programs import (
+    SampleSettings,
+    least_ram,
+    sample_backbone,
+    sample_chain,
+    sample_deep,
+    sample_shallow,
+    sample_trunk,
+)
 
 COMPILERS = {compiler.command[-1] if len(compiler.command) == 1 else "zig": compiler for compiler in compilers()}
 pytestmark = pytest.mark.skipif(not COMPILERS, reason="no C compiler: neither cc, gcc, clang nor ziglang is installed")
@@ -126,8 +135,26 @@ def test_outputs_over_inputs_that_have_been_read(
 ) -> None:
     settings = SampleSettings(*((8, 8), (5, 8), (8, 12), (4, 6))[seed % 4], channel_shifts=seed % 3 == 0)
     program = sample_chain(seed, settings)
-    export = emit(program, tmp_path, EmitSettings(ram=("small", "fast")[seed % 2]), images_for(program))
+    with patch("caplet.program.arena.segments", lambda *_: ()):
+        export = emit(program, tmp_path, EmitSettings(ram=("small", "fast")[seed % 2]), images_for(program))
     assert export.plan.behind, "another seed, please"
+    require_equal_codes(export, program, runtime_object)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_maps_in_bands(seed: int, tmp_path: Path, runtime_object: Callable[[Compiler, list[str]], Path]) -> None:
+    settings = SampleSettings(*((8, 8), (5, 8), (8, 12), (4, 6))[seed % 4], channel_shifts=seed % 3 == 0)
+    program = (sample_trunk, sample_chain)[seed % 2](seed, settings)
+    ram = least_ram(program) * (4 + seed % 3) // 4
+    export = emit(program, tmp_path, EmitSettings(ram=ram), images_for(program))
+    assert export.plan.bands, "another seed, please"
+    assert "caplet_run_bands(" in (tmp_path / f"{export.prefix}.c").read_text()
+    require_equal_codes(export, program, runtime_object)
+
+
+def require_equal_codes(
+    export: Export, program: Program, runtime_object: Callable[[Compiler, list[str]], Path]
+) -> None:
     compiler = COMPILERS.get("cc") or next(iter(COMPILERS.values()))
     flags = ["-O0", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
     build(export, compiler, flags, runtime_object(compiler, flags))

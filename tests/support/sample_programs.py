@@ -9,8 +9,10 @@ from math import ceil, log2, sqrt
 
 import numpy as np
 
+from caplet.errors import PlanError
 from caplet.fixed.format import AnyFormat, FixedFormat, LogFormat
 from caplet.fixed.rounding import Rounding
+from caplet.program.arena import plan_memory
 from caplet.program.op import Op
 from caplet.program.ops import (
     PIXEL_FORMAT,
@@ -142,6 +144,15 @@ class _Builder:
         self.ops.append(Squash(f"{name}.squash", preactivation, output, dim))
         return output
 
+    def affine(self, name: str, source: str) -> str:
+        spec, width = self.tensors[source], self.settings.weight_bits
+        channels, frac = spec.shape[2:], spec.format.frac_bits
+        scale = self.constant(f"{name}.scale", channels, FixedFormat(width, width - 2, True))
+        offset = self.constant(f"{name}.offset", channels, FixedFormat(width, frac + 2, True))
+        output = self.tensor(f"{name}.activation", spec.shape, frac)
+        self.ops.append(ChannelAffine(f"{name}.norm", source, output, scale, offset))
+        return output
+
     def add(self, name: str, a: str, b: str) -> str:
         output = self.tensor(f"{name}.sum", self.tensors[a].shape, self.settings.activation_bits - 2)
         self.ops.append(Add(name, a, b, output))
@@ -231,13 +242,7 @@ def sample_deep(
 ) -> Program:
     """A DeepCaps with two blocks: convolution, affine, capsule blocks with residuals, the last one's skip routed."""
     build = _Builder(settings or SampleSettings(), np.random.default_rng(seed))
-    rectified = build.conv("conv1", build.start(image), 6, (3, 1, 1), True, "preactivation")
-    fmt = build.tensors[rectified].format
-    width = build.settings.weight_bits
-    scale = build.constant("conv1.scale", (6,), FixedFormat(width, width - 2, True))
-    offset = build.constant("conv1.offset", (6,), FixedFormat(width, fmt.frac_bits + 2, True))
-    x = build.tensor("conv1.activation", build.tensors[rectified].shape, fmt.frac_bits)
-    build.ops.append(ChannelAffine("conv1.norm", rectified, x, scale, offset))
+    x = build.affine("conv1", build.conv("conv1", build.start(image), 6, (3, 1, 1), True, "preactivation"))
     sums: list[str] = []
     for block in ("block1", "block2"):
         first = build.conv_caps(f"{block}.l1", x, types, dim, (3, 2, 1))
@@ -300,3 +305,42 @@ def sample_chain(seed: int, settings: SampleSettings | None = None) -> Program:
             build.tensors[x] = replace(build.tensors[x], shape=shape)
     x = build.conv_caps("primary", x, 2, 4, (1, 1, 0))
     return build.finish("sample_chain", build.dense("digit", (x,), 4, 3, 4), seed)
+
+
+def sample_trunk(seed: int, settings: SampleSettings | None = None) -> Program:
+    """Blocks as of trunks, of random sizes: expand, depthwise, project, often added to their input; ops that work in
+    place and pools between them; then capsules."""
+    build = _Builder(settings or SampleSettings(), np.random.default_rng(seed))
+    rng = build.rng
+    depth, high, wide = (int(rng.integers(low, end)) for low, end in ((1, 4), (14, 22), (14, 22)))
+    x = build.conv("stem", build.start((depth, high, wide)), 4, (3, int(rng.integers(1, 3)), 1), True, "activation")
+    for number in range(3):
+        start, channels = x, build.tensors[x].shape[2]
+        stride = int(rng.integers(1, 3)) if min(build.tensors[x].shape[:2]) > 5 else 1
+        kernel = int(rng.choice([3, 5]))
+        x = build.conv(f"expand{number}", x, 2 * channels + int(rng.integers(3)), (1, 1, 0), True, "activation")
+        if rng.integers(3) == 0:
+            x = build.max_pool(f"pool{number}", x, (3, 1, 1))
+        x = build.grouped(f"depthwise{number}", x, (kernel, stride, kernel // 2))
+        if rng.integers(2):
+            x = build.affine(f"affine{number}", x)
+        x = build.conv(f"project{number}", x, channels, (1, 1, 0), False, "linear")
+        if rng.integers(2):
+            linear = build.tensors[x]
+            x = build.tensor(f"leaky{number}.activation", linear.shape, linear.format.frac_bits)
+            build.ops.append(LeakyRelu(f"leaky{number}", linear.name, x, 4915, 14))
+        if stride == 1 and rng.integers(3):
+            x = build.add(f"add{number}", x, start)
+        elif rng.integers(2):
+            x = build.conv_caps(f"caps{number}", x, 2, channels // 2, (3, 1, 1))
+    x = build.conv_caps("primary", x, 2, 4, (3, 2, 1))
+    return build.finish("sample_trunk", build.dense("digit", (x,), 4, 3, 4), seed)
+
+
+def least_ram(program: Program) -> int:
+    """Bytes of RAM that :func:`plan_memory` says it needs where there are too few."""
+    try:
+        plan_memory(program, 1)
+    except PlanError as error:
+        return int(str(error).split("needs ")[1].split(",")[0])
+    raise AssertionError("a network in a byte of RAM")

@@ -7,10 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caplet.program import interpreter
-from caplet.program.arena import ALIGNMENT, Buffer, MemoryMap
+from caplet.program.arena import MemoryMap
+from caplet.program.bands import ALIGNMENT
 from caplet.program.bounds import BOUNDS, code_range
 from caplet.program.c.describe import Descriptions
 from caplet.program.c.structure import Struct
+from caplet.program.lifetimes import Buffer
 from caplet.program.op import Op
 from caplet.program.ops import InputQuantize, Routing
 from caplet.program.program import Program

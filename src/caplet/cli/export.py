@@ -75,7 +75,7 @@ def command(
     if json:
         print_json({"folder": str(export.folder), "prefix": export.prefix, "memory": export.plan.to_json()})
         return
-    note(f"{len(export.files)} files in {export.folder}; arena {export.plan.bytes:,} bytes")
+    note(f"{len(export.files)} files in {export.folder}; arena {export.plan}")
     if to == "web":
         note(f"open {export.folder / 'index.html'} in a browser")
     elif to == "c":

@@ -75,9 +75,11 @@ def _show_check(found: "Check") -> None:
         out.print(str(found.training))
     for fit in found.fits:
         what = "as it is" if fit.bits is None else f"{fit.bits} bits everywhere"
+        bands = " and maps in bands" if fit.banded else ""
         out.print(
             f"{what}: {kilobytes(fit.flash_bytes)} of constants, {kilobytes(fit.ram_bytes)} of RAM"
-            f" ({kilobytes(fit.small_ram_bytes)} with votes recomputed), {fit.accumulator_bits}-bit accumulators;"
+            f" ({kilobytes(fit.small_ram_bytes)} with votes recomputed{bands}),"
+            f" {fit.accumulator_bits}-bit accumulators;"
             f" smallest device: {fit.device or 'none of those known to caplet'}"
         )
         out.print(f"  {estimates(fit.times)}")

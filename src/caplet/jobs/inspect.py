@@ -130,6 +130,7 @@ class DeviceFit:
         bits: the uniform width, None for a given Program.
         flash_bytes: packed constants, without code.
         ram_bytes, small_ram_bytes: the arena with all votes stored, and with none.
+        banded: the small one has maps in bands of rows, which are never whole.
         accumulator_bits: of the widest accumulator.
         device: the first of :data:`caplet.program.cycles.DEVICES` that holds it with code and stack, votes recomputed
             where that is needed; None where none does.
@@ -140,6 +141,7 @@ class DeviceFit:
     flash_bytes: int
     ram_bytes: int
     small_ram_bytes: int
+    banded: bool
     accumulator_bits: int
     device: str | None
     times: tuple[DeviceTime, ...]
@@ -227,11 +229,12 @@ def _noise(model: CapsNet, count: int) -> Tensor:
 
 def _fit(program: Program, bits: int | None) -> DeviceFit:
     proof = verify(program)
-    fast, small = (plan_memory(program, ram, proof=proof).bytes for ram in ("fast", "small"))
+    fast, small = (plan_memory(program, ram, proof=proof) for ram in ("fast", "small"))
     widest = max((8 * bound.bytes for bound in proof.accumulators), default=32)
     times = device_times(program, proof)
     device = next((time.device.name for time in times if not time.lacks), None)
-    return DeviceFit(bits, program.flash_bytes, fast, small, widest, device, times)
+    sizes = (program.flash_bytes, fast.bytes, small.bytes, bool(small.bands))
+    return DeviceFit(bits, *sizes, widest, device, times)
 
 
 def _seconds_per_image(model: CapsNet, plan: QuantPlan) -> float:

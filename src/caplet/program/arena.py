@@ -11,48 +11,17 @@ recomputed, one input capsule at a time, in every iteration. With all of them st
 routing; otherwise it runs within the routing, and its sources stay alive until then. The integers are the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import lcm
 from typing import Any
 
-import numpy as np
-
 from caplet.errors import PlanError
-from caplet.program.op import Op, Tensors
-from caplet.program.ops import (
-    Add,
-    ChannelAffine,
-    Conv2d,
-    Convolution,
-    ConvVotes,
-    DenseVotes,
-    LeakyRelu,
-    MaxPool2d,
-    Routing,
-    Squash,
-)
+from caplet.program.bands import ALIGNMENT, Bands, Choices, OpChain, buffers, chain_lead, lead, products, segments
+from caplet.program.lifetimes import Buffer, Requests, requests
+from caplet.program.ops import Convolution, Routing
 from caplet.program.program import Program
-from caplet.program.scratch import routing_rows, unpacked_bytes, workspace
-from caplet.program.tensor import WideFormat
+from caplet.program.scratch import divide, workspace
 from caplet.program.verify import Proof, verify
-
-ALIGNMENT = 8
-"""Every buffer starts at a multiple of this many bytes."""
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """Bytes ``offset .. offset + bytes - 1`` of the arena, in use from op ``first`` to op ``last`` inclusive.
-
-    name: a tensor's name, ``"<op>/<purpose>"`` for scratch, ``"<op>/vote_rows"`` for recomputed votes.
-    """
-
-    name: str
-    bytes: int
-    first: int
-    last: int
-    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +32,8 @@ class MemoryMap:
     that buffer's name. bytes: the size of the arena. peak_op: the op during which most bytes are in use, and ``peak``
     the buffers then, largest first; of an input that is partly written over, the rest. stored: votes tensor -> input
     capsules whose votes are stored. rooms: convolution -> bytes in which its scratch is chosen. behind: ops that write
-    over the input that they have read -> the bytes of it that their output takes at last.
+    over the input that they have read -> the bytes of it that their output takes at last. bands: chains of ops that are
+    computed some rows at a time; the maps between them are never whole.
     """
 
     buffers: tuple[Buffer, ...]
@@ -74,6 +44,24 @@ class MemoryMap:
     stored: Mapping[str, int]
     rooms: Mapping[str, int] = field(default_factory=dict)
     behind: Mapping[str, int] = field(default_factory=dict)
+    bands: tuple[Bands, ...] = ()
+
+    @property
+    def code_bytes(self) -> int:
+        """Flash that bands take more, for Cortex-M4: their code, and a row of a table for each op."""
+        return sum(52 * len(bands.ops) for bands in self.bands) + (1_150 if self.bands else 0)
+
+    def __str__(self) -> str:
+        """The arena's size, and what is computed in bands.
+
+        >>> str(MemoryMap((), {}, 1200, "", (), {}, bands=(Bands(("conv1", "affine", "conv2"), 4, {}, 0, 0),)))
+        '1,200 bytes; conv1 to conv2 in bands of 4 rows'
+        """
+        parts = [
+            f"{bands.ops[0]} to {bands.ops[-1]} in bands of {bands.rows} row{'s' * (bands.rows > 1)}"
+            for bands in self.bands
+        ]
+        return "; ".join([f"{self.bytes:,} bytes", *parts])
 
     def offset(self, name: str) -> int:
         """Where a tensor or scratch buffer starts. Raises KeyError where it has no place in the arena."""
@@ -87,6 +75,7 @@ class MemoryMap:
             "stored_votes": dict(self.stored),
             "shared": dict(self.shared),
             "behind": dict(self.behind),
+            "bands": [{**vars(bands), "held": dict(bands.held)} for bands in self.bands],
             "buffers": [vars(buffer).copy() for buffer in self.buffers],
         }
 
@@ -108,77 +97,197 @@ def plan_memory(
         return planner.grown(votes, least=1 / 32)
     none = dict.fromkeys(votes, 0)
     if ram == "small":
-        return planner.grown(none, least=1 / 32)
+        return planner.small(planner.place(none))
     if not isinstance(ram, int):
         raise PlanError(f"memory plan: ram is {ram!r}; the rule is 'fast', 'small' or a number of bytes")
     small = planner.place(none)
-    if small.bytes > ram:
-        largest = ", ".join(f"{name} {size}" for name, size in small.peak[:3])
+    least = planner.within(small, ram) if small.bytes > ram else small
+    if least.bytes > ram:
+        largest = ", ".join(f"{name} {size}" for name, size in least.peak[:3])
         raise PlanError(
-            f"memory plan: {ram} bytes of RAM, but without stored votes {program.name} needs {small.bytes}, during "
-            f"{small.peak_op} ({largest} bytes); use fewer bits there, prune, or give more RAM"
+            f"memory plan: {ram} bytes of RAM, but without stored votes {program.name} needs {least.bytes}, during "
+            f"{least.peak_op} ({largest} bytes); use fewer bits there, prune, or give more RAM"
         )
-    best = small
+    best, chains = least, planner.chains(least)
     for name in sorted(votes, key=lambda key: program.tensors[key].bytes):
         # As many of its input capsules as fit, by bisection; all of them if those fit.
         low, high = 0, votes[name]
         while low < high:
             middle = high if (low, high) == (0, votes[name]) else (low + high + 1) // 2
-            plan = planner.place({**best.stored, name: middle})
+            plan = planner.place({**best.stored, name: middle}, chains=chains)
             if plan.bytes <= ram:
                 best, low = plan, middle
             else:
                 high = middle - 1
-    return planner.grown(best.stored, ram)
+    return planner.grown(best.stored, ram, chains=chains)
 
 
 @dataclass(frozen=True)
 class _Planner:
-    """Places the buffers of one Program."""
+    """Places the buffers of one Program. known: what has been computed before."""
 
     program: Program
     proof: Proof
     in_place: bool
+    known: dict[Any, Any] = field(default_factory=dict)
 
-    @property
-    def scratch(self) -> dict[str, str]:
-        """Convolution -> the name of its scratch."""
-        return {op.name: f"{op.name}/scratch" for op in self.program.ops if isinstance(op, Convolution)}
+    def once(self, function: Callable[..., Any], *key: Any) -> Any:
+        if (function, key) not in self.known:
+            self.known[function, key] = function(*key)
+        return self.known[function, key]
 
-    def grown(self, stored: Mapping[str, int], limit: int = 0, least: float = 0) -> MemoryMap:
+    def lead(self, index: int) -> tuple[int, int] | None:
+        return lead(self.program.ops[index], self.program.tensors, self.proof)
+
+    def chain_lead(self, chain: OpChain) -> int:
+        return chain_lead(self.program, chain)
+
+    def requests(
+        self,
+        stored: Mapping[str, int],
+        rooms: Mapping[str, int] | None = None,
+        behind: Collection[str] = (),
+        chains: tuple[OpChain, ...] = (),
+    ) -> Requests:
+        """What is to be placed. behind: ops that write over their input, which takes scratch for all filters."""
+        names = [op.name for op in self.program.ops]
+
+        def scratch_of(index: int, made: bool) -> dict[str, int]:
+            room = (rooms or {}).get(names[index], 0)
+            found: dict[str, int] = self.once(self.workspace, index, room, made, names[index] in behind)
+            return found
+
+        return requests(self.program, stored, self.in_place, chains, scratch_of)
+
+    def workspace(self, index: int, room: int, made: bool, whole: bool) -> dict[str, int]:
+        return workspace(self.program.ops[index], self.program.tensors, self.proof, room, made, whole)
+
+    def small(self, plain: MemoryMap) -> MemoryMap:
+        """The plan with bands, and with scratch, of the least product of instructions and bytes squared, by rough
+        estimates; ``plain`` with little more scratch where no other spares an eighth of that."""
+
+        def price(choice: tuple[MemoryMap, int]) -> float:
+            return choice[1] ** 2 * self.instructions(*choice)
+
+        least = (plain, plain.bytes * 33 // 32)
+        others = [(plan, int(plan.bytes * more)) for plan in self.banded(plain) for more in (33 / 32, 1.25, 1.5, 2)]
+        if others and price(best := min(others, key=price)) <= price(least) * 7 / 8:
+            return self.grown(plain.stored, best[1], chains=self.chains(best[0]))
+        return self.grown(plain.stored, least=1 / 32)
+
+    def within(self, plain: MemoryMap, limit: int) -> MemoryMap:
+        """The plan with bands of the fewest instructions in ``limit`` bytes; where there is none, the smallest."""
+        plans = [plain, *self.banded(plain)]
+        fitting = [plan for plan in plans if plan.bytes <= limit]
+        if not fitting:
+            return min(plans, key=lambda plan: plan.bytes)
+        return min(fitting, key=lambda plan: self.instructions(plan, limit))
+
+    def instructions(self, plan: MemoryMap, limit: int) -> float:
+        """Roughly, of the convolutions, with scratch in what is free of ``limit`` bytes."""
+        total = sum(bands.cost for bands in plan.bands) + 1.0
+        for index, room in self.free(plan, limit).items():
+            total += self.once(self.slowness, index, room, self.program.ops[index].name in plan.behind)
+        return total
+
+    def slowness(self, index: int, room: int, whole: bool) -> float:
+        """Instructions of a convolution."""
+        op = self.program.ops[index]
+        assert isinstance(op, Convolution)
+        way = divide(op, room, whole)
+        return products(op, self.program.tensors) * (1.3 + way.cost + 130 / (way.block * way.taps))
+
+    def banded(self, plain: MemoryMap) -> Iterator[MemoryMap]:
+        """Plans with bands, those of least cost first. plain: without bands, and without stored votes."""
+        if not self.in_place:
+            return
+        choices = self.choices(plain)
+        least, seen = choices.least(), set[tuple[OpChain, ...]]([()])
+        for factor in (4, 3, 2.5, 2, 1.75, 1.5, 1.35, 1.2, 1.1, 1.05, 1.02, 1):  # what is in use may not lie close
+            chains = choices.cheapest(int(factor * least)) or ()
+            if chains not in seen:
+                seen.add(chains)
+                yield self.place(plain.stored, chains=chains)
+
+    def choices(self, plain: MemoryMap) -> Choices:
+        """Which chains the Program can have, without stored votes."""
+        ops, tensors = self.program.ops, self.program.tensors
+        asked = self.requests(plain.stored)
+        wanted, shared = asked.found.values(), asked.shared
+        alone = [
+            sum(_aligned(b.bytes) for b in wanted if b.first <= index <= b.last) - plain.behind.get(op.name, 0)
+            for index, op in enumerate(ops)
+        ]
+        taken = {}
+        for chain in segments(self.program):
+            names = {name for op in chain.ops(self.program) for name in (*op.outputs, f"{op.name}/scratch")}
+            source = tensors[chain.ops(self.program)[0].inputs[0]]
+            host = shared.get(source.name, source.name)
+            others = [b for b in wanted if b.name not in names and b.first <= chain.last and b.last >= chain.first]
+            size = sum(_aligned(b.bytes) for b in others)
+            size += max(self.once(self.workspace, i, 0, False, False).get("scratch", 0) for i in chain.indices)
+            *middle, (_, (last, _)) = buffers(self.program, chain).items()
+            for name, (_, rows) in middle:
+                size += _aligned(tensors[name].bytes // tensors[name].shape[0] * rows)
+            target = tensors[last[-1]].bytes
+            if any(b.name == host and b.last <= chain.last for b in others):
+                ahead = self.once(self.chain_lead, chain)
+                size += max(target - source.bytes, min(ahead, target))
+            else:
+                size += target
+            if size < max(alone[index] for index in chain.indices):
+                taken[chain] = size
+        return Choices(self.program, alone, taken)
+
+    def chains(self, plan: MemoryMap) -> tuple[OpChain, ...]:
+        """The chains of a plan."""
+        places = {op.name: index for index, op in enumerate(self.program.ops)}
+        return tuple(OpChain(places[one.ops[0]], places[one.ops[-1]], one.rows) for one in plan.bands)
+
+    def grown(
+        self, stored: Mapping[str, int], limit: int = 0, least: float = 0, chains: tuple[OpChain, ...] = ()
+    ) -> MemoryMap:
         """Place everything; convolutions take scratch that makes them faster from what is free while they run.
 
         limit: bytes that the plan may take, if it does not take more anyway. least: a part of these bytes that each may
         take even where everything is in use, as too little would make it several times slower.
         """
-        plan = self.place(stored)
+        plan = self.place(stored, chains=chains)
         limit, room = max(limit, plan.bytes), int(least * plan.bytes)
-        rooms = {}
-        for name, scratch in self.scratch.items():
-            own = next(buffer for buffer in plan.buffers if buffer.name == scratch)
-            others = [buffer for buffer in plan.buffers if buffer is not own]
-            live = (
-                sum(_aligned(buffer.bytes) for buffer in others if buffer.first <= index <= buffer.last)
-                for index in range(own.first, own.last + 1)
-            )
-            rooms[name] = max(room, limit - max(live))
+        rooms = {self.program.ops[index].name: max(room, free) for index, free in self.free(plan, limit).items()}
         while any(rooms.values()):
-            wider = self.place(stored, rooms)
+            wider = self.place(stored, rooms, chains)
             if wider.bytes <= limit + room:  # what fills free bytes alone is not what the RAM is needed for
                 same = wider.bytes == plan.bytes
                 return replace(wider, peak_op=plan.peak_op, peak=plan.peak) if same else wider
             rooms = {name: room * 3 // 4 for name, room in rooms.items()}  # free, but not in one piece
         return plan
 
-    def place(self, stored: Mapping[str, int], rooms: Mapping[str, int] | None = None) -> MemoryMap:
+    def free(self, plan: MemoryMap, limit: int) -> dict[int, int]:
+        """Convolution -> bytes of ``limit`` that nothing else needs while it runs."""
+        live = [0] * len(self.program.ops)
+        for buffer in plan.buffers:
+            for index in range(buffer.first, buffer.last + 1):
+                live[index] += _aligned(buffer.bytes)
+        found, buffers = {}, {buffer.name: buffer for buffer in plan.buffers}
+        for index, op in enumerate(self.program.ops):
+            if isinstance(op, Convolution):
+                scratch = f"{op.name}/scratch"
+                own = buffers[plan.shared.get(scratch, scratch)]
+                found[index] = limit - max(live[own.first : own.last + 1]) + _aligned(own.bytes)
+        return found
+
+    def place(
+        self, stored: Mapping[str, int], rooms: Mapping[str, int] | None = None, chains: tuple[OpChain, ...] = ()
+    ) -> MemoryMap:
         """The smallest of some plans; one without ops that write over their input where that saves nothing."""
-        best = self._placed(stored, rooms or {}, frozenset())
+        best = self._placed(stored, rooms or {}, frozenset(), chains)
         if not self.in_place:
             return best
         for backwards in (False, True):
             names = frozenset(op.name for op in self.program.ops)
             while True:  # until every op that is to do so does: the others need no scratch for it
-                plan = self._placed(stored, rooms or {}, names, backwards)
+                plan = self._placed(stored, rooms or {}, names, chains, backwards)
                 if names == plan.behind.keys():
                     break
                 names = frozenset(plan.behind)
@@ -186,21 +295,36 @@ class _Planner:
         return best
 
     def _placed(
-        self, stored: Mapping[str, int], rooms: Mapping[str, int], behind: frozenset[str], backwards: bool = False
+        self,
+        stored: Mapping[str, int],
+        rooms: Mapping[str, int],
+        behind: frozenset[str],
+        chains: tuple[OpChain, ...],
+        backwards: bool = False,
     ) -> MemoryMap:
         """behind: ops that may write over their input. backwards: last buffers are placed first, not large ones."""
-        ops, tensors = self.program.ops, self.program.tensors
-        requests, shared = _requests(self.program, self.proof, stored, self.in_place, rooms, behind)
-        found = {buffer.name: buffer for buffer in requests}
-        pairs = {}
+        ops, program = self.program.ops, self.program
+        behind = behind - {ops[index].name for chain in chains for index in chain.indices}
+        asked = self.requests(stored, rooms, behind, chains)
+        found, shared = asked.found, asked.shared
+        pairs: dict[tuple[str, str], tuple[int, int]] = {}
+        spans: dict[tuple[str, str], Sequence[int]] = {}  # the ops that read the one and write the other
+        chained = {chain.first: chain for chain in chains}
         for index, op in enumerate(ops):
+            chain = chained.get(index)
             source = found.get(shared.get(op.inputs[0], op.inputs[0]))
-            if source is None or source.last != index or op.name not in behind:
+            last = index if chain is None else chain.last
+            if source is None or source.last != last or any(index in one for one in chains) > (chain is not None):
                 continue
-            if (way := lead(op, tensors, self.proof)) is not None:
-                pairs[source.name, op.outputs[0]] = way
+            way = (self.once(self.chain_lead, chain), ALIGNMENT) if chain else None
+            if chain is None and op.name in behind:
+                way = self.once(self.lead, index)
+            if way is not None:
+                output = ops[last].outputs[0]
+                pairs[source.name, shared.get(output, output)] = way
+                spans[source.name, shared.get(output, output)] = range(index, last + 1)
         placed: list[Buffer] = []
-        for request in sorted(requests, key=lambda b: (-b.first if backwards else 0, -b.bytes, b.first, b.name)):
+        for request in sorted(found.values(), key=lambda b: (-b.first if backwards else 0, -b.bytes, b.first, b.name)):
             clashes = [b for b in placed if b.first <= request.last and request.first <= b.last]
             offset, before = 0, -1
             while offset != before:
@@ -209,25 +333,35 @@ class _Planner:
                     offset = _after(replace(request, offset=offset), other, pairs)
             placed.append(replace(request, offset=offset))
         places = {b.name: b for b in placed}
-        over = {}
+        over: dict[tuple[str, int], int] = {}  # bytes of a buffer that an op does not need
+        outputs: dict[str, int] = {}
         for host, output in pairs:
             ends = (places[name].offset + places[name].bytes for name in (host, output))
             both = min(ends) - max(places[host].offset, places[output].offset)
             if both > 0:
-                over[host, output] = both
-
-        def needed(buffer: Buffer, index: int) -> int:
-            return buffer.bytes - over.get((buffer.name, ops[index].outputs[0]), 0)
-
-        live = [[(b.name, needed(b, i)) for b in placed if b.first <= i <= b.last] for i in range(len(ops))]
+                outputs |= {ops[spans[host, output][-1]].name: both}
+                over |= {(host, index): both for index in spans[host, output]}
+        live = [
+            [(b.name, b.bytes - over.get((b.name, i), 0)) for b in placed if b.first <= i <= b.last]
+            for i in range(len(ops))
+        ]
         busiest = max(range(len(live)), key=lambda index: sum(size for _, size in live[index]))
         peak = sorted(live[busiest], key=lambda item: (-item[1], item[0]))
         size = _aligned(max(b.offset + b.bytes for b in placed))
         placed.sort(key=lambda b: (b.first, b.offset))
-        outputs = {output: both for (_, output), both in over.items()}
-        found_behind = {op.name: outputs[op.outputs[0]] for op in ops if op.outputs[0] in outputs}
+        bands = tuple(chain.described(program, outputs.pop(ops[chain.last].name, 0)) for chain in chains)
         name = ops[busiest].name
-        return MemoryMap(tuple(placed), shared, size, name, tuple(peak), dict(stored), dict(rooms), found_behind)
+        return MemoryMap(
+            tuple(placed),
+            shared,
+            size,
+            name,
+            tuple(peak),
+            dict(stored),
+            dict(rooms),
+            dict(sorted(outputs.items())),
+            bands,
+        )
 
 
 def _after(request: Buffer, other: Buffer, pairs: Mapping[tuple[str, str], tuple[int, int]]) -> int:
@@ -248,105 +382,5 @@ def _multiple(size: int, of: int) -> int:
     return -(-size // of) * of
 
 
-POSITIONS = 4
-"""Output positions whose windows a convolution gathers before it writes any of them, at most."""
-
-
-def lead(op: Op, tensors: Tensors, proof: Proof) -> tuple[int, int] | None:
-    """How many bytes before its input the output of ``op`` starts at least, to be written over what has been read, and
-    of what number they are a multiple; None where the op needs its whole input to the end.
-
-    Position by position, all channels at once, is the order of pools and of convolutions in one group whose scratch is
-    for all filters; in depthwise ones every channel keeps to itself, if the distance is one of whole positions.
-    """
-    source, target = tensors[op.inputs[0]], tensors[op.outputs[0]]
-    step = ALIGNMENT
-    if isinstance(op, Conv2d):
-        # Others go filter by filter.
-        wide = isinstance(source.format, WideFormat) or source.format.max_code > 32767 or unpacked_bytes(op.weight) > 1
-        if wide or proof.find(op.name, "acc").products >> 31:
-            return None
-        if op.groups > 1:
-            if not op.groups == source.shape[2] == target.shape[2] or source.element_bytes != target.element_bytes:
-                return None
-            step = lcm(step, source.shape[2] * source.element_bytes)
-    elif not isinstance(op, MaxPool2d):
-        return None
-    rows, columns, channels = target.shape
-    firsts = [np.maximum(np.arange(count) * op.stride - op.padding, 0) for count in (rows, columns)]
-    read = (firsts[0][:, None] * source.shape[1] + firsts[1]).reshape(-1) * source.shape[2] * source.element_bytes
-    ahead = np.minimum.accumulate(read[::-1])[::-1]  # the first byte that this position or a later one reads
-    written = np.minimum(np.arange(rows * columns) + POSITIONS, rows * columns) * channels * target.element_bytes
-    return max(0, int((written - ahead).max())), step
-
-
 def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def _requests(
-    program: Program,
-    proof: Proof,
-    stored: Mapping[str, int],
-    in_place: bool,
-    rooms: Mapping[str, int],
-    behind: frozenset[str],
-) -> tuple[list[Buffer], dict[str, str]]:
-    """Buffers without offsets, and the tensors that share another's buffer."""
-    tensors, ops = program.tensors, program.ops
-    last = _last_reads(program, stored)
-    buffers: dict[str, Buffer] = {}
-    shared: dict[str, str] = {}
-
-    def add(name: str, size: int, first: int, end: int) -> None:
-        buffers[name] = Buffer(name, size, first, end)
-
-    for index, op in enumerate(ops):
-        made = isinstance(op, Routing) and stored[op.votes] < tensors[op.votes].shape[0]
-        scratch = workspace(op, tensors, proof, rooms.get(op.name, 0), made, op.name in behind)
-        if isinstance(op, DenseVotes | ConvVotes):
-            inputs, outputs, dim = tensors[op.output].shape
-            rows, end, row = stored[op.output], last[op.output], outputs * dim * tensors[op.output].element_bytes
-            first = index if rows == inputs else end
-            if rows:
-                add(op.output, rows * row, first, end)
-            if rows < inputs:
-                add(f"{op.name}/vote_rows", routing_rows(outputs, made=True) * row, end, end)
-            for what, size in scratch.items():
-                add(f"{op.name}/{what}", size, first, first)
-            continue
-        for what, size in scratch.items():
-            add(f"{op.name}/{what}", size, index, index)
-        skip = (op.coupling,) if isinstance(op, Routing) else ()
-        for name in op.outputs:
-            host = _host(program, index, name, last) if in_place and name not in shared else None
-            if host is not None and host != program.input:
-                root = shared[name] = shared.get(host, host)
-                buffers[root] = replace(buffers[root], last=max(buffers[root].last, last[name]))
-            elif name not in skip:
-                add(name, tensors[name].bytes, index, last[name])
-    return list(buffers.values()), shared
-
-
-def _host(program: Program, index: int, name: str, last: Mapping[str, int]) -> str | None:
-    """The tensor in whose buffer op ``index`` can write ``name``, if there is one."""
-    op, tensors = program.ops[index], program.tensors
-    hosts = op.inputs if isinstance(op, Squash | ChannelAffine | LeakyRelu | Add) else ()
-    if isinstance(op, Routing) and name == op.activation:
-        hosts = (op.preactivation,)
-    fits = (host for host in hosts if last[host] == index and tensors[host].bytes == tensors[name].bytes)
-    return next(fits, None)
-
-
-def _last_reads(program: Program, stored: Mapping[str, int]) -> dict[str, int]:
-    """Tensor -> the last op that needs it (the op that writes it, if none reads it)."""
-    last: dict[str, int] = {}
-    routings = {op.votes: index for index, op in enumerate(program.ops) if isinstance(op, Routing)}
-    for index, op in enumerate(program.ops):
-        last.update(dict.fromkeys((*op.outputs, *op.inputs), index))
-    for index, op in enumerate(program.ops):
-        if isinstance(op, DenseVotes | ConvVotes) and stored[op.output] < program.tensors[op.output].shape[0]:
-            for name in op.inputs:
-                last[name] = max(last[name], routings[op.output], index)
-    last[program.output] = last[program.lengths] = len(program.ops) - 1
-    return last

@@ -114,5 +114,8 @@ def _time(program: Program, device: Device, proof: Proof) -> DeviceTime:
     except PlanError:
         return DeviceTime(device, lacks="RAM")
     like, ratio = TABLES["cores"][device.core]
+    if program.firmware_bytes + plan.code_bytes > device.flash:
+        return DeviceTime(device, lacks="flash")
     cycles = sum(a * b for a, b in zip(TABLES["cycles"][like], astuple(work(program, plan)), strict=True))
+    cycles += sum(bands.cost for bands in plan.bands)
     return DeviceTime(device, ratio * cycles / device.clock / 1000)

@@ -61,6 +61,10 @@ def memory(run: RunRecords[Any]) -> Section | str:
 def _figure(ram: str, plan: Row, ops: Sequence[str]) -> Figure:
     largest = ", ".join(f"{part['name']} {part['bytes']:,}" for part in plan["peak"][:3])
     used = sum(part["bytes"] for part in plan["peak"])
+    bands = "".join(
+        f" {one['ops'][0]} to {one['ops'][-1]} are computed in bands; of the maps between them only rows are stored."
+        for one in plan.get("bands", ())
+    )
     rows = tuple(
         (buffer["name"], buffer["bytes"], buffer["offset"], ops[buffer["first"]], ops[buffer["last"]])
         for buffer in plan["buffers"]
@@ -68,7 +72,7 @@ def _figure(ram: str, plan: Row, ops: Sequence[str]) -> Figure:
     return Figure(
         f"Arena with {_PLANS[ram]} (--ram {ram}): {plan['bytes']:,} bytes",
         f"Most bytes are in use during {plan['peak_op']}: {used:,}, above all {largest}. Time goes to the right, op by"
-        " op; addresses go up. The buffers of the peak are coloured; a slash in a name means scratch.",
+        " op; addresses go up. The buffers of the peak are coloured; a slash in a name means scratch." + bands,
         (_map(plan, ops),),
         Table(f"memory-{ram}", ("buffer", "bytes", "offset", "first_op", "last_op"), rows),
     )

@@ -1,5 +1,6 @@
 """The statements of a model's run function: one op call each, with its buffers' places in the arena."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from caplet.program.arena import MemoryMap
@@ -23,17 +24,21 @@ class Call:
 class CallWriter:
     """Writes the calls of one Program.
 
-    symbols: op name -> the C name of its descriptor.
+    symbols: op name -> the C name of its descriptor. chains: the first op of every chain -> the C name of its stages.
     """
 
-    def __init__(self, program: Program, plan: MemoryMap, symbols: dict[str, str]) -> None:
+    def __init__(
+        self, program: Program, plan: MemoryMap, symbols: Mapping[str, str], chains: Mapping[str, str]
+    ) -> None:
         self._program = program
         self._plan = plan
         self._symbols = symbols
+        self._chains = chains
+        self._bands = {name: bands for bands in plan.bands for name in bands.ops}
         self._buffers = {buffer.name for buffer in plan.buffers} | set(plan.shared)
 
     def calls(self) -> list[Call]:
-        """Every call, in order; none for a votes op that runs within its routing."""
+        """Every call, in order; none for a votes op that runs within its routing, one for a chain of ops in bands."""
         return [call for op in self._program.ops if (call := self._call(op)) is not None]
 
     def place(self, name: str) -> str:
@@ -44,6 +49,11 @@ class CallWriter:
 
     def _call(self, op: Op) -> Call | None:
         descriptor = f"&{self._symbols[op.name]}"
+        if bands := self._bands.get(op.name):
+            if op.name != bands.ops[-1]:
+                return None
+            arguments = [self._chains[bands.ops[0]], str(len(bands.ops)), str(bands.rows), "memory", "image"]
+            return Call(op, (f"caplet_run_bands({', '.join(arguments)});",), op.outputs)
         if isinstance(op, DenseVotes | ConvVotes):
             if not self._all_stored(op):
                 return None

@@ -192,6 +192,7 @@ def _convolution(op: ops.Convolution, to: Descriptions) -> dict[str, Value]:
         **_named("out_rows out_columns out_channels", (*op.positions(to.program.tensors), out)),
         **_named("kernel_rows kernel_columns depth", kernel),
         "types": op.in_types if isinstance(op, ops.ConvVotes) else 1,
+        "top": op.padding,
         "in_type": codes_type(source),
         **_named("block taps held", (division.block, division.taps, int(division.held))),
     }
@@ -203,6 +204,7 @@ def _max_pool2d(op: ops.MaxPool2d, to: Descriptions) -> dict[str, Value]:
         **_named("in_rows in_columns channels", to.spec(op.input).shape),
         **_named("out_rows out_columns channels", to.spec(op.output).shape),
         "right": int(op.shifts(to.program.tensors).out),
+        "top": op.padding,
     }
 
 

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from caplet.errors import ArtefactError, ConfigError, DataError, PlanError, choose
 from caplet.files import access, whole_folder
 from caplet.program import interpreter
-from caplet.program.arena import ALIGNMENT, MemoryMap, plan_memory
+from caplet.program.arena import MemoryMap, plan_memory
+from caplet.program.bands import ALIGNMENT
 from caplet.program.c.calls import CallWriter
 from caplet.program.c.describe import Descriptions
+from caplet.program.c.stages import stages
 from caplet.program.c.structure import Identifiers, c_string, identifier, rows_of_numbers, runtime_files
 from caplet.program.file import program_digest
 from caplet.program.ops import DenseVotes, InputQuantize
@@ -197,7 +199,8 @@ def _context(
     descriptions = Descriptions(program, proof, loaded, plan.rooms, plan.stored, plan.behind, names=names)
     symbols = {op.name: names.of(f"op {op.name}") for op in program.ops}
     structs = {op.name: descriptions.of(op) for op in program.ops}
-    calls = CallWriter(program, plan, symbols)
+    chains = {bands.ops[0]: names.of(f"stages {bands.ops[0]}") for bands in plan.bands}
+    calls = CallWriter(program, plan, symbols, chains)
     text = settings.preprocessing or program.meta.get("preprocessing", "")
 
     def bytes_in_arena(name: str) -> int:
@@ -220,6 +223,7 @@ def _context(
         "struct_arrays": descriptions.structs,
         "symbols": symbols,
         "structs": structs,
+        "stages": {chains[bands.ops[0]]: stages(program, plan, bands, symbols) for bands in plan.bands},
         "bounds": proof.accumulators,
         "calls": calls.calls(),
         "place": calls.place,

@@ -146,7 +146,8 @@ typedef struct caplet_conv_op {
     uint32_t depth;
     uint32_t types;
     uint32_t stride;
-    uint32_t padding;
+    uint32_t padding; /* to the left */
+    uint32_t top;     /* rows of zeros above the input */
     uint32_t block;
     uint32_t taps;
     uint8_t held;
@@ -179,7 +180,8 @@ typedef struct {
     uint32_t out_columns;
     uint32_t kernel;
     uint32_t stride;
-    uint32_t padding; /* less than the kernel; positions outside the input do not count */
+    uint32_t padding; /* to the left, less than the kernel; positions outside the input do not count */
+    uint32_t top;     /* as padding, above */
     uint8_t in_type;
     int8_t right;
     uint8_t wide;

@@ -22,7 +22,7 @@ static void convolve_one(const caplet_conv_op *op, const void *x, uint32_t first
     const caplet_scale scale = caplet_scale_of(&op->acc, &op->out, channel + f, channel + f);
     uint32_t index = channel + f, position;
     for (position = 0; position < op->out_rows * op->out_columns; position++) {
-        const int32_t top = (int32_t)(position / op->out_columns * op->stride) - (int32_t)op->padding;
+        const int32_t top = (int32_t)(position / op->out_columns * op->stride) - (int32_t)op->top;
         const int32_t left = (int32_t)(position % op->out_columns * op->stride) - (int32_t)op->padding;
         int64_t sum = 0;
         uint32_t k;

@@ -7,7 +7,7 @@ void caplet_max_pool2d(const caplet_max_pool2d_op *op, const void *x, void *y)
     uint32_t index = 0, row, column, channel;
     for (row = 0; row < op->out_rows; row++) {
         uint32_t top, left, rows, columns, skipped;
-        caplet_clip_axis(row * op->stride, op->padding, op->kernel, op->in_rows, &top, &rows, &skipped);
+        caplet_clip_axis(row * op->stride, op->top, op->kernel, op->in_rows, &top, &rows, &skipped);
         for (column = 0; column < op->out_columns; column++) {
             caplet_clip_axis(column * op->stride, op->padding, op->kernel, op->in_columns, &left, &columns, &skipped);
             for (channel = 0; channel < op->channels; channel++) {

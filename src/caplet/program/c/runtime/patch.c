@@ -102,7 +102,7 @@ void caplet_gather(const caplet_conv_op *op, const void *x, uint32_t first_chann
     uint32_t row = whole ? part->run : part->run / op->kernel_columns;
     uint32_t column = whole ? 0u : part->run % op->kernel_columns;
     uint32_t inside = 1, k, n, p;
-    int32_t top = (int32_t)(position / op->out_columns * op->stride) - (int32_t)op->padding;
+    int32_t top = (int32_t)(position / op->out_columns * op->stride) - (int32_t)op->top;
     int32_t left = (int32_t)(position % op->out_columns * op->stride) - (int32_t)op->padding;
     const int32_t last = left + (int32_t)((op->out_columns - 1u - position % op->out_columns) * op->stride);
     for (p = 0; p < CAPLET_POSITIONS; p++) {
