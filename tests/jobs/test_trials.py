@@ -69,6 +69,13 @@ def test_what_is_found_was_accepted_where_trials_contradict_each_other() -> None
     assert said.get(found, 0.8) <= 1
 
 
+def test_equal_neighbours_do_not_send_the_next_trial_far_away() -> None:
+    """Trials of neighbours differ by chance: the line goes by what lies farther apart."""
+    said, tried = {32: 3.0, 24: 0.7, 25: 0.7, 26: 0.75, 27: 1.1}, list[int]()
+    assert last_accepted(37, 32, lambda index: tried.append(index) or said.get(index, 1.5)) in (25, 26)
+    assert set(tried) <= {32, 24, 25, 26, 27}
+
+
 def test_items_are_made_once_and_only_when_asked_for() -> None:
     made: list[int] = []
 

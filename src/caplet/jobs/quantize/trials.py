@@ -5,7 +5,7 @@ the plans of least memory for every noise, smaller ones are fitted and looked at
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Generic, TypeVar
@@ -30,6 +30,7 @@ MISFITS = 4
 """Fitted plans that the hardware cannot run, after which no further ones are fitted."""
 _GROWTH, _SLOPES = 0.15, (0.05, 0.5)
 """The logarithm of what a trial says grows by so much from a plan to the next: where nothing is known, and within."""
+_DRAWN = 4.0  # as much as trials of two plans, three steps apart, say
 _RANGE, _FARTHEST = (1e-3, 1e3), 10
 """What trials say is taken to be within; the next trial is at most so many plans farther on."""
 
@@ -63,7 +64,7 @@ def last_accepted(count: int, start: int, trial: Callable[[int], float | None]) 
     """The last of ``count`` plans of rising noise that a trial accepts, or the one before; None where none is accepted.
 
     The logarithm of what trials say rises about linearly from plan to plan, so a few trials, each where the line
-    through earlier ones crosses the limit, do for many plans.
+    through earlier ones crosses the limit, do for many plans; where it does so before the next plan, the search ends.
 
     Args:
         start: the first plan to try.
@@ -72,10 +73,10 @@ def last_accepted(count: int, start: int, trial: Callable[[int], float | None]) 
 
     >>> tried = []
     >>> last_accepted(30, 25, lambda index: tried.append(index) or 1.2 ** (index - 12.5)), tried
-    (12, [25, 15, 12, 13])
+    (12, [25, 15, 12])
     """
     known: dict[int, float] = {}
-    left, low, high, at, misfits = [*range(count)], -1, count, start, 0
+    left, low, high, at, misfits, slope = [*range(count)], -1, count, start, 0, _GROWTH
     while True:
         said, step = trial(at), 0
         left.remove(at)
@@ -83,15 +84,22 @@ def last_accepted(count: int, start: int, trial: Callable[[int], float | None]) 
         if said is not None:
             here = known[at] = math.log(min(max(said, _RANGE[0]), _RANGE[1]))
             low, high = (at, high) if here <= 0 else (low, at)
-            slope, others = _GROWTH, [index for index in known if index != at]
-            if others:
-                near = min(others, key=lambda index: abs(index - at))
-                slope = min(max((here - known[near]) / (at - near), _SLOPES[0]), _SLOPES[1])
+            slope = min(max(_slope(known), _SLOPES[0]), _SLOPES[1])
             step = min(max(math.ceil(here / slope), -_FARTHEST), _FARTHEST)
         left = [index for index in left if low < index < high]
-        if misfits == MISFITS or len(left) <= (1 if low >= 0 and high < count else 0):
+        between = low >= 0 and high < count
+        if misfits == MISFITS or len(left) <= between or (between and known[low] > -slope):
             return low if low >= 0 else None
         at = min(left, key=lambda index: (abs(index - (at - step)), index))
+
+
+def _slope(known: Mapping[int, float]) -> float:
+    """Of the line through what is known, drawn towards :data:`_GROWTH` as far as that is near together: trials of
+    neighbours differ more by chance than by noise."""
+    mean, middle = (math.fsum(of) / len(known) for of in (known, known.values()))
+    spread = math.fsum((index - mean) ** 2 for index in known)
+    rise = math.fsum((index - mean) * (one - middle) for index, one in known.items())
+    return (rise + _DRAWN * _GROWTH) / (spread + _DRAWN)
 
 
 @dataclass(frozen=True)
