@@ -11,11 +11,17 @@ from caplet import api
 from caplet.bench.papers.job import redo_papers
 from caplet.bench.settings import PapersSettings
 from caplet.data import Splits
+from caplet.jobs.compress.curves import POINT, Context, Measurement
+from caplet.jobs.compress.settings import CompressSettings
 from caplet.models.backbone import backbone_caps
 from caplet.prune.backbone import BackbonePruned, prune_backbone
 from caplet.prune.choices import BackbonePruneSettings
+from caplet.quant.choices import Part
+from caplet.runs.records import Pruned
 from caplet.train.loss import margin_loss
 from caplet.workers.settings import WorkerSettings
+from caplet.workers.team import Team
+from quantize_requests import as_measured
 
 ALONE = WorkerSettings(workers=1)
 
@@ -107,3 +113,55 @@ def test_a_run_folder_that_a_worker_does_not_see(tmp_path: Path) -> None:
         task = _Task("q7-mnist-8", tmp_path / "q7-mnist-8", False, tmp_path / ".workers", "token")
         with pytest.raises(WorkerError, match=r"does not see .* choose a folder that both share"):
             _row(None, task)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["ilp", pytest.param("progressive", marks=pytest.mark.slow)])
+def test_searches_are_the_same(method: str, away: WorkerSettings, trained: Path, tmp_path: Path) -> None:
+    """Logs, plans and integers; with ``ilp`` also the noise of fitted weights."""
+    fitted = (Part.PER_CHANNEL, Part.BIAS, Part.ROUNDING) if method == "ilp" else ()
+    asked = as_measured(method=method, tolerance=10.0, reconstruct=fitted)
+    names = ("tuning.jsonl", "sensitivities.jsonl", "search.json", "plan_satisfied.json", "model_satisfied.caplet")
+
+    def found(folder: Path, workers: WorkerSettings) -> dict[str, Any]:
+        model, splits = api.load_float(trained / "model.safetensors"), api.load_data("digits", calibration_size=120)
+        metrics = api.quantize(model, splits, folder, asked, workers=workers).metrics
+        same = {**metrics["search"], "seconds": 0}
+        return {name: (folder / name).read_bytes() for name in names} | {"search": same}
+
+    here, there = found(tmp_path / "here", ALONE), found(tmp_path / "there", away)
+    assert here == there
+    assert here["sensitivities.jsonl"].count(b"\n") > 10
+    assert (b'"fitted"' in here["sensitivities.jsonl"]) == (method == "ilp")
+
+
+def test_a_resumed_search_measures_nothing_again(trained: Path, tmp_path: Path) -> None:
+    model, splits = api.load_float(trained / "model.safetensors"), api.load_data("digits", calibration_size=120)
+    asked = as_measured(method="progressive", tolerance=20.0)
+    first = api.quantize(model, splits, tmp_path / "run", asked, workers=ALONE)
+    log = (tmp_path / "run" / "sensitivities.jsonl").read_bytes()
+
+    class Refusing(Team):
+        def map(self, function: Any, tasks: Any, name: Any) -> Any:
+            assert not tasks
+            return iter(())
+
+    again = api.quantize(model, splits, tmp_path / "run", asked, resume=True, workers=Refusing(1))
+    assert (tmp_path / "run" / "sensitivities.jsonl").read_bytes() == log
+    assert again.models[0].record["widths"] == first.models[0].record["widths"]
+
+
+def test_the_curve_of_widths_is_the_same(away: WorkerSettings, trained: Path, tmp_path: Path) -> None:
+    model, splits = api.load_float(trained / "model.safetensors"), api.load_data("digits", calibration_size=120)
+    asked = CompressSettings.of({"data": "digits", "model": "m.safetensors", "quantize": {"probes": [8, 4, 2]}})
+    points = {}
+    for name, workers in (("here", ALONE), ("there", away)):
+        notes: list[str] = []
+        seen: list[tuple[int, int]] = []
+        with workers.open() as team:
+            progress = lambda done, total, seen=seen: seen.append((done, total))  # noqa: E731
+            context = Context(tmp_path / name, splits, asked, notes.append, progress, False, team)
+            measurement = Measurement(context, model, tmp_path / name)
+            measurement.narrow(model, Pruned(1.0, 1, 1, 0.0, 120, 0), tmp_path / name / "widths", False)
+        points[name] = ((tmp_path / name / "widths" / POINT).read_bytes(), notes, seen)
+    assert points["here"] == points["there"]
+    assert points["here"][2] == [(1, 3), (2, 3), (3, 3)]

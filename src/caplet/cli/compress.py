@@ -12,6 +12,7 @@ from caplet.cli.shared import RunOptions
 from caplet.errors import TargetNotMet
 from caplet.jobs.compress.settings import CompressSettings
 from caplet.settings import Few, Settings, option
+from caplet.workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from caplet.api import CompressedModel
@@ -43,6 +44,7 @@ def command(
     changes: Annotated[dict[str, Any], CompressSettings],
     options: CompressOptions,
     run: RunOptions,
+    workers: WorkerSettings,
     model: Annotated[
         Path | None, typer.Argument(help="A trained float model: .safetensors, or a .pt / .h5 to import.")
     ] = None,
@@ -71,7 +73,7 @@ def command(
             console().print(f"in all about {plan['minutes']:.0f} minutes, {memory}")
             return
         folder = run.folder(Path(settings.model or settings.recipe or ""), "compress")
-        result = _compress(settings, folder, run, options.jobs)
+        result = _compress(settings, folder, run, options.jobs, workers)
         if not result.met:
             missed = ", ".join(result.metrics["missed"])
             give = "; or ".join(result.metrics["outlook"])
@@ -120,7 +122,11 @@ def init(
 
 
 def _compress(
-    settings: CompressSettings, folder: Path, run: RunOptions, threads: int | None = None
+    settings: CompressSettings,
+    folder: Path,
+    run: RunOptions,
+    threads: int | None = None,
+    workers: WorkerSettings | None = None,
 ) -> "CompressedModel":
     """Compress what the settings name, and print the result."""
     from caplet.api import compress
@@ -137,6 +143,7 @@ def _compress(
             note=step,
             progress=measured,
             bars=not run.quiet,
+            workers=workers,
         )
     if run.as_json:
         print_json({**result.metrics, "folder": str(result.folder)})

@@ -7,6 +7,7 @@ from caplet.cli.output import bar, console, kilobytes, note, percent, points, pr
 from caplet.cli.shared import DataOptions, Engine, FloatModel, ImportOptions, RunOptions, origin
 from caplet.errors import TargetNotMet
 from caplet.jobs.quantize.settings import QuantizeSettings
+from caplet.workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from caplet.api import QuantizeResult
@@ -19,6 +20,7 @@ def command(
     data: DataOptions,
     importing: ImportOptions,
     run: RunOptions,
+    workers: WorkerSettings,
     engine: Engine = "auto",
 ) -> None:
     """Give every tensor of a trained model its own fixed-point width, within an accuracy tolerance and a budget.
@@ -44,6 +46,7 @@ def command(
             engine=engine,
             note=step,
             progress=measured,
+            workers=workers,
         )
     if run.as_json:
         print_json({**result.metrics, "folder": str(result.folder), **origin(loaded)})

@@ -30,6 +30,9 @@ class StagedModel:
         points = ((number, layer.points()) for number, stage in enumerate(self.stages) for layer in stage.layers)
         self.stage_of = {key: number for number, specs in points for key in specs}
 
+    def __reduce__(self) -> tuple[type["StagedModel"], tuple[CapsNet]]:
+        return StagedModel, (self.model,)  # stages hold functions that do not travel
+
     def __len__(self) -> int:
         return len(self.stages)
 

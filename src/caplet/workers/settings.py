@@ -14,6 +14,16 @@ CROWD = 8
 """At most so many processes for each processor: more only take memory, until nothing else runs."""
 
 
+@contextmanager
+def team_of(workers: "WorkerSettings | Team | None", note: Note) -> Iterator[Team]:
+    """The team that settings name, as :meth:`WorkerSettings.open`; one that is there already stays open."""
+    if isinstance(workers, Team):
+        yield workers
+        return
+    with (workers or WorkerSettings()).open(note) as team:
+        yield team
+
+
 class WorkerSettings(Settings):
     """Who measures. Raises ConfigError for both a number of processes and a cluster."""
 

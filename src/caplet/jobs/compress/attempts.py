@@ -226,6 +226,7 @@ class Attempts:
                 progress=context.progress,
                 promise=promise,
                 reference=self.model,
+                workers=context.team,
             )
 
         digests = {"model": weights_digest(model), "reference": weights_digest(self.model)}

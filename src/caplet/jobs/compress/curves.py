@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from caplet.data import Splits
 from caplet.errors import ConfigError
@@ -36,6 +37,7 @@ from caplet.runs.records import Pruned, Width
 from caplet.runs.stages import Done, Stages
 from caplet.train.finetune import FinetuneTask, TeacherAnswers, weights_digest
 from caplet.train.loop import train
+from caplet.workers.team import Team
 
 TRAIN, FLOAT, POINT = "train", "model.safetensors", "point.json"
 
@@ -45,6 +47,7 @@ class Context:
     """A run's folder, data and settings, and the stages done so far.
 
     Attributes:
+        team: measures what is independent.
         promise: decides about results, on images that nothing else looks at; None where the calibration images do.
         answers: what the float model is known to answer as a teacher, shared by all networks that learn from it.
         done: by stage, in order.
@@ -57,6 +60,7 @@ class Context:
     note: Note
     progress: Progress | None
     bars: bool
+    team: Team = field(default_factory=Team)
     promise: Promise | None = None
     answers: TeacherAnswers = field(default_factory=TeacherAnswers)
     done: dict[str, Done] = field(default_factory=dict)
@@ -207,13 +211,24 @@ class Measurement:
         correct = self.correct if model is self.model else correct_images(model, images)
         tuner = Tuner(model, self.calibrated(model), self.splits.calibration.evenly_spaced(TUNED).images)
         folder.mkdir(parents=True, exist_ok=True)
-        evaluator = Evaluator(
-            model, images.images, images.labels, log_path=folder / "probes.jsonl", progress=self.context.progress
-        )
-        points = []
-        for bits in sorted(self.settings.quantize.probes, reverse=True):
-            plan = uniform_plan(model, tuner, bits)
-            drop = paired(correct, evaluator.evaluate(plan).correct_images).loss
-            points.append(Width(bits, drop, len(images), base.macs_kept))
+        points, team, widths = [], self.context.team, sorted(self.settings.quantize.probes, reverse=True)
+        parcel = team.parcel(_Narrowed, model, tuner, images.images, images.labels)
+        tasks = [(parcel, bits) for bits in widths]
+        found = team.map(_Narrowed.correct, tasks, lambda bits: f"{bits} bits everywhere")
+        for bits, narrowed in zip(widths, found, strict=True):
+            points.append(Width(bits, paired(correct, narrowed).loss, len(images), base.macs_kept))
+            if self.context.progress is not None:
+                self.context.progress(len(points), len(widths))
             self.note(f"{bits} bits everywhere: {points[-1].drop:+.2f} points")
         write_record(folder / POINT, points)
+
+
+class _Narrowed:
+    """A network, and the images on which it is measured at equal widths."""
+
+    def __init__(self, model: CapsNet, tuner: Tuner, images: Tensor, labels: Tensor) -> None:
+        self._model, self._tuner, self._evaluator = model, tuner, Evaluator(model, images, labels)
+
+    def correct(self, bits: int) -> NDArray[np.bool_]:
+        """The images that are classified correctly with ``bits`` everywhere."""
+        return self._evaluator.evaluate(uniform_plan(self._model, self._tuner, bits)).correct_images

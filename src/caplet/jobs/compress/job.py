@@ -27,6 +27,7 @@ from caplet.progress import Note, Progress, silent
 from caplet.runs.folder import write_record
 from caplet.train.finetune import weights_digest
 from caplet.train.task import build_model
+from caplet.workers.settings import WorkerSettings, team_of
 
 CURVES, CHOICE = "curves", "choice.json"
 
@@ -43,6 +44,7 @@ def compress(
     note: Note = silent,
     progress: Progress | None = None,
     bars: bool = False,
+    workers: WorkerSettings | None = None,
 ) -> CompressedModel:
     """Prune, fine-tune and quantize ``model`` until it keeps to the limits; write, verify and report the result.
 
@@ -60,6 +62,7 @@ def compress(
         note: called with one line of text at every decision.
         progress: called with (images done, images in all) during measurements.
         bars: progress bars on stderr while data are read and networks are trained.
+        workers: who measures the curve of widths, and noises in searches; None for this process alone.
 
     Returns:
         The network; where no attempt keeps to all limits, the one that comes nearest, with ``met`` False.
@@ -94,8 +97,11 @@ def compress(
         check_tolerance(settings.limits.max_drop, fresh, FIRST * (1 - settings.confidence), "images that decide")
     asked = settings.model_dump(mode="json", exclude={"labels_by_order", *([] if settings.assume else ["assume"])})
     resolved = {**asked, "weights": None if model is None else weights_digest(model)}
-    with begin("compress", out, splits, resolved, resume=resume, force=force) as run:
-        context = Context(run, splits, settings, note, progress, bars)
+    with (
+        team_of(workers, note) as team,
+        begin("compress", out, splits, resolved, resume=resume, force=force) as run,
+    ):
+        context = Context(run, splits, settings, note, progress, bars, team)
         result = _compressed(context, context.trained() if model is None else model)
     folders = [result.folder / name for name in (*reversed(result.metrics["folders"]), SENSITIVITY)]
     write_report([result.folder, *folders], result.report)

@@ -42,6 +42,8 @@ from caplet.quant.search.simplify_routing import simplify_routing
 from caplet.runs.folder import write_record
 from caplet.runs.records import SEARCH
 from caplet.runtime.engine import Engine
+from caplet.workers.settings import WorkerSettings, team_of
+from caplet.workers.team import Team
 
 CALIBRATION, TUNING, SENSITIVITIES = "calibration.npz", "tuning.jsonl", "sensitivities.jsonl"
 """What a search measured besides its probes, for a resumed run."""
@@ -150,6 +152,7 @@ def quantize(
     progress: Progress | None = None,
     promise: Promise | None = None,
     reference: CapsNet | None = None,
+    workers: WorkerSettings | Team | None = None,
 ) -> QuantizeResult:
     """Find a plan for ``model``, ship it as a ``.caplet`` file, and measure the shipped integers.
 
@@ -163,11 +166,12 @@ def quantize(
         progress: called with (images done, images in all) during every measurement.
         promise: decides instead of images that the settings name; the search then sees all of ``splits.calibration``.
         reference: the network against which losses count in the end; None for ``model``.
+        workers: who measures the noise of units at widths; None for this process alone.
 
     Raises:
         ModelError: NaN weights, images of another size, a layer without an integer form.
         ConfigError: settings out of range, a budget below the smallest possible one.
-        ArtefactError: the run folder cannot be used.
+        ArtefactError: the run folder cannot be used. WorkerError: a worker cannot be used, or failed.
     """
     settings, engine = settings or QuantizeSettings(), Engine(engine)
     splits = check(splits, model, note=note)
@@ -189,7 +193,10 @@ def quantize(
         seen = len(searched.calibration)
         note(f"the search sees {seen:,} images, {len(fresh.images):,} {fresh.about} decide{agree}")
         Promise(fresh, partial(correct_images, model), request.tolerance, error)  # refuses too few images
-    with begin("quantize", out, splits, resolved, model, resume=resume, force=force) as run:
+    with (
+        team_of(workers, note) as team,
+        begin("quantize", out, splits, resolved, model, resume=resume, force=force) as run,
+    ):
         began = time.perf_counter()
         if settings.simplify_routing:
             asked, images = request, searched.calibration
@@ -223,7 +230,10 @@ def quantize(
             after_fit = FittedNoise(model, chosen, formats, fitting, noises.answer)
         warn_about(searched, request, evaluator, note)
         footprint_of, on_step = partial(footprint, model), lambda step: note(describe_step(step))
-        bench = Workbench(evaluator, formats, footprint_of, on_step, noises, after_fit)
+        perturbers = (source.perturber,) if isinstance(source, Tuner) else ()
+        bench = Workbench(
+            evaluator, formats, footprint_of, on_step, noises, after_fit, team=team, perturbers=perturbers
+        )
         if fresh is not None:  # of the whole loss, that of simpler routing in it
             points = request_of(settings).acceptance(evaluator.float_result()).points
             promise = Promise(fresh, partial(correct_images, reference), points, error, note)

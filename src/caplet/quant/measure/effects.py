@@ -1,7 +1,7 @@
 """What rounding some points of a model does to it, everything else in float."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -157,6 +157,7 @@ class Perturber:
         cache: answers of :meth:`noise` about the same model; None for none.
 
     Attributes:
+        cache: the answers of :meth:`noise`.
         spent: cost of everything computed, in passes of one image through the whole model (multiply-accumulates).
 
     Raises:
@@ -181,13 +182,15 @@ class Perturber:
         self._loss, self._classes = loss, model.config.classes
         self._staged = StagedModel(model)
         self._images, self._labels, self._batch_size = images, labels, batch_size
-        self._cache, self._digest = cache or MeasurementCache(None, "effects", {}), images_digest(images)
-        self.spent = 0.0
+        self.cache, self._digest = cache or MeasurementCache(None, "effects", {}), images_digest(images)
+        self.spent, self._begun = 0.0, False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_batches"}  # made again where it is asked
 
     @cached_property
     def _batches(self) -> list[_Batch]:
         """The float model on all images, from the first measurement on."""
-        self.spent += self.n
         batches = zip(*(torch.split(x, self._batch_size) for x in (self._images, self._labels)), strict=True)
         return [self._reference(to_float(images), labels) for images, labels in batches]
 
@@ -197,8 +200,19 @@ class Perturber:
         if first == len(self._staged):
             return Effect(self.n)
         total = sum((self._one(batch, first, formats, rounding, seed) for batch in self._batches), Effect())
-        self.spent += self.n * float(self._staged.tail_cost[first])
+        self._spend(first)
         return total
+
+    def _spend(self, first: int) -> None:
+        self.spent += 0.0 if self._begun else self.n  # the float model
+        self.spent += self.n * float(self._staged.tail_cost[first])
+        self._begun = True
+
+    def take(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take over what a copy of this measured (:meth:`caplet.quant.measure.log.MeasurementCache.news`)."""
+        for row in rows:
+            if self.cache.learn(row) and (formats := row["asked"].get("formats")):
+                self._spend(self._staged.first_stage(formats))
 
     def noise(self, formats: Mapping[str, PlanFormat], rounding: Rounding = Rounding.NEAREST, seed: int = 0) -> float:
         """Mean squared change of the class capsules' lengths (over images and classes), as :meth:`effect` counts it."""
@@ -212,7 +226,7 @@ class Perturber:
         def measure() -> float:
             return self.effect(formats, rounding, seed).length_noise / self.n / self._classes
 
-        return self._cache.answer(asked, measure)
+        return self.cache.answer(asked, measure)
 
     def _one(
         self, batch: _Batch, first: int, formats: Mapping[str, PlanFormat], rounding: Rounding, seed: int

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -122,6 +123,10 @@ class MeasurementLog:
             os.fsync(stream.fileno())
 
 
+class Unmeasured(LookupError):
+    """A number is not known, and may not be measured now."""
+
+
 class MeasurementCache:
     """Numbers by what was asked; each is measured once, by this run or by the interrupted one whose file this is.
 
@@ -139,6 +144,36 @@ class MeasurementCache:
         self._log = MeasurementLog(path, what, identity, replace=True)
         answers = self._log.parsed(lambda row: (_key(row["asked"]), float(row["answer"])), "an answer")
         self._known = dict(answers)
+        self._told, self._closed = len(self._log.rows), False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """It travels with what it knows; at a worker it has no file, and :meth:`news` is what to bring home."""
+        return {"_known": self._known, "_told": 0, "_closed": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _log=MeasurementLog(None, "", {}))
+
+    def news(self) -> list[dict[str, Any]]:
+        """What was measured since this was asked before: ``asked`` and ``answer`` each."""
+        since, self._told = self._told, len(self._log.rows)
+        return self._log.rows[since:]
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Inside, what is not known raises :class:`Unmeasured`."""
+        self._closed = True
+        try:
+            yield
+        finally:
+            self._closed = False
+
+    def learn(self, row: Mapping[str, Any]) -> bool:
+        """Remember what was measured elsewhere; whether it is new. Raises ArtefactError when it cannot be written."""
+        new = (key := _key(row["asked"])) not in self._known
+        if new:
+            self._log.add(row)
+            self._known[key] = row["answer"]
+        return new
 
     def answer(self, asked: Mapping[str, Any], measure: Callable[[], float]) -> float:
         """The number for what is ``asked``, plain JSON values; ``measure`` is called where it is not known.
@@ -147,9 +182,9 @@ class MeasurementCache:
         """
         key = _key(asked)
         if key not in self._known:
-            answer = measure()
-            self._log.add({"asked": asked, "answer": answer})
-            self._known[key] = answer
+            if self._closed:
+                raise Unmeasured(key)
+            self.learn({"asked": asked, "answer": measure()})
         return self._known[key]
 
 

@@ -70,6 +70,10 @@ class FittedNoise:
         self._views: dict[str, View] = {}
         self._inputs: list[list[State]] = []  # of the first stages
 
+    def __getstate__(self) -> dict[str, Any]:
+        """It travels without what it computed of the images."""
+        return {**vars(self), "_references": [], "_views": {}, "_inputs": []}
+
     def __call__(self, key: str, width: int) -> float:
         """Mean squared change of the class capsules' lengths when the weights ``key`` are fitted to ``width`` bits."""
         fmt = self._source.format(key, width)

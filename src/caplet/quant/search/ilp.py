@@ -18,7 +18,7 @@ from typing import Any
 from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.fixed.format import MAX_BITS
-from caplet.nn.points import Role, Storage
+from caplet.nn.points import Storage
 from caplet.quant.choices import Method
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import Widths, unit_bits
@@ -141,6 +141,7 @@ class IlpSearch(PlanSearch):
         self.sensitivity = UnitSensitivity(bench, request, rounding, self.units)
         firsts = [unit.at_most(FIRST_WIDTH) for unit in self.units]
         self.fitted = False
+        self.sensitivity.measure(enumerate(firsts))
         self.noises = [{width: self._noise_of(index, width)} for index, width in enumerate(firsts)]
         self.menu = [self._choices(index) for index in range(len(self.units))]
         self.weights = sum(unit.elements for unit in self.units if unit.storage is Storage.FLASH)
@@ -183,24 +184,24 @@ class IlpSearch(PlanSearch):
 
     def _noise_of(self, index: int, width: int) -> float:
         """What the unit adds at a width; its weights as they are after a fit, once plans are to be fitted."""
-        weights = [key for key in self.units[index].points if self.specs[key].role is Role.WEIGHT]
-        if self.fitted and weights and (measure := self.bench.fitted_noise) is not None:
-            return _FITTED * math.fsum(measure(key, width) for key in weights)
-        return self.sensitivity.noise(index, width)
+        found = self.sensitivity.fitted(index, width) if self.fitted else None
+        return self.sensitivity.noise(index, width) if found is None else _FITTED * found
 
     def _measure(self, chosen: Sequence[UnitChoice]) -> bool:
         """Measure the noise of choices that so far was guessed; whether there were any. Of fitted weights, each of
         which takes a fit, that of widths above all measured ones, or right between two, is well guessed."""
-        new = False
+        wanted: list[tuple[int, int]] = []
         for choice in chosen:
             unit, noises = self.units[choice.unit], self.noises[choice.unit]
             width = min(choice.width, unit.at_most(max(MEASURED_WIDTH, unit.widths[0])))
             guessed = width > max(noises) or {width - 1, width + 1} <= noises.keys()
             if width not in noises and not (guessed and self.fitted and unit.storage is Storage.FLASH):
-                noises[width] = self._noise_of(choice.unit, width)
-                self.menu[choice.unit] = self._choices(choice.unit)
-                new = True
-        return new
+                wanted.append((choice.unit, width))
+        self.sensitivity.measure(wanted, fitted=self.fitted)
+        for index, width in wanted:
+            self.noises[index][width] = self._noise_of(index, width)
+            self.menu[index] = self._choices(index)
+        return bool(wanted)
 
     def _budgets(self) -> list[SumLimit]:
         """The request's limits on bits. Raises ConfigError where the narrowest widths exceed one."""
@@ -272,10 +273,11 @@ class IlpSearch(PlanSearch):
         """See :class:`caplet.quant.search.allocate.Frontier`; weights and activations count alike."""
         if not self.fitted:
             self.fitted = True
-            for index, unit in enumerate(self.units):
-                if unit.storage is Storage.FLASH:
-                    width = unit.at_most(FIRST_WIDTH)
-                    self.noises[index] = {width: self._noise_of(index, width)}
+            flash = [index for index, unit in enumerate(self.units) if unit.storage is Storage.FLASH]
+            firsts = [(index, self.units[index].at_most(FIRST_WIDTH)) for index in flash]
+            self.sensitivity.measure(firsts, fitted=True)
+            for index, width in firsts:
+                self.noises[index] = {width: self._noise_of(index, width)}
             self.menu = [self._choices(index) for index in range(len(self.units))]
         chosen = self._solve(self._goal(0.5), [SumLimit(_noise, noise)])
         return None if chosen is None else self.plan(self._widths(chosen))

@@ -9,18 +9,23 @@ and squash are the integer functions of the device; the start is found by bisect
 bisection, which gives the answer of one step at a time wherever accuracy falls along the run.
 """
 
+import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
 
 import torch
 
 from caplet.fixed import Rounding
 from caplet.fixed.format import MAX_BITS
-from caplet.nn.points import Storage
+from caplet.nn.points import Role, Storage
 from caplet.quant.choices import Method
 from caplet.quant.measure.effects import Perturber
+from caplet.quant.measure.log import Unmeasured
 from caplet.quant.plan.units import Unit, Widths, unit_bits
 from caplet.quant.search.search import PlanSearch, Request, SearchResult, Workbench, run_each
+from caplet.workers.team import Parcel
 
 START_FRACTION = 0.25
 """Fraction of the tolerance that the uniform start may spend."""
@@ -99,6 +104,8 @@ class ProgressiveSearch(PlanSearch):
     def path(self, widths: Widths, active: set[int]) -> list[tuple[int, Widths]]:
         """All remaining steps, in order, as long as none is rejected: the unit that goes down, and all widths then."""
         steps: list[tuple[int, Widths]] = []
+        ladders = ((index, width) for index in sorted(active) for width in reversed(self.units[index].widths))
+        self.sensitivity.measure((index, width) for index, width in ladders if width <= widths.bits[index])
         while options := [
             (self._harm(index, widths.bits[index], below), index, below)
             for index in sorted(active)
@@ -160,25 +167,77 @@ class UnitSensitivity:
     """
 
     def __init__(self, bench: Workbench, request: Request, rounding: Rounding, units: Sequence[Unit]) -> None:
-        self.bench, self.request, self.rounding, self.units = bench, request, rounding, tuple(units)
-        evaluator = bench.evaluator
-        count = min(bench.sensitivity_images, len(evaluator))
-        chosen = torch.arange(count) * len(evaluator) // count
-        self.perturber = Perturber(evaluator.model, evaluator.images[chosen], cache=bench.cache)
+        self.request, self.rounding, self.units = request, rounding, tuple(units)
+        self._source, self._fitted_noise, self._team = bench.source, bench.fitted_noise, bench.team
+        self._all, self._specs = len(bench.evaluator), bench.evaluator.model.points()
+        count = min(bench.sensitivity_images, self._all)
+        chosen = torch.arange(count) * self._all // count
+        self.perturber = Perturber(bench.evaluator.model, bench.evaluator.images[chosen], cache=bench.cache)
+        self._perturbers = (self.perturber, *bench.perturbers)
         self._known: dict[tuple[int, int], float] = {}
+        self._parcel: Parcel | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_team": None, "_parcel": None}
 
     @property
     def cost(self) -> float:
         """Of all that was computed, in full passes of all the evaluator's images."""
-        return self.perturber.spent / len(self.bench.evaluator)
+        return self.perturber.spent / self._all
 
     def noise(self, index: int, width: int) -> float:
         """The noise of unit ``index`` at ``width`` bits."""
         if (index, width) not in self._known:
-            choose, rule = self.bench.source.format, self.request.rule
+            choose, rule = self._source.format, self.request.rule
             formats = {key: choose(key, width, rule, self.rounding) for key in self.units[index].points}
             self._known[index, width] = self.perturber.noise(formats, self.rounding, self.request.seed)
         return self._known[index, width]
+
+    def fitted(self, index: int, width: int) -> float | None:
+        """The noise of the unit's weights once they are fitted; None where it has none, or plans are not fitted."""
+        weights = [key for key in self.units[index].points if self._specs[key].role is Role.WEIGHT]
+        if not weights or (measure := self._fitted_noise) is None:
+            return None
+        return math.fsum(measure(key, width) for key in weights)
+
+    def measure(self, tasks: Iterable[tuple[int, int]], *, fitted: bool = False) -> None:
+        """Let the team measure the noises of units at widths, where there is one; asking for them then costs nothing.
+
+        Args:
+            fitted: those of fitted weights, where a unit has weights.
+        """
+        team = self._team
+        if team is None or team.threads is None:
+            return
+        missing = [(*task, fitted) for task in dict.fromkeys(tasks) if not self._answers(*task, fitted)]
+        self._parcel = parcel = self._parcel or team.parcel(_itself, self)
+        asked = [(parcel, task) for task in missing]
+        for rows in team.map(_measured, asked, lambda task: f"{self.units[task[0]].name} at {task[1]} bits"):
+            for perturber, found in zip(self._perturbers, rows, strict=True):
+                perturber.take(found)
+
+    def _answers(self, index: int, width: int, fitted: bool) -> bool:
+        """Whether a noise is known."""
+        with ExitStack() as stack, suppress(Unmeasured):
+            for perturber in self._perturbers:
+                stack.enter_context(perturber.cache.closed())
+            self.ask(index, width, fitted)
+            return True
+        return False
+
+    def ask(self, index: int, width: int, fitted: bool) -> list[list[dict[str, Any]]]:
+        """What had to be measured for a noise, by the perturber whose cache has it."""
+        if not fitted or self.fitted(index, width) is None:
+            self.noise(index, width)
+        return [perturber.cache.news() for perturber in self._perturbers]
+
+
+def _itself(sensitivity: UnitSensitivity) -> UnitSensitivity:
+    return sensitivity
+
+
+def _measured(sensitivity: UnitSensitivity, task: tuple[int, int, bool]) -> list[list[dict[str, Any]]]:
+    return sensitivity.ask(*task)
 
 
 def longest_run(length: int, holds: Callable[[int], bool], *, gallop: bool = False) -> int:

@@ -13,6 +13,7 @@ from caplet.acceptance import Acceptance
 from caplet.errors import ConfigError, PlanError
 from caplet.fixed import Rounding
 from caplet.quant.choices import Granularity, Method
+from caplet.quant.measure.effects import Perturber
 from caplet.quant.measure.evaluator import Evaluator, PlanResult
 from caplet.quant.measure.log import MeasurementCache
 from caplet.quant.plan.formats import FormatRule, FormatSource
@@ -21,6 +22,7 @@ from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import HARDWARE, Footprint, FootprintOf, Hardware, fit_shifts
 from caplet.quant.plan.units import Unit, Widths, make_plan, make_units, width_memory
 from caplet.quant.search.allocate import FittedWeights, Frontier
+from caplet.workers.team import Team
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,8 @@ class Workbench:
         cache: sensitivities of an interrupted run of the same model; None for none.
         fitted_noise: None where plans are not fitted; else ilp only looks for the noise that the target bears.
         sensitivity_images: how many of the evaluator's images sensitivities are measured on, at even distances.
+        team: measures lists of sensitivities; None for this process alone.
+        perturbers: those that ``source`` measures with.
     """
 
     evaluator: Evaluator
@@ -157,6 +161,8 @@ class Workbench:
     cache: MeasurementCache | None = None
     fitted_noise: FittedWeights | None = None
     sensitivity_images: int = 64
+    team: Team | None = None
+    perturbers: tuple[Perturber, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -367,18 +373,8 @@ class PlanSearch(ABC):
             "steps": [asdict(step) for step in self.steps],
             **(record or {}),
         }
-        return SearchResult(
-            method,
-            satisfied,
-            tuple(fallbacks),
-            tuple(others),
-            self.reference,
-            self.needed,
-            self.rounding,
-            reason,
-            cost,
-            story,
-        )
+        plans = satisfied, tuple(fallbacks), tuple(others)
+        return SearchResult(method, *plans, self.reference, self.needed, self.rounding, reason, cost, story)
 
 
 def run_each(searches: Iterable[PlanSearch], order: Callable[[SearchResult], int] = lambda result: 0) -> SearchResult:
