@@ -3,6 +3,7 @@
     python benchmarks/kills.py --kills 300 --out kills.jsonl          # goes on where kills.jsonl ends
     python benchmarks/kills.py --kills 20 --only quantize --out one.jsonl
     python benchmarks/kills.py --kills 999 --every --only export,train --out every.jsonl
+    python benchmarks/kills.py --kills 999 --every --only compress --part 0/2 --out half.jsonl   # every second one
 
 Half of the kills come just before or just after an operation on a file (a random one of all that a run does: a file
 gets its name, is flushed, cut, removed, a folder is made), the other half after a random time. They are SIGKILL,
@@ -31,16 +32,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import scipy.optimize  # noqa: F401  what jobs need is imported here: no forked process imports it again
+import sklearn.datasets  # noqa: F401
 import torch
-import torch._dynamo  # every optimizer needs it: imported here, no forked process imports it again
+import torch._dynamo
 
 import caplet
 from caplet import api
 from caplet.data import load_data
+from caplet.jobs import timing
 from caplet.jobs.report import write_report
 
 Job = Callable[[Path], object]
@@ -119,6 +123,7 @@ def compress(folder: Path) -> None:
         "quantize": {"probes": [8, 4], "reconstruct": [], "narrow": False},
         "verify": {"images": 3, "timed": 1},
     }
+    timing.LEAST_SECONDS = 0.001  # what is measured in seconds is not compared
     api.compress(None, None, folder, api.compress_settings(None, values), resume=True, threads=1)
 
 
@@ -343,9 +348,9 @@ def trials(names: list[str], wholes: Mapping[str, Any], seed: int, every: bool) 
 
 
 def run(
-    kills: int, only: str, seed: int, every: bool, out: Path, work: Path
+    kills: int, only: str, seed: int, every: bool, part: slice, out: Path, work: Path
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """All trials, those that the log has included, and the uninterrupted runs."""
+    """All trials of a part, those that the log has included, and the uninterrupted runs."""
     from rich.progress import Progress
 
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
@@ -357,9 +362,8 @@ def run(
     wholes = {name: uninterrupted(name, work / f"whole-{name}", work / "count") for name in names}
     with out.open("a") as log, Progress(disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("kills", total=kills)
-        for number, (name, chosen) in enumerate(trials(names, wholes, seed, every)):
-            if number < len(rows):
-                continue
+        mine = islice(enumerate(trials(names, wholes, seed, every)), part.start, None, part.step)
+        for number, (name, chosen) in islice(mine, len(rows), None):
             if (done := sum(len(row["kills"]) for row in rows)) >= kills:
                 break
             bar.update(task, completed=done)
@@ -374,6 +378,12 @@ def run(
     return rows, wholes
 
 
+def part_of(text: str) -> slice:
+    """Which trials ``K/N`` stands for."""
+    first, step = map(int, text.split("/"))
+    return slice(first, None, step)
+
+
 def main() -> int:
     """Parse, run, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -382,6 +392,7 @@ def main() -> int:
     parser.add_argument(
         "--every", action="store_true", help="SIGKILL before each file operation, in order, not at random"
     )
+    parser.add_argument("--part", type=part_of, default="0/1", help="K/N: of all trials only K, K + N, K + 2 N, ...")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--out", type=Path, default=Path("kills.jsonl"), help="the log, which a later call goes on with"
@@ -390,7 +401,9 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
-        rows, wholes = run(options.kills, options.only, options.seed, options.every, options.out, Path(name))
+        rows, wholes = run(
+            options.kills, options.only, options.seed, options.every, options.part, options.out, Path(name)
+        )
     sent = Counter[tuple[str, str]]()
     for row in rows:
         for kill in row["kills"]:

@@ -93,3 +93,13 @@ def test_the_nearest_name_is_found_in_any_case() -> None:
     assert suggest("Minst", ("mnist", "cifar10")) == "; did you mean 'mnist'?"
     assert suggest("zzz", ("mnist", "cifar10")) == ""
     assert nearest("digit.vote", ("digit.votes", "x"), 0.8) == "digit.votes"
+
+
+def test_keys_of_very_many_parts_are_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    for text in ("a" + ".a" * 50_000 + " = 1", "x = {" + " 'b' ." * 50_000 + "c = 1}"):
+        path.write_text(text)
+        with pytest.raises(ArtefactError, match=r"is not a TOML file .* has more than 100 parts"):
+            read_toml(path)
+    path.write_text("# " + "." * 500 + "\n" + "w" * 300_000 + " = 'one. two. three.'\na.b.c = 1.5\n")
+    assert read_toml(path)["a"] == {"b": {"c": 1.5}}

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import sys
@@ -28,6 +29,8 @@ Kind = type[CapletError]
 LOCK = ".lock"
 """Of a folder: the file that :func:`locked` locks."""
 _UNPACKED = 1 << 28
+_DEPTH = 100
+_DEEP = re.compile(rf"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){{{_DEPTH}}}""")
 _PAGE = "a web page, not the file itself: download the file that the page is about"
 _POINTER = "a Git LFS pointer, not the file itself: run `git lfs pull` in its repository"
 _STAND_INS = {b"version https://git-lfs": _POINTER, b"<!doctype html": _PAGE, b"<html": _PAGE}
@@ -169,7 +172,13 @@ def _array(data: bytes) -> "np.ndarray":
 
 def read_toml(path: str | Path, what: str = "", todo: str = "", kind: Kind = ArtefactError) -> Any:
     """What a TOML file holds; see :func:`read_text`. Also raises ``kind`` where the content is not TOML."""
-    return _parsed(tomllib.loads, "a TOML file", path, what, todo, kind)
+    return _parsed(_toml, "a TOML file", path, what, todo, kind)
+
+
+def _toml(text: str) -> Any:
+    if found := _DEEP.search(text):  # tomllib takes time with the square of the depth
+        raise ValueError(f"the key {found[0][:20]}... has more than {_DEPTH} parts")
+    return tomllib.loads(text)
 
 
 def _parsed(parse: Callable[[str], Any], form: str, path: str | Path, what: str, todo: str, kind: Kind) -> Any:

@@ -201,6 +201,9 @@ RANGES: list[tuple[str, str]] = [
     ("quantize MODEL --calibration-size 1000000000000000000", "less than or equal to 1000000000"),
     ("quantize MODEL --size 100000", "size: Input should be less than or equal to 4096"),
     ("quantize MODEL --data digits --size 4096 --image-size 4096", "the model is for 8x8 images"),
+    ("quantize MODEL --data digits --size 4096", "--size 4096: the model takes 1x8x8 images"),
+    ("finetune MODEL --data digits --channels 3", "--channels 3: the model takes 1x8x8 images"),
+    ("compress MODEL --data digits --size 4096", "--size 4096: the model takes 1x8x8 images"),
     ("prune MODEL --macs 0.5 --threads 100000", "threads: Input should be less than or equal to 1000"),
     ("prune MODEL --macs 0.5 --shift 100000", "shift: Input should be less than or equal to 1024"),
     ("prune MODEL --macs 0.5 --rounds 100000", "rounds: Input should be less than or equal to 1000"),
@@ -255,3 +258,20 @@ def test_a_bar_prints_nothing_where_there_is_no_terminal(capsys: pytest.CaptureF
         step("a line")
         measured(3, 3)
     assert capsys.readouterr().err == "a line\n"
+
+
+def test_random_images_have_a_limit(caplet: Caplet, quantized: Path) -> None:
+    line = caplet("verify", quantized / "model_satisfied.caplet", "--images", 1 << 40).error()
+    assert "--images 1099511627776: more than 536,870,912 bytes of random images" in line
+
+
+def test_streams_that_are_closed_are_no_error(caplet: Caplet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert caplet("models").code == 0
+    monkeypatch.setattr(sys, "stderr", None)
+    assert caplet("inspect", "none").code == 3
+
+
+def test_an_error_does_not_steer_the_terminal(caplet: Caplet, tmp_path: Path) -> None:
+    assert caplet("inspect", tmp_path / "a\x1b[31mb\x07").error().count("a\\x1b[31mb\\x07") == 1

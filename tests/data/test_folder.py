@@ -10,6 +10,7 @@ from caplet.data import load_data, load_saved_splits
 from caplet.data.folder import find_layout, scan_folder
 from caplet.data.images import ImageFile, convert, decode_all
 from caplet.data.imageset import ImageSet
+from caplet.data.pixels import pixel_array
 from caplet.errors import ConfigError, DataError
 
 
@@ -249,3 +250,28 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
     Image.new("1", (9000, 9000)).save(tmp_path / "ant" / "huge.png")
     with pytest.raises(DataError, match=r"huge\.png .*9,000 x 9,000 pixels in so few bytes"):
         load_data(tmp_path)
+
+
+def test_a_class_of_other_files_says_how_many(tmp_path):
+    write_folder(tmp_path, ("a", "b"), 3)
+    (tmp_path / "c").mkdir()
+    for n in range(4):
+        (tmp_path / "c" / f"{n}.heic").touch()
+    with pytest.raises(DataError, match=r"class 'c' has no training images: .* \(4 files left out \(\.heic 4\)\)"):
+        load_data(tmp_path)
+
+
+def test_gray_of_32_bits_is_refused(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for n in range(3):
+            Image.fromarray(np.full((4, 4), 200, np.int32)).save(tmp_path / name / f"{n}.tif")
+    with pytest.raises(DataError, match="has mode I, more than 16 bits per channel"):
+        load_data(tmp_path)
+
+
+def test_pixels_that_nothing_has_room_for_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CAPLET_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(DataError, match=r"1,125,899\.9 GB of pixels .* are more than memory or .*cache has room for"):
+        pixel_array((1 << 20, 1, 1 << 15, 1 << 15))

@@ -49,11 +49,14 @@ def test_the_other_dataset_is_not_taken_for_it(tmp_path):
         (idx_bytes(np.zeros((20, 28, 28), np.uint8)) + b"x", "too long: 15697 bytes"),
         (b"\x00\x00\x08\x03\x00\x00", "truncated: its header has 6 of 16 bytes"),
         (b"", "not an IDX file"),
-        (b"PNG and more", "not an IDX file of bytes: it starts with '504e4720'"),
+        (b"PNG and more", "not an IDX file: it starts with '504e4720'"),
         (b"\x00\x00\x08\x03" + b"\xff" * 12, "truncated: 16 bytes"),
         (gzip.compress(idx_bytes(np.zeros((20, 28, 28), np.uint8)))[:-9], "damaged gzip file"),
         (idx_bytes(np.zeros((19, 28, 28), np.uint8)), "19 images, but 20 labels in t10k-labels-idx1-ubyte"),
-        (idx_bytes(np.zeros(20, np.uint8)), "images must have 3 dimensions and labels 1, found 1 and 1"),
+        (
+            idx_bytes(np.zeros(20, np.uint8)),
+            "images of 3 dimensions and labels of 1, found uint8 of 1 and uint8 of 1",
+        ),
     ],
     ids=["cut", "long", "header", "empty", "other", "huge", "gzip", "count", "dims"],
 )
@@ -123,3 +126,23 @@ def test_a_folder_of_idx_files_has_the_images_of_each_split(tmp_path):
     for part, name in ((splits.train, "train"), (splits.calibration, "train"), (splits.test, "t10k")):
         assert np.array_equal(part.images[:, 0].numpy(), made[f"{name}-images-idx3-ubyte"][part.ids])
         assert np.array_equal(part.labels.numpy(), made[f"{name}-labels-idx1-ubyte"][part.ids])
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_headers_tell_what_other_names_do_not(tmp_path, zipped):
+    pixels, labels = np.random.default_rng(0).integers(0, 256, (40, 5, 4)), np.arange(40) % 4
+    fractions = idx_bytes((pixels[:30] / 255).astype(">f4")).replace(b"\0\0\x08", b"\0\0\x0d", 1)
+    numbers = idx_bytes(labels[:30].astype(">i4")).replace(b"\0\0\x08", b"\0\0\x0c", 1)
+    colour = (pixels[30:, :, :, None] / 255).astype(">f4").repeat(3, axis=3)
+    files = {"training.a.bin": fractions, "training.b.bin": numbers}
+    files["testing.a.bin"] = idx_bytes((pixels[30:] / 255).astype(">f4")).replace(b"\0\0\x08", b"\0\0\x0d", 1)
+    files["testing.b.bin"] = idx_bytes(labels[30:].astype(np.uint8))
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(gzip.compress(content) if zipped else content)
+    (tmp_path / "readme").write_text("two files of each split")
+    test = load_data(tmp_path).test
+    assert test.images[:, 0].tolist() == pixels[30:].tolist()
+    assert test.labels.tolist() == labels[30:].tolist()
+    (tmp_path / "testing.a.bin").write_bytes(idx_bytes(colour).replace(b"\0\0\x08", b"\0\0\x0d", 1))
+    with pytest.raises(DataError, match="all splits need one shape"):
+        load_data(tmp_path)

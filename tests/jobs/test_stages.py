@@ -1,5 +1,6 @@
 """Stages: done once, gone on with, done again when their inputs change."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,3 +80,10 @@ def test_a_changed_or_missing_output_is_made_again(tmp_path: Path) -> None:
 def test_a_stage_that_leaves_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="ended without out"):
         do(tmp_path, lambda folder, resume: folder.mkdir(exist_ok=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of POSIX")
+def test_what_stands_in_the_place_of_a_stage_is_removed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "one")
+    do(tmp_path, Work())
+    assert (tmp_path / "one" / "out").read_text() == "whole"

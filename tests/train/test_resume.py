@@ -161,12 +161,11 @@ def test_a_setting_that_is_newer_than_the_checkpoint_counts_as_its_default(
         train(tiny(epochs=1, clip_norm=2.0), few_digits, tmp_path, resume=True, progress=False)
 
 
-@pytest.mark.parametrize("size", [0, 10, 5000])
+@pytest.mark.parametrize("size", [0, 10, 5000, 1 << 40])
 def test_a_damaged_checkpoint_is_a_clear_error(size: int, tiny: Make, few_digits: Splits, tmp_path: Path) -> None:
     train(tiny(epochs=1), few_digits, tmp_path, progress=False)
-    whole = (tmp_path / CHECKPOINT).read_bytes()
-    assert len(whole) > size
-    (tmp_path / CHECKPOINT).write_bytes(whole[:size])
+    assert (tmp_path / CHECKPOINT).stat().st_size > 5000
+    os.truncate(tmp_path / CHECKPOINT, size)  # what is added is a hole, which takes no room and no memory
     with pytest.raises(ArtefactError, match=r"train\.ckpt"):
         train(tiny(epochs=1), few_digits, tmp_path, resume=True, progress=False)
 

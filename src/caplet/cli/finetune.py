@@ -55,6 +55,7 @@ def command(
     loaded = importing.load_float(model)
     chosen = None if plan is None else read_plan(plan)
     followed = None if teacher is None else importing.load_float(teacher)
+    data.check_size(loaded)
     splits = data.load(not run.quiet)
     if widths is not None:
         chosen = plan_of_widths(loaded, splits, widths)

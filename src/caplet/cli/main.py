@@ -163,6 +163,9 @@ def main() -> None:
     """Run the command line; user errors become one line on stderr and an exit code, never a traceback."""
     warnings.simplefilter("ignore")  # libraries' words to programmers; what a user must know is said elsewhere
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this process
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files that are no text

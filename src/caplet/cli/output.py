@@ -1,6 +1,7 @@
 """What commands print: where text goes, tables, JSON, units, progress."""
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -49,7 +50,7 @@ def print_json(data: Any) -> None:
 
 def note(text: str) -> None:
     """A line for the user on stderr."""
-    print(*text.splitlines(), file=sys.stderr)
+    print(*map(_visible, text.splitlines()), file=sys.stderr)
 
 
 @contextmanager
@@ -67,8 +68,18 @@ def going_on(tells: bool) -> Iterator[None]:
 def fail(text: str, code: int) -> int:
     """Print one line about an error; returns the exit code."""
     with suppress(OSError):  # the code tells, too, where nothing can be printed
-        print(f"caplet: {'' if code == 130 else 'error: '}{' '.join(text.split())}", file=sys.stderr, flush=True)
+        line = _visible(" ".join(text.split()))
+        print(f"caplet: {'' if code == 130 else 'error: '}{line}", file=sys.stderr, flush=True)
     return code
+
+
+def _visible(text: str) -> str:
+    r"""Text without characters that steer a terminal: ``\x1b`` is written as these four.
+
+    >>> _visible("a\x1b[31mb")
+    'a\\x1b[31mb'
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def percent(test: Mapping[str, float]) -> str:

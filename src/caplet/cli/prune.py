@@ -40,6 +40,7 @@ def command(
 
     settings = PruneSettings.of({**given, "keep": 1.0} if curves else given)
     loaded = importing.load_float(model)
+    data.check_size(loaded)
     splits = data.load(not run.quiet)
     folder = run.folder(model, "curves" if curves else "pruned")
     with bar(not run.quiet) as (step, measured):

@@ -35,6 +35,7 @@ def command(
     from caplet.api import quantize
 
     loaded = importing.load_float(model)
+    data.check_size(loaded)
     with bar(not run.quiet) as (step, measured):
         result = quantize(
             loaded,

@@ -1,5 +1,6 @@
 """Options that many commands have: a run's folder, a dataset, and single ones."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -7,6 +8,7 @@ import typer
 
 from caplet.cli.options import DATA, OUTPUT
 from caplet.cli.output import note
+from caplet.errors import ConfigError
 from caplet.settings import Many, Settings, Side, option, parse_bytes
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from caplet.api import CapsNet, Program
     from caplet.data import Splits
 
+_RANDOM = 1 << 29
 Model = TypeVar("Model", bound="CapsNet | Program")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars, no notes.")]
@@ -126,8 +129,16 @@ class ImageOptions(FileOptions):
         from caplet.api import load_data
         from caplet.jobs.run import check
 
+        self.check_size(*models)
         splits = load_data(self.data, **self.model_dump(exclude={"data"}), limit=limit, progress=progress)
         return check(splits, *models, note=note)
+
+    def check_size(self, *models: "CapsNet | Program | None") -> None:
+        """Raise ModelError where the size or channels asked for are not a model's, before any image is read."""
+        from caplet.jobs.run import check_size
+
+        for model in models:
+            check_size(model, self.size, self.channels)
 
     def pixels(
         self, images: int, model: "CapsNet | Program", progress: bool = False, calibration: bool = False
@@ -142,6 +153,8 @@ class ImageOptions(FileOptions):
 
         if not self.data:
             shape = model.config.image if isinstance(model, CapsNet) else model.image_shape
+            if images * math.prod(shape) > _RANDOM:
+                raise ConfigError(f"--images {images}: more than {_RANDOM:,} bytes of random images")
             return np.random.default_rng(0).integers(0, 256, (images, *shape), dtype=np.uint8), {"data_note": ""}
         splits = self.load(progress, None, model)
         split = splits.calibration if calibration else splits.test

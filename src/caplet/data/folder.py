@@ -50,7 +50,8 @@ class ImageTree:
         for name, files in self.train.items():
             if not files:
                 todo = "add some (.png, .jpg, ...), or remove it"
-                raise DataError(f"{self.where}: class {name!r} has no training images: {todo}")
+                left = self.note and f" ({self.note})"
+                raise DataError(f"{self.where}: class {name!r} has no training images: {todo}{left}")
         for split, by_class in (("test", self.test or {}), ("validation", self.calibration or {})):
             if unknown := sorted(set(by_class) - set(self.train)):
                 todo = "both need the same class names"

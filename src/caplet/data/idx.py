@@ -14,8 +14,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from caplet.data.arrays import Labelled, source_of
-from caplet.data.files import check_labels, find_or_fetch, is_folder, list_folder, read_bytes
+from caplet.data.arrays import SPLITS, Labelled, source_of
+from caplet.data.files import check_labels, find_or_fetch, is_file, is_folder, list_folder, read_bytes
+from caplet.data.folder import part_of
+from caplet.data.images import endings
 from caplet.data.imageset import ImageSet
 from caplet.data.source import DataRequest, Source, joined
 from caplet.errors import DataError
@@ -23,6 +25,9 @@ from caplet.files import digest
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _NAME = re.compile(r"(.*?)(?:(train|t10k|test)[-_.]?)?(images|labels)[-_.]?idx[13][-_.]?ubyte(?:\.gz)?", re.I)
+_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+_LOOKED_AT = 64
+"""Files of a folder whose first bytes are looked at, where no names tell."""
 _PUBLISHED = dict(
     zip(
         (
@@ -54,10 +59,11 @@ _EMNIST = re.compile(rf"emnist-({'|'.join(EMNIST_CLASSES)})-", re.I)
 
 
 def find_idx(folder: Path, prefix: str | None = None) -> dict[str, Pair]:
-    """The IDX files right in a folder: those of images and of labels by split, train or test; of any usual names.
+    """The IDX files right in a folder: those of images and of labels by split, train, calibration or test.
 
     Args:
-        prefix: what their names begin with, before train or test; None for any one.
+        prefix: what their names begin with, before train or test; None for any names, also such that do not end as
+            published ones do: then the files' headers tell images and labels.
 
     Raises:
         DataError: they belong to several datasets, or images have no labels.
@@ -72,10 +78,41 @@ def find_idx(folder: Path, prefix: str | None = None) -> dict[str, Pair]:
         todo = "keep those of one in a folder" + "; or give --data emnist-SPLIT --root" * all(map(_EMNIST.match, found))
         raise DataError(f"{folder}: IDX files of several datasets ({names}): {todo}")
     paths = next(iter(found.values()), {})
-    splits = [split for split in ("train", "test") if (split, "images") in paths and (split, "labels") in paths]
+    if prefix is None and (not paths or len(paths) % 2):
+        paths = _by_headers(folder) or paths
+    splits = [split for split in SPLITS if (split, "images") in paths and (split, "labels") in paths]
     if len(paths) > 2 * len(splits):
         raise DataError(f"{folder}: each split needs an IDX file of images and one of labels; one is missing")
     return {split: (paths[split, "images"], paths[split, "labels"]) for split in splits}
+
+
+def _by_headers(folder: Path) -> dict[tuple[str, str], Path]:
+    """Files that begin as IDX files, whatever they are called, by split and kind; {} where one is there twice."""
+    names = [name for name in (list_folder(folder)[1] if is_folder(folder) else ()) if not _other_form(name)]
+    found: dict[tuple[str, str], Path] = {}
+    for name in names if len(names) <= _LOOKED_AT else ():
+        if not is_file(folder / name):  # a pipe
+            continue
+        try:
+            with open(folder / name, "rb") as packed:
+                zipped = packed.read(2) == b"\x1f\x8b"
+                packed.seek(0)
+                start = gzip.GzipFile(fileobj=packed).read(4) if zipped else packed.read(4)
+        except (OSError, EOFError, zlib.error):
+            continue
+        if len(start) < 4 or start[:2] != bytes(2) or start[2] not in _TYPES or not 1 <= start[3] <= 4:
+            continue
+        words = ["test" if "t10k" in name.lower() else "", *re.split(r"[^a-z]+", name.lower())]
+        split = next(filter(None, map(part_of, words)), "train")
+        key = split, "images" if start[3] > 2 else "labels"
+        if key in found:
+            return {}
+        found[key] = folder / name
+    return found
+
+
+def _other_form(name: str) -> bool:
+    return Path(name).suffix.lower() in {*endings(), ".npz", ".npy", ".csv", ".tsv", ".mat", ".zip", ".txt", ".json"}
 
 
 def load_idx(name: str, folder: str, classes: tuple[str, ...], request: DataRequest) -> Source:
@@ -155,40 +192,39 @@ def unpacked(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array in an IDX file of unsigned bytes, plain or gzipped, of at most 2 GiB.
+    """The array in an IDX file, plain or gzipped, of at most 2 GiB.
 
     Returns:
-        uint8, of the shape its header names.
+        Whole numbers or floats, mostly uint8, of the shape its header names.
 
     Raises:
         DataError: the file cannot be read, is not IDX, or is shorter or longer than its header says.
     """
     with unpacked(path) as stream:
         start = stream.read(4)
-        if len(start) < 4 or start[:3] != b"\x00\x00\x08" or not 1 <= start[3] <= 4:
-            raise DataError(
-                f"{path}: not an IDX file of bytes: it starts with {start.hex()!r}, not 000008..: fetch it again"
-            )
+        if len(start) < 4 or start[:2] != bytes(2) or start[2] not in _TYPES or not 1 <= start[3] <= 4:
+            raise DataError(f"{path}: not an IDX file: it starts with {start.hex()!r}, not 000008..: fetch it again")
+        kind = np.dtype(_TYPES[start[2]])
         sizes, offset = stream.read(4 * start[3]), 4 + 4 * start[3]
         if len(sizes) < offset - 4:
             raise DataError(f"{path}: truncated: its header has {4 + len(sizes)} of {offset} bytes: fetch it again")
         shape = tuple(int(n) for n in np.frombuffer(sizes, ">u4"))
-        count = int(np.prod(shape, dtype=object))
+        count = int(np.prod(shape, dtype=object)) * kind.itemsize
         values = stream.read(min(count, 1 << 31) + 1)
     if len(values) != count:
         found, more = f"{offset + len(values)} bytes", len(values) > count
-        kind = f"too long: {found} or more" if more else f"truncated: {found}"
-        raise DataError(f"{path}: {kind}, its header {shape} asks for {offset + count}: fetch it again")
-    return np.frombuffer(values, np.uint8).reshape(shape).copy()
+        what = f"too long: {found} or more" if more else f"truncated: {found}"
+        raise DataError(f"{path}: {what}, its header {shape} asks for {offset + count}: fetch it again")
+    return np.frombuffer(values, kind).reshape(shape).astype(kind.newbyteorder("="))
 
 
 def _read_split(images_path: Path, labels_path: Path, classes: tuple[str, ...], name: str, first: int) -> ImageSet:
     """One split whose labels begin at ``first``."""
     images, labels = read_idx(images_path), read_idx(labels_path)
-    if images.ndim != 3 or labels.ndim != 1:
+    if images.ndim != 3 or labels.ndim != 1 or {images.dtype, labels.dtype} != {np.dtype(np.uint8)}:
         raise DataError(
-            f"{images_path}: images must have 3 dimensions and labels 1, found {images.ndim} and {labels.ndim}: "
-            "are files mixed up?"
+            f"{images_path}: expected bytes, images of 3 dimensions and labels of 1, found {images.dtype} of"
+            f" {images.ndim} and {labels.dtype} of {labels.ndim}: are files mixed up?"
         )
     check_labels(labels_path, labels, len(images), range(first, first + len(classes)), images_path)
     return ImageSet.of_arrays(images[:, None], labels - first, classes, name)

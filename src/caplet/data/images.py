@@ -36,7 +36,7 @@ def convert(images: ImageSet, *, size: tuple[int, int] | None, channels: int | N
     if have not in (1, 3) and channels not in (None, have):
         raise ConfigError(f"{images.name}: images of {have} channels are no pictures: leave channels (--channels) out")
     mode = "RGB" if 3 in (have, channels) and channels != 1 else "L"
-    result = np.empty((len(images), channels or have, height, width), dtype=np.uint8)
+    result = pixel_array((len(images), channels or have, height, width))
     pixels = images.images.permute(0, 2, 3, 1).contiguous().numpy()
 
     def one(index: int) -> None:
@@ -107,7 +107,8 @@ def decode_one(
         raise DataError(f"unreadable image {where}: {reason}; replace or remove it") from error
     if image.mode.split(";")[0] in ("I", "F"):
         values = np.asarray(image).astype(np.int64)
-        if image.mode == "F" or values.min() < 0 or values.max() >= 1 << 16:
+        wide = image.mode == "F" or (image.mode == "I" and opened.format not in ("PNG", "PPM"))
+        if wide or values.min() < 0 or values.max() >= 1 << 16:
             raise DataError(
                 f"image {file.name} has mode {image.mode}, more than 16 bits per channel: convert it to 8 bits"
             )

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import tempfile
 from math import prod
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import platformdirs
 import torch
 from torch import Tensor
+
+from caplet.errors import DataError
 
 MAPPED = 1 << 29
 """Bytes of pixels that lie in memory at most; more lie in a file that is mapped into memory."""
@@ -28,6 +31,9 @@ def pixel_array(shape: tuple[int, ...]) -> np.ndarray:
 
     The system keeps of such a file in memory what there is room for. It is gone when the array is. Where the disk has
     no room for it, the array lies in memory.
+
+    Raises:
+        DataError: neither the disk nor the memory that is free has room for it.
     """
     size = prod(shape)
     if size < MAPPED:
@@ -39,8 +45,22 @@ def pixel_array(shape: tuple[int, ...]) -> np.ndarray:
                 os.posix_fallocate(file.fileno(), 0, size)
             return np.memmap(file, np.uint8, "r+", shape=shape)
     except OSError as error:
+        if size > free_memory():
+            raise DataError(
+                f"{size / 1e9:,.1f} GB of pixels {shape} are more than memory or {cache_dir()} has room for"
+                f" ({error.strerror}): give fewer or smaller images (--limit, --size)"
+            ) from error
         _log.warning("%d MB of pixels lie in memory, for %s has no room: %s", size >> 20, cache_dir(), error.strerror)
         return np.empty(shape, dtype=np.uint8)
+
+
+def free_memory() -> int:
+    """Bytes of the machine's memory that processes can still take; what the system does not say is 8 GiB."""
+    try:
+        found = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
+    except OSError:
+        found = None
+    return int(found[1]) << 10 if found else 8 << 30
 
 
 def taken(images: Tensor, index: Tensor) -> Tensor:

@@ -65,6 +65,20 @@ def check_data(model: CapsNet | Program, images: ImageSet) -> None:
         )
 
 
+def check_size(model: CapsNet | Program | None, size: int | None, channels: int | None) -> None:
+    """Raise ModelError where images of ``size`` rows and columns, or ``channels``, are asked for that are no model's.
+
+    Before any image is read or resized.
+    """
+    if model is None:
+        return
+    own = model.config.image if isinstance(model, CapsNet) else model.image_shape
+    if (size or own[1], size or own[2], channels or own[0]) != (*own[1:], own[0]):
+        asked = f"--size {size}" if size is not None and (size, size) != own[1:] else f"--channels {channels}"
+        expected = "x".join(map(str, own))
+        raise ModelError(f"{asked}: the model takes {expected} images (channels x rows x columns)")
+
+
 def evaluate(model: CapsNet | Program, images: ImageSet, *, engine: Engine | str = Engine.AUTO) -> Evaluation:
     """Accuracy of ``model`` on ``images``; a Program is run in integers.
 

@@ -1,6 +1,7 @@
 """A run of several stages: each is a folder, done once for equal inputs, and gone on with where it was killed."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -102,9 +103,9 @@ class Stages:
         resume = equal and not before.outputs and folder.is_dir()
         if resume:
             sweep(folder)
-        elif folder.exists():
+        elif os.path.lexists(folder):
             with access("remove", folder):
-                shutil.rmtree(folder)
+                shutil.rmtree(folder) if folder.is_dir() and not folder.is_symlink() else folder.unlink()
         spent = before.seconds if resume else 0.0
         self.note(f"{name}: going on" if resume else name)
         self._remember(name, StageRecord(asked, spent))

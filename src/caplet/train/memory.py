@@ -200,6 +200,8 @@ def fit(task: Task[Any], shape: tuple[int, ...], batch: int, limit: int) -> Fit:
     if most <= limit or not task.in_parts:
         return Fit(shape, batch, routing, limit)
     at_once = batch
+    if limit <= LIBRARIES:  # nothing keeps to that
+        return Fit(shape, batch, routing, limit, most, most, max(batch // 16, 1), 0)
     needed = whole = step_memory(task, shape, batch)
     while needed > limit and at_once > max(batch // 16, 1):
         at_once = (at_once + 1) // 2

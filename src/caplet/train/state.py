@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from caplet.data.splits import Splits
 from caplet.errors import ArtefactError, ConfigError
-from caplet.files import read_bytes, write_bytes
+from caplet.files import access, check_regular, write_bytes
 from caplet.train.settings import LoopSettings
 
 FORMAT, VERSION = "caplet-training", 1
@@ -91,14 +91,17 @@ def load_state(path: Path, made: dict[str, str], settings: LoopSettings) -> tupl
         ArtefactError: the file is unreadable, damaged or not a training checkpoint.
         ConfigError: it was made with other settings or other data; the message names them.
     """
-    data = read_bytes(path, "the training checkpoint", most=1 << 40)
+    check_regular(path, "the training checkpoint")
     fields = type(settings).model_fields.items()  # a setting that did not exist yet had the effect of its default
     before = {name: json.dumps(field.default) for name, field in fields if not field.is_required()}
     try:
-        record = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with access("read the training checkpoint", path):
+            record = torch.load(path, map_location="cpu", weights_only=True)
         known = record["format"], record["version"]
         before |= TypeAdapter(dict[str, str]).validate_python(record["made"])
         position = TypeAdapter(Position).validate_python(record["position"])
+    except ArtefactError:
+        raise
     except Exception as error:  # a malformed pickle can fail in any way; nothing of it has been executed
         raise ArtefactError(f"{path} is damaged or not a training checkpoint; delete it to start anew") from error
     if known != (FORMAT, VERSION):

@@ -16,7 +16,7 @@ from caplet.jobs.compress.finish import SENSITIVITY, CompressedModel, Finish
 from caplet.jobs.compress.settings import BATCH, CompressSettings, settings_template
 from caplet.jobs.quantize.promise import FIRST_IMAGES, SEARCH_FRACTION, check_tolerance
 from caplet.jobs.report import write_report
-from caplet.jobs.run import begin, check, correct_images, held_out
+from caplet.jobs.run import begin, check, check_size, correct_images, held_out
 from caplet.jobs.timing import FORWARD, forward_rate, training_rate
 from caplet.jobs.train import fit_to_data, resolve_recipe
 from caplet.jobs.trained import model_file
@@ -77,7 +77,9 @@ def compress(
         torch.set_num_threads(threads)
     if model is None and settings.model is not None:
         model = load_model(model_file(settings.model, ".safetensors"), assume=settings.assume)
-    splits = load_splits(settings, bars) if splits is None else splits
+    if splits is None:
+        check_size(model, settings.size, settings.channels)
+        splits = load_splits(settings, bars)
     if model is not None:
         splits = check(splits, model, note=note)
         if model.assumed:
