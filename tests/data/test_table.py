@@ -121,7 +121,7 @@ def test_wrong_lines_are_named(tmp_path, columns, message):
     [
         (b"", "the file has no lines"),
         (b"\n\n\n", "the file has no lines"),
-        (b"\x00" * 300, "labels|values|images|heading|column"),
+        (b"\x00" * 300, "labels|values|images|heading|column|zero bytes"),
         (b"1,2\n" * 40, "neither the first nor the last column can be the labels: name the columns"),
         (b"0,1,1,1,1,0\n1,0,0,0,0,1\n" * 20, "both the first and the last column can be the labels"),
         (b"name,when,pixel0\n" + b"1,2,3\n" * 9, "columns 'name', 'when' are no pixels; which is the label"),
@@ -186,3 +186,34 @@ def test_labels_that_are_not_utf_8_are_refused(tmp_path):
     (tmp_path / "a.csv").write_bytes(lines)
     with pytest.raises(DataError, match=r"a\.csv, line 2: the label is not UTF-8"):
         load_data(tmp_path)
+
+
+def test_pixels_in_one_column_and_a_column_of_splits(tmp_path):
+    path = tmp_path / "fer.csv"
+    pixels, labels = np.random.default_rng(0).integers(0, 256, (40, 9)), np.arange(40) % 4
+    parts = ["Training"] * 20 + ["PublicTest"] * 8 + ["PrivateTest"] * 12
+    rows = [f"{label},{' '.join(map(str, row))},{part}" for label, row, part in zip(labels, pixels, parts, strict=True)]
+    path.write_text("\n".join(["emotion,pixels,Usage", *rows]) + "\n")
+    splits = load_data(path)
+    assert splits.info["sizes"] == {"train": 20, "calibration": 8, "test": 12}
+    assert splits.test.images.reshape(12, 9).tolist() == pixels[28:].tolist()
+    assert splits.test.labels.tolist() == labels[28:].tolist()
+    for wrong, message in (
+        (rows[0].replace("Training", "Later"), "'Later' is no split"),
+        (rows[0].replace(" ", "", 1), "line 41: 8 pixels, others have more or fewer"),
+        (rows[0].replace(" ", " x", 1), r"line 41, column 2: 'x\d+' is no pixel"),
+    ):
+        path.write_text("\n".join(["emotion,pixels,Usage", *rows[1:], wrong]) + "\n")
+        with pytest.raises(DataError, match=message):
+            load_data(path)
+    path.write_text("\n".join(["emotion,pixels,Usage", *rows[28:]]) + "\n")
+    with pytest.raises(DataError, match="expected training images"):
+        load_data(path)
+
+
+@pytest.mark.parametrize(("encoding", "end", "odd"), [("utf-16", "\n", "zero bytes"), ("utf-8", "\r", "a carriage")])
+def test_texts_of_other_forms_are_named(tmp_path, encoding, end, odd):
+    text = end.join(["label,p0,p1,p2,p3", *(f"{n % 2},{n},1,2,3" for n in range(20))])
+    (tmp_path / "a.csv").write_bytes(text.encode(encoding))
+    with pytest.raises(DataError, match=f"it has {odd}.*: save it as a text file in UTF-8"):
+        load_data(tmp_path / "a.csv")

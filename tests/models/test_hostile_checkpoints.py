@@ -137,6 +137,7 @@ STATE_CHANGES: dict[str, tuple[Change, str]] = {
     "number name": (lambda s: s.update({3: torch.zeros(1)}), "entry 3 is a Tensor, not a tensor|entry 3"),
     "sparse": (lambda s: s.update({"digit.bias": torch.eye(3).to_sparse()}), "sparse"),
     "complex": (lambda s: s.update({"digit.bias": torch.zeros(5, 4, dtype=torch.complex64)}), "plain float tensors"),
+    "codes": (lambda s: s.update({"digit.weight": s["digit.weight"].mul(99).to(torch.int8)}), "plain float tensors"),
     "huge": (
         lambda s: s.update({"digit.weight": torch.zeros(1).expand(1 << 40, 3, 20)}),
         "digit.weight declares 65,970,697,666,560 values but the file stores 1",
@@ -236,7 +237,8 @@ KERAS_CHANGES: dict[str, tuple[Change, str]] = {
         r"layer conv2d is no plain convolution \(it has no weights",
     ),
     "nan": (lambda n: n.weights["capsule/capsule/weights:0"].fill(np.nan), "of capsule/capsule/weights are not"),
-    "text": (lambda n: n.weights.update({"conv2d/note": np.array([b"text"])}), "of type .*, not numbers"),
+    "codes": (lambda n: n.weights.update({"conv2d/kernel": np.ones((3, 3, 1, 4), np.int8)}), "of type int8; weights"),
+    "text": (lambda n: n.weights.update({"conv2d/note": np.array([b"text"])}), "of type .*; weights are plain floats"),
     "more tensors": (
         lambda n: n.weights.update({"conv2d/gamma:0": np.zeros(3, np.float32)}),
         r"layer conv2d is no plain convolution \(it has gamma",
@@ -267,7 +269,7 @@ def test_hostile_keras_files(tmp_path: Path) -> None:
     refused(path, "keeps its data in another file")
     with h5py.File(path, "w") as file:
         file.create_dataset("conv2d/kernel:0", data=np.array([b"a", "b"], dtype=h5py.string_dtype()))
-    refused(path, "of type object, not numbers")
+    refused(path, "of type object; weights are plain floats")
     with h5py.File(write_keras(path, q7_capsnet()), "a") as file:
         file.attrs["model_config"] = "{broken"
     refused(path, "its model_config is not JSON")

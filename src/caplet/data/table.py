@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from caplet.data.arrays import Labelled, source_of
+from caplet.data.arrays import SPLITS, Labelled, source_of
 from caplet.data.files import list_folder
 from caplet.data.folder import part_of
 from caplet.data.source import DataRequest, Source, joined
@@ -15,6 +15,11 @@ from caplet.files import access, check_regular
 
 ENDINGS = (".csv", ".tsv")
 _LABEL = {"label", "labels", "class", "target", "y", "classid", "class_id", "digit", "letter", "emotion"}
+_SPLIT = {"usage", "split"}
+_PARTS = {"publictest": "calibration", "privatetest": "test"}
+"""Of FER2013's column Usage."""
+_PACKED = "pixels"
+"""The column that has all pixels of an image, with spaces between them."""
 _NUMBER = {"", "id", "index", "imageid", "image_id", "unnamed: 0"}
 _PIXEL = re.compile(r"[a-z]*[ _.-]*\d+([x_.-]\d+)*(_?[rgb])?")
 _LINE, _BLOCK, _MOST, _WIDEST = 1 << 26, 1 << 22, 1 << 34, 1 << 20
@@ -34,6 +39,9 @@ class _Table:
         _, first = next(self._lines(), (0, b""))
         if not first:
             raise DataError(f"{path}: the file has no lines")
+        if b"\0" in first or b"\r" in first:
+            odd = "zero bytes" if b"\0" in first else "a carriage return alone at the ends of its lines"
+            raise DataError(f"{path}: it has {odd}: save it as a text file in UTF-8 with usual ends of lines")
         marks = {mark: first.count(mark) for mark in (b",", b";", b"\t", b" ")}
         self.mark = max(marks, key=lambda mark: marks[mark])
         if first.count(self.mark) > _WIDEST:
@@ -47,7 +55,10 @@ class _Table:
         )
         self.shape: tuple[int, ...] = ()
         self.label: int | None = None
-        self.drop = frozenset(place for place, name in enumerate(names) if self.headed and name in _NUMBER)
+        heading = [*enumerate(names)] if self.headed else []
+        self.split = next((place for place, name in heading if name in _SPLIT), None)
+        self.drop = frozenset(place for place, name in heading if name in _NUMBER | _SPLIT)
+        self.parts = list[str]()
         if like is not None and self.width - len(self.drop) == like.width - len(like.drop) - 1:
             pass  # the pixels alone, as of a competition's test images
         elif like is not None and not self.headed and (self.width, False) == (like.width, like.headed):
@@ -61,6 +72,7 @@ class _Table:
             self.label = self._guessed()
         self.kept = [place for place in range(self.width) if place not in self.drop and place != self.label]
         self.pixels = [names[place] for place in self.kept] if self.headed else []
+        self.packed = self.pixels == [_PACKED]
         if like is not None and self.pixels != like.pixels and sorted(self.pixels) == sorted(like.pixels):
             raise DataError(f"{path}: its columns of pixels are in another order than those of {like.path.name}")
 
@@ -144,15 +156,23 @@ class _Table:
             if not labels[-1] or len(labels[-1]) > 200:
                 raise DataError(f"{self.path}, line {number}: {labels[-1][:40]!r} is no label: correct the line")
         kept, rows, mark = self.kept, [line for _, line in lines], self.mark.decode()
+        if self.split is not None:
+            self.parts += [_part(row.split(self.mark)[self.split]) for row in rows]
+        if self.packed:
+            rows = [row.split(self.mark)[kept[0]].strip(b" \"'") for row in rows]
+            for (number, _), row in zip(lines, rows, strict=True):
+                if len(row.split()) != len(rows[0].split()):
+                    raise DataError(f"{self.path}, line {number}: {len(row.split())} pixels, others have more or fewer")
+            kept, mark = [*range(len(rows[0].split()))], " "
         try:
             found = np.loadtxt(rows, np.float32, None, mark, usecols=kept, ndmin=2, quotechar='"')
         except ValueError:
-            cells = (line.split(self.mark) for line in rows)
+            cells = (line.split(mark.encode()) for line in rows)
             found = np.array([[_value(row[place]) for place in kept] for row in cells], dtype=np.float32)
         wrong = np.argwhere(~((found >= 0) & (found <= 255)))
         if len(wrong):
             row, place = wrong[0].tolist()
-            text = rows[row].split(self.mark)[kept[place]].decode("utf-8", "replace")
+            text = rows[row].split(mark.encode())[kept[place]].decode("utf-8", "replace")
             raise DataError(
                 f"{self.path}, line {lines[row][0]}, column {kept[place] + 1}: {text[:40]!r} is no pixel; the rule is"
                 " numbers 0..255, or 0..1: correct it"
@@ -166,6 +186,12 @@ def _value(cell: bytes) -> float:
         return float(cell.strip(b" \"'"))
     except ValueError:
         return float("nan")
+
+
+def _part(cell: bytes) -> str:
+    """The split that a line's cell names."""
+    text = cell.decode("utf-8", "replace").strip(" \"'")
+    return _PARTS.get(text.lower()) or part_of(text) or text
 
 
 def _is_number(text: str) -> bool:
@@ -210,6 +236,16 @@ def load_tables(paths: list[Path], request: DataRequest) -> Source:
     if first.label is None:
         raise DataError(f"{first.path}: no column is named as the label: {_TODO}")
     parts = {"train": first.read()}
+    if first.parts:
+        parts, known = {}, parts["train"]
+        if others := sorted({*first.parts} - {*SPLITS}):
+            raise DataError(f"{first.path}: {others[0]!r:.60} is no split; expected train, val (PublicTest) or test")
+        if "train" not in first.parts or len(splits.keys() - {""}) > 1:
+            raise DataError(f"{first.path}: a column says the splits; expected training images, and no other file")
+        for split in {*first.parts}:
+            mine = np.array(first.parts) == split
+            parts[split] = known._replace(pixels=known.pixels[mine], labels=known.labels[mine])
+        notes.append("a column says the splits")
     for split in {*splits} - {"train", ""}:
         table = _Table(splits[split][0], first)
         if table.label is None:

@@ -231,6 +231,7 @@ def _tensors(content: Any, path: Path, notes: list[str]) -> State:
             kind = "NumPy array, or another object" if isinstance(value, UnreadObject) else type(value).__name__
             raise ModelError(f"{where} is a {kind}, not a tensor; save the model's state_dict() alone")
         odd = value.is_quantized or value.is_complex() or (value.is_floating_point() and value.itemsize < 2)
+        odd = odd or (name.endswith((".weight", ".bias")) and not value.is_floating_point())  # codes of another tool
         if value.layout is not torch.strided or value.device.type != "cpu" or odd:
             raise ModelError(f"{where} is a {value.layout} {value.dtype} tensor; a checkpoint has plain float tensors")
         stored = value.untyped_storage().nbytes()

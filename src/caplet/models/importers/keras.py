@@ -143,8 +143,9 @@ def _tensors(root: h5py.Group, path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, dataset in found.items():
         where = f"{path}: dataset {listed([name])}"
-        if dataset.dtype.kind not in "fiu" or dataset.shape is None:
-            raise ModelError(f"{where} is of type {dataset.dtype}, not numbers; weights are plain floats")
+        whole = "" if len(dataset.shape or ()) > 1 else "iu"  # counters, not codes of another tool
+        if dataset.dtype.kind not in f"f{whole}" or dataset.shape is None:
+            raise ModelError(f"{where} is of type {dataset.dtype}; weights are plain floats")
         shape = shape_text(dataset.shape)
         if 0 in dataset.shape:
             raise ModelError(f"{where} is empty (shape {shape}); the file is damaged")
