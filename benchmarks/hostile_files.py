@@ -6,9 +6,10 @@
 
 ``mutations.py`` damages, ``hostile_kinds.py`` has the sound files and what reads them. File number n of a seed is
 always the same. A process forked from this one reads :data:`CHUNK` files, one after another; it may take 1 GB of memory
-more than it has when it begins, and 10 seconds for a file (60 where a whole job goes on). Counted as a fault are:
-another exception than a CapletError, one of several lines, too much memory, an end of the process, too long a time, and
-text on stdout or stderr. Libraries' warnings are off, as the command line has them.
+more than it has when it begins, and 10 seconds of the processor for a file (60 where a whole job goes on), or
+:data:`PATIENCE` times that by the clock, which other programs slow down. Counted as a fault are: another exception than
+a CapletError, one of several lines, too much memory, an end of the process, too long a time, and text on stdout or
+stderr. Libraries' warnings are off, as the command line has them.
 
 A fault is looked at again in a process of its own, its file is kept in the folder OUT.kept, and OUT gets a line of JSON
 for each CHUNK. Where memory was asked for, also where an error message was made of its refusal, the second process gets
@@ -50,6 +51,7 @@ RECORDS = Path(__file__).parent / "records"
 CHUNK = 500
 OUTCOMES = ("read", "refused", "asked", "fault")
 MEMORY = 1 << 30
+PATIENCE = 6
 _TOO_MUCH = re.compile(r"allocate|out of memory|bad_alloc|MemoryError|not enough memory", re.I)
 
 
@@ -101,13 +103,13 @@ def look(drawn: tuple[str, Kind, Path, bytes], work: Path, printed: int, limited
         shutil.copytree(samples() / kind.sample, folder)
     (folder / place).write_bytes(data)
     error: BaseException | None = None
-    began = time.perf_counter()
+    began = processor()
     try:
         with in_cache(folder / "cache"):
             kind.read(folder, folder / place)
     except Exception as caught:
         error = caught
-    found = {"kind": name, "seconds": round(time.perf_counter() - began, 3), "fault": fault_of(error, limited)}
+    found = {"kind": name, "seconds": round(processor() - began, 3), "fault": fault_of(error, limited)}
     if resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > MEMORY >> 10:
         found["fault"] = "memory of a child process"
     sys.stdout.flush()
@@ -129,6 +131,12 @@ def look(drawn: tuple[str, Kind, Path, bytes], work: Path, printed: int, limited
         shutil.copy(samples() / kind.sample / place, folder / place)
         shutil.rmtree(folder / "cache", ignore_errors=True)
     return found
+
+
+def processor(process: int | None = None) -> float:
+    """Seconds of the processor that a process and the children that it has waited for have taken; None for this one."""
+    text = Path(f"/proc/{process or os.getpid()}/stat").read_text()
+    return sum(map(int, text.rpartition(")")[2].split()[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def fault_of(error: BaseException | None, limited: bool) -> str:
@@ -188,13 +196,14 @@ def outcomes(files: Files, numbers: list[int], work: Path, limited: bool = True)
             finally:
                 os._exit(1)
         os.close(sink)
-        begun, ended, limit = None, "", 60.0
+        begun, ended, limit, spent = None, "", 60.0, 0.0
         lines, began, least = b"", time.monotonic(), memory(process, 1)
         while not ended:
-            wait = max(0.0, began + limit - time.monotonic())
-            if not select.select([source], [], [], wait if limited else min(wait, 0.01))[0]:
-                if began + limit <= time.monotonic():
-                    ended = f"hang: more than {limit:g} s"
+            if not select.select([source], [], [], 1.0 if limited else 0.01)[0]:
+                if processor(process) - spent > limit:
+                    ended = f"hang: more than {limit:g} s of the processor"
+                elif began + PATIENCE * limit <= time.monotonic():
+                    ended = f"hang: more than {PATIENCE * limit:g} s"
                 elif memory(process, 1) > least + MEMORY:
                     ended = "memory: more than 1 GB in use"
                 continue
@@ -203,7 +212,7 @@ def outcomes(files: Files, numbers: list[int], work: Path, limited: bool = True)
                 break
             *whole, lines = (lines + piece).split(b"\n")
             for line in map(json.loads, whole):
-                began, begun = time.monotonic(), line.get("begun", begun)
+                began, spent, begun = time.monotonic(), processor(process), line.get("begun", begun)
                 limit = line.get("limit", limit)
                 if "number" in line:
                     begun, limit = None, 600.0  # to damage the next file is no work of caplet's
