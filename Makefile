@@ -3,11 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=20
-# COVERAGE=1 also measures which lines of src/caplet the tests run, and fails below the floor in pyproject.toml.
-ifdef COVERAGE
-PYTEST += --cov=caplet --cov-report=term:skip-covered
-endif
+# COVERAGE=1 also measures which lines of src/caplet the tests run, and fails below the floor in .ci/coverage.py.
+PYTEST := $(BIN)/python $(if $(COVERAGE),-m slipcover) -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=20
 
 .PHONY: demo test quick lint types docs install release clean
 
@@ -15,7 +12,9 @@ demo: install
 	$(BIN)/caplet demo --out runs/demo --force
 
 test: install lint types
+	mkdir -p build
 	$(PYTEST)
+	$(if $(COVERAGE),$(BIN)/python .ci/coverage.py build/coverage.json)
 
 quick: install lint types
 	$(PYTEST) -m "not slow"

@@ -34,15 +34,11 @@ def _shared_is_here() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, so that the workers end together. Skip ``shared`` where the folder is absent.
-
-    Lines are counted in quick tests alone: tracing takes half of a test's time again.
-    """
+    """Long files first, so that the workers end together. Skip ``shared`` where the folder is absent."""
     seconds: Counter[Path] = Counter()
     for item in items:
         if slow := item.get_closest_marker("slow"):
             seconds[item.path] += slow.args[0] if slow.args else SLOW
-            item.add_marker(pytest.mark.no_cover)
     items.sort(key=lambda item: -seconds[item.path])
     if not _shared_is_here():
         for item in items:
