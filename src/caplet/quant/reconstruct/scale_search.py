@@ -35,8 +35,8 @@ _HARM = 1e-2
 _GAIN = 1e-3
 """A step must take away at least this fraction of the error, or it is no more than noise."""
 _FIRST, _CLEAR = 4, 0.1
-"""A step that adds more than the fraction ``_CLEAR`` of the error on a part of the images, one in ``_FIRST``, is not
-looked at on the others: most steps are of this kind."""
+"""A step that adds more than the fraction ``_CLEAR`` of the error on a part of the images, one in ``_FIRST``, and more
+than its standard error there, is not looked at on the others: most steps are of this kind."""
 _ENOUGH = 0.05
 """A sweep that takes away less than this fraction of the error is the last one."""
 _REACH = 4
@@ -45,8 +45,8 @@ _MOVES = (0, -1, -2, -3, 1)
 """By how much a channel's exponent may leave that of least squared error among the weights; the first of equals is
 taken."""
 _TINY = 1e-30
-_Result = tuple[list[State], float]
-"""States before every stage, and the sum of squared differences of the class capsules' lengths, of some images."""
+_Result = tuple[list[State], Tensor]
+"""Of some images, states before every stage, and the squared differences of the class capsules' lengths, float (N,)."""
 
 
 class ComputedOnly(FakeQuant):
@@ -119,7 +119,7 @@ class ScaleSearch:
         return plan, before, self._mean(results)
 
     def _mean(self, results: Sequence[_Result]) -> float:
-        return sum(error for _, error in results) / sum(wanted.numel() for wanted in self.wanted)
+        return sum(float(errors.sum()) for _, errors in results) / sum(wanted.numel() for wanted in self.wanted)
 
     def _move(self, plan: QuantPlan, key: str, results: list[_Result]) -> tuple[QuantPlan, list[_Result]]:
         """Step by step in the direction that helps."""
@@ -150,9 +150,10 @@ class ScaleSearch:
         first, found, change = self._staged.stage_of[key] + 1, list[_Result](), 0.0
         for part, (states, _) in enumerate(results):
             found.append(self._run(plan, part, states[:first]))
-            error, reached = (sum(one for _, one in of[: part + 1]) for of in (results, found))
-            change = (reached - error) / max(error, _TINY)
-            if change > _CLEAR:
+            errors, reached = (torch.cat([each for _, each in of[: part + 1]]) for of in (results, found))
+            total, added = max(float(errors.sum()), _TINY), reached - errors
+            change = float(added.sum()) / total
+            if change > _CLEAR and change > float(added.std() * len(added) ** 0.5) / total:
                 break
         return found, change
 
@@ -176,7 +177,7 @@ class ScaleSearch:
             state = tuple(tensor.clone() for tensor in states[-1])
             capsules = self._staged.run_from(first, state, handler, keep=keep)[0]
         states.pop()
-        return states, float((lengths(capsules) - self.wanted[part]).square().sum())
+        return states, (lengths(capsules) - self.wanted[part]).square().sum(1)
 
 
 def with_channel_formats(model: CapsNet, plan: QuantPlan) -> QuantPlan:
