@@ -12,14 +12,14 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "hostile_files.py"
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the script watches memory in /proc")
-def test_a_few_hundred_of_them(tmp_path: Path) -> None:
+def test_many_of_them(tmp_path: Path) -> None:
     record = tmp_path / "record.json"
-    command = [sys.executable, str(SCRIPT), "--count", "300", "--seed", "11", "--out", str(tmp_path / "log.jsonl")]
+    command = [sys.executable, str(SCRIPT), "--count", "150", "--seed", "11", "--out", str(tmp_path / "log.jsonl")]
     done = subprocess.run(
         [*command, "--record", str(record)], capture_output=True, text=True, check=False, timeout=1200
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(record.read_text())
-    assert found["files"] == 300
-    assert found["outcomes"]["refused"] > 150
-    assert found["outcomes"]["read"] > 30
+    assert found["files"] == 150
+    assert found["outcomes"]["refused"] > 75
+    assert found["outcomes"]["read"] > 15

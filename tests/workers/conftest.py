@@ -7,9 +7,9 @@ import pytest
 from caplet.workers.settings import WorkerSettings
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def scheduler() -> Iterator[str]:
-    """The address of a Dask scheduler with two worker processes."""
+    """The address of a Dask scheduler with two worker processes, which end with the tests of a file: idle they work."""
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as started:
         yield started.scheduler_address
