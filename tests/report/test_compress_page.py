@@ -1,6 +1,7 @@
 """The page about a compression: everything it has to show, with the numbers of the run's records."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ SETTINGS: dict[str, Any] = {
     "prune": {"probes": [0.5], "probe_steps": 5, "least_steps": 60},
     "quantize": {"probes": [8, 4], "reconstruct": []},
     "verify": {"images": 3, "timed": 8},
+    "web": True,
 }
 
 
@@ -54,6 +56,12 @@ def test_the_card_says_what_was_reached(page: Page, metrics: dict[str, Any]) -> 
         assert f"{engine['target']}: {engine['codes']:,} of {engine['codes']:,} codes of 3 images" in page.text
     for give in metrics["outlook"]:
         assert give in page.text
+
+
+def test_a_link_leads_to_the_page_for_browsers(run: Path) -> None:
+    pytest.importorskip("ziglang")
+    (link,) = re.findall(r'<a href="(web/[^"]*)"', (run / "report.html").read_text(encoding="utf-8"))
+    assert "caplet-core.js" in (run / link).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +110,7 @@ def test_nothing_is_left_out(page: Page) -> None:
 def test_the_page_is_small_and_alone(page: Page, run: Path) -> None:
     assert (run / "report.html").stat().st_size < 3_000_000
     assert "script" not in page.tags
-    assert all(link.startswith(("data:", "#")) for link in page.links)
+    assert all(link.startswith(("data:", "#", "web/")) for link in page.links)
     assert len(page.ids) == len(set(page.ids))
 
 

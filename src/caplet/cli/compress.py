@@ -23,6 +23,7 @@ DEMO = {
     "limits": {"max_drop": 0.4},
     "accept": "measured",  # 300 images are too few to show so small a loss of new ones
     "prune": {"probes": [0.5, 0.35]},
+    "web": True,
 }
 """The settings of the demo."""
 

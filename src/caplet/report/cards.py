@@ -6,7 +6,7 @@ from typing import Any
 
 from caplet.metrics import Accuracy, Paired
 from caplet.report.content import Number
-from caplet.runs.finished import RunRecords
+from caplet.runs.finished import WEB_PAGE, WEB_STAGE, RunRecords
 from caplet.runs.folder import METRICS
 from caplet.runs.records import (
     DETAILS,
@@ -41,6 +41,7 @@ class Card:
         facts, limits, models: what stands on the card.
         exact: one sentence per engine that was compared, and whether it computed the same integers.
         notes: sentences below.
+        links: words, and the page beside this one that they lead to.
     """
 
     met: bool | None
@@ -51,6 +52,7 @@ class Card:
     models: tuple[Model, ...] = ()
     exact: tuple[tuple[str, bool], ...] = ()
     notes: tuple[str, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
 
 
 def card(run: RunRecords[Any]) -> Card | None:
@@ -266,6 +268,7 @@ def _compressed(run: RunRecords[CompressMetrics]) -> Card:
         f" parameters, needs {100 * after.macs_kept:.3g} % of the multiply-accumulates, and"
         f" {_against_float(after.test, after.paired)}"
     )
+    web = metrics.stages.get(WEB_STAGE)
     names = {"Float accuracy": "float.test", "Compressed accuracy": "compressed.test"}
     facts = _compared(metrics, names, "compressed.paired")
     for name, path, note in (
@@ -293,6 +296,7 @@ def _compressed(run: RunRecords[CompressMetrics]) -> Card:
         tuple(_found_limits(metrics)),
         exact=tuple(map(_engine, metrics.verified)),
         notes=(*notes, *_times(run.details)),
+        links=() if web is None else (("Try these integers in a browser", f"{web.folder.name}/{WEB_PAGE}"),),
     )
 
 

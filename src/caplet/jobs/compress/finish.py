@@ -24,10 +24,10 @@ from caplet.metrics import Accuracy, accuracy
 from caplet.models.base import CapsNet
 from caplet.models.cost import FLOAT_BYTES, cost_of
 from caplet.program import Program
-from caplet.program.c.emit import EmitSettings, Export
+from caplet.program.c.emit import WEB, EmitSettings, Export
 from caplet.program.interpreter import RunResult, run
 from caplet.quant.choices import SensitivitySettings
-from caplet.runs.finished import COMPRESSED
+from caplet.runs.finished import COMPRESSED, WEB_STAGE
 from caplet.runs.folder import METRICS, read_record, write_record
 from caplet.runs.promised import verdict_of
 from caplet.runs.records import TRACE, VERIFIED, SpeedMetrics, VerifyRecord
@@ -107,6 +107,11 @@ class Finish:
         attempt, do = self.attempt, self.context.do
         inputs = {"program": file_digest(attempt.path), "ram": self.settings.ram}
         do(FIRMWARE, inputs, self.export, MEMORY)
+        if self.settings.web:
+            try:
+                do(WEB_STAGE, inputs, self.browse, "caplet-core.js")
+            except ToolMissing as error:
+                self.note(f"no page for a browser: {error}")
         asked = {**inputs, **self.settings.verify.model_dump(), "target": self.settings.target}
         checked = do(VERIFY, asked, self.verify, VERIFIED)
         both = {**inputs, "model": weights_digest(attempt.model), "images": TRACED}
@@ -182,6 +187,12 @@ class Finish:
             shutil.rmtree(folder)
         export = export_c(self.attempt.program, folder, EmitSettings(prefix="network", ram=self.settings.ram))
         write_record(folder / MEMORY, export.plan.to_json())
+
+    def browse(self, folder: Path, resume: bool) -> None:
+        """The stage that writes the page which classifies in a browser."""
+        if resume:
+            shutil.rmtree(folder)
+        export_c(self.attempt.program, folder, EmitSettings(prefix="network", to=WEB))
 
     def verify(self, folder: Path, resume: bool) -> None:
         """The stage that compares every engine's integers, on calibration images."""

@@ -148,6 +148,8 @@ class CompressSettings(Accepting):
     """Pair the data's classes with the model's in their order, whatever both call them."""
     target: Literal["host", "cortex-m4"] = option("host", TARGET)
     """What the firmware is verified on: this machine, or a device in an emulator."""
+    web: bool = option(False, TARGET)
+    """Also write web/, a page that classifies images in a browser, and link to it in the report (needs ziglang)."""
     seed: int = option(0, "Run", ge=0, lt=1 << 32)
     """Of everything that draws."""
     limits: Limits = Limits()
