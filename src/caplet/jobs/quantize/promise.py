@@ -220,15 +220,20 @@ def smallest_tolerance(n: int, error: float) -> float:
     return new_loss_limit(n, 0, 0, error)
 
 
-def check_tolerance(tolerance: float, n: int, error: float, about: str) -> None:
-    """Raise ConfigError where ``n`` images, ``about`` in words, could not show that any plan keeps a tolerance."""
+def provable_tolerance(n: int, error: float) -> float:
+    """The smallest tolerance that looks at ``n`` images can decide on, in hundredths of percentage points."""
     first = 0.0 if _NEARLY * n <= FIRST_IMAGES else _FIRST_ERROR
     spent = _SEQUENCE_ERROR * (1 - first) * error  # by the last look at the first plan
-    least = smallest_tolerance(n, spent)
+    return math.ceil(100 * smallest_tolerance(n, spent)) / 100
+
+
+def check_tolerance(tolerance: float, n: int, error: float, about: str) -> None:
+    """Raise ConfigError where ``n`` images, ``about`` in words, could not show that any plan keeps a tolerance."""
+    least = provable_tolerance(n, error)
     if tolerance < least:
         raise ConfigError(
             f"{n:,} {about} cannot show a loss of at most {tolerance:g} points ({100 * (1 - error):g} % confidence):"
-            f" {math.ceil(100 * least) / 100:.2f} is the smallest tolerance they can; give more images"
+            f" {least:.2f} is the smallest tolerance they can; give more images"
             " (--calibration-size, --validation), or decide by the images of the search (--accept measured)"
         )
 

@@ -20,6 +20,7 @@ from caplet.errors import CapletError, ConfigError, FolderInUse, ModelError, Pla
 from caplet.files import access, locked, write_bytes, write_json
 from caplet.jobs.compress.choose import outlook
 from caplet.jobs.quantize.job import quantize
+from caplet.jobs.quantize.promise import divide, provable_tolerance
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.report import PAGE, write_report
 from caplet.jobs.run import begin
@@ -322,19 +323,24 @@ class _Sweep:
     def quantized(self, folder: Path, won: TrialMetrics, target: float | None) -> Path:
         """The run folder of the winner's quantization, made where it is not there; the arena stays that of 8 bits."""
         out, settings, reference = folder / "quantized", self.settings, won.reference
-        whole = load_program(folder / PROGRAM)
+        whole, model = load_program(folder / PROGRAM), load_model(folder / MODEL)
         assert reference is not None
-        spare = settings.tolerance if target is None else max(0.0, reference.percent - target)
+        if target is None:  # no accuracy on calibration images was asked for: training images decide
+            error = 1 - QuantizeSettings().confidence
+            tolerance = provable_tolerance(divide(model, self.maker.splits, None)[1].least, error)
+            tolerance = max(settings.tolerance, tolerance)
+        else:
+            tolerance = min(settings.tolerance, round(max(0.0, reference.percent - target), 6))
         write_json(folder / HARDWARE, {"name": "winner", "activation_containers": [BITS], "only_containers": True})
         asked = QuantizeSettings(
-            tolerance=min(settings.tolerance, round(spare, 6)),
+            tolerance=tolerance,
             budget=max(settings.flash - whole.code_bytes - UNPACKING_BYTES, whole.flash_bytes // 2),
             hardware=str(folder / HARDWARE),
-            accept="measured",
+            accept="measured" if target is not None else "confidence",
             seed=settings.seed,
         )
         if not runs.is_finished(out):
-            quantize(load_model(folder / MODEL), self.maker.splits, out, asked, resume=True, note=self.note)
+            quantize(model, self.maker.splits, out, asked, resume=True, note=self.note)
         return out
 
 

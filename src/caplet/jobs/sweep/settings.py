@@ -31,7 +31,8 @@ class SweepSettings(Settings):
     max_drop: Percent | None = option(None, TARGET)
     """Find the smallest network that loses at most so many percentage points against the best one of the sweep."""
     tolerance: Percent = option(0.2, TARGET)
-    """What narrower weights may cost the winner in the end, in percentage points; less where the accuracy asks it."""
+    """What narrower weights may cost the winner in the end, in percentage points; less where an accuracy is asked for.
+    Otherwise training images decide, and where they are too few to show so little, it is what they can show."""
 
     trials: Many = option(40, SEARCH)
     """Networks that are trained for a short time. More of them go on with a finished sweep, with --resume."""
