@@ -128,7 +128,7 @@ class Reconstructor:
             self.model, keys = equalized(self.model, self.images[: settings.tuning_images])
             calibration = calibrate(self.model, self.images[: settings.tuning_images])
             self._fresh = {key: partial(calibration.format, key) for key in keys}
-        self.tuned: dict[QuantPlan, tuple[QuantPlan, ScaleSearch]] = {}  # first exponents, by the formats before
+        self.tuned: dict[QuantPlan, QuantPlan] = {}  # first exponents by the formats that they were tuned from
         self.wanted: list[Tensor] | None = None  # what the float model gives on the tuning images
         self.exact: list[list[State]] = []  # inputs of the float model's first stages
         self.store = BlockStore(folder, identity(model, self.images, settings))
@@ -168,7 +168,7 @@ class _Run:
     def run(self) -> Reconstruction:
         """All blocks in order."""
         if Part.SCALES in self.settings.parts:
-            first = self._tune_first()
+            self._tune_first()
         if Part.PER_CHANNEL in self.settings.parts:
             self.handler.plan = with_channel_formats(self.source, self.handler.plan)
         total = sum("weight" in layer.specs for layer in self.model.layers())
@@ -185,18 +185,13 @@ class _Run:
         self._put_on_grid()
         if Part.SCALES in self.settings.parts:
             computed = [key for key, spec in self.source.points().items() if spec.storage is Storage.RAM]
-            images, wanted, hopeless = self._tuning_images, first.wanted, first.hopeless
-            again = ScaleSearch(self.model, self.source, images, wanted=wanted, hopeless=hopeless)
-            self._tune(again, computed)
+            self._tune(ScaleSearch(self.model, self.source, self._tuning_images, wanted=self.owner.wanted), computed)
         if Part.END_TO_END in self.settings.parts:
             self._move_together()
         return Reconstruction(self.model, self.handler.plan, tuple(self.reports))
 
-    def _tune_first(self) -> ScaleSearch:
-        """Tune exponents before any weight is chosen: of the weights too, unless their codes are about to be fitted.
-
-        Steps that are clearly worse there are not tried again once the weights are fitted.
-        """
+    def _tune_first(self) -> None:
+        """Tune exponents before any weight is chosen: of the weights too, unless their codes are about to be fitted."""
         owner = self.owner
         fitted = Part.ROUNDING in self.settings.parts
         keys = [
@@ -209,10 +204,8 @@ class _Run:
             wanted = owner.wanted
             search = ScaleSearch(self.source, self.source, self._tuning_images, constants=not fitted, wanted=wanted)
             self._tune(search, keys)
-            owner.tuned[base], owner.wanted = (self.handler.plan.restricted(keys), search), search.wanted
-        tuned, search = owner.tuned[base]
-        self.handler.plan = self.handler.plan.with_formats(tuned.points)
-        return search
+            owner.tuned[base], owner.wanted = self.handler.plan.restricted(keys), search.wanted
+        self.handler.plan = self.handler.plan.with_formats(owner.tuned[base].points)
 
     def _tune(self, search: ScaleSearch, keys: Sequence[str]) -> None:
         self.handler.plan, _, _ = search.search(self.handler.plan, keys, self.settings.tuning_sweeps)

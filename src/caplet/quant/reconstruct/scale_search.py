@@ -67,11 +67,9 @@ class ScaleSearch:
         images: uint8 (N, C, H, W), a few dozen calibration images.
         constants: False leaves constants as they are during the search.
         wanted: of an earlier search on the same ``source`` and images.
-        hopeless: steps that are not tried.
 
     Attributes:
-        wanted: what ``source`` gives, part by part.
-        hopeless: steps, by point and format, that were clearly worse, and those given.
+        wanted: the lengths that ``source`` gives, float (part of the images, classes) for each part.
     """
 
     def __init__(
@@ -82,7 +80,6 @@ class ScaleSearch:
         *,
         constants: bool = True,
         wanted: list[Tensor] | None = None,
-        hopeless: Iterable[tuple[str, PlanFormat]] = (),
     ) -> None:
         self._staged = StagedModel(model)
         self._specs = model.points()
@@ -91,7 +88,6 @@ class ScaleSearch:
         first = -(-len(images) // _FIRST)
         self._parts = [to_float(part) for part in (images[:first], images[first:]) if len(part)]
         self._harmful: set[tuple[str, PlanFormat]] = set()
-        self._given, self.hopeless = frozenset(hopeless), set(hopeless)
         with torch.no_grad():
             self.wanted = wanted or [lengths(source.eval()(part)) for part in self._parts]
 
@@ -109,7 +105,7 @@ class ScaleSearch:
         order = [key for key in self._specs if key in wanted and isinstance(plan.points[key], FixedFormat)]
         results = [self._run(plan, part, [(images,)]) for part, images in enumerate(self._parts)]
         before = self._mean(results)
-        self._harmful = set(self._given)
+        self._harmful.clear()
         for _ in range(sweeps):
             start = self._mean(results)
             for key in order:
@@ -136,8 +132,6 @@ class ScaleSearch:
                 if change >= -_GAIN:
                     if change > _HARM:
                         self._harmful.add((key, moved))
-                    if change > _CLEAR:
-                        self.hopeless.add((key, moved))
                     break
                 plan, results = tried, found
             if plan != start:
