@@ -31,7 +31,7 @@ def command(
         typer.Option("--out", help="New folder, or .onnx file. Default: export/, or NAME.onnx, beside the model."),
     ] = None,
     ram: Annotated[
-        str, typer.Option("--ram", help="fast stores all votes, small recomputes them; or a limit such as 64KB.")
+        str, typer.Option("--ram", help="fast, small (votes recomputed, maps in bands); or a limit such as 64KB.")
     ] = "fast",
     prefix: Annotated[str | None, typer.Option("--prefix", help="Of every C name. Default: the model's name.")] = None,
     images: Annotated[
