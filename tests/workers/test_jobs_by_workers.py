@@ -11,13 +11,15 @@ from caplet import api
 from caplet.bench.papers.job import redo_papers
 from caplet.bench.settings import PapersSettings
 from caplet.data import Splits
-from caplet.jobs.compress.curves import POINT, Context, Measurement
+from caplet.errors import ConfigError
+from caplet.jobs.compress.curves import FLOAT, POINT, Context, Measurement
 from caplet.jobs.compress.settings import CompressSettings
 from caplet.models.backbone import backbone_caps
 from caplet.prune.backbone import BackbonePruned, prune_backbone
 from caplet.prune.choices import BackbonePruneSettings
 from caplet.quant.choices import Part
 from caplet.runs.records import Pruned
+from caplet.train.finetune import weights_digest
 from caplet.train.loss import margin_loss
 from caplet.workers.settings import WorkerSettings
 from caplet.workers.team import Team
@@ -150,18 +152,30 @@ def test_a_resumed_search_measures_nothing_again(trained: Path, tmp_path: Path) 
     assert again.models[0].record["widths"] == first.models[0].record["widths"]
 
 
-def test_the_curve_of_widths_is_the_same(away: WorkerSettings, trained: Path, tmp_path: Path) -> None:
+def test_curves_are_the_same(away: WorkerSettings, trained: Path, tmp_path: Path) -> None:
+    """Of pruning, with a fraction that is passed over, one that is left out, and of widths."""
     model, splits = api.load_float(trained / "model.safetensors"), api.load_data("digits", calibration_size=120)
-    asked = CompressSettings.of({"data": "digits", "model": "m.safetensors", "quantize": {"probes": [8, 4, 2]}})
-    points = {}
-    for name, workers in (("here", ALONE), ("there", away)):
+    pruning = {"probes": [0.6, 0.5, 0.3, 1e-6], "probe_steps": 3}
+    asked = CompressSettings.of(
+        {"data": "digits", "model": "m.safetensors", "prune": pruning, "quantize": {"probes": [8, 4]}}
+    )
+
+    def found(folder: Path, workers: WorkerSettings) -> tuple[dict[str, Any], list[str], list[tuple[int, int]]]:
         notes: list[str] = []
         seen: list[tuple[int, int]] = []
         with workers.open() as team:
-            progress = lambda done, total, seen=seen: seen.append((done, total))  # noqa: E731
-            context = Context(tmp_path / name, splits, asked, notes.append, progress, False, team)
-            measurement = Measurement(context, model, tmp_path / name)
-            measurement.narrow(model, Pruned(1.0, 1, 1, 0.0, 120, 0), tmp_path / name / "widths", False)
-        points[name] = ((tmp_path / name / "widths" / POINT).read_bytes(), notes, seen)
-    assert points["here"] == points["there"]
-    assert points["here"][2] == [(1, 3), (2, 3), (3, 3)]
+            measurement = Measurement(Context(folder, splits, asked, notes.append, None, False, team), model, folder)
+            for fraction in (0.6, 0.3):
+                measurement.prune(fraction, folder / str(fraction), False)
+            with pytest.raises(ConfigError, match="would empty a layer"):
+                measurement.prune(1e-6, folder / "none", False)
+            measurement.context.progress = lambda done, total: seen.append((done, total))
+            measurement.narrow(model, Pruned(1.0, 1, 1, 0.0, 120, 0), folder / "widths", False)
+        files: dict[str, Any] = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob(POINT)}
+        weights = {fraction: weights_digest(api.load_float(folder / fraction / FLOAT)) for fraction in ("0.6", "0.3")}
+        return files | weights, notes, seen
+
+    here, there = found(tmp_path / "here", ALONE), found(tmp_path / "there", away)
+    assert here == there
+    assert len(here[0]) == 5
+    assert here[2] == [(1, 2), (2, 2)]

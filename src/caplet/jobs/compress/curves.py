@@ -1,9 +1,11 @@
 """The two curves that the choice is made on: accuracy against pruning, and against width, a few points of each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -134,6 +136,7 @@ class Measurement:
         self.context, self.model, self.run = context, model, run
         self.splits, self.settings, self.note = context.splits, context.settings, context.note
         self.images = self.splits.calibration.evenly_spaced(IMAGES)
+        self._points: Iterator[tuple[float, tuple[CapsNet, Pruned] | ConfigError]] | None = None
 
     @cached_property
     def correct(self) -> NDArray[np.bool_]:
@@ -158,7 +161,7 @@ class Measurement:
             if fraction is None:
                 break
             asked = settings.pruning(fraction).model_dump(mode="json")
-            name, inputs = f"macs-{fraction:.4g}", {**common, "steps": steps, "settings": asked}
+            name, inputs = _name(fraction), {**common, "steps": steps, "settings": asked}
             try:
                 done = stages.do(name, inputs, partial(self.prune, fraction), (FLOAT, POINT))
             except ConfigError as error:
@@ -168,6 +171,7 @@ class Measurement:
             self.note(f"{point.macs_kept:.1%} of the multiply-accumulates: {point.drop:+.2f} points")
             curve.append(point)
             models[point.macs_kept] = load_model(done.folder / FLOAT)
+        self._points = None  # workers may have begun points that nobody asks for
         base = min((point for point in curve if point.drop <= settings.limits.max_drop), key=lambda point: point.macs)
         network = models[base.macs_kept]
         inputs = {**common, "network": weights_digest(network), "widths": list(settings.quantize.probes)}
@@ -188,22 +192,28 @@ class Measurement:
 
     def prune(self, fraction: float, folder: Path, resume: bool) -> None:
         """One point of the pruning curve."""
-        settings, model = self.settings.pruning(fraction), self.model
-        whole, order = network_sizes(model, settings.units), self.order
-        smaller = cut(model, order.selection(removals_for(model, order, settings, whole, 1.0)), order.structure)
+        self._points = self._points or self.points(fraction)
+        found = next(result for asked, result in self._points if asked == fraction)
+        if isinstance(found, ConfigError):
+            raise found
         folder.mkdir(parents=True, exist_ok=True)
-        steps = self.settings.prune.probe_steps
-        if steps:
-            tuning = settings.finetuning(len(self.splits.train))
-            tuning = tuning.model_copy(update={"steps": steps, "epochs": 1 + steps})
-            splits = replace(self.splits, calibration=self.images)
-            task = FinetuneTask(tuning, smaller, model, self.context.answers)
-            smaller = train(task, splits, folder / "finetune", resume=resume, progress=False).model
-        cost = cost_of(smaller)
-        drop = paired(self.correct, correct_images(smaller, self.images)).loss
-        point = Pruned(cost.macs / whole["macs"], cost.macs, cost.parameters, drop, len(self.images), steps)
-        save_model(smaller, folder / FLOAT, training_notes(self.splits, model))
-        write_record(folder / POINT, point)
+        save_model(found[0], folder / FLOAT, training_notes(self.splits, self.model))
+        write_record(folder / POINT, found[1])
+
+    def points(self, first: float) -> Iterator[tuple[float, tuple[CapsNet, Pruned] | ConfigError]]:
+        """The fractions that may be asked for from ``first`` on, the largest first, and what pruning to each gives.
+
+        In this process a point is made when it is asked for, in its stage's folder.
+        """
+        team, whole, macs = self.context.team, cost_of(self.model).macs, self.settings.limits.macs
+        ahead = {*self.settings.prune.probes, *([] if macs is None else [macs / whole])}
+        fractions = sorted({first, *(fraction for fraction in ahead if fraction < first)}, reverse=True)
+        seen = replace(self.splits, calibration=self.images, test=self.splits.test.subset([]))
+        answers = None if team.away else self.context.answers
+        parcel = team.parcel(_Pruner, self.model, self.order, seen, self.settings, self.correct, answers)
+        folders = [None if team.away else self.run / _name(fraction) / "finetune" for fraction in fractions]
+        tasks = [(parcel, task) for task in zip(fractions, folders, strict=True)]
+        return zip(fractions, team.map(_Pruner.point, tasks, lambda task: _name(task[0])), strict=False)
 
     def narrow(self, model: CapsNet, base: Pruned, folder: Path, resume: bool) -> None:
         """The width curve, of the smallest network that keeps to the accepted loss: its like will be quantized."""
@@ -221,6 +231,49 @@ class Measurement:
                 self.context.progress(len(points), len(widths))
             self.note(f"{bits} bits everywhere: {points[-1].drop:+.2f} points")
         write_record(folder / POINT, points)
+
+
+def _name(fraction: float) -> str:
+    return f"macs-{fraction:.4g}"
+
+
+class _Pruner:
+    """A network, and what it is pruned, trained and measured with; ``correct`` says which images it has right."""
+
+    def __init__(
+        self,
+        model: CapsNet,
+        order: RemovalOrder,
+        splits: Splits,
+        settings: CompressSettings,
+        correct: NDArray[np.bool_],
+        answers: TeacherAnswers | None,
+    ) -> None:
+        self._model, self._order, self._splits, self._settings = model, order, splits, settings
+        self._correct, self._answers = correct, answers or TeacherAnswers()
+
+    def point(self, task: tuple[float, Path | None]) -> tuple[CapsNet, Pruned] | ConfigError:
+        """The network pruned to a fraction of the multiply-accumulates, trained in a folder (None: a temporary one);
+        an error where that would empty a layer."""
+        (fraction, folder), model, order, splits = task, self._model, self._order, self._splits
+        settings, images = self._settings.pruning(fraction), splits.calibration
+        whole = network_sizes(model, settings.units)
+        try:
+            count = removals_for(model, order, settings, whole, 1.0)
+        except ConfigError as error:
+            return error
+        smaller = cut(model, order.selection(count), order.structure)
+        if steps := self._settings.prune.probe_steps:
+            tuning = settings.finetuning(len(splits.train))
+            tuning = tuning.model_copy(update={"steps": steps, "epochs": 1 + steps})
+            learner = FinetuneTask(tuning, smaller, model, self._answers)
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+            with nullcontext(folder) if folder else TemporaryDirectory(prefix="caplet-") as place:
+                smaller = train(learner, splits, Path(place), resume=True, progress=False).model
+        cost = cost_of(smaller)
+        drop = paired(self._correct, correct_images(smaller, images)).loss
+        return smaller, Pruned(cost.macs / whole["macs"], cost.macs, cost.parameters, drop, len(images), steps)
 
 
 class _Narrowed:
