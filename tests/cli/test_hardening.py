@@ -275,3 +275,23 @@ def test_streams_that_are_closed_are_no_error(caplet: Caplet, monkeypatch: pytes
 
 def test_an_error_does_not_steer_the_terminal(caplet: Caplet, tmp_path: Path) -> None:
     assert caplet("inspect", tmp_path / "a\x1b[31mb\x07").error().count("a\\x1b[31mb\\x07") == 1
+
+
+@posix
+def test_classes_whose_names_are_no_text(caplet: Caplet, tmp_path: Path) -> None:
+    for number, name in enumerate((b"a", b"b\xff")):
+        try:
+            (tmp_path / "images" / os.fsdecode(name)).mkdir(parents=True)
+        except OSError:
+            pytest.skip("this file system has no such names")
+        for n in range(12):
+            pixels = np.random.default_rng(n).integers(0, 128, (8, 8), dtype=np.uint8) + np.uint8(100 * number)
+            Image.fromarray(pixels).save(tmp_path / "images" / os.fsdecode(name) / f"{n}.png")
+    data, net, ints = ("--data", tmp_path / "images", "--quiet"), tmp_path / "net", tmp_path / "ints"
+    assert caplet("train", "--recipe", "digits", "--set", "epochs=1", *data, "--out", net).code == 0
+    search = ("--method", "qcapsnets", "--accept", "measured", "--tolerance", 90, "--out", ints)
+    assert caplet("quantize", net / "model.safetensors", *data, *search).code in (0, 5)
+    [program, *_] = ints.glob("*.caplet")
+    assert caplet("eval", program, *data).code == 0
+    assert [caplet("report", run).code for run in (net, ints)] == [0, 0]
+    assert "b\\udcff" in (ints / "report.html").read_text(encoding="utf-8")

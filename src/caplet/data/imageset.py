@@ -19,7 +19,12 @@ _GOLDEN = 0.6180339887498949
 
 def spelt(names: Iterable[str]) -> tuple[str, ...]:
     """Names with letters and accents composed (Unicode's form NFC): some systems store them apart."""
-    return tuple(unicodedata.normalize("NFC", name) for name in names)
+    return tuple(unicodedata.normalize("NFC", _readable(name)) for name in names)
+
+
+def _readable(name: str) -> str:
+    r"""A name that files in UTF-8 can hold: bytes of a folder's name that are no text are written as ``\udcff``."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -77,6 +82,7 @@ class ImageSet:
         if len(self.ids) != len(torch.unique(self.ids)):
             raise DataError(f"{self.name}: an image occurs twice (ids must be unique)")
         object.__setattr__(self, "images", self.images.contiguous())
+        object.__setattr__(self, "classes", tuple(map(_readable, self.classes)))
 
     @classmethod
     def of_arrays(cls, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], name: str) -> "ImageSet":
