@@ -1,5 +1,6 @@
 """Reconstruction: fitted weights lie on the grid, and the quantized model comes nearer to the float one."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,11 @@ def test_an_interrupted_run_goes_on_with_the_blocks_it_has(digits: Any, tmp_path
     (tmp_path / "reconstructed-conv1.safetensors").write_bytes(b"cut")
     with pytest.raises(ArtefactError, match="damaged"):
         reconstruct(digits.model, plan, images, settings, folder=tmp_path)
+    if hasattr(os, "mkfifo"):
+        (tmp_path / "reconstructed-conv1.safetensors").unlink()
+        os.mkfifo(tmp_path / "reconstructed-conv1.safetensors")
+        with pytest.raises(ArtefactError, match=r"cannot read the fitted block .*: it is a pipe or a device"):
+            reconstruct(digits.model, plan, images, settings, folder=tmp_path)
 
 
 def test_plans_that_round_otherwise_are_refused(digits: Any) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from caplet.data import Splits
 from caplet.errors import CapletError, ConfigError, FolderInUse, ModelError, PlanError, TargetNotMet
-from caplet.files import access, locked, write_bytes, write_json
+from caplet.files import access, check_regular, locked, write_bytes, write_json
 from caplet.jobs.compress.choose import outlook
 from caplet.jobs.quantize.job import quantize
 from caplet.jobs.quantize.promise import divide, provable_tolerance
@@ -101,6 +101,7 @@ class _Sweep:
         storages, warmup = optuna.storages, max(1, maker.recipe(full=False).epochs // 3)
         with access("write", path):
             path.touch()
+            check_regular(path, "the journal")
             lock = storages.journal.JournalFileSymlinkLock(str(path))
             lock.acquire()
             text = path.read_bytes()

@@ -24,6 +24,8 @@ from caplet.files import check_regular
 from caplet.models.assemble import first_line, listed, shape_text
 
 HEAD = 16
+_MOST = 1 << 32
+"""Bytes of a checkpoint; readers have all of it in memory."""
 State = dict[str, Tensor]
 
 
@@ -33,7 +35,7 @@ def read_head(path: Path) -> bytes:
         if path.is_dir():
             raise ModelError(f"{path}: a folder, but a checkpoint is one file; give the path of the file")
         if path.exists():
-            check_regular(path, kind=ModelError)  # opening a pipe would wait for ever
+            check_regular(path, kind=ModelError, most=_MOST)  # opening a pipe would wait for ever
         with path.open("rb") as stream:
             head = stream.read(HEAD)
     except FileNotFoundError:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from caplet.data.imageset import to_float
 from caplet.errors import ArtefactError
-from caplet.files import digest, write_bytes
+from caplet.files import check_regular, digest, write_bytes
 from caplet.models.assemble import named_tensors, tensor_parts
 from caplet.models.base import CapsNet, Stage, State
 from caplet.models.staged import StagedModel
@@ -143,6 +143,7 @@ class BlockStore:
         found, path = self._known.get((layer, plan.digest())), self._path(layer)
         if found is not None or path is None or not path.exists():
             return found
+        check_regular(path, "the fitted block")
         try:
             with safe_open(path, "pt") as stream:
                 known = json.loads((stream.metadata() or {}).get(_KEY, "{}"))
