@@ -293,9 +293,14 @@ class Attempts:
         for width in range(math.ceil(mean) - 1, NARROWEST - 1, -1):
             wide = [key for key in large if plan.points[key].bits > width]
             tried = plan.with_formats({key: calibration.format(key, width) for key in wide})
-            if limit is None or lower(model, tried).firmware_bytes <= limit:
+            if limit is None or self.firmware(lower(model, tried))["flash"] <= limit:
                 return tried
         return None
+
+    def firmware(self, program: Program) -> dict[str, float]:
+        """Bytes of flash and of RAM that an export takes."""
+        plan = plan_memory(program, self.settings.ram)
+        return {"flash": program.firmware_bytes + plan.code_bytes, "ram": plan.bytes}
 
     def measured(self, folders: tuple[Path, ...], path: Path, model: CapsNet, expected: Look | None = None) -> Attempt:
         """The attempt whose integers are in ``path``: what it reached, and which limits it misses.
@@ -313,8 +318,7 @@ class Attempts:
         loss = paired(self.correct, correct(self.splits.calibration)).loss
         values: dict[str, float] = {
             "max_drop": loss if expected is None else expected.limit,
-            "flash": program.firmware_bytes,
-            "ram": plan_memory(program, self.settings.ram).bytes,
+            **self.firmware(program),
             "macs": cost_of(model).macs,
         }
         missed = tuple(limits.excess(values))

@@ -182,7 +182,8 @@ class Measurement:
         def size(pruned: Pruned, width: Width) -> Size:
             model = models[pruned.macs_kept]
             program = lower(model, uniform_plan(model, calibrations[pruned.macs_kept], width.bits))
-            return Size(program.firmware_bytes, plan_memory(program, settings.ram).bytes)
+            memory = plan_memory(program, settings.ram)
+            return Size(program.firmware_bytes + memory.code_bytes, memory.bytes)
 
         return Curves(tuple(curve), widths, size)
 

@@ -290,8 +290,9 @@ class _Sweep:
         metrics = runs.read_record(quantized / runs.METRICS, dict)
         model = metrics["models"][0]
         program, errors = load_program(quantized / model["file"]), 100 - model["calibration"]["percent"]
-        ram, plan = least_arena(program)
-        values: dict[str, float] = {"flash": program.firmware_bytes, "ram": ram, "macs": won.macs}
+        arena, plan = least_arena(program)
+        flash = program.firmware_bytes + arena.code_bytes
+        values: dict[str, float] = {"flash": flash, "ram": arena.bytes, "macs": won.macs}
         missed, give = [*limits.excess(values)], [*outlook([values], limits)]
         if target is not None and errors > 100 - target + 1e-9:
             missed.append("errors")
@@ -326,6 +327,7 @@ class _Sweep:
         out, settings, reference = folder / "quantized", self.settings, won.reference
         whole, model = load_program(folder / PROGRAM), load_model(folder / MODEL)
         assert reference is not None
+        code = whole.code_bytes + least_arena(whole)[0].code_bytes
         if target is None:  # no accuracy on calibration images was asked for: training images decide
             error = 1 - QuantizeSettings().confidence
             tolerance = provable_tolerance(divide(model, self.maker.splits, None)[1].least, error)
@@ -335,7 +337,7 @@ class _Sweep:
         write_json(folder / HARDWARE, {"name": "winner", "activation_containers": [BITS], "only_containers": True})
         asked = QuantizeSettings(
             tolerance=tolerance,
-            budget=max(settings.flash - whole.code_bytes - UNPACKING_BYTES, whole.flash_bytes // 2),
+            budget=max(settings.flash - code - UNPACKING_BYTES, whole.flash_bytes // 2),
             hardware=str(folder / HARDWARE),
             accept="measured" if target is not None else "confidence",
             seed=settings.seed,

@@ -23,7 +23,7 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import save_model
 from caplet.models.cost import cost_of
 from caplet.program import Program
-from caplet.program.arena import plan_memory
+from caplet.program.arena import MemoryMap, plan_memory
 from caplet.program.file import save_program
 from caplet.program.program import CODE_BYTES
 from caplet.prune.structure import cut
@@ -107,7 +107,8 @@ class Maker:
             return least  # what cannot fit is not built
         with torch.random.fork_rng(devices=[]):
             taken, program = sizes(build_model(recipe).eval(), self.few.train.images[:GUESSED])
-        return taken | {"flash": program.code_bytes + round(keep * program.flash_bytes), "macs": least["macs"]}
+        pruned = round((1 - keep) * program.flash_bytes)
+        return taken | {"flash": taken["flash"] - pruned, "macs": least["macs"]}
 
     def make(self, number: int, network: Network, run: Path, full: bool, report: Report | None = None) -> TrialMetrics:
         """Train a network, prune it, measure it in 8 bits, and write all of it to its run folder, which is open.
@@ -148,13 +149,16 @@ def sizes(model: CapsNet, images: Tensor, labels: tuple[str, ...] = ()) -> tuple
     source, meta = calibrate(model, images), {"family": model.family}
     plans = (uniform_plan(model, source, bits, activations=BITS) for bits in (BITS, BITS - 1))
     program, narrower = (lower(model, plan, labels=labels, meta=meta) for plan in plans)
-    ram = max(least_arena(each)[0] for each in (program, narrower))
-    return {"flash": program.firmware_bytes, "ram": ram, "macs": cost_of(model).macs}, program
+    arenas = [least_arena(each)[0] for each in (program, narrower)]
+    flash = program.firmware_bytes + max(arena.code_bytes for arena in arenas)
+    ram = max(arena.bytes for arena in arenas)
+    return {"flash": flash, "ram": ram, "macs": cost_of(model).macs}, program
 
 
-def least_arena(program: Program) -> tuple[int, str]:
-    """Bytes of the smaller memory plan, and which one that is: all votes stored (``fast``), or none (``small``)."""
-    return min((plan_memory(program, ram).bytes, ram) for ram in ("fast", "small"))
+def least_arena(program: Program) -> tuple[MemoryMap, str]:
+    """The smaller memory plan, and which one that is: all votes stored (``fast``), or none (``small``)."""
+    plans = ((plan_memory(program, ram), ram) for ram in ("fast", "small"))
+    return min(plans, key=lambda found: (found[0].bytes, found[1]))
 
 
 def _pruned(model: CapsNet, keep: float, splits: Splits, recipe: TrainSettings, folder: Path) -> CapsNet:
