@@ -15,8 +15,10 @@ from caplet.jobs.quantize.promise import (
     NEW_IMAGES,
     FreshImages,
     Promise,
+    check_tolerance,
     images_needed,
     new_loss_limit,
+    provable_tolerance,
     smallest_accepted,
     smallest_tolerance,
 )
@@ -208,3 +210,12 @@ def test_images_needed_says_what_a_limit_takes() -> None:
     n = round(images_needed(changed, loss, tolerance, 0.05))
     lost, gained = round(n * (changed / 2 + loss / 200)), round(n * (changed / 2 - loss / 200))
     assert new_loss_limit(n, lost, gained, 0.05) == pytest.approx(tolerance, rel=0.05)
+
+
+@pytest.mark.parametrize("n", [300, 1_138, 5_000, 60_000])
+def test_the_tolerance_that_images_can_prove_is_not_refused(n: int) -> None:
+    least = provable_tolerance(n, 0.05)
+    for given in (least, least - 1e-12, 100 * (least / 100 * n) / n):
+        check_tolerance(given, n, 0.05, "images")
+    with pytest.raises(ConfigError, match=f"{least:.2f} is the smallest"):
+        check_tolerance(least - 0.01, n, 0.05, "images")

@@ -230,7 +230,7 @@ def provable_tolerance(n: int, error: float) -> float:
 def check_tolerance(tolerance: float, n: int, error: float, about: str) -> None:
     """Raise ConfigError where ``n`` images, ``about`` in words, could not show that any plan keeps a tolerance."""
     least = provable_tolerance(n, error)
-    if tolerance < least:
+    if tolerance < least - 1e-9:
         raise ConfigError(
             f"{n:,} {about} cannot show a loss of at most {tolerance:g} points ({100 * (1 - error):g} % confidence):"
             f" {least:.2f} is the smallest tolerance they can; give more images"
