@@ -213,22 +213,24 @@ def test_errors_of_other_processes_are_told_here(pair: Pair) -> None:
     assert current().count == 1
 
 
-@pytest.mark.slow(10)
-def test_a_lost_process_ends_the_command_in_one_line(tmp_path: Path) -> None:
-    """In the middle of training; process 0 alone has written."""
+@pytest.mark.slow(20)
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_ends_the_command_in_one_line(tmp_path: Path, lost: int) -> None:
+    """In the middle of training."""
     words = ["-m", "caplet", "train", "--recipe", "digits", "--limit", "64", "--quiet", "--set", "epochs=10000"]
     words += ["--set", "calibration_size=40", "--out", str(tmp_path / "run")]
     told = rendezvous()
-    first, second = (start(rank, told, *words) for rank in (0, 1))
+    both = [start(rank, told, *words) for rank in (0, 1)]
+    victim, other = both[lost], both[1 - lost]
     until = time.monotonic() + 120
-    while not (tmp_path / "run" / "train.ckpt").exists() and time.monotonic() < until and first.poll() is None:
+    while not (tmp_path / "run" / "train.ckpt").exists() and time.monotonic() < until and other.poll() is None:
         time.sleep(0.1)
-    second.send_signal(signal.SIGKILL)
-    said = first.communicate(timeout=60)[1]
-    assert first.returncode == WorkerError.exit_code
-    assert said.startswith("caplet: error: process 1 of 2 is lost: no sign of life for")
+    victim.send_signal(signal.SIGKILL)
+    said = other.communicate(timeout=60)[1]
+    assert other.returncode == WorkerError.exit_code
+    assert said.startswith(f"caplet: error: process {lost} of 2 is lost: no sign of life for")
     assert len(said.splitlines()) == 1
-    assert second.communicate(timeout=60)[1] == ""
+    assert victim.communicate(timeout=60)[1] == ""
 
 
 def test_processes_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:

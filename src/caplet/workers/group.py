@@ -80,12 +80,16 @@ class Group:
 
     @contextmanager
     def unbroken(self) -> Iterator[None]:
-        """An error inside leaves the others in the middle of something: nothing can be dealt out any more."""
+        """Inside, all are needed: an error leaves the others in the middle of something, and nothing can be dealt out
+        any more; a lost process ends this one, too."""
+        self._inside = self.count > 1
         try:
             yield
         except BaseException:
             self._split = self.count > 1
             raise
+        finally:
+            self._inside = False
 
     def each(
         self, function: Callable[[Any, T], R], prepared: Any, tasks: Sequence[T], done: Callable[[int], None]
@@ -141,7 +145,8 @@ class Group:
                 function(self, *arguments)
             self._close()
         except WorkerError:
-            self._leave()  # process 0 ended, or was lost
+            self._watching.join(2 * _SOON)  # process 0 ended, or was lost: it sees which, and ends this process
+            self._leave()
         except Exception as error:
             kind = "" if isinstance(error, CapletError) else f"{type(error).__name__}: "
             self._sign = _FAILED + kind + " ".join(str(error).split())[:500]
@@ -185,7 +190,7 @@ class Group:
     @contextmanager
     def _together(self) -> Iterator[None]:
         """An operation of all processes. Raises WorkerError, in process 0 with the name of the one that is lost."""
-        self._inside = True
+        before, self._inside = self._inside, True
         try:
             yield
         except RuntimeError as error:
@@ -193,13 +198,13 @@ class Group:
             self._lost.wait(2 * _SOON)
             raise WorkerError(self._story or f"a process was lost ({str(error).splitlines()[0]})") from None
         finally:
-            self._inside = False
+            self._inside = before
 
     def _watch(self) -> None:
         """Say that this process lives, and see whether those that matter do: for process 0 all, for others that one."""
         others = range(1, self.count) if self.rank == 0 else (0,)
         seen = {other: ("", time.monotonic()) for other in others}
-        store, beats = self._store.clone(), 0
+        store, beats = getattr(self._store, "clone", lambda: self._store)(), 0  # old ones of PyTorch have no clone
         while not self._stop.wait(_BEAT):
             beats += 1
             try:
@@ -304,6 +309,7 @@ def join() -> None:
     global _current
     if not started_together() or _current.count > 1:
         return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what is lost is said in one line; works before torch comes
     import torch
     from torch.distributed.distributed_c10d import PrefixStore, init_process_group
     from torch.distributed.rendezvous import rendezvous
