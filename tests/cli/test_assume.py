@@ -38,3 +38,11 @@ def test_commands_say_what_they_assume(caplet: Caplet, tmp_path: Path) -> None:
         assert (done.json()["assumed"], done.json()["stated"]) == ({"padding": "valid", "strides": "1,2"}, STATED)
     assert "did you mean 'channels'" in caplet("inspect", path, "--assume", "channel=bgr").error()
     assert "the rule is NAME=VALUE" in caplet("check", path, "--assume", "bgr").error()
+
+
+def test_a_size_that_the_file_leaves_open_may_be_stated(caplet: Caplet, tmp_path: Path) -> None:
+    words = ("eval", weights(tmp_path / "x.h5"), "--data", "digits", "--channels", 3)
+    line = caplet(*words, "--size", 8).error()
+    assert "--size 8: the model takes 3x7x7 images" in line
+    assert line.endswith("its file leaves the size open: give --image-size 8, too")
+    assert caplet(*words, "--size", 8, "--image-size", 8).code == 0

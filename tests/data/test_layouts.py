@@ -238,6 +238,9 @@ def test_published_files_are_told_apart(shared):
     with pytest.raises(DataError, match=r"is the file of fashion-mnist train images, .*give --data fashion-mnist"):
         load_data("mnist", shared / "data" / "FashionMNIST" / "raw", download=False)
     assert load_data("mnist", shared / "data", download=False).info["note"] == ""
+    by_path = load_data(shared / "data" / "FashionMNIST" / "raw")
+    assert by_path.train.classes[0] == "T-shirt/top"
+    assert by_path.info["note"] == "the published files of fashion-mnist"
 
 
 def test_a_class_may_be_spelt_in_two_ways(tmp_path):

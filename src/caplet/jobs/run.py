@@ -76,7 +76,9 @@ def check_size(model: CapsNet | Program | None, size: int | None, channels: int 
     if (size or own[1], size or own[2], channels or own[0]) != (*own[1:], own[0]):
         asked = f"--size {size}" if size is not None and (size, size) != own[1:] else f"--channels {channels}"
         expected = "x".join(map(str, own))
-        raise ModelError(f"{asked}: the model takes {expected} images (channels x rows x columns)")
+        free = isinstance(model, CapsNet) and "image_size" in model.notes.get("assumed", {})
+        todo = f"; its file leaves the size open: give --image-size {size}, too" if free and size is not None else ""
+        raise ModelError(f"{asked}: the model takes {expected} images (channels x rows x columns){todo}")
 
 
 def evaluate(model: CapsNet | Program, images: ImageSet, *, engine: Engine | str = Engine.AUTO) -> Evaluation:
