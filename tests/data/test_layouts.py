@@ -1,7 +1,9 @@
 """What people really bring: names of split folders, wrapped, nested and archived classes, transparency, odd files."""
 
 import shutil
+import sys
 import tarfile
+import warnings
 import zipfile
 
 import numpy as np
@@ -10,6 +12,7 @@ from data_files import idx_bytes, pixels, write_folder, write_idx, write_image
 from PIL import Image
 
 from caplet.data import load_data
+from caplet.data.folder import scan_archive
 from caplet.errors import ConfigError, DataError
 
 CLASSES = ("a", "b")
@@ -252,3 +255,38 @@ def test_a_class_may_be_spelt_in_two_ways(tmp_path):
     for name in ("caf\u00e9", "cafe\u0301"):  # two folders of one split stay two
         write_folder(tmp_path / "both", (name,), 10)
     assert load_data(tmp_path / "both").train.class_counts() == (7, 7)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links of POSIX")
+def test_links_to_folders_around_them_are_left_out(tmp_path):
+    write_folder(tmp_path, ("a", "b"), 10)
+    (tmp_path / "all").symlink_to(".")
+    (tmp_path / "a" / "up").symlink_to("..")
+    elsewhere = write_folder(tmp_path.parent / "more", ("d",), 10)
+    (tmp_path / "c").symlink_to(tmp_path.parent / "more" / "d")
+    splits = load_data(tmp_path)
+    assert splits.train.classes == ("a", "b", "c")
+    assert sum(splits.info["sizes"].values()) == 30
+    assert "left out" not in splits.info["note"]
+    assert len(elsewhere) == 10
+
+
+@pytest.mark.parametrize("ending", ["tar", "zip"])
+def test_of_files_of_one_name_in_an_archive_the_last_counts(tmp_path, ending):
+    write_folder(tmp_path / "one", ("a", "b"), 10)
+    write_folder(tmp_path / "two", ("a",), 1, (6, 5))
+    path = tmp_path / f"x.{ending}"
+    files = [*sorted((tmp_path / "one").rglob("*.png")), *sorted((tmp_path / "two").rglob("*.png"))]
+    names = [str(file.relative_to(file.parents[1])) for file in files]
+    with warnings.catch_warnings(action="ignore"):  # zipfile's about the name that is there twice
+        if ending == "tar":
+            with tarfile.open(path, "w") as archive:
+                for file, name in zip(files, names, strict=True):
+                    archive.add(file, name)
+        else:
+            with zipfile.ZipFile(path, "w") as archive:
+                for file, name in zip(files, names, strict=True):
+                    archive.write(file, name)
+    found = scan_archive(path).folders["a"].images
+    assert len(found) == 10
+    assert [image.data for image in found if image.data == files[-1].read_bytes()]

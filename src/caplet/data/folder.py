@@ -81,11 +81,21 @@ class FoundFolder:
 
 
 def scan_folder(path: Path, depth: int = 5) -> FoundFolder:
-    """What is in a folder, down to ``depth`` levels below it. Raises DataError when a folder cannot be read."""
+    """What is in a folder, down to ``depth`` levels below it, without links to folders that it is in itself.
+
+    Raises DataError when a folder cannot be read.
+    """
     folders, files = list_folder(path)
+    linked = {name for name in folders if (path / name).is_symlink()}
+    folders = [name for name in folders if name not in linked or (path / name).resolve() not in _around(path)]
     images = [ImageFile(str(path / name)) for name in files if _ending(name) in endings()]
     others = Counter(ending for name in files if (ending := _ending(name)) not in endings())
     return FoundFolder(path, {name: scan_folder(path / name, depth - 1) for name in folders if depth}, images, others)
+
+
+def _around(path: Path) -> tuple[Path, ...]:
+    place = path.resolve()
+    return place, *place.parents
 
 
 def part_of(name: str) -> str:
@@ -220,7 +230,7 @@ MAX_TOTAL_BYTES = 4 << 30
 _STORED = {"images": ("u1", 4), "labels": ("i8", 1), "counts": ("i8", 1)}
 _STORED |= {"classes": ("U", 1), "formats": ("U", 1), "note": ("U", 0)}
 """Type and number of axes of every array in a cache entry."""
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 
 
 def is_archive(path: Path) -> bool:
@@ -231,12 +241,13 @@ def is_archive(path: Path) -> bool:
 def scan_archive(path: Path) -> FoundFolder:
     """What is in a tar or zip archive; images are read into memory.
 
-    Links, devices, absolute names and names with ``..`` are left alone.
+    Links, devices, absolute names and names with ``..`` are left alone. Of several files of one name, the last counts,
+    as where an archive is unpacked.
 
     Raises:
         DataError: the archive is unreadable or damaged, or an image has more than 64 MiB.
     """
-    top, total = FoundFolder(path), 0
+    top, total, places = FoundFolder(path), 0, dict[str, int]()
     with members(path) as entries:
         for parts, size, opened in entries:
             folder, name = top, "/".join(parts)
@@ -258,7 +269,8 @@ def scan_archive(path: Path) -> FoundFolder:
                 data = stream.read()
             if len(data) != size:
                 raise EOFError(f"{name} is cut off")
-            folder.images.append(ImageFile(f"{path.name}:{name}", data))
+            image, place = ImageFile(f"{path.name}:{name}", data), places.setdefault(name, len(folder.images))
+            folder.images[place : place + 1] = [image]
     for folder in top.below():
         folder.folders = dict(sorted(folder.folders.items()))
         folder.images.sort(key=lambda image: image.name.rpartition("/")[2])
