@@ -5,8 +5,8 @@
 A child of this process runs ``caplet.sensitivity``; one of its workers gets SIGKILL at a random moment, again and
 again, until there were as many kills as asked for; each run's files are compared with those of ``--workers 1``. The
 overhead is that of tasks that do nothing: wall time, and processor time of the process that asks. Speeds are wall times
-in turns, of processes that have started already; they mean something on an idle machine only: the load before and after
-is in the record. POSIX with /proc only.
+in turns, of processes that have started already; with ``--papers``, of rows of ``bench papers`` instead, their start
+included. They mean something on an idle machine only: the load before and after is in the record. POSIX with /proc.
 """
 
 import argparse
@@ -27,6 +27,8 @@ from typing import Any
 import torch
 
 from caplet import api
+from caplet.bench.papers.job import redo_papers
+from caplet.bench.settings import PapersSettings
 from caplet.quant.measure.sensitivity import measure_sensitivity
 from caplet.train.loss import margin_loss
 from caplet.workers.settings import WorkerSettings
@@ -118,10 +120,25 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": seconds, "speedup": one / two}
 
 
+def papers(arguments: argparse.Namespace) -> dict[str, Any]:
+    """As :func:`speed`, of rows of ``bench papers``; the start of the workers is in their time."""
+    given = {"models": arguments.papers, "roots": [str(arguments.root)], "only": arguments.rows, "threads": 1}
+    settings = PapersSettings.of({**given, "calibration_size": arguments.calibration, "test_images": 100})
+    seconds: dict[str, list[float]] = {"one": [], "two": []}
+    for _ in range(arguments.turns):
+        for workers, name in enumerate(seconds, 1):
+            with tempfile.TemporaryDirectory() as folder:
+                began = time.perf_counter()
+                found = redo_papers(settings, folder, workers=WorkerSettings(workers=workers))
+                seconds[name].append(time.perf_counter() - began)
+    one, two = (statistics.median(each) for each in seconds.values())
+    return {"rows": found.done, "missing": found.blank, "seconds": seconds, "speedup": one / two}
+
+
 def main() -> None:
     """Measure, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model")
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--root")
     parser.add_argument("--out", type=Path, default=Path("workers.json"))
@@ -133,6 +150,9 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=1000)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--papers", action="append", help="NAME=FILE of a row's model: speed of rows instead")
+    parser.add_argument("--rows", action="append", help="of which rows (a pattern)")
+    parser.add_argument("--calibration", type=int, default=1000, help="calibration images of rows")
     arguments = parser.parse_args()
     record: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/workers.py", *sys.argv[1:]]),
@@ -144,7 +164,9 @@ def main() -> None:
     }
     if arguments.tasks:
         record["overhead"] = overhead(arguments.tasks)
-    if arguments.turns:
+    if arguments.papers:
+        record["papers"] = papers(arguments)
+    elif arguments.turns:
         record["speed"] = speed(arguments)
     if arguments.kills:
         with tempfile.TemporaryDirectory() as folder:
