@@ -202,6 +202,7 @@ def test_pixels_in_one_column_and_a_column_of_splits(tmp_path):
         (rows[0].replace("Training", "Later"), "'Later' is no split"),
         (rows[0].replace(" ", "", 1), "line 41: 8 pixels, others have more or fewer"),
         (rows[0].replace(" ", " x", 1), r"line 41, column 2: 'x\d+' is no pixel"),
+        (rows[0].replace(" ", "\t", 1).replace(" ", " x", 1), r"line 41, column 3: 'x\d+' is no pixel"),
     ):
         path.write_text("\n".join(["emotion,pixels,Usage", *rows[1:], wrong]) + "\n")
         with pytest.raises(DataError, match=message):

@@ -159,16 +159,16 @@ class _Table:
         if self.split is not None:
             self.parts += [_part(row.split(self.mark)[self.split]) for row in rows]
         if self.packed:
-            rows = [row.split(self.mark)[kept[0]].strip(b" \"'") for row in rows]
-            for (number, _), row in zip(lines, rows, strict=True):
-                if len(row.split()) != len(rows[0].split()):
-                    raise DataError(f"{self.path}, line {number}: {len(row.split())} pixels, others have more or fewer")
-            kept, mark = [*range(len(rows[0].split()))], " "
+            cells = [row.split(self.mark)[kept[0]].strip(b" \"'").split() for row in rows]
+            for (number, _), row in zip(lines, cells, strict=True):
+                if len(row) != len(cells[0]):
+                    raise DataError(f"{self.path}, line {number}: {len(row)} pixels, others have more or fewer")
+            rows, kept, mark = [b" ".join(row) for row in cells], [*range(len(cells[0]))], " "
         try:
             found = np.loadtxt(rows, np.float32, None, mark, usecols=kept, ndmin=2, quotechar='"')
         except ValueError:
-            cells = (line.split(mark.encode()) for line in rows)
-            found = np.array([[_value(row[place]) for place in kept] for row in cells], dtype=np.float32)
+            every = (row.split(mark.encode()) for row in rows)
+            found = np.array([[_value(row[place]) for place in kept] for row in every], dtype=np.float32)
         wrong = np.argwhere(~((found >= 0) & (found <= 255)))
         if len(wrong):
             row, place = wrong[0].tolist()
