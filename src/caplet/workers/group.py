@@ -125,7 +125,7 @@ class Group:
         if self._split:
             time.sleep(3 * _BEAT)  # to be seen
         self._close()
-        _current = Group()
+        self._store, _current = None, Group()
 
     # --- what the others call ---
 
