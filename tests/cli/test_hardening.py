@@ -295,3 +295,11 @@ def test_classes_whose_names_are_no_text(caplet: Caplet, tmp_path: Path) -> None
     assert caplet("eval", program, *data).code == 0
     assert [caplet("report", run).code for run in (net, ints)] == [0, 0]
     assert "b\\udcff" in (ints / "report.html").read_text(encoding="utf-8")
+
+
+def test_commands_that_are_told_may_be_copied(caplet: Caplet, quantized: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a b"
+    done = caplet("export", quantized, "--to", "c", "--out", folder)
+    assert f"make -C '{folder}' test" in done.err + done.out
+    done = caplet("init", folder / "new.toml")
+    assert f"caplet compress --settings '{folder / 'new.toml'}'" in done.err + done.out

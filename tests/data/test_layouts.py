@@ -80,9 +80,9 @@ def test_what_systems_leave_behind_is_no_class(tmp_path):
 
 
 def test_a_class_folder_asks_for_its_parent(tmp_path):
-    write_folder(tmp_path, CLASSES, 3)
-    with pytest.raises(DataError, match=rf"3 images, but no class folders.*give its parent {tmp_path}"):
-        load_data(tmp_path / "a")
+    write_folder(tmp_path / "my images", CLASSES, 3)
+    with pytest.raises(DataError, match=rf"3 images, but no class folders.*give its parent '{tmp_path}/my images'"):
+        load_data(tmp_path / "my images" / "a")
     write_folder(tmp_path / "both" / "train", CLASSES, 10)
     write_folder(tmp_path / "both" / "Test", CLASSES, 3)
     assert "Test beside the folder is not read" in load_data(tmp_path / "both" / "train").info["note"]

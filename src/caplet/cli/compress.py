@@ -1,5 +1,6 @@
 """``caplet compress``, its settings file, and its demo: from limits to the best network that fits them."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -119,7 +120,7 @@ def init(
     from caplet.api import write_settings
 
     write_settings(out, model=model, recipe=recipe, data=data, force=force)
-    note(f"{out}: edit it, then run: caplet compress --settings {out}")
+    note(f"{out}: edit it, then run: caplet compress --settings {shlex.quote(str(out))}")
 
 
 def _compress(

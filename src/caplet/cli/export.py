@@ -1,5 +1,6 @@
 """``caplet export``: a quantized model for firmware, for browsers and node, or any model as ONNX."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -79,7 +80,7 @@ def command(
     if to == "web":
         note(f"open {export.folder / 'index.html'} in a browser")
     elif to == "c":
-        note(f"test them on this machine: make -C {export.folder} test")
+        note(f"test them on this machine: make -C {shlex.quote(str(export.folder))} test")
     else:
         note(f"how to use it: {export.folder / 'README.md'}")
 

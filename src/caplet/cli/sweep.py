@@ -1,5 +1,6 @@
 """``caplet sweep``: which small capsule network, for these images and limits."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +47,7 @@ def command(
         )
         console().print("{flash} bytes of flash, {ram} of RAM, {macs} multiply-accumulates".format(**sizes))
         console().print(f"{folder / model['file']}; all networks: {folder / 'report.html'}")
-        run.note(f"firmware: caplet export {folder} --ram {metrics['plan']} --out FOLDER")
+        run.note(f"firmware: caplet export {shlex.quote(str(folder))} --ram {metrics['plan']} --out FOLDER")
     if not metrics["met"]:
         give = "; ".join(metrics["outlook"]) or metrics["reason"]
         raise TargetNotMet(f"no network keeps to all limits; the best is in {folder}; what would have to give: {give}")

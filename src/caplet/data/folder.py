@@ -1,6 +1,7 @@
 """Image folders: one folder per class, on disk or in an archive, which is read in memory and not unpacked to disk."""
 
 import re
+import shlex
 import tarfile
 import zipfile
 from collections import Counter
@@ -123,7 +124,7 @@ def find_layout(top: FoundFolder) -> ImageTree:
     if not folder.folders and folder.images:
         raise DataError(
             f"{where}: {len(folder.images):,} images, but no class folders: expected {LAYOUT}; if this is the folder of"
-            f" one class, give its parent {where.resolve().parent}"
+            f" one class, give its parent {shlex.quote(str(where.resolve().parent))}"
         )
     parts = {part: inner for name, inner in folder.folders.items() if (part := part_of(name))}
     if "train" in parts and parts["train"].folders:
