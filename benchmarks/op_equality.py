@@ -125,7 +125,7 @@ def main() -> int:
     print(json.dumps({key: record[key] for key in ("command", "seconds", "total", "first_difference")}, indent=2))
     if not settings.no_record:
         RECORDS.mkdir(exist_ok=True)
-        path = RECORDS / f"op_equality-{now:%Y-%m-%d}{f'-part-{part}-of-{parts}' if parts > 1 else ''}.json"
+        path = RECORDS / f"{now:%Y-%m-%d}-op-equality{f'-part-{part}-of-{parts}' if parts > 1 else ''}.json"
         path.write_text(json.dumps(record, indent=2) + "\n")
         print(f"wrote {path}")
     return 1 if total["differing_codes"] else 0

@@ -1,6 +1,7 @@
 """Sweeps: seeded, gone on with, joined, within limits, decided without the test split."""
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from caplet import api
 from caplet.data import Splits
 from caplet.errors import ArtefactError, ConfigError, TargetNotMet
+from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.sweep import job
 from caplet.jobs.sweep.job import JOURNAL, _Sweep, sweep
 from caplet.jobs.sweep.networks import Maker
@@ -82,6 +84,30 @@ def test_the_most_accurate_finalist_wins_and_the_arena_is_no_larger_than_it_was(
     assert won.percent == max(each.percent for each in full)
     assert metrics.limits["ram"]["found"] <= won.ram
     assert metrics.limits["flash"]["found"] <= won.flash
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "target", "asked"),
+    [(0, None, ("confidence", 0.24)), (5, None, ("confidence", 5)), (5, 40, ("measured", 5))],
+)
+def test_training_images_decide_how_far_the_winner_is_narrowed_unless_an_accuracy_was_asked_for(
+    tolerance: float,
+    target: float | None,
+    asked: tuple[str, float],
+    splits: Splits,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    won = next(each for each in read_run(run).metrics.networks if each.state == "full")
+    shutil.copytree(run / won.folder, tmp_path / "won", ignore=shutil.ignore_patterns("quantized"))
+    given: list[QuantizeSettings] = []
+    monkeypatch.setattr(
+        "caplet.jobs.sweep.job.quantize", lambda model, data, out, settings, **how: given.append(settings)
+    )
+    part = _Sweep(tmp_path, Maker(SweepSettings.of(TINY | {"tolerance": tolerance}), splits), optuna, silent)
+    part.quantized(tmp_path / "won", won, target)
+    assert [(each.accept, each.tolerance) for each in given] == [asked]
 
 
 def test_every_decision_is_made_before_the_test_split_is_opened_once(notes: list[str], run: Path) -> None:

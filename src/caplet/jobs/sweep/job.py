@@ -301,7 +301,7 @@ class _Sweep:
         asked["errors"], values["errors"] = None if target is None else 100 - target, errors
         networks = [*self.found("rejected", *_TAKEN), *done]
         metrics |= {
-            "met": not missed and (metrics["met"] or target is not None),
+            "met": not missed,
             "limits": {name: {"asked": asked[name], "found": value} for name, value in values.items()},
             "plan": plan,
             "missed": missed,
