@@ -144,7 +144,7 @@ SETTINGS: list[tuple[list[object], str]] = [
     (["--data", "digit"], "did you mean 'digits'?"),
     (["--data", "/nowhere/at/all"], "no image folder /nowhere/at/all"),
     (["--size", 0], "size: Input should be greater than or equal to 1"),
-    (["--size", 12], "takes 1x8x8 images (channels x rows x columns), got 1x12x12"),
+    (["--size", 12], "--size 12: the model takes 1x8x8 images (channels x rows x columns)"),
     (["--channels", 2], "channels must be 1 (gray) or 3 (RGB)"),
     (["--image-size", 9], "the model is for 8x8 images"),
     (["--resume"], "holds no run to resume"),

@@ -70,7 +70,7 @@ def check_size(model: CapsNet | Program | None, size: int | None, channels: int 
 
     Before any image is read or resized.
     """
-    if model is None:
+    if model is None or channels not in (None, 1, 3):  # which the data's reader refuses
         return
     own = model.config.image if isinstance(model, CapsNet) else model.image_shape
     if (size or own[1], size or own[2], channels or own[0]) != (*own[1:], own[0]):
