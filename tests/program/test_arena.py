@@ -121,17 +121,24 @@ class Device:
         self.check(program.lengths)
 
     def run_chain(self, bands: Bands) -> None:
-        """Row by row: every op asks the one before it for the rows that it reads."""
+        """Row by row: every op asks those before it for the rows that it reads."""
         tensors, proof = self.program.tensors, verify(self.program)
         ops = [op for op in self.program.ops if op.name in bands.ops]
-        done, base = [0] * len(ops), [0] * len(ops)
-        inside = [
-            index > 0 and self.plan.offset(ops[index - 1].outputs[0]) == self.plan.offset(op.outputs[0])
-            for index, op in enumerate(ops)
-        ]
+        writer = {op.outputs[0]: op for op in ops}
+        done, base = {op.name: 0 for op in ops}, {op.name: 0 for op in ops}
+
+        def inside(op: Op) -> bool:
+            """Whether it writes over the rows that it reads."""
+            return op.inputs[0] in writer and self.plan.offset(op.inputs[0]) == self.plan.offset(op.outputs[0])
+
+        def readers(op: Op) -> list[Op]:
+            """Of what is in the buffer that ``op`` starts to fill."""
+            name, found = op.outputs[0], [other for other in ops if op.outputs[0] in other.inputs]
+            behind = [other for other in found if inside(other) and other.inputs[0] == name]
+            return [other for other in found if other not in behind] + [each for one in behind for each in readers(one)]
 
         def rows_of(op: Op, start: int, end: int) -> tuple[int, int]:
-            """First and last row that ``op`` reads for rows start .. end - 1."""
+            """First and last row of an input that ``op`` reads for rows start .. end - 1."""
             kernel, stride, padding = 1, 1, 0
             if isinstance(op, Conv2d | MaxPool2d):
                 kernel = op.kernel if isinstance(op, MaxPool2d) else op.weight.shape[1]
@@ -152,46 +159,44 @@ class Device:
             else:
                 np.testing.assert_array_equal(self.memory[place : place + part.size], part, err_msg=name)
 
-        def need(index: int, end: int) -> None:
-            while done[index] < end:
-                op, start = ops[index], done[index]
-                stop = min(start + bands.rows, tensors[op.outputs[0]].shape[0])
-                first, last = rows_of(op, start, stop)
-                if index:
-                    need(index - 1, last)
-                reader = next((k for k in range(index + 1, len(ops)) if not inside[k]), None)
-                if inside[index]:
-                    base[index] = base[index - 1]
-                elif reader is not None:  # rows that are read no more make room
-                    name = op.outputs[0] if reader == index + 1 else ops[reader - 1].outputs[0]
-                    here, there = (tensors[ops[reader].inputs[0]].shape[0], tensors[ops[reader].outputs[0]].shape[0])
-                    still = min(
-                        [
-                            rows_of(ops[reader], row, row + 1)[0]
-                            for row in range(done[reader], there)
-                            if rows_of(ops[reader], row, row + 1) != (0, 0)
-                        ]
-                        or [here]
-                    )
-                    still = min(still, start)
-                    access(name, still, start, base[index], write=False)
-                    base[index] = still
-                    access(name, still, start, base[index], write=True)
-                for name in op.inputs:
-                    held = base[index - 1] if index and name == op.inputs[0] else 0
-                    rows = (first, last) if name == op.inputs[0] else (start, stop)
-                    access(name, *rows, held, write=False)
-                scratch = workspace(op, tensors, proof, self.plan.rooms.get(op.name, 0))
-                for what, size in scratch.items():
-                    self.spoil(f"{op.name}/{what}", size)
-                for name in op.inputs:
-                    held = base[index - 1] if index and name == op.inputs[0] else 0
-                    rows = (first, last) if name == op.inputs[0] else (start, stop)
-                    access(name, *rows, held, write=False)
-                access(op.outputs[0], start, stop, base[index], write=True)
-                done[index] = stop
+        def make_room(op: Op) -> None:
+            """Rows that no reader needs any more give way to the next ones."""
+            start, still, name = done[op.name], done[op.name], op.outputs[0]
+            while (other := next((each for each in ops if inside(each) and each.inputs[0] == name), None)) is not None:
+                name = other.outputs[0]
+            for reader in readers(op):
+                rest = range(done[reader.name], tensors[reader.outputs[0]].shape[0])
+                wanted = [rows_of(reader, row, row + 1) for row in rest] if reader.inputs[0] == name else None
+                starts = [first for first, end in wanted if end] if wanted is not None else list(rest)
+                still = min([still, *starts])
+            access(name, still, start, base[op.name], write=False)
+            base[op.name] = still
+            access(name, still, start, base[op.name], write=True)
 
-        need(len(ops) - 1, tensors[ops[-1].outputs[0]].shape[0])
+        def need(op: Op, end: int) -> None:
+            while done[op.name] < end:
+                start = done[op.name]
+                stop = min(start + bands.rows, tensors[op.outputs[0]].shape[0])
+                reads = {
+                    name: rows_of(op, start, stop) if name == op.inputs[0] else (start, stop) for name in op.inputs
+                }
+                for name, (_, last) in reads.items():
+                    if name in writer:
+                        need(writer[name], last)
+                if inside(op):
+                    base[op.name] = base[writer[op.inputs[0]].name]
+                elif readers(op):
+                    make_room(op)
+                scratch = workspace(op, tensors, proof, self.plan.rooms.get(op.name, 0))
+                for _ in range(2):  # before scratch is used, and after
+                    for name, (first, last) in reads.items():
+                        access(name, first, last, base[writer[name].name] if name in writer else 0, write=False)
+                    for what, size in scratch.items():
+                        self.spoil(f"{op.name}/{what}", size)
+                access(op.outputs[0], start, stop, base[op.name], write=True)
+                done[op.name] = stop
+
+        need(ops[-1], tensors[ops[-1].outputs[0]].shape[0])
         self.check(ops[-1].outputs[0])
 
     def write_if_stored(self, name: str) -> None:

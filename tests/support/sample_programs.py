@@ -12,7 +12,8 @@ import numpy as np
 from caplet.errors import PlanError
 from caplet.fixed.format import AnyFormat, FixedFormat, LogFormat
 from caplet.fixed.rounding import Rounding
-from caplet.program.arena import plan_memory
+from caplet.program.arena import MemoryMap, Planner, plan_memory
+from caplet.program.bands import OpChain, segments
 from caplet.program.op import Op
 from caplet.program.ops import (
     PIXEL_FORMAT,
@@ -32,7 +33,7 @@ from caplet.program.ops import (
 )
 from caplet.program.program import Program
 from caplet.program.tensor import Constant, IntArray, TensorSpec
-from caplet.program.verify import lengths_format
+from caplet.program.verify import lengths_format, verify
 
 
 @dataclass(frozen=True)
@@ -344,3 +345,16 @@ def least_ram(program: Program) -> int:
     except PlanError as error:
         return int(str(error).split("needs ")[1].split(",")[0])
     raise AssertionError("a network in a byte of RAM")
+
+
+def plan_in_bands(program: Program, seed: int) -> MemoryMap:
+    """A memory plan with chains that are drawn at random, long ones above all, whether they are worth it or not."""
+    rng, found = np.random.default_rng(seed), list[OpChain]()
+    every = sorted(segments(program), key=lambda chain: (len(chain.indices) * rng.random(), chain.rows), reverse=True)
+    for chain in every:
+        if not any(set(chain.indices) & set(other.indices) for other in found):
+            found.append(chain)
+    planner = Planner(program, verify(program), True)
+    stored = {op.votes: 0 for op in program.ops if isinstance(op, Routing)}
+    chains = tuple(sorted(found[: 1 + int(rng.integers(3))], key=lambda chain: chain.first))
+    return planner.grown(stored, planner.place(stored, chains=chains).bytes * int(rng.integers(8, 13)) // 8, 0, chains)

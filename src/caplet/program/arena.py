@@ -16,7 +16,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from caplet.errors import PlanError
-from caplet.program.bands import ALIGNMENT, Bands, Choices, OpChain, buffers, chain_lead, lead, products, segments
+from caplet.program.bands import (
+    ALIGNMENT,
+    Bands,
+    Choices,
+    OpChain,
+    buffers,
+    chain_lead,
+    lead,
+    products,
+    segments,
+    stages_of,
+)
 from caplet.program.lifetimes import Buffer, Requests, requests
 from caplet.program.ops import Convolution, Routing
 from caplet.program.program import Program
@@ -49,7 +60,7 @@ class MemoryMap:
     @property
     def code_bytes(self) -> int:
         """Flash that bands take more, for Cortex-M4: their code, and a row of a table for each op."""
-        return sum(52 * len(bands.ops) for bands in self.bands) + (1_150 if self.bands else 0)
+        return sum(52 * len(bands.ops) for bands in self.bands) + (1_250 if self.bands else 0)
 
     def __str__(self) -> str:
         """The arena's size, and what is computed in bands.
@@ -91,7 +102,7 @@ def plan_memory(
     proof: of ``verify(program)``, made here if None. in_place: False keeps every tensor in a buffer of its own, for
     debugging. Raises PlanError when the Program does not verify, or does not fit the given number of bytes.
     """
-    planner = _Planner(program, proof or verify(program), in_place)
+    planner = Planner(program, proof or verify(program), in_place)
     votes = {op.votes: program.tensors[op.votes].shape[0] for op in program.ops if isinstance(op, Routing)}
     if ram == "fast":
         return planner.grown(votes, least=1 / 32)
@@ -123,7 +134,7 @@ def plan_memory(
 
 
 @dataclass(frozen=True)
-class _Planner:
+class Planner:
     """Places the buffers of one Program. known: what has been computed before."""
 
     program: Program
@@ -220,29 +231,32 @@ class _Planner:
         ]
         taken = {}
         for chain in segments(self.program):
+            most = max(alone[chain.first : chain.last + 1])
             names = {name for op in chain.ops(self.program) for name in (*op.outputs, f"{op.name}/scratch")}
-            source = tensors[chain.ops(self.program)[0].inputs[0]]
+            source, target = (tensors[name] for name in (ops[chain.first].inputs[0], ops[chain.last].outputs[0]))
             host = shared.get(source.name, source.name)
             others = [b for b in wanted if b.name not in names and b.first <= chain.last and b.last >= chain.first]
             size = sum(_aligned(b.bytes) for b in others)
             size += max(self.once(self.workspace, i, 0, False, False).get("scratch", 0) for i in chain.indices)
-            *middle, (_, (last, _)) = buffers(self.program, chain).items()
+            dies = any(b.name == host and b.last <= chain.last for b in others)
+            size += max(0, target.bytes - source.bytes) if dies else target.bytes
+            if size >= most:
+                continue
+            *middle, _ = buffers(self.program, chain).items()
             for name, (_, rows) in middle:
                 size += _aligned(tensors[name].bytes // tensors[name].shape[0] * rows)
-            target = tensors[last[-1]].bytes
-            if any(b.name == host and b.last <= chain.last for b in others):
-                ahead = self.once(self.chain_lead, chain)
-                size += max(target - source.bytes, min(ahead, target))
-            else:
-                size += target
-            if size < max(alone[index] for index in chain.indices):
+            if dies and size < most:
+                size -= max(0, target.bytes - source.bytes)
+                size += max(target.bytes - source.bytes, min(self.once(self.chain_lead, chain), target.bytes))
+            if size < most:
                 taken[chain] = size
         return Choices(self.program, alone, taken)
 
     def chains(self, plan: MemoryMap) -> tuple[OpChain, ...]:
         """The chains of a plan."""
         places = {op.name: index for index, op in enumerate(self.program.ops)}
-        return tuple(OpChain(places[one.ops[0]], places[one.ops[-1]], one.rows) for one in plan.bands)
+        spans = [(places[one.ops[0]], places[one.ops[-1]], one.rows) for one in plan.bands]
+        return tuple(OpChain(*span, stages_of(self.program, *span[:2]) or ()) for span in spans)
 
     def grown(
         self, stored: Mapping[str, int], limit: int = 0, least: float = 0, chains: tuple[OpChain, ...] = ()

@@ -1,16 +1,15 @@
 """Chains of ops that are computed a few rows at a time, so that the maps between them are never whole in memory.
 
-In a chain every op but the first reads what the one before it writes, and nothing else reads that. All of them work in
-turns: the last one that has the rows it reads computes its next ``rows`` rows. Of a map between two ops the arena holds
-the rows that are still to be read; those move to the front of their buffer before more are written. The codes are the
-same, and no product is computed twice. What it costs are calls: each prepares the scales of all filters again and
-unpacks weights again, and fills its last four positions less well.
+In a chain nothing else reads what its ops write, but for the last one. They work in turns: the last one that has the
+rows it reads computes its next ``rows`` rows. Of a map between ops the arena holds the rows that are still to be read;
+those move to the front of their buffer before more are written. The codes are the same, no product is computed twice.
+What it costs are calls: each prepares the scales of all filters again and unpacks weights again, and fills its last
+four positions less well.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import pairwise
 from math import lcm
 
 import numpy as np
@@ -38,7 +37,7 @@ ALIGNMENT = 8
 
 ROWS = (1, 2, 4, 8)
 """Rows that a chain computes at a time."""
-STAGES = 16
+STAGES = 24
 """Ops of a chain, at most: CAPLET_STAGES."""
 POSITIONS = 4
 """Output positions whose windows a convolution gathers before it writes any of them, at most."""
@@ -48,11 +47,12 @@ IN_PLACE = (Squash, ChannelAffine, LeakyRelu, Add)
 
 @dataclass(frozen=True)
 class OpChain:
-    """Ops ``first`` to ``last`` of a Program, ``rows`` rows at a time."""
+    """Ops ``first`` to ``last`` of a Program, which are ``stages``, ``rows`` rows at a time."""
 
     first: int
     last: int
     rows: int
+    stages: "tuple[RowStage, ...]" = field(compare=False, repr=False)
 
     def __contains__(self, index: int) -> bool:
         return self.first <= index <= self.last
@@ -119,71 +119,121 @@ def window(op: Op, tensors: Tensors) -> RowWindow | None:
     return RowWindow(1, 1, 0, *sizes) if isinstance(op, (*IN_PLACE, InputQuantize)) else None
 
 
-def in_place(op: Op, tensors: Tensors) -> bool:
-    """Whether ``op`` writes the rows of a chain over those that it reads."""
-    source, target = tensors[op.inputs[0]], tensors[op.outputs[0]]
-    return isinstance(op, IN_PLACE) and source.bytes == target.bytes
+@dataclass(frozen=True)
+class RowStage:
+    """One op of a chain. source, second: the ops of the chain whose rows it reads, -1 for a map that is whole.
+    in_place: it writes over the rows of ``source``, which nothing else reads."""
+
+    window: RowWindow
+    source: int
+    second: int
+    in_place: bool
+
+
+READERS = 2
+"""Ops that read a map which is not whole, at most."""
+
+
+def stages_of(program: Program, first: int, last: int) -> tuple[RowStage, ...] | None:
+    """Ops ``first`` to ``last`` as a chain; None where they are none: an op that cannot be computed row by row, or a
+    map between them that others need."""
+    ops, tensors = program.ops[first : last + 1], program.tensors
+    if isinstance(ops[0], IN_PLACE):
+        return None
+    writers = {op.outputs[0]: index for index, op in enumerate(ops)}
+    inner = [op.outputs[0] for op in ops[:-1]]
+    read = [name for op in ops for name in op.inputs]
+    if any(name in (program.output, program.lengths) or not 1 <= read.count(name) <= READERS for name in inner):
+        return None
+    outside = {name for op in (*program.ops[:first], *program.ops[last + 1 :]) for name in op.inputs}
+    if not outside.isdisjoint(inner):
+        return None
+    found = []
+    for op in ops:
+        one = window(op, tensors)
+        if one is None or len(set(op.inputs)) < len(op.inputs):
+            return None
+        source, second = [writers.get(name, -1) for name in (*op.inputs, "")][:2]
+        same = tensors[op.inputs[0]].bytes == tensors[op.outputs[0]].bytes and read.count(op.inputs[0]) == 1
+        found.append(RowStage(one, source, second, isinstance(op, IN_PLACE) and source >= 0 and same))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What happens in a chain. held: of every op, rows of its output that the arena holds at most, 0 for an op that
+    works in place. written: how many rows of the last tensor have been written, and how many of each op's, in turn."""
+
+    held: tuple[int, ...]
+    written: tuple[tuple[int, tuple[int, ...]], ...]
+
+
+def readers_of(stages: tuple[RowStage, ...], index: int) -> list[int]:
+    """The ops that read what op ``index``, and those that work in place behind it, have written."""
+    for later, stage in enumerate(stages):
+        if stage.in_place and stage.source == index:
+            return readers_of(stages, later)
+    return [later for later, stage in enumerate(stages) if index in (stage.source, stage.second)]
 
 
 @lru_cache(4096)
-def held_rows(reader: RowWindow, rows: int) -> int:
-    """Rows of its input that the arena holds at most, where ``reader`` and the op before it take ``rows`` at a time."""
-    done = most = 0
-    for start in range(0, reader.out_rows, rows):
-        low = min(reader.first(start), done)
-        need = reader.end(min(start + rows, reader.out_rows))
-        while done < need:
-            low = min(reader.first(start), done)
-            done = min(done + rows, reader.in_rows)
-            most = max(most, done - low)
-    return most
+def turns(stages: tuple[RowStage, ...], rows: int) -> Turns:
+    """A chain's ops take turns, ``rows`` rows at a time, as ``caplet_run_bands`` lets them."""
+    count = len(stages)
+    done, held, written = [0] * count, [0] * count, []
+    readers = [readers_of(stages, index) for index in range(count)]
+    while done[-1] < stages[-1].window.out_rows:
+        index = count - 1
+        while True:
+            stage = stages[index]
+            end = min(done[index] + rows, stage.window.out_rows)
+            if stage.source >= 0 and done[stage.source] < stage.window.end(end):
+                index = stage.source
+            elif stage.second >= 0 and done[stage.second] < end:
+                index = stage.second
+            else:
+                break
+        if not readers[index]:  # the last tensor, or a buffer that it takes over
+            written.append((end, tuple(done)))
+        if not stage.in_place:
+            base = done[index]
+            for reader in readers[index]:
+                main = head_of(stages, stages[reader].source) == index
+                base = min(base, stages[reader].window.first(done[reader]) if main else done[reader])
+            held[index] = max(held[index], end - (base if readers[index] else 0))
+        done[index] = end
+    return Turns(tuple(held), tuple(written))
 
 
-def runs(program: Program) -> Iterator[tuple[int, int]]:
-    """First and last op of every longest chain."""
-    tensors, readers = program.tensors, [name for op in program.ops for name in op.inputs]
-    kept = {program.output, program.lengths}
-    start = 0
-    for index, (before, op) in enumerate(pairwise(program.ops), 1):
-        name = before.outputs[0]
-        linked = op.inputs[0] == name and readers.count(name) == 1 and name not in kept and len(before.outputs) == 1
-        if not (linked and window(before, tensors) and window(op, tensors)):
-            if index - 1 > start:
-                yield start, index - 1
-            start = index
+def head_of(stages: tuple[RowStage, ...], index: int) -> int:
+    """The op in whose buffer op ``index`` works."""
+    while index >= 0 and stages[index].in_place:
+        index = stages[index].source
+    return index
 
 
 def segments(program: Program) -> Iterator[OpChain]:
     """Every chain that spares a map."""
-    for start, end in runs(program):
-        for first in range(start, end):
-            if isinstance(program.ops[first], IN_PLACE):
-                continue
-            for last in range(first + 1, min(end, first + STAGES - 1) + 1):
-                if all(in_place(op, program.tensors) for op in program.ops[first + 1 : last + 1]):
-                    continue
-                yield from (OpChain(first, last, rows) for rows in ROWS)
+    able = [window(op, program.tensors) is not None for op in program.ops]
+    for first in range(len(program.ops)):
+        for last in range(first, min(len(program.ops), first + STAGES)):
+            if not able[last]:
+                break
+            stages = stages_of(program, first, last)
+            if stages and any(readers_of(stages, index) for index in range(len(stages))):
+                yield from (OpChain(first, last, rows, stages) for rows in ROWS)
 
 
 def buffers(program: Program, chain: OpChain) -> dict[str, tuple[tuple[str, ...], int]]:
     """The tensors that ops of a chain write: the first in a buffer -> all in it, and the rows that it holds (all of the
-    chain's output)."""
-    found: dict[str, tuple[tuple[str, ...], int]] = {}
-    root = ""
-    for op in chain.ops(program):
-        name = op.outputs[0]
-        if root and in_place(op, program.tensors):
-            found[root] = ((*found[root][0], name), 0)
-            continue
-        if root:
-            reader = window(op, program.tensors)
-            assert reader is not None
-            found[root] = (found[root][0], held_rows(reader, chain.rows))
-        root = name
-        found[root] = ((name,), 0)
-    names, _ = found[root]
-    found[root] = (names, program.tensors[names[-1]].shape[0])
-    return found
+    chain's output, which is in the last one)."""
+    stages = chain.stages
+    names = [op.outputs[0] for op in chain.ops(program)]
+    held = turns(stages, chain.rows).held
+    heads = [head_of(stages, index) for index in range(len(stages))]
+    inside = {head: tuple(name for name, one in zip(names, heads, strict=True) if one == head) for head in heads}
+    order = sorted(inside, key=lambda head: head == heads[-1])
+    return {names[head]: (inside[head], held[head]) for head in order}
 
 
 def lead(op: Op, tensors: Tensors, proof: Proof) -> tuple[int, int] | None:
@@ -216,26 +266,17 @@ def lead(op: Op, tensors: Tensors, proof: Proof) -> tuple[int, int] | None:
 
 def chain_lead(program: Program, chain: OpChain) -> int:
     """How many bytes before its input a chain's output starts at least, to be written over the rows that were read."""
-    ops, tensors = chain.ops(program), program.tensors
-    windows = [window(op, tensors) for op in ops]
-    source, target = tensors[ops[0].inputs[0]], tensors[ops[-1].outputs[0]]
-    total = target.shape[0]
-    end = np.minimum(np.arange(chain.rows, total + chain.rows, chain.rows), total)
-    unread = np.full(len(end), source.shape[0])
-    done = end
-    for op, one in zip(reversed(ops), reversed(windows), strict=True):
-        assert one is not None
-        if isinstance(op, Add) and op.b == ops[0].inputs[0]:
-            unread = np.minimum(unread, np.maximum(done - chain.rows, 0))
-        if op is not ops[0]:
-            need = np.minimum((done - 1) * one.stride + one.kernel - one.padding, one.in_rows)
-            done = np.minimum(-(-need // chain.rows) * chain.rows, one.in_rows)
-    first = windows[0]
-    assert first is not None
-    next_read = np.clip(done * first.stride - first.padding, 0, first.in_rows)
-    unread = np.minimum(unread, np.where(done < first.out_rows, next_read, first.in_rows))
-    ahead = end * (target.bytes // total) - unread * (source.bytes // source.shape[0])
-    return max(0, int(ahead.max()))
+    stages, ops = chain.stages, chain.ops(program)
+    source, target = program.tensors[ops[0].inputs[0]], program.tensors[ops[-1].outputs[0]]
+    row, out_row = source.bytes // source.shape[0], target.bytes // target.shape[0]
+    ahead = 0
+    for end, done in turns(stages, chain.rows).written:
+        unread = source.shape[0]
+        for op, stage, rows in zip(ops, stages, done, strict=True):
+            if source.name in op.inputs and rows < stage.window.out_rows:
+                unread = min(unread, stage.window.first(rows) if op.inputs[0] == source.name else rows)
+        ahead = max(ahead, end * out_row - unread * row)
+    return ahead
 
 
 def products(op: Op, tensors: Tensors) -> int:

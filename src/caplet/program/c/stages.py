@@ -1,12 +1,11 @@
 """Chains of ops in bands, as the tables that ``caplet_run_bands`` takes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from caplet.program.arena import MemoryMap
-from caplet.program.bands import Bands, in_place, window
+from caplet.program.bands import READERS, Bands, readers_of, stages_of
 from caplet.program.c.structure import Ref, Struct, Value
-from caplet.program.op import Op
-from caplet.program.ops import Add
+from caplet.program.ops import Add, Conv2d
 from caplet.program.program import Program
 
 IMAGE = 1
@@ -15,38 +14,40 @@ IMAGE = 1
 
 def stages(program: Program, plan: MemoryMap, bands: Bands, symbols: Mapping[str, str]) -> tuple[Struct, ...]:
     """A ``caplet_stage`` for every op of a chain. symbols: op name -> the C name of its descriptor."""
-    ops = {op.name: op for op in program.ops}
+    tensors, places = program.tensors, {op.name: index for index, op in enumerate(program.ops)}
+    first, last = places[bands.ops[0]], places[bands.ops[-1]]
+    chain = stages_of(program, first, last)
+    assert chain is not None
 
-    def place(name: str) -> int:
-        return IMAGE if name == program.input else plan.offset(name)
-
-    return tuple(_stage(program, ops[name], symbols[name], place, name != bands.ops[0]) for name in bands.ops)
-
-
-def _stage(program: Program, op: Op, symbol: str, place: Callable[[str], int], later: bool) -> Struct:
-    tensors, one = program.tensors, window(op, program.tensors)
-    assert one is not None
-    other = op.b if isinstance(op, Add) else None
-    scratch = f"{op.name}/scratch" if op.kind == "conv2d" else None
+    def place(name: str | None) -> int:
+        return IMAGE if name == program.input else plan.offset(name) if name else 0
 
     def row(name: str | None) -> int:
-        return 0 if name is None else tensors[name].bytes // tensors[name].shape[0]
+        return tensors[name].bytes // tensors[name].shape[0] if name else 0
 
-    fields: dict[str, Value] = {
-        "run": Ref(f"caplet_{op.kind}_rows"),
-        "op": Ref(f"&{symbol}"),
-        "input": place(op.inputs[0]),
-        "other": 0 if other is None else place(other),
-        "output": place(op.outputs[0]),
-        "scratch": 0 if scratch is None else place(scratch),
-        "in_row_bytes": row(op.inputs[0]),
-        "other_row_bytes": row(other),
-        "out_row_bytes": row(op.outputs[0]),
-        "in_rows": one.in_rows,
-        "out_rows": one.out_rows,
-        "kernel": one.kernel,
-        "stride": one.stride,
-        "padding": one.padding,
-        "in_place": int(later and in_place(op, tensors)),
-    }
-    return Struct("caplet_stage", fields)
+    found = []
+    for index, (op, stage) in enumerate(zip(program.ops[first : last + 1], chain, strict=True)):
+        one, other = stage.window, op.b if isinstance(op, Add) else None
+        readers = [] if stage.in_place else [reader + 1 for reader in readers_of(chain, index)]
+        fields: dict[str, Value] = {
+            "run": Ref(f"caplet_{op.kind}_rows"),
+            "op": Ref(f"&{symbols[op.name]}"),
+            "input": place(op.inputs[0]),
+            "other": place(other),
+            "output": place(op.outputs[0]),
+            "scratch": place(f"{op.name}/scratch" if isinstance(op, Conv2d) else None),
+            "in_row_bytes": row(op.inputs[0]),
+            "other_row_bytes": row(other),
+            "out_row_bytes": row(op.outputs[0]),
+            "in_rows": one.in_rows,
+            "out_rows": one.out_rows,
+            "kernel": one.kernel,
+            "stride": one.stride,
+            "padding": one.padding,
+            "in_place": int(stage.in_place),
+            "source": stage.source + 1,
+            "second": stage.second + 1,
+            **{f"readers[{k}]": (*readers, 0, 0)[k] for k in range(READERS)},
+        }
+        found.append(Struct("caplet_stage", fields))
+    return tuple(found)

@@ -24,66 +24,74 @@ typedef struct {
     uint32_t done[CAPLET_STAGES];
 } progress;
 
-/* Make room in the output of a stage: its reader is the next stage that does not work in place. */
-static void drop_rows(const caplet_stage *stages, uint32_t count, uint32_t stage, progress *at, uint8_t *memory)
+/* Make room in the output of a stage: rows that are read no more give way. */
+static void drop_rows(const caplet_stage *stages, uint32_t i, progress *at, uint8_t *memory)
 {
-    uint32_t next = stage + 1u, first, bytes;
-    const uint8_t *from = memory + stages[stage].output;
-    uint8_t *to = memory + stages[stage].output;
-    while (next < count && stages[next].in_place) {
-        next++;
+    const caplet_stage *stage = stages + i;
+    const uint32_t row = stage->out_row_bytes;
+    uint32_t first = at->done[i], bytes, r;
+    const uint8_t *from = memory + stage->output;
+    uint8_t *to = memory + stage->output;
+    for (r = 0; r < 2 && stage->readers[r] > 0; r++) {
+        const uint32_t reader = stage->readers[r] - 1u, done = at->done[reader];
+        const caplet_stage *next = stages + reader;
+        const uint32_t needed = next->input == stage->output ? first_row(next, done) : done;
+        first = needed < first ? needed : first;
     }
-    if (next == count) { /* the last tensor is whole */
+    if (r == 0) {
         return;
     }
-    first = first_row(&stages[next], at->done[next]);
-    first = first < at->done[stage] ? first : at->done[stage];
-    from += (first - at->base[stage]) * stages[stage].out_row_bytes;
-    bytes = from == to ? 0u : (at->done[stage] - first) * stages[stage].out_row_bytes;
+    from += (first - at->base[i]) * row;
+    bytes = from == to ? 0u : (at->done[i] - first) * row;
     for (; bytes > 0; bytes--) {
         *to++ = *from++;
     }
-    at->base[stage] = first;
+    at->base[i] = first;
 }
 
-static void run_stage(const caplet_stage *stages, uint32_t count, uint32_t i, uint32_t end, progress *at,
-                      uint8_t *memory, const uint8_t *image)
+static void run_stage(const caplet_stage *stages, uint32_t i, uint32_t end, progress *at, uint8_t *memory,
+                      const uint8_t *image)
 {
     const caplet_stage *stage = stages + i;
-    const uint32_t first = first_row(stage, at->done[i]), skipped = at->done[i] * stage->stride;
-    caplet_rows rows;
+    const uint32_t done = at->done[i], first = first_row(stage, done), start = done * stage->stride;
+    const uint32_t base = stage->source > 0 ? at->base[stage->source - 1u] : 0u;
+    const uint32_t other = done - (stage->second > 0 ? at->base[stage->second - 1u] : 0u);
     const uint8_t *x = stage->input == CAPLET_IMAGE ? image : memory + stage->input;
-    uint8_t *y = memory + stage->output;
-    if (!stage->in_place) {
-        drop_rows(stages, count, i, at, memory);
+    caplet_rows rows;
+    if (stage->in_place) {
+        at->base[i] = base;
     } else {
-        at->base[i] = at->base[i - 1u];
+        drop_rows(stages, i, at, memory);
     }
     rows.all = stage->out_rows;
     rows.in_rows = end_row(stage, end) - first;
-    rows.out_rows = end - at->done[i];
-    rows.top = skipped < stage->padding ? stage->padding - skipped : 0u;
-    x += (first - (i > 0 ? at->base[i - 1u] : 0u)) * stage->in_row_bytes;
-    y += (at->done[i] - at->base[i]) * stage->out_row_bytes;
-    stage->run(stage->op, &rows, x, memory + stage->other + at->done[i] * stage->other_row_bytes, y,
-               memory + stage->scratch);
+    rows.out_rows = end - done;
+    rows.top = start < stage->padding ? stage->padding - start : 0u;
+    stage->run(stage->op, &rows, x + (first - base) * stage->in_row_bytes,
+               memory + stage->other + other * stage->other_row_bytes,
+               memory + stage->output + (done - at->base[i]) * stage->out_row_bytes, memory + stage->scratch);
     at->done[i] = end;
 }
 
 void caplet_run_bands(const caplet_stage *stages, uint32_t count, uint32_t rows, uint8_t *memory, const uint8_t *image)
 {
     progress at;
-    uint32_t i, end;
+    uint32_t i, next, end = 0;
     for (i = 0; i < count; i++) {
         at.base[i] = at.done[i] = 0;
     }
     while (at.done[count - 1u] < stages[count - 1u].out_rows) {
-        i = count;
-        do { /* the last stage that has what it reads */
-            i--;
-            end = at.done[i] + rows < stages[i].out_rows ? at.done[i] + rows : stages[i].out_rows;
-        } while (i > 0 && at.done[i - 1u] < end_row(&stages[i], end));
-        run_stage(stages, count, i, end, &at, memory, image);
+        for (next = count; next > 0;) { /* the last stage that has what it reads */
+            const caplet_stage *stage = stages + (i = next - 1u);
+            end = at.done[i] + rows < stage->out_rows ? at.done[i] + rows : stage->out_rows;
+            next = 0;
+            if (stage->source > 0 && at.done[stage->source - 1u] < end_row(stage, end)) {
+                next = stage->source;
+            } else if (stage->second > 0 && at.done[stage->second - 1u] < end) {
+                next = stage->second;
+            }
+        }
+        run_stage(stages, i, end, &at, memory, image);
     }
 }
 

@@ -24,13 +24,15 @@ caplet_row_runner caplet_input_quantize_rows, caplet_conv2d_rows, caplet_max_poo
     caplet_leaky_relu_rows, caplet_squash_rows, caplet_add_rows;
 
 enum {
-    CAPLET_STAGES = 16, /* of a chain, at most */
+    CAPLET_STAGES = 24, /* of a chain, at most */
     CAPLET_IMAGE = 1    /* place of the image, which lies outside the arena: other places are multiples of 8 */
 };
 
 /*
  * One op of a chain. input, other, output, scratch: places in the arena. kernel, stride, padding: of rows.
- * in_place: reads and writes the rows of the op before it.
+ * source, second: the stages that write input and other, counted from 1; 0 where these are whole. in_place: writes over
+ * the rows of source. readers: stages that read what this one has written, counted from 1, without those that work in
+ * place; 0 for none: the output is then whole.
  */
 typedef struct caplet_stage {
     caplet_row_runner *run;
@@ -48,12 +50,15 @@ typedef struct caplet_stage {
     uint8_t stride;
     uint8_t padding;
     uint8_t in_place;
+    uint8_t source;
+    uint8_t second;
+    uint8_t readers[2];
 } caplet_stage;
 
 /*
- * A chain of ops, `rows` rows of one at a time, as soon as there are the rows that they read. Of the tensors between
- * two ops the arena holds but the rows that are still to be read, from the tensor's place on: those are moved there
- * before more are written. Nothing is computed twice. count: at most CAPLET_STAGES.
+ * A chain of ops, `rows` rows of one at a time, as soon as there are the rows that they read. Of tensors between ops,
+ * the arena holds but the rows that are still to be read, from the tensor's place on: they move there before more are
+ * written. Nothing is computed twice. count: at most CAPLET_STAGES.
  */
 void caplet_run_bands(const caplet_stage *stages, uint32_t count, uint32_t rows, uint8_t *memory, const uint8_t *image);
 
