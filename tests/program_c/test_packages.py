@@ -34,6 +34,8 @@ from package_builds import (
 )
 from sample_programs import SampleSettings, sample_backbone
 
+pytestmark = pytest.mark.slow(1.5)
+
 PACKAGES = [place for place in PLACES if place != "c"]
 
 

@@ -21,6 +21,8 @@ from device_ops import differing_on_device
 from random_ops import RandomOps
 from sample_programs import SampleSettings, sample_deep, sample_shallow
 
+pytestmark = pytest.mark.slow(1)
+
 ZIG = importlib.util.find_spec("ziglang")
 
 

@@ -30,6 +30,8 @@ from caplet.runtime.traces import codes_of
 from noisy_line import BadLine, noise
 from sample_programs import SampleSettings, sample_deep, sample_shallow
 
+pytestmark = pytest.mark.slow(0.3)
+
 needs_compiler = pytest.mark.skipif(not compilers(), reason="no C compiler")
 needs_serial = pytest.mark.skipif(importlib.util.find_spec("serial") is None, reason="pyserial is not installed")
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]

@@ -20,6 +20,8 @@ from caplet.program.program import Program
 from caplet.runtime import web
 from sample_programs import SampleSettings, sample_backbone, sample_deep, sample_shallow
 
+pytestmark = pytest.mark.slow(2)
+
 pytest.importorskip("ziglang", reason="the Python package ziglang is not installed")
 NODE = shutil.which("node")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

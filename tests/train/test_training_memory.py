@@ -18,6 +18,8 @@ from caplet.train.memory import Fit, fit, keep_votes_of, routing_memory, step_me
 from caplet.train.settings import TrainSettings
 from caplet.train.task import RecipeTask
 
+pytestmark = pytest.mark.slow(1.5)
+
 Make = Callable[..., TrainSettings]
 SHAPE = (1, 8, 8)
 

@@ -41,6 +41,8 @@ from caplet.workers import group
 from caplet.workers.group import Group, current, join
 from worker_tasks import fails, troubled
 
+pytestmark = pytest.mark.slow(2)
+
 SIZES = {"stem": ({"kernel": 3, "channels": 8},), "primary_types": 4, "primary_dim": 4, "class_dim": 4}
 TINY = {"batch_size": 15, "lr": 5e-3, "ema": 0.9, "threads": 1}
 RECIPE = {**TINY, "model": "shallow-digits", "overrides": SIZES, "dataset": "digits", "epochs": 2, "decoder": "dense"}

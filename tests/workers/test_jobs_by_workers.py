@@ -25,6 +25,8 @@ from caplet.workers.settings import WorkerSettings
 from caplet.workers.team import Team
 from quantize_requests import as_measured
 
+pytestmark = pytest.mark.slow(3)
+
 ALONE = WorkerSettings(workers=1)
 
 

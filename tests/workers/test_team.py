@@ -21,6 +21,8 @@ from caplet.workers.settings import WorkerSettings
 from caplet.workers.team import HOPELESS, Failed, Team, measure
 from worker_tasks import Sheet, hopeless, product, slow_product, troubled
 
+pytestmark = pytest.mark.slow(1)
+
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
