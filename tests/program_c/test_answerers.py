@@ -14,6 +14,8 @@ from caplet.runtime import line as frames
 from caplet.runtime.line import Frame, FrameReader
 from package_builds import ARDUINO, PORTS, RUN_SKETCH, WARN, need, objects, package, sample, sh
 
+pytestmark = pytest.mark.slow(1.5)
+
 ANSWERERS = {
     "cmake": ("examples/verify/main.c", ""),
     "arduino": ("examples/Verify/Verify.ino", '#include "Arduino.h"\n'),
