@@ -89,14 +89,15 @@ def test_a_later_search_takes_what_is_wanted_from_an_earlier_one(digits: Any) ->
     assert again.search(plan, ["digit.votes"]) == first.search(plan, ["digit.votes"])
 
 
-@pytest.mark.parametrize("off", [-3, 3])
+@pytest.mark.parametrize("off", [-4, 3])
 def test_an_exponent_that_is_far_off_comes_back(digits: Any, off: int) -> None:
     plan, images = plan_of(digits, 8), digits.images[:32]
     fmt = plan.points["digit.votes"]
     bad = plan.with_formats({"digit.votes": replace(fmt, frac_bits=fmt.frac_bits + off)})
     tuned, before, after = ScaleSearch(digits.model, digits.model, images).search(bad, ["digit.votes"])
-    assert after <= 1.5 * length_error(digits, plan, images) < before
-    assert abs(tuned.points["digit.votes"].frac_bits - fmt.frac_bits) < 3
+    assert after < before / 2
+    assert after <= 2 * length_error(digits, plan, images)
+    assert abs(tuned.points["digit.votes"].frac_bits - fmt.frac_bits) <= 2
     assert changed(tuned, bad) == {"digit.votes"}
 
 

@@ -12,9 +12,9 @@ from caplet.runs import records, swept
 from caplet.runs.folder import ENVIRONMENT, METRICS, SETTINGS, Environment, is_finished, read_record, reading, typed
 
 COMPRESSED = "compressed"
+"""The role of the one model that a compression ships."""
 WEB_STAGE, WEB_PAGE = "web", "index.html"
 """The stage of a compression that makes a page for browsers, and its file."""
-"""The role of the one model that a compression ships."""
 M = TypeVar("M")
 
 
