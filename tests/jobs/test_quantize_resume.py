@@ -19,7 +19,7 @@ from caplet.jobs.quantize import job as searching
 from caplet.jobs.quantize.job import CALIBRATION, PROBES, SENSITIVITIES, TUNING, quantize
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.models.base import CapsNet
-from caplet.quant.choices import Granularity, Method
+from caplet.quant.choices import Granularity, Method, Part
 from caplet.quant.measure.evaluator import Evaluator
 from caplet.quant.measure.log import MeasurementCache, MeasurementLog
 from caplet.runs.records import SEARCH
@@ -233,3 +233,24 @@ def test_force_measures_everything_again_and_a_finished_run_nothing(
     assert not counts
     quantize(model, splits, tmp_path, chosen("qcapsnets"), force=True)
     assert counts == expected
+
+
+@pytest.mark.slow
+def test_plans_whose_fits_were_tried_are_not_fitted_again(model: CapsNet, splits: Splits, tmp_path: Path) -> None:
+    settings = as_measured(tolerance=5.0, method=Method.ILP, reconstruct=(Part.BIAS, Part.ROUNDING), narrow=True)
+    whole, parts = list[str](), list[str]()
+    quantize(model, splits, tmp_path / "whole", settings, note=whole.append)
+    for trial in (2, 1):
+        stop = Interruption("fitted", trial)
+
+        def heard(text: str, stop: Interruption = stop) -> None:
+            parts.append(text)
+            stop.note(text)
+
+        with pytest.raises(KeyboardInterrupt):
+            quantize(model, splits, tmp_path / "run", settings, resume=trial == 1, note=heard)
+    quantize(model, splits, tmp_path / "run", settings, resume=True, note=parts.append)
+    tried = [[text for text in notes if text.startswith("fitted")] for notes in (whole, parts)]
+    assert tried[0] == tried[1]
+    assert len(tried[0]) > 3
+    assert results(tmp_path / "run") == results(tmp_path / "whole")

@@ -193,10 +193,13 @@ class Shipper:
         return lower(fit.model, fit.plan, labels=self.splits.test.classes, meta={"family": self.model.family})
 
     def answers(self, program: Program, images: ImageSet) -> PlanAnswers:
-        """What ``program`` answers on images, to be compared with the reference; without margins where that is another
-        network than the plan's, whose answers differ by more than rounding."""
-        found = answers_of(program, images, self.engine)
-        return found if self.reference is self.model else PlanAnswers(found.correct)
+        """What ``program`` answers on images, to be compared with the reference."""
+        return self.comparable(answers_of(program, images, self.engine))
+
+    def comparable(self, answers: PlanAnswers) -> PlanAnswers:
+        """Answers of a plan's integers without their margins, where the reference is another network than the plan's:
+        its answers differ by more than rounding."""
+        return answers if self.reference is self.model else PlanAnswers(answers.correct)
 
     def hits(self, program: Program, images: ImageSet) -> Correct:
         """Which images ``program`` classifies correctly, bool (n,)."""

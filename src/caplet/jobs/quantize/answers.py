@@ -30,12 +30,12 @@ class PlanAnswers:
 
     Attributes:
         correct: which images they classify correctly, bool (n,).
-        margin: by how much the longest class capsule is longer than the next one, in codes, float (n,); None where that
-            is not known: then the float model is asked about every image.
+        margin: by how much the longest class capsule is longer than the next one, in codes, float32 (n,); None where
+            that says nothing of the float model, which is then asked about every image.
     """
 
     correct: Correct
-    margin: NDArray[np.float64] | None = None
+    margin: NDArray[np.float32] | None = None
 
     def then(self, more: "PlanAnswers") -> "PlanAnswers":
         """These, then those of further images."""
@@ -49,7 +49,7 @@ def answers_of(program: Program, images: ImageSet, engine: Engine | str = Engine
     found, _ = results(program, images.images.numpy(), engine)
     correct = np.asarray(found.predictions == images.labels.numpy())
     longest = np.sqrt(np.partition(found.lengths, -2, axis=1)[:, -2:].astype(np.float64))
-    return PlanAnswers(correct, longest[:, 1] - longest[:, 0])
+    return PlanAnswers(correct, (longest[:, 1] - longest[:, 0]).astype(np.float32))
 
 
 class FloatAnswers:

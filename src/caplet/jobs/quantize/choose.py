@@ -124,7 +124,7 @@ def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[La
     as_is, n = (~moved(images), len(fresh.images)) if partly_moved else (None, fresh.least)
 
     def expected(candidate: Candidate) -> Rung:
-        known = fits.known.get(candidate.plan)
+        known = fits.known(candidate.plan)
         return rung(candidate, found, promise, None if known is None else (fits.before.beside(known), known.correct))
 
     def verdict(answers: PlanAnswers) -> float:
@@ -140,7 +140,7 @@ def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[La
         whole = [*(plans[index] for index in range(last + 1)), *_thinned(fits.lowered(plans[last], verdict))]
         plans = Lazy(len(whole), whole.__getitem__)
     start, hopeless = max(0, (last or 0) - RESERVE), HOPELESS * promise.tolerance
-    beyond = (i for i in range(start + 1, len(plans)) if plans.made(i) and plans[i].plan in fits.known)
+    beyond = (i for i in range(start + 1, len(plans)) if plans.made(i) and fits.known(plans[i].plan) is not None)
     end = next((i for i in beyond if expected(plans[i]).limit > hopeless), len(plans))
     return Lazy(end, lambda index: expected(plans[index])), start
 

@@ -66,6 +66,11 @@ class Fitter:
         """Whether plans are fitted at all."""
         return self._fitter is not None
 
+    @property
+    def identity(self) -> str:
+        """A digest of all that fits depend on, apart from the plan; empty where nothing is fitted."""
+        return "" if self._fitter is None else self._fitter.store.identity
+
     def fit(self, plan: QuantPlan) -> Reconstruction:
         """The model for a plan, and the plan with the exponents that fitting chose."""
         if self._fitter is None or plan in self._plain:

@@ -25,7 +25,7 @@ from caplet.progress import Note, Progress, silent
 from caplet.quant.choices import Exponents, Part
 from caplet.quant.measure.early_decision import EarlyRule
 from caplet.quant.measure.evaluator import DEFAULT_CACHE_BYTES, Evaluator
-from caplet.quant.measure.log import MeasurementCache, images_digest, model_identity
+from caplet.quant.measure.log import EvaluationLog, MeasurementCache, images_digest, model_identity
 from caplet.quant.measure.tune import DEFAULT_IMAGES as TUNING_IMAGES
 from caplet.quant.measure.tune import Tuner
 from caplet.quant.plan.calibrate import Calibration, calibrate
@@ -119,7 +119,7 @@ def describe_step(step: Step) -> str:
     return f"step {step.step}: {step.about}: {found}, {step.needed:,} needed: {verdict} ({step.seen:,} images seen)"
 
 
-PROBES, SIMPLIFIED = "probes.jsonl", "simplified.json"
+PROBES, TRIALS, SIMPLIFIED = "probes.jsonl", "trials.jsonl", "simplified.json"
 
 
 def request_of(settings: QuantizeSettings) -> Request:
@@ -242,7 +242,11 @@ def quantize(
         shipper = Shipper(run, model, reference, searched, engine, fitter, request.hardware)
         trial = None if promise is None else promise.fresh.trial
         images = searched.calibration if trial is None else trial
-        fits = Fits(shipper, formats, request, settings.narrow, images, note) if settings.reconstruct else None
+        fits = None
+        if settings.reconstruct:
+            about = {"fits": fitter.identity, "images": images_digest(images.images, images.labels)}
+            answered = EvaluationLog(run / TRIALS, about)
+            fits = Fits(shipper, formats, request, settings.narrow, images, note, answered)
         if promise is None:
             results = [search(request)]
             choice = as_measured(shipper, request, results[0], fits, note)

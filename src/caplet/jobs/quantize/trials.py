@@ -5,16 +5,18 @@ the plans of least memory for every noise, smaller ones are fitted and looked at
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Generic, TypeVar
 
 from caplet.data.imageset import ImageSet
 from caplet.jobs.quantize.accept import Shipper
-from caplet.jobs.quantize.answers import FloatAnswers, PlanAnswers
+from caplet.jobs.quantize.answers import FloatAnswers, PlanAnswers, answers_of
 from caplet.jobs.run import correct_images
 from caplet.progress import Note
+from caplet.quant.measure.log import EvaluationLog, MeasuredImages
 from caplet.quant.plan.formats import FormatSource
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
@@ -109,7 +111,7 @@ class Fits:
     Attributes:
         lower: widths fall point by point, too, with formats from ``source``.
         images: looked at.
-        known: by plan, what its fitted integers answer.
+        log: what fitted integers answer; plans of an interrupted run are not fitted again.
     """
 
     shipper: Shipper
@@ -118,25 +120,35 @@ class Fits:
     lower: bool
     images: ImageSet
     note: Note
-    known: dict[QuantPlan, PlanAnswers] = field(default_factory=dict)
+    log: EvaluationLog
 
     @cached_property
     def before(self) -> FloatAnswers:
         """What the float model answers."""
         return FloatAnswers(partial(correct_images, self.shipper.reference), self.images)
 
+    def known(self, plan: QuantPlan) -> PlanAnswers | None:
+        """What the plan's fitted integers answer; None where they were not asked."""
+        lines = self.log.measured.get(plan.digest())
+        return None if lines is None else self.shipper.comparable(PlanAnswers(lines[0].correct, lines[0].margins))
+
     def integers(self, candidate: Candidate, about: str) -> PlanAnswers | None:
         """What the fitted integers answer; None where the hardware cannot run them."""
-        if candidate.plan in self.known:
-            return self.known[candidate.plan]
-        program, memory = self.shipper.program(candidate.plan, draft=True), candidate.memory
+        plan, memory, began = candidate.plan, candidate.memory, time.perf_counter()
+        if (found := self.known(plan)) is not None:
+            return found
+        program = self.shipper.program(plan, draft=True)
         size = f"fitted, {about}: W {memory.weight_reduction:.2f}x, A {memory.activation_reduction:.2f}x"
         if problem := self.shipper.misfit(program):
             self.note(f"{size}: the plan does not run on {self.shipper.hardware.name}: {problem}")
             return None
-        found = self.known[candidate.plan] = self.shipper.answers(program, self.images)
+        found = answers_of(program, self.images, self.shipper.engine)
+        seconds = time.perf_counter() - began
+        assert found.margin is not None
+        line = MeasuredImages(plan.digest(), 0, found.correct, found.margin, seconds, 1.0)
+        self.log.add(line, {"plan": plan.to_json()})
         self.note(f"{size}: {int(found.correct.sum()):,} of {len(found.correct):,} correct")
-        return found
+        return self.shipper.comparable(found)
 
     def plans(self, found: SearchResult, others: Sequence[Candidate]) -> tuple[Lazy[Candidate], int]:
         """Plans of rising noise and falling memory, and which of them to try first: that of the noise that the search

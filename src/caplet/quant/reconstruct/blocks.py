@@ -124,7 +124,7 @@ class BlockStore:
 
     def __init__(self, folder: str | Path | None, identity: str) -> None:
         self._folder = None if folder is None else Path(folder)
-        self._identity = identity
+        self.identity = identity
         self._known: dict[tuple[str, str], FittedBlock] = {}
 
     def _path(self, layer: str) -> Path | None:
@@ -135,7 +135,7 @@ class BlockStore:
         self._known[layer, plan.digest()] = block
         if (path := self._path(layer)) is not None:
             tensors = {name: tensor.detach().contiguous() for name, tensor in block.tensors.items()}
-            facts = {"identity": self._identity, "plan": plan.digest(), "facts": block.facts}
+            facts = {"identity": self.identity, "plan": plan.digest(), "facts": block.facts}
             write_bytes(path, save(tensors, {_KEY: json.dumps(facts)}))
 
     def load(self, layer: str, plan: QuantPlan) -> FittedBlock | None:
@@ -147,7 +147,7 @@ class BlockStore:
         try:
             with safe_open(path, "pt") as stream:
                 known = json.loads((stream.metadata() or {}).get(_KEY, "{}"))
-                if (known.get("identity"), known.get("plan")) != (self._identity, plan.digest()):
+                if (known.get("identity"), known.get("plan")) != (self.identity, plan.digest()):
                     return None
                 return FittedBlock({name: stream.get_tensor(name) for name in list(stream.keys())}, known["facts"])
         except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
