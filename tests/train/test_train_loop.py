@@ -207,3 +207,19 @@ def test_training_that_does_not_start_is_said(
     assert "initial_norms.digit=1.5" in shown
     train(tiny(epochs=2), digits, tmp_path / "b")
     assert "not started" not in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_images_are_blended_until_margins_are_hard(tiny: Make, few_digits: Splits, tmp_path: Path) -> None:
+    asked: list[tuple[float, bool]] = []
+    settings = tiny(epochs=4, mixup=0.4, hard_margins=0.5)
+
+    class Watched(task.RecipeTask):
+        def losses(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            asked.append((self.done, labels.is_floating_point()))
+            return super().losses(images, labels)
+
+    train(Watched(settings), few_digits, tmp_path, progress=False)
+    assert {done < 0.5 for done, _ in asked} == {True, False}
+    assert all(blended == (done < 0.5) for done, blended in asked)
+    with pytest.raises(ConfigError, match="mixup"):
+        train(tiny(mixup=0.4, decoder="dense"), few_digits, tmp_path / "drawn", progress=False)

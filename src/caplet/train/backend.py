@@ -61,7 +61,7 @@ class Backend:
         """Leave the gradient of the loss in the parameters, and give the :data:`MEASURED` means of the batch.
 
         Args:
-            images: float (B, C, H, W). labels: int64 (B,). Both on the CPU.
+            images, labels: as :meth:`caplet.train.task.Task.batch` gives them, on the CPU.
 
         Raises:
             WorkerError: a process was lost, or failed.

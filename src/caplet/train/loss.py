@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,7 +29,7 @@ def margin_loss(
 
     Args:
         lengths: float (B, classes), the class capsules' lengths, in [0, 1).
-        labels: int64 (B,).
+        labels: int64 (B,); or float (B, classes), which fractions of an image are of which class (see :func:`mixup`).
         positive, negative: the margins m+ and m-.
         down_weight: lambda, the weight of absent classes.
 
@@ -43,13 +44,38 @@ def margin_loss(
     lengths = lengths.float()
     present = F.relu(positive - lengths).square()
     absent = down_weight * F.relu(lengths - negative).square()
+    if labels.is_floating_point():
+        return (labels * present + (1 - labels) * absent).sum(1).mean()
     true = F.one_hot(labels, lengths.shape[1]).to(torch.bool)
     return torch.where(true, present, absent).sum(1).mean()
 
 
 def cross_entropy(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of class probabilities float (B, classes) with labels int64 (B,), averaged over the batch."""
-    return F.nll_loss(probabilities.float().clamp_min(1e-30).log(), labels)
+    """Cross-entropy of class probabilities float (B, classes) with labels as for :func:`margin_loss`, averaged over the
+    batch."""
+    logs = probabilities.float().clamp_min(1e-30).log()
+    return -(labels * logs).sum(1).mean() if labels.is_floating_point() else F.nll_loss(logs, labels)
+
+
+def mixup(
+    images: Tensor, labels: Tensor, classes: int, alpha: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Blend a batch with itself in reverse order, in a proportion drawn from Beta(alpha, alpha).
+
+    Args:
+        images: float (B, ...). labels: int64 (B,).
+        alpha: above 0; small values mostly blend little, 1 draws uniformly.
+        generator: source of the randomness; it advances.
+
+    Returns:
+        The blended images, and the fractions of the classes in each, float32 (B, classes).
+
+    Source: Zhang, Cisse, Dauphin and Lopez-Paz 2018, "mixup: Beyond empirical risk minimization".
+    """
+    drawn = np.random.default_rng(int(torch.randint(2**62, (), generator=generator))).beta(alpha, alpha)
+    most = max(drawn, 1 - drawn)
+    true = F.one_hot(labels, classes).float()
+    return torch.lerp(images.flip(0), images, most), torch.lerp(true.flip(0), true, most)
 
 
 def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ class LoopSettings(Settings):
             at most (1 + t) / (10 + t) at step t, so that the average forgets the initial weights.
         shift, flip, cutout: augmentation: largest random shift in pixels; random mirroring; side of a random square of
             zeros.
+        mixup: blend each image with another one in a proportion drawn from Beta(mixup, mixup), until hard margins
+            begin; 0 for never.
         margin_positive, margin_negative, margin_down_weight: m+, m- and lambda of the margin loss.
         hard_margins: from this fraction of all steps on, m+, m- and lambda are 0.95, 0.05 and 0.8 (as Rajasegaran et
             al. 2019 end their training); None for never.
@@ -65,6 +67,7 @@ class LoopSettings(Settings):
     shift: Pixels = 0
     flip: bool = False
     cutout: Pixels = 0
+    mixup: Weight = 0.0
 
     margin_positive: Fraction = 0.9
     margin_negative: Fraction = 0.1

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from caplet.data.images import augment
 from caplet.data.imageset import ImageSet, to_float
 from caplet.data.splits import Splits
+from caplet.errors import ConfigError
 from caplet.models.assemble import skeleton
 from caplet.models.base import CapsNet
 from caplet.models.importers.pretrained import load_pretrained
@@ -20,7 +21,7 @@ from caplet.nn.functional import lengths
 from caplet.nn.precision import mixed
 from caplet.train.features import Features, FeatureStore, view_count
 from caplet.train.initialise import initialise
-from caplet.train.loss import ClassificationScore, cross_entropy, evaluate, margin_loss, reconstruction_loss
+from caplet.train.loss import ClassificationScore, cross_entropy, evaluate, margin_loss, mixup, reconstruction_loss
 from caplet.train.optimise import make_optimizer
 from caplet.train.settings import LoopSettings, TrainSettings
 from caplet.train.state import INITIALISE, generator
@@ -109,13 +110,23 @@ class Task(ABC, Generic[Settings]):
             self._features[images.sha256()] = store.of(self.model, images, name, views)
         self.network.first = self.frozen
 
-    def batch(self, images: ImageSet, chosen: Tensor, draws: torch.Generator) -> Tensor:
-        """What a step trains on: the images at the positions ``chosen``, augmented, float (B, C, H, W); or features."""
+    @property
+    def hardened(self) -> bool:
+        """Whether the part of the run with hard margins has begun."""
+        return self.settings.hard_margins is not None and self.done >= self.settings.hard_margins
+
+    def batch(self, images: ImageSet, chosen: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What a step trains on: the images at the positions ``chosen``, augmented, float (B, C, H, W), or features;
+        and their labels, int64 (B,), or fractions of the classes, float32 (B, classes)."""
+        settings, labels = self.settings, images.labels[chosen]
         if self._features:
-            return self._features[images.sha256()].drawn(chosen, draws)
-        pixels = to_float(images.images[chosen])
-        settings = self.settings
-        return augment(pixels, draws, shift=settings.shift, flip=settings.flip, cutout=settings.cutout)
+            found = self._features[images.sha256()].drawn(chosen, draws)
+        else:
+            pixels = to_float(images.images[chosen])
+            found = augment(pixels, draws, shift=settings.shift, flip=settings.flip, cutout=settings.cutout)
+        if settings.mixup and not self.hardened:
+            return mixup(found, labels, self.model.config.classes, settings.mixup, draws)
+        return found, labels
 
     def optimizer(self) -> torch.optim.Optimizer:
         """A new optimiser of everything that is trained; each group has its ``multiplier`` on the learning rate."""
@@ -138,7 +149,7 @@ class Task(ABC, Generic[Settings]):
         """Means over one batch: ``loss``, which carries the gradient, and the measured parts.
 
         Args:
-            images: float (B, C, H, W). labels: int64 (B,).
+            images, labels: as :meth:`batch` gives them.
 
         Returns:
             ``loss`` and any of ``margin``, ``reconstruction``, ``distillation``, ``accuracy``.
@@ -155,13 +166,14 @@ class Task(ABC, Generic[Settings]):
         A plain CNN's ``margin`` is the cross-entropy.
 
         Args:
-            capsules: the class capsules, float32 (B, classes, D). labels: int64 (B,).
+            capsules: the class capsules, float32 (B, classes, D). labels: as :meth:`batch` gives them.
         """
         settings = self.settings
         margins = (settings.margin_positive, settings.margin_negative, settings.margin_down_weight)
-        if settings.hard_margins is not None and self.done >= settings.hard_margins:
+        if self.hardened:
             margins = HARD_MARGINS
-        accuracy = (longest(capsules.detach()) == labels).float().mean()
+        most = labels.argmax(1) if labels.is_floating_point() else labels
+        accuracy = (longest(capsules.detach()) == most).float().mean()
         if isinstance(self.model, PlainCnn):
             return {"margin": cross_entropy(capsules[:, :, 0], labels), "accuracy": accuracy}
         return {"margin": margin_loss(lengths(capsules), labels, *margins), "accuracy": accuracy}
@@ -195,6 +207,8 @@ class RecipeTask(Task[TrainSettings]):
             model = build_model(settings)
             decoder = build_decoder(settings, model)
             average = build_model(settings)
+        if decoder is not None and settings.mixup:
+            raise ConfigError("mixup: a decoder draws one class, and blended images have two; set one of them to none")
         if settings.pretrained is not None:
             load_pretrained(model, settings.pretrained)
         super().__init__(settings, TrainedNetwork(model, decoder), average)

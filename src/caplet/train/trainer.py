@@ -113,12 +113,11 @@ class Trainer:
         settings, position = self.settings, self.position
         global_step = self.global_step
         draws = generator(settings.seed, AUGMENT, position.epoch, position.step)
-        images = self.task.batch(self.splits.train, chosen, draws)
-        labels = self.splits.train.labels[chosen]
         lr = learning_rate(settings, global_step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["multiplier"]
         self.task.done = global_step / self.steps
+        images, labels = self.task.batch(self.splits.train, chosen, draws)
         self.optimizer.zero_grad(set_to_none=True)
         values = self.backend.gradients(self.task, images, labels)
         if not math.isfinite(values[0]):
