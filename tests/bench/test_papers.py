@@ -77,7 +77,7 @@ def test_blank_rows_say_why(tmp_path: Path, tiny_28: Path) -> None:
     assert result.done == ()
     assert "mnist" in result.blank[UNIFORM]
     assert "no-data" in result.blank[UNIFORM]
-    assert "no reader for smallNORB" in result.blank["q7-smallnorb-8"]
+    assert "--model q7-smallnorb=FILE (Keras weights of its authors)" in result.blank["q7-smallnorb-8"]
     assert result.blank["qcapsnets-deep-cifar10"].startswith("no checkpoint: give --model deep-cifar10=FILE")
     text = (tmp_path / "run" / "papers.md").read_text()
     assert "Not redone" in text
@@ -122,7 +122,7 @@ def test_test_images_are_limited(settings: PapersSettings, tmp_path: Path) -> No
     assert "test images 7" in (tmp_path / "run" / "papers.md").read_text()
 
 
-def test_a_size_is_that_of_cnns_with_capsules(settings: PapersSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_size_is_that_of_cnns_and_of_smallnorb(settings: PapersSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, int | None]] = []
 
     def load(name: str, root: Path, *, size: int | None, **rest: Any) -> Any:
@@ -130,10 +130,10 @@ def test_a_size_is_that_of_cnns_with_capsules(settings: PapersSettings, monkeypa
         raise ConfigError("enough")
 
     monkeypatch.setattr(job, "load_data", load)
-    for row in ("efficient-lite0-cifar10-50", "qcapsnets-deep-cifar10"):
+    for row in ("efficient-lite0-cifar10-50", "qcapsnets-deep-cifar10", "q7-smallnorb-8", "q7-cifar10-8"):
         with pytest.raises(ConfigError, match="enough"):
             job.Sources(changed(settings, size=64)).data(ROWS[row])
-    assert asked == [("cifar10", 64), ("cifar10", None)]
+    assert asked == [("cifar10", 64), ("cifar10", None), ("smallnorb", 64), ("cifar10", None)]
 
 
 def test_estimates(settings: PapersSettings) -> None:

@@ -86,7 +86,7 @@ class PapersSettings(Settings):
     test_images: Many | None = option(None, PANEL)
     """Look at so many test images at most, at even distances. Default: all."""
     size: Side | None = option(None, PANEL)
-    """Side in pixels of the images for CNNs with capsules, which were trained on resized ones."""
+    """Side in pixels of the images for CNNs with capsules and for smallNORB: networks were trained on resized ones."""
     threads: Few | None = option(None, PANEL)
     """CPU threads."""
 

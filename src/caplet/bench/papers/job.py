@@ -15,6 +15,7 @@ from caplet.bench.papers.rows import ROWS, PaperRow, select
 from caplet.bench.papers.work import PruneCnn, Rates
 from caplet.bench.settings import PapersSettings
 from caplet.data import Splits, load_data
+from caplet.data.norb import NAME as SMALLNORB
 from caplet.errors import CapletError, WorkerError
 from caplet.files import file_digest, read_text, write_text
 from caplet.jobs.run import check
@@ -39,12 +40,12 @@ class Sources:
 
     def missing(self, row: PaperRow) -> str | None:
         """Why a row cannot be made, as far as it shows before anything is loaded; None where nothing does."""
-        if row.missing is not None:
-            return row.missing
         name = row.network.name
         if name in self.settings.models:
             return None
-        how = "" if row.network.command is None else f" ({row.network.command} makes one)"
+        how = (
+            " (Keras weights of its authors)" if row.network.command is None else f" ({row.network.command} makes one)"
+        )
         return f"no checkpoint: give --model {name}=FILE{how}"
 
     def model(self, row: PaperRow) -> CapsNet:
@@ -58,7 +59,7 @@ class Sources:
     def data(self, row: PaperRow) -> Splits:
         """The row's data. Raises DataError where they are not here."""
         settings, name = self.settings, row.network.data
-        size = settings.size if isinstance(row.work, PruneCnn) else None
+        size = settings.size if isinstance(row.work, PruneCnn) or name == SMALLNORB else None
         if self._data is None or self._data[0] != (name, size):
             root = settings.roots.get(name, settings.roots.get(""))
             splits = load_data(name, root, calibration_size=settings.calibration_size, size=size, download=False)
