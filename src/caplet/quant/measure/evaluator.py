@@ -94,7 +94,7 @@ class PlanResult:
 
 
 @dataclass(frozen=True, eq=False)
-class _Batch:
+class _Glance:
     """Images to look at under a plan, or in float: batch ``number`` of the order; int64 (B,) which images."""
 
     plan: QuantPlan | None
@@ -114,7 +114,7 @@ class _Observer:
         self._images, self._labels, self._specs, self._weights = images, labels, model.points(), WeightCache()
         self._ready: tuple[QuantPlan, list[str], FakeQuant] | None = None
 
-    def look(self, batch: _Batch) -> _Found:
+    def look(self, batch: _Glance) -> _Found:
         """Run the model on a batch."""
         chosen, plan = torch.from_numpy(batch.chosen), batch.plan
         images, labels, cost = to_float(self._images[chosen]), self._labels[chosen], 1.0
@@ -361,7 +361,7 @@ class Evaluator:
         size, digest = self._batch, FLOAT if plan is None else plan.digest()
         numbers, whole = range(start // size, math.ceil(stop / size)), math.ceil(len(self) / size)
         team, stages = self._team, self._observer.stages
-        batches = [_Batch(plan, each, order[each * size : (each + 1) * size]) for each in range(numbers.start, whole)]
+        batches = [_Glance(plan, each, order[each * size : (each + 1) * size]) for each in range(numbers.start, whole)]
         if not team.away:
             for batch in batches[: len(numbers)]:
                 with team.own_threads():
