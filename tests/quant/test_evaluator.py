@@ -1,7 +1,9 @@
 """The evaluator: suffix-only answers equal full ones, limits hold, and a log replaces computing."""
 
 import json
+import math
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from caplet.quant.measure.log import MeasuredImages
 from caplet.quant.measure.staged import StateCache, decode_state, encode_state
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import Widths, group_units, make_plan, uniform_plan
+from caplet.workers.team import Team, forget
 
 
 def evaluator(case: Any, **settings: Any) -> Evaluator:
@@ -52,7 +55,7 @@ def test_any_sequence_of_plans_gives_the_full_evaluation_s_answers(case: Any, ca
         assert np.array_equal(found.correct_images, full.correct_images)
         assert full.cost == 1.0
         assert 0 <= found.cost <= 1.0
-        assert shared._stages.cache.bytes <= cache_bytes
+        assert shared._observer.stages.cache.bytes <= cache_bytes
     assert shared.measured == len(set(plans))
     assert shared.spent <= len(set(plans))
     assert (shared.spent < len(set(plans))) == (cache_bytes == 1 << 30) or cache_bytes == 300_000
@@ -191,7 +194,7 @@ def test_the_cache_drops_the_least_recently_used() -> None:
     assert cache.get("a", 0) is not None
     assert cache.get("a", 1) is None
     assert not cache.add("d", 0, codes(80), "a")
-    assert not cache.add("a", 2, codes(1)), "a batch is missing in between"
+    assert not cache.add("a", 0, codes(1)), "it is there"
     assert all(key in cache for key in "abc")
     assert cache.add("d", 0, codes(30), "b")
     assert [key in cache for key in "abcd"] == [True, True, False, True]
@@ -230,9 +233,58 @@ def test_answers_do_not_depend_on_an_interruption(
     assert 0 < part.spent < whole.spent
     logs = [measured(tmp_path / name) for name in ("whole", "parts")]
     assert logs[0] == logs[1]
-    entries = whole._stages.cache._entries.values()
-    kept = [tensor for entry in entries for codes in entry.batches for tensor in codes]
-    assert whole._stages.cache.bytes == sum(tensor.numel() * tensor.element_size() for tensor in kept) <= cache_bytes
+    cache = whole._observer.stages.cache
+    kept = [tensor for entry in cache._entries.values() for codes in entry.batches.values() for tensor in codes]
+    assert cache.bytes == sum(tensor.numel() * tensor.element_size() for tensor in kept) <= cache_bytes
+
+
+class Elsewhere(Team):
+    """Three workers that are this process."""
+
+    away, count = True, 3
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.looked: list[tuple[Any, int]] = []
+
+    def map(self, function: Any, tasks: Any, name: Any) -> Iterator[Any]:
+        self.looked += [(batch.plan and batch.plan.digest(), batch.number) for _, batch in tasks]
+        return super().map(function, tasks, name)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 20_000, 200_000, 1 << 30])
+@pytest.mark.parametrize("early", [None, EarlyRule(first=20)])
+def test_workers_leave_the_log_of_one_process(
+    case: Any, tmp_path: Path, cache_bytes: int, early: EarlyRule | None
+) -> None:
+    """Costs in it are those of one process, too, whatever its cache drops; no batch is looked at twice."""
+    plans, images, labels = random_plans(case, 8, seed=5), case.images[:75], case.labels[:75]
+    logs: list[list[Any]] = []
+    seen: list[list[tuple[int, int]]] = []
+    team = Elsewhere()
+    for who in (Team(1), team):
+        seen.append([])
+        made = Evaluator(
+            case.model,
+            images,
+            labels,
+            batch_size=10,
+            cache_bytes=cache_bytes,
+            log_path=tmp_path / f"{who.away}",
+            progress=lambda done, total: seen[-1].append((done, total)),
+            early=early,
+            team=who,
+        )
+        needed = int(0.9 * made.float_result().correct)
+        spent = sum(made.decide(plan, needed).cost for plan in plans) + made.count(plans[0]).cost
+        assert made.spent == pytest.approx(spent + made.float_spent)
+        rows = [json.loads(line) for line in (tmp_path / f"{who.away}").read_text().splitlines()]
+        logs.append([{**row, "seconds": 0} for row in rows])
+    assert logs[0] == logs[1]
+    assert seen[0] == seen[1]
+    needed = sum(math.ceil((row["to"] - row["from"]) / 10) for row in logs[0] if "from" in row)
+    assert needed <= len(team.looked) == len(set(team.looked)) <= needed + 2 * (1 + len(plans))
+    forget()
 
 
 def measured(log: Path) -> list[Any]:

@@ -1,5 +1,6 @@
 """Jobs measured by workers leave what one process leaves."""
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -121,19 +122,21 @@ def test_a_run_folder_that_a_worker_does_not_see(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["ilp", pytest.param("progressive", marks=pytest.mark.slow)])
 def test_searches_are_the_same(method: str, away: WorkerSettings, trained: Path, tmp_path: Path) -> None:
-    """Logs, plans and integers; with ``ilp`` also the noise of fitted weights."""
+    """Logs but for times, plans and integers; with ``ilp`` also the noise of fitted weights."""
     fitted = (Part.PER_CHANNEL, Part.BIAS, Part.ROUNDING) if method == "ilp" else ()
     asked = as_measured(method=method, tolerance=10.0, reconstruct=fitted)
     names = ("tuning.jsonl", "sensitivities.jsonl", "search.json", "plan_satisfied.json", "model_satisfied.caplet")
 
-    def found(folder: Path, workers: WorkerSettings) -> dict[str, Any]:
+    def found(folder: Path, workers: WorkerSettings | None) -> dict[str, Any]:
         model, splits = api.load_float(trained / "model.safetensors"), api.load_data("digits", calibration_size=120)
         metrics = api.quantize(model, splits, folder, asked, workers=workers).metrics
         same = {**metrics["search"], "seconds": 0}
-        return {name: (folder / name).read_bytes() for name in names} | {"search": same}
+        probes = [{**json.loads(line), "seconds": 0} for line in (folder / "probes.jsonl").open()]
+        return {name: (folder / name).read_bytes() for name in names} | {"search": same, "probes": probes}
 
     here, there = found(tmp_path / "here", ALONE), found(tmp_path / "there", away)
     assert here == there
+    assert found(tmp_path / "plain", None) == here
     assert here["sensitivities.jsonl"].count(b"\n") > 10
     assert (b'"fitted"' in here["sensitivities.jsonl"]) == (method == "ilp")
 
@@ -145,6 +148,8 @@ def test_a_resumed_search_measures_nothing_again(trained: Path, tmp_path: Path) 
     log = (tmp_path / "run" / "sensitivities.jsonl").read_bytes()
 
     class Refusing(Team):
+        away = True
+
         def map(self, function: Any, tasks: Any, name: Any) -> Any:
             assert not tasks
             return iter(())

@@ -84,8 +84,12 @@ class Processes(Team):
 
     def __init__(self, count: int) -> None:
         super().__init__(1, LocalProcesses(count))
-        self.under_way = 2 * count  # the next task is there when one is done
+        self._count, self.under_way = count, 2 * count  # the next task is there when one is done
         self._folder = TemporaryDirectory(prefix="caplet-")
+
+    @property
+    def count(self) -> int:
+        return self._count
 
     def lost(self, error: Exception) -> int:
         from loky.process_executor import TerminatedWorkerError
@@ -157,6 +161,11 @@ class Cluster(Team):
                 raise WorkerError(
                     f"worker {worker} is refused: it has {other}, here is {self.expected}; install the same"
                 )
+
+    @property
+    def count(self) -> int:
+        threads: dict[str, int] = self._client.nthreads()
+        return max(1, sum(threads.values()))
 
     def lost(self, error: Exception) -> int:
         from distributed import KilledWorker

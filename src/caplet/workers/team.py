@@ -11,6 +11,7 @@ import sys
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from threading import get_ident
@@ -146,6 +147,20 @@ class Team:
     def lost(self, error: Exception) -> int:
         """How many workers an error says were lost with a task; 0 where it is the task's own."""
         return 0
+
+    @property
+    def count(self) -> int:
+        """Tasks that are computed at once."""
+        return 1
+
+    @contextmanager
+    def own_threads(self) -> Iterator[None]:
+        """Inside, this process computes as a task is computed."""
+        before = _set_threads(self.threads)
+        try:
+            yield
+        finally:
+            _set_threads(before)
 
     def parcel(self, prepare: Callable[..., Any], *contents: Any) -> Parcel:
         """What tasks need: ``prepare(*contents)``, a function of a module, is called once by each worker."""

@@ -166,7 +166,7 @@ def quantize(
         progress: called with (images done, images in all) during every measurement.
         promise: decides instead of images that the settings name; the search then sees all of ``splits.calibration``.
         reference: the network against which losses count in the end; None for ``model``.
-        workers: who measures the noise of units at widths; None for this process alone.
+        workers: who measures the noise of units at widths, and plans on images; None for this process alone.
 
     Raises:
         ModelError: NaN weights, images of another size, a layer without an integer form.
@@ -212,6 +212,7 @@ def quantize(
             log_path=run / PROBES,
             progress=progress,
             early=None if settings.exact else EarlyRule(),
+            team=team,
         )
         identity = model_identity(model)
         tuned = MeasurementCache(run / TUNING, "tuning log", identity)

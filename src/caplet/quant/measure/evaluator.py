@@ -1,7 +1,8 @@
 """The one evaluator that all searches share: plans in, measured results out, nothing computed twice."""
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from caplet.quant.measure.staged import CachedStages
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import bits_in_use
 from caplet.quant.simulate.fake_quant import FakeQuant, WeightCache
+from caplet.workers.team import Parcel, Team
 
 DEFAULT_CACHE_BYTES = 3 << 29
 
@@ -91,6 +93,42 @@ class PlanResult:
         return self.correct / self.n
 
 
+@dataclass(frozen=True, eq=False)
+class _Glance:
+    """Images to look at under a plan, or in float: batch ``number`` of the order; int64 (B,) which images."""
+
+    plan: QuantPlan | None
+    number: int
+    chosen: NDArray[np.int64]
+
+
+_Found = tuple[NDArray[np.bool_], NDArray[np.float32], float]
+"""Which images of a batch are correct; margins; what was computed, as a fraction of the whole model's cost."""
+
+
+class _Observer:
+    """Looks at batches, here or where a worker is."""
+
+    def __init__(self, model: CapsNet, images: Tensor, labels: Tensor, cache_bytes: int) -> None:
+        self.stages = CachedStages(model, cache_bytes)
+        self._images, self._labels, self._specs, self._weights = images, labels, model.points(), WeightCache()
+        self._ready: tuple[QuantPlan, list[str], FakeQuant] | None = None
+
+    def look(self, batch: _Glance) -> _Found:
+        """Run the model on a batch."""
+        chosen, plan = torch.from_numpy(batch.chosen), batch.plan
+        images, labels, cost = to_float(self._images[chosen]), self._labels[chosen], 1.0
+        with torch.inference_mode():
+            if plan is None:
+                capsules = self.stages.run_from(0, (images,))[0]
+            else:
+                if self._ready is None or self._ready[0] != plan:
+                    handler = FakeQuant(plan, self._specs, weights=self._weights)
+                    self._ready = plan, self.stages.prefixes(plan), handler
+                capsules, cost = self.stages.run_plan(*self._ready[:2], batch.number, images, self._ready[2])
+            return (predict(capsules) == labels).numpy(), class_margins(capsules, labels).numpy(), cost
+
+
 class Evaluator:
     """Measures plans on one model and one set of images.
 
@@ -102,7 +140,7 @@ class Evaluator:
     :meth:`evaluate` looks at all images. :meth:`decide` and :meth:`count` look at as many as the decision needs, where
     an early rule is given; a later evaluation of the same plan goes on where the earlier one stopped. Their answers
     depend on the images, the rule, and the evaluations before, and not on what a log already knew. Costs are those
-    of what this object computed.
+    of what this object computed; where workers do, those of one process that computes what was asked for.
 
     The model must not change while the evaluator is in use.
 
@@ -114,6 +152,8 @@ class Evaluator:
         log_path: JSON-lines log of all evaluations; if it exists, what it holds is known from the start.
         progress: called after every batch.
         early: how early decisions are made; None looks at all images every time.
+        team: looks at the batches of images; None for this process, with all of torch's threads. A part of them is
+            looked at before it is known whether the decision needs it, so that all workers have something to do.
 
     Attributes:
         spent: cost of everything computed by this object, in full passes of all images.
@@ -136,6 +176,7 @@ class Evaluator:
         log_path: str | Path | None = None,
         progress: Progress | None = None,
         early: EarlyRule | None = None,
+        team: Team | None = None,
     ) -> None:
         if len(images) == 0 or len(images) != len(labels):
             raise ConfigError(
@@ -152,9 +193,9 @@ class Evaluator:
         self.spent = self.float_spent = 0.0
         self._batch = batch_size
         self._progress = progress
-        self._specs = model.points()
-        self._weights = WeightCache()
-        self._stages = CachedStages(model, cache_bytes)
+        self._observer, self._team = _Observer(model, images, labels, cache_bytes), team or Team()
+        self._parcel: Parcel | None = None
+        self._ahead: dict[tuple[str, int], _Found] = {}  # what workers saw, by digest and batch
         self._log = EvaluationLog(log_path, self._identity())
         self._seen: dict[str, int] = {}  # images of each plan that were looked at, by digest
         self._answers: dict[str, PlanResult] = {}  # the last one comes last
@@ -306,25 +347,42 @@ class Evaluator:
         ``start`` is a multiple of the batch size, so that a batch always holds the same images.
         """
         correct, margins = np.zeros(stop - start, dtype=bool), np.zeros(stop - start, dtype=np.float32)
-        total = 0.0
-        prefixes = [] if plan is None else self._stages.prefixes(plan)
-        handler = None if plan is None else FakeQuant(plan, self._specs, weights=self._weights)
-        with torch.inference_mode():
-            for low in range(start, stop, self._batch):
-                chosen = torch.from_numpy(order[low : min(low + self._batch, stop)])
-                images, cost = to_float(self.images[chosen]), 1.0
-                if plan is None or handler is None:
-                    capsules = self._stages.run_from(0, (images,))[0]
-                else:
-                    capsules, cost = self._stages.run_plan(plan, prefixes, low // self._batch, images, handler)
-                labels = torch.from_numpy(self.labels)[chosen]
-                place = slice(low - start, low - start + len(chosen))
-                correct[place] = (predict(capsules) == labels).numpy()
-                margins[place] = class_margins(capsules, labels).numpy()
-                total += len(chosen) / len(self) * cost
-                if self._progress is not None:
-                    self._progress(low - start + len(chosen), stop - start)
+        total, low = 0.0, 0
+        for part, margin, cost in self._look(plan, order, start, stop):
+            place = slice(low, low := low + len(part))
+            correct[place], margins[place] = part, margin
+            total += len(part) / len(self) * cost
+            if self._progress is not None:
+                self._progress(low, stop - start)
         return correct, margins, total
+
+    def _look(self, plan: QuantPlan | None, order: NDArray[np.int64], start: int, stop: int) -> Iterator[_Found]:
+        """The batches of these places, one after the other."""
+        size, digest = self._batch, FLOAT if plan is None else plan.digest()
+        numbers, whole = range(start // size, math.ceil(stop / size)), math.ceil(len(self) / size)
+        team, stages = self._team, self._observer.stages
+        batches = [_Glance(plan, each, order[each * size : (each + 1) * size]) for each in range(numbers.start, whole)]
+        if not team.away:
+            for batch in batches[: len(numbers)]:
+                with team.own_threads():
+                    found = self._observer.look(batch)
+                yield found
+            return
+        if missing := [each for each in batches[: len(numbers)] if (digest, each.number) not in self._ahead]:
+            more = batches[missing[0].number - numbers.start :][: math.ceil(len(missing) / team.count) * team.count]
+            if self._parcel is None:
+                room = stages.cache.limit // team.count
+                labels = torch.from_numpy(self.labels)
+                self._parcel = team.parcel(_Observer, self.model, self.images, labels, room)
+            tasks = [(self._parcel, each) for each in more]
+            looked = team.map(_Observer.look, tasks, lambda each: f"images from {size * each.number} on")
+            self._ahead.update(((digest, each.number), found) for each, found in zip(more, looked, strict=True))
+        prefixes = [] if plan is None else stages.prefixes(plan)
+        for batch in batches[: len(numbers)]:
+            correct, margins, cost = self._ahead[digest, batch.number]
+            if plan is not None:
+                cost = stages.account(plan, prefixes, batch.number, len(correct))
+            yield correct, margins, cost
 
     def _identity(self) -> dict[str, Any]:
         """What the answers depend on besides the plan."""

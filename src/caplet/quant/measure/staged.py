@@ -38,9 +38,9 @@ def decode_state(codes: State, formats: Sequence[FixedFormat]) -> State:
 
 @dataclass
 class _Entry:
-    """One stage's output: the codes of the first batches."""
+    """One stage's output: codes by batch."""
 
-    batches: list[State] = field(default_factory=list)
+    batches: dict[int, State] = field(default_factory=dict)
     bytes: int = 0
 
 
@@ -62,19 +62,19 @@ class StateCache:
     def get(self, key: str, batch: int) -> State | None:
         """The codes of one batch, None where they are not stored; the key is marked as just used."""
         entry = self._entries.get(key)
-        if entry is None or batch >= len(entry.batches):
+        if entry is None or batch not in entry.batches:
             return None
         self._entries.move_to_end(key)
         return entry.batches[batch]
 
     def add(self, key: str, batch: int, codes: State, keep: Collection[str] = ()) -> bool:
-        """Store the batch that follows those stored under ``key``; other keys are dropped for it, but not ``keep``.
+        """Store a batch under ``key``; other keys are dropped for it, but not ``keep``.
 
         Returns:
-            False, with nothing stored, where the batch does not follow or does not fit.
+            False, with nothing stored, where the batch is there or does not fit.
         """
         entry = self._entries.get(key)
-        if batch != (0 if entry is None else len(entry.batches)):
+        if entry is not None and batch in entry.batches:
             return False
         size = sum(tensor.numel() * tensor.element_size() for tensor in codes)
         droppable = [other for other in self._entries if other != key and other not in keep]
@@ -87,7 +87,7 @@ class StateCache:
             self.bytes -= self._entries.pop(other).bytes
         entry = self._entries.setdefault(key, _Entry())
         self._entries.move_to_end(key)
-        entry.batches.append(codes)
+        entry.batches[batch] = codes
         entry.bytes += size
         self.bytes += size
         return True
@@ -130,13 +130,8 @@ class CachedStages(StagedModel):
         Returns:
             Capsules (B, classes, D); what was computed, as a fraction of the whole model's cost.
         """
-        first = 0
-        state: State = (images,)
-        for stage in range(len(self) - 2, -1, -1):
-            codes = self.cache.get(prefixes[stage], batch)
-            if codes is not None:
-                first, state = stage + 1, decode_state(codes, self._formats(stage, plan))
-                break
+        first, codes = self._cached(prefixes, batch)
+        state = (images,) if codes is None else decode_state(codes, self._formats(first - 1, plan))
         computed: dict[int, State] = {}
 
         def keep(stage: int, state: State) -> None:
@@ -144,11 +139,32 @@ class CachedStages(StagedModel):
                 computed[stage] = encode_state(state, self._formats(stage, plan))
 
         capsules = self.run_from(first, state, handler, keep=keep)[0]
+        self._store(first, prefixes, batch, computed)
+        return capsules, float(self.tail_cost[first])
+
+    def account(self, plan: QuantPlan, prefixes: Sequence[str], batch: int, count: int) -> float:
+        """What :meth:`run_plan` would compute of ``count`` images, as if it did: codes without numbers are kept."""
+        first, _ = self._cached(prefixes, batch)
+        specs, computed = self.model.points(), dict[int, State]()
+        for stage in filter(self._worth_keeping, range(first, len(self))):
+            sizes = [(count, specs[key].elements) for key in self.stages[stage].outputs]
+            state = tuple(torch.empty(size, device="meta") for size in sizes)
+            computed[stage] = encode_state(state, self._formats(stage, plan))
+        self._store(first, prefixes, batch, computed)
+        return float(self.tail_cost[first])
+
+    def _cached(self, prefixes: Sequence[str], batch: int) -> tuple[int, State | None]:
+        """The stage to begin with, and the codes that the one before it gave; None where it is the first."""
+        for stage in range(len(self) - 2, -1, -1):
+            if (codes := self.cache.get(prefixes[stage], batch)) is not None:
+                return stage + 1, codes
+        return 0, None
+
+    def _store(self, first: int, prefixes: Sequence[str], batch: int, computed: dict[int, State]) -> None:
         needed = {prefixes[first - 1]} if first else set()
         for stage in reversed(computed):  # later ones are smaller and used more often
             self.cache.add(prefixes[stage], batch, computed[stage], needed)
             needed.add(prefixes[stage])
-        return capsules, float(self.tail_cost[first])
 
     def _worth_keeping(self, stage: int) -> bool:
         """Whether a stage's output is worth caching: the input image saves nothing, the last one is the answer."""

@@ -25,7 +25,7 @@ from caplet.quant.measure.effects import Perturber
 from caplet.quant.measure.log import Unmeasured
 from caplet.quant.plan.units import Unit, Widths, unit_bits
 from caplet.quant.search.search import PlanSearch, Request, SearchResult, Workbench, run_each
-from caplet.workers.team import Parcel
+from caplet.workers.team import Parcel, Team
 
 START_FRACTION = 0.25
 """Fraction of the tolerance that the uniform start may spend."""
@@ -168,13 +168,14 @@ class UnitSensitivity:
 
     def __init__(self, bench: Workbench, request: Request, rounding: Rounding, units: Sequence[Unit]) -> None:
         self.request, self.rounding, self.units = request, rounding, tuple(units)
-        self._source, self._fitted_noise, self._team = bench.source, bench.fitted_noise, bench.team
+        self._source, self._fitted_noise, self._team = bench.source, bench.fitted_noise, bench.team or Team()
         self._all, self._specs = len(bench.evaluator), bench.evaluator.model.points()
         count = min(bench.sensitivity_images, self._all)
         chosen = torch.arange(count) * self._all // count
         self.perturber = Perturber(bench.evaluator.model, bench.evaluator.images[chosen], cache=bench.cache)
         self._perturbers = (self.perturber, *bench.perturbers)
         self._known: dict[tuple[int, int], float] = {}
+        self._known_fitted: dict[tuple[int, int], float] = {}
         self._parcel: Parcel | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -198,18 +199,23 @@ class UnitSensitivity:
         weights = [key for key in self.units[index].points if self._specs[key].role is Role.WEIGHT]
         if not weights or (measure := self._fitted_noise) is None:
             return None
-        return math.fsum(measure(key, width) for key in weights)
+        if (index, width) not in self._known_fitted:
+            self._known_fitted[index, width] = math.fsum(measure(key, width) for key in weights)
+        return self._known_fitted[index, width]
 
     def measure(self, tasks: Iterable[tuple[int, int]], *, fitted: bool = False) -> None:
-        """Let the team measure the noises of units at widths, where there is one; asking for them then costs nothing.
+        """Let the team measure the noises of units at widths; asking for them then costs nothing.
 
         Args:
             fitted: those of fitted weights, where a unit has weights.
         """
         team = self._team
-        if team is None or team.threads is None:
-            return
         missing = [(*task, fitted) for task in dict.fromkeys(tasks) if not self._answers(*task, fitted)]
+        if not team.away:
+            with team.own_threads():
+                for task in missing:
+                    self.ask(*task)
+            return
         self._parcel = parcel = self._parcel or team.parcel(_itself, self)
         asked = [(parcel, task) for task in missing]
         for rows in team.map(_measured, asked, lambda task: f"{self.units[task[0]].name} at {task[1]} bits"):
