@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from caplet import api
 from caplet.data import Splits
@@ -13,8 +14,14 @@ from caplet.errors import ArtefactError, ConfigError
 from caplet.jobs.compress.finish import CompressedModel
 from caplet.jobs.compress.job import compress, estimate_compression, write_settings
 from caplet.jobs.compress.settings import CompressSettings, checked, read_settings, settings_template
+from caplet.jobs.train import fit_to_data
+from caplet.models.checkpoint import save_model
+from caplet.program.arena import plan_memory
 from caplet.runs.folder import METRICS, read_record
+from caplet.runs.records import DETAILS
 from caplet.runs.stages import STAGES
+from caplet.train.settings import TrainSettings
+from caplet.train.task import build_model
 
 QUICK = {
     "prune": {"probes": [0.5], "probe_steps": 5, "least_steps": 20},
@@ -82,6 +89,30 @@ def test_changed_inputs_are_refused_when_resuming(compressed: CompressedModel, t
         compress(api.load_float(file), data, compressed.folder, settings(file, max_drop=19.0), resume=True)
 
 
+TWO_MAPS = {
+    "stem": [{"kernel": 3, "stride": 1, "channels": channels} for channels in (16, 32)],
+    **{"primary_types": 2, "primary_dim": 4, "primary_kernel": 3, "primary_stride": 1},
+    **{"class_dim": 4, "iterations": 2},
+}
+
+
+@pytest.mark.slow
+def test_a_limit_of_ram_that_the_plan_small_misses_is_kept_by_the_firmware(data: Splits, tmp_path: Path) -> None:
+    changes = {"model": "shallow", "dataset": "digits", "epochs": 1, "seed": 0, "overrides": TWO_MAPS}
+    torch.manual_seed(0)
+    save_model(build_model(fit_to_data(TrainSettings.of(changes), data)), tmp_path / "model.safetensors")
+    asked = settings(tmp_path / "model.safetensors", max_drop=100.0, ram=1150)
+    result = compress(api.load_float(tmp_path / "model.safetensors"), data, tmp_path / "run", asked)
+    assert plan_memory(result.program, "small").bytes > 1150
+    assert (result.met, result.metrics["plan"]) == (True, 1150)
+    arena = read_record(tmp_path / "run" / "firmware" / "memory.json", dict)
+    assert arena["bytes"] == result.metrics["limits"]["ram"]["found"] <= 1150
+    details = read_record(tmp_path / "run" / DETAILS, dict)["models"]["compressed"]
+    assert details["memory"]["1150"] == arena
+    assert result.export_c(tmp_path / "again").plan.bytes == arena["bytes"]
+    assert "Arena with as many votes stored as fit (--ram 1150)" in result.report.read_text()
+
+
 @pytest.mark.slow
 def test_limits_out_of_reach_give_the_nearest_network(trained: Path, data: Splits, tmp_path: Path) -> None:
     file = trained / "model.safetensors"
@@ -89,6 +120,7 @@ def test_limits_out_of_reach_give_the_nearest_network(trained: Path, data: Split
     assert not result.met
     assert result.metrics["missed"] == ["ram", "macs"]
     assert (tmp_path / "run" / "model.caplet").exists()
+    assert result.metrics["plan"] == result.metrics["limits"]["ram"]["found"]
     assert read_record(tmp_path / "run" / METRICS, dict)["met"] is False
 
 

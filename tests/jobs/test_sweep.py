@@ -16,7 +16,7 @@ from caplet.errors import ArtefactError, ConfigError, TargetNotMet
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.sweep import job
 from caplet.jobs.sweep.job import JOURNAL, _Sweep, sweep
-from caplet.jobs.sweep.networks import Maker
+from caplet.jobs.sweep.networks import Maker, draw
 from caplet.jobs.sweep.settings import SweepSettings
 from caplet.metrics import Accuracy
 from caplet.program.arena import plan_memory
@@ -208,6 +208,18 @@ def test_an_accuracy_that_is_missed_is_written_and_said(splits: Splits, run: Pat
     metrics = part.finish(*part.finals())
     assert (metrics["met"], metrics["missed"]) == (False, ["errors"])
     assert "instead of 99.90 %" in metrics["outlook"][0]
+
+
+def test_a_limit_of_ram_is_judged_by_the_plan_that_export_makes_for_it(splits: Splits, run: Path) -> None:
+    choices = {"depth": 2, "channels": 16, "growth": 2.0, "kernel": 3, "stride0": 1, "stride1": 1, "types": 2, "dim": 4}
+    choices |= {"primary_kernel": 3, "primary_stride": 1, "class_dim": 4, "iterations": 2, "keep": 1.0}
+    network, settings = draw(optuna.trial.FixedTrial(choices), 8), SweepSettings.of(TINY | {"ram": "1250"})
+    free, limited = (Maker(each, splits).estimate(network) for each in (SweepSettings.of(TINY), settings))
+    assert limited["ram"] <= 1250 < free["ram"]
+    least = _Sweep(run, Maker(SweepSettings.of(TINY | {"ram": "500"}), splits), optuna, silent)
+    metrics = least.finish(*least.finals())
+    assert metrics["missed"] == ["ram"]
+    assert metrics["plan"] == metrics["limits"]["ram"]["found"]
 
 
 def test_the_smallest_network_is_found_by_bisection(splits: Splits, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

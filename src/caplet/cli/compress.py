@@ -178,7 +178,7 @@ def _verdict(metrics: dict[str, Any]) -> Iterator[str]:
         found = f"{limit['found']:+.2f}" if name == "max_drop" else f"{limit['found']:,}"
         kept = "missed" if name in metrics["missed"] else "kept"
         verdict = ", no limit" if limit["asked"] is None else f" of {limit['asked']:,}: {kept}"
-        yield f"{names[name]}: {found}{verdict}"
+        yield f"{names[name]}: {found}{verdict}" + (f" (--ram {metrics['plan']})" if name == "ram" else "")
     for engine in metrics["verified"]:
         same = engine["codes"] - engine["differing"]
         yield f"{engine['target']}: {same:,} of {engine['codes']:,} codes identical"

@@ -239,12 +239,14 @@ def ship(
     answers: SplitAnswers,
     programs: Mapping[str, Program] | None = None,
     result: str | None = None,
+    ram: str | int = "small",
 ) -> dict[str, Any]:
     """Write what every run leaves: predictions, metrics, and of Programs the changed answers and the details.
 
     Args:
         programs: what ships, by role, the one to use first; their answers are among ``answers``.
         result: of a job that makes a float model, its name among ``answers``.
+        ram: a memory plan that is recorded beside "fast" and "small".
 
     Returns:
         What ``metrics.json`` holds: ``metrics`` with the data's name and note.
@@ -253,7 +255,7 @@ def ship(
         first = next(iter(programs))
         record_predictions(run, splits.test, answers.reference, {role: answers.models[role] for role in programs})
         record_flips(run, splits.test, first, answers.reference, answers.models[first])
-        record_details(run, programs)
+        record_details(run, programs, ram)
     else:
         record_predictions(run, splits.test, answers.reference if result is None else answers.models[result], {})
     whole: dict[str, Any] = plain({**metrics, "data": splits.info["name"], "data_note": splits.info["note"]})

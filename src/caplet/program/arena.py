@@ -28,7 +28,7 @@ from caplet.program.bands import (
     segments,
     stages_of,
 )
-from caplet.program.lifetimes import Buffer, Requests, requests
+from caplet.program.lifetimes import Buffer, Requests, after, aligned, requests
 from caplet.program.ops import Convolution, Routing
 from caplet.program.program import Program
 from caplet.program.scratch import divide, workspace
@@ -103,7 +103,7 @@ def plan_memory(
     debugging. Raises PlanError when the Program does not verify, or does not fit the given number of bytes.
     """
     planner = Planner(program, proof or verify(program), in_place)
-    votes = {op.votes: program.tensors[op.votes].shape[0] for op in program.ops if isinstance(op, Routing)}
+    votes = planner.votes
     if ram == "fast":
         return planner.grown(votes, least=1 / 32)
     none = dict.fromkeys(votes, 0)
@@ -111,12 +111,11 @@ def plan_memory(
         return planner.small(planner.place(none))
     if not isinstance(ram, int):
         raise PlanError(f"memory plan: ram is {ram!r}; the rule is 'fast', 'small' or a number of bytes")
-    small = planner.place(none)
-    least = planner.within(small, ram) if small.bytes > ram else small
+    least = planner.within(ram)
     if least.bytes > ram:
         largest = ", ".join(f"{name} {size}" for name, size in least.peak[:3])
         raise PlanError(
-            f"memory plan: {ram} bytes of RAM, but without stored votes {program.name} needs {least.bytes}, during "
+            f"memory plan: {ram} bytes of RAM, but {program.name} needs {least.bytes}, during "
             f"{least.peak_op} ({largest} bytes); use fewer bits there, prune, or give more RAM"
         )
     best, chains = least, planner.chains(least)
@@ -186,12 +185,22 @@ class Planner:
             return self.grown(plain.stored, best[1], chains=self.chains(best[0]))
         return self.grown(plain.stored, least=1 / 32)
 
-    def within(self, plain: MemoryMap, limit: int) -> MemoryMap:
-        """The plan with bands of the fewest instructions in ``limit`` bytes; where there is none, the smallest."""
+    @property
+    def votes(self) -> dict[str, int]:
+        """Votes tensor -> its input capsules."""
+        ops = self.program.ops
+        return {op.votes: self.program.tensors[op.votes].shape[0] for op in ops if isinstance(op, Routing)}
+
+    def within(self, limit: int) -> MemoryMap:
+        """The plan in ``limit`` bytes without stored votes, with bands of the fewest instructions where it needs them;
+        where there is none, the smallest, also with all votes stored: their sources may take more than they do."""
+        plain = self.place(dict.fromkeys(self.votes, 0))
+        if plain.bytes <= limit:
+            return plain
         plans = [plain, *self.banded(plain)]
         fitting = [plan for plan in plans if plan.bytes <= limit]
         if not fitting:
-            return min(plans, key=lambda plan: plan.bytes)
+            return min(*plans, self.place(self.votes), key=lambda plan: plan.bytes)
         return min(fitting, key=lambda plan: self.instructions(plan, limit))
 
     def instructions(self, plan: MemoryMap, limit: int) -> float:
@@ -226,7 +235,7 @@ class Planner:
         asked = self.requests(plain.stored)
         wanted, shared = asked.found.values(), asked.shared
         alone = [
-            sum(_aligned(b.bytes) for b in wanted if b.first <= index <= b.last) - plain.behind.get(op.name, 0)
+            sum(aligned(b.bytes) for b in wanted if b.first <= index <= b.last) - plain.behind.get(op.name, 0)
             for index, op in enumerate(ops)
         ]
         taken = {}
@@ -236,7 +245,7 @@ class Planner:
             source, target = (tensors[name] for name in (ops[chain.first].inputs[0], ops[chain.last].outputs[0]))
             host = shared.get(source.name, source.name)
             others = [b for b in wanted if b.name not in names and b.first <= chain.last and b.last >= chain.first]
-            size = sum(_aligned(b.bytes) for b in others)
+            size = sum(aligned(b.bytes) for b in others)
             size += max(self.once(self.workspace, i, 0, False, False).get("scratch", 0) for i in chain.indices)
             dies = any(b.name == host and b.last <= chain.last for b in others)
             size += max(0, target.bytes - source.bytes) if dies else target.bytes
@@ -244,7 +253,7 @@ class Planner:
                 continue
             *middle, _ = buffers(self.program, chain).items()
             for name, (_, rows) in middle:
-                size += _aligned(tensors[name].bytes // tensors[name].shape[0] * rows)
+                size += aligned(tensors[name].bytes // tensors[name].shape[0] * rows)
             if dies and size < most:
                 size -= max(0, target.bytes - source.bytes)
                 size += max(target.bytes - source.bytes, min(self.once(self.chain_lead, chain), target.bytes))
@@ -282,13 +291,13 @@ class Planner:
         live = [0] * len(self.program.ops)
         for buffer in plan.buffers:
             for index in range(buffer.first, buffer.last + 1):
-                live[index] += _aligned(buffer.bytes)
+                live[index] += aligned(buffer.bytes)
         found, buffers = {}, {buffer.name: buffer for buffer in plan.buffers}
         for index, op in enumerate(self.program.ops):
             if isinstance(op, Convolution):
                 scratch = f"{op.name}/scratch"
                 own = buffers[plan.shared.get(scratch, scratch)]
-                found[index] = limit - max(live[own.first : own.last + 1]) + _aligned(own.bytes)
+                found[index] = limit - max(live[own.first : own.last + 1]) + aligned(own.bytes)
         return found
 
     def place(
@@ -344,7 +353,7 @@ class Planner:
             while offset != before:
                 before = offset
                 for other in clashes:
-                    offset = _after(replace(request, offset=offset), other, pairs)
+                    offset = after(replace(request, offset=offset), other, pairs)
             placed.append(replace(request, offset=offset))
         places = {b.name: b for b in placed}
         over: dict[tuple[str, int], int] = {}  # bytes of a buffer that an op does not need
@@ -361,7 +370,7 @@ class Planner:
         ]
         busiest = max(range(len(live)), key=lambda index: sum(size for _, size in live[index]))
         peak = sorted(live[busiest], key=lambda item: (-item[1], item[0]))
-        size = _aligned(max(b.offset + b.bytes for b in placed))
+        size = aligned(max(b.offset + b.bytes for b in placed))
         placed.sort(key=lambda b: (b.first, b.offset))
         bands = tuple(chain.described(program, outputs.pop(ops[chain.last].name, 0)) for chain in chains)
         name = ops[busiest].name
@@ -376,25 +385,3 @@ class Planner:
             dict(sorted(outputs.items())),
             bands,
         )
-
-
-def _after(request: Buffer, other: Buffer, pairs: Mapping[tuple[str, str], tuple[int, int]]) -> int:
-    """The first place from ``request.offset`` on where it does not disturb ``other``, of a place of its own."""
-    start, end = request.offset, _aligned(other.offset + other.bytes)
-    if start + request.bytes <= other.offset or start >= end:
-        return start
-    if way := pairs.get((request.name, other.name)):  # read while the other is written
-        return min(end, other.offset + _multiple(max(way[0], start - other.offset), way[1]))
-    if way := pairs.get((other.name, request.name)):
-        least = _multiple(way[0], way[1])
-        behind = (other.offset - start) // way[1] * way[1]
-        return other.offset - behind if behind >= least else end
-    return end
-
-
-def _multiple(size: int, of: int) -> int:
-    return -(-size // of) * of
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT

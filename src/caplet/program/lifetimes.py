@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from caplet.program.bands import IN_PLACE, OpChain, buffers
+from caplet.program.bands import ALIGNMENT, IN_PLACE, OpChain, buffers
 from caplet.program.ops import ConvVotes, DenseVotes, Routing
 from caplet.program.program import Program
 from caplet.program.scratch import routing_rows
@@ -125,3 +125,26 @@ def _last_reads(program: Program, stored: Mapping[str, int]) -> dict[str, int]:
                 last[name] = max(last[name], routings[op.output], index)
     last[program.output] = last[program.lengths] = len(program.ops) - 1
     return last
+
+
+def after(request: Buffer, other: Buffer, pairs: Mapping[tuple[str, str], tuple[int, int]]) -> int:
+    """The first place from ``request.offset`` on where it does not disturb ``other``, of a place of its own."""
+    start, end = request.offset, aligned(other.offset + other.bytes)
+    if start + request.bytes <= other.offset or start >= end:
+        return start
+    if way := pairs.get((request.name, other.name)):  # read while the other is written
+        return min(end, other.offset + _multiple(max(way[0], start - other.offset), way[1]))
+    if way := pairs.get((other.name, request.name)):
+        least = _multiple(way[0], way[1])
+        behind = (other.offset - start) // way[1] * way[1]
+        return other.offset - behind if behind >= least else end
+    return end
+
+
+def _multiple(size: int, of: int) -> int:
+    return -(-size // of) * of
+
+
+def aligned(size: int) -> int:
+    """``size`` bytes, up to the next place where a buffer may start."""
+    return -(-size // ALIGNMENT) * ALIGNMENT

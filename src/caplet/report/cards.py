@@ -274,7 +274,7 @@ def _compressed(run: RunRecords[CompressMetrics]) -> Card:
     for name, path, note in (
         ("File", "compressed.file_bytes", f"{after.file}; float parameters {bytes_text(before.bytes)}"),
         ("Flash of the firmware", "limits.flash.found", "packed constants, and room for code"),
-        ("RAM", "limits.ram.found", f"the arena; {metrics.limits['macs']['found']:,} multiply-accumulates"),
+        ("RAM", "limits.ram.found", f"--ram {metrics.plan}; {metrics.limits['macs']['found']:,} multiply-accumulates"),
     ):
         facts.append((name, _number(metrics, path, bytes_text), note))
     checked = "" if metrics.promise is None else f"{metrics.promise.verdict(after.paired.loss).capitalize()}."

@@ -70,7 +70,7 @@ def _figure(ram: str, plan: Row, ops: Sequence[str]) -> Figure:
         for buffer in plan["buffers"]
     )
     return Figure(
-        f"Arena with {_PLANS[ram]} (--ram {ram}): {plan['bytes']:,} bytes",
+        f"Arena with {_PLANS.get(ram, 'as many votes stored as fit')} (--ram {ram}): {plan['bytes']:,} bytes",
         f"Most bytes are in use during {plan['peak_op']}: {used:,}, above all {largest}. Time goes to the right, op by"
         " op; addresses go up. The buffers of the peak are coloured; a slash in a name means scratch." + bands,
         (_map(plan, ops),),

@@ -98,7 +98,7 @@ class TensorRecord:
 
 @dataclass(frozen=True)
 class ModelDetails:
-    """One Program in ``details.json``: digest, tensors, names of ops, memory plans by name (``fast``, ``small``)."""
+    """One Program in ``details.json``: digest, tensors, names of ops, memory plans (``fast``, ``small``, or bytes)."""
 
     sha256: str
     tensors: tuple[TensorRecord, ...]
@@ -232,9 +232,8 @@ class SensitivityMetrics:
 class RoundMetrics:
     """One round of pruning, or one trial of a search, with the units left by dependency group (not in metrics.json).
 
-    Accuracies on calibration images: after surgery (``calibration_cut``, not in older runs), refitted, fine-tuned;
-    of a trial, ``pair`` compares the last with the unpruned network's.
-    """
+    Accuracies on calibration images: after surgery (``calibration_cut``, not in older runs), refitted, fine-tuned.
+    ``pair``: a trial's last one against the unpruned network's."""
 
     cost: Row
     calibration_before: Accuracy
@@ -393,6 +392,7 @@ class CompressMetrics:
     folders: tuple[str, ...]
     float: ReferenceMetrics
     promise: PromiseMetrics | None = None
+    plan: str | int = "small"  # memory plan of the firmware
 
     @property
     def accepted(self) -> Real:

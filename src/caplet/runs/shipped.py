@@ -91,17 +91,17 @@ def record_flips(run: Path, images: ImageSet, role: str, float_: Classes, intege
     write_record(run / FLIPS, records.Flips(role, len(images), counts, shown))
 
 
-def record_details(run: Path, programs: Mapping[str, Program]) -> None:
-    """Write ``details.json``: by role, tensors, accumulators, memory plans with all and no votes stored, times."""
+def record_details(run: Path, programs: Mapping[str, Program], ram: str | int) -> None:
+    """Write ``details.json``: by role, tensors, accumulators, memory plans (``fast``, ``small`` and ``ram``), times."""
     models: dict[str, Any] = {}
     for role, program in programs.items():
-        proof = verify(program)
+        proof, plans = verify(program), dict.fromkeys(("fast", "small", ram))
         models[role] = {
             "sha256": program_digest(program),
             "tensors": list(program_tensors(program)),
             "ops": [op.name for op in program.ops],
             "accumulators": proof.to_json(),
-            "memory": {ram: plan_memory(program, ram, proof=proof).to_json() for ram in ("fast", "small")},
+            "memory": {str(each): plan_memory(program, each, proof=proof).to_json() for each in plans},
             "times": {time.device.name: str(time) for time in device_times(program, proof)},
         }
     write_record(run / DETAILS, {"models": models})

@@ -28,7 +28,6 @@ from caplet.models.checkpoint import load_model
 from caplet.models.cost import cost_of
 from caplet.nn.points import Role
 from caplet.program import Program
-from caplet.program.arena import plan_memory
 from caplet.program.file import load_program
 from caplet.program.program import CODE_BYTES
 from caplet.quant.choices import Method
@@ -64,6 +63,7 @@ class Attempt:
         program, path: the integers and their file.
         values: by limit, what was reached: ``max_drop`` in percentage points, ``flash`` and ``ram`` in bytes, ``macs``.
             The loss is the upper limit for new images, or as measured on the calibration split.
+        ram: the memory plan by which it does.
         missed: names of the limits that are not kept.
         expected: what fresh images said of it, where they decide.
     """
@@ -73,6 +73,7 @@ class Attempt:
     program: Program
     path: Path
     values: dict[str, float]
+    ram: str | int
     missed: tuple[str, ...]
     expected: Look | None = None
 
@@ -293,14 +294,14 @@ class Attempts:
         for width in range(math.ceil(mean) - 1, NARROWEST - 1, -1):
             wide = [key for key in large if plan.points[key].bits > width]
             tried = plan.with_formats({key: calibration.format(key, width) for key in wide})
-            if limit is None or self.firmware(lower(model, tried))["flash"] <= limit:
+            if limit is None or self.firmware(lower(model, tried))[0]["flash"] <= limit:
                 return tried
         return None
 
-    def firmware(self, program: Program) -> dict[str, float]:
-        """Bytes of flash and of RAM that an export takes."""
-        plan = plan_memory(program, self.settings.ram)
-        return {"flash": program.firmware_bytes + plan.code_bytes, "ram": plan.bytes}
+    def firmware(self, program: Program) -> tuple[dict[str, float], str | int]:
+        """Bytes of flash and of RAM that an export takes, and the ``ram`` that it is made with."""
+        plan, ram = self.settings.plan(program)
+        return {"flash": program.firmware_bytes + plan.code_bytes, "ram": plan.bytes}, ram
 
     def measured(self, folders: tuple[Path, ...], path: Path, model: CapsNet, expected: Look | None = None) -> Attempt:
         """The attempt whose integers are in ``path``: what it reached, and which limits it misses.
@@ -315,15 +316,15 @@ class Attempts:
 
         if expected is None and (promise := self.next_promise()) is not None:
             expected = promise.look(lambda images: PlanAnswers(correct(images)), promise.error)
-        loss = paired(self.correct, correct(self.splits.calibration)).loss
+        loss, (sizes, ram) = paired(self.correct, correct(self.splits.calibration)).loss, self.firmware(program)
         values: dict[str, float] = {
             "max_drop": loss if expected is None else expected.limit,
-            **self.firmware(program),
+            **sizes,
             "macs": cost_of(model).macs,
         }
         missed = tuple(limits.excess(values))
         told = f"at most {values['max_drop']:+.2f} points" if expected else f"{loss:+.2f} points"
-        told += f", {values['flash']:,} bytes of flash, {values['ram']:,} of RAM"
+        told += f", {values['flash']:,} bytes of flash, {values['ram']:,} of RAM (--ram {ram})"
         self.note(f"{folders[-1].name}: {told}: " + (f"misses {', '.join(missed)}" if missed else "within all limits"))
-        self.tried.append(Attempt(folders, model, program, path, values, missed, expected))
+        self.tried.append(Attempt(folders, model, program, path, values, ram, missed, expected))
         return self.tried[-1]

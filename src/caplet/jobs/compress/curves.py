@@ -26,7 +26,6 @@ from caplet.metrics import paired
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.models.cost import cost_of
-from caplet.program.arena import plan_memory
 from caplet.progress import Note, Progress
 from caplet.prune.order import RemovalOrder
 from caplet.prune.structure import cut
@@ -182,7 +181,7 @@ class Measurement:
         def size(pruned: Pruned, width: Width) -> Size:
             model = models[pruned.macs_kept]
             program = lower(model, uniform_plan(model, calibrations[pruned.macs_kept], width.bits))
-            memory = plan_memory(program, settings.ram)
+            memory, _ = settings.plan(program)
             return Size(program.firmware_bytes + memory.code_bytes, memory.bytes)
 
         return Curves(tuple(curve), widths, size)

@@ -66,8 +66,9 @@ class CompressedModel:
             shutil.copyfile(self.folder / MODEL, path)
 
     def export_c(self, folder: str | Path, settings: EmitSettings | None = None) -> Export:
-        """Write C99 sources to a new folder; see :func:`caplet.jobs.export.export_c`."""
-        return export_c(self.program, folder, settings)
+        """Write C99 sources to a new folder, by default within the limit of RAM; see
+        :func:`caplet.jobs.export.export_c`."""
+        return export_c(self.program, folder, settings or EmitSettings(ram=self.metrics["plan"]))
 
     @property
     def verdict(self) -> str | None:
@@ -105,7 +106,7 @@ class Finish:
     def all(self, curves: Curves, choice: PairChoice, tried: Sequence[Attempt]) -> CompressedModel:
         """Export, verify, analyse, time, open the test split for the last time, and write metrics."""
         attempt, do = self.attempt, self.context.do
-        inputs = {"program": file_digest(attempt.path), "ram": self.settings.ram}
+        inputs = {"program": file_digest(attempt.path), "ram": attempt.ram}
         do(FIRMWARE, inputs, self.export, MEMORY)
         if self.settings.web:
             try:
@@ -138,6 +139,7 @@ class Finish:
             "met": not attempt.missed,
             "promise": promise,
             "missed": list(attempt.missed),
+            "plan": attempt.ram,
             "limits": {
                 name: {"asked": getattr(self.settings.limits, name), "found": value}
                 for name, value in attempt.values.items()
@@ -178,14 +180,14 @@ class Finish:
             },
             "folders": [folder.name for folder in attempt.folders],
         }
-        metrics = ship(self.run, self.splits, metrics, answers, programs)
+        metrics = ship(self.run, self.splits, metrics, answers, programs, ram=attempt.ram)
         return CompressedModel(not attempt.missed, attempt.program, self.run, metrics)
 
     def export(self, folder: Path, resume: bool) -> None:
         """The stage that writes the firmware's sources."""
         if resume:  # begun, and only C text: written anew
             shutil.rmtree(folder)
-        export = export_c(self.attempt.program, folder, EmitSettings(prefix="network", ram=self.settings.ram))
+        export = export_c(self.attempt.program, folder, EmitSettings(prefix="network", ram=self.attempt.ram))
         write_record(folder / MEMORY, export.plan.to_json())
 
     def browse(self, folder: Path, resume: bool) -> None:
@@ -203,7 +205,7 @@ class Finish:
             asked.append((("cortex-m4",), chosen.device_images))
         for targets, count in asked:
             try:
-                found = verify_engines(program, images[:count], targets, ram=self.settings.ram, note=self.note)
+                found = verify_engines(program, images[:count], targets, ram=self.attempt.ram, note=self.note)
             except ToolMissing as error:
                 self.note(f"{', '.join(targets)}: not verified: {error}")
                 continue

@@ -13,6 +13,9 @@ from caplet.errors import ConfigError
 from caplet.files import read_toml
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.quantize.settings import Accepting
+from caplet.program import Program
+from caplet.program.arena import MemoryMap
+from caplet.program.within import plan_within
 from caplet.quant.choices import Method, Part
 from caplet.settings import Batch, Bytes, Count, Many, Natural, Percent, Positive, Settings, Side, option
 
@@ -175,10 +178,11 @@ class CompressSettings(Accepting):
             seed=self.seed,
         )
 
-    @property
-    def ram(self) -> Literal["fast", "small"]:
-        """Memory plan of the firmware: votes are recomputed where RAM is limited, and stored elsewhere."""
-        return "fast" if self.limits.ram is None and self.target == "host" else "small"
+    def plan(self, program: Program) -> tuple[MemoryMap, str | int]:
+        """Memory plan of the firmware, and the ``ram`` that makes it: votes are recomputed where RAM is limited, and
+        stored elsewhere; where the limit is missed by that, what keeps to it (:func:`plan_within`)."""
+        stored = self.limits.ram is None and self.target == "host"
+        return plan_within(program, self.limits.ram, ["fast" if stored else "small"])
 
 
 def read_settings(path: str | Path | None, changes: dict[str, Any] | None = None) -> CompressSettings:

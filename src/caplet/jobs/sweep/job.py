@@ -24,11 +24,12 @@ from caplet.jobs.quantize.promise import divide, provable_tolerance
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.report import PAGE, write_report
 from caplet.jobs.run import begin
-from caplet.jobs.sweep.networks import BITS, MODEL, PROGRAM, Maker, Network, draw, least_arena
+from caplet.jobs.sweep.networks import BITS, MODEL, PLANS, PROGRAM, Maker, Network, draw
 from caplet.jobs.sweep.settings import SweepSettings
 from caplet.metrics import accuracy
 from caplet.models.checkpoint import load_model
 from caplet.program.file import load_program
+from caplet.program.within import plan_within
 from caplet.progress import Note, silent
 from caplet.runs import folder as runs
 from caplet.runs.records import DETAILS, FLIPS, PREDICTIONS, SEARCH
@@ -290,7 +291,7 @@ class _Sweep:
         metrics = runs.read_record(quantized / runs.METRICS, dict)
         model = metrics["models"][0]
         program, errors = load_program(quantized / model["file"]), 100 - model["calibration"]["percent"]
-        arena, plan = least_arena(program)
+        arena, plan = plan_within(program, limits.ram, PLANS)
         flash = program.firmware_bytes + arena.code_bytes
         values: dict[str, float] = {"flash": flash, "ram": arena.bytes, "macs": won.macs}
         missed, give = [*limits.excess(values)], [*outlook([values], limits)]
@@ -327,7 +328,7 @@ class _Sweep:
         out, settings, reference = folder / "quantized", self.settings, won.reference
         whole, model = load_program(folder / PROGRAM), load_model(folder / MODEL)
         assert reference is not None
-        code = whole.code_bytes + least_arena(whole)[0].code_bytes
+        code = whole.code_bytes + plan_within(whole, settings.ram, PLANS)[0].code_bytes
         if target is None:  # no accuracy on calibration images was asked for: training images decide
             error = 1 - QuantizeSettings().confidence
             tolerance = provable_tolerance(divide(model, self.maker.splits, None)[1].least, error)

@@ -23,9 +23,9 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import save_model
 from caplet.models.cost import cost_of
 from caplet.program import Program
-from caplet.program.arena import MemoryMap, plan_memory
 from caplet.program.file import save_program
 from caplet.program.program import CODE_BYTES
+from caplet.program.within import plan_within
 from caplet.prune.structure import cut
 from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.units import uniform_plan
@@ -44,6 +44,8 @@ SHOWN = {True: (200_000, 4, 40), False: (20_000, 5, 15)}
 """Images that a network in full, and a trial, are shown, counted as often as they are; fewest and most epochs."""
 JUDGES, CALIBRATED, GUESSED = 2000, 256, 4
 """Calibration images that judge a trial; images that choose exponents; training images that do for an estimate."""
+PLANS = ("fast", "small")
+"""Memory plans of which the smaller one counts, unless the limit of RAM asks for another."""
 
 
 Report = Callable[[dict[str, Any]], None]
@@ -106,7 +108,7 @@ class Maker:
         if self.settings.limits.excess(least):
             return least  # what cannot fit is not built
         with torch.random.fork_rng(devices=[]):
-            taken, program = sizes(build_model(recipe).eval(), self.few.train.images[:GUESSED])
+            taken, program = sizes(build_model(recipe).eval(), self.few.train.images[:GUESSED], self.settings.ram)
         pruned = round((1 - keep) * program.flash_bytes)
         return taken | {"flash": taken["flash"] - pruned, "macs": least["macs"]}
 
@@ -120,7 +122,7 @@ class Maker:
         model, judges = found.model, splits.calibration
         if network.keep < 1:
             model = _pruned(model, network.keep, splits, recipe, run / "finetune")
-        taken, program = sizes(model, judges.evenly_spaced(CALIBRATED).images, judges.classes)
+        taken, program = sizes(model, judges.evenly_spaced(CALIBRATED).images, self.settings.ram, judges.classes)
         correct = [int((classify(each, judges) == judges.labels.numpy()).sum()) for each in (program, model)]
         metrics = TrialMetrics(
             number,
@@ -140,25 +142,21 @@ class Maker:
         return metrics
 
 
-def sizes(model: CapsNet, images: Tensor, labels: tuple[str, ...] = ()) -> tuple[dict[str, Any], Program]:
+def sizes(
+    model: CapsNet, images: Tensor, ram: int | None, labels: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], Program]:
     """What the Program with 8 bits everywhere takes, by the names of limits (``flash``, ``ram``, ``macs``), and itself.
 
-    The RAM is enough for narrower weights, too, which are unpacked into it. ``images`` uint8 (N, C, H, W) choose
-    exponents. Raises PlanError, ModelError: there is no integer form.
+    ram: the limit, by which the memory plan is chosen (:func:`plan_within`). The RAM is enough for narrower weights,
+    too, which are unpacked into it. ``images`` uint8 (N, C, H, W) choose exponents. Raises PlanError, ModelError:
+    there is no integer form.
     """
     source, meta = calibrate(model, images), {"family": model.family}
     plans = (uniform_plan(model, source, bits, activations=BITS) for bits in (BITS, BITS - 1))
     program, narrower = (lower(model, plan, labels=labels, meta=meta) for plan in plans)
-    arenas = [least_arena(each)[0] for each in (program, narrower)]
+    arenas = [plan_within(each, ram, PLANS)[0] for each in (program, narrower)]
     flash = program.firmware_bytes + max(arena.code_bytes for arena in arenas)
-    ram = max(arena.bytes for arena in arenas)
-    return {"flash": flash, "ram": ram, "macs": cost_of(model).macs}, program
-
-
-def least_arena(program: Program) -> tuple[MemoryMap, str]:
-    """The smaller memory plan, and which one that is: all votes stored (``fast``), or none (``small``)."""
-    plans = ((plan_memory(program, ram), ram) for ram in ("fast", "small"))
-    return min(plans, key=lambda found: (found[0].bytes, found[1]))
+    return {"flash": flash, "ram": max(arena.bytes for arena in arenas), "macs": cost_of(model).macs}, program
 
 
 def _pruned(model: CapsNet, keep: float, splits: Splits, recipe: TrainSettings, folder: Path) -> CapsNet:
