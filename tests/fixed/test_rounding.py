@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caplet.errors import PlanError
-from caplet.fixed import Rounding, rounding_shift, stochastic_noise
+from caplet.fixed import Rounding, carried_shift, rounding_shift, stochastic_noise
 from caplet.fixed.rounding import fnv1a32, noise_keys
 
 ACC = st.integers(-(2**40), 2**40)
@@ -83,3 +83,20 @@ def test_noise_is_uniform_and_uncorrelated() -> None:
 def test_bad_seed_is_refused() -> None:
     with pytest.raises(PlanError, match="32-bit seed"):
         stochastic_noise(2**32, "x", 1)
+
+
+@given(st.lists(ACC, min_size=1, max_size=30), st.integers(-8, 45))
+def test_carried_sums_stay_within_half_a_code_and_each_remainder_goes_on_to_the_next(
+    acc: list[int], shift: int
+) -> None:
+    left, expected = Fraction(0), []
+    for value in acc:
+        left += Fraction(value) / Fraction(2) ** shift
+        expected.append(floor(left + Fraction(1, 2)))
+        left -= expected[-1]
+        assert -Fraction(1, 2) <= left < Fraction(1, 2)
+    array = np.array(acc, dtype=np.int64)
+    assert carried_shift(array, shift, 0).tolist() == expected
+    both = carried_shift(np.stack([array, -array]), np.array(shift), 1)
+    assert both[0].tolist() == expected
+    assert carried_shift(torch.from_numpy(array)[:, None], shift, 0)[:, 0].tolist() == expected

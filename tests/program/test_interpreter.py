@@ -1,8 +1,9 @@
 """The interpreter against every op written out in Python integers, straight from its definition."""
 
 from collections.abc import Callable
+from fractions import Fraction
 from itertools import product
-from math import isqrt
+from math import floor, isqrt
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ SETTINGS = [
     SampleSettings(weight_bits=16, activation_bits=16, iterations=1, bias=False),
     SampleSettings(weight_bits=8, activation_bits=1, rounding=Rounding.STOCHASTIC),
     SampleSettings(weight_bits=6, activation_bits=7, rounding=Rounding.STOCHASTIC, selected=True),
+    SampleSettings(weight_bits=6, activation_bits=5, rounding=Rounding.CARRY, channel_shifts=True, selected=True),
 ]
 
 
@@ -200,6 +202,9 @@ class Naive:
         _, dim, votes = op.weight.shape
         weight = self.integers[op.weight.key]
         out: list[int] = []
+        fmt = self.program.tensors[op.output].format
+        assert isinstance(fmt, FixedFormat)
+        left = [Fraction(0)] * votes  # of what was to be given out, what was not
         i = place = 0
         for source in op.sources:
             spec = self.program.tensors[source]
@@ -218,6 +223,12 @@ class Naive:
                     acc = sum(x * weight[i][k][v] for k, x in enumerate(capsule))
                     own = frac + (0 if op.channel_shifts is None else int(op.channel_shifts[v]))
                     shift = own - self.program.tensors[op.output].format.frac_bits
+                    if self.program.tensors[op.output].rounding is Rounding.CARRY:
+                        left[v] += Fraction(acc) / Fraction(2) ** shift
+                        code = floor(left[v] + Fraction(1, 2))
+                        left[v] -= code
+                        out.append(min(max(code, fmt.min_code), fmt.max_code))
+                        continue
                     out.append(self.round(op.output, len(out), acc, shift))
                 i += 1
         self.t[op.output] = out

@@ -39,6 +39,8 @@ def constants(model: Any) -> dict[str, np.ndarray]:
     [
         *((name, (Rounding.NEAREST, Rounding.TRUNCATE)[index % 2]) for index, name in enumerate(INTEGER)),
         ("shallow", Rounding.STOCHASTIC),
+        ("shallow", Rounding.CARRY),
+        ("deep", Rounding.CARRY),
     ],
 )
 def test_networks_of_bytes(name: str, rounding: Rounding) -> None:

@@ -53,6 +53,9 @@ CASES = {
     ),
     "backbone-6-8": (sample_backbone, SampleSettings(6, 8, channel_shifts=True), "fast"),
     "backbone-stochastic": (sample_backbone, SampleSettings(4, 9, Rounding.STOCHASTIC, log_weights=True), "small"),
+    "shallow-carried": (sample_shallow, SampleSettings(5, 5, Rounding.CARRY, channel_shifts=True), "small"),
+    "shallow-carried-stored": (sample_shallow, SampleSettings(8, 6, Rounding.CARRY), "fast"),
+    "deep-carried": (sample_deep, SampleSettings(3, 10, Rounding.CARRY, selected=True), "small"),
     "deep-selected-capsules": (sample_deep, SampleSettings(6, 8, selected=True), "small"),
     "deep-one-iteration": (sample_deep, SampleSettings(9, 8, Rounding.TRUNCATE, iterations=1, bias=False), "fast"),
 }

@@ -220,6 +220,8 @@ def _dense_votes(draw: RandomOps) -> tuple[Op, Tensors]:
     weight = draw.constant("w", (inputs, in_dim, outputs * dim), log=True)
     product = tensors["x0"].format.frac_bits + weight.format.frac_bits
     tensors["y"] = draw.spec("y", (inputs, outputs, dim), draw.out_frac(product))
+    if not draw.size(0, 2):
+        tensors["y"] = replace(tensors["y"], rounding=Rounding.CARRY)
     shifts = None if draw.bytes and draw.size(0, 1) else draw.channel_shifts(outputs * dim)
     return DenseVotes("op", sources, "y", weight, dim, shifts, selected), tensors
 

@@ -63,7 +63,7 @@ class _Builder:
 
     def tensor(self, name: str, shape: tuple[int, ...], frac: int, signed: bool = True, bits: int | None = None) -> str:
         fmt = FixedFormat(bits or self.settings.activation_bits, frac, signed)
-        self.tensors[name] = TensorSpec(name, shape, fmt, self.settings.rounding)
+        self.tensors[name] = TensorSpec(name, shape, fmt, self.settings.rounding.alone)
         return name
 
     def constant(self, key: str, shape: tuple[int, ...], fmt: AnyFormat) -> Constant:
@@ -179,6 +179,7 @@ class _Builder:
         inputs = inputs if selected is None else len(selected)
         weight, frac = self.weight(f"{name}.weight", (inputs, in_dim, outputs * dim), in_dim, sources[0])
         votes = self.tensor(f"{name}.votes", (inputs, outputs, dim), frac)
+        self.tensors[votes] = replace(self.tensors[votes], rounding=self.settings.rounding)
         shifts = self.shifts(outputs * dim)
         self.ops.append(DenseVotes(f"{name}.vote", sources, votes, weight, dim, shifts, selected))
         return self.route(name, votes, outputs, (outputs, dim))

@@ -1,7 +1,7 @@
 """Fixed-point numbers and the integer functions of capsule networks; numpy only, torch tensors welcome."""
 
 from caplet.fixed.format import AnyFormat, ChannelFormat, FixedFormat, LogFormat, PlanFormat, format_from_json
-from caplet.fixed.rounding import Rounding, rounding_shift, stochastic_noise
+from caplet.fixed.rounding import Rounding, carried_shift, rounding_shift, stochastic_noise
 from caplet.fixed.softmax import softmax
 from caplet.fixed.squash import squash
 
@@ -12,6 +12,7 @@ __all__ = [
     "LogFormat",
     "PlanFormat",
     "Rounding",
+    "carried_shift",
     "format_from_json",
     "rounding_shift",
     "softmax",

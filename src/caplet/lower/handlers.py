@@ -64,12 +64,12 @@ class Lowering:
 
     def tensor(self, key: str, shape: tuple[int, ...]) -> str:
         """Declare the tensor of point ``key`` with the device's ``shape``; returns the key."""
-        self.tensors[key] = TensorSpec(key, shape, self.format(key), self.plan.rounding_of(key))
+        self.tensors[key] = TensorSpec(key, shape, self.format(key), self.plan.rounding_of(key, self.specs[key]))
         return key
 
     def constant(self, key: str, value: Tensor, axes: tuple[int, ...] | None = None) -> Constant:
         """The codes of a parameter, rounded in the parameter's own order, then transposed to the device's ``axes``."""
-        fmt, rounding = self.plan.points[key], self.plan.rounding_of(key)
+        fmt, rounding = self.plan.points[key], self.plan.rounding_of(key, self.specs[key])
         array = value.detach().cpu().numpy().astype(np.float32)
         noise = None
         if rounding is Rounding.STOCHASTIC:  # element e of the noise belongs to element e of the parameter

@@ -1,5 +1,6 @@
 """Capsule layers: convolutional capsules, plain and routed (DeepCaps' 3-D convolution), and class capsules."""
 
+from dataclasses import replace
 from itertools import pairwise
 from math import prod
 
@@ -72,14 +73,17 @@ class ConvCaps2d(Window):
         return self.squash(x.reshape(len(x), *self.out_shape) if self.flat else x, 2)
 
 
-def routing_points(out_capsules: int, in_capsules: int, dim: int, iterations: int) -> tuple[PointSpec, ...]:
-    """Points of a routing from ``in_capsules`` to ``out_capsules`` of ``dim`` dimensions."""
+def routing_points(
+    out_capsules: int, in_capsules: int, dim: int, iterations: int, carries: bool = False
+) -> tuple[PointSpec, ...]:
+    """Points of a routing from ``in_capsules`` to ``out_capsules`` of ``dim`` dimensions; ``carries``: of its votes."""
     routed = iterations > 1
     pair, out = ("out", "in"), ("out", "dim")
     pairs, capsules = (out_capsules, in_capsules), (out_capsules, dim)
     logits = ram("logits", Role.LOGITS, pair, pairs, signed=True, routed=True)
+    votes = ram("votes", Role.VOTES, ("out", "in", "dim"), (*pairs, dim), signed=True, routed=routed)
     return (
-        ram("votes", Role.VOTES, ("out", "in", "dim"), (out_capsules, in_capsules, dim), signed=True, routed=routed),
+        replace(votes, carries=carries),
         ram("coupling", Role.COUPLING, pair, pairs, signed=False, bound=(0.0, 1.0), routed=routed),
         ram("preactivation", Role.PREACTIVATION, out, capsules, signed=True, routed=routed),
         ram("activation", Role.ACTIVATION, out, capsules, signed=True, bound=UNIT, output=True, routed=routed),
@@ -137,7 +141,7 @@ class DenseCaps(Layer):
         self.declare(
             flash("weight", Role.WEIGHT, ("in", "in_dim", "out_dim"), self.weight.shape),
             *([flash("bias", Role.BIAS, ("out", "dim"), (out_capsules, dim))] if bias else []),
-            *routing_points(out_capsules, in_capsules, dim, iterations),
+            *routing_points(out_capsules, in_capsules, dim, iterations, carries=True),
         )
 
     def forward(self, x: Tensor) -> Tensor:

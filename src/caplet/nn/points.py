@@ -63,6 +63,7 @@ class PointSpec:
         lifetime: how long the tensor lives.
         bound: ``(low, high)`` where mathematics bounds the values; such a point is not calibrated.
         routed: whether the tensor lives inside a routing of more than one iteration.
+        carries: whether rounding can carry remainders on along the axis ``in`` (see ``caplet.fixed.carried_shift``).
     """
 
     name: str
@@ -74,6 +75,7 @@ class PointSpec:
     lifetime: Lifetime
     bound: tuple[float, float] | None = None
     routed: bool = False
+    carries: bool = False
 
     def __post_init__(self) -> None:
         if len(self.dims) != len(self.shape):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from caplet.errors import PlanError
+from caplet.fixed.rounding import Rounding
 from caplet.program.bands import (
     ALIGNMENT,
     Bands,
@@ -122,13 +123,14 @@ def plan_memory(
     for name in sorted(votes, key=lambda key: program.tensors[key].bytes):
         # As many of its input capsules as fit, by bisection; all of them if those fit.
         low, high = 0, votes[name]
+        carries = program.tensors[name].rounding is Rounding.CARRY  # made from the first one on, or not at all
         while low < high:
-            middle = high if (low, high) == (0, votes[name]) else (low + high + 1) // 2
+            middle = high if carries or (low, high) == (0, votes[name]) else (low + high + 1) // 2
             plan = planner.place({**best.stored, name: middle}, chains=chains)
             if plan.bytes <= ram:
                 best, low = plan, middle
             else:
-                high = middle - 1
+                high = low if carries else middle - 1
     return planner.grown(best.stored, ram, chains=chains)
 
 

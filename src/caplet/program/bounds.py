@@ -6,7 +6,7 @@ L1 norm split by sign. The bound then follows the accumulator through its left s
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,11 @@ def _dense_votes(op: ops.DenseVotes, tensors: Tensors, ranges: Ranges) -> list[A
         rounding = tensors[op.output].rounding
         result.append(_through(op, f"acc:{source}", low.min(axis=0), high.max(axis=0), None, shifts, rounding))
         start += count
+    if tensors[op.output].rounding is Rounding.CARRY:  # one row of remainders serves all sources
+        most = max(max(-bound.low, bound.high) for bound in result)
+        if most * weight.shape[0] >= 1 << 62:
+            raise PlanError(f"{op.kind} {op.name}: running sums can reach 2**62; bring the formats closer")
+        result = [replace(bound, c_type=max(each.c_type for each in result)) for bound in result]
     return result
 
 
@@ -184,7 +189,7 @@ def _finish(
         down, up = lows[o] << _left(op, acc[o]), highs[o] << _left(op, acc[o])
         down, up = min(down, down + adds[0][o], adds[0][o]), max(up, up + adds[1][o], adds[1][o])
         if out[o] > 0:
-            up += {Rounding.NEAREST: 1 << out[o] - 1, Rounding.TRUNCATE: 0, Rounding.STOCHASTIC: 1 << out[o]}[rounding]
+            up += {Rounding.NEAREST: 1 << out[o] - 1, Rounding.TRUNCATE: 0}.get(rounding, 1 << out[o])
         else:
             down, up = down << _left(op, -out[o]), up << _left(op, -out[o])
         least, most, longest = min(least, down), max(most, up), max(longest, acc[o], abs(out[o]))

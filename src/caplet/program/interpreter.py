@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from caplet.fixed.format import FixedFormat
 from caplet.fixed.integer import squared_length
-from caplet.fixed.rounding import Rounding, rounding_shift, stochastic_noise
+from caplet.fixed.rounding import Rounding, carried_shift, rounding_shift, stochastic_noise
 from caplet.fixed.softmax import softmax
 from caplet.fixed.squash import squash
 from caplet.program import ops
@@ -235,9 +235,13 @@ def _dense_votes(op: ops.DenseVotes, machine: _Machine, *sources: Codes) -> dict
         acc = (capsules.swapaxes(0, 1) @ weight).swapaxes(0, 1).astype(np.int64)  # B, I, G * D
         shifts = op.shifts(machine.tensors, name)
         draw = None if noise is None else noise[start : start + acc.shape[1]]
-        parts.append(rounding_shift(acc, shifts.out, spec.rounding, draw))
+        carries = spec.rounding is Rounding.CARRY
+        parts.append(acc << shifts.acc if carries else rounding_shift(acc, shifts.out, spec.rounding, draw))
         start += acc.shape[1]
-    votes = machine.fixed(op.output).saturate(np.concatenate(parts, axis=1)).astype(np.int32)
+    codes = np.concatenate(parts, axis=1)
+    if spec.rounding is Rounding.CARRY:
+        codes = carried_shift(codes, shifts.out, 1)
+    votes = machine.fixed(op.output).saturate(codes).astype(np.int32)
     return {op.output: votes.reshape(len(votes), *spec.shape)}
 
 

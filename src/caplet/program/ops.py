@@ -15,13 +15,14 @@ Layouts (all shapes are those of one image; everything is C order):
 Arithmetic and rounding follow the common pattern of :mod:`caplet.program.op`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caplet.fixed.format import FixedFormat
+from caplet.fixed.rounding import Rounding
 from caplet.program.op import ALWAYS, LEFT_OUT, Op, Shifts, Tensors, UnaryOp, accumulator_shifts, bias_frac, weight_frac
 from caplet.program.tensor import Constant, IntArray
 
@@ -197,6 +198,9 @@ class DenseVotes(Op, kind="dense_votes"):
     ``(type * H + row) * W + column`` of the map. Each source keeps its own format; product_frac = frac(source) +
     frac(weight) (+ channel_shifts[g * dim + d]), hence one set of shifts per source. There is no bias.
 
+    Where the output carries (``Rounding.CARRY``), codes are those of :func:`caplet.fixed.carried_shift` along all I
+    input capsules, saturated; sums of sources with fewer fraction bits are shifted left first (shifts.acc).
+
     selected: the places in that list of the capsules that vote, ascending, at least one of each source; x then has only
     these. None for all of them.
     """
@@ -223,8 +227,12 @@ class DenseVotes(Op, kind="dense_votes"):
         return tuple(chosen[(chosen >= first) & (chosen < end)] - first for first, end in ends)
 
     def shifts(self, tensors: Tensors, source: str) -> Shifts:
-        product = tensors[source].format.frac_bits + weight_frac(self.weight, self.channel_shifts)
-        return accumulator_shifts(product, None, tensors[self.output].format.frac_bits)
+        own, weight = tensors[source].format.frac_bits, weight_frac(self.weight, self.channel_shifts)
+        out, common = tensors[self.output], own
+        if out.rounding is Rounding.CARRY:
+            common = max(tensors[name].format.frac_bits for name in self.sources)
+        shifts = accumulator_shifts(common + weight, None, out.format.frac_bits)
+        return replace(shifts, acc=common - own)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from caplet.fixed.format import FixedFormat
+from caplet.fixed.rounding import Rounding
 from caplet.program.op import Op, Tensors
 from caplet.program.ops import Conv2d, Convolution, DenseVotes, Routing
 from caplet.program.tensor import Constant
@@ -91,7 +92,7 @@ def workspace(
     """Scratch of one op: purpose -> bytes. made: a routing whose votes are not all stored. whole: as in :func:`divide`.
 
     * ``scratch`` (convolutions): gathered windows, sums and unpacked filters, as :func:`divide` chooses in ``room``.
-    * ``scratch`` (dense votes): unpacked weights of :func:`votes_together` votes.
+    * ``scratch`` (dense votes): what is carried on of each vote, and unpacked weights of :func:`votes_together` votes.
     * ``acc``, ``coupling``, ``exponentials`` (routing): the accumulators of the weighted sum over all G * D, G
       coupling codes of 16 bits of each of :func:`routing_rows` input capsules, and G uint32 exponentials (several
       iterations only).
@@ -100,7 +101,10 @@ def workspace(
         return {"scratch": divide(op, room, whole).bytes}
     if isinstance(op, DenseVotes):
         size = votes_together(op.weight) * op.weight.shape[1] * unpacked_bytes(op.weight)
-        return {"scratch": size} if needs_unpacking(op.weight) else {}
+        size = size if needs_unpacking(op.weight) else 0
+        if tensors[op.output].rounding is Rounding.CARRY:
+            size += op.weight.shape[2] * proof.find(op.name, f"acc:{op.sources[0]}").bytes
+        return {"scratch": size} if size else {}
     if isinstance(op, Routing):
         _, outputs, dim = tensors[op.votes].shape
         count = routing_rows(outputs, made) * outputs

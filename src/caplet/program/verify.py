@@ -68,6 +68,8 @@ def verify(program: Program) -> Proof:
             _require(op, name in program.tensors, f"writes {name!r}", "a tensor that is written is declared")
             _require(op, name not in written, f"writes {name!r} again", "each tensor is written once")
             written[name] = op
+            carries = program.tensors[name].rounding is Rounding.CARRY
+            _require(op, not carries or isinstance(op, ops.DenseVotes), f"{name} carries", "dense votes alone do")
         CHECKS[type(op)](op, program.tensors)
         for name in op.outputs:
             ranges[name] = code_range(op, program.tensors[name])

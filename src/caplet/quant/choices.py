@@ -120,7 +120,7 @@ class SensitivitySettings(Settings):
     """How many disjoint sets of calibration images."""
     images: Many | None = option(None, "Measurement")
     """Images per draw. Default: 128, or fewer in a small split."""
-    rounding: Literal["nearest", "truncate", "stochastic"] = option("nearest", "Measurement")
+    rounding: Literal["nearest", "truncate", "stochastic", "carry"] = option("nearest", "Measurement")
     """How values between two codes are resolved."""
     exponents: Exponents = Exponents.BOUND
     log2_weights: bool = False

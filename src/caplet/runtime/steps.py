@@ -228,11 +228,15 @@ class StepBuilder:
         integers, types = op.weight.integers, {source.fields["type"] for source in sources}
         if wide or self._noisy(op.output) or integers.max() > 32767 or _UINT16 in types:
             return None
+        carries = self.tensors[op.output].rounding is Rounding.CARRY
+        shifts = [op.shifts(self.tensors, source) for source in op.sources]
+        if carries and (any(each.acc for each in shifts) or min(np.min(each.out) for each in shifts) < 0):
+            return None
         words = -(-dim // 2)
         pairs = np.pad(integers.transpose(0, 2, 1).astype(np.int16), ((0, 0), (0, 0), (0, dim % 2)))
         panels = self._panels(np.ascontiguousarray(pairs).view(np.uint32))
         scales = -(-outputs // self._width) * 3 * self._width * 4
-        self._shares(scales + inputs * self.together * words * 4)
+        self._shares(scales + self.together * (inputs * words * 4 + 4 * outputs * carries))
         taps = self._array(4 * np.arange(words, dtype=np.uint32))
         fields: dict[str, Value] = {"votes": votes, "weights": self._array(panels), "taps": taps}
         return Struct("caplet_host_votes", {**fields, "words": words, "inputs": inputs})

@@ -27,7 +27,7 @@ def check_request(parts: tuple[Part, ...], request: Request) -> None:
     """Raise ConfigError where reconstruction cannot work for what is asked."""
     if not parts:
         return
-    if request.roundings != (Rounding.NEAREST,):
+    if any(rounding.alone is not Rounding.NEAREST for rounding in request.roundings):
         found = ", ".join(request.roundings)
         raise ConfigError(
             f"reconstruction: rounding {found}; fitted weights must round to nearest (--rounding nearest)"

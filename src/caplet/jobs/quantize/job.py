@@ -122,6 +122,10 @@ def describe_step(step: Step) -> str:
 PROBES, TRIALS, SIMPLIFIED = "probes.jsonl", "trials.jsonl", "simplified.json"
 
 
+PAPER_ROUNDINGS = (Rounding.NEAREST, Rounding.TRUNCATE, Rounding.STOCHASTIC)
+"""What ``rounding="all"`` tries."""
+
+
 def request_of(settings: QuantizeSettings) -> Request:
     """What the search is asked for. Raises ConfigError for values out of range, or unknown hardware."""
     return Request(
@@ -130,7 +134,7 @@ def request_of(settings: QuantizeSettings) -> Request:
         None if settings.activation_budget is None else 8 * settings.activation_budget,
         settings.ram,
         settings.relative,
-        tuple(Rounding) if settings.rounding == "all" else (Rounding(settings.rounding),),
+        PAPER_ROUNDINGS if settings.rounding == "all" else (Rounding(settings.rounding),),
         FormatRule(Exponents.PAPER if settings.paper_formats else Exponents.BOUND, settings.log2_weights),
         settings.seed,
         settings.granularity,

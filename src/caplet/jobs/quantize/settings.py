@@ -8,7 +8,7 @@ from caplet.quant.choices import Granularity, Method, Part
 from caplet.quant.reconstruct.settings import parse_parts
 from caplet.settings import Bytes, Percent, Settings, option
 
-Scheme = Literal["nearest", "truncate", "stochastic", "all"]
+Scheme = Literal["nearest", "truncate", "stochastic", "carry", "all"]
 TARGET, BUDGETS, SEARCH, NUMBERS, FITTING, RUN = "Target", "Budgets", "Search", "Numbers", "Fitting", "Run"
 """Headings of the options."""
 _PARTS = "scales,per-channel,bias,rounding"
@@ -82,7 +82,9 @@ class QuantizeSettings(Accepting):
     """Decide on all calibration images and compute every stage anew: slow, for comparison."""
 
     rounding: Scheme = option("nearest", NUMBERS)
-    """How values between two codes are resolved; all tries each scheme and keeps the smallest result."""
+    """How values between two codes are resolved. carry: to nearest, and what that takes away from a vote is carried on
+    to the next input capsule's (docs/arithmetic.md). all tries the first three and keeps the smallest result. Without
+    --method, carry."""
     log2_weights: bool = option(False, NUMBERS)
     """Weights are signed powers of two (at most 5 bits)."""
     paper_formats: bool = option(False, NUMBERS)
@@ -109,7 +111,8 @@ class QuantizeSettings(Accepting):
         if not isinstance(values, dict) or ("method" in values and "effort" not in values):
             return values
         chosen = _EFFORTS.get(values.get("effort", "default"), {})
-        cannot = values.get("rounding", "nearest") != "nearest" or values.get("log2_weights")
+        rounding = "nearest" if values.get("paper_formats") else "carry"
+        cannot = values.get("rounding", rounding) not in ("nearest", "carry") or values.get("log2_weights")
         if cannot or values.get("paper_formats") or not values.get("reconstruct", True):  # nothing is fitted
             chosen = {}
-        return {"method": Method.ILP, "granularity": Granularity.TENSOR, **chosen, **values}
+        return {"method": Method.ILP, "granularity": Granularity.TENSOR, "rounding": rounding, **chosen, **values}

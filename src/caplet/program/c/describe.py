@@ -259,7 +259,9 @@ def _dense_votes(op: ops.DenseVotes, to: Descriptions) -> dict[str, Value]:
     if op.selected is not None:
         selected = to.array(f"{op.name}/selected", np.array(op.selected, dtype=np.uint16))
     weight = to.constant(op.weight, lambda codes: in_pairs(codes.transpose(0, 2, 1)))
-    counts = _named("source_count in_dim votes block", (len(sources), in_dim, votes, votes_together(op.weight)))
+    common = max(to.spec(source).format.frac_bits for source in op.sources) + op.weight.format.frac_bits
+    values = (len(sources), in_dim, votes, votes_together(op.weight), common)
+    counts = _named("source_count in_dim votes block carry_frac", values)
     return {
         "kernel": _vote_kernel(op, to, sources),
         "unpack": _kernel("unpack", to.needs_unpacking(op.weight)),
@@ -275,8 +277,14 @@ def _vote_kernel(op: ops.DenseVotes, to: Descriptions, sources: list[Struct]) ->
     narrow = all(to.proof.find(op.name, f"acc:{source}").bytes == 4 for source in op.sources)
     one_byte = all(source.fields["type"] in (_INT8, _UINT8) for source in sources) and out.element_bytes == 1
     simple = narrow and one_byte and unpacked_type(op.weight) == _INT8 and dim <= 64
+    carries = out.rounding is Rounding.CARRY
+    if carries:
+        rights = rights.max(axis=0)
+        simple &= int(fracs.max() - fracs.min()) <= 7
     if not simple or out.rounding is Rounding.STOCHASTIC or rights.min() < 0 or rights.max() > 30:
-        return _kernel("vote_any")
+        return _kernel("vote_carried_any" if carries else "vote_any")
+    if carries:
+        return _kernel(f"vote_carried_{dim}" if dim in (4, 8) else "vote_carried")
     if op.channel_shifts is not None:
         return _kernel(f"vote_channels_{dim}" if dim in (4, 8) else "vote_channels")
     whole = fixed(out) == FixedFormat(8, out.format.frac_bits, True)

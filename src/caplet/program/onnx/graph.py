@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 OPSET, IR_VERSION = 18, 10
 INSTALL = "pip install 'caplet[onnx]'"
+_LAST = (1 << 31) - 1  # as the end of a slice: all that follow
 _WORD = 62
 """Bits of the largest integers."""
 Value = str
@@ -118,6 +119,15 @@ class Graph:
         term = _rounding_term(right, rounding, noise)
         value = value if term is None else self.op("Add", value, self.constant(term))
         return self.op("Floor", self.scaled(value, -right))
+
+    def carried(self, value: Value, shift: Any, axis: int) -> Value:
+        """:func:`caplet.fixed.carried_shift` along an axis by a constant shift, the same along it."""
+        sums = self.op("CumSum", value, self.constant(axis, np.int64))
+        codes = self.rounding_shift(sums, shift, Rounding.NEAREST)
+        first, last, one, at = (self.constant([place], np.int64) for place in (0, _LAST, 1, axis))
+        before = self.op("Slice", codes, first, self.constant([-1], np.int64), at)
+        rest = self.op("Sub", self.op("Slice", codes, one, last, at), before)
+        return self.op("Concat", self.op("Slice", codes, first, one, at), rest, attributes={"axis": axis})
 
     def saturate(self, value: Value, fmt: FixedFormat) -> Value:
         return self.clip(value, fmt.min_code, fmt.max_code)

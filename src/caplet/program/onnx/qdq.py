@@ -224,6 +224,7 @@ def _add(op: ops.Add, work: Floats) -> None:
 def _dense_votes(op: ops.DenseVotes, work: Floats) -> None:
     graph, tensors = work.graph, work.program.tensors
     inputs, dim, width = op.weight.shape
+    carries = tensors[op.output].rounding is Rounding.CARRY
     parts: list[Value] = []
     start = 0
     for name, voters in zip(op.sources, op.voters(tensors), strict=True):
@@ -240,8 +241,12 @@ def _dense_votes(op: ops.DenseVotes, work: Floats) -> None:
         sums = graph.op("MatMul", graph.transpose(x, (1, 0, 2)), weight)
         if op.channel_shifts is not None:
             sums = graph.op("Mul", sums, work.constant(np.exp2(-op.channel_shifts.astype(np.float64))))
-        parts.append(work.rounded(op.output, sums, op.shifts(tensors, name).out))
+        parts.append(sums if carries else work.rounded(op.output, sums, op.shifts(tensors, name).out))
     votes = parts[0] if len(parts) == 1 else graph.op("Concat", *parts, attributes={"axis": 0})
+    if carries:
+        frac = work.fixed(op.output).frac_bits
+        codes = graph.carried(graph.scaled(graph.double(votes), frac + 1), 1, 0)
+        votes = work.quantize(op.output, graph.cast(graph.scaled(codes, -frac), np.float32))
     votes = graph.reshape(votes, (inputs, -1, width // op.dim, op.dim))
     work.values[op.output] = graph.transpose(votes, (1, 2, 0, 3))
 

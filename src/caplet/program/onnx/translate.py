@@ -243,10 +243,14 @@ def _dense_votes(op: ops.DenseVotes, work: Translation) -> None:
         end = start + len(voters)
         weight = graph.weights(op.weight.integers[start:end], op.weight.key)
         acc = graph.transpose(graph.op("MatMul", graph.transpose(x, (1, 0, 2)), weight), (1, 0, 2))
-        draw = None if noise is None else noise[start:end]
-        parts.append(graph.rounding_shift(acc, op.shifts(tensors, name).out, work.rounding(op.output), draw))
+        draw, shifts = None if noise is None else noise[start:end], op.shifts(tensors, name)
+        rounding = work.rounding(op.output)
+        carries = rounding is Rounding.CARRY
+        part = graph.scaled(acc, shifts.acc) if carries else graph.rounding_shift(acc, shifts.out, rounding, draw)
+        parts.append(part)
         start = end
     votes = parts[0] if len(parts) == 1 else graph.op("Concat", *parts, attributes={"axis": 1})
+    votes = graph.carried(votes, shifts.out, 1) if carries else votes
     work.store(op.output, graph.saturate(votes, work.fixed(op.output)))
 
 

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from caplet.data.imageset import to_float
 from caplet.errors import ConfigError
-from caplet.fixed import FixedFormat, LogFormat, PlanFormat, Rounding
+from caplet.fixed import FixedFormat, PlanFormat, Rounding
 from caplet.models.base import CapsNet, State
 from caplet.models.staged import StagedModel
 from caplet.nn.functional import lengths
 from caplet.nn.points import Handler, PointSpec, Storage
 from caplet.quant.measure.evaluator import predict
 from caplet.quant.measure.log import MeasurementCache, images_digest
-from caplet.quant.simulate.fake_quant import point_noise
+from caplet.quant.plan.plan import rounding_at
+from caplet.quant.simulate.fake_quant import point_noise, quantize_carried
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(lengths float (B, classes), labels int64 (B,)) -> the mean loss per image, a float scalar."""
@@ -36,12 +37,14 @@ class RoundPoints(Handler):
         fmt = self.formats.get(key)
         if fmt is None:
             return value
-        rounding = Rounding.NEAREST if isinstance(fmt, LogFormat) else self.rounding
-        noise = None
+        rounding, noise = rounding_at(fmt, spec, self.rounding), None
         if rounding is Rounding.STOCHASTIC:
             noise = point_noise(self.seed, key, spec, iteration)
             noise = noise if spec.storage is Storage.FLASH else noise.unsqueeze(0)
-        rounded: Tensor = fmt.quantize(value, rounding, noise)
+        if rounding is Rounding.CARRY and isinstance(fmt, FixedFormat):
+            rounded = quantize_carried(value, fmt)
+        else:
+            rounded = fmt.quantize(value, rounding, noise)
         self.rounded(fmt, value, rounded)
         return rounded
 

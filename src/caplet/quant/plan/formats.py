@@ -224,7 +224,7 @@ def fixed_error(histogram: Histogram, fmt: FixedFormat, rounding: Rounding) -> f
     Bins and steps are both powers of two: a bin lies inside one cell of the format, or holds a whole number of cells.
     """
     centres, counts, width = histogram.occupied()
-    step = fmt.step
+    step, rounding = fmt.step, rounding.alone
     # A bin within one cell adds its own spread; a bin of many cells has the error of a uniform value in a cell.
     if rounding is Rounding.NEAREST:
         codes = np.floor(centres / step + 0.5)

@@ -38,6 +38,14 @@ def output_axis(spec: PointSpec) -> int:
     return next(axis for axis, name in enumerate(spec.dims) if name in ("out", "out_dim"))
 
 
+def rounding_at(fmt: PlanFormat, spec: PointSpec, rounding: Rounding) -> Rounding:
+    """How a point of a format is rounded: as the plan says, but powers of two to nearest, and what carries nothing
+    alone."""
+    if isinstance(fmt, LogFormat):
+        return Rounding.NEAREST
+    return rounding if spec.carries else rounding.alone
+
+
 @dataclass(frozen=True)
 class QuantPlan:
     """A format for every point, one rounding for all of them, and the seed of its noise.
@@ -73,9 +81,9 @@ class QuantPlan:
     def __reduce__(self) -> tuple[Any, ...]:
         return QuantPlan, (dict(self.points), self.rounding, self.seed)
 
-    def rounding_of(self, key: str) -> Rounding:
-        """The rounding of one point: the plan's, or nearest for a point in powers of two."""
-        return Rounding.NEAREST if isinstance(self.points[key], LogFormat) else self.rounding
+    def rounding_of(self, key: str, spec: PointSpec) -> Rounding:
+        """The rounding of one point: the plan's, as far as the point can have it."""
+        return rounding_at(self.points[key], spec, self.rounding)
 
     def with_formats(self, formats: Mapping[str, PlanFormat]) -> "QuantPlan":
         """This plan with some points' formats replaced (or added)."""

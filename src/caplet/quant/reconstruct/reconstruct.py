@@ -142,7 +142,7 @@ class Reconstructor:
 def check_plan(model: CapsNet, plan: QuantPlan) -> None:
     """Raise :class:`PlanError` unless the plan fits the model and is one that reconstruction works for."""
     plan.check(model)
-    if plan.rounding is not Rounding.NEAREST:
+    if plan.rounding.alone is not Rounding.NEAREST:
         raise PlanError(
             f"reconstruction: the plan rounds by {plan.rounding}; the chosen weights would be rounded again: use a plan"
             " that rounds to nearest"
@@ -290,7 +290,7 @@ class _Run:
             return
         histogram = Histogram()
         histogram.add(value)
-        best = best_fixed_format(histogram, fmt.bits, fmt.signed, plan.rounding)
+        best = best_fixed_format(histogram, fmt.bits, fmt.signed, plan.rounding.alone)
         self.handler.plan = plan.with_formats({key: replace(fmt, frac_bits=best.frac_bits)})
 
     def _put_on_grid(self) -> None:

@@ -33,7 +33,7 @@ ACTIVATION_FRACTION = 0.55
 """Fraction of what step 2 left of the tolerance that step 3A may spend."""
 DEEPEST_DROP = 4
 """How far the weight widths of step 2 fall from the first group to the last ones."""
-SIMPLEST_FIRST = (Rounding.TRUNCATE, Rounding.NEAREST, Rounding.STOCHASTIC)
+SIMPLEST_FIRST = (Rounding.TRUNCATE, Rounding.NEAREST, Rounding.CARRY, Rounding.STOCHASTIC)
 _TINY = 1e-9  # a tolerance of exactly k images must allow k
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from caplet.errors import PlanError
-from caplet.fixed import FixedFormat, PlanFormat, Rounding, stochastic_noise
+from caplet.fixed import FixedFormat, LogFormat, PlanFormat, Rounding, stochastic_noise
 from caplet.fixed import softmax as integer_softmax
 from caplet.fixed import squash as integer_squash
 from caplet.fixed.squash import check_squash_formats, squash_factor
@@ -101,9 +101,26 @@ def quantize_in_place(value: Tensor, fmt: FixedFormat, rounding: Rounding) -> Te
     return value
 
 
+def quantize_carried(votes: Tensor, fmt: FixedFormat) -> Tensor:
+    """Values of ``fmt`` for votes float32 (B, G, I, D), with remainders carried on from input capsule to input capsule.
+
+    The running sums are float64: exact as long as they stay below 2**52 steps of the products.
+
+    Source: see :func:`caplet.fixed.carried_shift`.
+    """
+    result = torch.empty_like(votes)
+    for part, into in zip(
+        torch.split(votes, 1), torch.split(result, 1), strict=True
+    ):  # sums of one image stay in the cache
+        sums = part.double().mul_(2.0**fmt.frac_bits).cumsum_(2).add_(0.5).floor_()
+        sums[:, :, 1:] -= sums[:, :, :-1].clone()
+        into.copy_(sums.clamp_(fmt.min_code, fmt.max_code).mul_(fmt.step))
+    return result
+
+
 def quantized_constant(plan: QuantPlan, key: str, spec: PointSpec, value: Tensor) -> Tensor:
     """A constant's values under ``plan``, a new tensor."""
-    rounding = plan.rounding_of(key)
+    rounding = plan.rounding_of(key, spec)
     noise = point_noise(plan.seed, key, spec) if rounding is Rounding.STOCHASTIC else None
     result: Tensor = plan.points[key].quantize(value, rounding, noise)
     return result
@@ -123,7 +140,7 @@ class WeightCache:
         """The quantized form of ``value`` under ``plan``; computed where it is not known."""
         if not isinstance(value, torch.nn.Parameter):
             return quantized_constant(plan, key, spec, value)
-        rounding = plan.rounding_of(key)
+        rounding = plan.rounding_of(key, spec)
         wanted = (plan.points[key], rounding, plan.seed if rounding is Rounding.STOCHASTIC else 0)
         versions = self._entries.setdefault(key, {})
         found = versions.pop(wanted, None)
@@ -164,13 +181,15 @@ class FakeQuant(Handler):
             return value
         if spec.storage is Storage.FLASH:
             return self.weights.get(key, self.plan, spec, value)
-        fmt, rounding = self.plan.points[key], self.plan.rounding_of(key)
+        fmt, rounding = self.plan.points[key], self.plan.rounding_of(key, spec)
         noise = self._noise(key, iteration)
         if not isinstance(fmt, FixedFormat):
             raise PlanError(f"point {key}: format {fmt}; such formats are for weights, this is a {spec.role}")
         if spec.role is Role.IMAGE:  # the caller's tensor; the device reads its codes from a table, always nearest
             image: Tensor = fmt.quantize(value)
             return image
+        if rounding is Rounding.CARRY:
+            return quantize_carried(value, fmt)
         if torch.is_grad_enabled():
             rounded: Tensor = fmt.quantize(value, rounding, noise)
             return rounded
@@ -183,7 +202,7 @@ class FakeQuant(Handler):
     def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
         fmt, out = self._format(sibling(key, "logits")), self._format(key)
         codes = (logits * 2.0**fmt.frac_bits).to(torch.int32)
-        coupling = integer_softmax(codes, fmt, out, dim, self.plan.rounding, self._noise(key, iteration))
+        coupling = integer_softmax(codes, fmt, out, dim, self.plan.rounding.alone, self._noise(key, iteration))
         self._exact = out.decode(coupling)
         return self._exact
 
@@ -195,10 +214,10 @@ class FakeQuant(Handler):
         if noise is not None:
             noise = noise.permute(order)
         elif ordered.is_contiguous() and ordered.device.type == "cpu":
-            values = table_squash(ordered, fmt, out, self.plan.rounding)
+            values = table_squash(ordered, fmt, out, self.plan.rounding.alone)
         if values is None:
             codes = (ordered * 2.0**fmt.frac_bits).to(torch.int32)
-            values = out.decode(integer_squash(codes, fmt, out, self.plan.rounding, noise))
+            values = out.decode(integer_squash(codes, fmt, out, self.plan.rounding.alone, noise))
         self._exact = values.permute(*np.argsort(order).tolist())
         return self._exact
 
@@ -210,7 +229,7 @@ class FakeQuant(Handler):
 
     def _noise(self, key: str, iteration: int) -> Tensor | None:
         """The point's noise with a leading batch axis of 1, or None where the plan draws none."""
-        if self.plan.rounding_of(key) is not Rounding.STOCHASTIC:
+        if self.plan.rounding is not Rounding.STOCHASTIC or isinstance(self.plan.points[key], LogFormat):
             return None
         if (key, iteration) not in self._noises:
             noise = point_noise(self.plan.seed, key, self.specs[key], iteration)

@@ -69,7 +69,7 @@ class Observing(FakeQuant):
     def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
         point = self.points.get(key)
         if point is not None and (spec.storage is Storage.RAM or not point.elements):
-            point.add(value.detach(), self.plan.points[key], self.plan.rounding_of(key))
+            point.add(value.detach(), self.plan.points[key], self.plan.rounding_of(key, spec).alone)
         return super().tap(key, spec, value, iteration)
 
 
@@ -95,7 +95,7 @@ def recalibrate(plan: QuantPlan, specs: Mapping[str, PointSpec], observed: Mappi
     for key, point in observed.items():
         fmt = plan.points[key]
         assert isinstance(fmt, FixedFormat | LogFormat)  # see movable
-        moved[key] = best_format(specs[key], point.histogram, fmt, plan.rounding_of(key))
+        moved[key] = best_format(specs[key], point.histogram, fmt, plan.rounding_of(key, specs[key]).alone)
     return plan.with_formats(moved)
 
 

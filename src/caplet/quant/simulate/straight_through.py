@@ -115,7 +115,7 @@ def _rounded_constant(plan: QuantPlan, key: str, spec: PointSpec, value: Tensor)
     """A new tensor with the values that fake-quant puts in place of a weight, a bias or a batch-norm constant."""
     if bool(torch.isnan(value.max())):
         raise ModelError(f"point {key}: its float values hold NaN: training diverged; lower lr or set clip_norm")
-    fmt, rounding = plan.points[key], plan.rounding_of(key)
+    fmt, rounding = plan.points[key], plan.rounding_of(key, spec)
     if isinstance(fmt, FixedFormat) and rounding is not Rounding.STOCHASTIC:
         return quantize_in_place(value.clone(), fmt, rounding)
     return quantized_constant(plan, key, spec, value)
@@ -134,7 +134,7 @@ class _Round(torch.autograd.Function):
             rounded = _rounded_constant(fake.plan, key, spec, value)
         else:
             rounded = _rounded(fake, key, value, iteration)
-        ctx.edges = clipping_edges(fmt, fake.plan.rounding_of(key))
+        ctx.edges = clipping_edges(fmt, fake.plan.rounding_of(key, spec))
         ctx.shifts = _shift_factors(fmt, value) if isinstance(fmt, ChannelFormat) else None
         ctx.save_for_backward(value, rounded if exponent is not None else None)
         return rounded
@@ -249,7 +249,7 @@ class _StraightRoute(torch.autograd.Function):
         ctx.save_for_backward(votes, *couplings, *sums, *preactivations, *activations, *updates, *logits)
         plan = fake.plan
         ctx.edges = {
-            point: clipping_edges(plan.points[keys[point]], plan.rounding_of(keys[point]))
+            point: clipping_edges(plan.points[keys[point]], plan.rounding.alone)
             for point in ("preactivation", "logits")
             if keys[point] in plan.points
         }

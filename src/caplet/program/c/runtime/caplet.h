@@ -60,7 +60,7 @@ enum {
     CAPLET_POWERS = 2    /* signed powers of two: 0 is 0, +-m is +-2^(largest code - m) */
 };
 
-enum { CAPLET_NEAREST = 0, CAPLET_TRUNCATE = 1, CAPLET_STOCHASTIC = 2 };
+enum { CAPLET_NEAREST = 0, CAPLET_TRUNCATE = 1, CAPLET_STOCHASTIC = 2, CAPLET_CARRY = 3 };
 
 /*
  * Constants in flash.
@@ -277,6 +277,7 @@ typedef struct caplet_source {
  * NULL where every capsule of the sources votes.
  * weight: (inputs, votes / 2, in_dim, 2): the components of two votes next to each other; where votes is odd, the last
  *   one's (in_dim) follow. block: votes whose weights are unpacked at once, even, or all.
+ * carry_frac: where out.rounding is CAPLET_CARRY, fraction bits of what is carried on, the most of all sources' products.
  */
 typedef struct caplet_dense_votes_op {
     caplet_voter *kernel;
@@ -289,12 +290,15 @@ typedef struct caplet_dense_votes_op {
     uint32_t in_dim;
     uint32_t votes; /* outputs * dim */
     uint32_t block;
+    int32_t carry_frac;
 } caplet_dense_votes_op;
 
 /*
  * Votes of input capsule `input`: acc[j] = sum over k of x[input, k] * weight[input, k, j], j = 0..votes - 1.
  * x: one pointer per source, elements of source.type. row: out.type (votes), row `input` of the votes.
- * scratch: for block * in_dim unpacked weights; may be NULL where they are signed with 8 or 16 bits.
+ * scratch: for block * in_dim unpacked weights; may be NULL where they are signed with 8 or 16 bits. Before them, where
+ *   out.rounding is CAPLET_CARRY, what is carried on: votes times 4 bytes, or 8 where sums are wide; input capsules are
+ *   then taken in order, from 0 on.
  */
 void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, uint32_t input, void *row,
                         void *scratch);

@@ -117,9 +117,9 @@ CAPLET_COPIED void vote_channels(const caplet_dense_votes_op *op, const caplet_s
 
 #define DEFINE_VOTE_CHANNELS(NAME, DIM)                                                                         \
     void NAME(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule, const void *w, \
-              uint32_t first, uint32_t count, void *row, uint32_t element)                                      \
+              uint32_t first, uint32_t count, void *row, uint32_t element, void *carried)                       \
     {                                                                                                           \
-        (void)element;                                                                                          \
+        (void)element, (void)carried;                                                                           \
         vote_channels(op, source, capsule, (const int8_t *)w, DIM, first, count, (uint8_t *)row + first);       \
     }
 DEFINE_VOTE_CHANNELS(caplet_vote_channels_4, 4)
@@ -177,9 +177,9 @@ CAPLET_COPIED uint32_t vote_vectors(const caplet_dense_votes_op *op, const caple
         vote_bytes(op, source, x, w, DIM, count, FULL, row);                                                          \
     }                                                                                                                 \
     void NAME(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule, const void *w,       \
-              uint32_t first, uint32_t count, void *row, uint32_t element)                                            \
+              uint32_t first, uint32_t count, void *row, uint32_t element, void *carried)                             \
     {                                                                                                                 \
-        (void)element;                                                                                                \
+        (void)element, (void)carried;                                                                                 \
         if (!FULL || !vote_vectors(op, source, (const int8_t *)capsule, (const int8_t *)w, DIM, count,                \
                                    (int8_t *)row + first)) {                                                          \
             NAME##_others(op, source, capsule, (const int8_t *)w, count, (uint8_t *)row + first);                     \
@@ -189,20 +189,122 @@ DEFINE_VOTE(caplet_vote_bytes_4, 4, 1)
 DEFINE_VOTE(caplet_vote_bytes_8, 8, 1)
 DEFINE_VOTE(caplet_vote_bytes, op->in_dim, 0)
 
-void caplet_vote_any(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule, const void *w,
-                     uint32_t first, uint32_t count, void *row, uint32_t element)
+/* The sum of vote j of `count`. */
+static int64_t sum_any(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule, const void *w,
+                       uint32_t j, uint32_t count)
 {
     const uint8_t type = caplet_constant_type(&op->weight);
-    uint32_t j, k;
-    for (j = 0; j < count; j++) {
-        const uint32_t paired = (j | 1u) < count;
-        const uint32_t at = (j & ~1u) * op->in_dim + (paired ? j & 1u : 0u);
-        const caplet_scale scale = caplet_scale_of(&source->acc, &op->out, first + j, 0);
-        int64_t sum = 0;
-        for (k = 0; k < op->in_dim; k++) {
-            const int32_t weight = caplet_load(w, type, at + (paired ? CAPLET_PAIR * k : k));
-            sum += (int64_t)caplet_load(capsule, source->type, k) * weight;
+    const uint32_t paired = (j | 1u) < count;
+    const uint32_t at = (j & ~1u) * op->in_dim + (paired ? j & 1u : 0u);
+    int64_t sum = 0;
+    uint32_t k;
+    for (k = 0; k < op->in_dim; k++) {
+        const int32_t weight = caplet_load(w, type, at + (paired ? CAPLET_PAIR * k : k));
+        sum += (int64_t)caplet_load(capsule, source->type, k) * weight;
+    }
+    return sum;
+}
+
+/* The right shift of a vote that carries; negative: left. */
+static inline int32_t carried_shift(const caplet_dense_votes_op *op, const caplet_source *source, uint32_t vote)
+{
+    const int8_t *shifts = source->acc.channel_shifts;
+    return op->carry_frac - op->out.frac + (shifts != NULL ? shifts[vote] : 0);
+}
+
+static void start_carrying(const caplet_dense_votes_op *op, void *carried)
+{
+    const uint32_t wide = op->sources->acc.wide;
+    uint32_t j;
+    for (j = 0; j < op->votes; j++) {
+        const int32_t shift = carried_shift(op, op->sources, j);
+        const int64_t half = shift > 0 ? (int64_t)1 << (shift - 1) : 0;
+        if (wide) {
+            ((int64_t *)carried)[j] = half;
+        } else {
+            ((int32_t *)carried)[j] = (int32_t)half;
         }
+    }
+}
+
+void caplet_vote_carried_any(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule,
+                             const void *w, uint32_t first, uint32_t count, void *row, uint32_t element, void *carried)
+{
+    const uint32_t left = (uint32_t)(op->carry_frac - source->acc.product_frac);
+    uint32_t j;
+    (void)element;
+    for (j = 0; j < count; j++) {
+        const int32_t shift = carried_shift(op, source, first + j);
+        int64_t sum = caplet_left64(sum_any(op, source, capsule, w, j, count), left);
+        if (shift <= 0) {
+            sum = caplet_left64(sum, (uint32_t)-shift);
+        } else if (source->acc.wide) {
+            int64_t *rest = (int64_t *)carried + first + j;
+            sum += *rest;
+            *rest = (int64_t)((uint64_t)sum & (((uint64_t)1 << shift) - 1));
+            sum >>= shift;
+        } else {
+            int32_t *rest = (int32_t *)carried + first + j;
+            sum += *rest;
+            *rest = (int32_t)((uint64_t)sum & (((uint64_t)1 << shift) - 1));
+            sum >>= shift;
+        }
+        caplet_store(row, op->out.type, first + j, caplet_clip64(sum, op->out.low, op->out.high));
+    }
+}
+
+/* Votes from weights of bytes that carry what is left below their codes on to the next input capsule's. */
+CAPLET_COPIED void vote_carried(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule,
+                                const int8_t *w, uint32_t dim, uint32_t count, const int8_t *shifts, uint32_t step,
+                                uint8_t *row, int32_t *carried)
+{
+    const int32_t shift = op->carry_frac - op->out.frac, low = op->out.low, high = op->out.high;
+    capsule_codes x;
+    load_capsule(source, capsule, dim, (uint32_t)(op->carry_frac - source->acc.product_frac), &x);
+    for (; count >= 2; count -= 2, shifts += 2 * step, w += 2 * dim, row += 2, carried += 2) {
+        const uint32_t right = (uint32_t)(shift + shifts[0]), next = (uint32_t)(shift + shifts[step]);
+        int32_t sum = carried[0];
+        int32_t other = carried[1];
+        sum_two(w, x.two, dim, &sum, &other);
+        carried[0] = (int32_t)((uint32_t)sum & (((uint32_t)1 << right) - 1u));
+        carried[1] = (int32_t)((uint32_t)other & (((uint32_t)1 << next) - 1u));
+        row[0] = (uint8_t)caplet_clip32(sum >> right, low, high);
+        row[1] = (uint8_t)caplet_clip32(other >> next, low, high);
+    }
+    if (count > 0) {
+        const uint32_t right = (uint32_t)(shift + shifts[0]);
+        int32_t sum = carried[0];
+        uint32_t k;
+        for (k = 0; k < dim; k++) {
+            sum += w[k] * x.one[k];
+        }
+        carried[0] = (int32_t)((uint32_t)sum & (((uint32_t)1 << right) - 1u));
+        *row = (uint8_t)caplet_clip32(sum >> right, low, high);
+    }
+}
+
+#define DEFINE_VOTE_CARRIED(NAME, DIM)                                                                              \
+    void NAME(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule, const void *w,     \
+              uint32_t first, uint32_t count, void *row, uint32_t element, void *carried)                           \
+    {                                                                                                               \
+        static const int8_t none = 0;                                                                               \
+        const int8_t *shifts = source->acc.channel_shifts;                                                          \
+        (void)element;                                                                                              \
+        vote_carried(op, source, capsule, (const int8_t *)w, DIM, count, shifts != NULL ? shifts + first : &none,   \
+                     shifts != NULL, (uint8_t *)row + first, (int32_t *)carried + first);                           \
+    }
+DEFINE_VOTE_CARRIED(caplet_vote_carried_4, 4)
+DEFINE_VOTE_CARRIED(caplet_vote_carried_8, 8)
+DEFINE_VOTE_CARRIED(caplet_vote_carried, op->in_dim)
+
+void caplet_vote_any(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule, const void *w,
+                     uint32_t first, uint32_t count, void *row, uint32_t element, void *carried)
+{
+    uint32_t j;
+    (void)carried;
+    for (j = 0; j < count; j++) {
+        const caplet_scale scale = caplet_scale_of(&source->acc, &op->out, first + j, 0);
+        const int64_t sum = sum_any(op, source, capsule, w, j, count);
         caplet_store(row, op->out.type, first + j,
                      source->acc.wide ? caplet_requantize64(sum, &scale, &op->out, element + first + j)
                                       : caplet_requantize32((int32_t)sum, &scale, &op->out, element + first + j));
@@ -237,17 +339,24 @@ void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, u
     uint32_t first;
     const caplet_source *source = source_of(op, &x, input, &first);
     const void *capsule = caplet_at(*x, source->type, first);
+    void *const carried = scratch;
     uint32_t count, j;
+    if (op->out.rounding == CAPLET_CARRY) {
+        if (input == 0) {
+            start_carrying(op, carried);
+        }
+        scratch = (uint8_t *)scratch + (size_t)op->votes * (source->acc.wide ? 8u : 4u);
+    }
     if (op->unpack == NULL) {
         const void *w = caplet_row(&op->weight, NULL, input * op->votes * op->in_dim, op->votes * op->in_dim, NULL);
-        op->kernel(op, source, capsule, w, 0, op->votes, row, input * op->votes);
+        op->kernel(op, source, capsule, w, 0, op->votes, row, input * op->votes, carried);
         return;
     }
     for (j = 0; j < op->votes; j += count) {
         const void *w;
         count = op->votes - j < op->block ? op->votes - j : op->block;
         w = caplet_row(&op->weight, op->unpack, (input * op->votes + j) * op->in_dim, count * op->in_dim, scratch);
-        op->kernel(op, source, capsule, w, j, count, row, input * op->votes);
+        op->kernel(op, source, capsule, w, j, count, row, input * op->votes, carried);
     }
 }
 

@@ -30,6 +30,20 @@ static void copy_capsules(const caplet_host_votes *op, const void *const *x, uin
     }
 }
 
+/* Codes of the sums of one window, whose remainders are carried on to the next input capsule's. */
+CAPLET_COPIED void store_carried(const caplet_panel_scale *scale, const caplet_format *out, const int32_t *sums,
+                                 uint32_t count, int32_t *carried, void *y)
+{
+    int32_t codes[CAPLET_WIDTH];
+    uint32_t f;
+    for (f = 0; f < count; f++) {
+        const int32_t sum = sums[f] + carried[f], right = scale->right[f];
+        carried[f] = sum & (int32_t)(((uint32_t)1 << right) - 1u);
+        codes[f] = caplet_clip32(sum >> right, out->low, out->high);
+    }
+    CAPLET_WITH_TYPE(out->type, CAPLET_STORE_CODES)
+}
+
 void caplet_host_dense_votes(const caplet_host_votes *op, const void *const *x, void *y, uint64_t next_image,
                              uint32_t images, uint32_t row_bytes, void *scratch)
 {
@@ -39,6 +53,8 @@ void caplet_host_dense_votes(const caplet_host_votes *op, const void *const *x, 
     caplet_panel_scale *scales = (caplet_panel_scale *)scratch;
     uint8_t *from = (uint8_t *)(scales + panels);
     const int32_t *w = (const int32_t *)op->weights;
+    const uint32_t carries = op->votes.out.rounding == CAPLET_CARRY;
+    int32_t *carried = (int32_t *)(void *)(from + (size_t)op->inputs * images * capsule_bytes); /* (images, votes) */
     uint32_t input;
     copy_capsules(op, x, next_image, images, (int16_t *)(void *)from);
     for (input = 0; input < op->inputs; input++) {
@@ -65,6 +81,16 @@ void caplet_host_dense_votes(const caplet_host_votes *op, const void *const *x, 
                 caplet_tile_of(vectors, 0)(places, op->taps, w, op->words, sums);
                 for (p = 0; p < end; p++) {
                     uint8_t *row = (uint8_t *)y + (image + p) * next_image + (size_t)input * row_bytes;
+                    if (carries) {
+                        int32_t *rest = carried + (size_t)(image + p) * op->votes.votes + first;
+                        uint32_t f;
+                        for (f = 0; input == 0 && f < count; f++) {
+                            rest[f] = (int32_t)(((uint32_t)1 << scale->right[f]) >> 1);
+                        }
+                        store_carried(scale, &op->votes.out, sums + p * vectors * CAPLET_LANES, count, rest,
+                                      caplet_at_writable(row, op->votes.out.type, first));
+                        continue;
+                    }
                     caplet_store_panel(scale, &op->votes.out, sums + p * vectors * CAPLET_LANES, vectors, count,
                                        caplet_at_writable(row, op->votes.out.type, first));
                 }

@@ -52,10 +52,13 @@ typedef void caplet_squasher(const struct caplet_squash_op *op, const void *x, v
 caplet_squasher caplet_squash_any;
 caplet_squasher caplet_squash_bytes; /* int8_t, in_frac 0..14, out.frac at most 11, no noise */
 
-/* `count` votes from `first` on. capsule: the input capsule; w: the votes' weights, unpacked. */
+/*
+ * `count` votes from `first` on. capsule: the input capsule; w: the votes' weights, unpacked; carried: of all votes, what
+ * is left of the sums of earlier input capsules below a code, plus half a code: int32_t, or int64_t where sums are wide.
+ */
 typedef void caplet_voter(const struct caplet_dense_votes_op *op, const struct caplet_source *source,
                           const void *capsule, const void *w, uint32_t first, uint32_t count, void *row,
-                          uint32_t element);
+                          uint32_t element, void *carried);
 caplet_voter caplet_vote_any;
 caplet_voter caplet_vote_bytes;   /* all of 8 bits, in_dim at most 64, no left shift, no noise */
 caplet_voter caplet_vote_bytes_4; /* the same, with in_dim 4 and votes that take all of int8_t */
@@ -63,6 +66,10 @@ caplet_voter caplet_vote_bytes_8;
 caplet_voter caplet_vote_channels;   /* as caplet_vote_bytes, with a shift for each vote */
 caplet_voter caplet_vote_channels_4; /* with in_dim 4 */
 caplet_voter caplet_vote_channels_8;
+caplet_voter caplet_vote_carried; /* as caplet_vote_channels, sums shifted left by 7 at most; remainders are carried on */
+caplet_voter caplet_vote_carried_4;
+caplet_voter caplet_vote_carried_8;
+caplet_voter caplet_vote_carried_any;
 
 /* acc[g, d] += sum over r of coupling[g, r] * votes[r, g, d], rows up to 16. coupling: (outputs, op->rows). */
 typedef void caplet_weigher(const struct caplet_routing_op *op, const void *votes, const uint16_t *coupling,
