@@ -86,9 +86,7 @@ def test_bad_seed_is_refused() -> None:
 
 
 @given(st.lists(ACC, min_size=1, max_size=30), st.integers(-8, 45))
-def test_carried_sums_stay_within_half_a_code_and_each_remainder_goes_on_to_the_next(
-    acc: list[int], shift: int
-) -> None:
+def test_carried_sums_stay_within_half_a_code_and_remainders_go_on(acc: list[int], shift: int) -> None:
     left, expected = Fraction(0), []
     for value in acc:
         left += Fraction(value) / Fraction(2) ** shift

@@ -19,7 +19,7 @@ from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import uniform_plan
-from caplet.quant.simulate.fake_quant import FakeQuant, fake_quantized, point_noise
+from caplet.quant.simulate.fake_quant import FakeQuant, fake_quantized, point_noise, quantize_carried
 from caplet.quant.simulate.straight_through import StraightThrough, clipping_edges
 from caplet.train.initialise import initialise
 from caplet.train.loss import margin_loss
@@ -61,9 +61,12 @@ class Plain(Handler):
             return self.fake.tap(key, spec, value, iteration)
         if spec.role is Role.COUPLING or spec.bound == (-1.0, 1.0):  # already rounded by softmax or squash
             return value
-        fmt, rounding = self.plan.points[key], self.plan.rounding_of(key)
+        fmt, rounding = self.plan.points[key], self.plan.rounding_of(key, spec)
         noise = point_noise(self.plan.seed, key, spec, iteration) if rounding is Rounding.STOCHASTIC else None
-        rounded = fmt.quantize(value.detach(), rounding, noise)
+        if rounding is Rounding.CARRY:
+            rounded = quantize_carried(value.detach(), fmt)
+        else:
+            rounded = fmt.quantize(value.detach(), rounding, noise)
         low, high = clipping_edges(fmt, rounding)
         inside = (value > low) & (value < high)
         step = 2.0 ** self.exponents[key] if key in self.exponents else torch.tensor(fmt.step)

@@ -109,9 +109,7 @@ def quantize_carried(votes: Tensor, fmt: FixedFormat) -> Tensor:
     Source: see :func:`caplet.fixed.carried_shift`.
     """
     result = torch.empty_like(votes)
-    for part, into in zip(
-        torch.split(votes, 1), torch.split(result, 1), strict=True
-    ):  # sums of one image stay in the cache
+    for part, into in zip(torch.split(votes, 1), torch.split(result, 1), strict=True):
         sums = part.double().mul_(2.0**fmt.frac_bits).cumsum_(2).add_(0.5).floor_()
         sums[:, :, 1:] -= sums[:, :, :-1].clone()
         into.copy_(sums.clamp_(fmt.min_code, fmt.max_code).mul_(fmt.step))
