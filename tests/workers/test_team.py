@@ -124,6 +124,22 @@ def test_more_workers_than_tasks_start_no_more_processes_than_tasks(tmp_path: Pa
         assert len(processes_of(os.getpid()) - before) <= 3  # two, and loky's tracker of its files
 
 
+def pids(executor: places.LocalProcesses) -> set[int]:
+    return {pid for pool in executor._all for pid in pool._processes}
+
+
+def test_workers_start_while_the_asking_process_does_something_else(tmp_path: Path) -> None:
+    with WorkerSettings(workers=4).open() as team:
+        assert isinstance(team.executor, places.LocalProcesses)
+        team.warm("caplet.workers.team", 2)
+        until = time.monotonic() + 60
+        while len(started := pids(team.executor)) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
+        parcel = team.parcel(Sheet, 1, tmp_path)
+        found = list(team.map(product, [(parcel, 0), (parcel, 1)], name))
+        assert {pid for _, pid in found} <= started == pids(team.executor)
+
+
 SCRIPT = """
 import sys
 from pathlib import Path

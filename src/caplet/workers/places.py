@@ -6,10 +6,12 @@ import signal
 import socket
 import time
 from asyncio import CancelledError as Cancelled
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread, local
@@ -35,18 +37,31 @@ class LocalProcesses(Executor):
 
     def __init__(self, count: int) -> None:
         self._threads, self._own, self._all = ThreadPoolExecutor(count), local(), list[Any]()
-        self._ended = False
+        self._spare, self._ended = deque[Any](), False
 
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> "Future[R]":
         """See :class:`concurrent.futures.Executor`. A future whose process ends raises BrokenProcessPool."""
         return self._threads.submit(self._run, partial(fn, *args, **kwargs))
 
-    def _run(self, call: Callable[[], R]) -> R:
+    def start(self, count: int, module: str) -> None:
+        """Let so many processes start and import a module; tasks take these first."""
+        for _ in range(count):
+            pool = self._pool()
+            pool.submit(import_module, module)
+            self._spare.append(pool)
+
+    def _pool(self) -> Any:
         from loky.process_executor import ProcessPoolExecutor
 
+        self._all.append(pool := ProcessPoolExecutor(1, initializer=_serve, env=_ENVIRONMENT))
+        return pool
+
+    def _run(self, call: Callable[[], R]) -> R:
         if getattr(self._own, "pool", None) is None:
-            self._own.pool = ProcessPoolExecutor(1, initializer=_serve, env=_ENVIRONMENT)
-            self._all.append(self._own.pool)
+            try:
+                self._own.pool = self._spare.popleft()
+            except IndexError:
+                self._own.pool = self._pool()
         if self._ended:
             raise CancelledError
         try:
@@ -83,13 +98,17 @@ class Processes(Team):
     away = True
 
     def __init__(self, count: int) -> None:
-        super().__init__(1, LocalProcesses(count))
+        self._processes = LocalProcesses(count)
+        super().__init__(1, self._processes)
         self._count, self.under_way = count, 2 * count  # the next task is there when one is done
         self._folder = TemporaryDirectory(prefix="caplet-")
 
     @property
     def count(self) -> int:
         return self._count
+
+    def warm(self, module: str, tasks: int) -> None:
+        self._processes.start(min(tasks, self.count), module)
 
     def lost(self, error: Exception) -> int:
         from loky.process_executor import TerminatedWorkerError

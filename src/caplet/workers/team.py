@@ -162,6 +162,9 @@ class Team:
         finally:
             _set_threads(before)
 
+    def warm(self, module: str, tasks: int) -> None:
+        """Let workers for so many tasks start, and import a module, while this process does something else."""
+
     def parcel(self, prepare: Callable[..., Any], *contents: Any) -> Parcel:
         """What tasks need: ``prepare(*contents)``, a function of a module, is called once by each worker."""
         return Parcel(object(), partial(prepare, *contents))
