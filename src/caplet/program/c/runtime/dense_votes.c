@@ -232,7 +232,8 @@ const caplet_source *caplet_source_of(const caplet_dense_votes_op *op, const voi
     return source_of(op, x, input, first);
 }
 
-void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, uint32_t input, void *row, void *scratch)
+CAPLET_COLD void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, uint32_t input, void *row,
+                                    void *scratch)
 {
     uint32_t first;
     const caplet_source *source = source_of(op, &x, input, &first);
