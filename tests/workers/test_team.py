@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import caplet.workers.team
 from caplet.errors import ConfigError, WorkerError
 from caplet.workers import places
 from caplet.workers.settings import WorkerSettings
@@ -233,6 +235,27 @@ def test_a_scheduler_that_goes_away_is_one_line(tmp_path: Path, capfd: pytest.Ca
                 list(team.map(product, tasks, name))
     said = capfd.readouterr()
     assert "Traceback" not in said.out + said.err
+
+
+class Silent(Executor):
+    """Never answers, as Dask's executor where the connection breaks while a result travels."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        return Future()
+
+
+@pytest.mark.parametrize("attribute", ["status", "scheduler_comm"])
+def test_a_connection_that_breaks_is_noticed(scheduler: str, monkeypatch: pytest.MonkeyPatch, attribute: str) -> None:
+    """The client has given up, or has found another way, on which nobody knows what was asked."""
+    monkeypatch.setattr(caplet.workers.team, "SILENCE", 0.1)
+    with WorkerSettings(cluster=scheduler).open() as team:
+        assert isinstance(team, places.Cluster)
+        asked = [(team.parcel(Sheet, 1, Path()), 0)]
+        with monkeypatch.context() as broken:
+            broken.setattr(team, "executor", Silent())
+            broken.setattr(team._client, attribute, "closed")
+            with pytest.raises(WorkerError, match="went away, or the connection to it"):
+                list(team.map(product, asked, name))
 
 
 def test_a_worker_of_another_version_is_refused_by_name(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:

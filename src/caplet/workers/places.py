@@ -158,7 +158,7 @@ class Cluster(Team):
             from distributed import Client
         except ImportError:
             raise ToolMissing("--cluster needs Dask's distributed: pip install 'caplet[cluster]'") from None
-        for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]:
+        for name in [name for name in logging.root.manager.loggerDict if name.startswith(("distributed", "tornado"))]:
             logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are said in one line, here
         connect: Any = Client  # its functions have no types
         try:
@@ -168,7 +168,7 @@ class Cluster(Team):
             text = f"--cluster {address}: no scheduler answers there ({type(error).__name__}: {error})"
             raise ConfigError(f"{text}; start one with: dask scheduler") from None
         super().__init__(1, self._client.get_executor(pure=False))
-        self._address, self.expected = address, identity()
+        self._address, self._way, self.expected = address, self._client.scheduler_comm, identity()
         self._parcels: dict[str, Parcel] = {}
         workers = self._client.run(identity, on_error="return")
         if not workers:
@@ -186,12 +186,16 @@ class Cluster(Team):
         threads: dict[str, int] = self._client.nthreads()
         return max(1, sum(threads.values()))
 
+    def check(self) -> None:
+        """See :meth:`Team.check`. With its connection a client forgets what was asked; not all that wait are told."""
+        if self._client.status != "running" or self._client.scheduler_comm is not self._way:
+            raise WorkerError(f"--cluster {self._address}: the scheduler went away, or the connection to it")
+
     def lost(self, error: Exception) -> int:
         from distributed import KilledWorker
 
         if isinstance(error, CancelledError | Cancelled):
-            if self._client.status != "running":
-                raise WorkerError(f"--cluster {self._address}: the scheduler went away") from error
+            self.check()
             return 1
         return 3 if isinstance(error, KilledWorker) else 0  # which Dask says after several
 
