@@ -1,6 +1,7 @@
 """The tables of papers, redone: which rows are made, what they say, what is left blank, and going on."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from caplet.bench.papers.page import page
 from caplet.bench.papers.rows import NETWORKS, PAPERS, ROWS, select
 from caplet.bench.settings import PapersSettings
 from caplet.errors import ConfigError
+from caplet.workers.settings import WorkerSettings
+from caplet.workers.team import Failed, Team
 
 UNIFORM, SEARCH = "q7-mnist-8", "q7-mnist-qcapsnets"
 
@@ -54,6 +57,35 @@ def test_rows_are_made_and_their_figures_are_those_of_the_run(settings: PapersSe
     for measured in (found, uniform):
         assert f"{measured['compressed']['percent']:.2f} [{measured['compressed']['low']:.2f}" in text
         assert f"{measured['ram']:,}" in text
+
+
+class Queue(Team):
+    """Notes which rows it gets, and makes none."""
+
+    away = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.expected = list[str](), 0
+
+    def warm(self, module: str, tasks: int) -> None:
+        self.expected = tasks
+
+    def completed(self, function: Any, tasks: Any, name: Any) -> Any:
+        self.rows += [name(task) for _, task in tasks]
+        return ((number, Failed(row, ValueError("not today"))) for number, row in enumerate(self.rows))
+
+
+def test_rows_with_the_most_work_go_to_workers_first(
+    settings: PapersSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = Queue()
+    monkeypatch.setattr(WorkerSettings, "open", lambda self, note: nullcontext(queue))
+    result = redo_papers(changed(settings, only=["q7-mnist-*"]), tmp_path / "run", workers=WorkerSettings())
+    assert queue.rows == ["q7-mnist-qcapsnets", "q7-mnist-progressive", "q7-mnist-ilp", "q7-mnist-8"]
+    assert queue.expected == 4
+    assert list(result.blank) == [row for row in ROWS if row in queue.rows]
+    assert result.blank["q7-mnist-ilp"] == "q7-mnist-ilp: ValueError: not today"
 
 
 def test_pruned_rows(tiny_mnist: Path, tiny_28: Path, tmp_path: Path) -> None:
@@ -140,7 +172,7 @@ def test_estimates(settings: PapersSettings) -> None:
     rows = list_papers(changed(settings, only=("q7-*", "deep-svhn")), estimate=True)
     found = {row["name"]: (row["minutes"], row["missing"]) for row in rows}
     minutes = {name: found[name][0] for name in (UNIFORM, SEARCH, "q7-mnist-ilp")}
-    assert 0 < minutes[SEARCH] < minutes["q7-mnist-ilp"]
+    assert 0 < minutes["q7-mnist-ilp"] < minutes[SEARCH]
     assert minutes[UNIFORM] is not None
     assert found["progressive-deep-svhn-layer"][0] is None
     assert "no checkpoint" in (found["progressive-deep-svhn-layer"][1] or "")

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from caplet.program.c.structure import runtime_files
-from caplet.runtime.compiler import compilers, find_compiler
+from caplet.fixed.packing import pack_bits
+from caplet.program.c.structure import constants, runtime_files
+from caplet.runtime.compiler import build_library, compilers, find_compiler, load_library
 
 _SOURCE = """#include "softmax.c"
 #include "fixed.c"
@@ -46,3 +47,24 @@ def test_reciprocals_are_quotients(tmp_path: Path) -> None:
         sums = np.concatenate([edges, np.arange(low, low + 20_000), np.arange(high - 20_000, high + 1), logarithmic])
         sums = sums[(sums >= low) & (sums <= high)].astype(np.uint32)
         assert library.differing(sums.ctypes.data_as(ctypes.c_void_p), len(sums), scale_bits) == 0, scale_bits
+
+
+class _Constant(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("bits", ctypes.c_uint8), ("kind", ctypes.c_uint8))
+
+
+@pytest.mark.skipif(not compilers(), reason="no C compiler")
+@pytest.mark.parametrize("bits", range(2, 8))
+def test_codes_are_unpacked_from_anywhere(bits: int) -> None:
+    """Of signed codes, those from any one on, as many as there are: nothing else is written."""
+    half = 1 << bits - 1
+    codes = np.random.default_rng(bits).integers(-half, half, size=80)
+    packed = np.ascontiguousarray(pack_bits(codes, bits, True))
+    constant = _Constant(packed.ctypes.data, bits, constants()["CAPLET_SIGNED"])
+    library = load_library(build_library())
+    for kernel in (getattr(library, f"caplet_unpack_{bits}"), library.caplet_unpack):
+        for first in range(20):
+            for count in (*range(1, 20), 40):
+                found = np.full(count + 1, 99, np.int8)
+                kernel(ctypes.byref(constant), first, count, found.ctypes.data_as(ctypes.c_void_p))
+                assert found.tolist() == [*codes[first : first + count], 99], (first, count)

@@ -94,6 +94,19 @@ def test_zig_builds_firmware_too(board: Board) -> None:
     assert run.toolchain.startswith("zig ")
 
 
+@pytest.mark.skipif(shutil.which(CORTEX_M4.gcc) is None, reason="arm-none-eabi-gcc is not installed")
+@pytest.mark.parametrize(("bits", "most"), [(8, 11_700), (5, 12_288)])
+def test_a_firmware_holds_little_code_but_that_of_its_ops(bits: int, most: int, tmp_path: Path) -> None:
+    """The public Q7-CapsNets network for MNIST, of random weights; tables, descriptors, and what the emulator needs."""
+    settings = SampleSettings(bits, 8, bias=False)
+    program = sample_shallow(0, settings, (1, 28, 28), stem=(16, 7), primary=(16, 4, 7), classes=(10, 6))
+    export = emulator.emit(program, tmp_path / "export", EmitSettings(ram="small"))
+    firmware = emulator.build_firmware(CORTEX_M4, export, CORTEX_M4.find_compiler(), ("CAPLET_NO_SELFTEST",))
+    code = elf_flash_bytes(firmware) - program.flash_bytes
+    assert code <= most
+    assert abs(program.code_bytes - code) <= code / 10
+
+
 @needs_device
 @pytest.mark.slow
 def test_the_first_difference_is_located(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import caplet.workers.team
 from caplet.errors import ConfigError, WorkerError
 from caplet.workers import places
 from caplet.workers.settings import WorkerSettings
@@ -124,6 +126,22 @@ def test_more_workers_than_tasks_start_no_more_processes_than_tasks(tmp_path: Pa
         assert len(processes_of(os.getpid()) - before) <= 3  # two, and loky's tracker of its files
 
 
+def pids(executor: places.LocalProcesses) -> set[int]:
+    return {pid for pool in executor._all for pid in pool._processes}
+
+
+def test_workers_start_while_the_asking_process_does_something_else(tmp_path: Path) -> None:
+    with WorkerSettings(workers=4).open() as team:
+        assert isinstance(team.executor, places.LocalProcesses)
+        team.warm("caplet.workers.team", 2)
+        until = time.monotonic() + 60
+        while len(started := pids(team.executor)) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
+        parcel = team.parcel(Sheet, 1, tmp_path)
+        found = list(team.map(product, [(parcel, 0), (parcel, 1)], name))
+        assert {pid for _, pid in found} <= started == pids(team.executor)
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -217,6 +235,27 @@ def test_a_scheduler_that_goes_away_is_one_line(tmp_path: Path, capfd: pytest.Ca
                 list(team.map(product, tasks, name))
     said = capfd.readouterr()
     assert "Traceback" not in said.out + said.err
+
+
+class Silent(Executor):
+    """Never answers, as Dask's executor where the connection breaks while a result travels."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        return Future()
+
+
+@pytest.mark.parametrize("attribute", ["status", "scheduler_comm"])
+def test_a_connection_that_breaks_is_noticed(scheduler: str, monkeypatch: pytest.MonkeyPatch, attribute: str) -> None:
+    """The client has given up, or has found another way, on which nobody knows what was asked."""
+    monkeypatch.setattr(caplet.workers.team, "SILENCE", 0.1)
+    with WorkerSettings(cluster=scheduler).open() as team:
+        assert isinstance(team, places.Cluster)
+        asked = [(team.parcel(Sheet, 1, Path()), 0)]
+        with monkeypatch.context() as broken:
+            broken.setattr(team, "executor", Silent())
+            broken.setattr(team._client, attribute, "closed")
+            with pytest.raises(WorkerError, match="went away, or the connection to it"):
+                list(team.map(product, asked, name))
 
 
 def test_a_worker_of_another_version_is_refused_by_name(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,12 @@ import signal
 import socket
 import time
 from asyncio import CancelledError as Cancelled
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread, local
@@ -35,18 +37,31 @@ class LocalProcesses(Executor):
 
     def __init__(self, count: int) -> None:
         self._threads, self._own, self._all = ThreadPoolExecutor(count), local(), list[Any]()
-        self._ended = False
+        self._spare, self._ended = deque[Any](), False
 
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> "Future[R]":
         """See :class:`concurrent.futures.Executor`. A future whose process ends raises BrokenProcessPool."""
         return self._threads.submit(self._run, partial(fn, *args, **kwargs))
 
-    def _run(self, call: Callable[[], R]) -> R:
+    def start(self, count: int, module: str) -> None:
+        """Let so many processes start and import a module; tasks take these first."""
+        for _ in range(count):
+            pool = self._pool()
+            pool.submit(import_module, module)
+            self._spare.append(pool)
+
+    def _pool(self) -> Any:
         from loky.process_executor import ProcessPoolExecutor
 
+        self._all.append(pool := ProcessPoolExecutor(1, initializer=_serve, env=_ENVIRONMENT))
+        return pool
+
+    def _run(self, call: Callable[[], R]) -> R:
         if getattr(self._own, "pool", None) is None:
-            self._own.pool = ProcessPoolExecutor(1, initializer=_serve, env=_ENVIRONMENT)
-            self._all.append(self._own.pool)
+            try:
+                self._own.pool = self._spare.popleft()
+            except IndexError:
+                self._own.pool = self._pool()
         if self._ended:
             raise CancelledError
         try:
@@ -83,13 +98,17 @@ class Processes(Team):
     away = True
 
     def __init__(self, count: int) -> None:
-        super().__init__(1, LocalProcesses(count))
+        self._processes = LocalProcesses(count)
+        super().__init__(1, self._processes)
         self._count, self.under_way = count, 2 * count  # the next task is there when one is done
         self._folder = TemporaryDirectory(prefix="caplet-")
 
     @property
     def count(self) -> int:
         return self._count
+
+    def warm(self, module: str, tasks: int) -> None:
+        self._processes.start(min(tasks, self.count), module)
 
     def lost(self, error: Exception) -> int:
         from loky.process_executor import TerminatedWorkerError
@@ -139,7 +158,7 @@ class Cluster(Team):
             from distributed import Client
         except ImportError:
             raise ToolMissing("--cluster needs Dask's distributed: pip install 'caplet[cluster]'") from None
-        for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]:
+        for name in [name for name in logging.root.manager.loggerDict if name.startswith(("distributed", "tornado"))]:
             logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are said in one line, here
         connect: Any = Client  # its functions have no types
         try:
@@ -149,7 +168,7 @@ class Cluster(Team):
             text = f"--cluster {address}: no scheduler answers there ({type(error).__name__}: {error})"
             raise ConfigError(f"{text}; start one with: dask scheduler") from None
         super().__init__(1, self._client.get_executor(pure=False))
-        self._address, self.expected = address, identity()
+        self._address, self._way, self.expected = address, self._client.scheduler_comm, identity()
         self._parcels: dict[str, Parcel] = {}
         workers = self._client.run(identity, on_error="return")
         if not workers:
@@ -167,12 +186,16 @@ class Cluster(Team):
         threads: dict[str, int] = self._client.nthreads()
         return max(1, sum(threads.values()))
 
+    def check(self) -> None:
+        """See :meth:`Team.check`. With its connection a client forgets what was asked; not all that wait are told."""
+        if self._client.status != "running" or self._client.scheduler_comm is not self._way:
+            raise WorkerError(f"--cluster {self._address}: the scheduler went away, or the connection to it")
+
     def lost(self, error: Exception) -> int:
         from distributed import KilledWorker
 
         if isinstance(error, CancelledError | Cancelled):
-            if self._client.status != "running":
-                raise WorkerError(f"--cluster {self._address}: the scheduler went away") from error
+            self.check()
             return 1
         return 3 if isinstance(error, KilledWorker) else 0  # which Dask says after several
 

@@ -27,6 +27,8 @@ LOSSES = 5
 """How often a task may lose its worker before it is taken to be the reason (out of memory, say)."""
 HOPELESS = 8
 """After so many failures, and not one success, the rest is not tried."""
+SILENCE = 5.0
+"""Seconds without a result after which the way to the workers is looked at."""
 _KEPT = 2  # prepared parcels of a thread
 _prepared: dict[int, OrderedDict[Hashable, Any]] = {}
 
@@ -162,6 +164,12 @@ class Team:
         finally:
             _set_threads(before)
 
+    def check(self) -> None:
+        """Raise WorkerError where nobody will answer any more."""
+
+    def warm(self, module: str, tasks: int) -> None:
+        """Let workers for so many tasks start, and import a module, while this process does something else."""
+
     def parcel(self, prepare: Callable[..., Any], *contents: Any) -> Parcel:
         """What tasks need: ``prepare(*contents)``, a function of a module, is called once by each worker."""
         return Parcel(object(), partial(prepare, *contents))
@@ -211,7 +219,9 @@ class Team:
                     parcel, task = tasks[waiting[0]]
                     asked: Any = (self.expected, self.threads, *parcel, function, task)
                     running[self.executor.submit(measure, *asked)] = waiting.popleft()
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                if not (done := wait(running, SILENCE, return_when=FIRST_COMPLETED).done):
+                    self.check()
+                for future in done:
                     number = running.pop(future)
                     found: R | Failed
                     try:

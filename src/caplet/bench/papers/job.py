@@ -22,6 +22,7 @@ from caplet.jobs.run import check
 from caplet.jobs.timing import forward_rate, training_rate
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
+from caplet.models.cost import cost_of
 from caplet.progress import Note, silent
 from caplet.runs.folder import environment, open_run, read_record, sweep, write_record
 from caplet.runs.stages import Begun, Done, Stages
@@ -127,13 +128,14 @@ def redo_papers(
     ):
         made, stages = _Made(run, limits), Stages(run, note)
         made.write()
-        begun: list[tuple[PaperRow, Begun, int]] = []
+        team.warm(__name__, sum(sources.missing(row) is None for row in rows))
+        begun: list[tuple[float, PaperRow, Begun, int]] = []
         for row in rows:
             missing = sources.missing(row)
             if missing is None:
                 try:
                     if team.away and isinstance(found := stages.begin(*_stage(row, sources), (ROW,)), Begun):
-                        begun.append((row, found, len(sources.data(row).calibration)))
+                        begun.append((_work(row, sources), row, found, len(sources.data(row).calibration)))
                     else:
                         made.rows[row.name] = _make(row, sources, stages, note), None
                 except CapletError as error:
@@ -146,6 +148,12 @@ def redo_papers(
             made.rows[row.name] = made_there
             made.write()
     return PapersResult(run, made.record())
+
+
+def _work(row: PaperRow, sources: Sources) -> float:
+    """What a row takes, in multiply-accumulates; a training step counts as three passes."""
+    macs = cost_of(sources.model(row)).macs
+    return row.work.seconds(Rates(1 / macs, 1 / (3 * macs)), sources.data(row))
 
 
 def _stage(row: PaperRow, sources: Sources) -> tuple[str, dict[str, Any]]:
@@ -166,19 +174,25 @@ class _Task:
 
 
 def _elsewhere(
-    team: Team, begun: Sequence[tuple[PaperRow, Begun, int]], settings: PapersSettings, stages: Stages, note: Note
+    team: Team,
+    begun: Sequence[tuple[float, PaperRow, Begun, int]],
+    settings: PapersSettings,
+    stages: Stages,
+    note: Note,
 ) -> Iterator[tuple[PaperRow, tuple[dict[str, Any] | None, str | None]]]:
-    """Rows that workers make, as they are done, each with its values, or why there are none."""
+    """Rows that workers make, as they are done, each with its values, or why there are none. The most work first: a
+    long row that begins last would be made while others have nothing to do."""
+    begun = sorted(begun, key=lambda each: -each[0])
     run = stages.run.resolve()
     paths = ({name: path.resolve() for name, path in found.items()} for found in (settings.models, settings.roots))
     chosen = PapersSettings(**{**settings.model_dump(), **dict(zip(("models", "roots"), paths, strict=True))})
     mark, token = run / MARK, secrets.token_hex()
     parcel = team.parcel(Sources, chosen)
-    tasks = [(parcel, _Task(row.name, run / row.name, found.resume, mark, token)) for row, found, _ in begun]
+    tasks = [(parcel, _Task(row.name, run / row.name, found.resume, mark, token)) for _, row, found, _ in begun]
     write_text(mark, token)
     try:
         for number, result in team.completed(_row, tasks, lambda task: task.name):
-            row, found, images = begun[number]
+            _, row, found, images = begun[number]
             seconds, notes, error = (0.0, [], str(result)) if isinstance(result, Failed) else result
             for text in (*notes, *([f"{row.name}: {error}"] if error else ())):
                 note(text)

@@ -27,8 +27,9 @@ from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.units import uniform_plan
 from caplet.train.settings import FinetuneSettings
 
-PASSES = {Method.QCAPSNETS: 5.0, Method.PROGRESSIVE: 10.0, Method.ILP: 14.0}
-"""Full passes of the calibration images that a search is reckoned with (benchmarks/README.md has what some took)."""
+PASSES = {Method.QCAPSNETS: 11.0, Method.PROGRESSIVE: 10.0, Method.ILP: 8.0}
+"""Float passes of the calibration images that take as long as a search: from the seconds of the rows of
+benchmarks/records/2026-11-22-papers.json, that of 8 bits everywhere being the measure. Plans take longer than float."""
 PAPER_ROUNDINGS = 3
 """Schemes that ``rounding="all"`` tries."""
 MODEL = "model.caplet"
@@ -148,7 +149,7 @@ class Uniform:
 
     def seconds(self, rates: Rates, splits: Splits) -> float:
         """See :class:`Work`."""
-        return (2 * CALIBRATION_IMAGES + 2 * len(splits.test)) / rates.forward
+        return (2 * min(CALIBRATION_IMAGES, len(splits.calibration)) + 2 * len(splits.test)) / rates.forward
 
     def run(self, model: CapsNet, splits: Splits, folder: Path, resume: bool, note: Note) -> RowResult:
         """See :class:`Work`."""

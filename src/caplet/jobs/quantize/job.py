@@ -37,6 +37,7 @@ from caplet.quant.reconstruct.fitted_noise import FittedNoise
 from caplet.quant.reconstruct.scale_search import ChannelFormats
 from caplet.quant.reconstruct.settings import ReconstructSettings
 from caplet.quant.search.methods import METHODS
+from caplet.quant.search.progressive import UnitSensitivity
 from caplet.quant.search.search import Request, SearchResult, Step, Workbench
 from caplet.quant.search.simplify_routing import simplify_routing
 from caplet.runs.folder import write_record
@@ -202,6 +203,7 @@ def quantize(
         begin("quantize", out, splits, resolved, model, resume=resume, force=force) as run,
     ):
         began = time.perf_counter()
+        team.warm(UnitSensitivity.__module__, team.count)
         if settings.simplify_routing:
             asked, images = request, searched.calibration
             simpler = simplify_routing(model, images, asked.tolerance, relative=asked.relative, note=note)

@@ -111,6 +111,12 @@ class Descriptions:
     def needs_unpacking(self, weight: Constant) -> bool:
         return needs_unpacking(weight) and not (self.unpacked and unpacked_type(weight) != _UINT16)
 
+    def unpack(self, weight: Constant) -> Value:
+        """The kernel that unpacks weights; NULL where none does."""
+        fmt = weight.format
+        eights = isinstance(fmt, FixedFormat) and fmt.signed and 2 <= fmt.bits <= 7
+        return _kernel(f"unpack_{fmt.bits}" if eights else "unpack", self.needs_unpacking(weight))
+
     def spec(self, name: str) -> TensorSpec:
         return self.program.tensors[name]
 
@@ -184,7 +190,7 @@ def _convolution(op: ops.Convolution, to: Descriptions) -> dict[str, Value]:
         "multiply": _kernel("multiply_words" if types[1] != _INT8 else f"multiply_{'bytes' if whole else 'mixed'}"),
         "any": _kernel("convolve_any", any_type),
         "store": _kernel("store_any", store),
-        "unpack": _kernel("unpack", to.needs_unpacking(op.weight)),
+        "unpack": to.unpack(op.weight),
         "weight": to.constant(op.weight, lambda codes: in_pairs(codes.reshape(groups, out // groups, -1))),
         "acc": to.accumulator(op, product, op.bias, op.channel_shifts),
         "out": to.format(op.output, op.relu, op.high) if isinstance(op, ops.Conv2d) else to.format(op.output),
@@ -264,7 +270,7 @@ def _dense_votes(op: ops.DenseVotes, to: Descriptions) -> dict[str, Value]:
     counts = _named("source_count in_dim votes block carry_frac", values)
     return {
         "kernel": _vote_kernel(op, to, sources),
-        "unpack": _kernel("unpack", to.needs_unpacking(op.weight)),
+        "unpack": to.unpack(op.weight),
         **{"sources": Ref(name), "selected": selected, "weight": weight, **counts},
     }
 

@@ -25,7 +25,7 @@ typedef struct {
 } progress;
 
 /* Make room in the output of a stage: rows that are read no more give way. */
-static void drop_rows(const caplet_stage *stages, uint32_t i, progress *at, uint8_t *memory)
+static CAPLET_COLD void drop_rows(const caplet_stage *stages, uint32_t i, progress *at, uint8_t *memory)
 {
     const caplet_stage *stage = stages + i;
     const uint32_t row = stage->out_row_bytes;
@@ -49,8 +49,8 @@ static void drop_rows(const caplet_stage *stages, uint32_t i, progress *at, uint
     at->base[i] = first;
 }
 
-static void run_stage(const caplet_stage *stages, uint32_t i, uint32_t end, progress *at, uint8_t *memory,
-                      const uint8_t *image)
+static CAPLET_COLD void run_stage(const caplet_stage *stages, uint32_t i, uint32_t end, progress *at, uint8_t *memory,
+                                  const uint8_t *image)
 {
     const caplet_stage *stage = stages + i;
     const uint32_t done = at->done[i], first = first_row(stage, done), start = done * stage->stride;
@@ -73,7 +73,8 @@ static void run_stage(const caplet_stage *stages, uint32_t i, uint32_t end, prog
     at->done[i] = end;
 }
 
-void caplet_run_bands(const caplet_stage *stages, uint32_t count, uint32_t rows, uint8_t *memory, const uint8_t *image)
+CAPLET_COLD void caplet_run_bands(const caplet_stage *stages, uint32_t count, uint32_t rows, uint8_t *memory,
+                                  const uint8_t *image)
 {
     progress at;
     uint32_t i, next, end = 0;

@@ -158,9 +158,9 @@ static CAPLET_APART void store_each(const caplet_conv_op *op, const int32_t *sum
 }
 
 /* One chunk of the windows at `positions` output positions from `position` on, for a block of filters. */
-static CAPLET_APART void convolve_chunk(const caplet_conv_op *op, uint32_t channel, uint32_t filters,
-                                        const workspace *work, const caplet_chunk *part, uint32_t position,
-                                        uint32_t positions, void *y, uint32_t element)
+static CAPLET_HOT void convolve_chunk(const caplet_conv_op *op, uint32_t channel, uint32_t filters,
+                                      const workspace *work, const caplet_chunk *part, uint32_t position,
+                                      uint32_t positions, void *y, uint32_t element)
 {
     const uint32_t size = op->kernel_rows * op->kernel_columns * op->depth, fresh = part->first == 0;
     const uint32_t count = part->count, last = part->first + count == size, fast = last && op->store == NULL;
@@ -216,8 +216,8 @@ static void convolve_block(const caplet_conv_op *op, const void *x, uint32_t fir
     }
 }
 
-void caplet_convolve(const caplet_conv_op *op, const void *x, uint32_t first_channel, uint32_t channel, uint32_t count,
-                     void *y, uint32_t element, void *scratch)
+CAPLET_COLD void caplet_convolve(const caplet_conv_op *op, const void *x, uint32_t first_channel, uint32_t channel,
+                                 uint32_t count, void *y, uint32_t element, void *scratch)
 {
     const uint32_t size = op->kernel_rows * op->kernel_columns * op->depth;
     const uint32_t block = op->block < count ? op->block : count;

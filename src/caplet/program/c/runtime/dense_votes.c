@@ -212,7 +212,7 @@ static inline int32_t carried_shift(const caplet_dense_votes_op *op, const caple
     return op->carry_frac - op->out.frac + (shifts != NULL ? shifts[vote] : 0);
 }
 
-static void start_carrying(const caplet_dense_votes_op *op, void *carried)
+CAPLET_COLD static void start_carrying(const caplet_dense_votes_op *op, void *carried)
 {
     const uint32_t wide = op->sources->acc.wide;
     uint32_t j;
@@ -334,7 +334,8 @@ const caplet_source *caplet_source_of(const caplet_dense_votes_op *op, const voi
     return source_of(op, x, input, first);
 }
 
-void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, uint32_t input, void *row, void *scratch)
+CAPLET_COLD void caplet_dense_votes(const caplet_dense_votes_op *op, const void *const *x, uint32_t input, void *row,
+                                    void *scratch)
 {
     uint32_t first;
     const caplet_source *source = source_of(op, &x, input, &first);

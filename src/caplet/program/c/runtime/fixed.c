@@ -40,7 +40,7 @@ static inline uint32_t digit_of(uint32_t *high, uint32_t next, uint32_t divisor)
 #endif
 
 /* Where the processor divides 32 bits only: digits of 16 bits (D. Knuth, The Art of Computer Programming 2, 4.3.1). */
-uint32_t caplet_divide(uint64_t n, uint32_t divisor)
+CAPLET_COLD uint32_t caplet_divide(uint64_t n, uint32_t divisor)
 {
 #ifndef SHORT_DIVISION
     return (uint32_t)(n / divisor);
@@ -70,7 +70,7 @@ static uint32_t isqrt32(uint32_t n) /* 2^30 .. 2^32 - 1 */
     return root > 65535u || root * root > n ? root - 1u : root;
 }
 
-uint32_t caplet_isqrt(uint64_t n)
+CAPLET_COLD uint32_t caplet_isqrt(uint64_t n)
 {
     const uint32_t top = (uint32_t)(n >> 30), high = isqrt32(top);
     const uint32_t low = (((top - high * high) << 15) + ((uint32_t)(n >> 15) & 32767u)) / (2u * high);

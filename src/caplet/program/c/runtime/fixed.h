@@ -35,6 +35,21 @@
 #define CAPLET_COPIED static inline
 #endif
 
+/* Controllers have little flash, and compilers would repeat helpers wherever they are called. */
+#if UINTPTR_MAX <= 0xFFFFFFFFu && !defined(__wasm__) && !defined(__i386__)
+#define CAPLET_SMALL_CODE 1
+#endif
+
+/* There, a function that runs rarely, or but a little each time: small code rather than fast; and one that such a
+ * function calls often. */
+#if defined(__GNUC__) && defined(CAPLET_SMALL_CODE)
+#define CAPLET_COLD __attribute__((cold, noinline))
+#define CAPLET_HOT __attribute__((hot, noinline))
+#else
+#define CAPLET_COLD
+#define CAPLET_HOT CAPLET_APART
+#endif
+
 /* Filters, and votes, whose weights lie next to each other. */
 enum { CAPLET_PAIR = 2 };
 
@@ -124,9 +139,7 @@ static inline caplet_scale caplet_plain_scale(int32_t right)
     return scale;
 }
 
-/* Controllers have little flash, and compilers would repeat these functions wherever they are called. */
-#if UINTPTR_MAX <= 0xFFFFFFFFu && !defined(__wasm__) && !defined(__i386__)
-#define CAPLET_SMALL_CODE 1
+#ifdef CAPLET_SMALL_CODE
 #define CAPLET_HELPER CAPLET_APART
 
 /* Element `index`: -32768..65535. */

@@ -32,7 +32,7 @@ static inline uint32_t caplet_mix32(uint32_t x)
     return x ^ (x >> 16);
 }
 
-static inline uint32_t caplet_noise(const caplet_format *format, uint32_t element)
+static CAPLET_COLD uint32_t caplet_noise(const caplet_format *format, uint32_t element)
 {
     return caplet_mix32(caplet_mix32(element + format->noise_a) ^ format->noise_b);
 }

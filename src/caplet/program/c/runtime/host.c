@@ -164,6 +164,8 @@ void *caplet_host_kernel(const char *name)
         KERNEL(caplet_multiply_mixed), KERNEL(caplet_update_mixed),  KERNEL(caplet_vote_channels),
         KERNEL(caplet_vote_channels_4), KERNEL(caplet_vote_channels_8), KERNEL(caplet_vote_carried),
         KERNEL(caplet_vote_carried_4), KERNEL(caplet_vote_carried_8), KERNEL(caplet_vote_carried_any),
+        KERNEL(caplet_unpack_2),       KERNEL(caplet_unpack_3),      KERNEL(caplet_unpack_4),
+        KERNEL(caplet_unpack_5),       KERNEL(caplet_unpack_6),      KERNEL(caplet_unpack_7),
     };
     void *found = NULL;
     size_t i;

@@ -1,7 +1,7 @@
 /* Raw pixels to codes, by a table of 256 codes per channel. */
 #include "fixed.h"
 
-void caplet_input_quantize(const caplet_input_quantize_op *op, const uint8_t *x, void *y)
+CAPLET_COLD void caplet_input_quantize(const caplet_input_quantize_op *op, const uint8_t *x, void *y)
 {
     const uint8_t *table = (const uint8_t *)op->table.data;
     const uint32_t channels = op->channels, count = op->pixels * channels;

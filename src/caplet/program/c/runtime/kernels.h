@@ -22,6 +22,8 @@ struct caplet_routing_op;
 /* `count` integers from code `first` on, to scratch. Of weights that lie in flash as int8_t or int16_t: NULL. */
 typedef void caplet_unpacker(const struct caplet_constant *constant, uint32_t first, uint32_t count, void *scratch);
 caplet_unpacker caplet_unpack;
+caplet_unpacker caplet_unpack_2, caplet_unpack_3, caplet_unpack_4; /* signed codes of so many bits */
+caplet_unpacker caplet_unpack_5, caplet_unpack_6, caplet_unpack_7;
 
 /* n elements of each window, from `from` on, as elements k .. k + n - 1 of a patch of `taps`; see patch.c. */
 typedef void caplet_spreader(const void *const *from, uint32_t n, void *patch, uint32_t k, uint32_t taps);

@@ -1,7 +1,7 @@
 /* Squared lengths of capsules, and the longest one. */
 #include "fixed.h"
 
-void caplet_lengths(const caplet_lengths_op *op, const void *x, void *y)
+CAPLET_COLD void caplet_lengths(const caplet_lengths_op *op, const void *x, void *y)
 {
     uint32_t i;
     for (i = 0; i < op->count; i++) {

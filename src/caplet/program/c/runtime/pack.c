@@ -50,57 +50,69 @@ int32_t caplet_code(const caplet_constant *constant, uint32_t index)
 #define NEXT_BYTES(BITS) \
     (((BITS) > 4 ? BYTE(4) : 0u) | ((BITS) > 5 ? BYTE(5) : 0u) | ((BITS) > 6 ? BYTE(6) : 0u))
 
-/* The words first and next, as one of 64 bits, shifted down by START. */
+/* The words `word` and next, as one of 64 bits, shifted down by START. */
 #define PLACE(START, BITS)                                                                              \
     ((START) >= 32 ? next >> ((START) & 31)                                                             \
-                   : first >> ((START) & 31) | ((START) + (BITS) > 32 ? next << ((32 - (START)) & 31) : 0u))
+                   : word >> ((START) & 31) | ((START) + (BITS) > 32 ? next << ((32 - (START)) & 31) : 0u))
 
-/* Code I of eight, which lie in the words first and next, to the top of a word, then down with its sign. */
+/* Code I of eight, which lie in `word` and next, to the top of a word, then down with its sign. */
 #define CODE(BITS, I)                                                                                             \
     ((int8_t)((int32_t)(PLACE((I) * (BITS), BITS) << (32 - (BITS))) >> (32 - (BITS))))
 
-/* Eight signed codes at a time, which are BITS bytes. */
-#define UNPACK_EIGHTS(BITS)                                                                           \
-    case BITS:                                                                                        \
-        for (; count >= 8; count -= 8) {                                                              \
-            const uint32_t first = FIRST_BYTES(BITS);                                                 \
-            const uint32_t next = NEXT_BYTES(BITS);                                                   \
-            to[0] = CODE(BITS, 0), to[1] = CODE(BITS, 1), to[2] = CODE(BITS, 2), to[3] = CODE(BITS, 3); \
-            to[4] = CODE(BITS, 4), to[5] = CODE(BITS, 5), to[6] = CODE(BITS, 6), to[7] = CODE(BITS, 7); \
-            (void)next;                                                                               \
-            bytes += BITS;                                                                            \
-            to += 8;                                                                                  \
-        }                                                                                             \
-        break;
-
-/* As many of `count` codes of 2 to 7 bits as come in eights; returns how many are left. */
-static uint32_t unpack_eights(const uint8_t *bytes, uint8_t bits, uint32_t count, int8_t *to)
-{
-    switch (bits) {
-        UNPACK_EIGHTS(2) UNPACK_EIGHTS(3) UNPACK_EIGHTS(4) UNPACK_EIGHTS(5) UNPACK_EIGHTS(6) UNPACK_EIGHTS(7)
-    default:
-        break;
+/* Eight codes at a time, which are BITS bytes. */
+#define DEFINE_UNPACK(BITS)                                                                                     \
+    static void eights_of_##BITS(const uint8_t *bytes, int8_t *to, const int8_t *end)                           \
+    {                                                                                                           \
+        while (to < end) {                                                                                      \
+            const uint32_t word = FIRST_BYTES(BITS);                                                            \
+            const uint32_t next = NEXT_BYTES(BITS);                                                             \
+            to[0] = CODE(BITS, 0), to[1] = CODE(BITS, 1), to[2] = CODE(BITS, 2), to[3] = CODE(BITS, 3);         \
+            to[4] = CODE(BITS, 4), to[5] = CODE(BITS, 5), to[6] = CODE(BITS, 6), to[7] = CODE(BITS, 7);         \
+            (void)next;                                                                                         \
+            bytes += (BITS);                                                                                    \
+            to += 8;                                                                                            \
+        }                                                                                                       \
+    }                                                                                                           \
+    void caplet_unpack_##BITS(const caplet_constant *constant, uint32_t first, uint32_t count, void *scratch)   \
+    {                                                                                                           \
+        unpack_eights(constant, first, count, (int8_t *)scratch, eights_of_##BITS);                             \
     }
-    return count;
-}
 
-void caplet_unpack(const caplet_constant *constant, uint32_t first, uint32_t count, void *scratch)
+/* Signed codes of 2 to 7 bits: one by one up to a byte's start, then eight at a time, then one by one. */
+static CAPLET_APART void unpack_eights(const caplet_constant *constant, uint32_t first, uint32_t count, int8_t *to,
+                                       void eights(const uint8_t *bytes, int8_t *to, const int8_t *end))
+{
+    const uint32_t bits = constant->bits;
+    const uint32_t period = bits == 4 ? 2u : bits & 1u ? 8u : 4u; /* codes from one byte's start to the next */
+    uint32_t before = (0u - first) & (period - 1u), whole;
+    before = before < count ? before : count;
+    if (before > 0) {
+        caplet_unpack(constant, first, before, to);
+    }
+    first += before, to += before, count -= before, whole = count & ~7u;
+    eights((const uint8_t *)constant->data + (first * bits >> 3), to, to + whole);
+    if (count > whole) {
+        caplet_unpack(constant, first + whole, count - whole, to + whole);
+    }
+}
+DEFINE_UNPACK(2)
+DEFINE_UNPACK(3)
+DEFINE_UNPACK(4)
+DEFINE_UNPACK(5)
+DEFINE_UNPACK(6)
+DEFINE_UNPACK(7)
+
+CAPLET_APART void caplet_unpack(const caplet_constant *constant, uint32_t first, uint32_t count, void *scratch)
 {
     const uint8_t bits = constant->bits, type = caplet_constant_type(constant);
     const uint32_t start = first * bits;
     const uint8_t *bytes = (const uint8_t *)constant->data + (start >> 3);
     const uint32_t mask = ((uint32_t)1 << bits) - 1u;
     uint32_t word, held;
-    uint32_t i = 0;
-    if (constant->kind == CAPLET_SIGNED && (start & 7u) == 0) {
-        i = count - unpack_eights(bytes, bits, count, (int8_t *)scratch), bytes += (i >> 3) * bits;
-        if (i == count) {
-            return;
-        }
-    }
+    uint32_t i;
     /* word holds `held` bits that were read and not used yet, the next ones lowest. */
     word = (uint32_t)*bytes++ >> (start & 7u), held = 8u - (start & 7u);
-    for (; i < count; i++) {
+    for (i = 0; i < count; i++) {
         while (held < bits) {
             word |= (uint32_t)*bytes++ << held;
             held += 8u;

@@ -6,7 +6,8 @@
 #include "fixed.h"
 
 /* preactivation = the weighted sums with bias (g % types, d). */
-static void requantize_sums(const caplet_routing_op *op, const caplet_routing_memory *memory, uint32_t iteration)
+static CAPLET_COLD void requantize_sums(const caplet_routing_op *op, const caplet_routing_memory *memory,
+                                        uint32_t iteration)
 {
     const uint32_t count = op->outputs * op->dim, biases = op->types * op->dim;
     caplet_scale scale = caplet_scale_of(&op->acc, &op->preactivation, 0, 0);
@@ -21,7 +22,8 @@ static void requantize_sums(const caplet_routing_op *op, const caplet_routing_me
     }
 }
 
-void caplet_routing(const caplet_routing_op *op, const caplet_votes *votes, const caplet_routing_memory *memory)
+CAPLET_COLD void caplet_routing(const caplet_routing_op *op, const caplet_votes *votes,
+                                const caplet_routing_memory *memory)
 {
     const uint32_t row_elements = op->outputs * op->dim;
     /* All zero logits give one row of coupling, the same for every input capsule unless its rounding draws noise. */

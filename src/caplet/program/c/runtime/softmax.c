@@ -189,8 +189,8 @@ static inline void codes_of_four(const caplet_routing_op *op, const int8_t *logi
 #endif
 
 /* The codes of rows without noise. */
-static CAPLET_APART void rows_of_codes(const caplet_routing_op *op, const void *logits, uint32_t rows,
-                                       uint32_t *restrict e, uint16_t *restrict coupling, uint32_t term, uint32_t right)
+static CAPLET_HOT void rows_of_codes(const caplet_routing_op *op, const void *logits, uint32_t rows,
+                                     uint32_t *restrict e, uint16_t *restrict coupling, uint32_t term, uint32_t right)
 {
     const uint8_t *row = (const uint8_t *)logits;
     const uint32_t *table = op->exponentials;
@@ -210,8 +210,8 @@ static CAPLET_APART void rows_of_codes(const caplet_routing_op *op, const void *
     }
 }
 
-void caplet_softmax(const caplet_routing_op *op, const void *logits, uint32_t rows, uint32_t *exponentials,
-                    uint16_t *coupling, uint32_t element)
+CAPLET_COLD void caplet_softmax(const caplet_routing_op *op, const void *logits, uint32_t rows, uint32_t *exponentials,
+                                uint16_t *coupling, uint32_t element)
 {
     const caplet_format *out = &op->coupling;
     const uint32_t count = op->outputs, one = (uint32_t)1 << op->scale_bits;

@@ -21,7 +21,7 @@ static factor short_factor_of(uint32_t length, uint32_t divisor, int32_t out_fra
 }
 
 /* Any length, 1 or more. The exporter checked that the squares below stay under 2^62. */
-static factor factor_of(uint64_t length, int16_t in_frac, int16_t out_frac)
+static CAPLET_COLD factor factor_of(uint64_t length, int16_t in_frac, int16_t out_frac)
 {
     const uint32_t up = in_frac < 0 ? (uint32_t)-in_frac : 0u;
     const uint32_t down = in_frac > 0 ? (uint32_t)in_frac : 0u;
@@ -106,7 +106,7 @@ void caplet_squash_bytes(const caplet_squash_op *op, const void *x, void *y, uin
     }
 }
 
-void caplet_squash_any(const caplet_squash_op *op, const void *x, void *y, uint32_t element)
+CAPLET_COLD void caplet_squash_any(const caplet_squash_op *op, const void *x, void *y, uint32_t element)
 {
     const uint32_t noisy = op->out.rounding == CAPLET_STOCHASTIC;
     uint32_t capsule, d;
