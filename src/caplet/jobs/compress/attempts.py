@@ -203,10 +203,11 @@ class Attempts:
         chosen, limit, context = self.settings.quantize, self.settings.limits.flash, self.context
         kept = cost_of(model).macs / cost_of(self.model).macs
         name = f"quantize-{100 * kept:.3g}" + ("-any-size" if budget is None and limit is not None else "")
-        promise = self.next_promise()
+        promise, paper = self.next_promise(), chosen.method is Method.QCAPSNETS
         settings = QuantizeSettings(
             method=chosen.method,
-            hardware="portable" if chosen.method is Method.QCAPSNETS else "bytes",  # limits are bytes, not bits
+            rounding="nearest" if paper else "carry",
+            hardware="portable" if paper else "bytes",  # limits are bytes, not bits
             accept="measured" if self.promise is None else "confidence",
             confidence=0.95 if promise is None else 1 - promise.error,
             tolerance=round(max(0.0, remaining), 6),
