@@ -1,11 +1,9 @@
 """Memory of a training step: predicted without data, against what a process of its own took.
 
     python benchmarks/training_memory.py
-    python benchmarks/training_memory.py --only "deep 96"
 
 Each row trains two steps and evaluates a batch of the same size in a new process, and takes the growth of its largest
-resident size, with the weights, which were there before. Writes benchmarks/records/<date>-training-memory.json;
---only, rows that begin so, adds its words to that name.
+resident size, with the weights, which were there before. Writes benchmarks/records/<date>-training-memory.json.
 """
 
 import argparse
@@ -34,9 +32,6 @@ ROWS = (
     "shallow 96 8 0 none float32",
     "shallow 96 8 2 none float32",
     "deep 32 32 0 conv float32",
-    "deep 64 32 0 none float32",
-    "deep 96 32 0 none float32",
-    "deep 96 32 8 none float32",
     "resnet18-caps 64 16 0 none float32",
 )
 """Model, image side, batch, votes at once (0: all), decoder, precision."""
@@ -67,14 +62,13 @@ def main() -> None:
     """Measure each row in its own process, print, record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("row", nargs="*", help="one row, measured in this process; default: all")
-    parser.add_argument("--only", default="", help="rows that begin so")
-    arguments = parser.parse_args()
-    if arguments.row:
-        model, side, batch, at_once, decoder, precision = arguments.row
+    words = parser.parse_args().row
+    if words:
+        model, side, batch, at_once, decoder, precision = words
         print(json.dumps(measure(model, int(side), int(batch), int(at_once), decoder, precision)))
         return
     rows = []
-    for row in (row for row in ROWS if row.startswith(arguments.only)):
+    for row in ROWS:
         done = subprocess.run([sys.executable, __file__, *row.split()], capture_output=True, text=True, check=True)
         rows.append({"row": row, **json.loads(done.stdout)})
         print(rows[-1], flush=True)
@@ -85,8 +79,7 @@ def main() -> None:
         "columns": "model, image side, batch, votes at once (0: all), decoder, precision",
         "rows": rows,
     }
-    name = "-".join(["training-memory", *arguments.only.split()])
-    path = RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-{name}.json"
+    path = RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-training-memory.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(path)
 
