@@ -27,15 +27,19 @@ import numpy as np
 
 from caplet.program.op import OPS
 from caplet.runtime.compiler import build_library, find_compiler, load_library
-from caplet.runtime.emulator import CORTEX_M4
+from caplet.runtime.emulator import RISCV32
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from device_kernels import board_of, prepare
 
 from device_ops import differing_on_device
+from foreign_steps import differing as differing_cases
+from foreign_steps import emulated_arm
 from random_ops import RandomOps
 
 RECORDS = Path(__file__).parent / "records"
+ARM = {"aarch64": False, "aarch64-dotprod": True}
+"""Emulated 64-bit Arm processors, with and without the dot product of bytes."""
 EMULATED = ("-DCAPLET_EMULATE_DSP", f"-I{Path(__file__).parents[1] / 'tests' / 'support'}", "-O2")
 HELIUM = (*EMULATED, "-DCAPLET_EMULATE_HELIUM")
 
@@ -67,19 +71,31 @@ def compare(cases: int, batch: int, seed: tuple[int, ...]) -> dict[str, object]:
 
 
 def on_boards(names: list[str], cases: int, batch: int, seed: int) -> dict[str, dict[str, int]]:
-    """Random ops on emulated boards, a hundred in each firmware; the same ones on every board."""
+    """Random ops on emulated boards, a hundred in each firmware; the same ones on every board. Processors of ``ARM``
+    compute them as the host runtime does."""
     counts = {}
     for name in names:
-        board, draw, total, differing = board_of(name), RandomOps(seed), 0, 0
-        while total < cases:
-            ops = [draw.draw(kind, portable=True) for kind in (*OPS,) * (100 // len(OPS))]
-            inputs = [draw.inputs(single, batch) for single in ops]
-            with tempfile.TemporaryDirectory() as folder:
-                found = differing_on_device(board, list(zip(ops, inputs, strict=True)), Path(folder), (), prepare)
-            total, differing = total + found[0], differing + found[1]
-            print(name, total, differing, flush=True)
+        draw, total, differing = RandomOps(seed), 0, 0
+        with tempfile.TemporaryDirectory() as arm_folder:
+            arm = emulated_arm(ARM[name], Path(arm_folder)) if name in ARM else None
+            while total < cases:
+                ops = [draw.draw(kind, None if arm else True) for kind in (*OPS,) * (100 // len(OPS))]
+                both = [(single, draw.inputs(single, batch)) for single in ops]
+                with tempfile.TemporaryDirectory() as folder:
+                    if arm is not None:
+                        found = len(ops) * batch, len(differing_cases(arm, both))
+                    else:
+                        found = differing_on_device(board_of(name), both, Path(folder), (), prepare)
+                total, differing = total + found[0], differing + found[1]
+                print(name, total, differing, flush=True)
         counts[name] = {"cases": total, "differing_cases": differing}
     return counts
+
+
+def compiler_of(name: str) -> str:
+    """Of a board, or of a processor of ``ARM``."""
+    compiler, _ = RISCV32.zig() if name in ARM else board_of(name).find_compiler()
+    return compiler.version.splitlines()[0]
 
 
 def main() -> int:
@@ -88,7 +104,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--part", type=int, nargs=2, metavar=("K", "N"), help="only the K-th of N parts")
-    parser.add_argument("--boards", nargs="*", default=[], help="emulated ones of device_kernels.py")
+    parser.add_argument("--boards", nargs="*", default=[], help="emulated ones of device_kernels.py, or of 64-bit Arm")
     parser.add_argument("--no-record", action="store_true")
     settings = parser.parse_args()
     start = time.time()
@@ -98,7 +114,7 @@ def main() -> int:
         record = {
             "command": "python " + shlex.join(["benchmarks/op_equality.py", *sys.argv[1:]]),
             "date": now.isoformat(timespec="seconds"),
-            "compiler": CORTEX_M4.find_compiler()[0].version.splitlines()[0],
+            "compiler": {name: compiler_of(name) for name in boards},
             "seconds": round(time.time() - start, 1),
             "boards": boards,
         }

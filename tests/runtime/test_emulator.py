@@ -19,7 +19,7 @@ from caplet.runtime.emulator import BOARDS, CORTEX_M4, Board, elf_flash_bytes, r
 from caplet.runtime.traces import read_traces
 from device_ops import differing_on_device
 from random_ops import RandomOps
-from sample_programs import SampleSettings, sample_deep, sample_shallow
+from sample_programs import SampleSettings, sample_chain, sample_deep, sample_shallow
 
 pytestmark = pytest.mark.slow(1)
 
@@ -82,6 +82,15 @@ def test_recomputed_votes_of_a_deep_program(board: Board) -> None:
     run = run_on_device(board, program, images_for(program.image_shape, 2), EmitSettings(ram="small"))
     assert run.differing == 0
     assert run.arena_bytes == plan_memory(program, "small").bytes
+
+
+@every_board
+def test_maps_in_bands(board: Board) -> None:
+    program = sample_chain(1)
+    assert plan_memory(program, 1200).bands
+    run = run_on_device(board, program, images_for(program.image_shape, 2), EmitSettings(ram=1200))
+    assert run.differing == 0
+    assert run.arena_bytes <= 1200 < plan_memory(program, "small").bytes
 
 
 @pytest.mark.slow

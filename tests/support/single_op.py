@@ -57,9 +57,9 @@ class SingleOp:
         """The outputs by the C code in ``library``, as :meth:`interpret` gives them."""
         steps = self._builder(library).steps()
         batch = len(inputs[self.op.inputs[0]])
-        start, _ = self._extent(self.op.inputs)
+        start, _ = self.extent(self.op.inputs)
         images = self.pack(inputs, self.op.inputs)
-        first, last = self._extent(self.outputs)
+        first, last = self.extent(self.outputs)
         results = np.empty((batch, last - first), dtype=np.uint8)
         memory, _arenas = steps.memory(traced=True)
         library.caplet_host_run(
@@ -68,7 +68,7 @@ class SingleOp:
             *(first, results.shape[1], results.ctypes.data),
             *(first, 0, results.ctypes.data),
         )
-        return {name: self._view(results, first, name).astype(np.int64) for name in self.outputs}
+        return {name: self.view(results, first, name).astype(np.int64) for name in self.outputs}
 
     def describe(self, library: ctypes.CDLL) -> tuple[Steps, Descriptions, Struct]:
         """What the host runtime gets, and the descriptor as a value."""
@@ -78,10 +78,10 @@ class SingleOp:
 
     def pack(self, codes: dict[str, NDArray[Any]], names: tuple[str, ...], gap: int = 0) -> NDArray[np.uint8]:
         """Tensors as they lie in the arena, from the first one's place on: uint8 (B, bytes). gap: what lies between."""
-        start, end = self._extent(names)
+        start, end = self.extent(names)
         block = np.full((len(codes[names[0]]), end - start), gap, dtype=np.uint8)
         for name in names:
-            self._view(block, start, name)[...] = codes[name]
+            self.view(block, start, name)[...] = codes[name]
         return block
 
     def place(self, name: str) -> int:
@@ -91,11 +91,11 @@ class SingleOp:
     def _builder(self, library: ctypes.CDLL) -> StepBuilder:
         return StepBuilder(self._program, self._descriptions, self._plan, library, self._portable)
 
-    def _extent(self, names: tuple[str, ...]) -> tuple[int, int]:
+    def extent(self, names: tuple[str, ...]) -> tuple[int, int]:
         """The bytes of the arena, from the first tensor's start to the last one's end."""
         return self._plan.offset(names[0]), self._plan.offset(names[-1]) + self._tensors[names[-1]].bytes
 
-    def _view(self, block: NDArray[np.uint8], start: int, name: str) -> NDArray[Any]:
+    def view(self, block: NDArray[np.uint8], start: int, name: str) -> NDArray[Any]:
         spec = self._tensors[name]
         at = self._plan.offset(name) - start
         codes = np.ndarray(

@@ -9,7 +9,7 @@ import typer
 
 from caplet.cli.options import with_options
 from caplet.cli.output import bar, console, going_on, kilobytes, note, percent, points, print_json, show_table
-from caplet.cli.shared import RunOptions
+from caplet.cli.shared import Device, RunOptions
 from caplet.errors import TargetNotMet
 from caplet.jobs.compress.settings import CompressSettings
 from caplet.settings import Few, Settings, option
@@ -50,6 +50,7 @@ def command(
     model: Annotated[
         Path | None, typer.Argument(help="A trained float model: .safetensors, or a .pt / .h5 to import.")
     ] = None,
+    device: Device = "auto",
 ) -> None:
     """Get the best network within limits, its firmware, and one page about it.
 
@@ -75,7 +76,7 @@ def command(
             console().print(f"in all about {plan['minutes']:.0f} minutes, {memory}")
             return
         folder = run.folder(Path(settings.model or settings.recipe or ""), "compress")
-        result = _compress(settings, folder, run, options.jobs, workers)
+        result = _compress(settings, folder, run, options.jobs, workers, device)
         if not result.met:
             missed = ", ".join(result.metrics["missed"])
             give = "; or ".join(result.metrics["outlook"])
@@ -129,24 +130,14 @@ def _compress(
     run: RunOptions,
     threads: int | None = None,
     workers: WorkerSettings | None = None,
+    device: str = "auto",
 ) -> "CompressedModel":
     """Compress what the settings name, and print the result."""
     from caplet.api import compress
 
+    how: dict[str, Any] = {"threads": threads, "bars": not run.quiet, "workers": workers, "device": device, **run.begun}
     with bar(not run.quiet) as (step, measured):
-        result = compress(
-            None,
-            None,
-            folder,
-            settings,
-            resume=run.resume,
-            force=run.force,
-            threads=threads,
-            note=step,
-            progress=measured,
-            bars=not run.quiet,
-            workers=workers,
-        )
+        result = compress(None, None, folder, settings, note=step, progress=measured, **how)
     if run.as_json:
         print_json({**result.metrics, "folder": str(result.folder)})
         return result

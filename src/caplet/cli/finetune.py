@@ -8,7 +8,7 @@ import typer
 
 from caplet.cli.options import with_options
 from caplet.cli.output import console, note, points, print_json
-from caplet.cli.shared import Changes, DataOptions, Engine, FloatModel, ImportOptions, RunOptions
+from caplet.cli.shared import Changes, DataOptions, Device, Engine, FloatModel, ImportOptions, RunOptions
 from caplet.train.settings import FinetuneSettings
 
 
@@ -37,6 +37,7 @@ def command(
     ] = None,
     set_: Changes = None,
     engine: Engine = "auto",
+    device: Device = "auto",
 ) -> None:
     """Fine-tune a model; with a plan, so that its integers do well (quantization-aware training, docs/finetune.md).
 
@@ -59,19 +60,9 @@ def command(
     splits = data.load(not run.quiet)
     if widths is not None:
         chosen = plan_of_widths(loaded, splits, widths)
-    done = finetune_model(
-        loaded,
-        splits,
-        run.folder(model, "finetuned"),
-        chosen,
-        settings,
-        teacher=followed,
-        resume=run.resume,
-        force=run.force,
-        engine=engine,
-        note=run.note,
-        progress=not run.quiet,
-    )
+    how: dict[str, Any] = {"teacher": followed, "engine": engine, "device": device, "progress": not run.quiet}
+    folder = run.folder(model, "finetuned")
+    done = finetune_model(loaded, splits, folder, chosen, settings, note=run.note, **how, **run.begun)
     if run.as_json:
         print_json({**done.metrics, "model": str(done.model_path)})
         return

@@ -7,7 +7,7 @@ import typer
 
 from caplet.cli.options import with_options
 from caplet.cli.output import bar, console, kilobytes, note, print_json, show_table
-from caplet.cli.shared import DataOptions, FloatModel, ImportOptions, Limit, RunOptions
+from caplet.cli.shared import DataOptions, Device, FloatModel, ImportOptions, Limit, RunOptions
 from caplet.errors import TargetNotMet
 from caplet.jobs.prune.settings import BackboneTuning, PruneSettings
 from caplet.prune.choices import BackbonePruneSettings
@@ -27,6 +27,7 @@ def command(
     curves: Annotated[
         bool, typer.Option("--curves", help="Only analyse: accuracy against what is kept, for every score.")
     ] = False,
+    device: Device = "auto",
 ) -> None:
     """Remove channels, capsule types or single capsules, and fine-tune what is left.
 
@@ -44,12 +45,11 @@ def command(
     splits = data.load(not run.quiet)
     folder = run.folder(model, "curves" if curves else "pruned")
     with bar(not run.quiet) as (step, measured):
+        how: dict[str, Any] = {"device": device, "progress": measured, "note": step}
         if curves:
-            record = prune_curves(loaded, splits, folder, settings, force=run.force, note=step, progress=measured)
+            record = prune_curves(loaded, splits, folder, settings, force=run.force, **how)
         else:
-            result = prune_model(
-                loaded, splits, folder, settings, resume=run.resume, force=run.force, note=step, progress=measured
-            )
+            result = prune_model(loaded, splits, folder, settings, **run.begun, **how)
     if curves:
         if run.as_json:
             print_json(record)
@@ -102,6 +102,7 @@ def backbone(
     run: RunOptions,
     workers: WorkerSettings,
     limit: Limit = None,
+    device: Device = "auto",
 ) -> None:
     """Remove channels of the CNN under capsules: the best of several candidates to one target, then fine-tuning.
 
@@ -113,18 +114,9 @@ def backbone(
     """
     from caplet.api import load_float, prune_backbone_model
 
-    result = prune_backbone_model(
-        load_float(model),
-        data.load(not run.quiet, limit),
-        run.folder(model, "pruned"),
-        settings,
-        tuning.finetuning(settings.seed),
-        resume=run.resume,
-        force=run.force,
-        note=run.note,
-        bars=not run.quiet,
-        workers=workers,
-    )
+    loaded, splits, folder = load_float(model), data.load(not run.quiet, limit), run.folder(model, "pruned")
+    how: dict[str, Any] = {"note": run.note, "bars": not run.quiet, "workers": workers, "device": device, **run.begun}
+    result = prune_backbone_model(loaded, splits, folder, settings, tuning.finetuning(settings.seed), **how)
     metrics = result.metrics
     if run.as_json:
         print_json({**metrics, "model": str(result.path)})

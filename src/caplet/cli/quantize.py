@@ -1,10 +1,10 @@
 """``caplet quantize``: search widths, write the bit-packed model, measure its integers."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from caplet.cli.options import with_options
 from caplet.cli.output import bar, console, kilobytes, note, percent, points, print_json, show_table
-from caplet.cli.shared import DataOptions, Engine, FloatModel, ImportOptions, RunOptions, origin
+from caplet.cli.shared import DataOptions, Device, Engine, FloatModel, ImportOptions, RunOptions, origin
 from caplet.errors import TargetNotMet
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.workers.settings import WorkerSettings
@@ -22,6 +22,7 @@ def command(
     run: RunOptions,
     workers: WorkerSettings,
     engine: Engine = "auto",
+    device: Device = "auto",
 ) -> None:
     """Give every tensor of a trained model its own fixed-point width, within an accuracy tolerance and a budget.
 
@@ -36,19 +37,10 @@ def command(
 
     loaded = importing.load_float(model)
     data.check_size(loaded)
+    how: dict[str, Any] = {"engine": engine, "workers": workers, "device": device, **run.begun}
     with bar(not run.quiet) as (step, measured):
-        result = quantize(
-            loaded,
-            data.load(not run.quiet),
-            run.folder(model, settings.method),
-            settings,
-            resume=run.resume,
-            force=run.force,
-            engine=engine,
-            note=step,
-            progress=measured,
-            workers=workers,
-        )
+        splits, folder = data.load(not run.quiet), run.folder(model, settings.method)
+        result = quantize(loaded, splits, folder, settings, note=step, progress=measured, **how)
     if run.as_json:
         print_json({**result.metrics, "folder": str(result.folder), **origin(loaded)})
     else:

@@ -2,11 +2,11 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from caplet.cli.options import with_options
 from caplet.cli.output import bar, note, print_json, show_table
-from caplet.cli.shared import DataOptions, FloatModel, ImportOptions, RunOptions
+from caplet.cli.shared import DataOptions, Device, FloatModel, ImportOptions, RunOptions
 from caplet.quant.choices import SensitivitySettings
 from caplet.workers.settings import WorkerSettings
 
@@ -22,6 +22,7 @@ def command(
     run: RunOptions,
     workers: WorkerSettings,
     model: FloatModel,
+    device: Device = "auto",
 ) -> None:
     """Round one tensor at a time, everything else in float, at every width, on several draws of calibration images.
 
@@ -37,8 +38,8 @@ def command(
     splits = data.load(not run.quiet, None, loaded)
     folder = run.out or Path("runs") / f"{model.stem}-sensitivity"
     with bar(not run.quiet) as (note_, measured):
-        kept = {"resume": run.resume, "force": run.force}
-        result = sensitivity(loaded, splits, folder, settings, **kept, progress=measured, note=note_, workers=workers)
+        how: dict[str, Any] = {**run.begun, "workers": workers, "device": device}
+        result = sensitivity(loaded, splits, folder, settings, **how, progress=measured, note=note_)
     if run.as_json:
         print_json(result.metrics)
     else:

@@ -35,6 +35,8 @@ Memory = Annotated[
     str | None,
     typer.Option("--memory", help="Memory that training keeps to, e.g. 8GB. Default: most of the machine's."),
 ]
+_DEVICE = "Where networks compute: auto, cpu, cuda, mps. auto: training and pruning take a GPU, searches the CPU."
+Device = Annotated[str, typer.Option("--device", help=_DEVICE, rich_help_panel="Run")]
 Engine = Annotated[
     Literal["auto", "native", "interpreter"],
     typer.Option(
@@ -91,6 +93,11 @@ class RunOptions(Settings):
     """No progress bars, no notes."""
     as_json: bool = option(False, OUTPUT, flag="--json")
     """Print one JSON object on stdout instead of tables."""
+
+    @property
+    def begun(self) -> dict[str, Any]:
+        """How the run's folder is opened."""
+        return {"resume": self.resume, "force": self.force}
 
     def note(self, text: str) -> None:
         """A line on stderr, unless ``--quiet``."""

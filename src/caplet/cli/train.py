@@ -7,7 +7,7 @@ import typer
 
 from caplet.cli.options import with_options
 from caplet.cli.output import console, note, print_json
-from caplet.cli.shared import Changes, FileOptions, Limit, Memory, RunOptions, bytes_of
+from caplet.cli.shared import Changes, Device, FileOptions, Limit, Memory, RunOptions, bytes_of
 from caplet.train.settings import TrainSettings
 
 
@@ -22,6 +22,7 @@ def command(
     set_: Changes = None,
     limit: Limit = None,
     memory: Memory = None,
+    device: Device = "auto",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard logs.")] = False,
     features: Annotated[
         Path | None,
@@ -50,19 +51,10 @@ def command(
         recipe = BACKBONE_RECIPE
     if recipe is None:
         raise typer.BadParameter(f"name one of: {', '.join(recipes())}", param_hint="--recipe")
-    done = train_model(
-        recipe,
-        run.out or Path("runs") / (model or Path(recipe).stem),
-        **files.model_dump(),
-        changes={**parse_changes(set_ or []), **given},
-        limit=limit,
-        resume=run.resume,
-        force=run.force,
-        tensorboard=tensorboard,
-        features=features,
-        memory=bytes_of(memory),
-        progress=not run.quiet,
-    )
+    how: dict[str, Any] = {"tensorboard": tensorboard, "features": features, "device": device, **run.begun}
+    how |= {"memory": bytes_of(memory), "limit": limit, "changes": {**parse_changes(set_ or []), **given}}
+    folder = run.out or Path("runs") / (model or Path(recipe).stem)
+    done = train_model(recipe, folder, **files.model_dump(), progress=not run.quiet, **how)
     if run.as_json:
         print_json({**done.metrics, "model": str(done.model_path)})
         return

@@ -27,15 +27,18 @@ def _readable(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def to_float(images: Tensor) -> Tensor:
+def to_float(images: Tensor, device: torch.device | str | None = None) -> Tensor:
     """Pixels as the networks take them: ``pixels / 255``.
 
     Args:
         images: uint8, NCHW.
+        device: where they go, as bytes, before they become floats; None leaves them where they are.
 
     Returns:
         float32 in [0, 1], NCHW with channels_last strides, a new tensor.
     """
+    if device is not None:
+        images = images.to(device)
     return images.to(torch.float32, memory_format=torch.channels_last).div_(255.0)
 
 
@@ -207,6 +210,4 @@ class ImageSet:
             raise ConfigError(f"batch size must be at least 1, found {batch_size}")
         for start in range(0, len(self), batch_size):
             images, labels = (values[start : start + batch_size] for values in (self.images, self.labels))
-            if device is not None:
-                images, labels = images.to(device), labels.to(device)
-            yield to_float(images), labels
+            yield to_float(images, device), labels if device is None else labels.to(device)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace, is_numpy_namespace
+from array_api_compat import array_namespace, device, is_numpy_namespace
 
 from caplet.errors import ModelError, PlanError
 from caplet.fixed.rounding import Array, Rounding
@@ -226,9 +226,7 @@ class LogFormat(_Format):
         low = self.max_exponent - count + 1
         # Ascending midpoints between neighbouring magnitudes: 2**low / 2, then 0.75 * 2**e. Exact in float32.
         midpoints = [2.0 ** (low - 1)] + [0.75 * 2.0**e for e in range(low + 1, self.max_exponent + 1)]
-        edges = xp.asarray(midpoints, dtype=x.dtype)
-        if hasattr(x, "device") and not is_numpy_namespace(xp):
-            edges = edges.to(x.device)
+        edges = xp.asarray(midpoints, dtype=x.dtype, device=device(x))
         magnitude = xp.abs(x)
         if not is_numpy_namespace(xp):
             magnitude = magnitude.contiguous()  # torch's search copies, and warns, otherwise
@@ -291,7 +289,7 @@ class ChannelFormat(_TwosComplement):
             expected = f"{len(self.shifts)} channels on axis {self.axis}"
             raise PlanError(f"ChannelFormat: a tensor of shape {tuple(x.shape)}; the rule is {expected}")
         xp = array_namespace(x)
-        factors = xp.asarray([2.0 ** (sign * shift) for shift in self.shifts], dtype=x.dtype)
+        factors = xp.asarray([2.0 ** (sign * shift) for shift in self.shifts], dtype=x.dtype, device=device(x))
         return x * xp.reshape(factors, (-1,) + (1,) * (x.ndim - self.axis - 1))
 
 

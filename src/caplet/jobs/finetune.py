@@ -16,6 +16,7 @@ from caplet.lower import lower
 from caplet.metrics import Accuracy, Paired
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import save_model
+from caplet.nn.device import AUTO, TRAINING, find_device, placed
 from caplet.program import Program
 from caplet.progress import Note, silent
 from caplet.quant.plan.calibrate import calibrate
@@ -114,6 +115,7 @@ def finetune_model(
     engine: Engine | str = Engine.AUTO,
     note: Note = silent,
     progress: bool = False,
+    device: str = AUTO,
 ) -> FinetuneRun:
     """Fine-tune ``model`` and write a run folder; with a plan, train its numbers and ship the integers.
 
@@ -128,12 +130,14 @@ def finetune_model(
         engine: what runs the Program.
         note: called with one line of text at every step and alarm.
         progress: progress bar and one line per epoch on stderr.
+        device: of training; see :func:`caplet.train.loop.train`.
 
     Raises:
         PlanError: the plan does not fit the model. ModelError, ConfigError, ArtefactError: see their messages.
         KeyboardInterrupt: interrupted; ``resume`` goes on.
     """
     engine, under_plan = Engine(engine), plan is not None
+    there = find_device(device, TRAINING, exact=under_plan)
     settings = settings or finetune_settings(under_plan=under_plan)
     if isinstance(settings, QatSettings) != under_plan:
         raise ConfigError("finetune: QatSettings go with a plan, FinetuneSettings go without one")
@@ -151,16 +155,17 @@ def finetune_model(
     with begin(job, out, splits, resolved, model, resume=resume, force=force) as run:
         if plan is None:
             program = path = None
-            result = train(FinetuneTask(settings, model, teacher), splits, run, resume=resume, progress=progress)
-            answers = open_test_split(splits, model, {ROLE: result.model}, note)
+            task = FinetuneTask(settings, model, teacher)
+            result = train(task, splits, run, resume=resume, progress=progress, device=device)
+            answers = open_test_split(splits, placed(model, there), {ROLE: placed(result.model, there)}, note)
             outcome = _measured(answers)
         else:
             assert isinstance(settings, QatSettings)
             before = evaluate(lower(model, plan), splits.calibration, engine=engine).accuracy
             note(f"integers before training, calibration split: {before}")
-            task = QatTask(settings, model, teacher, plan, note)
-            result = train(task, splits, run, resume=resume, progress=progress)
-            plan, alarms = task.plan, task.alarms
+            learner = QatTask(settings, model, teacher, plan, note)
+            result = train(learner, splits, run, resume=resume, progress=progress, device=device)
+            plan, alarms = learner.plan, learner.alarms
             program = lower(result.model, plan, labels=splits.test.classes, meta={"family": result.model.family})
             path, written = write_model(run, ROLE, program, result.model, plan)
             after = evaluate(program, splits.calibration, engine=engine).accuracy
@@ -170,7 +175,7 @@ def finetune_model(
                     f" had {before.correct:,} before it: lower lr, or train longer"
                 )
                 note(f"warning: {alarms[-1]}")
-            answers = open_test_split(splits, model, {ROLE: program}, note, engine)
+            answers = open_test_split(splits, placed(model, there), {ROLE: program}, note, engine)
             record = {
                 **written,
                 "widths": bits_in_use(result.model, plan),

@@ -107,7 +107,7 @@ def float_predictions(model: CapsNet, images: ImageSet, batch_size: int = 32) ->
     model.check_images(images.images)
     model.eval()
     with torch.inference_mode():
-        parts = [predict(model(batch)).numpy() for batch, _ in images.batches(batch_size)]
+        parts = [predict(model(batch).cpu()).numpy() for batch, _ in images.batches(batch_size, device=model.device)]
     return np.concatenate(parts)
 
 

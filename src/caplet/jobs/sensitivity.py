@@ -7,8 +7,10 @@ from typing import Any
 
 from caplet.data import Splits
 from caplet.files import write_bytes
+from caplet.jobs.devices import job_device
 from caplet.jobs.run import begin, check
 from caplet.models.base import CapsNet
+from caplet.nn.device import AUTO, computing, placed
 from caplet.progress import Note, Progress, silent
 from caplet.quant.choices import SensitivitySettings
 from caplet.quant.measure.sensitivity import draw_indices, measure_sensitivity, summarise
@@ -46,6 +48,7 @@ def sensitivity(
     progress: Progress | None = None,
     note: Note = silent,
     workers: WorkerSettings | None = None,
+    device: str = AUTO,
 ) -> SensitivityResult:
     """Measure, on calibration images, what rounding each point of ``model`` alone does at each width.
 
@@ -55,12 +58,14 @@ def sensitivity(
         progress: called with (rows done, rows in all).
         note: called with one line about workers.
         workers: who measures; None for this process alone.
+        device: where; ``auto``: the CPU, as for every search.
 
     Raises:
         ConfigError: settings out of range, too few calibration images, no scheduler at the cluster's address.
         WorkerError: a worker cannot be used, or what it measured failed. ToolMissing: see :class:`WorkerSettings`.
         ModelError: NaN weights, images of another size. ArtefactError: the run folder cannot be used.
     """
+    there = job_device(device, workers)
     splits = check(splits, model)
     chosen = splits.calibration
     settings = (settings or SensitivitySettings()).within(len(chosen))
@@ -69,10 +74,11 @@ def sensitivity(
     with (
         (workers or WorkerSettings()).open(note) as team,
         begin("sensitivity", out, splits, resolved, model, resume=resume, force=force) as run,
+        computing(there),
     ):
         began = time.perf_counter()
         log = run / ROWS
-        asked = model, chosen.images, chosen.labels, settings
+        asked = placed(model, there), chosen.images, chosen.labels, settings
         rows = measure_sensitivity(*asked, loss=margin_loss, log_path=log, progress=progress, team=team)
         records = summarise(rows)
         title = f"{model.family}, one point at a time: {settings.draws} draws of {settings.images} calibration images"

@@ -17,6 +17,7 @@ from caplet.models.base import CapsNet
 from caplet.models.checkpoint import save_model
 from caplet.models.plain import CNN_LIKE, PlainCnn
 from caplet.models.registry import named_model
+from caplet.nn.device import AUTO, find_device, placed
 from caplet.progress import silent
 from caplet.report.training import learning_curves
 from caplet.train.initialise import check_targets
@@ -104,6 +105,7 @@ def train_by_recipe(
     memory: int | None = None,
     progress: bool = True,
     features: str | Path | None = None,
+    device: str = AUTO,
 ) -> TrainRun:
     """Train a model by a recipe (or a TOML settings file) and write its run folder.
 
@@ -116,13 +118,13 @@ def train_by_recipe(
         changes: settings to change, as a dict or as ``NAME=VALUE`` texts.
         memory: see :func:`caplet.train.loop.train`.
         resume, force: see :func:`caplet.runs.folder.open_run`.
-        features: see :func:`caplet.train.loop.train`.
+        features, device: see :func:`caplet.train.loop.train`.
 
     Raises:
         ConfigError, DataError, ModelError, ArtefactError: see their messages.
         KeyboardInterrupt: interrupted; ``resume`` goes on.
     """
-    changed = parse_changes(changes or {})
+    changed, there = parse_changes(changes or {}), find_device(device)
     if data is not None:
         changed["dataset"] = data
     settings = resolve_recipe(recipe, changed)
@@ -133,10 +135,10 @@ def train_by_recipe(
     taken = {key: splits.info[key] for key in ("size", "channels", "limit", "hashes")}
     resolved = {**settings.model_dump(mode="json"), "recipe": recipe, "data": taken}
     with begin("train", out, splits, resolved, resume=resume, force=force) as run:
-        how: dict[str, Any] = {"tensorboard": tensorboard, "features": features, "memory": memory}
+        how: dict[str, Any] = {"tensorboard": tensorboard, "features": features, "memory": memory, "device": device}
         result = run_training(settings, splits, run, resume=resume, progress=progress, **how)
         model = result.model.folded()
-        answers = open_test_split(splits, model, {}, silent)
+        answers = open_test_split(splits, placed(model, there), {}, silent)
         test = answers.accuracy()
         metrics = {
             "recipe": recipe,

@@ -54,10 +54,10 @@ def assemble(family: str, config: ModelConfig | dict[str, Any], tensors: Mapping
     """
     model = skeleton(family, config, where)
     expected = named_tensors(model)
-    given = dict(tensors)
+    given, device = dict(tensors), next((tensor.device for tensor in tensors.values()), None)
     for name, tensor in expected.items():
         if name.endswith(".num_batches_tracked"):
-            given.setdefault(name, torch.zeros(tensor.shape, dtype=tensor.dtype))
+            given.setdefault(name, torch.zeros(tensor.shape, dtype=tensor.dtype, device=device))
     check_names(given, expected, where, f"this {family} model")
     for name, tensor in expected.items():
         check_shape(name, given[name], tuple(tensor.shape), where)

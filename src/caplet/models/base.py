@@ -105,6 +105,11 @@ class CapsNet(nn.Module, ABC):
         self.config = config
 
     @property
+    def device(self) -> torch.device:
+        """Where its parameters are, and so where it computes."""
+        return next(self.parameters()).device
+
+    @property
     def assumed(self) -> str:
         """What was assumed, left out and converted of an imported model, in words for the user; empty for nothing."""
         values = ", ".join(f"{name}={value}" for name, value in self.notes.get("assumed", {}).items())

@@ -120,7 +120,7 @@ class ShallowCaps(CapsNet):
         with torch.random.fork_rng(devices=[]):
             model = ShallowCaps(self.config.model_copy(update={"stem": tuple(stem)}))
         model.load_state_dict(tensors)
-        model.notes = self.notes
+        model.notes = dict(self.notes)  # which can be copied
         return model.train(self.training)
 
     def resized(self, sizes: Mapping[str, int], places: Mapping[str, tuple[int, ...] | None]) -> ShallowCapsConfig:

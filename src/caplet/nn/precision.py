@@ -12,8 +12,10 @@ from caplet.nn.caps import DenseCaps, RoutedConvCaps
 ROUTED = (DenseCaps, RoutedConvCaps)
 
 
-def has_bfloat16() -> bool:
-    """Whether this processor computes with bfloat16; False where torch is too old to tell."""
+def has_bfloat16(device: torch.device | None = None) -> bool:
+    """Whether a device, this processor by default, computes with bfloat16; False where torch does not tell."""
+    if device is not None and device.type != "cpu":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
     ask = getattr(torch.cpu, "get_capabilities", None)
     found: dict[str, Any] = {} if ask is None else ask()
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -231,7 +231,7 @@ def recalibrate(model: CapsNet, images: Tensor, batch_size: int = 100) -> None:
             norm.train()
         for batch in torch.split(images, batch_size):
             if len(batch) * 2 >= min(batch_size, len(images)):
-                model(to_float(batch))
+                model(to_float(batch, model.device))
     finally:
         for norm, training, momentum in before:
             norm.train(training)
@@ -242,7 +242,7 @@ def recalibrate(model: CapsNet, images: Tensor, batch_size: int = 100) -> None:
 def judge(model: CapsNet, images: ImageSet, batch_size: int = 100) -> tuple[Accuracy, float]:
     """Accuracy, and the mean length of the correct class's capsule over the longest other one."""
     correct, margin = 0, 0.0
-    for pixels, labels in images.batches(batch_size):
+    for pixels, labels in images.batches(batch_size, device=model.device):
         size = lengths(model(pixels))
         own = size.gather(1, labels[:, None])[:, 0]
         others = size.scatter(1, labels[:, None], -torch.inf).amax(1)

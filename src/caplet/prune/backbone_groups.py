@@ -110,7 +110,7 @@ def group_importance(model: BackboneCaps, structure: Structure) -> dict[str, Val
     package = torch_pruning()
     plain = PlainTrunk(model).eval()
     names = {id(conv): name for name, conv in plain.convs.items()}
-    image = torch.zeros(1, *model.config.image)
+    image = torch.zeros(1, *model.config.image, device=model.device)
     graph = package.DependencyGraph().build_dependency(plain, example_inputs=image)
     measure = package.importance.GroupMagnitudeImportance(p=2)
     result: dict[str, Values] = {}
@@ -118,7 +118,7 @@ def group_importance(model: BackboneCaps, structure: Structure) -> dict[str, Val
         made = [id(dep.target.module) for dep, _ in found if graph.is_out_channel_pruning_fn(dep.handler)]
         weights = [structure.layers[names[key]].tensors["weight"] for key in made if key in names]
         groups = {str(axes[0][0]) for axes in weights}  # of the output channels that go together
-        values = np.asarray(measure(found).double().numpy())
+        values = np.asarray(measure(found).cpu().double().numpy())
         if not groups:
             continue  # the hidden channels of a gate, which stay
         if len(groups) > 1:

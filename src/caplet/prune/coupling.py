@@ -64,14 +64,14 @@ def measure_activity(model: CapsNet, images: Tensor, batch_size: int = 50) -> Ac
     found = Activity()
 
     def note_peaks(name: str, values: Tensor) -> None:
-        new = values.double().numpy()
+        new = values.cpu().double().numpy()
         found.peaks[name] = np.maximum(found.peaks.get(name, new), new)
 
     model.eval()
     for batch in torch.split(images, batch_size):
         record = Record(keep_gradients=False)
         with model.handle(record), torch.no_grad():
-            model(to_float(batch))
+            model(to_float(batch, model.device))
         for site in places:
             if site.group.kind is not UnitKind.DIM:
                 value = record.active(site)
@@ -85,5 +85,5 @@ def measure_activity(model: CapsNet, images: Tensor, batch_size: int = 50) -> Ac
             outputs = value.shape[1]
             bits = -(value * value.clamp_min(1e-30).log()).sum(1) / math.log(max(outputs, 2))
             total = found.entropy.get(name, np.zeros(value.shape[2]))
-            found.entropy[name] = total + bits.sum(0).double().numpy() / len(images)
+            found.entropy[name] = total + bits.sum(0).cpu().double().numpy() / len(images)
     return found

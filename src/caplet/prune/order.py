@@ -226,5 +226,6 @@ def _mean_loss(model: CapsNet, images: Tensor, labels: Tensor, loss: Loss, batch
     model.eval()
     total = 0.0
     for pixels, batch in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
-        total += float(loss(lengths(model(to_float(pixels))), batch)) * len(batch)
+        size = lengths(model(to_float(pixels, model.device)))
+        total += float(loss(size, batch.to(size.device))) * len(batch)
     return total / len(images)

@@ -70,7 +70,7 @@ def refitted(
     try:
         with torch.inference_mode():
             for batch in torch.split(images, batch_size):
-                model(to_float(batch))
+                model(to_float(batch, model.device))
     finally:
         for hook in hooks:
             hook.remove()
@@ -90,8 +90,9 @@ def _moments(layer: Layer, structure: Structure, selection: Selection, draws: to
     patch = layer.kernel**2
     if inputs.all() or int(inputs.sum()) * patch > LARGEST:
         return None
-    kept = torch.from_numpy(inputs).repeat_interleave(patch)
-    return _Moments(layer, kept, layer.weight.detach()[torch.from_numpy(outputs)].flatten(1)[:, ~kept], draws)
+    weight = layer.weight.detach()
+    kept, staying = (torch.from_numpy(each).to(weight.device) for each in (inputs.repeat(patch), outputs))
+    return _Moments(layer, kept, weight[staying].flatten(1)[:, ~kept], draws)
 
 
 class _Moments:
@@ -109,7 +110,7 @@ class _Moments:
     def __init__(self, layer: Convolution, kept: Tensor, lost: Tensor, draws: torch.Generator) -> None:
         self.layer, self.kept, self.lost, self.draws, self.count = layer, kept, lost, draws, 0
         self.shifts = isinstance(layer, ConvNorm) or layer.bias is not None
-        x, y = torch.zeros(int(kept.sum())), torch.zeros(len(lost))
+        x, y = (lost.new_zeros(size) for size in (int(kept.sum()), len(lost)))
         self.xx, self.xy, self.x, self.y = x.new_zeros(len(x), len(x)), x.new_zeros(len(x), len(y)), x, y
         self.origin_x, self.origin_y = torch.zeros_like(x), torch.zeros_like(y)
 
@@ -120,7 +121,7 @@ class _Moments:
         images, size, positions = patches.shape
         if positions > POSITIONS:
             chosen = torch.randint(positions, (images, 1, POSITIONS), generator=self.draws)
-            patches = patches.gather(2, chosen.expand(-1, size, -1))
+            patches = patches.gather(2, chosen.to(patches.device).expand(-1, size, -1))
         rows = patches.transpose(1, 2).reshape(-1, size)
         x = rows[:, self.kept]
         y = rows[:, ~self.kept] @ self.lost.T
@@ -137,15 +138,15 @@ class _Moments:
     def apply(self, layer: Layer) -> None:
         """Change weights and bias of ``layer``, the one after surgery; a batch norm's mean is its bias."""
         assert isinstance(layer, ConvReLU | ConvCaps2d | ConvNorm)
-        xx, xy, x, y = (sums.double() / self.count for sums in (self.xx, self.xy, self.x, self.y))
+        xx, xy, x, y = (sums.cpu().double() / self.count for sums in (self.xx, self.xy, self.x, self.y))
         if self.shifts:
             xx, xy = xx - x[:, None] * x, xy - x[:, None] * y
         diagonal = xx.diagonal()
         diagonal += RIDGE * diagonal.mean().clamp_min(1e-12)
         change = torch.cholesky_solve(xy, torch.linalg.cholesky(xx)).T
-        shift = (y + self.origin_y - change @ (x + self.origin_x)).float()
+        shift = (y + self.origin_y.cpu() - change @ (x + self.origin_x.cpu())).float().to(layer.weight.device)
         with torch.no_grad():
-            layer.weight.add_(change.float().reshape(layer.weight.shape))
+            layer.weight.add_(change.float().reshape(layer.weight.shape).to(layer.weight.device))
             if isinstance(layer, ConvNorm):
                 assert layer.norm.running_mean is not None
                 layer.norm.running_mean.sub_(shift)

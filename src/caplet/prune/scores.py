@@ -220,19 +220,19 @@ def _of_batch(seen: _Seen, batch: slice) -> list[tuple[str, str, Values]]:
     structure, record = structure_of(model), Record(labels is not None)
     places, voters = sites(structure, model), voter_layers(model, structure)
     with model.handle(record), torch.set_grad_enabled(labels is not None):
-        pixels = to_float(seen.images[batch]).requires_grad_(labels is not None)
+        pixels = to_float(seen.images[batch], model.device).requires_grad_(labels is not None)
         capsules = model(pixels)
         if labels is not None:
-            _backward(seen.loss(lengths(capsules), labels[batch]) * len(pixels), pixels)
+            _backward(seen.loss(lengths(capsules), labels[batch].to(pixels.device)) * len(pixels), pixels)
     found: list[tuple[str, str, Values]] = []
     for score in map(SCORES.find, seen.scores):
         if score.at_site is not None:
             for site in places:
-                found.append((score.name, site.group.name, score.at_site(site, record).double().numpy()))
+                found.append((score.name, site.group.name, score.at_site(site, record).cpu().double().numpy()))
         if score.at_votes is not None:
             for layer, voting, sources in voters.values():
                 voted = score.at_votes(record, layer, record.voting(voting, sources))
-                found.append((score.name, voting.group, voted.double().numpy()))
+                found.append((score.name, voting.group, voted.cpu().double().numpy()))
     return found
 
 
@@ -313,7 +313,7 @@ def _weight(model: CapsNet, structure: Structure, group: DependencyGroup, seed: 
             if axis == 1 or group.name not in along:  # axis 1 is the input's: its units are made elsewhere
                 continue
             weight: Tensor = layer.weight.detach().movedim(axis, 0).flatten(1)  # type: ignore[operator]
-            squares = weight.square().sum(1).double().numpy()
+            squares = weight.square().sum(1).cpu().double().numpy()
             shape = [part if isinstance(part, int) else structure.groups[part].size for part in along]
             others = tuple(index for index, part in enumerate(along) if part != group.name)
             squares = squares.reshape(shape).sum(others)

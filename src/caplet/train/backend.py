@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from caplet.errors import ConfigError
+from caplet.nn.device import AUTO, TRAINING, find_device
 from caplet.train.task import Task
 from caplet.workers.group import Group, current
 
@@ -24,7 +24,8 @@ class Backend:
     """One device; or all processes that this one has joined (:func:`caplet.workers.group.join`).
 
     Args:
-        device: of each process; None for its GPU if there is one, or the CPU.
+        device: of each process, as :func:`caplet.nn.device.find_device` takes it.
+        exact: whether numbers of plans are computed there.
 
     Attributes:
         device: where the network lives.
@@ -34,13 +35,10 @@ class Backend:
         ConfigError: the device is unknown or not there.
     """
 
-    def __init__(self, device: str | None = None) -> None:
-        name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            self.device = torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    def __init__(self, device: str = AUTO, exact: bool = False) -> None:
         self.group = current()
+        together = [name for name in TRAINING if self.group.count == 1 or name != "mps"]  # which no group can use
+        self.device = find_device(device, together, exact=exact)
         self._known: dict[str, Any] | None = None
 
     @contextmanager
@@ -61,7 +59,7 @@ class Backend:
         """Leave the gradient of the loss in the parameters, and give the :data:`MEASURED` means of the batch.
 
         Args:
-            images, labels: as :meth:`caplet.train.task.Task.batch` gives them, on the CPU.
+            images, labels: as :meth:`caplet.train.task.Task.batch` gives them; on the CPU where they are shared out.
 
         Raises:
             WorkerError: a process was lost, or failed.

@@ -150,7 +150,7 @@ class FeatureStore:
         starts = range(done, len(images), CHUNK)
         what = f"{images.name}: features, view {view + 1}"
         for start in track(starts, what, console=console, transient=True, disable=not console.is_terminal):
-            pixels = to_float(images.images[start : start + CHUNK])
+            pixels = to_float(images.images[start : start + CHUNK], model.device)
             if view:
                 pixels = self._viewed(pixels, view, start)
             with torch.inference_mode():
@@ -193,7 +193,7 @@ class FeatureStore:
         }
 
     def _run(self, model: CapsNet, pixels: Tensor) -> Tensor:
-        device = next(model.parameters()).device
+        device = model.device
         state: tuple[Tensor, ...] = (pixels.to(device),)
         with mixed(model, device, self.settings.precision):
             for stage in model.stages()[: self.stages]:

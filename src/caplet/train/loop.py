@@ -16,6 +16,7 @@ import torch
 from caplet.data.splits import Splits
 from caplet.errors import ArtefactError
 from caplet.models.base import CapsNet
+from caplet.nn.device import AUTO
 from caplet.train.backend import Backend
 from caplet.train.features import FeatureStore
 from caplet.train.logs import ProgressLine, csv_log, tensorboard_log
@@ -58,7 +59,7 @@ def train(
     progress: bool = True,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     tensorboard: bool = False,
-    device: str | None = None,
+    device: str = AUTO,
     memory: int | None = None,
     checkpoint_minutes: float = 5.0,
     log_steps: int = 50,
@@ -76,7 +77,8 @@ def train(
         progress: progress bar and one line per epoch on stderr.
         on_epoch: called with each epoch's record.
         tensorboard: also write ``out_dir/tensorboard``.
-        device: ``cpu``, ``cuda``, ... of each process; None for its GPU if there is one.
+        device: ``cpu``, ``cuda``, ``mps`` of each process; ``auto`` for the first of cuda, mps and cpu that is there.
+            What is written does not depend on it, but for the numbers themselves.
         memory: bytes to keep to; None for 80 % of the machine's, or of the GPU's. Where a step takes more with all
             votes kept, those of some images are kept at once, and computed again for the gradient.
         checkpoint_minutes: time between checkpoints within an epoch.
@@ -101,7 +103,7 @@ def train(
     with ExitStack() as stack:
         stop = stack.enter_context(_catch_signals())
         stack.enter_context(_cpu_threads(settings.threads))
-        trainer = Trainer(task, splits, Backend(device), memory)
+        trainer = Trainer(task, splits, Backend(device, task.exact), memory)
         if saved is None:
             trainer.start()
         else:

@@ -116,7 +116,7 @@ def evaluate(
         images: or features, what stage ``first`` - 1 gives for them.
         precision: ``float32`` or ``bfloat16`` (mixed, see :func:`caplet.nn.precision.mixed`).
     """
-    device = next(model.parameters()).device
+    device = model.device
     was_training = model.training
     model.eval()
     correct, loss = 0, 0.0

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BeforeValidator, field_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from caplet.data.imageset import ImageSet, to_float
 from caplet.errors import ConfigError
@@ -90,6 +90,7 @@ class QatTask(FinetuneTask[QatSettings]):
     """
 
     in_parts = False
+    exact = True
 
     def __init__(
         self, settings: QatSettings, model: CapsNet, teacher: CapsNet | None, plan: QuantPlan, note: Note = silent
@@ -121,8 +122,8 @@ class QatTask(FinetuneTask[QatSettings]):
 
     def to(self, device: torch.device) -> None:
         super().to(device)
-        for parameter in self.learned.parameters.values():
-            parameter.data = parameter.data.to(device)
+        for key, parameter in self.learned.parameters.items():
+            self.learned.parameters[key] = nn.Parameter(parameter.detach().to(device))
 
     def to_send(self) -> Self:
         bare = super().to_send()
@@ -143,8 +144,7 @@ class QatTask(FinetuneTask[QatSettings]):
 
     def prepare(self, images: ImageSet) -> None:
         """Choose the training images that are looked at."""
-        pixels = to_float(self.some(images, self.settings.watch_images))
-        self._images = pixels.to(next(self.model.parameters()).device)
+        self._images = to_float(self.some(images, self.settings.watch_images), self.model.device)
 
     def start(self, images: ImageSet) -> None:
         if self.settings.fit:

@@ -67,15 +67,26 @@ def save_state(path: Path, position: Position, made: dict[str, str], tensors: di
     """Write the checkpoint: it is there whole or not at all, and an older one stays until then.
 
     Args:
-        tensors: state dicts by name (``model``, ``average``, ``optimizer``, ...).
+        tensors: state dicts by name (``model``, ``average``, ``optimizer``, ...); they are written as CPU tensors.
 
     Raises:
         ArtefactError: the file cannot be written.
     """
-    record = {"format": FORMAT, "version": VERSION, "made": made, "position": vars(position), **tensors}
+    record = {"format": FORMAT, "version": VERSION, "made": made, "position": vars(position), **on_cpu(tensors)}
     stream = io.BytesIO()  # written to a file by torch itself, a full disk would be an error without a reason
     torch.save(record, stream)
     write_bytes(path, stream.getbuffer(), "the training checkpoint")
+
+
+def on_cpu(value: Any) -> Any:
+    """A dict with tensors of any device, at any depth, as one with tensors of the CPU; itself if it has no others."""
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        moved = type(value)((key, on_cpu(each)) for key, each in value.items())
+        getattr(moved, "__dict__", {}).update(getattr(value, "__dict__", {}))  # of a state dict, its version
+        return value if all(moved[key] is each for key, each in value.items()) else moved
+    return value
 
 
 def load_state(path: Path, made: dict[str, str], settings: LoopSettings) -> tuple[Position, dict[str, Any]]:

@@ -64,10 +64,12 @@ class Task(ABC, Generic[Settings]):
         done: the fraction of all steps that lies behind, set before each step.
         frozen: how many of the model's stages do not change.
         in_parts: whether votes can be computed in parts of a batch; not where each tensor's numbers are looked at.
+        exact: whether the numbers of a plan are computed.
     """
 
     limit: int | None = None
     in_parts: bool = True
+    exact: bool = False
     done: float = 0.0
     frozen: int = 0
 
@@ -76,6 +78,8 @@ class Task(ABC, Generic[Settings]):
         self.network = network
         self.average = average
         self._features: dict[str, Features] = {}
+        self._device: torch.device | None = None  # of batches; None for the CPU
+        self._held: Tensor | None = None  # the training images there
         if settings.freeze or settings.freeze_to:
             self.frozen = network.model.freeze_backbone(settings.freeze_to)
 
@@ -88,6 +92,13 @@ class Task(ABC, Generic[Settings]):
         """Move everything to ``device``."""
         self.network.to(device).train()
         self.average.to(device)
+
+    def batches_on(self, device: torch.device, images: ImageSet, room: int) -> None:
+        """From now on batches are made on ``device``, of the training split held there where it fits in ``room`` bytes;
+        on the CPU the split is used where it lies."""
+        self._device = device
+        if device.type != "cpu" and images.images.nbytes <= room and not self.on_features:
+            self._held = images.images.to(device)
 
     def identity(self) -> dict[str, str]:
         """What beside settings and data must be equal for a run to be resumed, by name."""
@@ -117,12 +128,14 @@ class Task(ABC, Generic[Settings]):
 
     def batch(self, images: ImageSet, chosen: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
         """What a step trains on: the images at the positions ``chosen``, augmented, float (B, C, H, W), or features;
-        and their labels, int64 (B,), or fractions of the classes, float32 (B, classes)."""
+        and their labels, int64 (B,), or fractions of the classes, float32 (B, classes). All draws are made on the CPU.
+        """
         settings, labels = self.settings, images.labels[chosen]
         if self._features:
             found = self._features[images.sha256()].drawn(chosen, draws)
         else:
-            pixels = to_float(images.images[chosen])
+            held = images.images if self._held is None else self._held
+            pixels = to_float(held[chosen.to(held.device)], self._device)
             found = augment(pixels, draws, shift=settings.shift, flip=settings.flip, cutout=settings.cutout)
         if settings.mixup and not self.hardened:
             return mixup(found, labels, self.model.config.classes, settings.mixup, draws)
@@ -135,7 +148,7 @@ class Task(ABC, Generic[Settings]):
     def to_send(self) -> Self:
         """A copy without what only the process that runs the training needs, and what is of images."""
         bare = copy.copy(self)
-        bare._features = {}
+        bare._features, bare._held = {}, None
         return bare
 
     def prepare(self, images: ImageSet) -> None:
@@ -221,7 +234,7 @@ class RecipeTask(Task[TrainSettings]):
         """Data-dependent initialisation, if asked for; a plain CNN has no capsules to initialise."""
         settings = self.settings
         if settings.initial_norm is not None and not isinstance(self.model, PlainCnn):
-            pixels = to_float(self.some(images, INITIALISATION_IMAGES)).to(next(self.model.parameters()).device)
+            pixels = to_float(self.some(images, INITIALISATION_IMAGES), self.model.device)
             initialise(self.model, pixels, settings.initial_norm, settings.initial_norms)
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -49,6 +49,9 @@ class Trainer:
         limit = usable_memory(backend.device, backend.group.neighbours) if memory is None else memory
         self.fit: Fit = fit(task, splits.train.image_shape, -(-self.batch_size // count), limit)
         task.to(backend.device)
+        if count == 1:
+            taken = limit // 2 if self.fit.needed is None else self.fit.needed
+            task.batches_on(backend.device, splits.train, limit - taken)
         self.average = task.average
         self.best: dict[str, Tensor] = {}
         self.best_task: dict[str, Any] = {}

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,6 @@ from caplet.jobs.run import classify, correct_images
 from caplet.lower import lower
 from caplet.metrics import paired
 from caplet.models.base import CapsNet
-from caplet.models.checkpoint import load_model
 from caplet.models.cost import cost_of
 from caplet.nn.points import Role
 from caplet.program import Program
@@ -151,7 +151,7 @@ class Attempts:
         name = f"{100 * point.macs_kept:.3g}"
         if point.macs_kept < 1:
             done = self.pruned(point, f"prune-{name}")
-            model, folders = load_model(done.folder / FLOAT), [done.folder]
+            model, folders = self.context.load(done.folder), [done.folder]
         remaining = self.remaining(model)
         loss = limits.max_drop - remaining
         if model is not self.model:
@@ -177,17 +177,8 @@ class Attempts:
         settings = self.settings.pruning(min(1.0, point.macs_kept * (1 + 1e-6)), epochs)
 
         def work(folder: Path, resume: bool) -> None:
-            prune(
-                self.model,
-                self.splits,
-                folder,
-                settings,
-                resume=resume,
-                taught=context.answers,
-                note=self.note,
-                progress=context.progress,
-                bars=context.bars,
-            )
+            how: dict[str, Any] = {"resume": resume, "taught": context.answers, "bars": context.bars, **context.told}
+            prune(self.model, self.splits, folder, settings, device=context.device, **how)
 
         inputs = {"model": weights_digest(self.model), "settings": settings.model_dump(mode="json")}
         return context.do(name, inputs, work, FLOAT, METRICS)
@@ -218,18 +209,8 @@ class Attempts:
         )
 
         def work(folder: Path, resume: bool) -> None:
-            quantize(
-                model,
-                self.splits,
-                folder,
-                settings,
-                resume=resume,
-                note=self.note,
-                progress=context.progress,
-                promise=promise,
-                reference=self.model,
-                workers=context.team,
-            )
+            how: dict[str, Any] = {"resume": resume, "workers": context.team, "device": context.device, **context.told}
+            quantize(model, self.splits, folder, settings, promise=promise, reference=self.model, **how)
 
         digests = {"model": weights_digest(model), "reference": weights_digest(self.model)}
         folder = context.do(name, {**digests, "settings": settings.model_dump(mode="json")}, work, METRICS).folder
@@ -264,15 +245,14 @@ class Attempts:
         if plan is None:
             self.note("no width remains to narrow by training")
             return
-        chosen, splits, bars = self.settings.quantize, self.splits, self.context.bars
+        chosen, splits, context = self.settings.quantize, self.splits, self.context
         steps = round(self.settings.finetuned(len(splits.train)) * (len(splits.train) // BATCH))
         changes = {"lr": chosen.finetune_lr, "batch_size": BATCH, "seed": self.settings.seed, "steps": steps}
         settings = finetune_settings(changes, under_plan=True)
 
         def work(folder: Path, resume: bool) -> None:
-            finetune_model(
-                model, splits, folder, plan, settings, teacher=self.model, resume=resume, note=self.note, progress=bars
-            )
+            how: dict[str, Any] = {"resume": resume, "note": self.note, "progress": context.bars}
+            finetune_model(model, splits, folder, plan, settings, teacher=self.model, device=context.device, **how)
 
         inputs = {
             "model": weights_digest(model),

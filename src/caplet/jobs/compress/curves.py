@@ -26,6 +26,7 @@ from caplet.metrics import paired
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.models.cost import cost_of
+from caplet.nn.device import AUTO, CPU
 from caplet.progress import Note, Progress
 from caplet.prune.order import RemovalOrder
 from caplet.prune.structure import cut
@@ -53,6 +54,8 @@ class Context:
         answers: what the float model is known to answer as a teacher, shared by all networks that learn from it.
         done: by stage, in order.
         threads: of the CPU, that everything computes with.
+        device: of its stages, by name.
+        there: where networks are measured in between.
     """
 
     run: Path
@@ -65,6 +68,8 @@ class Context:
     promise: Promise | None = None
     answers: TeacherAnswers = field(default_factory=TeacherAnswers)
     done: dict[str, Done] = field(default_factory=dict)
+    device: str = AUTO
+    there: torch.device = CPU
 
     def __post_init__(self) -> None:
         self.stages = Stages(self.run, self.note)
@@ -75,6 +80,15 @@ class Context:
         done = self.stages.do(name, {**inputs, "data": self.data}, work, outputs)
         self.done[name] = done
         return done
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Who is told of what stages do."""
+        return {"note": self.note, "progress": self.progress}
+
+    def load(self, folder: Path) -> CapsNet:
+        """The float network of a stage, where networks are measured."""
+        return load_model(folder / FLOAT).to(self.there)
 
     def divide(self, model: CapsNet) -> None:
         """Set the images aside that decide about networks made of ``model``, if such images shall."""
@@ -97,18 +111,13 @@ class Context:
         changes = {"calibration_size": len(self.splits.calibration)}
 
         def work(folder: Path, resume: bool) -> None:
-            train_by_recipe(
-                recipe,
-                folder,
-                **settings.model_dump(include={"root", "data", "size", "channels", "background"}),
-                changes=changes,
-                resume=resume,
-                progress=self.bars,
-            )
+            data = settings.model_dump(include={"root", "data", "size", "channels", "background"})
+            how: dict[str, Any] = {"resume": resume, "progress": self.bars, "device": self.device}
+            train_by_recipe(recipe, folder, **data, changes=changes, **how)
 
         resolved = fit_to_data(resolve_recipe(recipe, changes), self.splits)
         done = self.do(TRAIN, {"settings": resolved.model_dump(mode="json")}, work, FLOAT, METRICS)
-        return load_model(done.folder / FLOAT)
+        return self.load(done.folder)
 
 
 IMAGES = 2000
@@ -169,7 +178,7 @@ class Measurement:
             point = read_record(done.folder / POINT, Pruned)
             self.note(f"{point.macs_kept:.1%} of the multiply-accumulates: {point.drop:+.2f} points")
             curve.append(point)
-            models[point.macs_kept] = load_model(done.folder / FLOAT)
+            models[point.macs_kept] = self.context.load(done.folder)
         self._points = None  # workers may have begun points that nobody asks for
         base = min((point for point in curve if point.drop <= settings.limits.max_drop), key=lambda point: point.macs)
         network = models[base.macs_kept]
@@ -210,7 +219,8 @@ class Measurement:
         fractions = sorted({first, *(fraction for fraction in ahead if fraction < first)}, reverse=True)
         seen = replace(self.splits, calibration=self.images, test=self.splits.test.subset([]))
         answers = None if team.away else self.context.answers
-        parcel = team.parcel(_Pruner, self.model, self.order, seen, self.settings, self.correct, answers)
+        device = "cpu" if team.away else self.context.device
+        parcel = team.parcel(_Pruner, self.model, self.order, seen, self.settings, self.correct, answers, device)
         folders = [None if team.away else self.run / _name(fraction) / "finetune" for fraction in fractions]
         tasks = [(parcel, task) for task in zip(fractions, folders, strict=True)]
         return zip(fractions, team.map(_Pruner.point, tasks, lambda task: _name(task[0])), strict=False)
@@ -248,9 +258,10 @@ class _Pruner:
         settings: CompressSettings,
         correct: NDArray[np.bool_],
         answers: TeacherAnswers | None,
+        device: str,
     ) -> None:
         self._model, self._order, self._splits, self._settings = model, order, splits, settings
-        self._correct, self._answers = correct, answers or TeacherAnswers()
+        self._correct, self._answers, self._device = correct, answers or TeacherAnswers(), device
 
     def point(self, task: tuple[float, Path | None]) -> tuple[CapsNet, Pruned] | ConfigError:
         """The network pruned to a fraction of the multiply-accumulates, trained in a folder (None: a temporary one);
@@ -270,7 +281,8 @@ class _Pruner:
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
             with nullcontext(folder) if folder else TemporaryDirectory(prefix="caplet-") as place:
-                smaller = train(learner, splits, Path(place), resume=True, progress=False).model
+                how: dict[str, Any] = {"resume": True, "progress": False, "device": self._device}
+                smaller = train(learner, splits, Path(place), **how).model.to(model.device)
         cost = cost_of(smaller)
         drop = paired(self._correct, correct_images(smaller, images)).loss
         return smaller, Pruned(cost.macs / whole["macs"], cost.macs, cost.parameters, drop, len(images), steps)

@@ -23,6 +23,7 @@ from caplet.jobs.trace import LevelName, record_trace, trace_levels
 from caplet.metrics import Accuracy, accuracy
 from caplet.models.base import CapsNet
 from caplet.models.cost import FLOAT_BYTES, cost_of
+from caplet.nn.device import CPU, placed
 from caplet.program import Program
 from caplet.program.c.emit import WEB, EmitSettings, Export
 from caplet.program.interpreter import RunResult, run
@@ -215,18 +216,20 @@ class Finish:
         """The stage that compares every tensor with the float model's, on a few calibration images."""
         images = self.splits.calibration.evenly_spaced(TRACED).images.numpy()
         levels = (LevelName.FLOAT, LevelName.PROGRAM)
-        found = trace_levels(self.attempt.program, images, levels, model=self.attempt.model, plan=self.attempt.plan)
+        model = placed(self.attempt.model, CPU)
+        found = trace_levels(self.attempt.program, images, levels, model=model, plan=self.attempt.plan)
         record_trace(folder, self.attempt.program, found)
 
     def sensitive(self, folder: Path, resume: bool) -> None:
         """The stage that rounds one point at a time, on a few calibration images."""
         images = min(SENSITIVE_IMAGES, max(1, len(self.splits.calibration) // SENSITIVE.draws))
         settings = SENSITIVE.model_copy(update={"images": images})
-        sensitivity(self.attempt.model, self.splits, folder, settings, resume=resume, progress=self.context.progress)
+        how: dict[str, Any] = {"progress": self.context.progress, "device": self.context.device}
+        sensitivity(self.attempt.model, self.splits, folder, settings, resume=resume, **how)
 
     def time(self, folder: Path, resume: bool) -> None:
-        """The stage that times the float model, the pruned one, and the integers."""
+        """The stage that times the float model, the pruned one, and the integers, all on the CPU."""
         images = self.splits.calibration.evenly_spaced(self.settings.verify.timed).images
-        pruned = None if self.attempt.model is self.model else self.attempt.model
-        found = measure_speed(self.model, pruned, self.attempt.program, images, self.context.threads)
+        pruned = None if self.attempt.model is self.model else placed(self.attempt.model, CPU)
+        found = measure_speed(placed(self.model, CPU), pruned, self.attempt.program, images, self.context.threads)
         write_record(folder / SPEED, found)

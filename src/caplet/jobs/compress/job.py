@@ -14,6 +14,7 @@ from caplet.jobs.compress.choose import choose
 from caplet.jobs.compress.curves import IMAGES, Context, Measurement
 from caplet.jobs.compress.finish import SENSITIVITY, CompressedModel, Finish
 from caplet.jobs.compress.settings import BATCH, CompressSettings, settings_template
+from caplet.jobs.devices import job_device
 from caplet.jobs.quantize.promise import FIRST_IMAGES, SEARCH_FRACTION, check_tolerance
 from caplet.jobs.report import write_report
 from caplet.jobs.run import begin, check, check_size, correct_images, held_out
@@ -23,6 +24,7 @@ from caplet.jobs.trained import model_file
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model
 from caplet.models.cost import cost_of
+from caplet.nn.device import AUTO, computing, placed
 from caplet.progress import Note, Progress, silent
 from caplet.runs.folder import write_record
 from caplet.train.finetune import weights_digest
@@ -45,6 +47,7 @@ def compress(
     progress: Progress | None = None,
     bars: bool = False,
     workers: WorkerSettings | None = None,
+    device: str = AUTO,
 ) -> CompressedModel:
     """Prune, fine-tune and quantize ``model`` until it keeps to the limits; write, verify and report the result.
 
@@ -63,6 +66,7 @@ def compress(
         progress: called with (images done, images in all) during measurements.
         bars: progress bars on stderr while data are read and networks are trained.
         workers: who measures the curve of widths, and noises in searches; None for this process alone.
+        device: of every stage; ``auto``: training and pruning take a GPU that is there, all else the CPU.
 
     Returns:
         The network; where no attempt keeps to all limits, the one that comes nearest, with ``met`` False.
@@ -73,6 +77,7 @@ def compress(
         ArtefactError: the run folder cannot be used.
         DataError: the data that the settings name cannot be used.
     """
+    there = job_device(device, workers)
     if threads is not None:
         torch.set_num_threads(threads)
     if model is None and settings.model is not None:
@@ -102,9 +107,10 @@ def compress(
     with (
         team_of(workers, note) as team,
         begin("compress", out, splits, resolved, resume=resume, force=force) as run,
+        computing(there),
     ):
-        context = Context(run, splits, settings, note, progress, bars, team)
-        result = _compressed(context, context.trained() if model is None else model)
+        context = Context(run, splits, settings, note, progress, bars, team, device=device, there=there)
+        result = _compressed(context, context.trained() if model is None else placed(model, there))
     folders = [result.folder / name for name in (*reversed(result.metrics["folders"]), SENSITIVITY)]
     write_report([result.folder, *folders], result.report)
     return result

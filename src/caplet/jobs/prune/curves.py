@@ -8,10 +8,12 @@ import numpy as np
 from caplet.data import Splits
 from caplet.errors import CapletError
 from caplet.files import write_bytes
+from caplet.jobs.devices import job_device
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.prune.targets import network_sizes, put_in_order
 from caplet.jobs.run import begin, check, correct_images
 from caplet.models.base import CapsNet
+from caplet.nn.device import AUTO, TRAINING, computing, placed
 from caplet.progress import Note, Progress, silent
 from caplet.prune.coupling import measure_activity
 from caplet.prune.scores import SCORES, measure_scores
@@ -34,11 +36,13 @@ def prune_curves(
     force: bool = False,
     note: Note = silent,
     progress: Progress | None = None,
+    device: str = AUTO,
 ) -> dict[str, Any]:
     """Measure every score's curve on the calibration split and write ``curves.json`` and ``curves.svg``.
 
     The scores look at ``settings.images`` images of the calibration split, and accuracies are measured on all of it.
-    ``settings`` also say what may go (``units``), the allocation and the seed; the target is not looked at.
+    ``settings`` also say what may go (``units``), the allocation and the seed; the target is not looked at. ``device``
+    is as of :func:`caplet.jobs.prune.job.prune`.
 
     Returns:
         What ``curves.json`` holds: ``scores`` by name with ``points`` (``kept``: fraction of the units; ``macs``;
@@ -48,12 +52,14 @@ def prune_curves(
     Raises:
         ConfigError, ModelError, ArtefactError: as :func:`caplet.jobs.prune.job.prune`.
     """
+    there = job_device(device, auto=TRAINING, exact=False)
     splits = check(splits, model, note=note)
     resolved = {
         "analysis": "curves",
         **settings.model_dump(mode="json", include={"units", "allocation", "images", "seed"}),
     }
-    with begin("prune-curves", out, splits, resolved, model, force=force) as run:
+    with computing(there), begin("prune-curves", out, splits, resolved, model, force=force) as run:
+        model = placed(model, there)
         seen = splits.calibration.evenly_spaced(settings.images)
         note(f"scoring on {len(seen):,} images")
         measured = measure_scores(

@@ -12,6 +12,7 @@ import numpy as np
 from caplet.acceptance import Acceptance
 from caplet.data import Splits
 from caplet.files import write_bytes
+from caplet.jobs.devices import job_device
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.prune.targets import check_target, network_sizes, put_in_order, removals_for
 from caplet.jobs.run import begin, check, correct_images, evaluate, open_test_split, ship, training_notes
@@ -19,6 +20,7 @@ from caplet.metrics import Accuracy, Paired
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.models.cost import cost_of
+from caplet.nn.device import AUTO, CPU, TRAINING, computing, placed
 from caplet.progress import Note, Progress, silent
 from caplet.prune.coupling import measure_activity
 from caplet.prune.order import RemovalOrder
@@ -73,6 +75,7 @@ def prune(
     note: Note = silent,
     progress: Progress | None = None,
     bars: bool = False,
+    device: str = AUTO,
 ) -> PruneResult:
     """Make ``model`` physically smaller and write a run folder with the result, an ordinary float checkpoint.
 
@@ -86,6 +89,7 @@ def prune(
         note: called with one line of text at every decision.
         progress: called with (images done, images in all) while scoring.
         bars: a progress bar on stderr during fine-tuning.
+        device: where scores, fine-tuning and accuracies are computed; ``auto``: the first of cuda, mps and cpu here.
 
     Raises:
         ConfigError: a target that would empty a layer, an unknown space, too few calibration images.
@@ -93,11 +97,12 @@ def prune(
         ArtefactError: the run folder cannot be used.
         CapletError: gradients or a loss that are not finite.
     """
+    there = job_device(device, auto=TRAINING, exact=False)
     splits = check(splits, model, note=note)
     check_target(model, splits.calibration, settings)
     resolved = {**settings.model_dump(mode="json"), "weights": weights_digest(model)}
-    with begin("prune", out, splits, resolved, model, resume=resume, force=force) as run:
-        work = PruneWork(run, model, splits, settings, taught, note, progress, bars)
+    with computing(there), begin("prune", out, splits, resolved, model, resume=resume, force=force) as run:
+        work = PruneWork(run, placed(model, there), splits, settings, taught, note, progress, bars, device)
         return work.finish(*(work.rounds() if settings.max_drop is None else work.search()))
 
 
@@ -120,7 +125,7 @@ def ship_pruned(
     model.notes = {**known, **training_notes(splits, original)}
     save_model(model, run / MODEL, model.notes)
     metrics = ship(run, splits, metrics, answers, result="pruned")
-    return PruneResult(met, model, run / MODEL, *accuracies, against, run, metrics)
+    return PruneResult(met, placed(model, CPU), run / MODEL, *accuracies, against, run, metrics)
 
 
 @dataclass
@@ -135,6 +140,7 @@ class PruneWork:
     note: Note
     progress: Progress | None
     bars: bool
+    device: str  # of training; the model is where everything else is computed
     whole: dict[str, int] = field(init=False)
     stages: Stages = field(init=False)
     dead: dict[str, int] = field(default_factory=dict)  # units that were removed for free, by dependency group
@@ -142,6 +148,10 @@ class PruneWork:
     def __post_init__(self) -> None:
         self.whole = network_sizes(self.model, self.settings.units)
         self.stages = Stages(self.run, self.note)
+
+    def load(self, folder: Path) -> CapsNet:
+        """The model that a round left in ``folder``, where everything is computed."""
+        return load_model(folder / MODEL).to(self.model.device)
 
     def begin(self) -> tuple[CapsNet, dict[str, list[int]]]:
         """The model before the first round: dead units gone, routing iterations changed; and where its units were."""
@@ -172,7 +182,7 @@ class PruneWork:
             inputs = {"settings": self.settings.model_dump(mode="json"), "share": fraction, "before": before}
             work = partial(self.round, model, places, None, fraction)
             done = self.stages.do(f"round{index}", inputs, work, (MODEL, ROUND))
-            before, model = done.outputs, load_model(done.folder / MODEL)
+            before, model = done.outputs, self.load(done.folder)
             records.append(self.record(done, index))
             places = records[-1].kept_units
         return records, records[-1], True
@@ -191,7 +201,7 @@ class PruneWork:
             inputs = {"settings": self.settings.model_dump(mode="json"), "count": count}
             work = partial(self.round, model, places, order, count)
             done = self.stages.do(f"trial{trial}", inputs, work, (MODEL, ROUND))
-            correct = correct_images(load_model(done.folder / MODEL), self.splits.calibration)
+            correct = correct_images(self.load(done.folder), self.splits.calibration)
             pair, accepted = acceptance.paired(correct), acceptance.accepts(correct)
             record = replace(self.record(done, trial), accepted=accepted, pair=pair)
             self.note(
@@ -246,8 +256,8 @@ class PruneWork:
         if self.settings.epochs > 0:
             tuning = self.settings.finetuning(len(self.splits.train))
             task = FinetuneTask(tuning, smaller, self.model if self.settings.teach else None, self.taught)
-            tuned = train(task, self.splits, folder / "finetune", resume=True, progress=self.bars)
-            smaller = tuned.model
+            tuned = train(task, self.splits, folder / "finetune", resume=True, progress=self.bars, device=self.device)
+            smaller = tuned.model.to(model.device)
             curve["steps"] = read_steps(folder / "finetune" / LOG)
             kept = ("epoch", "global_step", "calibration_accuracy", "calibration_loss")
             curve["epochs"] = [{name: row[name] for name in kept} for row in tuned.history]
@@ -284,7 +294,7 @@ class PruneWork:
 
     def finish(self, records: list[RoundMetrics], final: RoundMetrics, met: bool) -> PruneResult:
         """Write the map of what remains, and ship the result."""
-        model, settings = load_model(self.run / final.folder / MODEL), self.settings
+        model, settings = self.load(self.run / final.folder), self.settings
         kept = _kept(self.model, final.kept_units)
         images = self.splits.calibration.evenly_spaced(settings.images).images
         record = {

@@ -12,6 +12,7 @@ from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.fixed.format import SHIFT_BITS
+from caplet.jobs.devices import job_device
 from caplet.jobs.quantize.accept import QuantizeResult, Shipper, check_ram, finish, footprint
 from caplet.jobs.quantize.choose import as_measured, as_promised
 from caplet.jobs.quantize.fitting import Fitter, check_request
@@ -20,6 +21,7 @@ from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.quantize.trials import Fits
 from caplet.jobs.run import begin, check, correct_images
 from caplet.models.base import CapsNet
+from caplet.nn.device import AUTO, computing, placed
 from caplet.nn.points import Role
 from caplet.progress import Note, Progress, silent
 from caplet.quant.choices import Exponents, Part
@@ -158,6 +160,7 @@ def quantize(
     promise: Promise | None = None,
     reference: CapsNet | None = None,
     workers: WorkerSettings | Team | None = None,
+    device: str = AUTO,
 ) -> QuantizeResult:
     """Find a plan for ``model``, ship it as a ``.caplet`` file, and measure the shipped integers.
 
@@ -172,13 +175,14 @@ def quantize(
         promise: decides instead of images that the settings name; the search then sees all of ``splits.calibration``.
         reference: the network against which losses count in the end; None for ``model``.
         workers: who measures the noise of units at widths, and plans on images; None for this process alone.
+        device: where calibration, search and fits are computed; ``auto``: the CPU. Integers are computed on the CPU.
 
     Raises:
         ModelError: NaN weights, images of another size, a layer without an integer form.
         ConfigError: settings out of range, a budget below the smallest possible one.
         ArtefactError: the run folder cannot be used. WorkerError: a worker cannot be used, or failed.
     """
-    settings, engine = settings or QuantizeSettings(), Engine(engine)
+    settings, engine, there = settings or QuantizeSettings(), Engine(engine), job_device(device, workers)
     splits = check(splits, model, note=note)
     request, method = request_of(settings), METHODS.find(settings.method)
     if Part.PER_CHANNEL in settings.reconstruct and request.weight_bits is not None:  # shifts are stored, too
@@ -191,7 +195,10 @@ def quantize(
     if settings.narrow and not settings.reconstruct:
         raise ConfigError("quantize: narrow needs reconstruction; name its parts (--reconstruct bias,rounding)")
     resolved = {**settings.model_dump(mode="json"), "hardware": request.hardware.model_dump(mode="json")}
-    reference, searched, fresh, error = reference or model, splits, None, 1 - settings.confidence
+    other = None if reference is model else reference
+    model = placed(model, there)
+    reference, searched, fresh = model if other is None else placed(other, there), splits, None
+    error = 1 - settings.confidence
     if settings.accept == "confidence" and promise is None:
         searched, fresh = divide(model, splits, settings.validation)
         agree = "" if fresh.held_out is None else f", and {len(fresh.held_out):,} held-out ones must agree"
@@ -201,6 +208,7 @@ def quantize(
     with (
         team_of(workers, note) as team,
         begin("quantize", out, splits, resolved, model, resume=resume, force=force) as run,
+        computing(there),
     ):
         began = time.perf_counter()
         team.warm(UnitSensitivity.__module__, team.count)

@@ -40,7 +40,7 @@ class RoundPoints(Handler):
         rounding, noise = rounding_at(fmt, spec, self.rounding), None
         if rounding is Rounding.STOCHASTIC:
             noise = point_noise(self.seed, key, spec, iteration)
-            noise = noise if spec.storage is Storage.FLASH else noise.unsqueeze(0)
+            noise = (noise if spec.storage is Storage.FLASH else noise.unsqueeze(0)).to(value.device)
         if rounding is Rounding.CARRY and isinstance(fmt, FixedFormat):
             rounded = quantize_carried(value, fmt)
         else:
@@ -195,7 +195,7 @@ class Perturber:
     def _batches(self) -> list[_Batch]:
         """The float model on all images, from the first measurement on."""
         batches = zip(*(torch.split(x, self._batch_size) for x in (self._images, self._labels)), strict=True)
-        return [self._reference(to_float(images), labels) for images, labels in batches]
+        return [self._reference(to_float(images, self._staged.model.device), labels) for images, labels in batches]
 
     def effect(self, formats: Mapping[str, PlanFormat], rounding: Rounding = Rounding.NEAREST, seed: int = 0) -> Effect:
         """What rounding the points of ``formats``, all others in float, does. Raises KeyError for an unknown point."""
@@ -238,10 +238,11 @@ class Perturber:
         with torch.inference_mode():
             capsules = self._staged.run_from(first, batch.states[first], handler)[0]
             size = lengths(capsules)
-            correct = predict(capsules).numpy() == batch.labels.numpy()
+            correct = (predict(capsules.cpu()) == batch.labels).numpy()
             loss = 0.0
             if self._loss is not None:
-                change = self._loss(size, batch.labels) - self._loss(batch.lengths, batch.labels)
+                labels = batch.labels.to(size.device)
+                change = self._loss(size, labels) - self._loss(batch.lengths, labels)
                 loss = float(change) * len(correct)
             return Effect(
                 len(correct),
@@ -260,4 +261,5 @@ class Perturber:
     def _reference(self, images: Tensor, labels: Tensor) -> _Batch:
         with torch.inference_mode():
             states, capsules = self._staged.float_states(images)
-            return _Batch(states, capsules, lengths(capsules), labels, predict(capsules).numpy() == labels.numpy())
+            correct = (predict(capsules.cpu()) == labels).numpy()
+            return _Batch(states, capsules, lengths(capsules), labels, correct)

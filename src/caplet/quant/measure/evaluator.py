@@ -117,7 +117,7 @@ class _Observer:
     def look(self, batch: _Glance) -> _Found:
         """Run the model on a batch."""
         chosen, plan = torch.from_numpy(batch.chosen), batch.plan
-        images, labels, cost = to_float(self._images[chosen]), self._labels[chosen], 1.0
+        images, labels, cost = to_float(self._images[chosen], self.stages.model.device), self._labels[chosen], 1.0
         with torch.inference_mode():
             if plan is None:
                 capsules = self.stages.run_from(0, (images,))[0]
@@ -126,6 +126,7 @@ class _Observer:
                     handler = FakeQuant(plan, self._specs, weights=self._weights)
                     self._ready = plan, self.stages.prefixes(plan), handler
                 capsules, cost = self.stages.run_plan(*self._ready[:2], batch.number, images, self._ready[2])
+            capsules = capsules.cpu()
             return (predict(capsules) == labels).numpy(), class_margins(capsules, labels).numpy(), cost
 
 
@@ -142,7 +143,7 @@ class Evaluator:
     depend on the images, the rule, and the evaluations before, and not on what a log already knew. Costs are those
     of what this object computed; where workers do, those of one process that computes what was asked for.
 
-    The model must not change while the evaluator is in use.
+    The model must not change while the evaluator is in use. It computes on the device where it is.
 
     Args:
         images: uint8 (N, C, H, W).

@@ -139,7 +139,7 @@ def calibrate(model: CapsNet, images: Tensor, *, batch_size: int = 64, progress:
         with torch.inference_mode(), model.handle(Watch(count)):
             for start in range(0, len(images), batch_size):
                 batch = images[start : start + batch_size]
-                model(to_float(batch))
+                model(to_float(batch, model.device))
                 if progress is not None:
                     progress(start + len(batch), len(images))
     finally:

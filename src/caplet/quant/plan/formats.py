@@ -187,7 +187,7 @@ class Histogram:
         assert self.exponent is not None
         edge = HALF * 2.0**self.exponent
         for part in torch.split(in_memory_order(values)[0].reshape(-1), _CHUNK):
-            self.counts += torch.histc(part, 2 * HALF, -edge, edge).numpy().astype(np.int64)
+            self.counts += torch.histc(part, 2 * HALF, -edge, edge).cpu().numpy().astype(np.int64)
         self.counts[HALF] -= zeros
 
     def _widen(self, exponent: int) -> None:

@@ -78,12 +78,12 @@ class Grid:
         return torch.floor(values / step + 0.5).clamp_(self.low, self.high) * step
 
 
-def weight_grid(fmt: PlanFormat, groups: int) -> Grid:
-    """The grid of a weight's format; exponents per channel are dealt out to the groups in order."""
+def weight_grid(fmt: PlanFormat, groups: int, device: torch.device | None = None) -> Grid:
+    """The grid of a weight's format, on ``device``; exponents per channel are dealt out to the groups in order."""
     assert isinstance(fmt, FixedFormat | ChannelFormat)
     if isinstance(fmt, FixedFormat):
-        return Grid(torch.full((1, 1), fmt.step), fmt.min_code, fmt.max_code)
-    steps = torch.tensor([fmt.step * 2.0**-shift for shift in fmt.shifts])
+        return Grid(torch.full((1, 1), fmt.step, device=device), fmt.min_code, fmt.max_code)
+    steps = torch.tensor([fmt.step * 2.0**-shift for shift in fmt.shifts], device=device)
     return Grid(steps.view(groups, -1), fmt.min_code, fmt.max_code)
 
 
@@ -114,14 +114,14 @@ def fit(linear: Linear, weight: Tensor, grid: Grid, *, sweeps: int, shrink: floa
     wanted = linear.split(weight)
     nearest = [grid.snap(matrix) for matrix in wanted]
     groups, rows, _ = linear.scale.shape
-    error = torch.zeros(groups, rows, wanted[0].shape[2])  # of the quantized inputs with float weights
+    error = linear.scale.new_zeros(groups, rows, wanted[0].shape[2])  # of the quantized inputs with float weights
     for block, exact in enumerate([] if linear.same else wanted):
         error.baddbmm_(linear.difference(block), exact)
     plain = error.clone()
     for block, (rounded, exact) in enumerate(zip(nearest, wanted, strict=True)):
         plain.baddbmm_(linear.columns(block), rounded - exact)
     before = float(plain.square().mean())
-    shift = torch.zeros(error.shape[0], error.shape[2])
+    shift = error.new_zeros(error.shape[0], error.shape[2])
     best_shift = shift + centred(plain, linear.scale) if correct_bias else shift
     best, after = nearest, float(plain.square().mean())
     del plain
@@ -185,5 +185,5 @@ def _round_block(
 
 def _within_units(moments: Tensor, unit: int) -> Tensor:
     """``moments`` with everything between different units set to zero."""
-    index = torch.arange(moments.shape[1]) // unit
+    index = torch.arange(moments.shape[1], device=moments.device) // unit
     return moments * (index[:, None] == index)

@@ -49,7 +49,7 @@ class Chain:
     ) -> None:
         self._staged, self._handler, self._known = StagedModel(model), handler, known
         self._number = 0
-        self._states: list[State] = [(to_float(batch),) for batch in torch.split(images, _BATCH)]
+        self._states: list[State] = [(to_float(batch, model.device),) for batch in torch.split(images, _BATCH)]
 
     @property
     def stage(self) -> Stage:
@@ -134,7 +134,7 @@ class BlockStore:
         """Keep the result of ``layer`` under ``plan`` (its points up to the layer). Raises ArtefactError."""
         self._known[layer, plan.digest()] = block
         if (path := self._path(layer)) is not None:
-            tensors = {name: tensor.detach().contiguous() for name, tensor in block.tensors.items()}
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in block.tensors.items()}
             facts = {"identity": self.identity, "plan": plan.digest(), "facts": block.facts}
             write_bytes(path, save(tensors, {_KEY: json.dumps(facts)}))
 

@@ -103,7 +103,7 @@ def fit_end_to_end(
     constants = _constants(model, source, plan)
     optimizer = torch.optim.Adam([constant.codes for constant in constants.values()], betas=_BETAS, eps=_TINY)
     handler = StraightThrough(plan, model.points())
-    precision = "bfloat16" if has_bfloat16() else "float32"
+    precision = "bfloat16" if has_bfloat16(source.device) else "float32"
     smooth = round(settings.end_to_end_smooth * min(images.shape[-2:]))
     wanted = smoothed(source, images[:_COMPARED], smooth)
     before = _length_error(model, plan, images, wanted)
@@ -113,7 +113,7 @@ def fit_end_to_end(
         for step in range(total):
             for group in optimizer.param_groups:
                 group["lr"] = settings.end_to_end_rate * 0.5 * (1 + math.cos(math.pi * step / total))
-            pixels = _varied(to_float(images[next(batches)]), generator)
+            pixels = _varied(to_float(images[next(batches)], source.device), generator)
             for constant in constants.values():
                 constant.write()
             moved = augment(pixels, generator, shift=smooth)
@@ -172,8 +172,8 @@ def _trainable(model: CapsNet, constants: dict[str, _TrainedCodes]) -> Iterator[
 def _varied(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Images (B, C, H, W) shifted and mirrored at random, and every other one blended with another one."""
     pixels = augment(pixels, generator, shift=int(_SHIFT * min(pixels.shape[-2:])), flip=True)
-    other = pixels[torch.randperm(len(pixels), generator=generator)]
-    mix = torch.rand((2, len(pixels), 1, 1, 1), generator=generator)
+    other = pixels[torch.randperm(len(pixels), generator=generator).to(pixels.device)]
+    mix = torch.rand((2, len(pixels), 1, 1, 1), generator=generator).to(pixels.device)
     return torch.lerp(pixels, other, torch.where(mix[0] < 0.5, 0.0, 0.5 * mix[1]))
 
 
@@ -194,7 +194,7 @@ def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tens
 def _capsules(model: CapsNet, images: Tensor) -> Tensor:
     """Class capsules of all images, float (N, classes, D)."""
     with torch.no_grad():
-        return torch.cat([model(to_float(batch)) for batch in torch.split(images, _BATCH)])
+        return torch.cat([model(to_float(batch, model.device)) for batch in torch.split(images, _BATCH)])
 
 
 def smoothed(model: CapsNet, images: Tensor, reach: int) -> Tensor:

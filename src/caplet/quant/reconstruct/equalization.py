@@ -91,11 +91,11 @@ def _channel_power(model: CapsNet, images: Tensor) -> dict[str, Tensor]:
 
     def add(key: str, spec: PointSpec, value: Tensor, iteration: int) -> None:
         if key in keys:
-            sums[key] = sums.get(key, torch.zeros(spec.shape[0])) + value.square().sum((0, 2, 3))
+            sums[key] = sums.get(key, value.new_zeros(spec.shape[0])) + value.square().sum((0, 2, 3))
 
     with torch.no_grad(), model.handle(Watch(add)):
         for batch in torch.split(images, _BATCH):
-            model(to_float(batch))
+            model(to_float(batch, model.device))
     return sums
 
 

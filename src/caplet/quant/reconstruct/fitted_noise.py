@@ -81,7 +81,8 @@ class FittedNoise:
         def measure() -> float:
             layer, settings = self._layers[key], self._settings
             linear, bias_name = self._view_of(key)
-            weight, grid = parameter_of(layer, "weight").detach(), weight_grid(fmt, len(linear.scale))
+            weight = parameter_of(layer, "weight").detach()
+            grid = weight_grid(fmt, len(linear.scale), weight.device)
             correct_bias = Part.BIAS in settings.parts and bias_name is not None
             sweeps = 1 if Part.ROUNDING in settings.parts else 0  # one pass tells widths apart
             found = fit(linear, weight, grid, sweeps=sweeps, shrink=settings.shrink, correct_bias=correct_bias)
@@ -97,7 +98,7 @@ class FittedNoise:
         if not self._references:
             with torch.inference_mode():
                 for batch in torch.split(self._measure_on, _BATCH):
-                    states, capsules = self._staged.float_states(to_float(batch))
+                    states, capsules = self._staged.float_states(to_float(batch, self._model.device))
                     self._references.append((states, lengths(capsules)))
         first, changes = self._staged.first_stage(constants), []
         with torch.inference_mode():

@@ -61,14 +61,15 @@ class ConvLinear:
         images, height, width = quantized.shape[0], *(size + 2 * padding for size in quantized.shape[2:])
         out_height, out_width = ((size - k) // stride + 1 for size, k in zip((height, width), weight[2:], strict=True))
         total = images * out_height * out_width
-        picked = torch.randperm(total, generator=generator)[:rows].sort().values
+        picked = torch.randperm(total, generator=generator)[:rows].sort().values.to(exact.device)
         image, position = picked // (out_height * out_width), picked % (out_height * out_width)
         # Places of the windows' first elements among all padded positions of all images, and distances from there.
         self._base = (image * height + position // out_width * stride) * width + position % out_width * stride
-        places = (torch.arange(weight[2])[:, None] * width + torch.arange(weight[3])).flatten()
+        down, across = (torch.arange(size, device=exact.device) for size in weight[2:])
+        places = (down[:, None] * width + across).flatten()
         self._offsets = torch.split(places, len(places) if depthwise else max(1, _COLUMNS // weight[1]))
         self.blocks = len(self._offsets)
-        self.scale = torch.ones(weight[0] if depthwise else 1, len(self._base), 1)
+        self.scale = self._exact.new_ones(weight[0] if depthwise else 1, len(self._base), 1)
 
     def weigh(self, weight: Tensor, bias: Tensor | None, passed: Callable[[Tensor], Tensor]) -> None:
         """Weigh every row by how much of an error there the non-linearity after the sums passes on.
@@ -79,7 +80,7 @@ class ConvLinear:
                 capsule.
         """
         groups, rows, _ = self.scale.shape
-        bias = torch.zeros(self._shape[0]) if bias is None else bias
+        bias = weight.new_zeros(self._shape[0]) if bias is None else bias
         sums = bias.view(groups, 1, -1).expand(-1, rows, -1).clone()
         for block, matrix in enumerate(self.split(weight)):
             sums.baddbmm_(self._gather(self._exact, block), matrix)
@@ -131,7 +132,8 @@ class CapsuleLinear:
 
     def __init__(self, layer: DenseCaps, quantized: Tensor, exact: Tensor) -> None:
         self.unit = layer.in_dim
-        voters = slice(None) if layer.input_indices is None else torch.tensor(layer.input_indices)
+        chosen = layer.input_indices
+        voters = slice(None) if chosen is None else torch.tensor(chosen, device=exact.device)
         self._quantized, self._exact = quantized[:, voters], exact[:, voters]
         self.same, self.moments = torch.equal(quantized, exact), list[Tensor]()
         self._out = (layer.out_capsules, layer.dim)

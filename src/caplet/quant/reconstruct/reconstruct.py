@@ -268,7 +268,7 @@ class _Run:
         found = fit(
             linear,
             weight,
-            weight_grid(fmt, len(linear.scale)),
+            weight_grid(fmt, len(linear.scale), weight.device),
             sweeps=settings.sweeps if Part.ROUNDING in parts else 0,
             shrink=settings.shrink,
             correct_bias=correct_bias,

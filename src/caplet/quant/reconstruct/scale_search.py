@@ -86,7 +86,7 @@ class ScaleSearch:
         self._weights = WeightCache()
         self._handler = FakeQuant if constants else ComputedOnly
         first = -(-len(images) // _FIRST)
-        self._parts = [to_float(part) for part in (images[:first], images[first:]) if len(part)]
+        self._parts = [to_float(part, model.device) for part in (images[:first], images[first:]) if len(part)]
         self._harmful: set[tuple[str, PlanFormat]] = set()
         with torch.no_grad():
             self.wanted = wanted or [lengths(source.eval()(part)) for part in self._parts]
@@ -233,8 +233,8 @@ def channel_format(weight: Tensor, fmt: FixedFormat, axis: int) -> ChannelFormat
     tried = range(low, high + 1)
     formats = [FixedFormat(fmt.bits, frac, fmt.signed) for frac in tried]
     errors = torch.stack([(each.quantize(channels) - channels).square().sum(1) for each in formats])
-    best = torch.tensor(list(tried))[errors.argmin(0)]
-    best[~channels.any(1)] = fmt.frac_bits
+    best = torch.tensor(list(tried))[errors.argmin(0).cpu()]
+    best[~channels.any(1).cpu()] = fmt.frac_bits
     return from_exponents(best, fmt.bits, fmt.signed, axis)
 
 
@@ -252,8 +252,8 @@ def output_channel_format(linear: Linear, weight: Tensor, start: ChannelFormat, 
     """
     exponents = torch.tensor([start.frac_bits + shift for shift in start.shifts])
     wanted = linear.split(weight.detach())
-    steps = torch.exp2(-exponents.float()).view(len(linear.scale), -1)
-    errors = torch.zeros(len(_MOVES), *wanted[0].shape[::2], linear.scale.shape[1]).transpose(2, 3)
+    steps = torch.exp2(-exponents.float()).view(len(linear.scale), -1).to(weight.device)
+    errors = weight.new_zeros(len(_MOVES), *wanted[0].shape[::2], linear.scale.shape[1]).transpose(2, 3)
     for block, exact in enumerate(wanted):
         inputs = linear.columns(block)
         for error, move in zip(errors, _MOVES, strict=True):
@@ -261,7 +261,7 @@ def output_channel_format(linear: Linear, weight: Tensor, start: ChannelFormat, 
     if correct_bias:
         for error in errors:
             centred(error, linear.scale)
-    best = errors.square().sum(2).flatten(1).argmin(0)
+    best = errors.square().sum(2).flatten(1).argmin(0).cpu()
     return from_exponents(exponents + torch.tensor(_MOVES)[best], start.bits, start.signed, start.axis)
 
 

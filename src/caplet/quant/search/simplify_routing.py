@@ -153,7 +153,7 @@ def mean_couplings(model: CapsNet, images: Tensor, batch_size: int = 64) -> dict
 
     with torch.inference_mode(), model.handle(Watch(add)):
         for batch in torch.split(images, batch_size):
-            model(to_float(batch))
+            model(to_float(batch, model.device))
     return {name: total / len(images) for name, total in sums.items()}
 
 
@@ -188,5 +188,6 @@ def _setting(model: CapsNet, layer: str) -> str:
 
 def _correct(model: CapsNet, images: ImageSet) -> NDArray[np.bool_]:
     with torch.inference_mode():
-        predicted = np.concatenate([predict(model(batch)).numpy() for batch, _ in images.batches(100)])
+        batches = images.batches(100, device=model.device)
+        predicted = np.concatenate([predict(model(batch).cpu()).numpy() for batch, _ in batches])
     return np.asarray(predicted == images.labels.numpy())

@@ -119,7 +119,7 @@ def quantize_carried(votes: Tensor, fmt: FixedFormat) -> Tensor:
 def quantized_constant(plan: QuantPlan, key: str, spec: PointSpec, value: Tensor) -> Tensor:
     """A constant's values under ``plan``, a new tensor."""
     rounding = plan.rounding_of(key, spec)
-    noise = point_noise(plan.seed, key, spec) if rounding is Rounding.STOCHASTIC else None
+    noise = point_noise(plan.seed, key, spec).to(value.device) if rounding is Rounding.STOCHASTIC else None
     result: Tensor = plan.points[key].quantize(value, rounding, noise)
     return result
 
@@ -180,7 +180,7 @@ class FakeQuant(Handler):
         if spec.storage is Storage.FLASH:
             return self.weights.get(key, self.plan, spec, value)
         fmt, rounding = self.plan.points[key], self.plan.rounding_of(key, spec)
-        noise = self._noise(key, iteration)
+        noise = self._noise(key, iteration, value)
         if not isinstance(fmt, FixedFormat):
             raise PlanError(f"point {key}: format {fmt}; such formats are for weights, this is a {spec.role}")
         if spec.role is Role.IMAGE:  # the caller's tensor; the device reads its codes from a table, always nearest
@@ -200,14 +200,15 @@ class FakeQuant(Handler):
     def softmax(self, key: str, logits: Tensor, dim: int, iteration: int) -> Tensor:
         fmt, out = self._format(sibling(key, "logits")), self._format(key)
         codes = (logits * 2.0**fmt.frac_bits).to(torch.int32)
-        coupling = integer_softmax(codes, fmt, out, dim, self.plan.rounding.alone, self._noise(key, iteration))
+        noise = self._noise(key, iteration, logits)
+        coupling = integer_softmax(codes, fmt, out, dim, self.plan.rounding.alone, noise)
         self._exact = out.decode(coupling)
         return self._exact
 
     def squash(self, key: str, capsules: Tensor, dim: int, iteration: int) -> Tensor:
         fmt, out = self._format(sibling(key, "preactivation")), self._format(key)
         ordered, order = in_memory_order(capsules, last=dim % capsules.ndim)
-        noise = self._noise(key, iteration)
+        noise = self._noise(key, iteration, capsules)
         values = None
         if noise is not None:
             noise = noise.permute(order)
@@ -225,13 +226,13 @@ class FakeQuant(Handler):
             raise PlanError(f"point {key}: format {fmt}; a computed tensor needs a fixed-point format")
         return fmt
 
-    def _noise(self, key: str, iteration: int) -> Tensor | None:
-        """The point's noise with a leading batch axis of 1, or None where the plan draws none."""
+    def _noise(self, key: str, iteration: int, like: Tensor) -> Tensor | None:
+        """The point's noise with a leading batch axis of 1, where ``like`` is; None where the plan draws none."""
         if self.plan.rounding is not Rounding.STOCHASTIC or isinstance(self.plan.points[key], LogFormat):
             return None
         if (key, iteration) not in self._noises:
             noise = point_noise(self.plan.seed, key, self.specs[key], iteration)
-            self._noises[key, iteration] = noise.unsqueeze(0)
+            self._noises[key, iteration] = noise.unsqueeze(0).to(like.device)
         return self._noises[key, iteration]
 
 

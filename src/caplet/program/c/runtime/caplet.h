@@ -277,7 +277,8 @@ typedef struct caplet_source {
  * NULL where every capsule of the sources votes.
  * weight: (inputs, votes / 2, in_dim, 2): the components of two votes next to each other; where votes is odd, the last
  *   one's (in_dim) follow. block: votes whose weights are unpacked at once, even, or all.
- * carry_frac: where out.rounding is CAPLET_CARRY, fraction bits of what is carried on, the most that a source has.
+ * carry_frac: where out.rounding is CAPLET_CARRY, fraction bits of what is carried on, the most of all sources'
+ * products.
  */
 typedef struct caplet_dense_votes_op {
     caplet_voter *kernel;

@@ -56,7 +56,7 @@ caplet_squasher caplet_squash_bytes; /* int8_t, in_frac 0..14, out.frac at most 
 
 /*
  * `count` votes from `first` on. capsule: the input capsule; w: the votes' weights, unpacked; carried: of all votes,
- * what is left below a code of the sums of earlier input capsules, plus half a code: int32_t, or int64_t where sums are
+ * what is left of the sums of earlier input capsules below a code, plus half a code: int32_t, or int64_t where sums are
  * wide.
  */
 typedef void caplet_voter(const struct caplet_dense_votes_op *op, const struct caplet_source *source,
@@ -69,7 +69,7 @@ caplet_voter caplet_vote_bytes_8;
 caplet_voter caplet_vote_channels;   /* as caplet_vote_bytes, with a shift for each vote */
 caplet_voter caplet_vote_channels_4; /* with in_dim 4 */
 caplet_voter caplet_vote_channels_8;
-caplet_voter caplet_vote_carried; /* as caplet_vote_channels, from capsules shifted left by 7 at most; it carries */
+caplet_voter caplet_vote_carried; /* as caplet_vote_channels, left shifts up to 7; remainders are carried on */
 caplet_voter caplet_vote_carried_4;
 caplet_voter caplet_vote_carried_8;
 caplet_voter caplet_vote_carried_any;
