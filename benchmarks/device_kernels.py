@@ -31,6 +31,9 @@ from caplet.program.c.emit import EmitSettings, Export, emit
 from caplet.program.file import load_program
 from caplet.runtime.emulator import CORTEX_M4, RISCV32, Board, build_firmware, elf_flash_bytes
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+from vector_boards import vector_board
+
 RECORDS = Path(__file__).parent / "records"
 PLUGIN = Path(__file__).parent / "count_instructions.c"
 HARNESS = {"main", "start", "reset", "fault", "stack_used", "memcpy", "memset", "call", "run_files", "caplet_trace"}
@@ -76,6 +79,8 @@ OTHERS: dict[str, tuple[str, str, Memory, Memory]] = {
     "cortex-m55": ("mps3-an547", "cortex-m55", (0x10000000, "512K"), (0x30000000, "512K")),
 }
 """Boards of this benchmark alone: machine, processor, flash and RAM."""
+VECTORS = {board.name: board for board in map(vector_board, (128, 256))}
+"""RISC-V with vectors of so many bits, by zig."""
 
 
 def board_of(name: str) -> Board:
@@ -84,7 +89,7 @@ def board_of(name: str) -> Board:
         machine, cpu, _, _ = OTHERS[name]
         flags = (f"-mcpu={cpu}", "-mthumb", *(("-mfloat-abi=hard",) if cpu == "cortex-m55" else ()))
         return replace(CORTEX_M4, name=name, folder="board", machine=("-M", machine), gcc_flags=flags)
-    return {"cortex-m4": CORTEX_M4, "riscv32": RISCV32}[name]
+    return {"cortex-m4": CORTEX_M4, "riscv32": RISCV32, **VECTORS}[name]
 
 
 def prepare(board: Board, export: Export) -> None:
@@ -104,7 +109,7 @@ def count(board: Board, firmware: Path, folder: Path, plugin: Path) -> Counter[s
     done = subprocess.run([*command, "-kernel", firmware], cwd=folder, capture_output=True, text=True, timeout=3600)
     if done.returncode:
         raise SystemExit(f"{board.name}: exit code {done.returncode}: {done.stderr + done.stdout}")
-    nm = board.gcc.removesuffix("gcc") + "nm"
+    nm = (RISCV32 if board.name in VECTORS else board).gcc.removesuffix("gcc") + "nm"
     lines = subprocess.run([nm, "-n", firmware], check=True, capture_output=True, text=True).stdout.splitlines()
     symbols = [(int(a, 16), name) for a, kind, name in map(str.split, lines) if kind in "tT" and name[0] != "$"]
     starts = np.array([start for start, _ in symbols])
@@ -142,6 +147,7 @@ def measure(
     kept = {n: v for n, v in functions.items() if n not in HARNESS and "semihosting" not in n and "board" not in n}
     return {
         "board": board.name,
+        "compiler": compiler.version.splitlines()[0],
         "portable": "CAPLET_PORTABLE" in defines,
         "ram": ram,
         "instructions_per_image": sum(kept.values()) // len(images),
@@ -195,7 +201,9 @@ def main() -> int:
     parser.add_argument("programs", type=Path, nargs="+")
     parser.add_argument("--images", type=Path, required=True, help="uint8 (N, channels, rows, columns), .npy")
     parser.add_argument("--count", type=int, default=5, help="images")
-    parser.add_argument("--boards", nargs="*", choices=["cortex-m4", "riscv32", *OTHERS], default=["cortex-m4"])
+    parser.add_argument(
+        "--boards", nargs="*", choices=["cortex-m4", "riscv32", *OTHERS, *VECTORS], default=["cortex-m4"]
+    )
     parser.add_argument("--ram", nargs="*", default=["fast", "small"])
     parser.add_argument("--portable", action="store_true")
     parser.add_argument("--functions", action="store_true", help="print them")

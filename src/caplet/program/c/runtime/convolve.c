@@ -38,7 +38,7 @@ static const void *weights_of(const caplet_conv_op *op, const workspace *work, u
     return caplet_row(&op->weight, op->unpack, channel * size + from, part->count * filters, work->filters);
 }
 
-#ifdef CAPLET_HELIUM
+#ifdef CAPLET_VECTORS
 /* Patches of unsigned codes hold those less 128, so that their sums lack 128 times the filters'. */
 static void correct_scales(const caplet_conv_op *op, const workspace *work, uint32_t channel, uint32_t filters)
 {
@@ -48,20 +48,28 @@ static void correct_scales(const caplet_conv_op *op, const workspace *work, uint
         const uint32_t some = filters - f < CAPLET_PAIR ? 1u : CAPLET_PAIR;
         caplet_chunk part = {0, 0, 0, 0};
         /* Of a pair, every second weight is the first filter's. */
+#ifdef CAPLET_HELIUM
         const int8x16_t firsts = some < CAPLET_PAIR ? vdupq_n_s8(1) : vreinterpretq_s8_s16(vdupq_n_s16(1));
         int8x16_t weights;
+#endif
         int32_t first = 0, all = 0;
         uint32_t k;
         for (; part.first < size; part.first += part.count) {
             const int8_t *w;
             part.count = size - part.first < op->taps ? size - part.first : op->taps;
             w = (const int8_t *)weights_of(op, work, channel, f, some, &part);
+#ifdef CAPLET_RVV
+            for (k = part.count; k > 0; k--, w += some) {
+                first += w[0], all += w[0] + (some < CAPLET_PAIR ? 0 : w[1]);
+            }
+#else
             for (k = part.count * some; k >= 16; k -= 16, w += 16) {
                 weights = vldrbq_s8(w);
                 first = vmladavaq_s8(first, weights, firsts), all = vaddvaq_s8(all, weights);
             }
             weights = vldrbq_z_s8(w, vctp8q(k));
             first = vmladavaq_s8(first, weights, firsts), all = vaddvaq_s8(all, weights);
+#endif
         }
         for (k = 0; k < some; k++) {
             channel_scale *scale = work->scales + f + k;
@@ -70,7 +78,9 @@ static void correct_scales(const caplet_conv_op *op, const workspace *work, uint
         }
     }
 }
+#endif
 
+#ifdef CAPLET_HELIUM
 /* How codes of up to four positions are stored. */
 typedef struct {
     uint32x4_t places;
@@ -199,7 +209,7 @@ static void convolve_block(const caplet_conv_op *op, const void *x, uint32_t fir
         const channel_scale narrow = {(int32_t)add, (uint8_t)scale.left, (uint8_t)scale.right};
         work->scales[f] = narrow;
     }
-#ifdef CAPLET_HELIUM
+#ifdef CAPLET_VECTORS
     if (op->in_type == CAPLET_UINT8 && caplet_constant_type(&op->weight) == CAPLET_INT8 && op->store == NULL) {
         correct_scales(op, work, channel, filters);
     }

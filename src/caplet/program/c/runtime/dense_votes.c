@@ -55,6 +55,14 @@ CAPLET_COPIED void vote_bytes(const caplet_dense_votes_op *op, const caplet_sour
     const uint8_t *const end = row + (count & ~1u);
     capsule_codes x;
     int32_t add;
+#ifdef CAPLET_RVV
+    load_capsule(source, capsule, dim, 0, &x);
+    caplet_vote_pairs(op, source, x.one, w, dim, count >> 1, NULL, row);
+    row += count & ~1u, w += (count & ~1u) * dim;
+    if (!(count & 1u)) {
+        return;
+    }
+#endif
     load_capsule(source, capsule, dim, lift, &x);
     right += lift;
     add = right > 0 && op->out.rounding == CAPLET_NEAREST ? (int32_t)1 << (right - 1) : 0;
@@ -97,6 +105,10 @@ CAPLET_COPIED void vote_channels(const caplet_dense_votes_op *op, const caplet_s
     capsule_codes x;
     uint32_t k;
     load_capsule(source, capsule, dim, 0, &x);
+#ifdef CAPLET_RVV
+    caplet_vote_pairs(op, source, x.one, w, dim, count >> 1, shifts, row);
+    k = count & ~1u, shifts += k, w += k * dim, row += k, count -= k;
+#endif
     for (; count >= 2; count -= 2, shifts += 2, w += 2 * dim, row += 2) {
         const uint32_t right = (uint32_t)(shift + shifts[0]), next = (uint32_t)(shift + shifts[1]);
         int32_t sum = (int32_t)((half << right) >> 1);

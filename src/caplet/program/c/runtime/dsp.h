@@ -162,4 +162,20 @@ static inline uint32_t caplet_load2(const void *from)
 #include <arm_mve.h>
 #define CAPLET_HELIUM 1
 #endif
+
+/*
+ * Vectors of any length: the extension V of RISC-V, or its part Zve32x. Where CAPLET_RVV is defined, kernels use the
+ * intrinsics of RISC-V's C API, version 0.12 or later; CAPLET_PORTABLE as above.
+ */
+#if defined(__riscv_vector) && defined(__riscv_v_intrinsic) && !defined(CAPLET_PORTABLE)
+#if __riscv_v_intrinsic >= 12000 && __riscv_v_min_vlen >= 64
+#include <riscv_vector.h>
+#define CAPLET_RVV 1
+#endif
+#endif
+
+/* Either kind: patches are then of bytes, int8_t (CAPLET_POSITIONS, taps). */
+#if defined(CAPLET_HELIUM) || defined(CAPLET_RVV)
+#define CAPLET_VECTORS 1
+#endif
 #endif

@@ -209,6 +209,12 @@ void caplet_clear_sums(void *sums, uint8_t wide, uint32_t count);
 const caplet_source *caplet_source_of(const caplet_dense_votes_op *op, const void *const **x, uint32_t input,
                                       uint32_t *first);
 
+#ifdef CAPLET_RVV
+/* Votes two by two, many pairs at a time. x: the capsule. shifts: of each vote, NULL where all are equal. */
+void caplet_vote_pairs(const caplet_dense_votes_op *op, const caplet_source *source, const int16_t *x, const int8_t *w,
+                       uint32_t dim, uint32_t pairs, const int8_t *shifts, uint8_t *row);
+#endif
+
 /* Squared length of a capsule of dim <= 64 elements. */
 uint64_t caplet_squared_length(const void *x, uint8_t type, uint32_t dim);
 

@@ -89,7 +89,7 @@ DEFINE_MULTIPLY(caplet_multiply_words, int16_t, multiply_one_of_words)
 #endif
 
 /* Weights of bytes by codes of 16 bits. Without vectors of bytes, codes that are bytes come so, too. */
-#ifdef CAPLET_HELIUM
+#ifdef CAPLET_VECTORS
 #define BY_WORDS caplet_multiply_mixed
 #else
 #define BY_WORDS caplet_multiply_bytes
@@ -181,6 +181,50 @@ MULTIPLIER(caplet_multiply_bytes)
             sum = vmladavaq_s8(sum, vldrbq_s8(w), vldrbq_s8(x)), w += 16, x += 16;
         }
         *sums++ = vmladavaq_s8(sum, vldrbq_z_s8(w, some), vldrbq_z_s8(x, some)), x += taps & 15u;
+    }
+}
+#endif
+#ifdef CAPLET_RVV
+/* The sum of products of two vectors of bytes, added to the first element of acc. */
+static inline vint32m1_t add_products(vint32m1_t acc, vint8m2_t a, vint8m2_t b, size_t n)
+{
+    return __riscv_vwredsum_vs_i16m4_i32m1(__riscv_vwmul_vv_i16m4(a, b, n), acc, n);
+}
+
+#define SUM_OF(SUMS, P) __riscv_vmv_s_x_i32m1(fresh ? 0 : (SUMS)[P], 1)
+
+/* patch: (CAPLET_POSITIONS, taps). */
+MULTIPLIER(caplet_multiply_bytes)
+{
+    const int8_t *x = (const int8_t *)patch, *w = (const int8_t *)weights;
+    uint32_t p, k;
+    size_t n;
+    if (filters == CAPLET_PAIR) {
+        for (p = 0; p < CAPLET_POSITIONS; p += 2, x += 2 * taps, sums += 2) { /* two windows at a time */
+            vint32m1_t a0 = SUM_OF(sums, 0), a1 = SUM_OF(sums, 1), b0 = SUM_OF(sums, 4), b1 = SUM_OF(sums, 5);
+            for (k = 0; k < taps; k += (uint32_t)n) {
+                n = __riscv_vsetvl_e8m2(taps - k);
+                {
+                    const vint8m2x2_t f = __riscv_vlseg2e8_v_i8m2x2(w + 2 * k, n);
+                    const vint8m2_t u = __riscv_vle8_v_i8m2(x + k, n), v = __riscv_vle8_v_i8m2(x + taps + k, n);
+                    const vint8m2_t first = __riscv_vget_v_i8m2x2_i8m2(f, 0);
+                    const vint8m2_t second = __riscv_vget_v_i8m2x2_i8m2(f, 1);
+                    a0 = add_products(a0, first, u, n), b0 = add_products(b0, second, u, n);
+                    a1 = add_products(a1, first, v, n), b1 = add_products(b1, second, v, n);
+                }
+            }
+            sums[0] = __riscv_vmv_x_s_i32m1_i32(a0), sums[1] = __riscv_vmv_x_s_i32m1_i32(a1);
+            sums[4] = __riscv_vmv_x_s_i32m1_i32(b0), sums[5] = __riscv_vmv_x_s_i32m1_i32(b1);
+        }
+        return;
+    }
+    for (p = 0; p < CAPLET_POSITIONS; p++, x += taps) {
+        vint32m1_t sum = SUM_OF(sums, p);
+        for (k = 0; k < taps; k += (uint32_t)n) {
+            n = __riscv_vsetvl_e8m2(taps - k);
+            sum = add_products(sum, __riscv_vle8_v_i8m2(w + k, n), __riscv_vle8_v_i8m2(x + k, n), n);
+        }
+        sums[p] = __riscv_vmv_x_s_i32m1_i32(sum);
     }
 }
 #endif

@@ -53,12 +53,25 @@ DEFINE_SPREAD(caplet_widen_unsigned, uint8_t, UNSIGNED_FOURS)
 DEFINE_SPREAD(caplet_widen_signed, int8_t, SIGNED_FOURS)
 DEFINE_SPREAD(caplet_spread_words, int16_t, )
 
-#ifndef CAPLET_HELIUM
+#ifndef CAPLET_VECTORS
 DEFINE_SPREAD(caplet_spread_unsigned, uint8_t, UNSIGNED_FOURS)
 DEFINE_SPREAD(caplet_spread_signed, int8_t, SIGNED_FOURS)
 #else
-/* A patch of bytes: int8_t (CAPLET_POSITIONS, taps). flip: 128 makes signed codes of unsigned ones, less 128. */
+/* A patch of bytes. flip: 128 makes signed codes of unsigned ones, less 128. */
 CAPLET_COPIED void copy(const void *const *from, uint32_t n, void *patch, uint32_t k, uint32_t taps, uint8_t flip)
+#ifdef CAPLET_RVV
+{
+    uint8_t *to = (uint8_t *)patch + k;
+    uint32_t p, e, some;
+    for (e = 0; e < n; e += some) {
+        some = (uint32_t)__riscv_vsetvl_e8m8(n - e);
+        for (p = 0; p < CAPLET_POSITIONS; p++) {
+            const vuint8m8_t codes = __riscv_vle8_v_u8m8((const uint8_t *)from[p] + e, some);
+            __riscv_vse8_v_u8m8(to + p * taps + e, __riscv_vxor_vx_u8m8(codes, flip, some), some);
+        }
+    }
+}
+#else
 {
     const uint8x16_t flips = vdupq_n_u8(flip);
     uint8_t *to = (uint8_t *)patch + k;
@@ -78,6 +91,7 @@ CAPLET_COPIED void copy(const void *const *from, uint32_t n, void *patch, uint32
         }
     }
 }
+#endif
 
 #define DEFINE_COPY(NAME, FLIP)                                                            \
     void NAME(const void *const *from, uint32_t n, void *patch, uint32_t k, uint32_t taps) \

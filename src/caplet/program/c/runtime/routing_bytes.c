@@ -3,7 +3,7 @@
 
 enum { MOST_DIM = 64 };
 
-#ifndef CAPLET_HELIUM
+#ifndef CAPLET_VECTORS
 /* Rows of votes that are weighed, and whose agreements are made, together. */
 enum { TOGETHER = 4 };
 
