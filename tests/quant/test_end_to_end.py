@@ -96,8 +96,9 @@ def test_the_same_seed_gives_the_same_codes_and_a_second_run_reads_them(digits: 
     for other in found[1:]:
         assert all(torch.equal(tensor, tensors(other)[name]) for name, tensor in tensors(found[0]).items())
     assert [event for event in seen if event[0] == "end-to-end"] == [("end-to-end", step, 20) for step in range(1, 21)]
-    another = reconstruct(digits.model, plan, images, settings(parts, seed=1))
-    assert any(not torch.equal(tensor, tensors(another)[name]) for name, tensor in tensors(found[0]).items())
+    others = (tensors(reconstruct(digits.model, plan, images, settings(parts, seed=seed))) for seed in range(1, 6))
+    mine = tensors(found[0]).items()  # 20 steps may end at the same codes from one other order of images, not from five
+    assert any(not torch.equal(tensor, other[name]) for other in others for name, tensor in mine)
 
 
 def test_the_target_is_the_float_answer_averaged_over_places(digits: Any) -> None:

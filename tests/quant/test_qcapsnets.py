@@ -8,6 +8,7 @@ import pytest
 
 from caplet.errors import ConfigError
 from caplet.fixed import FixedFormat, Rounding
+from caplet.jobs.quantize.job import PAPER_ROUNDINGS
 from caplet.nn.points import Role
 from caplet.quant.choices import Exponents, Method
 from caplet.quant.measure.evaluator import Evaluator
@@ -59,7 +60,7 @@ def test_the_search_meets_its_target_within_the_budget(digits: Any) -> None:
 
 def test_a_search_is_deterministic_and_resumes_without_computing(digits: Any, tmp_path: Path) -> None:
     path = tmp_path / "probes.jsonl"
-    request = Request(1.0, budget(digits, 8, 7, 6), roundings=tuple(Rounding))
+    request = Request(1.0, budget(digits, 8, 7, 6), roundings=PAPER_ROUNDINGS)
     one = search_qcapsnets(bench(digits, evaluator(digits, log_path=path)), request)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[: len(lines) // 2]))  # as if killed half way

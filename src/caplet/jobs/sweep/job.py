@@ -340,6 +340,7 @@ class _Sweep:
             tolerance=tolerance,
             budget=max(settings.flash - code - UNPACKING_BYTES, whole.flash_bytes // 2),
             hardware=str(folder / HARDWARE),
+            rounding="nearest",  # what votes carry on takes RAM, which the trial did not count
             accept="measured" if target is not None else "confidence",
             seed=settings.seed,
         )
