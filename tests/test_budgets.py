@@ -11,7 +11,7 @@ import caplet
 
 SOURCE = Path(caplet.__file__).parent
 PYTHON_AND_C = (".py", ".c", ".h")
-LINES = 47_300
+LINES = 46_950
 """Of Python and C in the package without ``bench/``. The house takes 34,000; readers, kernels, packages the rest."""
 FILES = 263
 """Python files in the package without ``bench/``."""
