@@ -9,7 +9,7 @@ from caplet.jobs.prune.backbone import prune_backbone_model
 from caplet.jobs.prune.job import prune
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.quantize.accept import program_footprint
-from caplet.jobs.quantize.job import CALIBRATION_IMAGES, quantize
+from caplet.jobs.quantize.job import CALIBRATION_IMAGES, PAPER_ROUNDINGS, quantize
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.run import check, open_test_split
 from caplet.lower import lower
@@ -30,8 +30,6 @@ from caplet.train.settings import FinetuneSettings
 PASSES = {Method.QCAPSNETS: 11.0, Method.PROGRESSIVE: 10.0, Method.ILP: 8.0}
 """Float passes of the calibration images that take as long as a search: from the seconds of the rows of
 benchmarks/records/2026-11-22-papers.json, that of 8 bits everywhere being the measure. Plans take longer than float."""
-PAPER_ROUNDINGS = 3
-"""Schemes that ``rounding="all"`` tries."""
 MODEL = "model.caplet"
 
 
@@ -108,7 +106,7 @@ class Searched:
 
     def seconds(self, rates: Rates, splits: Splits) -> float:
         """See :class:`Work`."""
-        schemes = PAPER_ROUNDINGS if self.settings.rounding == "all" else 1
+        schemes = len(PAPER_ROUNDINGS) if self.settings.rounding == "all" else 1
         passes = schemes * PASSES[self.settings.method] + 1
         return (passes * len(splits.calibration) + 2 * len(splits.test)) / rates.forward
 
