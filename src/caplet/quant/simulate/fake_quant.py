@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from caplet.errors import PlanError
-from caplet.fixed import FixedFormat, LogFormat, PlanFormat, Rounding, stochastic_noise
+from caplet.fixed import FixedFormat, PlanFormat, Rounding, stochastic_noise
 from caplet.fixed import softmax as integer_softmax
 from caplet.fixed import squash as integer_squash
 from caplet.fixed.squash import check_squash_formats, squash_factor
@@ -228,7 +228,7 @@ class FakeQuant(Handler):
 
     def _noise(self, key: str, iteration: int, like: Tensor) -> Tensor | None:
         """The point's noise with a leading batch axis of 1, where ``like`` is; None where the plan draws none."""
-        if self.plan.rounding is not Rounding.STOCHASTIC or isinstance(self.plan.points[key], LogFormat):
+        if self.plan.rounding_of(key, self.specs[key]) is not Rounding.STOCHASTIC:
             return None
         if (key, iteration) not in self._noises:
             noise = point_noise(self.plan.seed, key, self.specs[key], iteration)
