@@ -363,8 +363,8 @@ def smallest_accepted(rungs: int, start: int, look: Callable[[int, float], bool 
 
     >>> smallest_accepted(5, 2, lambda index, error: index <= 3, 0.05)
     3
-    >>> smallest_accepted(5, 2, lambda index, error: index <= 0, 0.05)
-    0
+    >>> smallest_accepted(9, 8, lambda index, error: index <= 6, 0.05)
+    6
     """
     spent, accepted = _SEQUENCE_ERROR * error, None
     for index in (*range(start, -1, -1), *range(start + 1, rungs)) if rungs else ():
@@ -380,15 +380,21 @@ def smallest_accepted(rungs: int, start: int, look: Callable[[int, float], bool 
                 break
             start = start if verdict is None else index
         return start
-    remaining, step = error - spent, 1
+    remaining, step, rejected = error - spent, 1, start
     while start > 0:
         start, step = max(0, start - step), 2 * step
         spent = remaining / 2 if start else remaining
         verdict = look(start, spent)
         if verdict:
+            while start + 1 < rejected:  # a plan that is accepted passes its error on, to one between
+                middle = (start + rejected) // 2
+                verdict = look(middle, spent)
+                if verdict is False:
+                    break
+                start, rejected = (middle, rejected) if verdict else (start, middle)
             return start
         if verdict is None:
             step = 1
         else:
-            remaining -= spent
+            remaining, rejected = remaining - spent, start
     return None
