@@ -78,21 +78,27 @@ int32_t caplet_code(const caplet_constant *constant, uint32_t index)
         unpack_eights(constant, first, count, (int8_t *)scratch, eights_of_##BITS);                             \
     }
 
-/* Signed codes of 2 to 7 bits: one by one up to a byte's start, then eight at a time, then one by one. */
+/* Signed codes of 2 to 7 bits, eight at a time; of the first and the last eight only those that are wanted. */
 static CAPLET_APART void unpack_eights(const caplet_constant *constant, uint32_t first, uint32_t count, int8_t *to,
                                        void eights(const uint8_t *bytes, int8_t *to, const int8_t *end))
 {
-    const uint32_t bits = constant->bits;
-    const uint32_t period = bits == 4 ? 2u : bits & 1u ? 8u : 4u; /* codes from one byte's start to the next */
-    uint32_t before = (0u - first) & (period - 1u), whole;
-    before = before < count ? before : count;
-    if (before > 0) {
-        caplet_unpack(constant, first, before, to);
-    }
-    first += before, to += before, count -= before, whole = count & ~7u;
-    eights((const uint8_t *)constant->data + (first * bits >> 3), to, to + whole);
-    if (count > whole) {
-        caplet_unpack(constant, first + whole, count - whole, to + whole);
+    const uint8_t *bytes = (const uint8_t *)constant->data + (first >> 3) * constant->bits;
+    uint32_t skip = first & 7u;
+    while (count > 0) {
+        int8_t some[8];
+        uint32_t n = skip > 0 || count < 8u ? 8u - skip : count & ~7u, k;
+        if (n < 8u || count < 8u) {
+            n = n < count ? n : count;
+            eights(bytes, some, some + 8);
+            for (k = 0; k < n; k++) {
+                to[k] = some[skip + k];
+            }
+            bytes += constant->bits, skip = 0;
+        } else {
+            eights(bytes, to, to + n);
+            bytes += (n >> 3) * constant->bits;
+        }
+        to += n, count -= n;
     }
 }
 DEFINE_UNPACK(2)
