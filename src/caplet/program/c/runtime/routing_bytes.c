@@ -183,11 +183,11 @@ CAPLET_COLD static void weigh_rest(const caplet_routing_op *op, const int8_t *v,
     }
 }
 
-#define DEFINE_WEIGH(NAME, SIX)                                                                                    \
-    void NAME(const caplet_routing_op *op, const void *votes, const uint16_t *coupling, uint32_t rows, void *acc)  \
-    {                                                                                                              \
-        const uint32_t r = weigh_pairs(op, (const int8_t *)votes, coupling, rows, SIX, (int32_t *)acc);            \
-        weigh_rest(op, (const int8_t *)votes, coupling, r, rows, (int32_t *)acc);                                  \
+#define DEFINE_WEIGH(NAME, SIX)                                                                                   \
+    void NAME(const caplet_routing_op *op, const void *votes, const uint16_t *coupling, uint32_t rows, void *acc) \
+    {                                                                                                             \
+        const uint32_t r = weigh_pairs(op, (const int8_t *)votes, coupling, rows, SIX, (int32_t *)acc);           \
+        weigh_rest(op, (const int8_t *)votes, coupling, r, rows, (int32_t *)acc);                                 \
     }
 DEFINE_WEIGH(caplet_weigh_bytes, 0)
 DEFINE_WEIGH(caplet_weigh_bytes_6, 1)
