@@ -263,7 +263,7 @@ def _add(op: ops.Add, to: Descriptions) -> dict[str, Value]:
 @DESCRIPTORS.of(ops.DenseVotes)
 def _dense_votes(op: ops.DenseVotes, to: Descriptions) -> dict[str, Value]:
     _, in_dim, votes = op.weight.shape
-    sources, lifts, unpack = [], lifts_of(op, to), to.unpack(op.weight)
+    sources, lifts = [], lifts_of(op, to)
     for source in op.sources:
         spec = to.spec(source)
         shape = (spec.shape[0], 1, 1) if len(spec.shape) == 2 else (*spec.shape[:2], spec.shape[2] // in_dim)
@@ -279,12 +279,12 @@ def _dense_votes(op: ops.DenseVotes, to: Descriptions) -> dict[str, Value]:
         selected = to.array(f"{op.name}/selected", np.array(op.selected, dtype=np.uint16))
     weight = to.constant(op.weight, lambda codes: in_pairs(codes.transpose(0, 2, 1)))
     common = max(to.spec(source).format.frac_bits for source in op.sources) + op.weight.format.frac_bits
-    block, bits = votes_together(op.weight) if unpack != _kernel("") else votes, 24 - fixed(to.spec(op.output)).bits
-    values = (len(sources), in_dim, votes, block, common, bits)
+    bits = 24 - fixed(to.spec(op.output)).bits
+    values = (len(sources), in_dim, votes, votes_together(op.weight), common, bits)
     counts = _named("source_count in_dim votes block carry_frac carried_bits", values)
     return {
         "kernel": _vote_kernel(op, to, lifts is not None),
-        "unpack": unpack,
+        "unpack": to.unpack(op.weight),
         "lifts": Ref() if lifts is None else to.array(f"{op.name}/lifts", lifts.astype(np.uint8)),
         **{"sources": Ref(name), "selected": selected, "weight": weight, **counts},
     }

@@ -316,6 +316,7 @@ CAPLET_COLD void caplet_dense_votes(const caplet_dense_votes_op *op, const void 
     const caplet_source *source = source_of(op, &x, input, &first);
     const void *capsule = caplet_at(*x, source->type, first);
     void *const carried = scratch;
+    const uint32_t element = input * op->votes;
     uint32_t count, j;
     if (op->out.rounding == CAPLET_CARRY) {
         const uint32_t half = op->lifts != NULL ? (uint32_t)1 << (op->carried_bits - 1u) : 0u;
@@ -324,11 +325,15 @@ CAPLET_COLD void caplet_dense_votes(const caplet_dense_votes_op *op, const void 
         }
         scratch = (uint8_t *)scratch + (size_t)op->votes * (source->acc.wide ? 8u : 4u);
     }
+    if (op->unpack == NULL) {
+        const void *w = caplet_row(&op->weight, NULL, element * op->in_dim, 0, NULL);
+        op->kernel(op, source, capsule, w, 0, op->votes, row, element, carried);
+        return;
+    }
     for (j = 0; j < op->votes; j += count) {
-        const void *w;
         count = op->votes - j < op->block ? op->votes - j : op->block;
-        w = caplet_row(&op->weight, op->unpack, (input * op->votes + j) * op->in_dim, count * op->in_dim, scratch);
-        op->kernel(op, source, capsule, w, j, count, row, input * op->votes, carried);
+        op->unpack(&op->weight, (element + j) * op->in_dim, count * op->in_dim, scratch);
+        op->kernel(op, source, capsule, scratch, j, count, row, element, carried);
     }
 }
 

@@ -40,9 +40,9 @@
 #define CAPLET_SMALL_CODE 1
 #endif
 
-/* There, a function that runs rarely, or but a little each time: small code rather than fast; and one that such a
- * function calls often. */
-#if defined(__GNUC__) && defined(CAPLET_SMALL_CODE)
+/* There, a function that runs rarely, or but a little each time: small code rather than fast, but where vectors make
+ * everything else take little time; and one that such a function calls often. */
+#if defined(__GNUC__) && defined(CAPLET_SMALL_CODE) && !defined(CAPLET_VECTORS)
 #define CAPLET_COLD __attribute__((cold, noinline))
 #define CAPLET_HOT __attribute__((hot, noinline))
 #else

@@ -17,8 +17,8 @@ enum { TOGETHER = 4 };
     } while (0)
 
 /*
- * sums[d] += weight * v[r * row + d] over an even number of rows, whose weights lie in pairs up to `end`. six: dim is 6,
- * which takes one loop.
+ * sums[d] += weight * v[r * row + d] over an even number of rows, whose weights lie in pairs up to `end`. six: dim is
+ * 6, which takes one loop.
  */
 CAPLET_COPIED void weigh_rows(int32_t *restrict sums, const uint32_t *restrict weights, const uint32_t *end,
                               const int8_t *restrict v, uint32_t row, uint32_t dim, uint32_t six)
