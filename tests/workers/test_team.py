@@ -258,7 +258,7 @@ def test_a_connection_that_breaks_is_noticed(scheduler: str, monkeypatch: pytest
                 list(team.map(product, asked, name))
 
 
-def test_a_worker_that_stays_paused_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_stays_paused_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Dask gives no tasks to a worker above its memory limit; without a nanny, nobody starts it again."""
     distributed, notes = pytest.importorskip("distributed"), list[str]()
     for module, name_, seconds in ((caplet.workers.team, "SILENCE", 0.2), (places, "PAUSED", 1.0)):
@@ -272,7 +272,7 @@ def test_a_worker_that_stays_paused_is_named(monkeypatch: pytest.MonkeyPatch) ->
             pytest.raises(WorkerError, match=f"worker {address} is paused: it uses .* MB, its limit is 50; nothing"),
             WorkerSettings(cluster=started.scheduler_address).open(notes.append) as team,
         ):
-            list(team.map(product, [(team.parcel(Sheet, 1, Path()), 0)], name))
+            list(team.map(product, [(team.parcel(Sheet, 1, tmp_path), 0)], name))
     assert [f"warning: worker {address}" in note for note in notes] == [True]
 
 
