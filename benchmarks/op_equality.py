@@ -7,7 +7,8 @@ others in plain C: those of the DSP extension, of Helium, and the products of AV
 
 With --part K N, only the K-th of N parts runs, with ops of its own; its record can be joined with the others' by hand.
 
-With --boards, the ops run in firmware on emulated boards instead, as devices compute them.
+With --boards, the ops run in firmware on emulated boards instead, as devices compute them; with --minutes, each board
+stops after so many, and the record says how many cases it had.
 
     python benchmarks/op_equality.py                     # 1,000,000 cases, writes benchmarks/records/<name>.json
     python benchmarks/op_equality.py --cases 20000 --no-record
@@ -70,15 +71,15 @@ def compare(cases: int, batch: int, seed: tuple[int, ...]) -> dict[str, object]:
     return {"kinds": counts, "first_difference": first}
 
 
-def on_boards(names: list[str], cases: int, batch: int, seed: int) -> dict[str, dict[str, int]]:
+def on_boards(names: list[str], cases: int, batch: int, seed: int, minutes: float) -> dict[str, dict[str, int]]:
     """Random ops on emulated boards, a hundred in each firmware; the same ones on every board. Processors of ``ARM``
     compute them as the host runtime does."""
     counts = {}
     for name in names:
-        draw, total, differing = RandomOps(seed), 0, 0
+        draw, total, differing, end = RandomOps(seed), 0, 0, time.time() + 60 * minutes
         with tempfile.TemporaryDirectory() as arm_folder:
             arm = emulated_arm(ARM[name], Path(arm_folder)) if name in ARM else None
-            while total < cases:
+            while total < cases and time.time() < end:
                 ops = [draw.draw(kind, None if arm else True) for kind in (*OPS,) * (100 // len(OPS))]
                 both = [(single, draw.inputs(single, batch)) for single in ops]
                 with tempfile.TemporaryDirectory() as folder:
@@ -105,11 +106,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--part", type=int, nargs=2, metavar=("K", "N"), help="only the K-th of N parts")
     parser.add_argument("--boards", nargs="*", default=[], help="emulated ones of device_kernels.py, or of 64-bit Arm")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="at most, for each board")
     parser.add_argument("--no-record", action="store_true")
     settings = parser.parse_args()
     start = time.time()
     if settings.boards:
-        boards = on_boards(settings.boards, settings.cases, settings.batch, settings.seed)
+        boards = on_boards(settings.boards, settings.cases, settings.batch, settings.seed, settings.minutes)
         now = datetime.datetime.now(datetime.UTC)
         record = {
             "command": "python " + shlex.join(["benchmarks/op_equality.py", *sys.argv[1:]]),
