@@ -80,7 +80,8 @@ class Descriptions:
         else:
             values = codes.astype(np.int16) if (bits, kind) == (16, _SIGNED) else pack_bits(codes, bits, fmt.signed)
             if 2 <= bits <= 7:
-                values = np.pad(values, (0, -len(values) % bits))  # kernels unpack eight codes at a time
+                # Kernels unpack eight codes at a time, and read words.
+                values = np.pad(values, (0, -len(values) % bits + (bits == 3)))
         return Struct("caplet_constant", {"data": self.array(constant.key, values), "bits": bits, "kind": kind})
 
     def format(self, name: str, relu: bool = False, high: int | None = None) -> Struct:

@@ -45,8 +45,12 @@ int32_t caplet_code(const caplet_constant *constant, uint32_t index)
 }
 
 #define BYTE(I) ((uint32_t)bytes[I] << (8 * ((I) & 3)))
+#ifdef CAPLET_DSP
+#define FIRST_BYTES(BITS) ((BITS) > 2 ? caplet_load4(bytes) : caplet_load2(bytes))
+#else
 #define FIRST_BYTES(BITS) \
     (BYTE(0) | BYTE(1) | ((BITS) > 2 ? BYTE(2) : 0u) | ((BITS) > 3 ? BYTE(3) : 0u))
+#endif
 #define NEXT_BYTES(BITS) \
     (((BITS) > 4 ? BYTE(4) : 0u) | ((BITS) > 5 ? BYTE(5) : 0u) | ((BITS) > 6 ? BYTE(6) : 0u))
 
@@ -59,15 +63,37 @@ int32_t caplet_code(const caplet_constant *constant, uint32_t index)
 #define CODE(BITS, I)                                                                                             \
     ((int8_t)((int32_t)(PLACE((I) * (BITS), BITS) << (32 - (BITS))) >> (32 - (BITS))))
 
+#ifdef CAPLET_DSP
+/* Four codes, the lowest bits of a word, as bytes: halves apart, bytes apart, then signs. */
+#define FOUR_CODES(BITS, FROM, TO)                                                    \
+    do {                                                                              \
+        const uint32_t from = FROM, pairs = caplet_halves_apart(from, 16 - 2 * (BITS)); \
+        uint32_t codes = (pairs & each) | (pairs << (8 - (BITS)) & others);           \
+        codes = caplet_subtract_bytes(codes ^ sign, sign);                            \
+        __builtin_memcpy(TO, &codes, sizeof codes);                                   \
+    } while (0)
+/* Masks, in registers: then shifts cost nothing. */
+#define MASKS(BITS)                                                                            \
+    const uint32_t each = caplet_in_register(((1u << (BITS)) - 1u) * 0x00010001u);             \
+    const uint32_t others = caplet_in_register(((1u << (BITS)) - 1u) * 0x01000100u);           \
+    const uint32_t sign = caplet_in_register(0x01010101u << ((BITS) - 1));
+#define EIGHT_CODES(BITS) FOUR_CODES(BITS, word, to); FOUR_CODES(BITS, PLACE(4 * (BITS), 4 * (BITS)), to + 4)
+#else
+#define MASKS(BITS)
+#define EIGHT_CODES(BITS)                                                                               \
+    to[0] = CODE(BITS, 0), to[1] = CODE(BITS, 1), to[2] = CODE(BITS, 2), to[3] = CODE(BITS, 3);         \
+    to[4] = CODE(BITS, 4), to[5] = CODE(BITS, 5), to[6] = CODE(BITS, 6), to[7] = CODE(BITS, 7)
+#endif
+
 /* Eight codes at a time, which are BITS bytes. */
 #define DEFINE_UNPACK(BITS)                                                                                     \
     static void eights_of_##BITS(const uint8_t *bytes, int8_t *to, const int8_t *end)                           \
     {                                                                                                           \
+        MASKS(BITS)                                                                                             \
         while (to < end) {                                                                                      \
             const uint32_t word = FIRST_BYTES(BITS);                                                            \
             const uint32_t next = NEXT_BYTES(BITS);                                                             \
-            to[0] = CODE(BITS, 0), to[1] = CODE(BITS, 1), to[2] = CODE(BITS, 2), to[3] = CODE(BITS, 3);         \
-            to[4] = CODE(BITS, 4), to[5] = CODE(BITS, 5), to[6] = CODE(BITS, 6), to[7] = CODE(BITS, 7);         \
+            EIGHT_CODES(BITS);                                                                                  \
             (void)next;                                                                                         \
             bytes += (BITS);                                                                                    \
             to += 8;                                                                                            \
