@@ -22,6 +22,7 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -71,18 +72,19 @@ def compare(cases: int, batch: int, seed: tuple[int, ...]) -> dict[str, object]:
     return {"kinds": counts, "first_difference": first}
 
 
-def on_boards(names: list[str], cases: int, batch: int, seed: int, minutes: float) -> dict[str, dict[str, int]]:
-    """Random ops on emulated boards, a hundred in each firmware, a round of them in little flash: the same ones where
-    there is as much. Processors of ``ARM`` compute them as the host runtime does."""
-    counts = {}
+def on_boards(
+    names: list[str], cases: int, batch: int, seed: int, minutes: float
+) -> Iterator[tuple[str, dict[str, int]]]:
+    """Random ops on emulated boards, a hundred in each firmware, a few with few inputs in little flash, else the same
+    ones. Processors of ``ARM`` compute them as the host runtime does."""
     for name in names:
         draw, total, differing, end = RandomOps(seed), 0, 0, time.time() + 60 * minutes
         with tempfile.TemporaryDirectory() as arm_folder:
             arm = emulated_arm(ARM[name], Path(arm_folder)) if name in ARM else None
             while total < cases and time.time() < end:
-                rounds = 1 if name == "cortex-m0" else 100 // len(OPS)
-                ops = [draw.draw(kind, None if arm else True) for kind in (*OPS,) * rounds]
-                both = [(single, draw.inputs(single, batch)) for single in ops]
+                little = name == "cortex-m0"
+                ops = [draw.draw(kind, None if arm else True) for kind in (*OPS,) * (1 if little else 100 // len(OPS))]
+                both = [(single, draw.inputs(single, batch // 4 if little else batch)) for single in ops]
                 with tempfile.TemporaryDirectory() as folder:
                     if arm is not None:
                         found = len(ops) * batch, len(differing_cases(arm, both))
@@ -90,8 +92,7 @@ def on_boards(names: list[str], cases: int, batch: int, seed: int, minutes: floa
                         found = differing_on_device(board_of(name), both, Path(folder), (), prepare)
                 total, differing = total + found[0], differing + found[1]
                 print(name, total, differing, flush=True)
-        counts[name] = {"cases": total, "differing_cases": differing}
-    return counts
+        yield name, {"cases": total, "differing_cases": differing}
 
 
 def compiler_of(name: str) -> str:
@@ -112,17 +113,19 @@ def main() -> int:
     settings = parser.parse_args()
     start = time.time()
     if settings.boards:
-        boards = on_boards(settings.boards, settings.cases, settings.batch, settings.seed, settings.minutes)
-        now = datetime.datetime.now(datetime.UTC)
-        record = {
-            "command": "python " + shlex.join(["benchmarks/op_equality.py", *sys.argv[1:]]),
-            "date": now.isoformat(timespec="seconds"),
-            "compiler": {name: compiler_of(name) for name in boards},
-            "seconds": round(time.time() - start, 1),
-            "boards": boards,
-        }
-        if not settings.no_record:
-            (RECORDS / f"{now:%Y-%m-%d}-op-equality-boards.json").write_text(json.dumps(record, indent=1) + "\n")
+        boards = {}
+        for name, counts in on_boards(settings.boards, settings.cases, settings.batch, settings.seed, settings.minutes):
+            boards[name] = counts
+            now = datetime.datetime.now(datetime.UTC)
+            record = {
+                "command": "python " + shlex.join(["benchmarks/op_equality.py", *sys.argv[1:]]),
+                "date": now.isoformat(timespec="seconds"),
+                "compiler": {name: compiler_of(name) for name in boards},
+                "seconds": round(time.time() - start, 1),
+                "boards": boards,
+            }
+            if not settings.no_record:
+                (RECORDS / f"{now:%Y-%m-%d}-op-equality-boards.json").write_text(json.dumps(record, indent=1) + "\n")
         return int(any(entry["differing_cases"] for entry in boards.values()))
     part, parts = settings.part or (1, 1)
     result = compare(settings.cases // parts, settings.batch, (settings.seed, part) if parts > 1 else (settings.seed,))
