@@ -82,7 +82,7 @@ def on_boards(
         with tempfile.TemporaryDirectory() as arm_folder:
             arm = emulated_arm(ARM[name], Path(arm_folder)) if name in ARM else None
             while total < cases and time.time() < end:
-                little = name == "cortex-m0"
+                little = name in ("cortex-m0", "cortex-m55")
                 ops = [draw.draw(kind, None if arm else True) for kind in (*OPS,) * (1 if little else 100 // len(OPS))]
                 both = [(single, draw.inputs(single, batch // 4 if little else batch)) for single in ops]
                 with tempfile.TemporaryDirectory() as folder:
