@@ -64,7 +64,7 @@ static inline uint32_t caplet_high_halves(uint32_t a, uint32_t b)
 
 /* The low half of a word, and the high half of that word shifted left. */
 #define caplet_halves_apart(WORD, LEFT)                                                     \
-    ({                                                                                      \
+    __extension__({                                                                         \
         uint32_t pair;                                                                      \
         __asm__ volatile("pkhbt %0, %1, %1, lsl %2" : "=r"(pair) : "r"(WORD), "i"(LEFT));   \
         pair;                                                                               \
