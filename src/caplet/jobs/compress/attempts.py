@@ -251,8 +251,8 @@ class Attempts:
         Where no plan of the search lost little enough, training wins back what computed tensors of bytes cost, too.
         """
         model = found.model
-        plan = in_bytes(found.plan, self.calibrated(model)) if "max_drop" in found.missed else found.plan
-        plan = self.narrower(model, plan)
+        start = in_bytes(found.plan, self.calibrated(model)) if "max_drop" in found.missed else found.plan
+        plan = self.narrower(model, start)
         if plan is None:
             self.note("no width remains to narrow by training")
             return
