@@ -7,7 +7,8 @@ others in plain C: those of the DSP extension, of Helium, and the products of AV
 
 With --part K N, only the K-th of N parts runs, with ops of its own; its record can be joined with the others' by hand.
 
-With --boards, the ops run in firmware on emulated boards instead, as devices compute them.
+With --boards, the ops run in firmware on emulated boards instead, as devices compute them; with --minutes, each board
+stops after so many, and the record says how many cases it had.
 
     python benchmarks/op_equality.py                     # 1,000,000 cases, writes benchmarks/records/<name>.json
     python benchmarks/op_equality.py --cases 20000 --no-record
@@ -21,6 +22,7 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -70,17 +72,19 @@ def compare(cases: int, batch: int, seed: tuple[int, ...]) -> dict[str, object]:
     return {"kinds": counts, "first_difference": first}
 
 
-def on_boards(names: list[str], cases: int, batch: int, seed: int) -> dict[str, dict[str, int]]:
-    """Random ops on emulated boards, a hundred in each firmware; the same ones on every board. Processors of ``ARM``
-    compute them as the host runtime does."""
-    counts = {}
+def on_boards(
+    names: list[str], cases: int, batch: int, seed: int, minutes: float
+) -> Iterator[tuple[str, dict[str, int]]]:
+    """Random ops on emulated boards, a hundred in each firmware, a few with few inputs in little flash, else the same
+    ones. Processors of ``ARM`` compute them as the host runtime does."""
     for name in names:
-        draw, total, differing = RandomOps(seed), 0, 0
+        draw, total, differing, end = RandomOps(seed), 0, 0, time.time() + 60 * minutes
         with tempfile.TemporaryDirectory() as arm_folder:
             arm = emulated_arm(ARM[name], Path(arm_folder)) if name in ARM else None
-            while total < cases:
-                ops = [draw.draw(kind, None if arm else True) for kind in (*OPS,) * (100 // len(OPS))]
-                both = [(single, draw.inputs(single, batch)) for single in ops]
+            while total < cases and time.time() < end:
+                little = name in ("cortex-m0", "cortex-m55")
+                ops = [draw.draw(kind, None if arm else True) for kind in (*OPS,) * (1 if little else 100 // len(OPS))]
+                both = [(single, draw.inputs(single, batch // 4 if little else batch)) for single in ops]
                 with tempfile.TemporaryDirectory() as folder:
                     if arm is not None:
                         found = len(ops) * batch, len(differing_cases(arm, both))
@@ -88,8 +92,7 @@ def on_boards(names: list[str], cases: int, batch: int, seed: int) -> dict[str, 
                         found = differing_on_device(board_of(name), both, Path(folder), (), prepare)
                 total, differing = total + found[0], differing + found[1]
                 print(name, total, differing, flush=True)
-        counts[name] = {"cases": total, "differing_cases": differing}
-    return counts
+        yield name, {"cases": total, "differing_cases": differing}
 
 
 def compiler_of(name: str) -> str:
@@ -105,21 +108,24 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--part", type=int, nargs=2, metavar=("K", "N"), help="only the K-th of N parts")
     parser.add_argument("--boards", nargs="*", default=[], help="emulated ones of device_kernels.py, or of 64-bit Arm")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="at most, for each board")
     parser.add_argument("--no-record", action="store_true")
     settings = parser.parse_args()
     start = time.time()
     if settings.boards:
-        boards = on_boards(settings.boards, settings.cases, settings.batch, settings.seed)
-        now = datetime.datetime.now(datetime.UTC)
-        record = {
-            "command": "python " + shlex.join(["benchmarks/op_equality.py", *sys.argv[1:]]),
-            "date": now.isoformat(timespec="seconds"),
-            "compiler": {name: compiler_of(name) for name in boards},
-            "seconds": round(time.time() - start, 1),
-            "boards": boards,
-        }
-        if not settings.no_record:
-            (RECORDS / f"{now:%Y-%m-%d}-op-equality-boards.json").write_text(json.dumps(record, indent=1) + "\n")
+        boards = {}
+        for name, counts in on_boards(settings.boards, settings.cases, settings.batch, settings.seed, settings.minutes):
+            boards[name] = counts
+            now = datetime.datetime.now(datetime.UTC)
+            record = {
+                "command": "python " + shlex.join(["benchmarks/op_equality.py", *sys.argv[1:]]),
+                "date": now.isoformat(timespec="seconds"),
+                "compiler": {name: compiler_of(name) for name in boards},
+                "seconds": round(time.time() - start, 1),
+                "boards": boards,
+            }
+            if not settings.no_record:
+                (RECORDS / f"{now:%Y-%m-%d}-op-equality-boards.json").write_text(json.dumps(record, indent=1) + "\n")
         return int(any(entry["differing_cases"] for entry in boards.values()))
     part, parts = settings.part or (1, 1)
     result = compare(settings.cases // parts, settings.batch, (settings.seed, part) if parts > 1 else (settings.seed,))

@@ -121,6 +121,12 @@ def test_a_line_tells_of_each_trial_what_is_best_and_the_time_left(notes: list[s
     assert sum(bool(re.match(r"  best so far .*; about \d+ minutes left", text)) for text in notes) == 3
 
 
+def test_time_alone_ends_the_trials_where_only_it_is_given(splits: Splits, run: Path, tmp_path: Path) -> None:
+    """The first one takes longer than there is time for."""
+    assert SweepSettings().most == 40
+    assert len([each for each in trials(splits, tmp_path, trials=None, minutes=1e-4) if each.state == "made"]) == 1
+
+
 def test_every_mark_that_was_made_leads_to_its_page(run: Path) -> None:
     page = (run / "report.html").read_text()
     links = set(re.findall(r'<a href="([\w/]+/report\.html)">', page))

@@ -61,8 +61,10 @@ def test_codes_are_unpacked_from_anywhere(bits: int) -> None:
     codes = np.random.default_rng(bits).integers(-half, half, size=80)
     packed = np.ascontiguousarray(pack_bits(codes, bits, True))
     constant = _Constant(packed.ctypes.data, bits, constants()["CAPLET_SIGNED"])
-    library = load_library(build_library())
-    for kernel in (getattr(library, f"caplet_unpack_{bits}"), library.caplet_unpack):
+    support = Path(__file__).parents[1] / "support"
+    libraries = [load_library(build_library(flags=flags)) for flags in ((), ("-DCAPLET_EMULATE_DSP", f"-I{support}"))]
+    kernels = [getattr(library, f"caplet_unpack_{bits}") for library in libraries]
+    for kernel in (*kernels, libraries[0].caplet_unpack):
         for first in range(20):
             for count in (*range(1, 20), 40):
                 found = np.full(count + 1, 99, np.int8)

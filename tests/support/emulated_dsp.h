@@ -52,6 +52,18 @@ static inline uint32_t caplet_high_halves(uint32_t a, uint32_t b)
     return caplet_pair(a >> 16, b >> 16);
 }
 
+static inline uint32_t caplet_halves_apart(uint32_t w, uint32_t left)
+{
+    return caplet_pair(w, w << left >> 16);
+}
+
+#define caplet_in_register(CONSTANT) (CONSTANT)
+
+static inline uint32_t caplet_subtract_bytes(uint32_t a, uint32_t b)
+{
+    return ((a | 0x80808080u) - (b & 0x7F7F7F7Fu)) ^ ((a ^ ~b) & 0x80808080u);
+}
+
 /* The same two pairs of bytes, added to a pair of sums. */
 static inline uint32_t caplet_add_signed_02(uint32_t sums, uint32_t w)
 {

@@ -18,7 +18,7 @@ from caplet.jobs.compress.settings import CompressSettings
 from caplet.models.backbone import backbone_caps
 from caplet.prune.backbone import BackbonePruned, prune_backbone
 from caplet.prune.choices import BackbonePruneSettings
-from caplet.quant.choices import Part
+from caplet.quant.choices import Method
 from caplet.runs.records import Pruned
 from caplet.train.finetune import weights_digest
 from caplet.train.loss import margin_loss
@@ -120,25 +120,34 @@ def test_a_run_folder_that_a_worker_does_not_see(tmp_path: Path) -> None:
             _row(None, task)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", ["ilp", pytest.param("progressive", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["", *(pytest.param(each, marks=pytest.mark.slow) for each in Method)])
 def test_searches_are_the_same(method: str, away: WorkerSettings, trained: Path, tmp_path: Path) -> None:
-    """Logs but for times, plans and integers; with ``ilp`` also the noise of fitted weights."""
-    fitted = (Part.PER_CHANNEL, Part.BIAS, Part.ROUNDING) if method == "ilp" else ()
-    asked = as_measured(method=method, tolerance=10.0, reconstruct=fitted)
-    names = ("tuning.jsonl", "sensitivities.jsonl", "search.json", "plan_satisfied.json", "model_satisfied.caplet")
+    """Logs but for times, notes, plans and integers, of each method alone and of the default effort."""
+    asked = as_measured(method=method, tolerance=10.0) if method else api.QuantizeSettings(tolerance=10.0)
+    names = ["tuning.jsonl", "sensitivities.jsonl", "search.json", "plan_satisfied.json", "model_satisfied.caplet"]
+    names += ["predictions.json", "flips.json", "splits.json", "settings.json"]
 
     def found(folder: Path, workers: WorkerSettings | None) -> dict[str, Any]:
         model, splits = api.load_float(trained / "model.safetensors"), api.load_data("digits", calibration_size=120)
-        metrics = api.quantize(model, splits, folder, asked, workers=workers).metrics
+        notes: list[str] = []
+        metrics = api.quantize(model, splits, folder, asked, workers=workers, note=notes.append).metrics
         same = {**metrics["search"], "seconds": 0}
-        probes = [{**json.loads(line), "seconds": 0} for line in (folder / "probes.jsonl").open()]
-        return {name: (folder / name).read_bytes() for name in names} | {"search": same, "probes": probes}
+        logs = [
+            path.read_text().splitlines()
+            for path in (folder / "probes.jsonl", folder / "trials.jsonl")
+            if path.exists()
+        ]
+        probes = [{**json.loads(line), "seconds": 0} for lines in logs for line in lines]
+        files: dict[str, Any] = {name: (folder / name).read_bytes() for name in names}
+        return files | {"search": same, "probes": probes, "notes": notes}
 
     here, there = found(tmp_path / "here", ALONE), found(tmp_path / "there", away)
     assert here == there
-    assert found(tmp_path / "plain", None) == here
-    assert here["sensitivities.jsonl"].count(b"\n") > 10
-    assert (b'"fitted"' in here["sensitivities.jsonl"]) == (method == "ilp")
+    if method == "qcapsnets":
+        assert found(tmp_path / "plain", None) == here
+    assert len(here["probes"]) > 5
+    assert (here["sensitivities.jsonl"].count(b"\n") > 10) == (method != "qcapsnets")
+    assert (b'"fitted"' in here["sensitivities.jsonl"]) == (not method)
 
 
 def test_a_resumed_search_measures_nothing_again(trained: Path, tmp_path: Path) -> None:

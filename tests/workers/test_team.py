@@ -244,7 +244,7 @@ class Silent(Executor):
         return Future()
 
 
-@pytest.mark.parametrize("attribute", ["status", "scheduler_comm"])
+@pytest.mark.parametrize("attribute", ["status", "_way"])
 def test_a_connection_that_breaks_is_noticed(scheduler: str, monkeypatch: pytest.MonkeyPatch, attribute: str) -> None:
     """The client has given up, or has found another way, on which nobody knows what was asked."""
     monkeypatch.setattr(caplet.workers.team, "SILENCE", 0.1)
@@ -253,9 +253,27 @@ def test_a_connection_that_breaks_is_noticed(scheduler: str, monkeypatch: pytest
         asked = [(team.parcel(Sheet, 1, Path()), 0)]
         with monkeypatch.context() as broken:
             broken.setattr(team, "executor", Silent())
-            broken.setattr(team._client, attribute, "closed")
+            broken.setattr(team if attribute == "_way" else team._client, attribute, "closed")
             with pytest.raises(WorkerError, match="went away, or the connection to it"):
                 list(team.map(product, asked, name))
+
+
+def test_a_worker_that_stays_paused_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Dask gives no tasks to a worker above its memory limit; without a nanny, nobody starts it again."""
+    distributed, notes = pytest.importorskip("distributed"), list[str]()
+    for module, name_, seconds in ((caplet.workers.team, "SILENCE", 0.2), (places, "PAUSED", 1.0)):
+        monkeypatch.setattr(module, name_, seconds)
+    here: dict[str, Any] = {"processes": False, "protocol": "tcp", "host": "127.0.0.1", "dashboard_address": ":0"}
+    with distributed.LocalCluster(1, threads_per_worker=1, memory_limit="50MB", **here) as started:
+        address, until = started.workers[0].address, time.monotonic() + 60
+        while started.workers[0].status.name != "paused" and time.monotonic() < until:
+            time.sleep(0.05)
+        with (
+            pytest.raises(WorkerError, match=f"worker {address} is paused: it uses .* MB, its limit is 50; nothing"),
+            WorkerSettings(cluster=started.scheduler_address).open(notes.append) as team,
+        ):
+            list(team.map(product, [(team.parcel(Sheet, 1, tmp_path), 0)], name))
+    assert [f"warning: worker {address}" in note for note in notes] == [True]
 
 
 def test_a_worker_of_another_version_is_refused_by_name(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -244,7 +244,7 @@ class StepBuilder:
     def _routing(self, op: Routing, struct: Struct) -> Struct | None:
         """Descriptor for ``caplet_host_route``; None where it does not do this routing."""
         names = [struct.fields[name].name for name in ("weigh", "update")]  # type: ignore[union-attr]
-        if names[0] != "caplet_weigh_bytes" or names[1] == "caplet_update_any" or self._noisy(op.coupling):
+        if names[0] == "caplet_weigh_any" or names[1] == "caplet_update_any" or self._noisy(op.coupling):
             return None
         fields, (inputs, outputs, dim) = dict(struct.fields), self.tensors[op.votes].shape
         if op.logits is not None:

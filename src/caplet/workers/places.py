@@ -25,6 +25,8 @@ from caplet.workers.team import Parcel, Team, forget, identity, packed
 R = TypeVar("R")
 SECONDS = 5.0
 """To wait for an answer from a scheduler's address."""
+PAUSED = 60.0
+"""Seconds without a result after which it is an error that Dask has paused a worker and no other one has work."""
 _MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}  # as the command line sets it
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", **_MALLOC}
 
@@ -169,6 +171,7 @@ class Cluster(Team):
             raise ConfigError(f"{text}; start one with: dask scheduler") from None
         super().__init__(1, self._client.get_executor(pure=False))
         self._address, self._way, self.expected = address, self._client.scheduler_comm, identity()
+        self._note, self._told = note, set[str]()
         self._parcels: dict[str, Parcel] = {}
         workers = self._client.run(identity, on_error="return")
         if not workers:
@@ -186,10 +189,35 @@ class Cluster(Team):
         threads: dict[str, int] = self._client.nthreads()
         return max(1, sum(threads.values()))
 
-    def check(self) -> None:
-        """See :meth:`Team.check`. With its connection a client forgets what was asked; not all that wait are told."""
+    def check(self, silent: float = 0.0) -> None:
+        """See :meth:`Team.check`. With its connection a client forgets what was asked; not all that wait are told.
+
+        A worker without nanny that uses most of its memory limit gets no more tasks, and may wait so for ever.
+        """
         if self._client.status != "running" or self._client.scheduler_comm is not self._way:
             raise WorkerError(f"--cluster {self._address}: the scheduler went away, or the connection to it")
+        if not silent:
+            return
+        try:
+            known = self._client.sync(self._client.scheduler.identity, callback_timeout=SECONDS)["workers"]
+        except OSError:  # no answer in time: the next check sees why
+            return
+        paused, at_work = dict[str, str](), False
+        for address, worker in known.items():
+            held = worker["status"] == "paused"
+            if held:
+                used, limit = worker["metrics"].get("memory", 0), worker["memory_limit"]
+                paused[address] = (
+                    f"worker {address} is paused: it uses {used / 1e6:,.0f} MB, its limit is {limit / 1e6:,.0f}"
+                )
+            counts = worker["metrics"].get("task_counts", {})
+            at_work |= any(counts.get(state) for state in ("executing", *(() if held else ("flight", "fetch"))))
+        for address in paused.keys() - self._told:
+            self._note(f"warning: {paused[address]}; Dask gives it no tasks until it uses less")
+        self._told |= paused.keys()
+        if paused and not at_work and silent >= PAUSED:
+            more = "nothing else goes on; start it with more (dask worker --memory-limit); --resume goes on"
+            raise WorkerError(f"{next(iter(paused.values()))}; {more}")
 
     def lost(self, error: Exception) -> int:
         from distributed import KilledWorker

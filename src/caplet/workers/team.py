@@ -164,8 +164,8 @@ class Team:
         finally:
             _set_threads(before)
 
-    def check(self) -> None:
-        """Raise WorkerError where nobody will answer any more."""
+    def check(self, silent: float = 0.0) -> None:
+        """Raise WorkerError where nobody will answer any more; there was no result for ``silent`` seconds."""
 
     def warm(self, module: str, tasks: int) -> None:
         """Let workers for so many tasks start, and import a module, while this process does something else."""
@@ -213,14 +213,17 @@ class Team:
         """As :meth:`map`, with each task's number, in the order in which they are done; failures in their place."""
         waiting, losses, ends = deque(range(len(tasks))), Counter[int](), Counter[bool]()
         running: dict[Future[R], int] = {}
+        silent = 0.0
         try:
             while waiting or running:
                 while waiting and len(running) < self.under_way:
                     parcel, task = tasks[waiting[0]]
                     asked: Any = (self.expected, self.threads, *parcel, function, task)
                     running[self.executor.submit(measure, *asked)] = waiting.popleft()
-                if not (done := wait(running, SILENCE, return_when=FIRST_COMPLETED).done):
-                    self.check()
+                done = wait(running, SILENCE, return_when=FIRST_COMPLETED).done
+                silent = 0.0 if done else silent + SILENCE
+                if silent:
+                    self.check(silent)
                 for future in done:
                     number = running.pop(future)
                     found: R | Failed

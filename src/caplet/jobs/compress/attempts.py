@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from caplet.lower import lower
 from caplet.metrics import paired
 from caplet.models.base import CapsNet
 from caplet.models.cost import cost_of
-from caplet.nn.points import Role
+from caplet.nn.points import Role, Storage
 from caplet.program import Program
 from caplet.program.file import load_program
 from caplet.program.program import CODE_BYTES
@@ -81,6 +81,13 @@ class Attempt:
     def plan(self) -> QuantPlan:
         """The plan, from the file beside the Program's."""
         return QuantPlan.load(self.path.with_name(f"plan_{self.path.stem.removeprefix('model_')}.json"))
+
+
+def in_bytes(plan: QuantPlan, calibration: Calibration) -> QuantPlan:
+    """``plan`` with computed tensors of at most 8 bits, which are wide enough for votes not to carry."""
+    computed = [key for key, spec in calibration.specs.items() if spec.storage is Storage.RAM]
+    wide = {key: calibration.format(key, 8) for key in computed if plan.points[key].bits > 8}
+    return replace(plan.with_formats(wide), rounding=plan.rounding.alone)
 
 
 class Attempts:
@@ -239,9 +246,13 @@ class Attempts:
         return max(least, limit - CODE_BYTES - TABLE_BYTES)
 
     def finetuned(self, found: Attempt, name: str) -> None:
-        """Quantization-aware training with narrower weights than the search's."""
+        """Quantization-aware training with narrower weights than the search's.
+
+        Where no plan of the search lost little enough, training wins back what computed tensors of bytes cost, too.
+        """
         model = found.model
-        plan = self.narrower(model, found.plan)
+        start = in_bytes(found.plan, self.calibrated(model)) if "max_drop" in found.missed else found.plan
+        plan = self.narrower(model, start)
         if plan is None:
             self.note("no width remains to narrow by training")
             return

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from caplet.data import Splits
 from caplet.data.images import augment
@@ -187,7 +187,7 @@ def new_loss_limit(n: int, lost: int, gained: int, error: float) -> float:
     >>> round(new_loss_limit(5000, 18, 14, 0.05), 2), round(new_loss_limit(5000, 0, 0, 0.05), 2)
     (0.32, 0.07)
     """
-    z, loss = float(norm.ppf(1 - error)), (lost - gained) / n
+    z, loss = float(ndtri(1 - error)), (lost - gained) / n
     rate = min(1.0, (lost + gained + z**2) / n)
     return 100 * min(1.0, loss + z * math.sqrt(max(rate - loss**2, 0.0) * (1 / n + 1 / NEW_IMAGES)))
 
@@ -251,7 +251,7 @@ def images_needed(changed: float, loss: float, tolerance: float, error: float) -
     slack = (tolerance - loss) / 100
     if slack <= 0:
         return math.inf
-    per_image = (slack / float(norm.ppf(1 - error))) ** 2 / max(changed, 1e-9) - 1 / NEW_IMAGES
+    per_image = (slack / float(ndtri(1 - error))) ** 2 / max(changed, 1e-9) - 1 / NEW_IMAGES
     return 1 / per_image if per_image > 0 else math.inf
 
 

@@ -24,8 +24,8 @@ from caplet.jobs.quantize.promise import divide, provable_tolerance
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.report import PAGE, write_report
 from caplet.jobs.run import begin
-from caplet.jobs.sweep.networks import BITS, MODEL, PLANS, PROGRAM, Maker, Network, draw
-from caplet.jobs.sweep.settings import SweepSettings
+from caplet.jobs.sweep.networks import BITS, MODEL, PLANS, PROGRAM, WEIGHT_BITS, Maker, Network, draw
+from caplet.jobs.sweep.settings import UNTIMED, SweepSettings
 from caplet.metrics import accuracy
 from caplet.models.checkpoint import load_model
 from caplet.program.file import load_program
@@ -45,8 +45,8 @@ RANDOM, JUDGED, REFUSED = 12, 5, 200
 """Trials drawn without regard to others; finished before others are stopped; draws in a row that may fit no limit."""
 SMALL, ACCURATE = 0.5, 0.1
 """Half the flash is worth 2 to this power times as many errors, where the smallest network is wanted and where not."""
-UNPACKING_BYTES = 1_500
-"""Flash for code that unpacks weights, and for their rows, which end with a byte."""
+ROW_BYTES = 700
+"""Flash for rows of packed weights, which end with a byte."""
 _FOUND, _SIZES, _TAKEN = "found", "sizes", ("failed", "stopped", "made")
 """Attributes of a trial: its :class:`TrialMetrics`, in the end; what its network is to take. States that count."""
 
@@ -167,8 +167,9 @@ class _Sweep:
             except FolderInUse:
                 others += 1
         spent, minutes = time.monotonic() - self.began, self.settings.minutes  # one more trial, and the finalists, too
-        in_time = minutes is None or spent + self.left(self.settings.trials - 1) < 60 * minutes
-        more = in_time and len(self.found(*_TAKEN)) + others < self.settings.trials
+        in_time = minutes is None or spent + self.left(self.settings.most - 1) < 60 * minutes
+        taken = len(self.found(*_TAKEN)) + others
+        more = taken < self.settings.most and (in_time or not taken)
         for _ in range(REFUSED if more else 0):
             if (new := self.ask()) is not None:
                 held.enter_context(self.opened(new, False))
@@ -178,7 +179,7 @@ class _Sweep:
             told = outlook([min(values, key=limits.distance)], limits) if values else ("larger images",)
             raise TargetNotMet(
                 f"no network within the limits was found among {len(self.drawn())} that were drawn; what would have to"
-                f" give for the nearest one, in {BITS} bits: {told[0]}"
+                f" give for the nearest one, with weights of {WEIGHT_BITS} bits: {told[0]}"
             )
         return None, others > 0
 
@@ -232,9 +233,12 @@ class _Sweep:
             found = replace(found, state="failed", about=str(error))
         self.tell(trial, found)
         ended = len(self.found(*_TAKEN))
-        self.note(f"trial {found.number} ({ended} of {self.settings.trials}): {_described(found)}")
+        of = f" of {self.settings.most}" * (self.settings.most < UNTIMED)
+        self.note(f"trial {found.number} ({ended}{of}): {_described(found)}")
+        rest = 60 * (self.settings.minutes or math.inf) - (time.monotonic() - self.began)
         for best in self.found("made")[:1]:
-            self.note(f"  best so far {_described(best)}; about {self.left(ended) / 60:.0f} minutes left")
+            left = max(0.0, min(rest, self.left(ended))) / 60
+            self.note(f"  best so far {_described(best)}; about {left:.0f} minutes left")
 
     def valued(self, found: TrialMetrics) -> TrialMetrics:
         """With what is minimised: the logarithm of the errors, and a part of that of the flash."""
@@ -248,7 +252,7 @@ class _Sweep:
         spent = [row.seconds for row in self.found("stopped", "made")]
         maker, count = self.maker, self.settings.finalists
         full = maker.recipe(True).epochs * len(maker.splits.train)
-        rest = max(0, self.settings.trials - ended) + count * full / (maker.recipe(False).epochs * len(maker.few.train))
+        rest = max(0, self.settings.most - ended) + count * full / (maker.recipe(False).epochs * len(maker.few.train))
         return rest * sum(spent) / max(1, len(spent))
 
     def finals(self) -> tuple[list[TrialMetrics], list[TrialMetrics], float | None]:
@@ -324,7 +328,7 @@ class _Sweep:
         return whole
 
     def quantized(self, folder: Path, won: TrialMetrics, target: float | None) -> Path:
-        """The run folder of the winner's quantization, made where it is not there; the arena stays that of 8 bits."""
+        """The run folder of the winner's quantization, made where it is not there; the arena stays as it is."""
         out, settings, reference = folder / "quantized", self.settings, won.reference
         whole, model = load_program(folder / PROGRAM), load_model(folder / MODEL)
         assert reference is not None
@@ -338,7 +342,7 @@ class _Sweep:
         write_json(folder / HARDWARE, {"name": "winner", "activation_containers": [BITS], "only_containers": True})
         asked = QuantizeSettings(
             tolerance=tolerance,
-            budget=max(settings.flash - code - UNPACKING_BYTES, whole.flash_bytes // 2),
+            budget=max(settings.flash - code - ROW_BYTES, whole.flash_bytes // 2),
             hardware=str(folder / HARDWARE),
             rounding="nearest",  # what votes carry on takes RAM, which the trial did not count
             accept="measured" if target is not None else "confidence",

@@ -39,7 +39,9 @@ from caplet.train.task import build_model
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
-MODEL, PROGRAM, BITS = "model.safetensors", "model.caplet", 8
+MODEL, PROGRAM = "model.safetensors", "model.caplet"
+WEIGHT_BITS, BITS = 6, 8
+"""Of weights, which narrow further in the end, and of computed tensors, in the integers of a trial or in full."""
 SHOWN = {True: (200_000, 4, 40), False: (20_000, 5, 15)}
 """Images that a network in full, and a trial, are shown, counted as often as they are; fewest and most epochs."""
 JUDGES, CALIBRATED, GUESSED = 2000, 256, 4
@@ -104,16 +106,17 @@ class Maker:
         ModelError, PlanError: there is no such network for these images, or none in integers."""
         recipe, keep = self.recipe(False, network), network.keep
         cost = cost_of(skeleton("shallow", recipe.overrides))
-        least = {"flash": CODE_BYTES + round(keep * cost.parameters), "ram": 0, "macs": round(keep * cost.macs)}
+        packed, macs = round(keep * cost.parameters * WEIGHT_BITS / 8), round(keep * cost.macs)
+        least = {"flash": CODE_BYTES + packed, "ram": 0, "macs": macs}
         if self.settings.limits.excess(least):
             return least  # what cannot fit is not built
         with torch.random.fork_rng(devices=[]):
             taken, program = sizes(build_model(recipe).eval(), self.few.train.images[:GUESSED], self.settings.ram)
         pruned = round((1 - keep) * program.flash_bytes)
-        return taken | {"flash": taken["flash"] - pruned, "macs": least["macs"]}
+        return taken | {"flash": taken["flash"] - pruned, "macs": macs}
 
     def make(self, number: int, network: Network, run: Path, full: bool, report: Report | None = None) -> TrialMetrics:
-        """Train a network, prune it, measure it in 8 bits, and write all of it to its run folder, which is open.
+        """Train a network, prune it, measure its integers, and write all of it to its run folder, which is open.
 
         ``report`` is called with each epoch's record. Raises CapletError: training diverged, or pruning cannot do it.
         """
@@ -145,16 +148,16 @@ class Maker:
 def sizes(
     model: CapsNet, images: Tensor, ram: int | None, labels: tuple[str, ...] = ()
 ) -> tuple[dict[str, Any], Program]:
-    """What the Program with 8 bits everywhere takes, by the names of limits (``flash``, ``ram``, ``macs``), and itself.
+    """What the Program with weights of 6 bits takes, by the names of limits (``flash``, ``ram``, ``macs``), and itself.
 
-    ram: the limit, by which the memory plan is chosen (:func:`plan_within`). The RAM is enough for narrower weights,
-    too, which are unpacked into it. ``images`` uint8 (N, C, H, W) choose exponents. Raises PlanError, ModelError:
-    there is no integer form.
+    ram: the limit, by which the memory plan is chosen (:func:`plan_within`). The RAM is enough for weights of other
+    widths, too: bytes, or unpacked into it. ``images`` uint8 (N, C, H, W) choose exponents. Raises PlanError,
+    ModelError: there is no integer form.
     """
     source, meta = calibrate(model, images), {"family": model.family}
-    plans = (uniform_plan(model, source, bits, activations=BITS) for bits in (BITS, BITS - 1))
-    program, narrower = (lower(model, plan, labels=labels, meta=meta) for plan in plans)
-    arenas = [plan_within(each, ram, PLANS)[0] for each in (program, narrower)]
+    plans = (uniform_plan(model, source, bits, activations=BITS) for bits in (WEIGHT_BITS, BITS))
+    program, wider = (lower(model, plan, labels=labels, meta=meta) for plan in plans)
+    arenas = [plan_within(each, ram, PLANS)[0] for each in (program, wider)]
     flash = program.firmware_bytes + max(arena.code_bytes for arena in arenas)
     return {"flash": flash, "ram": max(arena.bytes for arena in arenas), "macs": cost_of(model).macs}, program
 

@@ -8,6 +8,8 @@ from caplet.jobs.compress.settings import Limits
 from caplet.settings import Bytes, Count, Few, Many, Percent, Positive, Settings, option
 
 TARGET, SEARCH = "Target", "Search"
+TRIALS, UNTIMED = 40, 100_000
+"""Trials where neither their number nor the time is said, and where the time ends them."""
 
 
 class SweepSettings(Settings):
@@ -34,8 +36,9 @@ class SweepSettings(Settings):
     """What narrower weights may cost the winner in the end, in percentage points; less where an accuracy is asked for.
     Otherwise training images decide, and where they are too few to show so little, it is what they can show."""
 
-    trials: Many = option(40, SEARCH)
-    """Networks that are trained for a short time. More of them go on with a finished sweep, with --resume."""
+    trials: Many | None = option(None, SEARCH)
+    """Networks that are trained for a short time. More of them go on with a finished sweep, with --resume. Default: 40;
+    with --minutes, as many as there is time for."""
     minutes: Positive | None = option(None, SEARCH)
     """Draw no further network when this call would take longer than so, finalists included (an estimate)."""
     finalists: Few = option(4, SEARCH)
@@ -54,6 +57,11 @@ class SweepSettings(Settings):
         """Raise ValueError for two targets at once."""
         if self.min_accuracy is not None and self.max_drop is not None:
             raise ValueError("min_accuracy and max_drop: both given; give the accuracy, or the loss that is accepted")
+
+    @property
+    def most(self) -> int:
+        """Trials, unless the time ends before."""
+        return self.trials or (TRIALS if self.minutes is None else UNTIMED)
 
     @property
     def limits(self) -> Limits:

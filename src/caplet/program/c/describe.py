@@ -12,7 +12,7 @@ from caplet.errors import PlanError
 from caplet.fixed.format import FixedFormat, LogFormat
 from caplet.fixed.packing import pack_bits
 from caplet.fixed.rounding import Rounding, noise_keys
-from caplet.fixed.softmax import negative_exponential, sum_bits
+from caplet.fixed.softmax import negative_exponential, sum_bits, uniform_coupling
 from caplet.program import ops
 from caplet.program.c.structure import KERNEL, Identifiers, Ref, Struct, Value, constants, structures
 from caplet.program.op import Op, bias_frac
@@ -79,6 +79,9 @@ class Descriptions:
             values = (order(constant.integers) if order else constant.integers).astype(f"int{bits}")
         else:
             values = codes.astype(np.int16) if (bits, kind) == (16, _SIGNED) else pack_bits(codes, bits, fmt.signed)
+            if 2 <= bits <= 7:
+                # Kernels unpack eight codes at a time, and read words.
+                values = np.pad(values, (0, -len(values) % bits + (bits == 3)))
         return Struct("caplet_constant", {"data": self.array(constant.key, values), "bits": bits, "kind": kind})
 
     def format(self, name: str, relu: bool = False, high: int | None = None) -> Struct:
@@ -102,11 +105,15 @@ class Descriptions:
         return Struct("caplet_accumulator", fields)
 
     def squash(self, source: str, out: str) -> Ref:
-        """The kernel that squashes tensor ``source`` to ``out``."""
+        """The kernel that squashes tensor ``source`` to ``out``: for few capsules one that others need anyway."""
+        few, every = self.spec(source).elements <= 256, squashes(self.program)
+        shared = few and not self.unpacked and not all(self._squashes_bytes(*names) for names in every)
+        return _kernel("squash_bytes" if self._squashes_bytes(source, out) and not shared else "squash_any")
+
+    def _squashes_bytes(self, source: str, out: str) -> bool:
         x, y = self.spec(source), self.spec(out)
         fits = element_type(x) == element_type(y) == _INT8 and y.rounding is not Rounding.STOCHASTIC
-        fast = fits and 0 <= x.format.frac_bits < 15 and 0 <= y.format.frac_bits <= 11
-        return _kernel("squash_bytes" if fast else "squash_any")
+        return fits and 0 <= x.format.frac_bits < 15 and 0 <= y.format.frac_bits <= 11
 
     def needs_unpacking(self, weight: Constant) -> bool:
         return needs_unpacking(weight) and not (self.unpacked and unpacked_type(weight) != _UINT16)
@@ -119,6 +126,12 @@ class Descriptions:
 
     def spec(self, name: str) -> TensorSpec:
         return self.program.tensors[name]
+
+
+def squashes(program: Program) -> list[tuple[str, str]]:
+    """What each op squashes, and to what."""
+    routings = [(op.preactivation, op.activation) for op in program.ops if isinstance(op, ops.Routing)]
+    return routings + [(op.input, op.output) for op in program.ops if isinstance(op, ops.Squash)]
 
 
 def fixed(spec: TensorSpec) -> FixedFormat:
@@ -251,12 +264,13 @@ def _add(op: ops.Add, to: Descriptions) -> dict[str, Value]:
 @DESCRIPTORS.of(ops.DenseVotes)
 def _dense_votes(op: ops.DenseVotes, to: Descriptions) -> dict[str, Value]:
     _, in_dim, votes = op.weight.shape
-    sources = []
+    sources, lifts = [], lifts_of(op, to)
     for source in op.sources:
         spec = to.spec(source)
         shape = (spec.shape[0], 1, 1) if len(spec.shape) == 2 else (*spec.shape[:2], spec.shape[2] // in_dim)
         product = spec.format.frac_bits + op.weight.format.frac_bits
-        acc = to.accumulator(op, product, None, op.channel_shifts, f"acc:{source}")
+        shifts = None if lifts is not None and not to.unpacked else op.channel_shifts
+        acc = to.accumulator(op, product, None, shifts, f"acc:{source}")
         fields = {"acc": acc, **_named("rows columns types", shape), "type": codes_type(spec)}
         sources.append(Struct("caplet_source", fields))
     name = to.names.of(f"table {op.name}/sources")
@@ -266,35 +280,55 @@ def _dense_votes(op: ops.DenseVotes, to: Descriptions) -> dict[str, Value]:
         selected = to.array(f"{op.name}/selected", np.array(op.selected, dtype=np.uint16))
     weight = to.constant(op.weight, lambda codes: in_pairs(codes.transpose(0, 2, 1)))
     common = max(to.spec(source).format.frac_bits for source in op.sources) + op.weight.format.frac_bits
-    values = (len(sources), in_dim, votes, votes_together(op.weight), common)
-    counts = _named("source_count in_dim votes block carry_frac", values)
+    bits = 24 - fixed(to.spec(op.output)).bits
+    values = (len(sources), in_dim, votes, votes_together(op.weight), common, bits)
+    counts = _named("source_count in_dim votes block carry_frac carried_bits", values)
     return {
-        "kernel": _vote_kernel(op, to, sources),
+        "kernel": _vote_kernel(op, to, lifts is not None),
         "unpack": to.unpack(op.weight),
+        "lifts": Ref() if lifts is None else to.array(f"{op.name}/lifts", lifts.astype(np.uint8)),
         **{"sources": Ref(name), "selected": selected, "weight": weight, **counts},
     }
 
 
-def _vote_kernel(op: ops.DenseVotes, to: Descriptions, sources: list[Struct]) -> Ref:
-    out, dim = to.spec(op.output), op.weight.shape[1]
-    shifts = np.array([0]) if op.channel_shifts is None else op.channel_shifts
-    fracs = np.array([to.spec(source).format.frac_bits for source in op.sources])
-    rights = fracs[:, None] + shifts + op.weight.format.frac_bits - out.format.frac_bits
+def all_of_bytes(op: ops.DenseVotes, to: Descriptions) -> bool:
+    """Whether votes, capsules and weights are bytes, sums of 32 bits, and no noise is added."""
+    out = to.spec(op.output)
     narrow = all(to.proof.find(op.name, f"acc:{source}").bytes == 4 for source in op.sources)
-    one_byte = all(source.fields["type"] in (_INT8, _UINT8) for source in sources) and out.element_bytes == 1
-    simple = narrow and one_byte and unpacked_type(op.weight) == _INT8 and dim <= 64
-    carries = out.rounding is Rounding.CARRY
+    one_byte = all(codes_type(to.spec(source)) in (_INT8, _UINT8) for source in op.sources) and out.element_bytes == 1
+    exact = out.rounding is not Rounding.STOCHASTIC
+    return exact and narrow and one_byte and unpacked_type(op.weight) == _INT8 and op.weight.shape[1] <= 64
+
+
+def lifts_of(op: ops.DenseVotes, to: Descriptions) -> IntArray | None:
+    """Left shifts (votes,) of the sums of signed votes, all of bytes, so that codes of 8 bits begin at bit 16: of votes
+    that carry, or with formats of their own. None where sums do not fit, or votes are others."""
+    out, tensors = to.spec(op.output), to.program.tensors
+    fmt, common = fixed(out), max(to.spec(name).format.frac_bits for name in op.sources)
+    apart = out.rounding is Rounding.CARRY or op.channel_shifts is not None
+    if not fmt.signed or not apart or not all_of_bytes(op, to):
+        return None
+    ups = [common - to.spec(name).format.frac_bits for name in op.sources]
+    bounds = [to.proof.find(op.name, f"acc:{name}").products << up for name, up in zip(op.sources, ups, strict=True)]
+    right = op.shifts(tensors, op.sources[ups.index(0)]).out
+    lifts = 24 - fmt.bits - np.broadcast_to(right, op.weight.shape[2:])
+    fits = lifts.min() >= 0 and (max(bounds) << int(lifts.max())) + (1 << (24 - fmt.bits)) < 1 << 31
+    return lifts if fits and max(ups) <= 7 else None
+
+
+def _vote_kernel(op: ops.DenseVotes, to: Descriptions, lifted: bool) -> Ref:
+    out, dim = to.spec(op.output), op.weight.shape[1]
+    carries, each = out.rounding is Rounding.CARRY, f"_{dim}" if dim in (4, 8) else ""
+    if lifted:
+        return _kernel(f"vote_{'carried' if carries else 'channels'}{each}")
     if carries:
-        rights = rights.max(axis=0)
-        simple &= int(fracs.max() - fracs.min()) <= 7
-    if not simple or out.rounding is Rounding.STOCHASTIC or rights.min() < 0 or rights.max() > 30:
-        return _kernel("vote_carried_any" if carries else "vote_any")
-    if carries:
-        return _kernel(f"vote_carried_{dim}" if dim in (4, 8) else "vote_carried")
-    if op.channel_shifts is not None:
-        return _kernel(f"vote_channels_{dim}" if dim in (4, 8) else "vote_channels")
+        return _kernel("vote_carried_any")
+    fracs = [to.spec(source).format.frac_bits for source in op.sources]
+    rights = [frac + op.weight.format.frac_bits - out.format.frac_bits for frac in fracs]
+    if op.channel_shifts is not None or not all_of_bytes(op, to) or min(rights) < 0 or max(rights) > 30:
+        return _kernel("vote_any")
     whole = fixed(out) == FixedFormat(8, out.format.frac_bits, True)
-    return _kernel(f"vote_bytes_{dim}" if whole and dim in (4, 8) else "vote_bytes")
+    return _kernel(f"vote_bytes{each}" if whole else "vote_bytes")
 
 
 @DESCRIPTORS.of(ops.Routing)
@@ -305,7 +339,8 @@ def _routing(op: ops.Routing, to: Descriptions) -> dict[str, Value]:
     activation, coupling = to.spec(op.activation), to.spec(op.coupling)
     narrow = to.proof.find(op.name, "acc").bytes == 4 and element_type(votes) == _INT8
     brief = votes.shape[1] * votes.shape[2] <= 8192  # vectors of 16 bits count the votes of seven rows
-    weigh = "weigh_bytes" if narrow and brief and fixed(coupling).max_code <= 32767 else "weigh_any"
+    six = "_6" if votes.shape[2] == 6 else ""
+    weigh = f"weigh_bytes{six}" if narrow and brief and fixed(coupling).max_code <= 32767 else "weigh_any"
     logits = to.spec(op.logits or op.coupling)
     types = {element_type(activation), element_type(logits)}
     update = "update_any"
@@ -324,6 +359,7 @@ def _routing(op: ops.Routing, to: Descriptions) -> dict[str, Value]:
         "add": _kernel("add_bytes", narrow),
         "update": _kernel(update, routed),
         "squash": to.squash(op.preactivation, op.activation),
+        "couple": _kernel("couple_any" if noisy else "couple", routed or noisy),
         "compute": _kernel("exponentials", routed and not exponentials.name),
         "exponentials": exponentials,
         "acc": to.accumulator(op, product, op.bias),
@@ -335,6 +371,7 @@ def _routing(op: ops.Routing, to: Descriptions) -> dict[str, Value]:
         "agreement_wide": int(routed and to.proof.find(op.name, "agreement").bytes == 8),
         "votes_type": element_type(votes),
         "scale_bits": scale,
+        "uniform": 0 if noisy else uniform_coupling(votes.shape[1], fixed(coupling), coupling.rounding),
     }
 
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.stats import chi2, hypergeom, poisson
 
 from caplet.settings import Many, Seed, Settings
 
@@ -200,6 +199,8 @@ def _base(reference: Reference, plan: Answers, other: Answers, error: float) -> 
 
 def _at_most(expected: float, error: float) -> int:
     """How many of many unlikely independent events happen at most: a Poisson quantile (Hoeffding 1956)."""
+    from scipy.stats import poisson  # takes long to import
+
     return int(poisson.isf(error, expected)) if expected > 0 else 0
 
 
@@ -207,6 +208,8 @@ def _mean_limit(moves: NDArray[np.float64], error: float) -> float:
     """Upper confidence limit of an exponential distribution's mean; infinite without any draw."""
     if not len(moves):
         return math.inf
+    from scipy.stats import chi2
+
     return float(moves.sum()) * 2 / float(chi2.ppf(error, 2 * len(moves)))
 
 
@@ -238,6 +241,8 @@ def hypergeometric_bounds(rest: int, drawn: int, marked: int, error: float) -> t
     """
     if drawn == 0:
         return 0, rest
+    from scipy.stats import hypergeom
+
     total, counts = rest + drawn, range(rest + 1)
     low = bisect_left(counts, True, key=lambda k: bool(hypergeom.sf(marked - 1, total, marked + k, drawn) > error))
     high = bisect_left(counts, True, key=lambda k: bool(hypergeom.cdf(marked, total, marked + k, drawn) <= error))

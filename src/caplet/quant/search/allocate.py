@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from caplet.errors import ModelError
 from caplet.quant.plan.plan import QuantPlan
@@ -81,6 +80,8 @@ def _solve(
     choices: Sequence[Sequence[UnitChoice]], goal: Measure, limits: Sequence[SumLimit], margin: float
 ) -> tuple[UnitChoice, ...] | None:
     """The program itself; limits may be exceeded by the solver's tolerance, so they are tightened by ``margin``."""
+    from scipy.optimize import Bounds, LinearConstraint, milp  # takes long to import
+
     flat = [choice for unit in choices for choice in unit]
     owner = np.repeat(np.arange(len(choices)), [len(unit) for unit in choices])
     once = (owner == np.arange(len(choices))[:, None]).astype(np.float64)  # one choice for every unit

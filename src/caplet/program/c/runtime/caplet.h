@@ -277,14 +277,17 @@ typedef struct caplet_source {
  * NULL where every capsule of the sources votes.
  * weight: (inputs, votes / 2, in_dim, 2): the components of two votes next to each other; where votes is odd, the last
  *   one's (in_dim) follow. block: votes whose weights are unpacked at once, even, or all.
- * carry_frac: where out.rounding is CAPLET_CARRY, fraction bits of what is carried on, the most of all sources'
- * products.
+ * carry_frac: the most fraction bits of all sources' products; those of what is carried on where out.rounding is
+ *   CAPLET_CARRY and sums are not lifted.
+ * lifts: of each vote, the left shift of its sum with so many fraction bits, so that all have carried_bits bits, 16 to
+ *   23, below a code; NULL where the kernel does not lift.
  */
 typedef struct caplet_dense_votes_op {
     caplet_voter *kernel;
     caplet_unpacker *unpack;
     const caplet_source *sources;
     const uint16_t *selected;
+    const uint8_t *lifts;
     caplet_constant weight;
     caplet_format out;
     uint32_t source_count;
@@ -292,6 +295,7 @@ typedef struct caplet_dense_votes_op {
     uint32_t votes; /* outputs * dim */
     uint32_t block;
     int32_t carry_frac;
+    uint32_t carried_bits;
 } caplet_dense_votes_op;
 
 /*
@@ -331,13 +335,15 @@ void caplet_store_votes(const caplet_votes *votes, uint32_t first, uint32_t coun
  * agreement_shift: rounding shift from agreements to logits; agreement_wide: agreements need int64_t.
  * scale_bits: fraction bits of the exponentials. exponentials: uint32_t[2^(bits of the logits)], of every distance
  *   below the largest logit, where logits are int8_t and coupling has no noise; else NULL, and `compute` makes them.
- *   rows: input capsules that are taken together, at most 16.
+ *   rows: input capsules that are taken together, at most 16. uniform: the coupling code of equal logits, where
+ *   coupling has no noise.
  */
 typedef struct caplet_routing_op {
     caplet_weigher *weigh;
     caplet_adder *add;      /* for equal couplings; NULL where `weigh` does them too */
     caplet_updater *update; /* NULL for one iteration */
     caplet_squasher *squash;
+    caplet_coupler *couple;
     caplet_exponential *compute;
     const uint32_t *exponentials;
     caplet_accumulator acc;
@@ -351,6 +357,7 @@ typedef struct caplet_routing_op {
     uint32_t types;
     uint32_t iterations;
     uint32_t rows;
+    uint16_t uniform;
     int8_t agreement_shift;
     uint8_t agreement_wide;
     uint8_t votes_type;

@@ -95,49 +95,6 @@ CAPLET_COPIED void vote_bytes(const caplet_dense_votes_op *op, const caplet_sour
     }
 }
 
-/* The same, each vote with a shift of its own. */
-CAPLET_COPIED void vote_channels(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule,
-                                 const int8_t *w, uint32_t dim, uint32_t first, uint32_t count, uint8_t *row)
-{
-    const int8_t *shifts = source->acc.channel_shifts + first;
-    const int32_t shift = source->acc.product_frac - op->out.frac, low = op->out.low, high = op->out.high;
-    const uint32_t half = op->out.rounding == CAPLET_NEAREST;
-    capsule_codes x;
-    uint32_t k;
-    load_capsule(source, capsule, dim, 0, &x);
-#ifdef CAPLET_RVV
-    caplet_vote_pairs(op, source, x.one, w, dim, count >> 1, shifts, row);
-    k = count & ~1u, shifts += k, w += k * dim, row += k, count -= k;
-#endif
-    for (; count >= 2; count -= 2, shifts += 2, w += 2 * dim, row += 2) {
-        const uint32_t right = (uint32_t)(shift + shifts[0]), next = (uint32_t)(shift + shifts[1]);
-        int32_t sum = (int32_t)((half << right) >> 1);
-        int32_t other = (int32_t)((half << next) >> 1);
-        sum_two(w, x.two, dim, &sum, &other);
-        row[0] = (uint8_t)caplet_clip32(sum >> right, low, high);
-        row[1] = (uint8_t)caplet_clip32(other >> next, low, high);
-    }
-    if (count > 0) {
-        const uint32_t right = (uint32_t)(shift + shifts[0]);
-        int32_t sum = (int32_t)((half << right) >> 1);
-        for (k = 0; k < dim; k++) {
-            sum += w[k] * x.one[k];
-        }
-        *row = (uint8_t)caplet_clip32(sum >> right, low, high);
-    }
-}
-
-#define DEFINE_VOTE_CHANNELS(NAME, DIM)                                                                         \
-    void NAME(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule, const void *w, \
-              uint32_t first, uint32_t count, void *row, uint32_t element, void *carried)                       \
-    {                                                                                                           \
-        (void)element, (void)carried;                                                                           \
-        vote_channels(op, source, capsule, (const int8_t *)w, DIM, first, count, (uint8_t *)row + first);       \
-    }
-DEFINE_VOTE_CHANNELS(caplet_vote_channels_4, 4)
-DEFINE_VOTE_CHANNELS(caplet_vote_channels_8, 8)
-DEFINE_VOTE_CHANNELS(caplet_vote_channels, op->in_dim)
-
 #ifdef CAPLET_HELIUM
 #define CAPLET_APART_FROM_VECTORS CAPLET_APART
 
@@ -224,21 +181,6 @@ static inline int32_t carried_shift(const caplet_dense_votes_op *op, const caple
     return op->carry_frac - op->out.frac + (shifts != NULL ? shifts[vote] : 0);
 }
 
-CAPLET_COLD static void start_carrying(const caplet_dense_votes_op *op, void *carried)
-{
-    const uint32_t wide = op->sources->acc.wide;
-    uint32_t j;
-    for (j = 0; j < op->votes; j++) {
-        const int32_t shift = carried_shift(op, op->sources, j);
-        const int64_t half = shift > 0 ? (int64_t)1 << (shift - 1) : 0;
-        if (wide) {
-            ((int64_t *)carried)[j] = half;
-        } else {
-            ((int32_t *)carried)[j] = (int32_t)half;
-        }
-    }
-}
-
 void caplet_vote_carried_any(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule,
                              const void *w, uint32_t first, uint32_t count, void *row, uint32_t element, void *carried)
 {
@@ -250,64 +192,85 @@ void caplet_vote_carried_any(const caplet_dense_votes_op *op, const caplet_sourc
         int64_t sum = caplet_left64(sum_any(op, source, capsule, w, j, count), left);
         if (shift <= 0) {
             sum = caplet_left64(sum, (uint32_t)-shift);
-        } else if (source->acc.wide) {
-            int64_t *rest = (int64_t *)carried + first + j;
-            sum += *rest;
-            *rest = (int64_t)((uint64_t)sum & (((uint64_t)1 << shift) - 1));
-            sum >>= shift;
         } else {
-            int32_t *rest = (int32_t *)carried + first + j;
-            sum += *rest;
-            *rest = (int32_t)((uint64_t)sum & (((uint64_t)1 << shift) - 1));
+            const int64_t half = (int64_t)1 << (shift - 1);
+            int64_t rest;
+            sum += half + (source->acc.wide ? ((int64_t *)carried)[first + j] : ((int32_t *)carried)[first + j]);
+            rest = (int64_t)((uint64_t)sum & (((uint64_t)1 << shift) - 1)) - half;
+            if (source->acc.wide) {
+                ((int64_t *)carried)[first + j] = rest;
+            } else {
+                ((int32_t *)carried)[first + j] = (int32_t)rest;
+            }
             sum >>= shift;
         }
         caplet_store(row, op->out.type, first + j, caplet_clip64(sum, op->out.low, op->out.high));
     }
 }
 
-/* Votes from weights of bytes that carry what is left below their codes on to the next input capsule's. */
-CAPLET_COPIED void vote_carried(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule,
-                                const int8_t *w, uint32_t dim, uint32_t count, const int8_t *shifts, uint32_t step,
-                                uint8_t *row, int32_t *carried)
+/*
+ * Votes of int8_t from weights of bytes, each with a shift of its own. Sums are lifted until a code of 8 bits begins at
+ * bit 16, also where votes have fewer: then the lowest bits of its byte are part of the remainder, below bit
+ * op->carried_bits. carried: of each vote, where remainders are carried on to the next input capsule.
+ */
+CAPLET_COPIED void vote_lifted(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule,
+                               const int8_t *w, uint32_t dim, uint32_t first, uint32_t count, int8_t *row,
+                               uint32_t carries, uint32_t *carried)
 {
-    const int32_t shift = op->carry_frac - op->out.frac, low = op->out.low, high = op->out.high;
+    const uint32_t right = op->carried_bits - 16u, one = (uint32_t)1 << op->carried_bits;
+    const uint32_t half = op->out.rounding == CAPLET_NEAREST ? one >> 1 : 0u;
+    const uint8_t *lifts = op->lifts + first;
+    const int8_t *end;
     capsule_codes x;
     load_capsule(source, capsule, dim, (uint32_t)(op->carry_frac - source->acc.product_frac), &x);
-    for (; count >= 2; count -= 2, shifts += 2 * step, w += 2 * dim, row += 2, carried += 2) {
-        const uint32_t right = (uint32_t)(shift + shifts[0]), next = (uint32_t)(shift + shifts[step]);
-        int32_t sum = carried[0];
-        int32_t other = carried[1];
-        sum_two(w, x.two, dim, &sum, &other);
-        carried[0] = (int32_t)((uint32_t)sum & (((uint32_t)1 << right) - 1u));
-        carried[1] = (int32_t)((uint32_t)other & (((uint32_t)1 << next) - 1u));
-        row[0] = (uint8_t)caplet_clip32(sum >> right, low, high);
-        row[1] = (uint8_t)caplet_clip32(other >> next, low, high);
+#ifdef CAPLET_RVV
+    if (!carries) {
+        const uint32_t even = count & ~1u;
+        caplet_vote_pairs(op, source, x.one, w, dim, count >> 1, lifts, (uint8_t *)row);
+        lifts += even, w += even * dim, row += even, count -= even;
     }
-    if (count > 0) {
-        const uint32_t right = (uint32_t)(shift + shifts[0]);
-        int32_t sum = carried[0];
+#endif
+    end = row + (count & ~1u);
+#define LIFTED(VOTE, SUM)                                                                              \
+    do {                                                                                               \
+        const uint32_t lifted = ((uint32_t)(SUM) << lifts[VOTE]) + (carries ? carried[VOTE] : half);   \
+        if (carries) {                                                                                 \
+            carried[VOTE] = lifted & (one - 1u);                                                       \
+        }                                                                                              \
+        row[VOTE] = (int8_t)(caplet_upper_byte((int32_t)lifted) >> right);                             \
+    } while (0)
+    for (; row < end; lifts += 2, w += 2 * dim, row += 2) {
+        int32_t sum = 0;
+        int32_t other = 0;
+        sum_two(w, x.two, dim, &sum, &other);
+        LIFTED(0, sum);
+        LIFTED(1, other);
+        carried += carries ? 2 : 0;
+    }
+    if (count & 1u) {
+        int32_t sum = 0;
         uint32_t k;
         for (k = 0; k < dim; k++) {
             sum += w[k] * x.one[k];
         }
-        carried[0] = (int32_t)((uint32_t)sum & (((uint32_t)1 << right) - 1u));
-        *row = (uint8_t)caplet_clip32(sum >> right, low, high);
+        LIFTED(0, sum);
     }
 }
 
-#define DEFINE_VOTE_CARRIED(NAME, DIM)                                                                              \
-    void NAME(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule, const void *w,     \
-              uint32_t first, uint32_t count, void *row, uint32_t element, void *carried)                           \
-    {                                                                                                               \
-        static const int8_t none = 0;                                                                               \
-        const int8_t *shifts = source->acc.channel_shifts;                                                          \
-        (void)element;                                                                                              \
-        vote_carried(op, source, capsule, (const int8_t *)w, DIM, count, shifts != NULL ? shifts + first : &none,   \
-                     shifts != NULL, (uint8_t *)row + first, (int32_t *)carried + first);                           \
+#define DEFINE_VOTE_LIFTED(NAME, DIM, CARRIES)                                                                  \
+    void NAME(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule, const void *w, \
+              uint32_t first, uint32_t count, void *row, uint32_t element, void *carried)                       \
+    {                                                                                                           \
+        (void)element;                                                                                          \
+        vote_lifted(op, source, capsule, (const int8_t *)w, DIM, first, count, (int8_t *)row + first, CARRIES,  \
+                    CARRIES ? (uint32_t *)carried + first : NULL);                                              \
     }
-DEFINE_VOTE_CARRIED(caplet_vote_carried_4, 4)
-DEFINE_VOTE_CARRIED(caplet_vote_carried_8, 8)
-DEFINE_VOTE_CARRIED(caplet_vote_carried, op->in_dim)
+DEFINE_VOTE_LIFTED(caplet_vote_channels_4, 4, 0)
+DEFINE_VOTE_LIFTED(caplet_vote_channels_8, 8, 0)
+DEFINE_VOTE_LIFTED(caplet_vote_channels, op->in_dim, 0)
+DEFINE_VOTE_LIFTED(caplet_vote_carried_4, 4, 1)
+DEFINE_VOTE_LIFTED(caplet_vote_carried_8, 8, 1)
+DEFINE_VOTE_LIFTED(caplet_vote_carried, op->in_dim, 1)
 
 void caplet_vote_any(const caplet_dense_votes_op *op, const caplet_source *source, const void *capsule, const void *w,
                      uint32_t first, uint32_t count, void *row, uint32_t element, void *carried)
@@ -353,23 +316,24 @@ CAPLET_COLD void caplet_dense_votes(const caplet_dense_votes_op *op, const void 
     const caplet_source *source = source_of(op, &x, input, &first);
     const void *capsule = caplet_at(*x, source->type, first);
     void *const carried = scratch;
+    const uint32_t element = input * op->votes;
     uint32_t count, j;
     if (op->out.rounding == CAPLET_CARRY) {
-        if (input == 0) {
-            start_carrying(op, carried);
+        const uint32_t half = op->lifts != NULL ? (uint32_t)1 << (op->carried_bits - 1u) : 0u;
+        for (j = input == 0 ? op->votes << source->acc.wide : 0u; j > 0; j--) {
+            ((uint32_t *)carried)[j - 1] = half;
         }
         scratch = (uint8_t *)scratch + (size_t)op->votes * (source->acc.wide ? 8u : 4u);
     }
     if (op->unpack == NULL) {
-        const void *w = caplet_row(&op->weight, NULL, input * op->votes * op->in_dim, op->votes * op->in_dim, NULL);
-        op->kernel(op, source, capsule, w, 0, op->votes, row, input * op->votes, carried);
+        const void *w = caplet_row(&op->weight, NULL, element * op->in_dim, 0, NULL);
+        op->kernel(op, source, capsule, w, 0, op->votes, row, element, carried);
         return;
     }
     for (j = 0; j < op->votes; j += count) {
-        const void *w;
         count = op->votes - j < op->block ? op->votes - j : op->block;
-        w = caplet_row(&op->weight, op->unpack, (input * op->votes + j) * op->in_dim, count * op->in_dim, scratch);
-        op->kernel(op, source, capsule, w, j, count, row, input * op->votes, carried);
+        op->unpack(&op->weight, (element + j) * op->in_dim, count * op->in_dim, scratch);
+        op->kernel(op, source, capsule, scratch, j, count, row, element, carried);
     }
 }
 

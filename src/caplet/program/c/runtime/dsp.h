@@ -62,6 +62,29 @@ static inline uint32_t caplet_high_halves(uint32_t a, uint32_t b)
     return pair;
 }
 
+/* The low half of a word, and the high half of that word shifted left. */
+#define caplet_halves_apart(WORD, LEFT)                                                     \
+    __extension__({                                                                         \
+        uint32_t pair;                                                                      \
+        __asm__ volatile("pkhbt %0, %1, %1, lsl %2" : "=r"(pair) : "r"(WORD), "i"(LEFT));   \
+        pair;                                                                               \
+    })
+
+/* A constant that compilers shall not take apart into immediate operands. */
+static inline uint32_t caplet_in_register(uint32_t constant)
+{
+    __asm__ volatile("" : "+r"(constant));
+    return constant;
+}
+
+/* The differences of the bytes of two words. */
+static inline uint32_t caplet_subtract_bytes(uint32_t a, uint32_t b)
+{
+    uint32_t bytes;
+    __asm__ volatile("usub8 %0, %1, %2" : "=r"(bytes) : "r"(a), "r"(b) : "cc");
+    return bytes;
+}
+
 /* Two signed bytes of a word, added to a pair of sums. */
 static inline uint32_t caplet_add_signed_02(uint32_t sums, uint32_t w)
 {

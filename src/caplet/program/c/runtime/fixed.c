@@ -40,7 +40,7 @@ static inline uint32_t digit_of(uint32_t *high, uint32_t next, uint32_t divisor)
 #endif
 
 /* Where the processor divides 32 bits only: digits of 16 bits (D. Knuth, The Art of Computer Programming 2, 4.3.1). */
-CAPLET_COLD uint32_t caplet_divide(uint64_t n, uint32_t divisor)
+CAPLET_HOT uint32_t caplet_divide(uint64_t n, uint32_t divisor)
 {
 #ifndef SHORT_DIVISION
     return (uint32_t)(n / divisor);

@@ -40,9 +40,9 @@
 #define CAPLET_SMALL_CODE 1
 #endif
 
-/* There, a function that runs rarely, or but a little each time: small code rather than fast; and one that such a
- * function calls often. */
-#if defined(__GNUC__) && defined(CAPLET_SMALL_CODE)
+/* There, a function that runs rarely, or but a little each time: small code rather than fast, but where vectors make
+ * everything else take little time; and one that such a function calls often. */
+#if defined(__GNUC__) && defined(CAPLET_SMALL_CODE) && !defined(CAPLET_VECTORS)
 #define CAPLET_COLD __attribute__((cold, noinline))
 #define CAPLET_HOT __attribute__((hot, noinline))
 #else
@@ -210,21 +210,13 @@ const caplet_source *caplet_source_of(const caplet_dense_votes_op *op, const voi
                                       uint32_t *first);
 
 #ifdef CAPLET_RVV
-/* Votes two by two, many pairs at a time. x: the capsule. shifts: of each vote, NULL where all are equal. */
+/* Votes two by two, many pairs at a time. x: the capsule. lifts: of the votes, NULL where sums are not lifted. */
 void caplet_vote_pairs(const caplet_dense_votes_op *op, const caplet_source *source, const int16_t *x, const int8_t *w,
-                       uint32_t dim, uint32_t pairs, const int8_t *shifts, uint8_t *row);
+                       uint32_t dim, uint32_t pairs, const uint8_t *lifts, uint8_t *row);
 #endif
 
 /* Squared length of a capsule of dim <= 64 elements. */
 uint64_t caplet_squared_length(const void *x, uint8_t type, uint32_t dim);
-
-/*
- * Coupling codes of `rows` rows of logits, or of equal logits where logits is NULL: (outputs, op->rows), for every
- * output those of the rows one after the other. exponentials: scratch (outputs), may be NULL where logits is. element:
- * of the noise stream, that of the first code.
- */
-void caplet_softmax(const caplet_routing_op *op, const void *logits, uint32_t rows, uint32_t *exponentials,
-                    uint16_t *coupling, uint32_t element);
 
 /* Elements of a window that lie one after the other: of a kernel row, or of one position where channels are skipped. */
 static inline uint32_t caplet_run_length(const caplet_conv_op *op)

@@ -160,6 +160,7 @@ void *caplet_host_kernel(const char *name)
         KERNEL(caplet_squash_any),    KERNEL(caplet_vote_any),       KERNEL(caplet_vote_bytes),
         KERNEL(caplet_vote_bytes_4),  KERNEL(caplet_vote_bytes_8),   KERNEL(caplet_weigh_any),
         KERNEL(caplet_weigh_bytes),   KERNEL(caplet_update_any),     KERNEL(caplet_update_bytes),
+        KERNEL(caplet_weigh_bytes_6),  KERNEL(caplet_couple),         KERNEL(caplet_couple_any),
         KERNEL(caplet_exponentials),   KERNEL(caplet_widen_signed),   KERNEL(caplet_widen_unsigned),
         KERNEL(caplet_multiply_mixed), KERNEL(caplet_update_mixed),  KERNEL(caplet_vote_channels),
         KERNEL(caplet_vote_channels_4), KERNEL(caplet_vote_channels_8), KERNEL(caplet_vote_carried),

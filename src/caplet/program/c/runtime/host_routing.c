@@ -228,8 +228,7 @@ void caplet_host_route(const caplet_routing_op *op, const int8_t *votes, const c
     }
     for (iteration = 0; iteration < op->iterations; iteration++) {
         if (iteration == 0) {
-            caplet_softmax(op, NULL, 1, NULL, memory->coupling, 0);
-            weigh_along(op, &room, NULL, memory->coupling[0], acc);
+            weigh_along(op, &room, NULL, op->uniform, acc);
         } else {
             agree_along(op, memory->activation, &room);
             for (i = 0; i < op->inputs; i += GROUP) {

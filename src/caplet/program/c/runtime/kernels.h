@@ -56,8 +56,8 @@ caplet_squasher caplet_squash_bytes; /* int8_t, in_frac 0..14, out.frac at most 
 
 /*
  * `count` votes from `first` on. capsule: the input capsule; w: the votes' weights, unpacked; carried: of all votes,
- * what is left of the sums of earlier input capsules below a code, plus half a code: int32_t, or int64_t where sums are
- * wide.
+ * what is left of the sums of earlier input capsules below a code: int32_t, or int64_t where sums are wide. Where sums
+ * are lifted, plus half a code.
  */
 typedef void caplet_voter(const struct caplet_dense_votes_op *op, const struct caplet_source *source,
                           const void *capsule, const void *w, uint32_t first, uint32_t count, void *row,
@@ -66,10 +66,10 @@ caplet_voter caplet_vote_any;
 caplet_voter caplet_vote_bytes;   /* all of 8 bits, in_dim at most 64, no left shift, no noise */
 caplet_voter caplet_vote_bytes_4; /* the same, with in_dim 4 and votes that take all of int8_t */
 caplet_voter caplet_vote_bytes_8;
-caplet_voter caplet_vote_channels;   /* as caplet_vote_bytes, with a shift for each vote */
+caplet_voter caplet_vote_channels; /* int8_t votes from bytes, with lifted sums; in_dim at most 64, no noise */
 caplet_voter caplet_vote_channels_4; /* with in_dim 4 */
 caplet_voter caplet_vote_channels_8;
-caplet_voter caplet_vote_carried; /* as caplet_vote_channels, left shifts up to 7; remainders are carried on */
+caplet_voter caplet_vote_carried; /* the same, whose remainders are carried on */
 caplet_voter caplet_vote_carried_4;
 caplet_voter caplet_vote_carried_8;
 caplet_voter caplet_vote_carried_any;
@@ -79,6 +79,7 @@ typedef void caplet_weigher(const struct caplet_routing_op *op, const void *vote
                             uint32_t rows, void *acc);
 caplet_weigher caplet_weigh_any;
 caplet_weigher caplet_weigh_bytes; /* int8_t votes, at most 8192 in a row; int32_t sums; coupling codes below 2^15 */
+caplet_weigher caplet_weigh_bytes_6; /* the same, with dim 6 */
 
 /* acc (outputs, dim) += the sum of `rows` rows of votes, at most 128 of them. */
 typedef void caplet_adder(const struct caplet_routing_op *op, const void *votes, uint32_t rows, void *acc);
@@ -92,6 +93,15 @@ caplet_updater caplet_update_bytes;    /* all are int8_t, sums int32_t, no left 
 caplet_updater caplet_update_bytes_6;  /* the same, with dim 6 and logits that take all of int8_t */
 caplet_updater caplet_update_bytes_16; /* with dim 16 */
 caplet_updater caplet_update_mixed;    /* as caplet_update_bytes, with any signed activations and logits */
+
+/*
+ * Coupling codes of `rows` rows of logits: (outputs, op->rows), for every output those of the rows one after the other.
+ * exponentials: scratch (outputs). element: of the noise stream, that of the first code.
+ */
+typedef void caplet_coupler(const struct caplet_routing_op *op, const void *logits, uint32_t rows,
+                            uint32_t *exponentials, uint16_t *coupling, uint32_t element);
+caplet_coupler caplet_couple;     /* without noise */
+caplet_coupler caplet_couple_any; /* also of equal logits, where `logits` is NULL; there is no table of exponentials */
 
 /* Exponentials of a row of logits, and their sum, where there is no table of them. */
 typedef uint32_t caplet_exponential(const struct caplet_routing_op *op, const void *logits, uint32_t *exponentials);

@@ -45,8 +45,12 @@ int32_t caplet_code(const caplet_constant *constant, uint32_t index)
 }
 
 #define BYTE(I) ((uint32_t)bytes[I] << (8 * ((I) & 3)))
+#ifdef CAPLET_DSP
+#define FIRST_BYTES(BITS) ((BITS) > 2 ? caplet_load4(bytes) : caplet_load2(bytes))
+#else
 #define FIRST_BYTES(BITS) \
     (BYTE(0) | BYTE(1) | ((BITS) > 2 ? BYTE(2) : 0u) | ((BITS) > 3 ? BYTE(3) : 0u))
+#endif
 #define NEXT_BYTES(BITS) \
     (((BITS) > 4 ? BYTE(4) : 0u) | ((BITS) > 5 ? BYTE(5) : 0u) | ((BITS) > 6 ? BYTE(6) : 0u))
 
@@ -59,15 +63,37 @@ int32_t caplet_code(const caplet_constant *constant, uint32_t index)
 #define CODE(BITS, I)                                                                                             \
     ((int8_t)((int32_t)(PLACE((I) * (BITS), BITS) << (32 - (BITS))) >> (32 - (BITS))))
 
+#ifdef CAPLET_DSP
+/* Four codes, the lowest bits of a word, as bytes: halves apart, bytes apart, then signs. */
+#define FOUR_CODES(BITS, FROM, TO)                                                    \
+    do {                                                                              \
+        const uint32_t from = FROM, pairs = caplet_halves_apart(from, 16 - 2 * (BITS)); \
+        uint32_t codes = (pairs & each) | (pairs << (8 - (BITS)) & others);           \
+        codes = caplet_subtract_bytes(codes ^ sign, sign);                            \
+        __builtin_memcpy(TO, &codes, sizeof codes);                                   \
+    } while (0)
+/* Masks, in registers: then shifts cost nothing. */
+#define MASKS(BITS)                                                                            \
+    const uint32_t each = caplet_in_register(((1u << (BITS)) - 1u) * 0x00010001u);             \
+    const uint32_t others = caplet_in_register(((1u << (BITS)) - 1u) * 0x01000100u);           \
+    const uint32_t sign = caplet_in_register(0x01010101u << ((BITS) - 1));
+#define EIGHT_CODES(BITS) FOUR_CODES(BITS, word, to); FOUR_CODES(BITS, PLACE(4 * (BITS), 4 * (BITS)), to + 4)
+#else
+#define MASKS(BITS)
+#define EIGHT_CODES(BITS)                                                                               \
+    to[0] = CODE(BITS, 0), to[1] = CODE(BITS, 1), to[2] = CODE(BITS, 2), to[3] = CODE(BITS, 3);         \
+    to[4] = CODE(BITS, 4), to[5] = CODE(BITS, 5), to[6] = CODE(BITS, 6), to[7] = CODE(BITS, 7)
+#endif
+
 /* Eight codes at a time, which are BITS bytes. */
 #define DEFINE_UNPACK(BITS)                                                                                     \
     static void eights_of_##BITS(const uint8_t *bytes, int8_t *to, const int8_t *end)                           \
     {                                                                                                           \
+        MASKS(BITS)                                                                                             \
         while (to < end) {                                                                                      \
             const uint32_t word = FIRST_BYTES(BITS);                                                            \
             const uint32_t next = NEXT_BYTES(BITS);                                                             \
-            to[0] = CODE(BITS, 0), to[1] = CODE(BITS, 1), to[2] = CODE(BITS, 2), to[3] = CODE(BITS, 3);         \
-            to[4] = CODE(BITS, 4), to[5] = CODE(BITS, 5), to[6] = CODE(BITS, 6), to[7] = CODE(BITS, 7);         \
+            EIGHT_CODES(BITS);                                                                                  \
             (void)next;                                                                                         \
             bytes += (BITS);                                                                                    \
             to += 8;                                                                                            \
@@ -78,21 +104,27 @@ int32_t caplet_code(const caplet_constant *constant, uint32_t index)
         unpack_eights(constant, first, count, (int8_t *)scratch, eights_of_##BITS);                             \
     }
 
-/* Signed codes of 2 to 7 bits: one by one up to a byte's start, then eight at a time, then one by one. */
+/* Signed codes of 2 to 7 bits, eight at a time; of the first and the last eight only those that are wanted. */
 static CAPLET_APART void unpack_eights(const caplet_constant *constant, uint32_t first, uint32_t count, int8_t *to,
                                        void eights(const uint8_t *bytes, int8_t *to, const int8_t *end))
 {
-    const uint32_t bits = constant->bits;
-    const uint32_t period = bits == 4 ? 2u : bits & 1u ? 8u : 4u; /* codes from one byte's start to the next */
-    uint32_t before = (0u - first) & (period - 1u), whole;
-    before = before < count ? before : count;
-    if (before > 0) {
-        caplet_unpack(constant, first, before, to);
-    }
-    first += before, to += before, count -= before, whole = count & ~7u;
-    eights((const uint8_t *)constant->data + (first * bits >> 3), to, to + whole);
-    if (count > whole) {
-        caplet_unpack(constant, first + whole, count - whole, to + whole);
+    const uint8_t *bytes = (const uint8_t *)constant->data + (first >> 3) * constant->bits;
+    uint32_t skip = first & 7u;
+    while (count > 0) {
+        int8_t some[8];
+        uint32_t n = skip > 0 || count < 8u ? 8u - skip : count & ~7u, k;
+        if (n < 8u || count < 8u) {
+            n = n < count ? n : count;
+            eights(bytes, some, some + 8);
+            for (k = 0; k < n; k++) {
+                to[k] = some[skip + k];
+            }
+            bytes += constant->bits, skip = 0;
+        } else {
+            eights(bytes, to, to + n);
+            bytes += (n >> 3) * constant->bits;
+        }
+        to += n, count -= n;
     }
 }
 DEFINE_UNPACK(2)

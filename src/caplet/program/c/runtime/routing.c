@@ -32,6 +32,9 @@ CAPLET_COLD void caplet_routing(const caplet_routing_op *op, const caplet_votes 
                                      op->preactivation.type};
     uint32_t iteration, input;
     uint32_t rows;
+    for (input = 0; input < op->outputs * op->rows && uniform; input++) {
+        memory->coupling[input] = op->uniform;
+    }
     if (memory->logits != NULL) {
         const uint32_t bytes = op->inputs * op->outputs * caplet_element_bytes(op->logits.type);
         caplet_clear_sums(memory->logits, 0, bytes / 4);
@@ -61,9 +64,7 @@ CAPLET_COLD void caplet_routing(const caplet_routing_op *op, const caplet_votes 
                 op->update(op, memory->activation, block, rows, logits, element - op->inputs * op->outputs);
             }
             if (iteration > 0 || !uniform) {
-                caplet_softmax(op, logits, rows, memory->exponentials, memory->coupling, element);
-            } else if (input == 0) {
-                caplet_softmax(op, NULL, op->rows, NULL, memory->coupling, element);
+                op->couple(op, logits, rows, memory->exponentials, memory->coupling, element);
             }
             if (iteration == 0 && uniform && op->add != NULL) {
                 op->add(op, block, rows, memory->acc);
@@ -73,7 +74,7 @@ CAPLET_COLD void caplet_routing(const caplet_routing_op *op, const caplet_votes 
         }
         if (iteration == 0 && uniform && op->add != NULL) {
             for (input = 0; input < row_elements; input++) {
-                ((int32_t *)memory->acc)[input] *= memory->coupling[0];
+                ((int32_t *)memory->acc)[input] *= op->uniform;
             }
         }
         requantize_sums(op, memory, iteration);

@@ -16,16 +16,19 @@ enum { TOGETHER = 4 };
         S1 = caplet_multiply_pairs(caplet_signed_13(word), weight, S1);     \
     } while (0)
 
-/* sums[d] += weight * v[r * row + d] over an even number of rows, whose weights lie in pairs up to `end`. */
-static inline void weigh_rows(int32_t *restrict sums, const uint32_t *restrict weights, const uint32_t *end,
-                              const int8_t *restrict v, uint32_t row, uint32_t dim)
+/*
+ * sums[d] += weight * v[r * row + d] over an even number of rows, whose weights lie in pairs up to `end`. six: dim is
+ * 6, which takes one loop.
+ */
+CAPLET_COPIED void weigh_rows(int32_t *restrict sums, const uint32_t *restrict weights, const uint32_t *end,
+                              const int8_t *restrict v, uint32_t row, uint32_t dim, uint32_t six)
 {
     const int8_t *from;
     const uint32_t *w;
     for (; dim >= 4; dim -= 4) {
         int32_t s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3];
         from = v, w = weights;
-        if (dim == 6) { /* all at once */
+        if (six) {
             int32_t s4 = sums[4], s5 = sums[5];
             do {
                 const uint32_t a = caplet_load4(from), b = caplet_load4(from + row), weight = *w++;
@@ -57,17 +60,17 @@ static inline void weigh_rows(int32_t *restrict sums, const uint32_t *restrict w
 }
 
 /* Weighs an even number of rows, which it returns. */
-static CAPLET_APART uint32_t weigh_pairs(const caplet_routing_op *op, const int8_t *votes, const uint16_t *coupling,
-                                         uint32_t rows, int32_t *acc)
+CAPLET_COPIED uint32_t weigh_pairs(const caplet_routing_op *op, const int8_t *votes, const uint16_t *coupling,
+                                   uint32_t rows, uint32_t six, int32_t *acc)
 {
-    const uint32_t outputs = op->outputs, dim = op->dim;
+    const uint32_t outputs = op->outputs, dim = six ? 6u : op->dim;
     uint32_t g;
     if (rows < 2 || (op->rows & 1u)) {
         return 0;
     }
     for (g = 0; g < outputs; g++) {
         const uint32_t *weights = (const uint32_t *)(const void *)coupling;
-        weigh_rows(acc, weights, weights + rows / 2, votes, outputs * dim, dim);
+        weigh_rows(acc, weights, weights + rows / 2, votes, outputs * dim, dim, six);
         votes += dim, acc += dim, coupling += op->rows;
     }
     return rows & ~1u;
@@ -125,10 +128,10 @@ static inline void weigh_four(int32_t *restrict sums, const int32_t *restrict we
 }
 
 /* Weighs a multiple of TOGETHER rows, which it returns. */
-static uint32_t weigh_pairs(const caplet_routing_op *op, const int8_t *votes, const uint16_t *coupling, uint32_t rows,
-                            int32_t *acc)
+CAPLET_COPIED uint32_t weigh_pairs(const caplet_routing_op *op, const int8_t *votes, const uint16_t *coupling,
+                                   uint32_t rows, uint32_t six, int32_t *acc)
 {
-    const uint32_t dim = op->dim, row = op->outputs * dim;
+    const uint32_t dim = six ? 6u : op->dim, row = op->outputs * dim;
     uint32_t r, g;
     for (r = 0; r + TOGETHER <= rows; r += TOGETHER) {
         int32_t *sums = acc;
@@ -162,15 +165,14 @@ CAPLET_COPIED void agree(const int8_t *restrict a, const int8_t *restrict v, uin
 }
 #endif
 
-void caplet_weigh_bytes(const caplet_routing_op *op, const void *votes, const uint16_t *coupling, uint32_t rows,
-                        void *acc)
+/* Weighs the rows that are left. */
+CAPLET_COLD static void weigh_rest(const caplet_routing_op *op, const int8_t *v, const uint16_t *coupling, uint32_t r,
+                                   uint32_t rows, int32_t *acc)
 {
-    const int8_t *v = (const int8_t *)votes;
     const uint32_t dim = op->dim;
-    uint32_t r = weigh_pairs(op, v, coupling, rows, (int32_t *)acc);
     v += r * op->outputs * dim;
     for (; r < rows; r++) {
-        int32_t *restrict sums = (int32_t *)acc;
+        int32_t *restrict sums = acc;
         uint32_t g, d;
         for (g = 0; g < op->outputs; g++) {
             const int32_t weight = coupling[g * op->rows + r];
@@ -180,6 +182,15 @@ void caplet_weigh_bytes(const caplet_routing_op *op, const void *votes, const ui
         }
     }
 }
+
+#define DEFINE_WEIGH(NAME, SIX)                                                                                   \
+    void NAME(const caplet_routing_op *op, const void *votes, const uint16_t *coupling, uint32_t rows, void *acc) \
+    {                                                                                                             \
+        const uint32_t r = weigh_pairs(op, (const int8_t *)votes, coupling, rows, SIX, (int32_t *)acc);           \
+        weigh_rest(op, (const int8_t *)votes, coupling, r, rows, (int32_t *)acc);                                 \
+    }
+DEFINE_WEIGH(caplet_weigh_bytes, 0)
+DEFINE_WEIGH(caplet_weigh_bytes_6, 1)
 
 #ifdef CAPLET_DSP
 void caplet_add_bytes(const caplet_routing_op *op, const void *votes, uint32_t rows, void *acc)

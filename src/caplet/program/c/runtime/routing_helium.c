@@ -41,6 +41,12 @@ void caplet_weigh_bytes(const caplet_routing_op *op, const void *votes, const ui
     }
 }
 
+void caplet_weigh_bytes_6(const caplet_routing_op *op, const void *votes, const uint16_t *coupling, uint32_t rows,
+                          void *acc)
+{
+    caplet_weigh_bytes(op, votes, coupling, rows, acc);
+}
+
 void caplet_add_bytes(const caplet_routing_op *op, const void *votes, uint32_t rows, void *acc)
 {
     const uint32_t row = op->outputs * op->dim;

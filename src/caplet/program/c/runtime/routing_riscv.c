@@ -11,27 +11,25 @@ static inline vint8m1_t codes_of(const caplet_dense_votes_op *op, vint32m4_t sum
     return __riscv_vncvt_x_x_w_i8m1(__riscv_vncvt_x_x_w_i16m2(codes, n), n);
 }
 
-/* Sums of votes, rounded, by the shift of each. */
-static inline vint32m4_t shifted(vint32m4_t sums, vint8m1_t shifts, int32_t shift, uint32_t half, size_t n)
+/* Sums of votes, lifted, then shifted to codes. */
+static inline vint32m4_t shifted(vint32m4_t sums, vuint8m1_t lifts, uint32_t half, uint32_t right, size_t n)
 {
-    const vuint32m4_t right =
-        __riscv_vreinterpret_v_i32m4_u32m4(__riscv_vadd_vx_i32m4(__riscv_vsext_vf4_i32m4(shifts, n), shift, n));
-    const vuint32m4_t twice = __riscv_vsll_vv_u32m4(__riscv_vmv_v_x_u32m4(half, n), right, n);
-    const vuint32m4_t add = __riscv_vsrl_vx_u32m4(twice, 1, n);
-    return __riscv_vsra_vv_i32m4(__riscv_vadd_vv_i32m4(sums, __riscv_vreinterpret_v_u32m4_i32m4(add), n), right, n);
+    const vint32m4_t lifted = __riscv_vsll_vv_i32m4(sums, __riscv_vzext_vf4_u32m4(lifts, n), n);
+    return __riscv_vsra_vx_i32m4(__riscv_vadd_vx_i32m4(lifted, (int32_t)half, n), right, n);
 }
 
 void caplet_vote_pairs(const caplet_dense_votes_op *op, const caplet_source *source, const int16_t *x, const int8_t *w,
-                       uint32_t dim, uint32_t pairs, const int8_t *shifts, uint8_t *row)
+                       uint32_t dim, uint32_t pairs, const uint8_t *lifts, uint8_t *row)
 {
     const int32_t shift = source->acc.product_frac - op->out.frac;
     const uint32_t half = op->out.rounding == CAPLET_NEAREST;
+    const uint32_t bits = op->carried_bits;
     size_t n;
     for (; pairs > 0; pairs -= (uint32_t)n, w += 2 * n * dim, row += 2 * n) {
         vint32m4_t first, second;
         uint32_t k;
         n = __riscv_vsetvl_e8m1(pairs);
-        first = second = __riscv_vmv_v_x_i32m4(shifts == NULL ? (int32_t)((half << shift) >> 1) : 0, n);
+        first = second = __riscv_vmv_v_x_i32m4(lifts == NULL ? (int32_t)((half << shift) >> 1) : 0, n);
         for (k = 0; k < dim; k++) {
             const vint8m1x2_t f = __riscv_vlsseg2e8_v_i8m1x2(w + 2 * k, (ptrdiff_t)(2 * dim), n);
             const vint16m2_t f0 = __riscv_vsext_vf2_i16m2(__riscv_vget_v_i8m1x2_i8m1(f, 0), n);
@@ -39,14 +37,14 @@ void caplet_vote_pairs(const caplet_dense_votes_op *op, const caplet_source *sou
             first = __riscv_vwmacc_vx_i32m4(first, x[k], f0, n);
             second = __riscv_vwmacc_vx_i32m4(second, x[k], f1, n);
         }
-        if (shifts == NULL) {
+        if (lifts == NULL) {
             first = __riscv_vsra_vx_i32m4(first, (size_t)shift, n);
             second = __riscv_vsra_vx_i32m4(second, (size_t)shift, n);
         } else {
-            const vint8m1x2_t s = __riscv_vlseg2e8_v_i8m1x2(shifts, n);
-            first = shifted(first, __riscv_vget_v_i8m1x2_i8m1(s, 0), shift, half, n);
-            second = shifted(second, __riscv_vget_v_i8m1x2_i8m1(s, 1), shift, half, n);
-            shifts += 2 * n;
+            const vuint8m1x2_t s = __riscv_vlseg2e8_v_u8m1x2(lifts, n);
+            first = shifted(first, __riscv_vget_v_u8m1x2_u8m1(s, 0), half << bits >> 1, bits, n);
+            second = shifted(second, __riscv_vget_v_u8m1x2_u8m1(s, 1), half << bits >> 1, bits, n);
+            lifts += 2 * n;
         }
         __riscv_vsseg2e8_v_i8m1x2((int8_t *)row,
                                   __riscv_vcreate_v_i8m1x2(codes_of(op, first, n), codes_of(op, second, n)), n);
@@ -76,6 +74,12 @@ void caplet_weigh_bytes(const caplet_routing_op *op, const void *votes, const ui
             *sums = __riscv_vmv_x_s_i32m1_i32(sum);
         }
     }
+}
+
+void caplet_weigh_bytes_6(const caplet_routing_op *op, const void *votes, const uint16_t *coupling, uint32_t rows,
+                          void *acc)
+{
+    caplet_weigh_bytes(op, votes, coupling, rows, acc);
 }
 
 void caplet_add_bytes(const caplet_routing_op *op, const void *votes, uint32_t rows, void *acc)

@@ -188,10 +188,12 @@ static inline void codes_of_four(const caplet_routing_op *op, const int8_t *logi
 }
 #endif
 
-/* The codes of rows without noise. */
-static CAPLET_HOT void rows_of_codes(const caplet_routing_op *op, const void *logits, uint32_t rows,
-                                     uint32_t *restrict e, uint16_t *restrict coupling, uint32_t term, uint32_t right)
+CAPLET_HOT void caplet_couple(const caplet_routing_op *op, const void *logits, uint32_t rows, uint32_t *restrict e,
+                              uint16_t *restrict coupling, uint32_t element)
 {
+    const uint32_t right = (uint32_t)(op->scale_bits + 31 - op->coupling.frac); /* 34..55 */
+    /* Of rounding: its low half is 0. */
+    const uint32_t term = (uint32_t)(caplet_rounding_term(&op->coupling, right, 0) >> 32);
     const uint8_t *row = (const uint8_t *)logits;
     const uint32_t *table = op->exponentials;
     const uint32_t count = op->outputs, stride = op->rows, scale_bits = op->scale_bits;
@@ -201,6 +203,7 @@ static CAPLET_HOT void rows_of_codes(const caplet_routing_op *op, const void *lo
         codes_of_four(op, (const int8_t *)row, coupling, term, right);
     }
 #endif
+    (void)element;
     for (; rows > 0; rows--, row += bytes, coupling++) {
         const uint32_t sum = table != NULL ? look_up(table, (const int8_t *)row, count, e) : op->compute(op, row, e);
         const uint32_t reciprocal = reciprocal_of(sum, scale_bits);
@@ -210,19 +213,13 @@ static CAPLET_HOT void rows_of_codes(const caplet_routing_op *op, const void *lo
     }
 }
 
-CAPLET_COLD void caplet_softmax(const caplet_routing_op *op, const void *logits, uint32_t rows, uint32_t *exponentials,
-                                uint16_t *coupling, uint32_t element)
+CAPLET_COLD void caplet_couple_any(const caplet_routing_op *op, const void *logits, uint32_t rows,
+                                   uint32_t *exponentials, uint16_t *coupling, uint32_t element)
 {
     const caplet_format *out = &op->coupling;
     const uint32_t count = op->outputs, one = (uint32_t)1 << op->scale_bits;
     const uint32_t right = (uint32_t)(op->scale_bits + 31 - out->frac); /* 34..55 */
     uint32_t r, g;
-    if (logits != NULL && out->rounding != CAPLET_STOCHASTIC) {
-        /* The rounding term's low half is 0. */
-        const uint32_t term = (uint32_t)(caplet_rounding_term(out, right, 0) >> 32);
-        rows_of_codes(op, logits, rows, exponentials, coupling, term, right);
-        return;
-    }
     for (r = 0; r < rows; r++) {
         uint32_t sum = count * one; /* 2^scale_bits .. 2^31 */
         uint32_t reciprocal; /* at most 2^31 */
