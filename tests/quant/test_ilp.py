@@ -1,6 +1,5 @@
 """The integer program against brute force, and the search built on it."""
 
-import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -10,26 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quantized import length_error
 
 from caplet.errors import ConfigError, ModelError
-from caplet.fixed import FixedFormat, Rounding
 from caplet.jobs.quantize.accept import footprint
-from caplet.quant.choices import Granularity, Method, Part
+from caplet.quant.choices import Granularity, Method
 from caplet.quant.measure.effects import Perturber
 from caplet.quant.measure.evaluator import Evaluator, PlanResult
 from caplet.quant.measure.log import MeasurementCache
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import HARDWARE
-from caplet.quant.plan.units import Widths, make_units, uniform_plan
+from caplet.quant.plan.units import Widths, make_units
 from caplet.quant.reconstruct.equalization import folded
 from caplet.quant.reconstruct.fitted_noise import FittedNoise
-from caplet.quant.reconstruct.linear_maps import corrected_maps
-from caplet.quant.reconstruct.reconstruct import reconstruct
 from caplet.quant.reconstruct.scale_search import ChannelFormats
 from caplet.quant.reconstruct.settings import ReconstructSettings, parse_parts
 from caplet.quant.search.allocate import SumLimit, UnitChoice, allocate
@@ -166,37 +160,6 @@ def test_the_noise_of_fitted_weights_falls_with_the_width_and_is_less_than_that_
         assert noises[3] > 2 * noises[5] > 4 * noises[7] > 0, layer
         for width, noise in noises.items():
             assert noise < nearest.noise({f"{layer}.weight": formats.format(f"{layer}.weight", width)}), (layer, width)
-
-
-def test_mean_errors_of_maps_that_biases_take_up_do_not_count_once_plans_are_fitted(digits: Any) -> None:
-    model, images, key = copy.deepcopy(digits.model), digits.images[:200], "conv1.activation"
-    with torch.no_grad():  # channels that hardly vary: nearest rounding errs by the same everywhere
-        model.stem[0].weight[:8] *= 1e-3
-        model.stem[0].bias[:8] = torch.linspace(0.3, 0.7, 8)
-    corrected = corrected_maps(model)
-    assert corrected == {"input.image", key}  # class capsules read the others, or a squash
-    perturber, fmt = Perturber(model, images), FixedFormat(3, 1, False)
-    plain, less = perturber.noise({key: fmt}), perturber.noise({key: fmt}, corrected=corrected)
-    assert less < plain / 3
-    wide = uniform_plan(model, digits.calibration, 16).with_formats({key: fmt})
-    fitted = reconstruct(model, wide, images, ReconstructSettings((Part.BIAS,)))
-    case = replace(digits, model=model)
-    assert length_error(case, fitted.model, fitted.plan, images) == pytest.approx(less, rel=0.5)
-    assert length_error(case, model, wide, images) == pytest.approx(plain, rel=0.1)
-
-    request = Request(tolerance=3.0, granularity=Granularity.TENSOR)
-    tools = replace(bench(case, real(case)), corrected=corrected, sensitivity_images=100)
-    units = make_units(model, Granularity.TENSOR, request.hardware, request.rule)
-    index = next(i for i, unit in enumerate(units) if unit.points == (key,))
-    alone = UnitSensitivity(tools, request, Rounding.NEAREST, units)
-    assert not alone.fit_changes(index)  # plans are not fitted
-    assert alone.fitted(index, 3) is None
-    sensitivity = UnitSensitivity(replace(tools, fitted_noise=lambda *asked: 0.0), request, Rounding.NEAREST, units)
-    found = sensitivity.fitted(index, 3)
-    assert found is not None
-    assert found < sensitivity.noise(index, 3)
-    changed = {key for i, unit in enumerate(units) if sensitivity.fit_changes(i) for key in unit.points}
-    assert {spec for spec in changed if not spec.endswith((".weight", ".bias"))} == corrected
 
 
 def test_budgets_hold(digits: Any) -> None:

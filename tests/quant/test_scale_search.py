@@ -10,7 +10,7 @@ import torch
 from caplet.data.imageset import to_float
 from caplet.fixed import ChannelFormat, LogFormat
 from caplet.nn.functional import lengths
-from caplet.nn.points import Role, Storage, Watch
+from caplet.nn.points import Role, Storage
 from caplet.quant.plan.formats import FormatRule
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import uniform_plan
@@ -113,31 +113,6 @@ def test_constants_can_be_left_in_float(digits: Any) -> None:
     assert after == pytest.approx(float((found - wanted).square().mean()), rel=1e-4)
     specs = digits.model.points()
     assert all(specs[key].storage is Storage.RAM for key in changed(tuned, plan))
-
-
-def test_mean_errors_that_a_bias_will_take_up_do_not_count(digits: Any) -> None:
-    plan, images, key = plan_of(digits, 3), digits.images[:32], "conv1.activation"
-    search = ScaleSearch(digits.model, digits.model, images, constants=False, corrected=frozenset({key}))
-    _, before, _ = search.search(plan, [key], sweeps=1)
-    seen: list[torch.Tensor] = []
-
-    def see(at: str, spec: Any, value: torch.Tensor, iteration: int) -> None:
-        if at == key:
-            seen.append(value)
-
-    parts = images.split([8, 24])  # each has means of its own
-    with torch.no_grad():
-        with digits.model.handle(Watch(see)):
-            wanted = torch.cat([lengths(digits.model(to_float(part))) for part in parts])
-        handler = ComputedOnly(plan, digits.model.points(), corrected=frozenset({key}))
-        with digits.model.handle(handler):
-            found = torch.cat([lengths(digits.model(to_float(part))) for part in parts])
-    assert before == pytest.approx(float((found - wanted).square().mean()), rel=1e-4)
-    value = seen[0]
-    rounded = handler.tap(key, digits.model.points()[key], value.clone(), 0)
-    torch.testing.assert_close(rounded.mean((0, 2, 3)), value.mean((0, 2, 3)))
-    steps = (rounded - plan.points[key].quantize(value)).flatten(2)
-    torch.testing.assert_close(steps, steps[:1, :, :1].expand_as(steps))  # the same for all of a channel
 
 
 def test_a_source_of_channel_formats_gives_what_a_fit_starts_from(case: Any) -> None:

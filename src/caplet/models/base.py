@@ -132,15 +132,6 @@ class CapsNet(nn.Module, ABC):
         for stage in self.stages():
             yield from stage.layers
 
-    def readers(self) -> dict[str, list[Layer]]:
-        """Point key -> the layers that read its tensor, in order of execution; none of a key that no layer reads."""
-        found: dict[str, list[Layer]] = {}
-        for stage in self.stages():
-            for layer in stage.layers:
-                for key in stage.wiring[layer.name]:
-                    found.setdefault(key, []).append(layer)
-        return found
-
     def points(self) -> dict[str, PointSpec]:
         """Every declared point by key, in order of execution."""
         return {key: spec for layer in self.layers() for key, spec in layer.points().items()}

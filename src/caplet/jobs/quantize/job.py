@@ -36,7 +36,6 @@ from caplet.quant.plan.plan import output_axis
 from caplet.quant.plan.target import find_hardware
 from caplet.quant.reconstruct.equalization import folded
 from caplet.quant.reconstruct.fitted_noise import FittedNoise
-from caplet.quant.reconstruct.linear_maps import corrected_maps
 from caplet.quant.reconstruct.scale_search import ChannelFormats
 from caplet.quant.reconstruct.settings import ReconstructSettings
 from caplet.quant.search.methods import METHODS
@@ -247,9 +246,8 @@ def quantize(
         warn_about(searched, request, evaluator, note)
         footprint_of, on_step = partial(footprint, model), lambda step: note(describe_step(step))
         perturbers = (source.perturber,) if isinstance(source, Tuner) else ()
-        corrected = corrected_maps(model) if Part.BIAS in settings.reconstruct else frozenset[str]()
         bench = Workbench(
-            evaluator, formats, footprint_of, on_step, noises, after_fit, corrected, team=team, perturbers=perturbers
+            evaluator, formats, footprint_of, on_step, noises, after_fit, team=team, perturbers=perturbers
         )
         if fresh is not None:  # of the whole loss, that of simpler routing in it
             points = request_of(settings).acceptance(evaluator.float_result()).points

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,26 +21,17 @@ from caplet.nn.points import Handler, PointSpec, Storage
 from caplet.quant.measure.evaluator import predict
 from caplet.quant.measure.log import MeasurementCache, images_digest
 from caplet.quant.plan.plan import rounding_at
-from caplet.quant.simulate.fake_quant import point_noise, quantize_carried, without_mean_error
+from caplet.quant.simulate.fake_quant import point_noise, quantize_carried
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(lengths float (B, classes), labels int64 (B,)) -> the mean loss per image, a float scalar."""
 
 
 class RoundPoints(Handler):
-    """A :class:`~caplet.nn.points.Handler` that rounds some points and leaves everything else in float.
+    """A :class:`~caplet.nn.points.Handler` that rounds some points and leaves everything else in float."""
 
-    corrected: maps whose mean rounding errors a reader's bias takes up, so that they do not count.
-    """
-
-    def __init__(
-        self,
-        formats: Mapping[str, PlanFormat],
-        rounding: Rounding,
-        seed: int = 0,
-        corrected: frozenset[str] = frozenset(),
-    ) -> None:
-        self.formats, self.rounding, self.seed, self.corrected = formats, rounding, seed, corrected
+    def __init__(self, formats: Mapping[str, PlanFormat], rounding: Rounding, seed: int = 0) -> None:
+        self.formats, self.rounding, self.seed = formats, rounding, seed
 
     def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
         fmt = self.formats.get(key)
@@ -55,7 +46,7 @@ class RoundPoints(Handler):
         else:
             rounded = fmt.quantize(value, rounding, noise)
         self.rounded(fmt, value, rounded)
-        return without_mean_error(value, rounded) if key in self.corrected else rounded
+        return rounded
 
     def rounded(self, fmt: PlanFormat, value: Tensor, rounded: Tensor) -> None:
         """Called for every tensor that was rounded."""
@@ -206,22 +197,12 @@ class Perturber:
         batches = zip(*(torch.split(x, self._batch_size) for x in (self._images, self._labels)), strict=True)
         return [self._reference(to_float(images, self._staged.model.device), labels) for images, labels in batches]
 
-    def effect(
-        self,
-        formats: Mapping[str, PlanFormat],
-        rounding: Rounding = Rounding.NEAREST,
-        seed: int = 0,
-        corrected: frozenset[str] = frozenset(),
-    ) -> Effect:
-        """What rounding the points of ``formats``, all others in float, does; corrected: as :class:`RoundPoints`.
-
-        Raises KeyError for an unknown point.
-        """
+    def effect(self, formats: Mapping[str, PlanFormat], rounding: Rounding = Rounding.NEAREST, seed: int = 0) -> Effect:
+        """What rounding the points of ``formats``, all others in float, does. Raises KeyError for an unknown point."""
         first = self._staged.first_stage(formats)
         if first == len(self._staged):
             return Effect(self.n)
-        handlers = [_CountRounding(formats, rounding, seed, corrected) for _ in self._batches]
-        total = sum(map(partial(self._one, first), self._batches, handlers), Effect())
+        total = sum((self._one(batch, first, formats, rounding, seed) for batch in self._batches), Effect())
         self._spend(first)
         return total
 
@@ -236,29 +217,24 @@ class Perturber:
             if self.cache.learn(row) and (formats := row["asked"].get("formats")):
                 self._spend(self._staged.first_stage(formats))
 
-    def noise(
-        self,
-        formats: Mapping[str, PlanFormat],
-        rounding: Rounding = Rounding.NEAREST,
-        seed: int = 0,
-        corrected: frozenset[str] = frozenset(),
-    ) -> float:
+    def noise(self, formats: Mapping[str, PlanFormat], rounding: Rounding = Rounding.NEAREST, seed: int = 0) -> float:
         """Mean squared change of the class capsules' lengths (over images and classes), as :meth:`effect` counts it."""
-        corrected &= formats.keys()
-        asked: dict[str, Any] = {
+        asked = {
             "formats": {key: fmt.to_json() for key, fmt in formats.items()},
             "rounding": str(rounding),
             "seed": seed,
             "images": self._digest,
-            **({"corrected": sorted(corrected)} if corrected else {}),
         }
 
         def measure() -> float:
-            return self.effect(formats, rounding, seed, corrected).length_noise / self.n / self._classes
+            return self.effect(formats, rounding, seed).length_noise / self.n / self._classes
 
         return self.cache.answer(asked, measure)
 
-    def _one(self, first: int, batch: _Batch, handler: _CountRounding) -> Effect:
+    def _one(
+        self, batch: _Batch, first: int, formats: Mapping[str, PlanFormat], rounding: Rounding, seed: int
+    ) -> Effect:
+        handler = _CountRounding(formats, rounding, seed)
         with torch.inference_mode():
             capsules = self._staged.run_from(first, batch.states[first], handler)[0]
             size = lengths(capsules)

@@ -30,10 +30,17 @@ Pair = tuple[ConvReLU, ConvReLU | ConvCaps2d]
 
 def pairs(model: CapsNet) -> Iterator[Pair]:
     """ReLU convolutions whose output a single other convolution reads, and that one."""
-    readers = model.readers()
-    for layer in model.layers():
-        match readers.get(f"{layer.name}.activation"):
-            case [ConvReLU() | ConvCaps2d() as reader] if isinstance(layer, ConvReLU):
+    layers = {layer.name: layer for layer in model.layers()}
+    readers: dict[str, list[str]] = {}
+    for stage in model.stages():
+        for name, sources in stage.wiring.items():
+            for source in sources:
+                readers.setdefault(source, []).append(name)
+    for layer in layers.values():
+        if isinstance(layer, ConvReLU):
+            names = readers.get(f"{layer.name}.activation", [])
+            reader = layers[names[0]] if len(names) == 1 else None
+            if isinstance(reader, ConvReLU | ConvCaps2d):
                 yield layer, reader
 
 

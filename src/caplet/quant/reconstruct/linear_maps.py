@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caplet.errors import ModelError
-from caplet.models.base import CapsNet
 from caplet.nn.caps import ConvCaps2d, DenseCaps, RoutedConvCaps
 from caplet.nn.conv import Activation, ConvNorm, ConvReLU
 from caplet.nn.layer import Layer
@@ -278,17 +277,6 @@ def make_view(layer: Layer, quantized: Tensor, exact: Tensor, settings: Reconstr
             f"layer {layer.name}: type {type(layer).__name__} cannot be reconstructed; supported types: {known}"
         )
     return make(layer, quantized, exact, settings)
-
-
-def corrected_maps(model: CapsNet) -> frozenset[str]:
-    """Keys of the maps whose mean rounding errors, channel by channel, bias correction takes up: those that only
-    convolutions with a bias read."""
-    readers = model.readers().items()
-    return frozenset(key for key, layers in readers if all(map(_takes_mean_errors, layers)))
-
-
-def _takes_mean_errors(layer: Layer) -> bool:
-    return isinstance(layer, ConvReLU | ConvNorm | ConvCaps2d) and layer.bias is not None
 
 
 def parameter_of(layer: Layer, name: str) -> nn.Parameter:

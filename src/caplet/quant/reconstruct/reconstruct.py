@@ -24,7 +24,7 @@ from caplet.quant.reconstruct.adaptive_rounding import fit, weight_grid
 from caplet.quant.reconstruct.blocks import BlockStore, Chain, FittedBlock, identity
 from caplet.quant.reconstruct.end_to_end import fit_end_to_end
 from caplet.quant.reconstruct.equalization import equalized, folded
-from caplet.quant.reconstruct.linear_maps import corrected_maps, make_view, parameter_of
+from caplet.quant.reconstruct.linear_maps import make_view, parameter_of
 from caplet.quant.reconstruct.scale_search import (
     ScaleSearch,
     from_exponents,
@@ -202,15 +202,7 @@ class _Run:
         base = self.handler.plan.restricted(keys)
         if base not in owner.tuned:
             wanted = owner.wanted
-            corrected = corrected_maps(self.source) if Part.BIAS in self.settings.parts else frozenset[str]()
-            search = ScaleSearch(
-                self.source,
-                self.source,
-                self._tuning_images,
-                constants=not fitted,
-                corrected=corrected,
-                wanted=wanted,
-            )
+            search = ScaleSearch(self.source, self.source, self._tuning_images, constants=not fitted, wanted=wanted)
             self._tune(search, keys)
             owner.tuned[base], owner.wanted = self.handler.plan.restricted(keys), search.wanted
         self.handler.plan = self.handler.plan.with_formats(owner.tuned[base].points)

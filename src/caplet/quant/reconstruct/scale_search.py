@@ -7,10 +7,9 @@ that brings the lengths of the class capsules nearest to the float model's.
 With an exponent per output channel each channel has its own best range, for one small shift each.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ from caplet.quant.plan.formats import FormatRule, FormatSource
 from caplet.quant.plan.plan import QuantPlan, output_axis
 from caplet.quant.reconstruct.adaptive_rounding import Grid, Linear, centred
 from caplet.quant.reconstruct.linear_maps import parameter_of
-from caplet.quant.simulate.fake_quant import FakeQuant, WeightCache, without_mean_error
+from caplet.quant.simulate.fake_quant import FakeQuant, WeightCache
 
 _FARTHEST = 3
 """Steps that an exponent may move in one sweep."""
@@ -51,27 +50,11 @@ _Result = tuple[list[State], Tensor]
 
 
 class ComputedOnly(FakeQuant):
-    """Fake-quant of computed tensors; constants pass as they are.
-
-    corrected: maps whose mean rounding errors a reader's bias will take up, so that they are taken off here.
-    """
-
-    def __init__(
-        self,
-        plan: QuantPlan,
-        specs: Mapping[str, PointSpec],
-        *,
-        weights: WeightCache | None = None,
-        corrected: frozenset[str] = frozenset(),
-    ) -> None:
-        super().__init__(plan, specs, weights=weights)
-        self.corrected = corrected
+    """Fake-quant of computed tensors; constants pass as they are."""
 
     def tap(self, key: str, spec: PointSpec, value: Tensor, iteration: int) -> Tensor:
         if spec.storage is Storage.FLASH:
             return value
-        if key in self.corrected:
-            return without_mean_error(value, super().tap(key, spec, value.clone(), iteration))
         return super().tap(key, spec, value, iteration)
 
 
@@ -82,8 +65,7 @@ class ScaleSearch:
         model: whose quantized form is measured (its weights may be reconstructed already).
         source: the float model that gives the wanted lengths; it may be ``model`` itself.
         images: uint8 (N, C, H, W), a few dozen calibration images.
-        constants: False leaves constants as they are during the search, and takes off the mean errors of
-            ``corrected`` maps (:class:`ComputedOnly`).
+        constants: False leaves constants as they are during the search.
         wanted: of an earlier search on the same ``source`` and images.
 
     Attributes:
@@ -97,13 +79,12 @@ class ScaleSearch:
         images: Tensor,
         *,
         constants: bool = True,
-        corrected: frozenset[str] = frozenset(),
         wanted: list[Tensor] | None = None,
     ) -> None:
         self._staged = StagedModel(model)
         self._specs = model.points()
         self._weights = WeightCache()
-        self._handler = FakeQuant if constants else partial(ComputedOnly, corrected=corrected)
+        self._handler = FakeQuant if constants else ComputedOnly
         first = -(-len(images) // _FIRST)
         self._parts = [to_float(part, model.device) for part in (images[:first], images[first:]) if len(part)]
         self._harmful: set[tuple[str, PlanFormat]] = set()

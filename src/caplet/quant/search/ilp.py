@@ -183,11 +183,9 @@ class IlpSearch(PlanSearch):
         return choices
 
     def _noise_of(self, index: int, width: int) -> float:
-        """What the unit adds at a width; as it is after a fit, once plans are to be fitted."""
+        """What the unit adds at a width; its weights as they are after a fit, once plans are to be fitted."""
         found = self.sensitivity.fitted(index, width) if self.fitted else None
-        if found is None:
-            return self.sensitivity.noise(index, width)
-        return _FITTED * found if self.units[index].storage is Storage.FLASH else found
+        return self.sensitivity.noise(index, width) if found is None else _FITTED * found
 
     def _measure(self, chosen: Sequence[UnitChoice]) -> bool:
         """Measure the noise of choices that so far was guessed; whether there were any. Of fitted weights, each of
@@ -275,8 +273,8 @@ class IlpSearch(PlanSearch):
         """See :class:`caplet.quant.search.allocate.Frontier`; weights and activations count alike."""
         if not self.fitted:
             self.fitted = True
-            changed = filter(self.sensitivity.fit_changes, range(len(self.units)))
-            firsts = [(index, self.units[index].at_most(FIRST_WIDTH)) for index in changed]
+            flash = [index for index, unit in enumerate(self.units) if unit.storage is Storage.FLASH]
+            firsts = [(index, self.units[index].at_most(FIRST_WIDTH)) for index in flash]
             self.sensitivity.measure(firsts, fitted=True)
             for index, width in firsts:
                 self.noises[index] = {width: self._noise_of(index, width)}

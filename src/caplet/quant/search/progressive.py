@@ -169,7 +169,6 @@ class UnitSensitivity:
     def __init__(self, bench: Workbench, request: Request, rounding: Rounding, units: Sequence[Unit]) -> None:
         self.request, self.rounding, self.units = request, rounding, tuple(units)
         self._source, self._fitted_noise, self._team = bench.source, bench.fitted_noise, bench.team or Team()
-        self._corrected = bench.corrected
         self._all, self._specs = len(bench.evaluator), bench.evaluator.model.points()
         count = min(bench.sensitivity_images, self._all)
         chosen = torch.arange(count) * self._all // count
@@ -190,41 +189,25 @@ class UnitSensitivity:
     def noise(self, index: int, width: int) -> float:
         """The noise of unit ``index`` at ``width`` bits."""
         if (index, width) not in self._known:
-            self._known[index, width] = self._measured(index, width, frozenset())
+            choose, rule = self._source.format, self.request.rule
+            formats = {key: choose(key, width, rule, self.rounding) for key in self.units[index].points}
+            self._known[index, width] = self.perturber.noise(formats, self.rounding, self.request.seed)
         return self._known[index, width]
 
-    def _measured(self, index: int, width: int, corrected: frozenset[str]) -> float:
-        choose, rule = self._source.format, self.request.rule
-        formats = {key: choose(key, width, rule, self.rounding) for key in self.units[index].points}
-        return self.perturber.noise(formats, self.rounding, self.request.seed, corrected)
-
-    def fit_changes(self, index: int) -> bool:
-        """Whether plans are fitted, and a fit changes the noise of unit ``index``: of weights, and of some maps."""
-        return self._fitted_noise is not None and bool(self._weights(index) or self._corrected_of(index))
-
     def fitted(self, index: int, width: int) -> float | None:
-        """The noise of a unit once plans are fitted: of its weights as they then are, of its maps less the errors that
-        biases take up; None where a fit changes nothing, or plans are not fitted."""
-        measure, weights = self._fitted_noise, self._weights(index)
-        if measure is None or not self.fit_changes(index):
+        """The noise of the unit's weights once they are fitted; None where it has none, or plans are not fitted."""
+        weights = [key for key in self.units[index].points if self._specs[key].role is Role.WEIGHT]
+        if not weights or (measure := self._fitted_noise) is None:
             return None
         if (index, width) not in self._known_fitted:
-            found = math.fsum(measure(key, width) for key in weights)
-            corrected = self._corrected_of(index)
-            self._known_fitted[index, width] = found if weights else self._measured(index, width, corrected)
+            self._known_fitted[index, width] = math.fsum(measure(key, width) for key in weights)
         return self._known_fitted[index, width]
-
-    def _weights(self, index: int) -> list[str]:
-        return [key for key in self.units[index].points if self._specs[key].role is Role.WEIGHT]
-
-    def _corrected_of(self, index: int) -> frozenset[str]:
-        return self._corrected.intersection(self.units[index].points)
 
     def measure(self, tasks: Iterable[tuple[int, int]], *, fitted: bool = False) -> None:
         """Let the team measure the noises of units at widths; asking for them then costs nothing.
 
         Args:
-            fitted: those of a fit, where it changes a unit's.
+            fitted: those of fitted weights, where a unit has weights.
         """
         team = self._team
         missing = [(*task, fitted) for task in dict.fromkeys(tasks) if not self._answers(*task, fitted)]

@@ -149,7 +149,6 @@ class Workbench:
         on_step: called after every decision.
         cache: sensitivities of an interrupted run of the same model; None for none.
         fitted_noise: None where plans are not fitted; else ilp only looks for the noise that the target bears.
-        corrected: maps whose mean rounding errors, channel by channel, fits take up.
         sensitivity_images: how many of the evaluator's images sensitivities are measured on, at even distances.
         team: measures lists of sensitivities; None for this process alone.
         perturbers: those that ``source`` measures with.
@@ -161,7 +160,6 @@ class Workbench:
     on_step: Callable[[Step], None] = lambda step: None
     cache: MeasurementCache | None = None
     fitted_noise: FittedWeights | None = None
-    corrected: frozenset[str] = frozenset()
     sensitivity_images: int = 64
     team: Team | None = None
     perturbers: tuple[Perturber, ...] = ()

@@ -116,16 +116,6 @@ def quantize_carried(votes: Tensor, fmt: FixedFormat) -> Tensor:
     return result
 
 
-def without_mean_error(value: Tensor, rounded: Tensor) -> Tensor:
-    """``rounded`` less the mean of what rounding changed in each channel of a map.
-
-    Args:
-        value, rounded: float32 (B, ..., H, W); the mean is over the batch and all positions.
-    """
-    axes = (0, value.ndim - 2, value.ndim - 1)
-    return rounded - (rounded - value).mean(axes, keepdim=True)
-
-
 def quantized_constant(plan: QuantPlan, key: str, spec: PointSpec, value: Tensor) -> Tensor:
     """A constant's values under ``plan``, a new tensor."""
     rounding = plan.rounding_of(key, spec)
