@@ -11,9 +11,9 @@ import caplet
 
 SOURCE = Path(caplet.__file__).parent
 PYTHON_AND_C = (".py", ".c", ".h")
-LINES = 47_600
+LINES = 47_100
 """Of Python and C in the package without ``bench/``. The house takes 34,000; readers, kernels, packages the rest."""
-FILES = 266
+FILES = 263
 """Python files in the package without ``bench/``."""
 COLUMNS, FILE_LINES = 120, 400
 
