@@ -103,7 +103,7 @@ class Program:
         then for each kind of op, for each op, and for weights that must be unpacked."""
         weights = [op.weight for op in self.ops if isinstance(op, Convolution | DenseVotes)]
         unpacks = any(weight.format.bits not in (8, 16) for weight in weights)
-        return 8_100 + 450 * len({op.kind for op in self.ops}) + 130 * len(self.ops) + 800 * unpacks
+        return 7_500 + 450 * len({op.kind for op in self.ops}) + 130 * len(self.ops) + 800 * unpacks
 
     def __hash__(self) -> int:
         return hash((self.name, self.seed, self.ops))
