@@ -42,7 +42,7 @@ def accuracy(correct: int, n: int) -> Accuracy:
     z, p = float(ndtri(0.975)), correct / n
     middle, spread = (2 * n * p + z**2) / (2 * (n + z**2)), z / (2 * (n + z**2)) * math.sqrt(4 * n * p * (1 - p) + z**2)
     low, high = middle - spread if correct else 0.0, middle + spread if correct < n else 1.0
-    return Accuracy(correct, n, 100 * p, 100 * low, 100 * high)
+    return Accuracy(correct, n, 100 * correct / n, 100 * low, 100 * high)
 
 
 @dataclass(frozen=True)
