@@ -28,7 +28,8 @@ SECONDS = 5.0
 PAUSED = 60.0
 """Seconds without a result after which it is an error that Dask has paused a worker and no other one has work."""
 _MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}  # as the command line sets it
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", **_MALLOC}
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "LOKY_MAX_MEMORY_LEAK_SIZE": "1e18", **_MALLOC}
+"""Of a local process; that it keeps data sets and freed memory is no leak, for which loky would start it again."""
 
 
 class LocalProcesses(Executor):
