@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, ndtri
+from scipy.special import ndtri
 
 from caplet.errors import DataError
 
@@ -39,10 +39,10 @@ def accuracy(correct: int, n: int) -> Accuracy:
     """
     if n < 1 or not 0 <= correct <= n:
         raise DataError(f"accuracy of {correct} correct out of {n} images is not defined")
-    z, p = float(ndtri(0.975)), correct / n
-    middle, spread = (2 * n * p + z**2) / (2 * (n + z**2)), z / (2 * (n + z**2)) * math.sqrt(4 * n * p * (1 - p) + z**2)
-    low, high = middle - spread if correct else 0.0, middle + spread if correct < n else 1.0
-    return Accuracy(correct, n, 100 * correct / n, 100 * low, 100 * high)
+    from scipy.stats import binomtest  # takes long to import, and not every command needs it
+
+    interval = binomtest(correct, n).proportion_ci(0.95, method="wilson")
+    return Accuracy(correct, n, 100 * correct / n, 100 * float(interval.low), 100 * float(interval.high))
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,9 @@ def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
     n = len(first)
     n10, n01 = int((first & ~second).sum()), int((~first & second).sum())
     discordant = n10 + n01
-    p_value = min(1.0, 2 * float(bdtr(min(n10, n01), discordant, 0.5)))
+    from scipy.stats import binomtest  # as above
+
+    p_value = float(binomtest(n10, discordant).pvalue) if discordant else 1.0
     loss = (n10 - n01) / n
     spread = 1.959964 * np.sqrt(max(discordant / n - loss**2, 0.0) / n)
     return Paired(n, n10, n01, 100 * loss, 100 * (loss - spread), 100 * (loss + spread), p_value)
@@ -99,7 +101,7 @@ def loss_limit(n: int, n10: int, n01: int, confidence: float = 0.95) -> float:
     """
     if n < 1 or min(n10, n01) < 0 or n10 + n01 > n or not 0.5 <= confidence < 1:
         raise DataError(f"no limit of the loss from {n10} + {n01} changed answers of {n} images at {confidence}")
-    from scipy.optimize import brentq  # takes long to import, as scipy.stats does
+    from scipy.optimize import brentq  # as above
 
     z = float(ndtri(confidence))
 

@@ -143,8 +143,7 @@ def test_searches_are_the_same(method: str, away: WorkerSettings, trained: Path,
 
     here, there = found(tmp_path / "here", ALONE), found(tmp_path / "there", away)
     assert here == there
-    if method == "qcapsnets":
-        assert found(tmp_path / "plain", None) == here
+    assert found(tmp_path / "plain", None) == here
     assert len(here["probes"]) > 5
     assert (here["sensitivities.jsonl"].count(b"\n") > 10) == (method != "qcapsnets")
     assert (b'"fitted"' in here["sensitivities.jsonl"]) == (not method)
