@@ -1,6 +1,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from unittest.mock import patch
 
@@ -10,7 +11,7 @@ import pytest
 from caplet.errors import PlanError
 from caplet.fixed import Rounding
 from caplet.program import Program, plan_memory, trace, verify
-from caplet.program.arena import MemoryMap, lead
+from caplet.program.arena import MemoryMap, Planner, lead
 from caplet.program.bands import Bands
 from caplet.program.op import Op
 from caplet.program.ops import Conv2d, ConvVotes, DenseVotes, MaxPool2d, Routing
@@ -294,6 +295,20 @@ def test_a_budget_stores_as_many_votes_as_fit() -> None:
     assert stored == sorted(stored)
     assert stored[-1] == inputs
     assert len(set(stored)) > 10
+
+
+@pytest.mark.parametrize(("bits", "primary"), [(9, (4, 8, 5)), (12, (8, 4, 5))])
+def test_no_budget_that_stores_no_votes_makes_convolutions_slower_than_the_small_plan_does(
+    bits: int, primary: tuple[int, int, int]
+) -> None:
+    settings = SampleSettings(bias=False, activation_bits=bits)
+    program = sample_shallow(0, settings, (1, 28, 28), stem=(16, 7), primary=primary, classes=(10, 6))
+    carrying = replace(program.tensors["digit.votes"], rounding=Rounding.CARRY)  # stored whole or not at all
+    program = replace(program, tensors={**program.tensors, "digit.votes": carrying})
+    planner, small = Planner(program, verify(program), True), plan_memory(program, "small")
+    plans = [plan_memory(program, small.bytes * (60 + more) // 60) for more in range(0, 60, 3)]
+    assert [plan.bytes for plan in plans if any(plan.stored.values())] == []
+    assert max(planner.instructions(plan) for plan in plans) <= planner.instructions(small)
 
 
 def test_too_small_a_budget_is_refused_with_the_cause() -> None:

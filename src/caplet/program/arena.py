@@ -131,7 +131,9 @@ def plan_memory(
                 best, low = plan, middle
             else:
                 high = low if carries else middle - 1
-    return planner.grown(best.stored, ram, chains=chains)
+    found, named = planner.grown(best.stored, ram, chains=chains), planner.small(planner.place(none))
+    plans = [found, named] if named.bytes <= ram and not any(found.stored.values()) else [found]
+    return min(plans, key=planner.instructions)
 
 
 @dataclass(frozen=True)
@@ -205,11 +207,12 @@ class Planner:
             return min(*plans, self.place(self.votes), key=lambda plan: plan.bytes)
         return min(fitting, key=lambda plan: self.instructions(plan, limit))
 
-    def instructions(self, plan: MemoryMap, limit: int) -> float:
-        """Roughly, of the convolutions, with scratch in what is free of ``limit`` bytes."""
-        total = sum(bands.cost for bands in plan.bands) + 1.0
-        for index, room in self.free(plan, limit).items():
-            total += self.once(self.slowness, index, room, self.program.ops[index].name in plan.behind)
+    def instructions(self, plan: MemoryMap, limit: int | None = None) -> float:
+        """Roughly, of the convolutions, with scratch in what is free of ``limit`` bytes, or in the plan's own rooms."""
+        total, ops = sum(bands.cost for bands in plan.bands) + 1.0, self.program.ops
+        for index, free in self.free(plan, limit or 0).items():
+            room = plan.rooms.get(ops[index].name, 0) if limit is None else free
+            total += self.once(self.slowness, index, room, ops[index].name in plan.behind)
         return total
 
     def slowness(self, index: int, room: int, whole: bool) -> float:
@@ -281,8 +284,9 @@ class Planner:
         limit, room = max(limit, plan.bytes), int(least * plan.bytes)
         rooms = {self.program.ops[index].name: max(room, free) for index, free in self.free(plan, limit).items()}
         while any(rooms.values()):
-            wider = self.place(stored, rooms, chains)
-            if wider.bytes <= limit + room:  # what fills free bytes alone is not what the RAM is needed for
+            plans = [each for each in self.placed(stored, rooms, chains) if each.bytes <= limit + room]
+            if plans:  # what fills free bytes alone is not what the RAM is needed for
+                wider = min(plans, key=lambda each: (self.instructions(each), each.bytes))
                 same = wider.bytes == plan.bytes
                 return replace(wider, peak_op=plan.peak_op, peak=plan.peak) if same else wider
             rooms = {name: room * 3 // 4 for name, room in rooms.items()}  # free, but not in one piece
@@ -306,18 +310,21 @@ class Planner:
         self, stored: Mapping[str, int], rooms: Mapping[str, int] | None = None, chains: tuple[OpChain, ...] = ()
     ) -> MemoryMap:
         """The smallest of some plans; one without ops that write over their input where that saves nothing."""
-        best = self._placed(stored, rooms or {}, frozenset(), chains)
-        if not self.in_place:
-            return best
-        for backwards in (False, True):
+        return min(self.placed(stored, rooms, chains), key=lambda one: one.bytes)
+
+    def placed(
+        self, stored: Mapping[str, int], rooms: Mapping[str, int] | None = None, chains: tuple[OpChain, ...] = ()
+    ) -> Iterator[MemoryMap]:
+        """Plans without and with ops that write over their input, where they may."""
+        yield self._placed(stored, rooms or {}, frozenset(), chains)
+        for backwards in (False, True) if self.in_place else ():
             names = frozenset(op.name for op in self.program.ops)
             while True:  # until every op that is to do so does: the others need no scratch for it
                 plan = self._placed(stored, rooms or {}, names, chains, backwards)
                 if names == plan.behind.keys():
                     break
                 names = frozenset(plan.behind)
-            best = min(best, plan, key=lambda one: one.bytes)
-        return best
+            yield plan
 
     def _placed(
         self,
