@@ -15,10 +15,10 @@ from caplet.data import Splits
 from caplet.errors import ArtefactError, ConfigError, TargetNotMet
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.sweep import job
-from caplet.jobs.sweep.job import JOURNAL, _Sweep, sweep
+from caplet.jobs.sweep.job import JOURNAL, _Sweep, sweep, winner
 from caplet.jobs.sweep.networks import Maker, draw
 from caplet.jobs.sweep.settings import SweepSettings
-from caplet.metrics import Accuracy
+from caplet.metrics import Accuracy, accuracy
 from caplet.program.arena import plan_memory
 from caplet.progress import silent
 from caplet.runs.finished import read_run
@@ -80,10 +80,21 @@ def test_the_most_accurate_finalist_wins_and_the_arena_is_no_larger_than_it_was(
     metrics = read_run(run).metrics
     full = [each for each in metrics.networks if each.state == "full"]
     won = next(each for each in full if each.number == metrics.winner)
-    assert len(full) == min(2, len(metrics.front))
-    assert won.percent == max(each.percent for each in full)
+    made = [each for each in metrics.networks if each.state == "made"]
+    best = sorted(made, key=lambda each: (-each.percent, each.loss))[:2]
+    assert {each.number for each in full} == {each.number for each in best}
+    assert (won.percent, -won.loss) == max((each.percent, -each.loss) for each in full)
+    assert all(0 < each.loss < 1 for each in full)
     assert metrics.limits["ram"]["found"] <= won.ram
     assert metrics.limits["flash"]["found"] <= won.flash
+
+
+def test_the_smallest_accurate_enough_wins_or_the_most_accurate_and_of_equals_the_one_with_the_lower_loss() -> None:
+    def full(number: int, flash: int, correct: int, loss: float) -> TrialMetrics:
+        return TrialMetrics(number, "full", "", flash=flash, accuracy=accuracy(correct, 100), loss=loss)
+
+    done = [full(0, 9, 98, 0.2), full(1, 10, 98, 0.1), full(2, 8, 97, 0.05)]
+    assert [winner(done, target).number for target in (None, 97, 98, 99)] == [1, 2, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +153,15 @@ def test_the_same_seed_draws_and_makes_the_same(
 ) -> None:
     assert trials(splits, tmp_path / "again") == uninterrupted
     assert trials(splits, tmp_path / "other", seed=1, trials=1) != uninterrupted[:1]
+
+
+def test_a_network_that_was_drawn_before_is_not_trained_again(splits: Splits, run: Path, tmp_path: Path) -> None:
+    part = _Sweep(tmp_path, Maker(SweepSettings.of(TINY), splits), optuna, silent)
+    first = next(trial for _ in range(50) if (trial := part.ask()) is not None)
+    part.study.enqueue_trial(first.params)
+    assert part.ask() is None
+    again = max(part.found("rejected"), key=lambda each: each.number)
+    assert (again.number, again.about) == (len(part.drawn()) - 1, f"the network of trial {first.number}")
 
 
 def test_an_interrupted_trial_is_gone_on_with(

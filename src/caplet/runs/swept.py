@@ -14,6 +14,7 @@ class TrialMetrics:
     Attributes:
         state: rejected (too large), failed, stopped (early), made; full for one that was trained in full.
         accuracy, reference: of these integers and of the float network, on calibration images.
+        loss: the float network's mean margin loss on them.
         folder: its run folder, from that of the sweep. about: what happened to it.
         value: what the search minimises.
     """
@@ -26,6 +27,7 @@ class TrialMetrics:
     macs: int = 0
     accuracy: Accuracy | None = None
     reference: Accuracy | None = None
+    loss: Real = 0
     folder: str = ""
     about: str = ""
     value: Real = 0

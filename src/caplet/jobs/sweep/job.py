@@ -189,8 +189,11 @@ class _Sweep:
         (seed,) = np.random.SeedSequence((self.settings.seed, count)).generate_state(1)
         self.study.sampler = self.optuna.samplers.TPESampler(seed=int(seed), n_startup_trials=RANDOM)
         trial: Trial = self.study.ask()
-        network = self.network(trial)
+        network, known = self.network(trial), [each.user_attrs.get(_SIZES) for each in self.drawn()]
         sized = TrialMetrics(trial.number, "rejected", network.text)
+        if same := [row["number"] for row in known if row and row["network"] == network.text]:
+            self.tell(trial, replace(sized, about=f"the network of trial {same[0]}"))  # teaches it to draw others
+            return None
         try:
             sized = replace(sized, **self.maker.estimate(network))
             if not (excess := self.settings.limits.excess(sized.sizes)):
@@ -263,14 +266,17 @@ class _Sweep:
             if not front or trial.percent > front[-1].percent:
                 front.append(trial)
         done, settings, target = dict[int, TrialMetrics](), self.settings, self.settings.min_accuracy
+        steps = front
+        if (target, settings.max_drop) == (None, None):
+            steps = sorted(self.found("made"), key=lambda found: (found.percent, -found.loss))
         while len(done) < settings.finalists:
             enough = [at for at, found in done.items() if target is not None and found.percent >= target]
-            few = [at for at in done if target is not None and at < min(enough, default=len(front))]
-            places = [at for at in range(max(few, default=-1) + 1, min(enough, default=len(front))) if at not in done]
+            few = [at for at in done if target is not None and at < min(enough, default=len(steps))]
+            places = [at for at in range(max(few, default=-1) + 1, min(enough, default=len(steps))) if at not in done]
             if not places:
                 break
             place = places[-1 if target is None else len(places) // 2]
-            done[place] = self.full(front[place], len(done) + 1)
+            done[place] = self.full(steps[place], len(done) + 1)
             self.note(f"in full: {_described(done[place])}")
             if settings.max_drop is not None:
                 target = max(found.percent for found in done.values()) - settings.max_drop
@@ -287,9 +293,7 @@ class _Sweep:
 
     def finish(self, front: list[TrialMetrics], done: list[TrialMetrics], target: float | None) -> dict[str, Any]:
         """Quantize the winner within the limits, open the test split for it, and write everything about the sweep."""
-        run, limits, best = self.run, self.settings.limits, max(done, key=lambda found: (found.percent, -found.flash))
-        enough = [found for found in done if target is not None and found.percent >= target]
-        won = min(enough, key=lambda found: found.flash, default=best)
+        run, limits, won = self.run, self.settings.limits, winner(done, target)
         folder = self.folder(won.number, True)
         quantized = self.quantized(folder, won, target)
         metrics = runs.read_record(quantized / runs.METRICS, dict)
@@ -351,6 +355,14 @@ class _Sweep:
         if not runs.is_finished(out):
             quantize(model, self.maker.splits, out, asked, resume=True, note=self.note)
         return out
+
+
+def winner(done: list[TrialMetrics], target: float | None) -> TrialMetrics:
+    """The smallest finalist with the accuracy asked for, in percent; else the most accurate one, of equals the one with
+    the lower loss."""
+    enough = [found for found in done if target is not None and found.percent >= target]
+    best = max(done, key=lambda found: (found.percent, -found.loss))
+    return min(enough, key=lambda found: found.flash, default=best)
 
 
 def _described(found: TrialMetrics) -> str:

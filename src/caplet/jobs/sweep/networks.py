@@ -33,6 +33,7 @@ from caplet.runs.folder import METRICS, write_record
 from caplet.runs.swept import TrialMetrics
 from caplet.train.finetune import FinetuneTask
 from caplet.train.loop import train
+from caplet.train.loss import evaluate
 from caplet.train.settings import TrainSettings
 from caplet.train.task import build_model
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 MODEL, PROGRAM = "model.safetensors", "model.caplet"
 WEIGHT_BITS, BITS = 6, 8
 """Of weights, which narrow further in the end, and of computed tensors, in the integers of a trial or in full."""
-SHOWN = {True: (200_000, 4, 40), False: (20_000, 5, 15)}
+SHOWN = {True: (200_000, 4, 120), False: (20_000, 5, 15)}
 """Images that a network in full, and a trial, are shown, counted as often as they are; fewest and most epochs."""
 JUDGES, CALIBRATED, GUESSED = 2000, 256, 4
 """Calibration images that judge a trial; images that choose exponents; training images that do for an estimate."""
@@ -126,14 +127,15 @@ class Maker:
         if network.keep < 1:
             model = _pruned(model, network.keep, splits, recipe, run / "finetune")
         taken, program = sizes(model, judges.evenly_spaced(CALIBRATED).images, self.settings.ram, judges.classes)
-        correct = [int((classify(each, judges) == judges.labels.numpy()).sum()) for each in (program, model)]
+        correct, reference = int((classify(program, judges) == judges.labels.numpy()).sum()), evaluate(model, judges)
         metrics = TrialMetrics(
             number,
             "full" if full else "made",
             network.text,
             **taken,
-            accuracy=accuracy(correct[0], len(judges)),
-            reference=accuracy(correct[1], len(judges)),
+            accuracy=accuracy(correct, len(judges)),
+            reference=accuracy(reference.correct, len(judges)),
+            loss=reference.loss,
             folder=f"{run.parent.name}/{run.name}",
             seconds=round(time.monotonic() - began, 1),
             epoch=found.epoch,

@@ -42,13 +42,14 @@ class SweepSettings(Settings):
     minutes: Positive | None = option(None, SEARCH)
     """Draw no further network when this call would take longer than so, finalists included (an estimate)."""
     finalists: Few = option(4, SEARCH)
-    """Networks that are trained in full, of the trials that no other one beats in accuracy and flash."""
+    """Networks trained in full: the most accurate trials, or, where the smallest network is wanted, some that no other
+    one beats in accuracy and flash."""
     trial_images: Many = option(4000, SEARCH)
     """At most so many training images for a trial."""
     trial_epochs: Few | None = option(None, SEARCH)
     """Epochs of a trial. Default: as many as show it 20,000 images, from 5 to 15."""
     epochs: Few | None = option(None, SEARCH)
-    """Epochs of a finalist. Default: as many as show it 200,000 images, from 4 to 40."""
+    """Epochs of a finalist. Default: as many as show it 200,000 images, from 4 to 120."""
     seed: int = option(0, SEARCH, ge=0, lt=1 << 32)
     """Of draws and of training."""
     train: dict[str, Any] = Field(default={})
