@@ -23,7 +23,7 @@ from caplet.data.imageset import to_float
 from caplet.errors import CapletError, ConfigError
 from caplet.fixed import Rounding
 from caplet.jobs.compress.settings import checked
-from caplet.jobs.devices import job_device
+from caplet.jobs.run import job_device
 from caplet.jobs.train import train_by_recipe
 from caplet.models.base import CapsNet
 from caplet.nn.device import computing, find_device, placed

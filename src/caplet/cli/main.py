@@ -17,7 +17,6 @@ from typer.core import TyperGroup
 from caplet.cli import (
     bench,
     compress,
-    doctor,
     evaluate,
     export,
     finetune,
@@ -147,7 +146,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "trace": trace.command,
         "diff": report.diff,
         "report": report.command,
-        "doctor": doctor.command,
+        "doctor": report.doctor,
     },
     "Measure": {"eval": evaluate.command, "verify": evaluate.verify},
 }

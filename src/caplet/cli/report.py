@@ -1,4 +1,4 @@
-"""``caplet report`` and ``caplet diff``: finished runs, from their records."""
+"""``caplet report`` and ``caplet diff``: finished runs, from their records; ``caplet doctor``: this machine."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,6 +7,7 @@ import typer
 
 from caplet.cli.output import console, note, print_json, show_table
 from caplet.cli.shared import Json
+from caplet.errors import ToolMissing
 
 if TYPE_CHECKING:
     from caplet.api import Diff
@@ -81,3 +82,25 @@ def _text(value: float | int | str | None) -> str:
     if isinstance(value, str | bool):
         return str(value)
     return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
+
+
+def doctor(json: Json = False) -> None:
+    """Look for compilers, emulator, Python packages and a writable cache; say how to install what is missing.
+
+    Exit code 7 means that something is missing without which the main jobs do not work.
+    """
+    from caplet.runtime.doctor import examine
+
+    findings = examine()
+    missing = [finding.name for finding in findings if finding.required and not finding.found]
+    if json:
+        print_json({"ready": not missing, "findings": findings})
+    else:
+        out = console()
+        for finding in findings:
+            state = "found  " if finding.found else "MISSING" if finding.required else "absent "
+            out.print(f"{state}  {finding.name}: {finding.about}")
+            if not finding.found:
+                out.print(f"         for {finding.purpose}; get it: {finding.install}")
+    if missing:
+        raise ToolMissing(f"needed and missing: {', '.join(missing)}; see above how to get it")

@@ -1,7 +1,7 @@
 """What every job does first and last: checks, the run folder; predictions, the one look at the test split, records."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +13,20 @@ from numpy.typing import NDArray
 
 from caplet.data import Splits
 from caplet.data.imageset import ImageSet, spelt
-from caplet.errors import ModelError
+from caplet.errors import ConfigError, ModelError
 from caplet.metrics import Accuracy, Paired, accuracy, paired
 from caplet.models.assemble import named_tensors
 from caplet.models.base import CapsNet, check_finite
+from caplet.nn.device import CPU, find_device
 from caplet.program import Program
 from caplet.progress import Note, silent
 from caplet.quant.measure.evaluator import predict
 from caplet.runs.folder import METRICS, SPLITS, open_run, plain, write_record
 from caplet.runs.shipped import Classes, record_details, record_flips, record_predictions
 from caplet.runtime.engine import Engine, predictions
+from caplet.workers.group import current
+from caplet.workers.settings import WorkerSettings
+from caplet.workers.team import Team
 
 HELD_OUT = "held_out"
 """In the notes of a model: the SHA-256 of the calibration split that it was never trained on."""
@@ -45,6 +49,21 @@ class Evaluation:
     engine: str
     seconds: float
     note: str = ""
+
+
+def job_device(
+    name: str, workers: WorkerSettings | Team | None = None, auto: Sequence[str] = ("cpu",), *, exact: bool = True
+) -> torch.device:
+    """As :func:`caplet.nn.device.find_device`, for a job that measures: workers, and processes that torchrun started,
+    do so on the CPU. Raises ConfigError also where another device is named beside workers."""
+    away = workers is not None and (
+        workers.away if isinstance(workers, Team) else workers.cluster is not None or (workers.workers or 1) > 1
+    )
+    shared = away or current().count > 1
+    device = find_device(name, ("cpu",) if shared else auto, exact=exact)
+    if away and device != CPU:
+        raise ConfigError(f"device {name!r}: workers compute on the CPU; leave out --device, or the workers")
+    return CPU if shared else device
 
 
 def check_data(model: CapsNet | Program, images: ImageSet) -> None:

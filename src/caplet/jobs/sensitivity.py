@@ -7,8 +7,7 @@ from typing import Any
 
 from caplet.data import Splits
 from caplet.files import write_bytes
-from caplet.jobs.devices import job_device
-from caplet.jobs.run import begin, check
+from caplet.jobs.run import begin, check, job_device
 from caplet.models.base import CapsNet
 from caplet.nn.device import AUTO, computing, placed
 from caplet.progress import Note, Progress, silent

@@ -14,10 +14,9 @@ from caplet.jobs.compress.choose import choose
 from caplet.jobs.compress.curves import IMAGES, Context, Measurement
 from caplet.jobs.compress.finish import SENSITIVITY, CompressedModel, Finish
 from caplet.jobs.compress.settings import BATCH, CompressSettings, settings_template
-from caplet.jobs.devices import job_device
 from caplet.jobs.quantize.promise import FIRST_IMAGES, SEARCH_FRACTION, check_tolerance
 from caplet.jobs.report import write_report
-from caplet.jobs.run import begin, check, check_size, correct_images, held_out
+from caplet.jobs.run import begin, check, check_size, correct_images, held_out, job_device
 from caplet.jobs.timing import FORWARD, forward_rate, training_rate
 from caplet.jobs.train import fit_to_data, resolve_recipe
 from caplet.jobs.trained import model_file

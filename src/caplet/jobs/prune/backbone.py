@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from caplet.data import Splits
-from caplet.jobs.devices import job_device
 from caplet.jobs.prune.job import PruneResult, ship_pruned
-from caplet.jobs.run import begin, check, training_notes
+from caplet.jobs.run import begin, check, job_device, training_notes
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model
 from caplet.nn.device import AUTO, TRAINING, computing, placed

@@ -8,10 +8,9 @@ import numpy as np
 from caplet.data import Splits
 from caplet.errors import CapletError
 from caplet.files import write_bytes
-from caplet.jobs.devices import job_device
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.prune.targets import network_sizes, put_in_order
-from caplet.jobs.run import begin, check, correct_images
+from caplet.jobs.run import begin, check, correct_images, job_device
 from caplet.models.base import CapsNet
 from caplet.nn.device import AUTO, TRAINING, computing, placed
 from caplet.progress import Note, Progress, silent

@@ -12,10 +12,9 @@ import numpy as np
 from caplet.acceptance import Acceptance
 from caplet.data import Splits
 from caplet.files import write_bytes
-from caplet.jobs.devices import job_device
 from caplet.jobs.prune.settings import PruneSettings
 from caplet.jobs.prune.targets import check_target, network_sizes, put_in_order, removals_for
-from caplet.jobs.run import begin, check, correct_images, evaluate, open_test_split, ship, training_notes
+from caplet.jobs.run import begin, check, correct_images, evaluate, job_device, open_test_split, ship, training_notes
 from caplet.metrics import Accuracy, Paired
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import load_model, save_model

@@ -12,14 +12,13 @@ from caplet.data.imageset import ImageSet
 from caplet.errors import ConfigError
 from caplet.fixed import Rounding
 from caplet.fixed.format import SHIFT_BITS
-from caplet.jobs.devices import job_device
 from caplet.jobs.quantize.accept import QuantizeResult, Shipper, check_ram, finish, footprint
 from caplet.jobs.quantize.choose import as_measured, as_promised
 from caplet.jobs.quantize.fitting import Fitter, check_request
 from caplet.jobs.quantize.promise import Promise, divide
 from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.quantize.trials import Fits
-from caplet.jobs.run import begin, check, correct_images
+from caplet.jobs.run import begin, check, correct_images, job_device
 from caplet.models.base import CapsNet
 from caplet.nn.device import AUTO, computing, placed
 from caplet.nn.points import Role

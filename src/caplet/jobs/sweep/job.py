@@ -266,9 +266,8 @@ class _Sweep:
             if not front or trial.percent > front[-1].percent:
                 front.append(trial)
         done, settings, target = dict[int, TrialMetrics](), self.settings, self.settings.min_accuracy
-        steps = front
-        if (target, settings.max_drop) == (None, None):
-            steps = sorted(self.found("made"), key=lambda found: (found.percent, -found.loss))
+        best = sorted(self.found("made"), key=lambda found: (found.percent, -found.loss))
+        steps = best if (target, settings.max_drop) == (None, None) else front
         while len(done) < settings.finalists:
             enough = [at for at, found in done.items() if target is not None and found.percent >= target]
             few = [at for at in done if target is not None and at < min(enough, default=len(steps))]

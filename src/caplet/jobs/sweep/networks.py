@@ -49,8 +49,6 @@ JUDGES, CALIBRATED, GUESSED = 2000, 256, 4
 """Calibration images that judge a trial; images that choose exponents; training images that do for an estimate."""
 PLANS = ("fast", "small")
 """Memory plans of which the smaller one counts, unless the limit of RAM asks for another."""
-
-
 Report = Callable[[dict[str, Any]], None]
 
 
