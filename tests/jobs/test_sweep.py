@@ -201,14 +201,19 @@ from pathlib import Path
 from caplet import api
 sys.path.insert(0, {tests!r})
 from test_sweep import TINY
-api.sweep(api.load_data("digits", calibration_size=100), {out!r}, api.SweepSettings.of(TINY))
+splits, settings = api.load_data("digits", calibration_size=100), api.SweepSettings.of(TINY)
+print("ready", flush=True)
+api.sweep(splits, {out!r}, settings)
 """
 
 
 @pytest.mark.slow
 def test_two_processes_share_one_sweep(splits: Splits, uninterrupted: list[TrialMetrics], tmp_path: Path) -> None:
     code = JOIN.format(tests=str(Path(__file__).parent), out=str(tmp_path))
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as other:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True) as other:
+        assert other.stdout is not None
+        other.stdout.readline()  # so that both begin at once
         sweep(splits, tmp_path, SweepSettings.of(TINY))
         error = other.communicate()[1]
     assert other.returncode == 0, error

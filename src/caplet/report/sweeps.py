@@ -17,7 +17,7 @@ def network(run: RunRecords[TrialMetrics]) -> Section | str:
     found = run.metrics
     takes = f"{bytes_text(found.flash)} of flash, {bytes_text(found.ram)} of RAM, {found.macs:,} multiply-accumulates"
     rows = (("Integers", f"{found.accuracy}"), ("Float", f"{found.reference}"), ("Takes", takes))
-    text = f"{found.network}. Weights have 6 bits, computed tensors 8. Accuracies are of calibration images."
+    text = f"{found.network}. Weights have 4 bits, computed tensors 8. Accuracies are of calibration images."
     return Section(f"Network {found.number}", text, rows=rows)
 
 
@@ -30,7 +30,7 @@ def pareto(run: RunRecords[SweepMetrics]) -> Section | str:
         f" {count['stopped']} more stopped early, {count['full']} trained in full; number {metrics.winner} won."
     )
     caption = (
-        "Each mark is a network with weights of 6 bits, on calibration images; a click leads to its page. Trials see"
+        "Each mark is a network with weights of 4 bits, on calibration images; a click leads to its page. Trials see"
         " fewer images, for a shorter time, than networks in full. The winner's weights are narrowed in the end."
     )
     table = Table.of("networks", _COLUMNS, ({**vars(each), "percent": each.percent} for each in found))

@@ -9,7 +9,7 @@ from caplet.runs.records import QuantizeMetrics, Real, Row
 
 @dataclass(frozen=True)
 class TrialMetrics:
-    """One network of a sweep: what it is (``network``), and what it takes with weights of 6 bits.
+    """One network of a sweep: what it is (``network``), and what it takes with weights of 4 bits.
 
     Attributes:
         state: rejected (too large), failed, stopped (early), made; full for one that was trained in full.

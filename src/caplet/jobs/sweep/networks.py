@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
 MODEL, PROGRAM = "model.safetensors", "model.caplet"
-WEIGHT_BITS, BITS = 6, 8
+WEIGHT_BITS, BITS = 4, 8
 """Of weights, which narrow further in the end, and of computed tensors, in the integers of a trial or in full."""
 SHOWN = {True: (200_000, 4, 120), False: (20_000, 5, 15)}
 """Images that a network in full, and a trial, are shown, counted as often as they are; fewest and most epochs."""
@@ -71,7 +71,7 @@ def draw(trial: "BaseTrial", rows: int) -> Network:
         channels *= growth
     primary = {"types": whole("types", 2, 32, log=True), "dim": choice("dim", (4, 8))}
     primary |= {"kernel": choice("primary_kernel", kernels), "stride": choice("primary_stride", (1, 2))}
-    dim, iterations, keep = choice("class_dim", (4, 8, 16)), whole("iterations", 1, 3), choice("keep", (1.0, 0.7, 0.5))
+    dim, iterations, keep = choice("class_dim", (4, 8, 16)), whole("iterations", 1, 3), choice("keep", (1.0, 0.7, 0.5, 0.35))
     text = " + ".join("{channels} of {kernel}x{kernel}/{stride}".format(**conv) for conv in stem)
     text += " + {types} types of {dim}, {kernel}x{kernel}/{stride}".format(**primary)
     text += f" + classes of {dim}, {iterations} iterations" + (f", pruned to {keep:.0%}" if keep < 1 else "")
@@ -148,7 +148,7 @@ class Maker:
 def sizes(
     model: CapsNet, images: Tensor, ram: int | None, labels: tuple[str, ...] = ()
 ) -> tuple[dict[str, Any], Program]:
-    """What the Program with weights of 6 bits takes, by the names of limits (``flash``, ``ram``, ``macs``), and itself.
+    """What the Program with weights of 4 bits takes, by the names of limits (``flash``, ``ram``, ``macs``), and itself.
 
     ram: the limit, by which the memory plan is chosen (:func:`plan_within`). The RAM is enough for weights of other
     widths, too: bytes, or unpacked into it. ``images`` uint8 (N, C, H, W) choose exponents. Raises PlanError,
