@@ -12,8 +12,8 @@ from data_files import write_idx
 from sklearn.datasets import load_digits
 
 from caplet.data import DATASETS, load_data
-from caplet.data.digits import load_digits as load_source
 from caplet.data.files import cache_dir
+from caplet.data.load import load_digits as load_source
 from caplet.data.source import DataRequest
 from caplet.errors import DataError
 

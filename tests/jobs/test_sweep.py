@@ -19,11 +19,13 @@ from caplet.jobs.sweep.job import JOURNAL, _Sweep, sweep, winner
 from caplet.jobs.sweep.networks import Maker, draw
 from caplet.jobs.sweep.settings import SweepSettings
 from caplet.metrics import Accuracy, accuracy
+from caplet.models.registry import named_model
 from caplet.program.arena import plan_memory
 from caplet.progress import silent
 from caplet.runs.finished import read_run
 from caplet.runs.folder import RUNNING
 from caplet.runs.swept import SweepMetrics, TrialMetrics
+from caplet.train.task import plan_model
 
 optuna = pytest.importorskip("optuna")
 
@@ -155,6 +157,34 @@ def test_the_same_seed_draws_and_makes_the_same(
     assert trials(splits, tmp_path / "other", seed=1, trials=1) != uninterrupted[:1]
 
 
+def test_families_that_are_drawn(splits: Splits) -> None:
+    """Plain convolutions, the small network for CIFAR-10 with batch norms, the first blocks of a MobileNetV1."""
+    choices: dict[str, Any] = {
+        "depth": 4,
+        "channels": 32,
+        "growth": 2.0,
+        "kernel": 3,
+        "types": 16,
+        "dim": 4,
+        "keep": 1.0,
+    }
+    choices |= {"stride0": 1, "stride1": 1, "stride2": 2, "stride3": 2, "primary_kernel": 3, "primary_stride": 2}
+    choices |= {"class_dim": 4, "iterations": 3, "width": 0.25, "blocks": 5}
+    shape, maker = {"image": (3, 32, 32), "classes": 10}, Maker(SweepSettings(), splits)
+    found: dict[str, Any] = {}
+    for family in ("plain", "normed", "trunk"):
+        network = draw(optuna.trial.FixedTrial(choices | {"family": family}), 32)
+        recipe = maker.recipe(False, network)
+        model = plan_model(recipe.model_copy(update={"overrides": {**network.overrides, **shape}}))
+        found[family] = model.config
+    small: Any = named_model("small-32").config.model_copy(update={"class_dim": 4})
+    plain = [conv.model_copy(update={"batch_norm": None}) for conv in small.stem]
+    assert found["normed"] == small
+    assert found["plain"] == small.model_copy(update={"stem": tuple(plain)})
+    assert [block.name for block in found["trunk"].trunk.blocks] == ["conv1", "conv2", "conv3", "conv4", "conv5"]
+    assert found["trunk"].trunk.blocks[-1].nodes[-1].channels == 64
+
+
 def test_a_network_that_was_drawn_before_is_not_trained_again(splits: Splits, run: Path, tmp_path: Path) -> None:
     part = _Sweep(tmp_path, Maker(SweepSettings.of(TINY), splits), optuna, silent)
     first = next(trial for _ in range(50) if (trial := part.ask()) is not None)
@@ -234,15 +264,26 @@ def test_limits_that_nothing_meets_say_what_the_nearest_network_needs(
     assert caught.value.exit_code == 5
 
 
-def test_an_accuracy_that_is_missed_is_written_and_said(splits: Splits, run: Path) -> None:
-    part = _Sweep(run, Maker(SweepSettings.of(TINY | {"min_accuracy": 99.9}), splits), optuna, silent)
+def test_an_accuracy_that_is_missed_is_written_and_said(splits: Splits, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("quantized"))
+    part = _Sweep(tmp_path / "run", Maker(SweepSettings.of(TINY | {"min_accuracy": 99.9}), splits), optuna, silent)
     metrics = part.finish(*part.finals())
     assert (metrics["met"], metrics["missed"]) == (False, ["errors"])
     assert "instead of 99.90 %" in metrics["outlook"][0]
 
 
 def test_a_limit_of_ram_is_judged_by_the_plan_that_export_makes_for_it(splits: Splits, run: Path) -> None:
-    choices = {"depth": 2, "channels": 16, "growth": 2.0, "kernel": 3, "stride0": 1, "stride1": 1, "types": 2, "dim": 4}
+    choices: dict[str, Any] = {
+        "depth": 2,
+        "channels": 16,
+        "growth": 2.0,
+        "kernel": 3,
+        "stride0": 1,
+        "stride1": 1,
+        "types": 2,
+        "dim": 4,
+    }
+    choices |= {"family": "plain"}
     choices |= {"primary_kernel": 3, "primary_stride": 1, "class_dim": 4, "iterations": 2, "keep": 1.0}
     network, settings = draw(optuna.trial.FixedTrial(choices), 8), SweepSettings.of(TINY | {"ram": "1250"})
     free, limited = (Maker(each, splits).estimate(network) for each in (SweepSettings.of(TINY), settings))

@@ -15,7 +15,7 @@ from caplet.errors import CapletError, ConfigError, DataError, ModelError
 from caplet.models.checkpoint import load_model, save_model
 from caplet.models.plain import PlainCnn
 from caplet.nn.caps import DenseCaps
-from caplet.nn.precision import mixed
+from caplet.nn.device import mixed
 from caplet.train import task
 from caplet.train.loop import LOG, train
 from caplet.train.loss import ClassificationScore, evaluate

@@ -13,8 +13,8 @@ from torch import Tensor
 from caplet.data.imageset import to_float
 from caplet.errors import ToolMissing
 from caplet.models.base import CapsNet
+from caplet.nn.device import mixed
 from caplet.nn.functional import lengths
-from caplet.nn.precision import mixed
 from caplet.program import Program
 from caplet.runs.records import SpeedMetrics
 from caplet.runtime import NativeModel

@@ -1,5 +1,6 @@
 """The report: one HTML page that needs nothing else, from the records of one or more runs."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,16 +11,48 @@ from caplet.report.compression import pairs, speed, stages, tradeoff
 from caplet.report.content import Section
 from caplet.report.noise import noise, sensitivity
 from caplet.report.predictions import changed, confusion
-from caplet.report.provenance import provenance
 from caplet.report.pruning import activity, remaining, rounds
 from caplet.report.search import front, search
 from caplet.report.sweeps import network, pareto
 from caplet.report.tensors import memory, widths
 from caplet.report.training import by_epoch, by_step
 from caplet.runs.finished import RunRecords
+from caplet.runs.folder import ENVIRONMENT
 
 Part = Callable[[RunRecords[Any]], Section | str]
 """From a run's records to a section, or to one sentence on why there is none."""
+_LONGEST = 300
+
+
+def provenance(run: RunRecords[Any]) -> Section | str:
+    """How to get these numbers again."""
+    environment, splits = run.environment, run.splits
+    if environment is None:
+        return f"Provenance: the run has no {ENVIRONMENT}."
+    rows = [
+        ("Command", environment.command),
+        ("Started", environment.started),
+        ("Machine", f"{environment.system} {environment.machine}, {environment.cores} cores"),
+        ("Python", environment.python),
+        ("Packages", ", ".join(f"{name} {text or 'absent'}" for name, text in environment.packages.items())),
+    ]
+    if splits is not None:
+        rows.append(("Data", splits.name + (f" ({splits.note})" if splits.note else "")))
+        for name, found in (("Train", splits.train), ("Calibration", splits.calibration), ("Test", splits.test)):
+            rows.append((f"{name} split", f"{found['count']:,} images, SHA-256 {found['sha256']}"))
+    if run.details is not None:
+        rows.append(("Model file", f"SHA-256 {run.details.sha256}"))
+    if "seed" in run.settings:
+        rows.append(("Seed", _text(run.settings["seed"])))
+    settings = tuple((name, _text(value)) for name, value in sorted(run.settings.items()) if name != "data_hashes")
+    text = "Equal command, versions and data give equal files."
+    return Section("Provenance", text, rows=tuple(rows), folded=("All settings", settings))
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
 
 PARTS: dict[str, tuple[Part, ...]] = {
     "train": (by_epoch, provenance),

@@ -23,7 +23,7 @@ from caplet.errors import ArtefactError, ConfigError, ModelError
 from caplet.files import access, digest, file_digest, locked, read_json, write_json
 from caplet.models.assemble import tensor_parts
 from caplet.models.base import CapsNet
-from caplet.nn.precision import mixed
+from caplet.nn.device import mixed
 from caplet.train.settings import LoopSettings
 from caplet.train.state import VIEW, generator
 

@@ -17,8 +17,8 @@ from caplet.errors import ConfigError, ModelError
 from caplet.files import digest
 from caplet.models.assemble import named_tensors, tensor_parts
 from caplet.models.base import CapsNet
+from caplet.nn.device import mixed
 from caplet.nn.functional import lengths
-from caplet.nn.precision import mixed
 from caplet.train.settings import FinetuneSettings
 from caplet.train.task import Task, TrainedNetwork
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from caplet.data.imageset import ImageSet
 from caplet.models.base import CapsNet
 from caplet.nn.decoder import longest
+from caplet.nn.device import mixed
 from caplet.nn.functional import lengths
-from caplet.nn.precision import mixed
 from caplet.train.features import Features
 
 
@@ -114,7 +114,7 @@ def evaluate(
 
     Args:
         images: or features, what stage ``first`` - 1 gives for them.
-        precision: ``float32`` or ``bfloat16`` (mixed, see :func:`caplet.nn.precision.mixed`).
+        precision: ``float32`` or ``bfloat16`` (mixed, see :func:`caplet.nn.device.mixed`).
     """
     device = model.device
     was_training = model.training

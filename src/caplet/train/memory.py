@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 from caplet.errors import CapletError
 from caplet.models.base import CapsNet
 from caplet.models.cost import FLOAT_BYTES
+from caplet.nn.device import ROUTED
 from caplet.nn.points import Storage
-from caplet.nn.precision import ROUTED
 from caplet.train.task import Task
 
 USABLE = 0.8

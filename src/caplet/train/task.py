@@ -17,8 +17,8 @@ from caplet.models.importers.pretrained import load_pretrained
 from caplet.models.plain import CNN_LIKE, PlainCnn, cnn_like
 from caplet.models.registry import build, named_model
 from caplet.nn.decoder import ConvDecoder, Decoder, DenseDecoder, longest
+from caplet.nn.device import mixed
 from caplet.nn.functional import lengths
-from caplet.nn.precision import mixed
 from caplet.train.features import Features, FeatureStore, view_count
 from caplet.train.initialise import initialise
 from caplet.train.loss import ClassificationScore, cross_entropy, evaluate, margin_loss, mixup, reconstruction_loss
@@ -255,10 +255,16 @@ def build_model(settings: TrainSettings) -> CapsNet:
     Raises:
         ModelError: unknown model, or an override that is unknown or invalid.
     """
+    planned = plan_model(settings)  # refuses what no machine has room for
+    whole = settings.model.startswith(CNN_LIKE)
+    return PlainCnn(cnn_like(planned)) if whole else build(planned.family, planned.config)
+
+
+def plan_model(settings: TrainSettings) -> CapsNet:
+    """The capsule network that the settings name, without data (:func:`caplet.models.assemble.skeleton`). Raises
+    ModelError."""
     named = named_model(settings.model.removeprefix(CNN_LIKE))
-    config = {**named.config.model_dump(), **settings.overrides}
-    planned = skeleton(named.family, config, named.family)  # refuses what no machine has room for
-    return PlainCnn(cnn_like(planned)) if settings.model.startswith(CNN_LIKE) else build(named.family, config)
+    return skeleton(named.family, {**named.config.model_dump(), **settings.overrides}, named.family)
 
 
 def build_decoder(settings: TrainSettings, model: CapsNet) -> Decoder | None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from caplet.models.base import CapsNet
+from caplet.nn.device import mixed
 from caplet.nn.functional import lengths
-from caplet.nn.precision import mixed
 from caplet.train.loss import margin_loss
 
 

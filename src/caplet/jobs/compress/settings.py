@@ -85,7 +85,7 @@ class Pruning(Settings):
     def arithmetic(self) -> Literal["float32", "bfloat16"]:
         """The precision that fine-tuning computes in on this processor."""
         if self.precision == "auto":
-            from caplet.nn.precision import has_bfloat16
+            from caplet.nn.device import has_bfloat16
 
             return "bfloat16" if has_bfloat16() else "float32"
         return self.precision

@@ -110,9 +110,8 @@ class _Sweep:
                 path.write_bytes(text[: text.rfind(b"\n") + 1])
             lock.release()
             storage = storages.JournalStorage(storages.journal.JournalFileBackend(str(path), lock))
-            pruner = optuna.pruners.MedianPruner(n_startup_trials=JUDGED, n_warmup_steps=warmup)
-            named = {"study_name": "sweep", "load_if_exists": True}
-            self.study: Study = optuna.create_study(storage=storage, pruner=pruner, **named)
+            how = {"pruner": optuna.pruners.MedianPruner(JUDGED, warmup), "load_if_exists": True}
+            self.study: Study = optuna.create_study(storage=storage, study_name="sweep", **how)
 
     def drawn(self) -> "list[FrozenTrial]":
         """All trials, in order."""

@@ -18,7 +18,7 @@ from caplet.jobs.sweep.settings import SweepSettings
 from caplet.jobs.train import fit_to_data
 from caplet.lower import lower
 from caplet.metrics import accuracy
-from caplet.models.assemble import skeleton
+from caplet.models.architectures import ARCHITECTURES
 from caplet.models.base import CapsNet
 from caplet.models.checkpoint import save_model
 from caplet.models.cost import cost_of
@@ -35,7 +35,7 @@ from caplet.train.finetune import FinetuneTask
 from caplet.train.loop import train
 from caplet.train.loss import evaluate
 from caplet.train.settings import TrainSettings
-from caplet.train.task import build_model
+from caplet.train.task import build_model, plan_model
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
@@ -47,40 +47,56 @@ SHOWN = {True: (200_000, 4, 120), False: (20_000, 5, 15)}
 """Images that a network in full, and a trial, are shown, counted as often as they are; fewest and most epochs."""
 JUDGES, CALIBRATED, GUESSED = 2000, 256, 4
 """Calibration images that judge a trial; images that choose exponents; training images that do for an estimate."""
+TRUNK, TRUNK_ROWS = "mobilenetv1", 16
+"""A trunk whose first blocks are drawn, and rows that an image needs for it, and for four convolutions."""
 PLANS = ("fast", "small")
 """Memory plans of which the smaller one counts, unless the limit of RAM asks for another."""
 Report = Callable[[dict[str, Any]], None]
 
 
 class Network(NamedTuple):
-    """Settings of its model, the fraction of the multiply-accumulates that pruning leaves, and a line on it."""
+    """Its model and settings, the fraction of the multiply-accumulates that pruning leaves, and a line on it."""
 
+    model: str
     overrides: dict[str, Any]
     keep: float
     text: str
 
 
 def draw(trial: "BaseTrial", rows: int) -> Network:
-    """Convolutions, primary capsules, class capsules; perhaps too large for images of so many ``rows`` and columns."""
+    """Convolutions or the first blocks of a MobileNetV1, primary capsules, class capsules; perhaps too large for images
+    of so many ``rows`` and columns."""
     choice, whole = trial.suggest_categorical, trial.suggest_int
-    kernels = [kernel for kernel in (3, 5, 7, 9) if 2 * kernel <= rows + 2]
-    channels, growth, stem = float(whole("channels", 4, 64, log=True)), choice("growth", (1.0, 1.5, 2.0)), []
-    for index in range(whole("depth", 1, 3)):
-        kernel, stride = choice("kernel", kernels) if index == 0 else 3, choice(f"stride{index}", (1, 2))
-        stem.append({"kernel": kernel, "stride": stride, "channels": max(4, 4 * round(channels / 4))})
-        channels *= growth
     primary = {"types": whole("types", 2, 32, log=True), "dim": choice("dim", (4, 8))}
-    primary |= {"kernel": choice("primary_kernel", kernels), "stride": choice("primary_stride", (1, 2))}
-    dim, iterations, keep = choice("class_dim", (4, 8, 16)), whole("iterations", 1, 3), choice("keep", (1.0, 0.7, 0.5, 0.35))
-    text = " + ".join("{channels} of {kernel}x{kernel}/{stride}".format(**conv) for conv in stem)
-    text += " + {types} types of {dim}, {kernel}x{kernel}/{stride}".format(**primary)
+    dim, iterations, keep = choice("class_dim", (4, 8, 16)), whole("iterations", 1, 3), 1.0
+    family = choice("family", ("plain", "normed", "trunk") if rows >= TRUNK_ROWS else ("plain", "normed"))
+    if family == "trunk":
+        width, count = choice("width", (0.25, 0.5)), whole("blocks", 3, 8)
+        trunk = ARCHITECTURES[TRUNK].make(width)
+        overrides: dict[str, Any] = {"trunk": trunk.model_copy(update={"blocks": trunk.blocks[:count]}).model_dump()}
+        text = f"{count} blocks of {TRUNK} {width:g} + {{types}} types of {{dim}}".format(**primary)
+    else:
+        kernels = [kernel for kernel in (3, 5, 7, 9) if 2 * kernel <= rows + 2]
+        channels, depth = whole("channels", 4, 64, log=True), whole("depth", 1, 4 if rows >= TRUNK_ROWS else 3)
+        growth, stem = choice("growth", (1.0, 1.5, 2.0)), list[dict[str, Any]]()
+        for index in range(depth):
+            kernel, stride = choice("kernel", kernels) if index == 0 else 3, choice(f"stride{index}", (1, 2))
+            wide = max(4, 4 * round(channels * (growth if 2 * index >= depth else 1) / 4))
+            stem.append({"kernel": kernel, "stride": stride, "channels": wide})
+        text = " + ".join("{channels} of {kernel}x{kernel}/{stride}".format(**conv) for conv in stem)
+        text += ", batch norms" * (family == "normed")
+        overrides = {"stem": [each | {"batch_norm": 1e-3 if family == "normed" else None} for each in stem]}
+        primary |= {"kernel": choice("primary_kernel", kernels), "stride": choice("primary_stride", (1, 2))}
+        text += " + {types} types of {dim}, {kernel}x{kernel}/{stride}".format(**primary)
+        keep = choice("keep", (1.0, 0.7, 0.5, 0.35))
     text += f" + classes of {dim}, {iterations} iterations" + (f", pruned to {keep:.0%}" if keep < 1 else "")
-    capsules = {f"primary_{name}": value for name, value in primary.items()}
-    return Network({"stem": stem, **capsules, "class_dim": dim, "iterations": iterations}, keep, text)
+    overrides |= {f"primary_{name}": value for name, value in primary.items()}
+    overrides |= {"class_dim": dim, "iterations": iterations}
+    return Network(f"{TRUNK}-caps" if family == "trunk" else "shallow", overrides, keep, text)
 
 
 class Maker:
-    """Makes networks of ShallowCaps: in full with all of ``splits``, for a trial with ``few``."""
+    """Makes networks: in full with all of ``splits``, for a trial with ``few``."""
 
     def __init__(self, settings: SweepSettings, splits: Splits) -> None:
         images, judges = splits.train, splits.calibration.evenly_spaced(JUDGES)
@@ -96,15 +112,15 @@ class Maker:
         epochs = settings.epochs if full else settings.trial_epochs
         values = {"lr": 4e-3, "batch_size": 32, "ema": 0.98, "initial_norms": {"digit": 0.3}, "threads": 1}
         values |= {"epochs": epochs or min(max(round(shown / len(images)), fewest), most), "seed": settings.seed}
-        values |= {"shift": min(2, images.image_shape[1] // 14), **settings.train, "model": "shallow"}
-        values |= {"dataset": self.splits.info["name"], "overrides": network.overrides if network else {}}
+        values |= {"shift": min(2, images.image_shape[1] // 14), **settings.train, "dataset": self.splits.info["name"]}
+        values |= {"model": network.model, "overrides": network.overrides} if network else {"model": "shallow"}
         return fit_to_data(TrainSettings.of(values), self.splits)
 
     def estimate(self, network: Network) -> dict[str, Any]:
         """What the untrained network takes (:func:`sizes`), constants and work as far as pruning leaves them. Raises
         ModelError, PlanError: there is no such network for these images, or none in integers."""
         recipe, keep = self.recipe(False, network), network.keep
-        cost = cost_of(skeleton("shallow", recipe.overrides))
+        cost = cost_of(plan_model(recipe))
         packed, macs = round(keep * cost.parameters * WEIGHT_BITS / 8), round(keep * cost.macs)
         least = {"flash": CODE_BYTES + packed, "ram": 0, "macs": macs}
         if self.settings.limits.excess(least):

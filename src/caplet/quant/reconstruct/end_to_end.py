@@ -27,9 +27,9 @@ from caplet.data.images import augment
 from caplet.data.imageset import to_float
 from caplet.fixed import PlanFormat
 from caplet.models.base import CapsNet
+from caplet.nn.device import has_bfloat16, mixed
 from caplet.nn.functional import lengths
 from caplet.nn.points import Role
-from caplet.nn.precision import has_bfloat16, mixed
 from caplet.progress import Progress
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.reconstruct.blocks import FittedBlock
