@@ -12,11 +12,11 @@ pytest.importorskip("optuna")
 
 
 def test_nothing_that_fits_is_exit_code_5(caplet: Caplet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "REFUSED", 8)
+    monkeypatch.setattr(job, "REFUSED", 40)
     done = caplet("sweep", "--data", "digits", "--flash", "9KB", "--ram", "1KB", "--out", tmp_path / "run", "--quiet")
     line = done.err.splitlines()[-1]
     assert (done.code, done.out) == (5, "")
-    assert line.startswith("caplet: error: no network within the limits was found among 8 that were drawn")
+    assert line.startswith("caplet: error: no network within the limits was found among 40 that were drawn")
     assert "bytes of flash instead of 9,000" in line
 
 
