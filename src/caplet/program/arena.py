@@ -131,9 +131,10 @@ def plan_memory(
                 best, low = plan, middle
             else:
                 high = low if carries else middle - 1
-    found, named = planner.grown(best.stored, ram, chains=chains), planner.small(planner.place(none))
-    plans = [found, named] if named.bytes <= ram and not any(found.stored.values()) else [found]
-    return min(plans, key=planner.instructions)
+    found = planner.grown(best.stored, ram, chains=chains)
+    if any(found.stored.values()) or (small := planner.small(planner.place(none))).bytes > ram:
+        return found
+    return min(found, small, key=planner.instructions)
 
 
 @dataclass(frozen=True)
