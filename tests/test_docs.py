@@ -4,6 +4,7 @@ import importlib
 import inspect
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,23 @@ def test_command_lines_parse(page: Path) -> None:
         command, name, words = command_of(line)
         if "--help" not in words:
             command.make_context(name, words)  # a wrong option, choice or number raises; nothing is run
+
+
+def commands_below(command: Any) -> Iterator[Any]:
+    yield command
+    for sub in getattr(command, "commands", {}).values():
+        yield from commands_below(sub)
+
+
+def test_examples_of_the_help_parse_and_stand_alone() -> None:
+    texts = [inspect.cleandoc(command.help or "") for command in commands_below(typer.main.get_command(app))]
+    examples = [part for text in texts for part in text.split("\n\n") if "Example:" in part]
+    assert len(examples) > 10
+    for line in "\n".join(examples).replace("\\\n", " ").splitlines():
+        assert line.startswith("Example: caplet "), f"not an example, but in one's paragraph: {line}"
+        for part in line.removeprefix("Example: caplet ").split(" && caplet "):
+            command, name, words = command_of(part)
+            command.make_context(name, words)
 
 
 @by_page

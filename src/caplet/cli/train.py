@@ -34,10 +34,9 @@ def command(
 
     The run folder gets model.safetensors, metrics.json (test accuracy with interval), train.csv and a checkpoint
     that --resume goes on from, to the result of an uninterrupted run.
-
-    Example: caplet train --recipe shallow-fashion-mnist --root ~/data
     A frozen CNN (--freeze) is computed once for every image; training reads what it gave from files.
 
+    Example: caplet train --recipe shallow-fashion-mnist --root ~/data
     Example: caplet train --recipe small-mnist --model cnn-like:small-28 --root ~/data
     Example: caplet train --model resnet18-caps --data cifar10 --root ~/data --size 64 --pretrained torchvision --freeze
     """
