@@ -143,7 +143,8 @@ def build(compiler: Compiler, flags: Sequence[str], folder: Path) -> Path:
 def emulated_arm(dot: bool, folder: Path) -> Foreign:
     """Arm's 64 bits in an emulator, compiled by zig in ``folder``. dot: with the dot product of bytes."""
     zig = Compiler((sys.executable, "-m", "ziglang", "cc"), "zig")
-    flags = ("-target", "aarch64-linux-musl", "-fno-sanitize=all", f"-mcpu=generic{'+dotprod' * dot}")
+    flags = ["-target", "aarch64-linux-musl", "-fno-sanitize=all", "-mcpu=generic"]  # one C library for both
+    flags += ["-Xclang", "-target-feature", "-Xclang", "+dotprod"] * dot
     return Foreign(("qemu-aarch64", "-cpu", "max", str(build(zig, flags, folder / "build"))), folder)
 
 
