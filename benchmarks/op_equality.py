@@ -42,6 +42,8 @@ from random_ops import RandomOps
 RECORDS = Path(__file__).parent / "records"
 ARM = {"aarch64": False, "aarch64-dotprod": True}
 """Emulated 64-bit Arm processors, with and without the dot product of bytes."""
+LITTLE_RAM = 8_192
+"""Bytes of an op's tensors at most on a board with 16 KiB, which holds inputs and a stack besides."""
 EMULATED = ("-DCAPLET_EMULATE_DSP", f"-I{Path(__file__).parents[1] / 'tests' / 'support'}", "-O2")
 HELIUM = (*EMULATED, "-DCAPLET_EMULATE_HELIUM")
 
@@ -75,16 +77,19 @@ def compare(cases: int, batch: int, seed: tuple[int, ...]) -> dict[str, object]:
 def on_boards(
     names: list[str], cases: int, batch: int, seed: int, minutes: float
 ) -> Iterator[tuple[str, dict[str, int]]]:
-    """Random ops on emulated boards, a hundred in each firmware, a few with few inputs in little flash, else the same
-    ones. Processors of ``ARM`` compute them as the host runtime does."""
+    """Random ops on emulated boards, about a hundred in each firmware, two dozen in little flash, and no large ones in
+    little RAM; else the same ones. Processors of ``ARM`` compute them as the host runtime does."""
+    library = load_library(build_library())
     for name in names:
         draw, total, differing, end = RandomOps(seed), 0, 0, time.time() + 60 * minutes
         with tempfile.TemporaryDirectory() as arm_folder:
             arm = emulated_arm(ARM[name], Path(arm_folder)) if name in ARM else None
             while total < cases and time.time() < end:
-                little = name in ("cortex-m0", "cortex-m55")
-                ops = [draw.draw(kind, None if arm else True) for kind in (*OPS,) * (1 if little else 100 // len(OPS))]
-                both = [(single, draw.inputs(single, batch // 4 if little else batch)) for single in ops]
+                often = 2 if name in ("cortex-m0", "cortex-m55") else 100 // len(OPS)
+                ops = [draw.draw(kind, None if arm else True) for kind in (*OPS,) * often]
+                if name == "cortex-m0":
+                    ops = [single for single in ops if single.describe(library)[0].arena_bytes <= LITTLE_RAM]
+                both = [(single, draw.inputs(single, batch)) for single in ops]
                 with tempfile.TemporaryDirectory() as folder:
                     if arm is not None:
                         found = len(ops) * batch, len(differing_cases(arm, both))

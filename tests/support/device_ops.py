@@ -1,4 +1,5 @@
-"""Single ops in the firmware of an emulated board: descriptors, inputs and expected codes are compiled into it."""
+"""Single ops in the firmware of an emulated board: descriptors are compiled into it; inputs and expected codes are read
+from a file, so that an op can have many."""
 
 import ctypes
 from collections.abc import Callable, Sequence
@@ -28,21 +29,20 @@ _MAIN = """#include "../caplet/host.h"
 
 typedef struct {
     const caplet_host_step *step;
-    const uint8_t *inputs;
-    const uint8_t *expected;
     uint32_t cases, input, input_bytes, output, output_bytes;
 } test;
 
 %s
 static const test tests[] = {%s};
-static uint64_t arena[%d];
+static uint64_t arena[%d], input[%d], expected[16];
 
 int strcmp(const char *a, const char *b) { while (*a && *a == *b) { a++; b++; } return *a - *b; }
 
-/* Writes the number of cases, and of those that differ. */
+/* Reads each case's inputs and codes; writes the number of cases, and of those that differ. */
 int main(void)
 {
-    const int file = semihosting_open("differing.bin", SEMIHOSTING_WRITE);
+    const int from = semihosting_open("cases.bin", SEMIHOSTING_READ);
+    const int to = semihosting_open("differing.bin", SEMIHOSTING_WRITE);
     const caplet_host_memory memory = {arena, sizeof arena, 1, 1};
     uint32_t counts[2] = {0, 0};
     uint32_t i, c, k;
@@ -51,18 +51,26 @@ int main(void)
         for (c = 0; c < t->cases; c++) {
             const uint8_t *found = (const uint8_t *)arena + t->output;
             uint32_t unequal = 0;
+            if (semihosting_read(from, input, t->input_bytes) != t->input_bytes) {
+                return 1;
+            }
             memset(arena, 0xA5, sizeof arena); /* what was in scratch must not matter */
-            caplet_host_run(t->step, 1, &memory, t->inputs + c * t->input_bytes, 1, t->input_bytes, t->input, 0, 0,
-                            arena, 0, 0, arena);
+            caplet_host_run(t->step, 1, &memory, (const uint8_t *)input, 1, t->input_bytes, t->input, 0, 0, arena, 0, 0,
+                            arena);
             for (k = 0; k < t->output_bytes; k++) {
-                unequal |= found[k] ^ t->expected[c * t->output_bytes + k];
+                const uint32_t at = k %% sizeof expected, left = t->output_bytes - k;
+                const uint32_t some = left < sizeof expected ? left : sizeof expected;
+                if (at == 0 && semihosting_read(from, expected, some) != some) {
+                    return 1;
+                }
+                unequal |= found[k] ^ ((const uint8_t *)expected)[at];
             }
             counts[0]++;
             counts[1] += unequal != 0;
         }
     }
-    semihosting_write(file, counts, sizeof counts);
-    semihosting_close(file);
+    semihosting_write(to, counts, sizeof counts);
+    semihosting_close(to);
     return 0;
 }
 """
@@ -81,7 +89,7 @@ def differing_on_device(
     """
     export = emit(sample_shallow(0), folder / "export", EmitSettings(prefix="model"))
     add_board(board, export)
-    prepare(export, ops)
+    (folder / "cases.bin").write_bytes(prepare(export, ops))
     compiler, known = board.find_compiler()
     firmware = build_firmware(board, export, (compiler, (*known, "-Icaplet", *flags)))
     command = [board.require_emulator(), *board.machine, "-nographic", "-monitor", "none", "-serial", "none"]
@@ -92,27 +100,29 @@ def differing_on_device(
     return cases, differing
 
 
-def prepare(export: Export, ops: Sequence[tuple[SingleOp, Inputs]]) -> None:
-    """Put the ops, their inputs and the interpreter's codes in place of an export's own test harness."""
+def prepare(export: Export, ops: Sequence[tuple[SingleOp, Inputs]]) -> bytes:
+    """Put the ops in place of an export's own test harness; their inputs and the interpreter's codes."""
     for name in HOST_ONLY:
         (export.folder / "caplet" / name).write_text(runtime_files(host=True)[name])
     (export.folder / "caplet" / "string.h").write_text(_STRING_H)
     library = load_library(build_library())
-    parts, tests, size = [], [], 0
+    parts, tests, cases, size, widest = [], [], [], 0, 0
     for number, (single, inputs) in enumerate(ops):
-        text, arena = _one(f"t{number}", single, inputs, library)
+        data = single.pack(inputs, single.op.inputs)
+        result = single.pack(single.interpret(inputs), single.outputs, 0xA5)
+        text, arena = _one(f"t{number}", single, library)
+        first, last = single.place(single.op.inputs[0]), single.place(single.outputs[0])
         parts.append(text)
-        tests.append(f"{{&t{number}_step, t{number}_in, t{number}_out, T{number}}}")
-        size = max(size, arena)
-    (export.folder / "device" / "main_device.c").write_text(
-        _MAIN % ("\n".join(parts), ",\n    ".join(tests), size // 8 + 8)
-    )
+        tests.append(f"{{&t{number}_step, {len(data)}, {first}, {data.shape[1]}, {last}, {result.shape[1]}}}")
+        cases.append(np.concatenate([data, result], axis=1).tobytes())
+        size, widest = max(size, arena), max(widest, data.shape[1])
+    main = _MAIN % ("\n".join(parts), ",\n    ".join(tests), size // 8 + 8, widest // 8 + 1)
+    (export.folder / "device" / "main_device.c").write_text(main)
+    return b"".join(cases)
 
 
-def _one(name: str, single: SingleOp, inputs: Inputs, library: ctypes.CDLL) -> tuple[str, int]:
+def _one(name: str, single: SingleOp, library: ctypes.CDLL) -> tuple[str, int]:
     steps, descriptions, struct = single.describe(library)
-    expected = single.interpret(inputs)
-    data, result = single.pack(inputs, single.op.inputs), single.pack(expected, single.outputs, 0xA5)
     lines = [
         f"static const {values.dtype}_t {name}_{key}[] = {{{rows_of_numbers(values, '')}}};"
         for key, values in descriptions.arrays.items()
@@ -131,10 +141,6 @@ def _one(name: str, single: SingleOp, inputs: Inputs, library: ctypes.CDLL) -> t
         f"static const caplet_host_step {name}_step = {{&{name}_op, {name}_places, {{{memory}}}, {step.output}ull, "
         f"{step.kind}, {step.row_bytes}, {step.count}, {step.input_count}}};"
     )
-    for what, block in (("in", data), ("out", result)):
-        lines.append(f"static const uint8_t {name}_{what}[] = {{{rows_of_numbers(block.reshape(-1), '')}}};")
-    numbers = (len(data), single.place(single.op.inputs[0]), data.shape[1], single.place(single.outputs[0]))
-    lines.append(f"#define T{name[1:]} {', '.join(map(str, (*numbers, result.shape[1])))}")
     return "\n".join(lines), steps.arena_bytes
 
 
