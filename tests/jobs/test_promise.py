@@ -204,7 +204,7 @@ def test_moved_images_cannot_make_up_for_losses_on_the_others(lost: float, accep
 
 
 def test_a_tolerance_that_the_images_cannot_show_is_refused_with_the_smallest_that_they_can() -> None:
-    with pytest.raises(ConfigError, match=r"100 calibration images cannot show .* 2\.89 is the smallest"):
+    with pytest.raises(ConfigError, match=r"100 calibration images cannot show .* 2\.81 is the smallest"):
         Promise(numbered(100), lambda images: np.ones(len(images), dtype=bool), 0.2)
     assert smallest_tolerance(60_000, 0.05) < 0.04
     with pytest.raises(ConfigError, match="smallest tolerance"):

@@ -36,7 +36,7 @@ RESERVE = 1
 """Plans from the smallest that other images accept to the first that fresh ones see."""
 NOTABLE = 0.98
 """A plan larger than so much of the last one accepted is not worth a fit and a look."""
-HOPELESS = 1.25
+HOPELESS = 3.0
 """A plan that trials let expect so many times the tolerance, and smaller ones, are not looked at."""
 
 

@@ -50,11 +50,11 @@ FIRST_IMAGES = 2_000
 """Fewest images of a first look, where there are as many."""
 MANY_IMAGES = 20_000
 """Most images of a first look: beyond, the chance of the new images themselves counts most."""
-_FIRST_ERROR = 0.3  # of a decision's error, what its first look may spend where there is a second
+_FIRST_ERROR = 0.1  # of a decision's error, what its first look may spend where there is a second
 _NEARLY = 0.8  # of all images: with as many in the first look, there is one look at all of them
 _LUCKIER = 1.5  # standard errors of a first look: a plan that needs more luck in further images has 2 % chances
 _RESERVE = 1.5  # images of a first look, relative to what should be enough
-_SEQUENCE_ERROR = 0.9  # of all error, what the first sequence may spend; the rest is for larger plans
+_SEQUENCE_ERROR = 0.95  # of all error, what the first sequence may spend; the rest is for larger plans
 
 
 @dataclass(frozen=True, eq=False)
