@@ -2,10 +2,12 @@
 
     python benchmarks/coverage.py --shared ../shared --work runs/coverage --half choose
     python benchmarks/coverage.py --shared ../shared --work runs/coverage --record coverage
+    python benchmarks/coverage.py --shared ../shared --networks mnist-14 --methods default quick max --tolerances 0.5
 
 Trains the small networks that it needs (once; they stay in the work folder), then runs every search and the default for
-every tolerance, with the promise and, for the price of it, accepted as measured. A row that is in
-``WORK/rows.jsonl`` is not run again, so an interrupted call goes on where it stopped.
+every tolerance, with the promise and, for the price of it, accepted as measured; where they are named, other options,
+too, to be compared with the default. A row that is in ``WORK/rows.jsonl`` is not run again, so an interrupted call goes
+on where it stopped.
 
 This opens test splits. The rule may be changed in view of the networks of the half ``choose`` only; those of
 ``confirm`` are run with the rule as it ships.
@@ -49,6 +51,23 @@ METHODS: dict[str, dict[str, Any]] = {
     "progressive": {"method": "progressive"},
     "ilp": {"method": "ilp"},
 }
+PARTS = "scales,per-channel,bias,rounding"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "quick": {"effort": "quick"},
+    "max": {"effort": "max"},
+    "nearest": {"rounding": "nearest"},
+    "by layer": {"granularity": "layer"},
+    "by block": {"granularity": "block"},
+    "progressive, fitted": {"method": "progressive", "effort": "default"},
+    "qcapsnets, fitted": {"method": "qcapsnets", "effort": "default"},
+    "one scale a tensor": {"reconstruct": "scales,bias,rounding"},
+    "bias alone": {"reconstruct": "bias"},
+    "equalized": {"reconstruct": f"equalization,{PARTS}"},
+    "end to end": {"reconstruct": f"{PARTS},end-to-end"},
+    "narrowed": {"narrow": True},
+    "simpler routing": {"simplify_routing": True},
+}
+"""Other combinations of options, to be compared with the default."""
 ACCEPT = ("confidence", "measured")
 
 
@@ -180,7 +199,7 @@ def rows_of(name: str, options: argparse.Namespace, known: set[tuple[Any, ...]])
     accuracy = 100 * float(correct_images(model, splits.test).mean())
     for accept, tolerance, method in wanted:
         folder = options.work / "runs" / f"{name}-{method}-{tolerance:g}-{accept}"
-        settings = QuantizeSettings.of({**METHODS[method], "tolerance": tolerance, "accept": accept})
+        settings = QuantizeSettings.of({**{**METHODS, **OPTIONS}[method], "tolerance": tolerance, "accept": accept})
         began = time.perf_counter()
         row = {
             "network": name,
@@ -228,13 +247,38 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if other is not None and row["met"] and other["met"]:
             for group in ("all", row["method"]):
                 ratios.setdefault(group, []).append(row["weight_bytes"] / other["weight_bytes"])
-    means = {name: math.exp(math.fsum(map(math.log, found)) / len(found)) for name, found in ratios.items()}
+    means = {name: _mean(found) for name, found in ratios.items()}
     compared = {"measured": [row for row in rows if row["accept"] == "measured"]}
     return {
         "promised": {name: _kept(found) for name, found in sorted(groups.items())},
         "as_measured": {name: _kept(found) for name, found in compared.items()},
         "bytes_over_measured": {name: round(value, 3) for name, value in means.items()},
+        **beside_the_default([row for row in promised if row["met"]]),
     }
+
+
+def beside_the_default(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of promised rows that were accepted: each method's bytes over the default's, and the default's over the least of
+    any, the geometric mean over networks and tolerances that have rows of other options."""
+    cases: dict[tuple[str, float], dict[str, float]] = {}
+    for row in rows:
+        cases.setdefault((row["network"], row["tolerance"]), {})[row["method"]] = row["weight_bytes"]
+    whole = [case for case in cases.values() if "default" in case and OPTIONS.keys() & case.keys()]
+    ratios: dict[str, list[float]] = {}
+    for case in whole:
+        for method, size in case.items():
+            ratios.setdefault(method, []).append(size / case["default"])
+    if not whole:
+        return {}
+    best = _mean([case["default"] / min(case.values()) for case in whole])
+    return {
+        "bytes_over_default": {method: round(_mean(found), 3) for method, found in sorted(ratios.items())},
+        "default_over_best": round(best, 3),
+    }
+
+
+def _mean(ratios: Sequence[float]) -> float:
+    return math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
 
 
 def _kept(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -257,7 +301,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/coverage"), help="networks, rows and runs under way")
     parser.add_argument("--half", choices=("choose", "confirm", "both"), default="both")
     parser.add_argument("--networks", nargs="+", choices=[*NETWORKS], default=[*NETWORKS])
-    parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS])
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *OPTIONS], default=[*METHODS])
     parser.add_argument("--tolerances", nargs="+", type=float, default=TOLERANCES)
     parser.add_argument("--accept", nargs="+", choices=ACCEPT, default=ACCEPT)
     parser.add_argument("--train-only", action="store_true", help="train the networks and stop")
