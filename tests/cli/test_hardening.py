@@ -239,7 +239,7 @@ def test_every_number_has_a_range(command: str, message: str, caplet: Caplet, tr
         ("trace x --split Test", "--split 'Test': the choice is calibration, train, test; did you mean 'test'?"),
         (
             "export x --to onxx",
-            "--to 'onxx': the choice is c, cmake, arduino, zephyr, esp-idf, platformio, web, onnx; "
+            "--to 'onxx': the choice is c, cmake, arduino, zephyr, esp-idf, platformio, micropython, web, onnx; "
             "did you mean 'onnx'?",
         ),
     ],

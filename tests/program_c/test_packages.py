@@ -1,7 +1,7 @@
 """Exports for the places where firmware is made: each is built as far as this machine can, and run.
 
-CMake is real. The tool chains of Arduino, Zephyr, ESP-IDF and PlatformIO are not here: their packages are compiled
-against the few declarations that they use, with the compilers of the host and of Cortex-M.
+CMake is real. The tool chains of Arduino, Zephyr, ESP-IDF, PlatformIO and MicroPython are not here: their packages are
+compiled against the few declarations that they use, with the compilers of the host and of Cortex-M.
 """
 
 import ctypes
@@ -22,7 +22,9 @@ from package_builds import (
     IDF,
     IDF_TIMER,
     KERNEL,
+    MICROPYTHON,
     PASSED,
+    RUN_MODULE,
     RUN_SKETCH,
     WARN,
     ZEPHYR,
@@ -100,6 +102,22 @@ def test_platformio_by_stubs(tmp_path: Path) -> None:
     for name, define in (("pc", "-DPC"), ("board", "-DARDUINO=1")):
         sh("g++", *flags, define, main, *made, "-o", tmp_path / name)
         assert PASSED in sh(tmp_path / name)
+
+
+def test_micropython_by_stubs(tmp_path: Path) -> None:
+    need("gcc", "make")
+    export = package("micropython", tmp_path / "module")
+    (tmp_path / "py").mkdir()
+    (tmp_path / "py" / "dynruntime.h").write_text(MICROPYTHON)
+    (tmp_path / "main.c").write_text(RUN_MODULE)
+    flags = [*C99, "-O2", "-fno-strict-aliasing", "-I", tmp_path, "-I", export.folder, "-I", export.folder / "src"]
+    sh("gcc", *flags, tmp_path / "main.c", "-o", tmp_path / "module-here")
+    assert PASSED in sh(tmp_path / "module-here")
+    (tmp_path / "py" / "dynruntime.mk").write_text("all:\n\t@echo $(MOD) $(SRC) $(ARCH)\n")
+    assert sh("make", f"MPY_DIR={tmp_path}", cwd=export.folder).split() == ["digits", "micropython.c", "armv7emsp"]
+    done = subprocess.run(["make"], cwd=export.folder, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "set MPY_DIR to MicroPython's source" in done.stderr
 
 
 @pytest.mark.parametrize("place", PACKAGES)

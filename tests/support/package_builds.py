@@ -83,6 +83,79 @@ add_executable(app app.c)
 target_link_libraries(app main)
 """
 IDF_TIMER = "#include <stdint.h>\nstatic inline int64_t esp_timer_get_time(void) { return 0; }\n"
+MICROPYTHON = """
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+typedef const void *mp_obj_t;
+typedef const char *mp_rom_error_text_t;
+typedef unsigned char byte;
+typedef struct { int unused; } mp_obj_fun_bc_t;
+typedef struct { const void *buf; size_t len; int typecode; } mp_buffer_info_t;
+typedef struct { union { mp_obj_t (*none)(void); mp_obj_t (*one)(mp_obj_t); } call; } function;
+static const struct { void *(*memmove_)(void *, const void *, size_t); void *(*memset_)(void *, int, size_t); }
+    mp_fun_table = {memmove, memset};
+static const int mp_type_ValueError = 0;
+static struct { const char *name; mp_obj_t value; } names[16];
+static int count;
+static mp_buffer_info_t given;
+static const char *raised;
+static size_t number_of(mp_obj_t x) { return (size_t)x; }
+static void store(const char *name, mp_obj_t value) { names[count].name = name, names[count++].value = value; }
+static mp_obj_t found(const char *name)
+{
+    int i;
+    for (i = 0; strcmp(names[i].name, name) != 0; i++) { assert(i < count); }
+    return names[i].value;
+}
+#define MP_OBJ_NEW_SMALL_INT(x) ((mp_obj_t)(size_t)(x))
+#define MP_OBJ_FROM_PTR(x) (x)
+#define MP_BUFFER_READ 1
+#define MP_DEFINE_CONST_FUN_OBJ_0(NAME, CALL) const function NAME = {{.none = CALL}}
+#define MP_DEFINE_CONST_FUN_OBJ_1(NAME, CALL) const function NAME = {{.one = CALL}}
+#define MP_DYNRUNTIME_INIT_ENTRY (void)self, (void)n_args, (void)n_kw, (void)args;
+#define MP_DYNRUNTIME_INIT_EXIT return NULL;
+#define mp_store_global(NAME, VALUE) store(&#NAME[8], VALUE)
+#define mp_get_buffer_raise(FROM, TO, HOW) (*(TO) = *(const mp_buffer_info_t *)(FROM))
+#define mp_obj_get_int(x) ((int)number_of(x))
+#define mp_obj_new_bool(x) MP_OBJ_NEW_SMALL_INT(x)
+#define mp_raise_msg(KIND, TEXT) ((void)(KIND), raised = (TEXT))
+static mp_obj_t kept(const void *from, size_t bytes)
+{
+    char *to = calloc(bytes + 1, 1);
+    return memcpy(to, from, bytes);
+}
+#define mp_obj_new_str(TEXT, BYTES) kept(TEXT, BYTES)
+#define mp_obj_new_bytes(FROM, BYTES) kept(FROM, BYTES)
+#define mp_obj_new_tuple(COUNT, ITEMS) kept(ITEMS, (COUNT) * sizeof *(ITEMS))
+"""
+"""What a native module uses of MicroPython: numbers and pointers are objects; an error is kept, and not raised."""
+RUN_MODULE = """
+#define memcpy own_memcpy
+#define memset own_memset
+#include "micropython.c"
+static mp_obj_t call(const char *name, const void *pixels, size_t bytes)
+{
+    given.buf = pixels, given.len = bytes, raised = NULL;
+    return ((const function *)found(name))->call.one(&given);
+}
+int main(void)
+{
+    static uint8_t pixels[DIGITS_IMAGE_BYTES];
+    const mp_obj_t *answer;
+    mpy_init(NULL, 0, 0, NULL);
+    assert(((const function *)found("selftest"))->call.none());
+    answer = call("classify", pixels, sizeof pixels);
+    assert(number_of(answer[0]) < DIGITS_CLASSES && number_of(answer[1]) >= number_of(answer[2]) && raised == NULL);
+    assert(call("capsules", pixels, sizeof pixels) != NULL && raised == NULL);
+    (void)call("capsules", pixels, sizeof pixels - 1);
+    assert(raised != NULL && strstr(raised, "another size") != NULL);
+    assert(strcmp(((const function *)found("label"))->call.one(MP_OBJ_NEW_SMALL_INT(0)), digits_label(0)) == 0);
+    assert(strcmp(found("DIGEST"), digits_digest()) == 0 && number_of(found("CLASSES")) == DIGITS_CLASSES);
+    return puts("self-test: every code as expected") < 0;
+}
+"""
 
 
 def need(*tools: str) -> None:

@@ -24,7 +24,7 @@ def command(
         typer.Argument(help="A .caplet file, or the run folder of `caplet quantize`; for onnx also a float model."),
     ],
     to: Annotated[
-        Literal["c", "cmake", "arduino", "zephyr", "esp-idf", "platformio", "web", "onnx"],
+        Literal["c", "cmake", "arduino", "zephyr", "esp-idf", "platformio", "micropython", "web", "onnx"],
         typer.Option("--to", help="For which place; see above."),
     ] = "c",
     out: Annotated[
@@ -50,7 +50,7 @@ def command(
     a Makefile, CMake files and a README.
 
     --to cmake (a package for find_package), arduino (a library), zephyr (a module), esp-idf (a component), platformio
-    (a library): the same C as that place wants it, with an example and one call from pixels to class and confidence.
+    (a library), micropython (a native module): the same C as that place wants it; one call gives class and confidence.
 
     --to web: a page that works offline, where images are drawn or dropped, and an ES module for node and bundlers;
     WebAssembly, with SIMD where there is. Needs the Python package ziglang.

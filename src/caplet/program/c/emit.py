@@ -39,6 +39,7 @@ PLACES = {
     "zephyr": "a module package with a sample",
     "esp-idf": "a component package with an example",
     "platformio": "a library package with an example",
+    "micropython": "a native module",
 }
 """Places where firmware is made -> what is written for them; packages have their C in a sub-folder ``src``."""
 PACKAGE, WASM, WEB = "package", "wasm", "web"
