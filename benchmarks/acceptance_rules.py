@@ -52,6 +52,7 @@ RULES: dict[str, dict[tuple[Any, str], float]] = {
     "smaller plans are given up at 1.25 times the tolerance": {HOPELESS: 1.25},
     "a first look spends three tenths": {FIRST: 0.3},
     "the first sequence spends nine tenths": {SEQUENCE: 0.9},
+    "smaller plans are looked at whatever trials say": {HOPELESS: math.inf},
     "a limit for 30,000 new images": {NEW: 30_000},
     "a limit for all new images": {NEW: 10**9},
 }
@@ -190,12 +191,12 @@ class Ladder:
         def accepts(one: Any, error: float) -> bool:
             nonlocal looks
             looks += 1
-            return asked.look(partial(self.answers, one.plan), error, one.changed, one.loss).accepted
+            return asked.look(partial(self.answers, one.candidate.plan), error, one.changed, one.loss).accepted
 
         index = smallest_accepted(len(rungs), start, choose.each_once(rungs, accepts), asked.error)
         if index is None:
             return None
-        number: Any = rungs[index].plan
+        number: Any = rungs[index].candidate.plan
         before, after = self._data["float/test"], self._data[f"test/{number}"]
         loss = 100 * float(before.mean() - after.mean())
         size = int(self._data[f"bytes/{number}"])

@@ -1,13 +1,24 @@
 """Which images decide: none that a search, a fit or a trial has seen."""
 
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 from caplet.data import Splits
 from caplet.data.imageset import ImageSet
 from caplet.jobs.quantize import promise
-from caplet.jobs.quantize.promise import divide
+from caplet.jobs.quantize.choose import WIDE
+from caplet.jobs.quantize.job import quantize
+from caplet.jobs.quantize.promise import FreshImages, Promise, divide
+from caplet.jobs.quantize.settings import QuantizeSettings
+from caplet.jobs.run import correct_images
+from caplet.models.checkpoint import load_model
 from caplet.models.registry import build
+from caplet.runs.promised import Look
 
 
 def images_of(name: str, first: int, n: int) -> ImageSet:
@@ -54,3 +65,26 @@ def test_half_of_each_class_is_moved_where_classes_take_turns(classes: int) -> N
         of_class = differ[labels == label]
         assert not of_class[::2].any()
         assert 0.6 < of_class[1::2].float().mean() < 0.97  # one of nine moves is none
+
+
+class Unchanged(Promise):
+    """Accepts plans that change no answer."""
+
+    def look(self, plan: Any, error: float, changed: float = 0.01, loss: float = 0.0) -> Look:
+        found = super().look(plan, error)
+        return replace(found, accepted=found.lost + found.gained == 0)
+
+
+def test_where_no_plan_of_a_search_is_accepted_wide_ones_are(trained: Path, digits: Splits, tmp_path: Path) -> None:
+    model = load_model(trained / "model.safetensors")
+    fresh = FreshImages(digits.train, "training images")
+    few = replace(digits, calibration=digits.calibration.subset(range(120)))
+    settings = QuantizeSettings.of({"method": "progressive", "tolerance": 10})
+    asked = Unchanged(fresh, partial(correct_images, model), 10.0)
+    done = quantize(model, few, tmp_path / "run", settings, promise=asked)
+    assert done.met
+    asked_of, expected = done.metrics["promise"]["looks"], done.metrics["promise"]["expected"]
+    assert not asked_of[0]["accepted"], "of a plan that the search proposes"
+    assert (expected["accepted"], expected["lost"], expected["gained"]) == (True, 0, 0)
+    widths = {bits for unit in done.models[0].record["widths"].values() for bits in unit.values()}
+    assert widths & {*WIDE}

@@ -27,7 +27,7 @@ from caplet.program.ops import Add, ChannelAffine, Convolution, DenseVotes, Leak
 from caplet.program.verify import verify
 from caplet.progress import Note
 from caplet.quant.choices import Method
-from caplet.quant.plan.formats import bits_of
+from caplet.quant.plan.formats import FormatSource, bits_of
 from caplet.quant.plan.memory import FLOAT_BITS, count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.target import Footprint, Hardware
@@ -171,7 +171,7 @@ def write_model(run: Path, role: str, program: Program, model: CapsNet, plan: Qu
 
 @dataclass(frozen=True)
 class Shipper:
-    """Lowers candidates and measures their integers against ``reference``, the float model given."""
+    """Lowers candidates and measures their integers against ``reference``; ``source`` chooses other plans' formats."""
 
     run: Path
     model: CapsNet
@@ -180,6 +180,7 @@ class Shipper:
     engine: Engine
     fitter: Fitter
     hardware: Hardware
+    source: FormatSource
 
     def misfit(self, program: Program) -> str | None:
         """Why the hardware cannot run a fitted plan, or None; the search has seen to plans that are not fitted."""

@@ -15,11 +15,13 @@ from caplet.acceptance import Acceptance
 from caplet.jobs.quantize.accept import Choice, Shipper
 from caplet.jobs.quantize.answers import Correct, PlanAnswers
 from caplet.jobs.quantize.promise import Promise, moved, new_loss_limit, smallest_accepted, worst_limit
-from caplet.jobs.quantize.trials import MISFITS, Fits, Lazy, T
+from caplet.jobs.quantize.trials import MISFITS, Fits, Lazy, T, with_plan
 from caplet.jobs.run import correct_images
 from caplet.progress import Note
 from caplet.quant.choices import Method
 from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.plan.target import find_hardware
+from caplet.quant.plan.units import uniform_plan
 from caplet.quant.search.search import Candidate, Request, SearchResult
 from caplet.runs.promised import Look
 
@@ -38,6 +40,8 @@ NOTABLE = 0.98
 """A plan larger than so much of the last one accepted is not worth a fit and a look."""
 HOPELESS = 3.0
 """A plan that trials let expect so many times the tolerance, and smaller ones, are not looked at."""
+WIDE = (16, 12, 10)
+"""Bits everywhere, where no plan that a search proposes is accepted, and no budget forbids it."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,6 @@ class Rung:
     changed: float
     loss: float
     limit: float
-
-    @property
-    def plan(self) -> QuantPlan:
-        """The candidate's."""
-        return self.candidate.plan
 
 
 def _size(candidate: Candidate) -> float:
@@ -102,18 +101,18 @@ def search_tighter(search: Search, results: list[SearchResult], promise: Promise
         results.append(search(replace(request, tolerance=points, relative=False)))
 
 
-def ladder(results: Sequence[SearchResult], promise: Promise) -> tuple[list[Rung], int]:
-    """The plans that searches accepted, the largest first, and which of them to look at first; none where none did."""
+def ladder(results: list[SearchResult], promise: Promise, shipper: Shipper, request: Request) -> tuple[list[Rung], int]:
+    """The plans that searches propose, the largest first, and which of them to look at first."""
     rungs: dict[str, Rung] = {}
-    for found in results:
-        for candidate in (found.satisfied, *found.fallbacks):
-            if candidate is not None:
-                rungs.setdefault(candidate.plan.digest(), rung(candidate, found, promise))
-    ordered = sorted(rungs.values(), key=lambda one: -_size(one.candidate))
+    for found in [one for one in results if one.met] or results[:1]:
+        for candidate in _proposed(found, shipper, request):
+            rungs.setdefault(candidate.plan.digest(), rung(candidate, found, promise))
+    wide = [rung(candidate, results[0], promise) for candidate in _wide(results[0], shipper, request)]
+    ordered = [*wide, *sorted(rungs.values(), key=lambda one: -_size(one.candidate))]
     likely = [index for index, one in enumerate(ordered) if one.limit <= LIKELY * promise.tolerance]
     start = likely[-1] if likely else 0
-    smaller = ordered[start + 1 :]
-    return [*ordered[: start + 1], *_thinned(smaller)], start
+    whole = max(start + 1, len(wide))
+    return [*ordered[:whole], *_thinned(ordered[whole:])], start
 
 
 def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[Lazy[Rung], int]:
@@ -134,14 +133,15 @@ def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[La
         worst = worst_limit(before, correct, promise.error, as_is, n)
         return max(limit, worst) / promise.tolerance
 
-    plans, at = fits.plans(found, sorted(_proposed(found, fits.shipper, fits.request), key=lambda one: -_size(one)))
+    others = [*_proposed(found, fits.shipper, fits.request), *_wide(found, fits.shipper, fits.request)]
+    plans, at = fits.plans(found, sorted(others, key=lambda one: -_size(one)))
     last = fits.smallest(plans, at, verdict)
     if last is not None and fits.lower:
         whole = [*(plans[index] for index in range(last + 1)), *_thinned(fits.lowered(plans[last], verdict))]
         plans = Lazy(len(whole), whole.__getitem__)
-    start, hopeless = max(0, (last or 0) - RESERVE), HOPELESS * promise.tolerance
-    beyond = (i for i in range(start + 1, len(plans)) if plans.made(i) and fits.known(plans[i].plan) is not None)
-    end = next((i for i in beyond if expected(plans[i]).limit > hopeless), len(plans))
+    start, limit = max(0, (last or 0) - RESERVE), HOPELESS * promise.tolerance
+    beyond = (i for i in sorted(plans.made) if i > start and fits.known(plans[i].plan) is not None)
+    end = next((i for i in beyond if expected(plans[i]).limit > limit), len(plans))
     return Lazy(end, lambda index: expected(plans[index])), start
 
 
@@ -161,7 +161,7 @@ def each_once(
 
     def look(index: int, error: float) -> bool | None:
         nonlocal last
-        plan, size = rungs[index].plan, _size(rungs[index].candidate)
+        plan, size = rungs[index].candidate.plan, _size(rungs[index].candidate)
         if plan not in verdicts:
             if size > NOTABLE * last:
                 return None
@@ -188,8 +188,7 @@ def as_promised(
         results = [search(asked)]
         if fits is None:
             search_tighter(search, results, promise, asked, note)
-            found, start = ladder(results, promise)
-            found = found or [rung(one, results[0], promise) for one in _proposed(results[0], shipper, asked)]
+            found, start = ladder(results, promise, shipper, asked)
             rungs = Lazy(len(found), found.__getitem__)
         else:
             rungs, start = fitted_ladder(fits, results[0], promise)
@@ -198,7 +197,7 @@ def as_promised(
         return (None if index is None else rungs[index]), results
 
     def accepts(one: Rung, error: float) -> bool | None:
-        program = shipper.program(one.plan)
+        program = shipper.program(one.candidate.plan)
         if problem := shipper.misfit(program):
             note(f"the plan does not run on {shipper.hardware.name}: {problem}")
             return None
@@ -208,7 +207,7 @@ def as_promised(
     chosen, results = smallest(request)
     record = {**promise.to_json(), "looks": [asdict(look) for _, look in looks]}
     if chosen is not None:
-        correct = shipper.hits(shipper.program(chosen.plan), shipper.splits.calibration)
+        correct = shipper.hits(shipper.program(chosen.candidate.plan), shipper.splits.calibration)
         record["expected"] = asdict(next(look for _, look in looks[::-1] if look.accepted))
         reason = f"the smallest of {len(looks)} plans looked at on fresh images that keeps the tolerance"
         return Choice(True, (("satisfied", chosen.candidate, correct),), chosen.found, reason, record), results
@@ -217,7 +216,7 @@ def as_promised(
     if looks and not first.others:
         near, look = min(looks, key=lambda pair: pair[1].limit)
         record["expected"] = asdict(look)
-        correct = shipper.hits(shipper.program(near.plan), shipper.splits.calibration)
+        correct = shipper.hits(shipper.program(near.candidate.plan), shipper.splits.calibration)
         missing = (("accuracy", near.candidate, correct),)
     else:
         missing = _missing(shipper, first)
@@ -298,6 +297,14 @@ def _proposed(found: SearchResult, shipper: Shipper, request: Request) -> tuple[
         return (found.satisfied, *found.fallbacks)
     roles = ("memory", "accuracy") if _unlimited(request, found) else ("memory",) if shipper.fitter.active else ()
     return tuple(other for role, other in found.others if role in roles)
+
+
+def _wide(found: SearchResult, shipper: Shipper, request: Request) -> list[Candidate]:
+    """Plans of :data:`WIDE` widths, the largest first; none where a limit or the hardware may forbid them."""
+    if not _unlimited(request, found) or request.hardware != find_hardware("portable"):
+        return []
+    widen = partial(uniform_plan, shipper.model, shipper.source, rule=request.rule, rounding=found.rounding)
+    return [with_plan(shipper, found.best, widen(bits, seed=request.seed)) for bits in WIDE]
 
 
 def _missing(shipper: Shipper, found: SearchResult) -> tuple[tuple[str, Candidate, Correct], ...]:

@@ -243,24 +243,22 @@ def quantize(
             fitting = ReconstructSettings(settings.reconstruct, seed=settings.seed)
             after_fit = FittedNoise(model, chosen, formats, fitting, noises.answer)
         warn_about(searched, request, evaluator, note)
-        footprint_of, on_step = partial(footprint, model), lambda step: note(describe_step(step))
+        size_of, on_step = partial(footprint, model), lambda step: note(describe_step(step))
         perturbers = (source.perturber,) if isinstance(source, Tuner) else ()
-        bench = Workbench(
-            evaluator, formats, footprint_of, on_step, noises, after_fit, team=team, perturbers=perturbers
-        )
+        bench = Workbench(evaluator, formats, size_of, on_step, noises, after_fit, team=team, perturbers=perturbers)
         if fresh is not None:  # of the whole loss, that of simpler routing in it
             points = request_of(settings).acceptance(evaluator.float_result()).points
             promise = Promise(fresh, partial(correct_images, reference), points, error, note)
         search = partial(method.run, bench)
         fitter = Fitter(model, searched.calibration, settings.reconstruct, run, note, settings.seed)
-        shipper = Shipper(run, model, reference, searched, engine, fitter, request.hardware)
+        shipper = Shipper(run, model, reference, searched, engine, fitter, request.hardware, formats)
         trial = None if promise is None else promise.fresh.trial
         images = searched.calibration if trial is None else trial
         fits = None
         if settings.reconstruct:
             about = {"fits": fitter.identity, "images": images_digest(images.images, images.labels)}
             answered = EvaluationLog(run / TRIALS, about)
-            fits = Fits(shipper, formats, request, settings.narrow, images, note, answered)
+            fits = Fits(shipper, request, settings.narrow, images, note, answered)
         if promise is None:
             results = [search(request)]
             choice = as_measured(shipper, request, results[0], fits, note)

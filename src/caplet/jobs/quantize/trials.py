@@ -17,7 +17,6 @@ from caplet.jobs.quantize.answers import FloatAnswers, PlanAnswers, answers_of
 from caplet.jobs.run import correct_images
 from caplet.progress import Note
 from caplet.quant.measure.log import EvaluationLog, MeasuredImages
-from caplet.quant.plan.formats import FormatSource
 from caplet.quant.plan.memory import count_memory
 from caplet.quant.plan.plan import QuantPlan
 from caplet.quant.plan.units import Widths
@@ -45,21 +44,17 @@ class Lazy(Generic[T]):
     """A sequence whose items are made when they are asked for."""
 
     def __init__(self, count: int, make: Callable[[int], T]) -> None:
-        self._count, self._make, self._made = count, make, dict[int, T]()
+        self._count, self._make, self.made = count, make, dict[int, T]()
 
     def __len__(self) -> int:
         return self._count
 
-    def made(self, index: int) -> bool:
-        """Whether an item has been asked for."""
-        return index in self._made
-
     def __getitem__(self, index: int) -> T:
         if not 0 <= index < self._count:
             raise IndexError(index)
-        if index not in self._made:
-            self._made[index] = self._make(index)
-        return self._made[index]
+        if index not in self.made:
+            self.made[index] = self._make(index)
+        return self.made[index]
 
 
 def last_accepted(count: int, start: int, trial: Callable[[int], float | None]) -> int | None:
@@ -109,13 +104,12 @@ class Fits:
     """Looks at the integers of fitted plans, on the images of the search or on those for trials.
 
     Attributes:
-        lower: widths fall point by point, too, with formats from ``source``.
+        lower: widths fall point by point, too.
         images: looked at.
         log: what fitted integers answer; plans of an interrupted run are not fitted again.
     """
 
     shipper: Shipper
-    source: FormatSource
     request: Request
     lower: bool
     images: ImageSet
@@ -187,7 +181,7 @@ class Fits:
             return met
 
         request, model = self.request, self.shipper.model
-        steps = reduce_bitwidths(model, base.plan, self.source, request.rule, holds, request.hardware)
+        steps = reduce_bitwidths(model, base.plan, self.shipper.source, request.rule, holds, request.hardware)
         self.shipper.fitter.steps.extend(steps)
         return accepted
 
