@@ -2,7 +2,6 @@
 
 import re
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,13 @@ import torch
 from caplet import api
 from caplet.data import Splits
 from caplet.errors import ArtefactError, ConfigError
-from caplet.fixed import Rounding
-from caplet.jobs.compress.attempts import in_bytes
+from caplet.fixed import FixedFormat
 from caplet.jobs.compress.finish import CompressedModel
 from caplet.jobs.compress.job import compress, estimate_compression, write_settings
 from caplet.jobs.compress.settings import CompressSettings, checked, read_settings, settings_template
 from caplet.jobs.train import fit_to_data
-from caplet.lower import lower
-from caplet.models.checkpoint import load_model, save_model
-from caplet.nn.points import Storage
+from caplet.models.checkpoint import save_model
 from caplet.program.arena import plan_memory
-from caplet.quant.plan.calibrate import calibrate
-from caplet.quant.plan.units import uniform_plan
 from caplet.runs.folder import METRICS, read_record
 from caplet.runs.records import DETAILS
 from caplet.runs.stages import STAGES
@@ -73,6 +67,14 @@ def test_images_that_no_decision_saw_accept_the_result(compressed: CompressedMod
     assert promise["kept"] == (compressed.metrics["compressed"]["paired"]["loss"] <= 20.0)
     seen = compressed.metrics["float"]["calibration"]["n"]
     assert seen == 48
+
+
+def test_computed_tensors_take_a_byte_each_where_that_will_do(compressed: CompressedModel) -> None:
+    widths = {spec.format.bits for spec in compressed.program.tensors.values() if isinstance(spec.format, FixedFormat)}
+    assert max(widths) <= 8
+    attempts = [name for name in compressed.metrics["stages"] if name.startswith("quantize-")]
+    assert attempts
+    assert all(name.endswith("-byte") for name in attempts)
 
 
 def test_a_loss_that_the_images_cannot_show_is_refused_before_training(data: Splits, tmp_path: Path) -> None:
@@ -129,19 +131,6 @@ def test_limits_out_of_reach_give_the_nearest_network(trained: Path, data: Split
     assert (tmp_path / "run" / "model.caplet").exists()
     assert result.metrics["plan"] == result.metrics["limits"]["ram"]["found"]
     assert read_record(tmp_path / "run" / METRICS, dict)["met"] is False
-
-
-def test_training_starts_from_computed_tensors_of_bytes_where_no_plan_was_accepted(trained: Path, data: Splits) -> None:
-    model = load_model(trained / "model.safetensors")
-    calibration = calibrate(model, data.calibration.images)
-    widest = replace(uniform_plan(model, calibration, 16), rounding=Rounding.CARRY)
-    narrow = {"digit.votes": calibration.format("digit.votes", 4)}
-    plan = in_bytes(widest.with_formats(narrow), calibration)
-    for key, spec in model.points().items():
-        expected = 4 if key in narrow else 8 if spec.storage is Storage.RAM else widest.points[key].bits
-        assert plan.points[key].bits == min(expected, widest.points[key].bits), key
-    assert plan.rounding is Rounding.NEAREST
-    lower(model, plan)
 
 
 def test_the_template_shows_every_setting_with_its_default() -> None:

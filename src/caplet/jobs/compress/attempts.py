@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from caplet.lower import lower
 from caplet.metrics import paired
 from caplet.models.base import CapsNet
 from caplet.models.cost import cost_of
-from caplet.nn.points import Role, Storage
+from caplet.nn.points import Role
 from caplet.program import Program
 from caplet.program.file import load_program
 from caplet.program.program import CODE_BYTES
@@ -81,13 +81,6 @@ class Attempt:
     def plan(self) -> QuantPlan:
         """The plan, from the file beside the Program's."""
         return QuantPlan.load(self.path.with_name(f"plan_{self.path.stem.removeprefix('model_')}.json"))
-
-
-def in_bytes(plan: QuantPlan, calibration: Calibration) -> QuantPlan:
-    """``plan`` with computed tensors of at most 8 bits, which are wide enough for votes not to carry."""
-    computed = [key for key, spec in calibration.specs.items() if spec.storage is Storage.RAM]
-    wide = {key: calibration.format(key, 8) for key in computed if plan.points[key].bits > 8}
-    return replace(plan.with_formats(wide), rounding=plan.rounding.alone)
 
 
 class Attempts:
@@ -167,8 +160,11 @@ class Attempts:
             self.note(f"pruning alone takes more than {fraction:.0%} of the accepted loss")
             self.skipped.append((loss, point))
             return
-        found = self.quantize(model, folders, remaining, self.budget(model))
-        use, missed = self.settings.quantize.finetune, set(found.missed)
+        budget, use = self.budget(model), self.settings.quantize.finetune
+        found = self.quantize(model, folders, remaining, budget, "byte")  # what kernels are fastest for
+        missed = (
+            set(found.missed) if found.missed and self.quantize(model, folders, remaining, budget).missed else set()
+        )
         if use == "yes" or (use == "auto" and missed and missed <= {"flash", "max_drop"}):
             self.finetuned(found, name)
 
@@ -190,22 +186,26 @@ class Attempts:
         inputs = {"model": weights_digest(self.model), "settings": settings.model_dump(mode="json")}
         return context.do(name, inputs, work, FLOAT, METRICS)
 
-    def quantize(self, model: CapsNet, pruning: Sequence[Path], remaining: float, budget: int | None) -> Attempt:
+    def quantize(
+        self, model: CapsNet, pruning: Sequence[Path], remaining: float, budget: int | None, hardware: str = "bytes"
+    ) -> Attempt:
         """An attempt without any training; its stage finds widths.
 
         Args:
             pruning: folder of the stage that made ``model``, if one did.
             remaining: of the accepted loss, in percentage points.
             budget: bytes for all weights.
+            hardware: ``byte``, or ``bytes``, whose computed tensors have one or two each: limits are bytes, not bits.
         """
         chosen, limit, context = self.settings.quantize, self.settings.limits.flash, self.context
         kept = cost_of(model).macs / cost_of(self.model).macs
-        name = f"quantize-{100 * kept:.3g}" + ("-any-size" if budget is None and limit is not None else "")
+        name = f"quantize-{100 * kept:.3g}" + ("-byte" if hardware == "byte" else "")
+        name += "-any-size" if budget is None and limit is not None else ""
         promise, paper = self.next_promise(), chosen.method is Method.QCAPSNETS
         settings = QuantizeSettings(
             method=chosen.method,
-            rounding="nearest" if paper else "carry",
-            hardware="portable" if paper else "bytes",  # limits are bytes, not bits
+            rounding="nearest" if paper or hardware == "byte" else "carry",  # votes of 8 bits have nothing to carry
+            hardware="portable" if paper else hardware,
             accept="measured" if self.promise is None else "confidence",
             confidence=0.95 if promise is None else 1 - promise.error,
             tolerance=round(max(0.0, remaining), 6),
@@ -246,13 +246,9 @@ class Attempts:
         return max(least, limit - CODE_BYTES - TABLE_BYTES)
 
     def finetuned(self, found: Attempt, name: str) -> None:
-        """Quantization-aware training with narrower weights than the search's.
-
-        Where no plan of the search lost little enough, training wins back what computed tensors of bytes cost, too.
-        """
+        """Quantization-aware training with narrower weights than the search's; it wins back what bytes cost, too."""
         model = found.model
-        start = in_bytes(found.plan, self.calibrated(model)) if "max_drop" in found.missed else found.plan
-        plan = self.narrower(model, start)
+        plan = self.narrower(model, found.plan)
         if plan is None:
             self.note("no width remains to narrow by training")
             return

@@ -59,7 +59,7 @@ class QuantizeSettings(Accepting):
     relative: bool = option(False, TARGET)
     """The tolerance is in percent of the float accuracy, as in the paper of Q-CapsNets."""
     hardware: str = option("portable", TARGET)
-    """What plans must run on: portable, mcu32, bytes, int8, or a .json file."""
+    """What plans must run on: portable, mcu32, bytes, byte, int8, or a .json file."""
     effort: Literal["quick", "default", "max"] = option("default", TARGET)
     """quick: a search; default: smaller plans are then fitted; max: end to end, too, and narrowed point by point (many
     minutes more)."""

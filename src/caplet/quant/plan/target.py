@@ -88,12 +88,13 @@ HARDWARE: Mapping[str, Hardware] = {
         Hardware(name="portable"),
         Hardware(name="mcu32", shift=(-31, 31), accumulator_bits=32),
         Hardware(name="bytes", only_containers=True),
+        Hardware(name="byte", activation_containers=(8,), only_containers=True),
         Hardware(name="int8", weight_containers=(8,), activation_containers=(8,), shift=(0, 31), accumulator_bits=32),
     )
 }
 """Ready-made descriptions. ``portable``: all that caplet's C runtime can do. ``mcu32``: 32-bit accumulators only, such
-as a Cortex-M runs without long multiplications. ``bytes``: computed tensors in whole
-bytes, as RAM has them. ``int8``: nothing wider than a byte and right shifts only, as integer
+as a Cortex-M runs without long multiplications. ``bytes``: computed tensors in whole bytes, as RAM has them; ``byte``:
+in one each, for which kernels are fastest. ``int8``: nothing wider than a byte and right shifts only, as integer
 inference libraries have them."""
 
 
