@@ -126,8 +126,13 @@ class Attempts:
             self.note("what keeping to the loss alone would take:")
             model, folders = self.nearest.model, self.nearest.folders
             pruning = [folder for folder in folders if folder.name.startswith("prune-")]
-            self.quantize(model, pruning, self.remaining(model), None)
+            self.quantize(model, pruning, self.remaining(model), None, self.hardware[-1])
         return self.nearest
+
+    @property
+    def hardware(self) -> tuple[str, ...]:
+        """What is tried in turn: limits are bytes, not bits, and kernels are fastest for one byte."""
+        return ("portable",) if self.settings.quantize.method is Method.QCAPSNETS else ("byte", "bytes")
 
     @property
     def nearest(self) -> Attempt:
@@ -160,12 +165,11 @@ class Attempts:
             self.note(f"pruning alone takes more than {fraction:.0%} of the accepted loss")
             self.skipped.append((loss, point))
             return
-        budget, use = self.budget(model), self.settings.quantize.finetune
-        found = self.quantize(model, folders, remaining, budget, "byte")  # what kernels are fastest for
-        missed = (
-            set(found.missed) if found.missed and self.quantize(model, folders, remaining, budget).missed else set()
-        )
-        if use == "yes" or (use == "auto" and missed and missed <= {"flash", "max_drop"}):
+        use, budget, (first, *others) = self.settings.quantize.finetune, self.budget(model), self.hardware
+        found = self.quantize(model, folders, remaining, budget, first)
+        for hardware in others if found.missed else ():
+            self.quantize(model, folders, remaining, budget, hardware)
+        if use == "yes" or (use == "auto" and not self.met and set(found.missed) <= {"flash", "max_drop"}):
             self.finetuned(found, name)
 
     def remaining(self, model: CapsNet) -> float:
@@ -187,25 +191,24 @@ class Attempts:
         return context.do(name, inputs, work, FLOAT, METRICS)
 
     def quantize(
-        self, model: CapsNet, pruning: Sequence[Path], remaining: float, budget: int | None, hardware: str = "bytes"
+        self, model: CapsNet, pruning: Sequence[Path], remaining: float, budget: int | None, hardware: str
     ) -> Attempt:
-        """An attempt without any training; its stage finds widths.
+        """An attempt without any training, for one of :attr:`hardware`; its stage finds widths.
 
         Args:
             pruning: folder of the stage that made ``model``, if one did.
             remaining: of the accepted loss, in percentage points.
             budget: bytes for all weights.
-            hardware: ``byte``, or ``bytes``, whose computed tensors have one or two each: limits are bytes, not bits.
         """
         chosen, limit, context = self.settings.quantize, self.settings.limits.flash, self.context
         kept = cost_of(model).macs / cost_of(self.model).macs
-        name = f"quantize-{100 * kept:.3g}" + ("-byte" if hardware == "byte" else "")
-        name += "-any-size" if budget is None and limit is not None else ""
-        promise, paper = self.next_promise(), chosen.method is Method.QCAPSNETS
+        name = f"quantize-{100 * kept:.3g}{'-byte' * (hardware == 'byte')}"
+        name += "-any-size" * (budget is None and limit is not None)
+        promise = self.next_promise()
         settings = QuantizeSettings(
             method=chosen.method,
-            rounding="nearest" if paper or hardware == "byte" else "carry",  # votes of 8 bits have nothing to carry
-            hardware="portable" if paper else hardware,
+            rounding="carry" if hardware == "bytes" else "nearest",  # votes of 8 bits have nothing to carry
+            hardware=hardware,
             accept="measured" if self.promise is None else "confidence",
             confidence=0.95 if promise is None else 1 - promise.error,
             tolerance=round(max(0.0, remaining), 6),

@@ -109,8 +109,7 @@ def ladder(results: list[SearchResult], promise: Promise, shipper: Shipper, requ
             rungs.setdefault(candidate.plan.digest(), rung(candidate, found, promise))
     wide = [rung(candidate, results[0], promise) for candidate in _wide(results[0], shipper, request)]
     ordered = [*wide, *sorted(rungs.values(), key=lambda one: -_size(one.candidate))]
-    likely = [index for index, one in enumerate(ordered) if one.limit <= LIKELY * promise.tolerance]
-    start = likely[-1] if likely else 0
+    start = max((index for index, one in enumerate(ordered) if one.limit <= LIKELY * promise.tolerance), default=0)
     whole = max(start + 1, len(wide))
     return [*ordered[:whole], *_thinned(ordered[whole:])], start
 
@@ -133,7 +132,7 @@ def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[La
         worst = worst_limit(before, correct, promise.error, as_is, n)
         return max(limit, worst) / promise.tolerance
 
-    others = [*_proposed(found, fits.shipper, fits.request), *_wide(found, fits.shipper, fits.request)]
+    others = [*_wide(found, fits.shipper, fits.request), *_proposed(found, fits.shipper, fits.request)]
     plans, at = fits.plans(found, sorted(others, key=lambda one: -_size(one)))
     last = fits.smallest(plans, at, verdict)
     if last is not None and fits.lower:
@@ -300,8 +299,9 @@ def _proposed(found: SearchResult, shipper: Shipper, request: Request) -> tuple[
 
 
 def _wide(found: SearchResult, shipper: Shipper, request: Request) -> list[Candidate]:
-    """Plans of :data:`WIDE` widths, the largest first; none where a limit or the hardware may forbid them."""
-    if not _unlimited(request, found) or request.hardware != find_hardware("portable"):
+    """Plans of :data:`WIDE` widths, the largest first; none where limits or hardware may forbid them, or fits need none."""
+    known = shipper.fitter.active and found.frontier is not None
+    if known or not _unlimited(request, found) or request.hardware != find_hardware("portable"):
         return []
     widen = partial(uniform_plan, shipper.model, shipper.source, rule=request.rule, rounding=found.rounding)
     return [with_plan(shipper, found.best, widen(bits, seed=request.seed)) for bits in WIDE]
