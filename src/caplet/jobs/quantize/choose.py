@@ -299,7 +299,7 @@ def _proposed(found: SearchResult, shipper: Shipper, request: Request) -> tuple[
 
 
 def _wide(found: SearchResult, shipper: Shipper, request: Request) -> list[Candidate]:
-    """Plans of :data:`WIDE` widths, the largest first; none where limits or hardware may forbid them, or fits need none."""
+    """Plans of :data:`WIDE` widths, the largest first; none where limits may forbid them, or fits need none."""
     known = shipper.fitter.active and found.frontier is not None
     if known or not _unlimited(request, found) or request.hardware != find_hardware("portable"):
         return []
