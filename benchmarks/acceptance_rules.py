@@ -131,7 +131,7 @@ class Ladder:
         )
         self.images = sets.get("trial", sets["search"])
         self.before = FloatAnswers(self.reference, self.images)
-        self.shipper = self.request = None
+        self.shipper, self.request = SimpleNamespace(fitter=SimpleNamespace(active=True)), None
         self.lower = False
         places = (key.partition("/")[2] for key in self._data if key.startswith("plan/"))
         numbers = [int(self._data[f"plan/{index}"]) for index in sorted(map(int, places))]
@@ -183,7 +183,7 @@ class Ladder:
         self._tried.clear()
         asked = Promise(self.fresh, self.reference, tolerance)
         reference = SimpleNamespace(correct_images=self._data["float/search"])
-        found: Any = SimpleNamespace(satisfied=self.candidates[0], fallbacks=(), reference=reference)
+        found: Any = SimpleNamespace(satisfied=self.candidates[0], fallbacks=(), reference=reference, frontier=())
         found.best = found.satisfied
         rungs, start = choose.fitted_ladder(self, found, asked)  # type: ignore[arg-type]
         looks = 0
