@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 if "PYTEST_XDIST_WORKER" in os.environ:  # one worker per core: their threads would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # of `make test`: a make that a test starts is its own
+    os.environ.pop(name, None)
+
 settings.register_profile("any-machine", deadline=None)  # a slow machine is no failure
 settings.load_profile("any-machine")
 
