@@ -139,7 +139,7 @@ def models(
     Medians over the turns and their range; the ratio is that of each pair of turns. Random images: speed does not
     depend on them.
 
-    Example: caplet bench model.pt runs/model-pruned/model.safetensors --threads 2
+    Example: caplet bench model.pt runs/pruned/model.safetensors --threads 2
     """
     from caplet.bench.two_models import bench
 

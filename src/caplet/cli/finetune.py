@@ -45,7 +45,7 @@ def command(
     and the labels. The run folder gets model.safetensors, and with a plan model_finetuned.caplet and
     plan_finetuned.json; the test split is opened once, at the end, and measured on the integers.
 
-    Example: caplet finetune model.pt --plan runs/model-ilp/plan_satisfied.json --data fashion-mnist --root ~/data
+    Example: caplet finetune model.pt --plan runs/quantized/plan_satisfied.json --data fashion-mnist --root ~/data
     """
     from caplet.api import finetune_model, finetune_settings, parse_changes, plan_of_widths, read_plan
 
