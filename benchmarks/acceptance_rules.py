@@ -174,6 +174,9 @@ class Ladder:
         """As those of :class:`Fits`."""
         return Lazy(len(self.candidates), self.candidates.__getitem__), min(self._first, len(self.candidates) - 1)
 
+    def settle(self, candidate: Any, verdict: Any) -> None:
+        """There is one fit of each plan."""
+
     def smallest(self, plans: Lazy[Any], start: int, verdict: Any) -> int | None:
         """As that of :class:`Fits`."""
 

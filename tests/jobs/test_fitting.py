@@ -21,7 +21,9 @@ from caplet.jobs.quantize.settings import QuantizeSettings
 from caplet.jobs.run import evaluate
 from caplet.program import load_program
 from caplet.quant.choices import Part
+from caplet.quant.plan.calibrate import calibrate
 from caplet.quant.plan.plan import QuantPlan
+from caplet.quant.plan.units import uniform_plan
 from caplet.quant.reconstruct.reconstruct import Reconstruction, Reconstructor
 from caplet.quant.reconstruct.settings import ReconstructSettings
 from quantize_requests import as_measured
@@ -197,3 +199,16 @@ def test_what_cannot_be_reconstructed_is_refused_first(
     with pytest.raises(ConfigError, match=message):
         quantize(model, splits, tmp_path / "run", QuantizeSettings(**settings))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_fits_without_the_end_to_end_part_are_the_drafts(trained: Path, splits: Splits, tmp_path: Path) -> None:
+    model = api.load_float(trained / "model.safetensors")
+    plan = uniform_plan(model, calibrate(model, splits.calibration.images[:40]), 4)
+    fitter = Fitter(model, splits.calibration, (*FIT, Part.END_TO_END), tmp_path, lambda text: None)
+    whole, draft = fitter.fit(plan).model.state_dict(), fitter.draft(plan).model.state_dict()
+    assert any(not torch.equal(whole[name], draft[name]) for name in whole)
+    fitter.only_draft()
+    now = fitter.fit(plan).model.state_dict()
+    assert all(torch.equal(now[name], draft[name]) for name in draft)
+    assert fitter.record(plan)["parts"] == ["bias", "rounding"]

@@ -8,7 +8,7 @@ import pytest
 
 from caplet.jobs.quantize.choose import each_once
 from caplet.jobs.quantize.promise import smallest_accepted
-from caplet.jobs.quantize.trials import MISFITS, Lazy, last_accepted
+from caplet.jobs.quantize.trials import MISFITS, Fits, Lazy, last_accepted
 
 
 @pytest.mark.parametrize("growth", [1.05, 1.2, 1.6])
@@ -87,3 +87,23 @@ def test_items_are_made_once_and_only_when_asked_for() -> None:
     assert [plans[3], plans[3], len(plans)] == ["plan 3", "plan 3", 5]
     assert made == [3]
     assert [*Lazy(3, make)] == ["plan 0", "plan 1", "plan 2"]
+
+
+@pytest.mark.parametrize(("whole", "left_out"), [(0.5, False), (0.8, True), (1.3, True)])
+def test_fits_end_to_end_stay_only_where_they_do_better_on_the_images_of_trials(whole: float, left_out: bool) -> None:
+    draft = SimpleNamespace(fit="whole", draft="draft", only_draft=lambda: calls.append("only draft"))
+    calls: list[str] = []
+    shipper = SimpleNamespace(
+        fitter=draft, program=lambda plan: f"program of {plan}", answers=lambda program, images: (program, images)
+    )
+    fits: Any = SimpleNamespace(
+        shipper=shipper, images="trial images", known=lambda plan: f"draft of {plan}", note=calls.append
+    )
+    said = {"draft of plan": 0.8, ("program of plan", "trial images"): whole}
+    Fits.settle(fits, SimpleNamespace(plan="plan"), lambda answers: said[answers])  # type: ignore[arg-type]
+    assert ("only draft" in calls) == left_out
+    assert any("left out" in call for call in calls) == left_out
+    draft.draft = "whole"  # there is no such part
+    calls.clear()
+    Fits.settle(fits, SimpleNamespace(plan="plan"), lambda answers: said[answers])  # type: ignore[arg-type]
+    assert not calls

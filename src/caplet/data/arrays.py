@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from caplet.data.files import list_folder
 from caplet.data.folder import DecodedTree, part_of, to_source
 from caplet.data.source import DataRequest, Source, joined
 from caplet.errors import DataError
@@ -208,11 +207,6 @@ def split_and_kind(name: str) -> tuple[str, str]:
         if known & {*words}:
             return split, kind
     return split, ""
-
-
-def find_arrays(folder: Path) -> list[Path]:
-    """NumPy's files right in a folder."""
-    return [folder / name for name in list_folder(folder)[1] if name.lower().endswith(ENDINGS)]
 
 
 def load_arrays(paths: list[Path], request: DataRequest) -> Source:

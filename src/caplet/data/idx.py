@@ -88,7 +88,9 @@ def find_idx(folder: Path, prefix: str | None = None) -> dict[str, Pair]:
 
 def _by_headers(folder: Path) -> dict[tuple[str, str], Path]:
     """Files that begin as IDX files, whatever they are called, by split and kind; {} where one is there twice."""
-    names = [name for name in (list_folder(folder)[1] if is_folder(folder) else ()) if not _other_form(name)]
+    others = {*endings(), ".npz", ".npy", ".csv", ".tsv", ".mat", ".zip", ".txt", ".json"}
+    there = list_folder(folder)[1] if is_folder(folder) else ()
+    names = [name for name in there if Path(name).suffix.lower() not in others]
     found: dict[tuple[str, str], Path] = {}
     for name in names if len(names) <= _LOOKED_AT else ():
         if not is_file(folder / name):  # a pipe
@@ -109,10 +111,6 @@ def _by_headers(folder: Path) -> dict[tuple[str, str], Path]:
             return {}
         found[key] = folder / name
     return found
-
-
-def _other_form(name: str) -> bool:
-    return Path(name).suffix.lower() in {*endings(), ".npz", ".npy", ".csv", ".tsv", ".mat", ".zip", ".txt", ".json"}
 
 
 def load_idx(name: str, folder: str, classes: tuple[str, ...], request: DataRequest) -> Source:

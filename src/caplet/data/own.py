@@ -29,14 +29,20 @@ from caplet.files import access
 FILES = (*arrays.ENDINGS, *table.ENDINGS)
 """Endings of the single files that are read."""
 _PACKED = 64
+
+
+def _ending(endings: tuple[str, ...], folder: Path) -> list[Path]:
+    return [folder / name for name in list_folder(folder)[1] if name.lower().endswith(endings)]
+
+
 _FINDERS: tuple[tuple[Callable[[Path], Any], Callable[[Any, DataRequest], Source]], ...] = (
     (idx.find_idx, idx.load_idx_folder),
     (partial(cifar.find_batches, cifar.CIFAR10), partial(cifar.load_batches, cifar.CIFAR10)),
     (partial(cifar.find_batches, cifar.CIFAR100), partial(cifar.load_batches, cifar.CIFAR100)),
     (norb.find_norb, norb.load_norb),
     (svhn.find_mats, svhn.load_mats),
-    (arrays.find_arrays, arrays.load_arrays),
-    (table.find_tables, table.load_tables),
+    (partial(_ending, arrays.ENDINGS), arrays.load_arrays),
+    (partial(_ending, table.ENDINGS), table.load_tables),
 )
 """What finds the files of a form in a folder, and what reads them, in this order."""
 

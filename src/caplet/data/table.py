@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from caplet.data.arrays import SPLITS, Labelled, source_of
-from caplet.data.files import list_folder
 from caplet.data.folder import part_of
 from caplet.data.source import DataRequest, Source, joined
 from caplet.errors import DataError
@@ -206,11 +205,6 @@ def _are_labels(texts: set[bytes], count: int) -> bool:
     return not np.isfinite(values).any() or (
         values[0] in (0, 1) and values == [*range(int(values[0]), len(values) + int(values[0]))]
     )
-
-
-def find_tables(folder: Path) -> list[Path]:
-    """The CSV files right in a folder."""
-    return [folder / name for name in list_folder(folder)[1] if name.lower().endswith(ENDINGS)]
 
 
 def load_tables(paths: list[Path], request: DataRequest) -> Source:

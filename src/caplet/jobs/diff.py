@@ -76,7 +76,7 @@ def diff_runs(first: str | Path, second: str | Path) -> Diff:
         else:
             labels = np.array(found[0].labels)
             answers = [
-                record.models[run.role] if _ships(run) else record.float
+                record.models[run.role] if isinstance(run.metrics, QuantizeMetrics | QatMetrics) else record.float
                 for run, record in zip(runs, found, strict=True)
             ]
             pair, agree = paired(*(np.array(answer) == labels for answer in answers)), sum(map(eq, *answers))
@@ -100,11 +100,6 @@ def _read(path: Path) -> RunRecords[Any]:
     if isinstance(run.metrics, SensitivityMetrics):
         raise ArtefactError(f"run {run.name}: an error analysis has no model to compare; give a run that made one")
     return replace(read_run(path / run.metrics.folders[-1]), name=run.name) if run.job == "compress" else run
-
-
-def _ships(run: RunRecords[Any]) -> bool:
-    """Whether the run's model is a Program."""
-    return isinstance(run.metrics, QuantizeMetrics | QatMetrics)
 
 
 def _same_images(*runs: RunRecords[Any]) -> tuple[Predictions, ...] | str:

@@ -284,11 +284,6 @@ def _taylor(site: Site, record: Record) -> Tensor:
     return product.abs().sum(site.others)
 
 
-def _taylor_votes(record: Record, layer: str, length: Tensor) -> Tensor:
-    """Votes x gradient: equal to capsule x gradient through this layer alone, as votes are linear in the capsule."""
-    return record.product(f"{layer}.votes").sum((1, 3)).abs().sum(0)
-
-
 def _length(site: Site, record: Record) -> Tensor:
     """Length of the unit's capsules, or its activation."""
     value = record.active(site)
@@ -328,7 +323,8 @@ def _random(model: CapsNet, structure: Structure, group: DependencyGroup, seed: 
 
 
 for _score in (
-    Score("taylor", True, _taylor, _taylor_votes),
+    # Votes x gradient equal capsule x gradient through this layer alone, as votes are linear in the capsule.
+    Score("taylor", True, _taylor, lambda record, layer, _: record.product(f"{layer}.votes").sum((1, 3)).abs().sum(0)),
     Score("length", False, _length, lambda record, layer, length: length.sum(0)),
     Score("coupling", False, _length, _coupling_votes, types_from_votes=True),
     Score("weight", without_images=_weight),

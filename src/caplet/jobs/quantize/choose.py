@@ -135,6 +135,8 @@ def fitted_ladder(fits: Fits, found: SearchResult, promise: Promise) -> tuple[La
     others = [*_wide(found, fits.shipper, fits.request), *_proposed(found, fits.shipper, fits.request)]
     plans, at = fits.plans(found, sorted(others, key=lambda one: -_size(one)))
     last = fits.smallest(plans, at, verdict)
+    if last is not None:
+        fits.settle(plans[last], verdict)
     if last is not None and fits.lower:
         whole = [*(plans[index] for index in range(last + 1)), *_thinned(fits.lowered(plans[last], verdict))]
         plans = Lazy(len(whole), whole.__getitem__)

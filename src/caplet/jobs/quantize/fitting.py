@@ -60,6 +60,7 @@ class Fitter:
             self._chosen = images.evenly_spaced(DEFAULT_IMAGES).images
             self._settings = ReconstructSettings(parts, seed=seed)
             self._fitter = Reconstructor(model, self._chosen, self._settings, folder=folder, progress=self._report)
+            self._whole: Callable[[QuantPlan], Reconstruction] = self._fitter.fit
 
     @property
     def active(self) -> bool:
@@ -77,7 +78,7 @@ class Fitter:
             return Reconstruction(self._model, plan, ())
         if plan not in self._known:
             self._note(f"reconstructing: {', '.join(self._parts)}")
-            self._known[plan] = self._fitter.fit(plan)
+            self._known[plan] = self._whole(plan)
         return self._known[plan]
 
     @cached_property
@@ -90,6 +91,11 @@ class Fitter:
             return lambda plan: Reconstruction(self._model, plan, ())
         settings = self._settings.model_copy(update={"parts": alone})
         return Reconstructor(self._model, self._chosen, settings).fit
+
+    def only_draft(self) -> None:
+        """From now on fits are without the end-to-end part."""
+        self._whole, self._known = self.draft, {}
+        self._parts = tuple(part for part in self._parts if part is not Part.END_TO_END)
 
     def leave(self, plan: QuantPlan) -> None:
         """From now on the plan's model is the float model itself: its weights round to nearest."""

@@ -169,6 +169,15 @@ class Fits:
 
         return last_accepted(len(plans), start, trial) if len(plans) else None
 
+    def settle(self, candidate: Candidate, verdict: Verdict) -> None:
+        """Leave the end-to-end part of fits out where the plan's integers do no better with it."""
+        known, shipper = self.known(candidate.plan), self.shipper
+        if known is None or shipper.fitter.draft == shipper.fitter.fit:
+            return
+        if verdict(shipper.answers(shipper.program(candidate.plan), self.images)) >= verdict(known):
+            self.note("fits end to end do no better on these images: left out")
+            shipper.fitter.only_draft()
+
     def lowered(self, base: Candidate, verdict: Verdict) -> list[Candidate]:
         """The plan with lower widths, point by point, whose fitted integers are accepted; the largest first."""
         accepted: list[Candidate] = []
