@@ -114,6 +114,14 @@ def test_the_readme_is_short() -> None:
     assert len(words) <= MOST_WORDS
 
 
+def test_records_name_no_folder_of_the_machine_they_were_made_on() -> None:
+    """Data are below ../shared or ROOT, runs below RUNS."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks" / "records").glob("*.json")}
+    assert len(texts) > 50
+    found = {name: re.findall(r"""(?:^|[\s="'])(/\w[\w.-]*/[\w./-]*)""", text) for name, text in texts.items()}
+    assert not {name: paths for name, paths in found.items() if paths}
+
+
 def test_figures_of_the_readme_stand_in_records() -> None:
     """Every accuracy and every byte count of the table is that of one record."""
     records = [path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks" / "records").glob("*.json")]
