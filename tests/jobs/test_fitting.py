@@ -209,6 +209,7 @@ def test_fits_without_the_end_to_end_part_are_the_drafts(trained: Path, splits: 
     whole, draft = fitter.fit(plan).model.state_dict(), fitter.draft(plan).model.state_dict()
     assert any(not torch.equal(whole[name], draft[name]) for name in whole)
     fitter.only_draft()
+    assert fitter.draft == fitter.fit  # there is no more to decide, and each plan is fitted once
     now = fitter.fit(plan).model.state_dict()
     assert all(torch.equal(now[name], draft[name]) for name in draft)
     assert fitter.record(plan)["parts"] == ["bias", "rounding"]

@@ -94,7 +94,7 @@ class Fitter:
 
     def only_draft(self) -> None:
         """From now on fits are without the end-to-end part."""
-        self._whole, self._known = self.draft, {}
+        self._whole, self._known, self.draft = self.draft, {}, self.fit
         self._parts = tuple(part for part in self._parts if part is not Part.END_TO_END)
 
     def leave(self, plan: QuantPlan) -> None:
