@@ -13,7 +13,7 @@ SOURCE = Path(caplet.__file__).parent
 PYTHON_AND_C = (".py", ".c", ".h")
 LINES = 47_100
 """Of Python and C in the package without ``bench/``. The house takes 34,000; readers, kernels, packages the rest."""
-FILES = 258
+FILES = 256
 """Python files in the package without ``bench/``."""
 COLUMNS, FILE_LINES = 120, 400
 

@@ -9,8 +9,7 @@ from PIL import Image
 from caplet.data import load_data, load_saved_splits
 from caplet.data.folder import find_layout, scan_folder
 from caplet.data.images import ImageFile, convert, decode_all
-from caplet.data.imageset import ImageSet
-from caplet.data.pixels import pixel_array
+from caplet.data.imageset import ImageSet, pixel_array
 from caplet.errors import ConfigError, DataError
 
 

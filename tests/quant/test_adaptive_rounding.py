@@ -10,7 +10,7 @@ from torch import Tensor
 from caplet.nn.caps import DenseCaps
 from caplet.nn.functional import squash
 from caplet.quant.reconstruct import adaptive_rounding
-from caplet.quant.reconstruct.adaptive_rounding import Grid, fit
+from caplet.quant.reconstruct.adaptive_rounding import Grid, RoundingFit, fit
 from caplet.quant.reconstruct.linear_maps import CapsuleLinear, ConvLinear, passed
 
 
@@ -183,3 +183,29 @@ def test_columns_moved_together_or_one_by_one_and_a_second_fit_of_a_view_agree(m
     assert torch.equal(fitted(), first)
     monkeypatch.setattr(adaptive_rounding, "_TOGETHER", 1)
     assert (fitted() != first).float().mean() < 0.01  # sums in another order
+
+
+@pytest.mark.parametrize("sweeps", [0, 1, 2])
+def test_each_output_takes_the_exponent_that_leaves_it_the_least_error(sweeps: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    exact = torch.randn(200, 4, generator=generator) @ torch.randn(4, 4, generator=generator)
+    linear = Rows(exact + 0.05 * torch.randn(200, 4, generator=generator), exact)
+    weight = torch.randn(4, 40, generator=generator) * 0.3
+    moves, steps = (0, -1, 1), torch.full((1, 40), 0.25)
+
+    def fitted(step: Tensor, moves: tuple[int, ...], passes: int = sweeps) -> RoundingFit:
+        grid = Grid(step, -2, 1)
+        return fit(linear, weight, grid, sweeps=passes, shrink=0.5, correct_bias=True, moves=moves)
+
+    def errors(found: RoundingFit) -> Tensor:
+        outputs = linear.quantized @ found.weight + found.shift
+        return (outputs - exact @ weight).square().mean(0)
+
+    found = fitted(steps, moves)
+    first = torch.stack([errors(fitted(steps * 2.0**-move, (0,), min(sweeps, 1))) for move in moves])
+    assert torch.equal(found.moves[0], torch.tensor(moves)[first.argmin(0)])
+    assert len(found.moves.unique()) == 3
+    whole = errors(fitted(steps * 2.0 ** -found.moves.float(), (0,)))
+    torch.testing.assert_close(errors(found), whole, rtol=1e-4, atol=1e-6)
+    assert found.after == pytest.approx(float(whole.mean()), rel=1e-4)
+    assert found.before == pytest.approx(fitted(steps, (0,)).before, rel=1e-5)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from caplet import files
-from caplet.data.pixels import cache_dir
+from caplet.data.imageset import cache_dir
 from caplet.data.source import DataRequest
 from caplet.errors import ArtefactError, DataError
 from caplet.files import access, write_atomic

@@ -18,8 +18,7 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from caplet.data.files import read_bytes
-from caplet.data.imageset import ImageSet
-from caplet.data.pixels import pixel_array
+from caplet.data.imageset import ImageSet, pixel_array
 from caplet.errors import ConfigError, DataError
 
 

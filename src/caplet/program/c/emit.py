@@ -21,9 +21,8 @@ from caplet.files import access, whole_folder
 from caplet.program import interpreter
 from caplet.program.arena import MemoryMap, plan_memory
 from caplet.program.bands import ALIGNMENT
-from caplet.program.c.calls import CallWriter
+from caplet.program.c.calls import CallWriter, stages
 from caplet.program.c.describe import Descriptions
-from caplet.program.c.stages import stages
 from caplet.program.c.structure import Identifiers, c_string, identifier, rows_of_numbers, runtime_files
 from caplet.program.file import program_digest
 from caplet.program.ops import DenseVotes, InputQuantize

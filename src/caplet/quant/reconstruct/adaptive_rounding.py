@@ -12,6 +12,7 @@ and second moments are shrunk towards independent inputs.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -96,58 +97,92 @@ class RoundingFit:
         shift: what to add to the bias, float (groups, outputs); zeros where it was to be left alone.
         before, after: mean squared output error (per row and output) with weights rounded to nearest and the bias
             left alone, and with the result.
+        moves: by how much each output's exponent was moved, int64 (groups, outputs).
     """
 
     weight: Tensor
     shift: Tensor
     before: float
     after: float
+    moves: Tensor
 
 
-def fit(linear: Linear, weight: Tensor, grid: Grid, *, sweeps: int, shrink: float, correct_bias: bool) -> RoundingFit:
+def fit(
+    linear: Linear,
+    weight: Tensor,
+    grid: Grid,
+    *,
+    sweeps: int,
+    shrink: float,
+    correct_bias: bool,
+    moves: tuple[int, ...] = (0,),
+) -> RoundingFit:
     """Choose grid weights for ``linear`` so that its outputs come near those of the float ``weight``.
 
     Args:
         sweeps: passes over all weights; 0 rounds to nearest.
         correct_bias: also take the mean error out through the bias.
+        moves: each output's exponent is moved by whichever of these leaves it the least error, the first of equals,
+            after one pass; more than one for a grid with a step for every output. The first is 0.
     """
-    wanted = linear.split(weight)
-    nearest = [grid.snap(matrix) for matrix in wanted]
+    exact = linear.split(weight)
     groups, rows, _ = linear.scale.shape
-    error = linear.scale.new_zeros(groups, rows, wanted[0].shape[2])  # of the quantized inputs with float weights
-    for block, exact in enumerate([] if linear.same else wanted):
-        error.baddbmm_(linear.difference(block), exact)
+    outputs, variants = exact[0].shape[2], len(moves)
+    if variants > 1:  # each variant's outputs stand beside each other; outputs do not depend on one another
+        grid = Grid(torch.cat([grid.step * 2.0**-move for move in moves], 1), grid.low, grid.high)
+    error = linear.scale.new_zeros(groups, rows, outputs)  # of the quantized inputs with float weights
+    for block, matrix in enumerate([] if linear.same else exact):
+        error.baddbmm_(linear.difference(block), matrix)
+    error, wanted = error.repeat(1, 1, variants), [matrix.repeat(1, 1, variants) for matrix in exact]
+    best = [grid.snap(matrix) for matrix in wanted]
     plain = error.clone()
-    for block, (rounded, exact) in enumerate(zip(nearest, wanted, strict=True)):
-        plain.baddbmm_(linear.columns(block), rounded - exact)
-    before = float(plain.square().mean())
-    shift = error.new_zeros(error.shape[0], error.shape[2])
+    for block, (rounded, matrix) in enumerate(zip(best, wanted, strict=True)):
+        plain.baddbmm_(linear.columns(block), rounded - matrix)
+    before = float(plain.square().mean(1)[:, :outputs].mean())
+    shift = error.new_zeros(groups, 1, outputs * variants)
     best_shift = shift + centred(plain, linear.scale) if correct_bias else shift
-    best, after = nearest, float(plain.square().mean())
+    least = plain.square().mean(1, keepdim=True)
     del plain
-    if sweeps:
-        chosen = [matrix.clone() for matrix in wanted]
-        moments = linear.moments
-        for _ in range(sweeps):
+    chosen = [matrix.clone() for matrix in wanted]
+    moved = torch.zeros_like(least, dtype=torch.int64)
+    for sweep in range(sweeps + 1):
+        if sweep:
             for block in range(linear.blocks):
                 inputs = linear.columns(block)
-                if len(moments) == block:
-                    moments.append(torch.bmm(inputs.transpose(1, 2), inputs) / inputs.shape[1])
-                moved = _round_block(inputs, moments[block], error, chosen[block], wanted[block], grid, linear, shrink)
-                error.baddbmm_(inputs, moved)
+                if len(linear.moments) == block:
+                    linear.moments.append(torch.bmm(inputs.transpose(1, 2), inputs) / inputs.shape[1])
+                step = _round_block(
+                    inputs, linear.moments[block], error, chosen[block], wanted[block], grid, linear, shrink
+                )
+                error.baddbmm_(inputs, step)
             if correct_bias:
-                shift += centred(error, linear.scale)
-            reached = float(error.square().mean())
-            if reached < after:
-                best, best_shift, after = [matrix.clone() for matrix in chosen], shift.clone(), reached
-    return RoundingFit(linear.join(best), best_shift, before, after)
+                shift = shift + centred(error, linear.scale)
+            reached = error.square().mean(1, keepdim=True)
+            better = reached < least
+            best = [torch.where(better, new, old) for new, old in zip(chosen, best, strict=True)]
+            best_shift, least = torch.where(better, shift, best_shift), torch.minimum(reached, least)
+        if variants > 1 and sweep == min(sweeps, 1):
+            number = least.view(groups, 1, variants, outputs).argmin(2, keepdim=True)
+            pick = partial(_picked, number=number)
+            error, shift, best_shift, least = map(pick, (error, shift, best_shift, least))
+            chosen, wanted, best = ([*map(pick, each)] for each in (chosen, wanted, best))
+            grid = Grid(pick(grid.step.unsqueeze(1)).squeeze(1), grid.low, grid.high)
+            moved = torch.tensor(moves, device=number.device)[number.squeeze(2)]
+    return RoundingFit(linear.join(best), best_shift.squeeze(1), before, float(least.mean()), moved.squeeze(1))
+
+
+def _picked(tensor: Tensor, number: Tensor) -> Tensor:
+    """Of ``tensor`` (groups, n, variants * outputs), each output's variant ``number`` (groups, 1, 1, outputs)."""
+    groups, rows, _ = tensor.shape
+    outputs = number.shape[3]
+    return tensor.view(groups, rows, -1, outputs).gather(2, number.expand(groups, rows, 1, outputs)).squeeze(2)
 
 
 def centred(error: Tensor, scale: Tensor) -> Tensor:
-    """Take the best constant per output out of ``error`` (in place); returns its negative, float (groups, outputs)."""
-    power = scale.square().sum(1).clamp_min(_EPSILON)
-    shift = -torch.bmm(scale.transpose(1, 2), error).squeeze(1) / power
-    error.baddbmm_(scale, shift.unsqueeze(1))
+    """Take the best constant per output out of ``error`` (in place); returns its negative, (groups, 1, outputs)."""
+    power = scale.square().sum(1, keepdim=True).clamp_min(_EPSILON)
+    shift = -torch.bmm(scale.transpose(1, 2), error) / power
+    error.baddbmm_(scale, shift)
     return shift
 
 

@@ -85,7 +85,10 @@ class FittedNoise:
             grid = weight_grid(fmt, len(linear.scale), weight.device)
             correct_bias = Part.BIAS in settings.parts and bias_name is not None
             sweeps = 1 if Part.ROUNDING in settings.parts else 0  # one pass tells widths apart
-            found = fit(linear, weight, grid, sweeps=sweeps, shrink=settings.shrink, correct_bias=correct_bias)
+            moves = settings.moves(fmt)
+            found = fit(
+                linear, weight, grid, sweeps=sweeps, shrink=settings.shrink, correct_bias=correct_bias, moves=moves
+            )
             constants = {key: found.weight}
             if correct_bias and bias_name is not None:
                 bias = parameter_of(layer, bias_name).detach()

@@ -25,12 +25,7 @@ from caplet.quant.reconstruct.blocks import BlockStore, Chain, FittedBlock, iden
 from caplet.quant.reconstruct.end_to_end import fit_end_to_end
 from caplet.quant.reconstruct.equalization import equalized, folded
 from caplet.quant.reconstruct.linear_maps import make_view, parameter_of
-from caplet.quant.reconstruct.scale_search import (
-    ScaleSearch,
-    from_exponents,
-    output_channel_format,
-    with_channel_formats,
-)
+from caplet.quant.reconstruct.scale_search import ScaleSearch, from_exponents, with_channel_formats
 from caplet.quant.reconstruct.settings import ReconstructSettings
 from caplet.quant.simulate.fake_quant import FakeQuant
 
@@ -261,10 +256,7 @@ class _Run:
         weight = parameter_of(exact, "weight").detach()
         fmt = self.handler.plan.points[f"{layer.name}.weight"]
         correct_bias = Part.BIAS in parts and bias_name is not None
-        tensors: dict[str, Tensor] = {}
-        if isinstance(fmt, ChannelFormat) and Part.PER_CHANNEL in parts and Part.ROUNDING not in parts:
-            fmt = output_channel_format(linear, weight, fmt, correct_bias=correct_bias)
-            tensors[_EXPONENTS] = torch.tensor([fmt.frac_bits + shift for shift in fmt.shifts])
+        moves = settings.moves(fmt)
         found = fit(
             linear,
             weight,
@@ -272,9 +264,14 @@ class _Run:
             sweeps=settings.sweeps if Part.ROUNDING in parts else 0,
             shrink=settings.shrink,
             correct_bias=correct_bias,
+            moves=moves,
         )
+        tensors = {"weight": found.weight}
+        if isinstance(fmt, ChannelFormat) and len(moves) > 1:
+            exponents = torch.tensor([fmt.frac_bits + shift for shift in fmt.shifts]) + found.moves.flatten().cpu()
+            tensors[_EXPONENTS] = exponents
+            fmt = from_exponents(exponents, fmt.bits, fmt.signed, fmt.axis)
         nearest = fmt.quantize(weight)
-        tensors["weight"] = found.weight
         if correct_bias and bias_name is not None:
             bias = parameter_of(exact, bias_name).detach()
             tensors[bias_name] = bias + found.shift.view(bias.shape)

@@ -24,7 +24,6 @@ from caplet.nn.functional import lengths
 from caplet.nn.points import PointSpec, Role, Storage
 from caplet.quant.plan.formats import FormatRule, FormatSource
 from caplet.quant.plan.plan import QuantPlan, output_axis
-from caplet.quant.reconstruct.adaptive_rounding import Grid, Linear, centred
 from caplet.quant.reconstruct.linear_maps import parameter_of
 from caplet.quant.simulate.fake_quant import FakeQuant, WeightCache
 
@@ -41,9 +40,6 @@ _ENOUGH = 0.05
 """A sweep that takes away less than this fraction of the error is the last one."""
 _REACH = 4
 """Exponents of channels are tried this far on both sides of the whole tensor's."""
-_MOVES = (0, -1, -2, -3, 1)
-"""By how much a channel's exponent may leave that of least squared error among the weights; the first of equals is
-taken."""
 _TINY = 1e-30
 _Result = tuple[list[State], Tensor]
 """Of some images, states before every stage, and the squared differences of the class capsules' lengths, float (N,)."""
@@ -236,33 +232,6 @@ def channel_format(weight: Tensor, fmt: FixedFormat, axis: int) -> ChannelFormat
     best = torch.tensor(list(tried))[errors.argmin(0).cpu()]
     best[~channels.any(1).cpu()] = fmt.frac_bits
     return from_exponents(best, fmt.bits, fmt.signed, axis)
-
-
-def output_channel_format(linear: Linear, weight: Tensor, start: ChannelFormat, *, correct_bias: bool) -> ChannelFormat:
-    """Every output channel's exponent by the squared error of the layer's outputs instead of the weights'.
-
-    The two differ most for few bits: clipping large weights costs little among the weights, but all of it goes in one
-    direction, while rounding errors cancel in a sum.
-
-    Args:
-        linear: the layer on its inputs.
-        weight: float.
-        start: exponents near the best ones, e.g. :func:`channel_format`'s.
-        correct_bias: the mean error does not count, as it will be taken out.
-    """
-    exponents = torch.tensor([start.frac_bits + shift for shift in start.shifts])
-    wanted = linear.split(weight.detach())
-    steps = torch.exp2(-exponents.float()).view(len(linear.scale), -1).to(weight.device)
-    errors = weight.new_zeros(len(_MOVES), *wanted[0].shape[::2], linear.scale.shape[1]).transpose(2, 3)
-    for block, exact in enumerate(wanted):
-        inputs = linear.columns(block)
-        for error, move in zip(errors, _MOVES, strict=True):
-            error.baddbmm_(inputs, Grid(steps * 2.0**-move, start.min_code, start.max_code).snap(exact) - exact)
-    if correct_bias:
-        for error in errors:
-            centred(error, linear.scale)
-    best = errors.square().sum(2).flatten(1).argmin(0).cpu()
-    return from_exponents(exponents + torch.tensor(_MOVES)[best], start.bits, start.signed, start.axis)
 
 
 def from_exponents(exponents: Tensor, bits: int, signed: bool, axis: int) -> ChannelFormat:

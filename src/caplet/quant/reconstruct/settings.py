@@ -5,10 +5,12 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from caplet.errors import ConfigError, choose
+from caplet.fixed import ChannelFormat, PlanFormat
 from caplet.quant.choices import EARLIER_PARTS, Part
 from caplet.settings import Batch, Few, Many, Seed, Settings, Weight
 
 DEFAULT_IMAGES = 1024
+_MOVES, _MOVES_FITTED = (0, -1, -2, -3, 1), (0, -1)
 
 
 def parse_parts(text: str) -> tuple[Part, ...]:
@@ -73,3 +75,13 @@ class ReconstructSettings(Settings):
 
     def __init__(self, parts: tuple[Part, ...] = tuple(Part), **others: Any) -> None:
         super().__init__(**{"parts": parts, **others})
+
+    def moves(self, fmt: PlanFormat) -> tuple[int, ...]:
+        """By how much a channel's exponent may leave that of least squared error among the weights of format ``fmt``.
+
+        Clipping large weights costs little among the weights, but all of it goes in one direction, while rounding
+        errors cancel in a sum, the more so where codes are fitted.
+        """
+        if not isinstance(fmt, ChannelFormat) or Part.PER_CHANNEL not in self.parts:
+            return (0,)
+        return _MOVES_FITTED if Part.ROUNDING in self.parts else _MOVES
