@@ -54,6 +54,7 @@ from caplet.runtime.engine import predictions
 
 RECORDS = Path(__file__).parent / "records"
 BATCH = 50
+DEFAULTS = ReconstructSettings()
 
 
 def arguments() -> argparse.Namespace:
@@ -69,10 +70,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=1024, help="for fitting")
     parser.add_argument("--compare", type=int, default=1000, help="for comparing")
     parser.add_argument("--calibration", type=int, default=5000, help="size of the calibration split")
-    parser.add_argument("--sweeps", type=int, default=ReconstructSettings.sweeps)
-    parser.add_argument("--shrink", type=float, default=ReconstructSettings.shrink)
-    parser.add_argument("--rows-per-column", type=float, default=ReconstructSettings.rows_per_column)
-    parser.add_argument("--tuning-images", type=int, default=ReconstructSettings.tuning_images)
+    parser.add_argument("--sweeps", type=int, default=DEFAULTS.sweeps)
+    parser.add_argument("--shrink", type=float, default=DEFAULTS.shrink)
+    parser.add_argument("--rows-per-column", type=float, default=DEFAULTS.rows_per_column)
+    parser.add_argument("--tuning-images", type=int, default=DEFAULTS.tuning_images)
     parser.add_argument("--name", help="of the record; default: the model's")
     parser.add_argument("--fit-only", action="store_true", help="with --folder: fit and compare, no record, no test")
     parser.add_argument("--accept-only", action="store_true", help="with --folder: stop before the test split")

@@ -7,8 +7,8 @@ The limit is that of :data:`NEW_IMAGES` further images together: it holds their 
 Several plans looked at on the same images are a fixed sequence: from a plan that should do to ever smaller ones, as
 long as each is accepted. The first plan that breaks the promise is accepted by mistake with the error of one decision,
 and after a rejection no smaller plan is looked at, so the error of the whole sequence is that of one decision. Where
-the first plan is rejected, larger ones are looked at, in growing strides and each with half of the error that is left,
-the largest with all of it.
+the first plan is rejected, the error that was kept for this case is spent on a second such sequence: from the largest
+plan of all, each time half of the way to the rejected one.
 
 The images are new to the search and, where that can be had, to the network.
 
@@ -380,21 +380,11 @@ def smallest_accepted(rungs: int, start: int, look: Callable[[int, float], bool 
                 break
             start = start if verdict is None else index
         return start
-    remaining, step, rejected = error - spent, 1, start
-    while start > 0:
-        start, step = max(0, start - step), 2 * step
-        spent = remaining / 2 if start else remaining
-        verdict = look(start, spent)
+    left, rejected, chosen, at = error - spent, start, None, 0
+    while at < rejected and (verdict := look(at, left)) is not False:
         if verdict:
-            while start + 1 < rejected:  # a plan that is accepted passes its error on, to one between
-                middle = (start + rejected) // 2
-                verdict = look(middle, spent)
-                if verdict is False:
-                    break
-                start, rejected = (middle, rejected) if verdict else (start, middle)
-            return start
-        if verdict is None:
-            step = 1
-        else:
-            remaining, rejected = remaining - spent, start
-    return None
+            chosen = at
+        elif chosen is not None:
+            rejected = at
+        at = at + 1 if chosen is None else max(chosen + 1, (chosen + rejected) // 2)
+    return chosen
